@@ -1,0 +1,3 @@
+//! Celery's protocol as data: synchronous, no I/O, no queue, no storage.
+
+pub mod message;

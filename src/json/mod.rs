@@ -1,0 +1,140 @@
+//! Python's JSON, read exactly and written back exactly.
+//!
+//! Celery's producers write what `json.dumps` writes: unbounded integers, floats as Python prints them, `NaN` and the
+//! infinities, any nesting. A tree that went through `f64` or dropped digits would hand back something else than what
+//! was stored, so numbers stay the text they arrived as. This room knows neither queue nor storage; every other room
+//! may use it.
+
+mod parse;
+mod write;
+
+pub use parse::{Error, ErrorKind, Limits, parse};
+pub use write::write_string;
+
+/// One JSON value as Python's `json` module reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Json {
+    /// `null`, Python's `None`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number as its own text: `2`, `-0.0`, `1e400`, an integer of any length, `NaN`, `Infinity` or `-Infinity`.
+    Number(Box<str>),
+    /// A string.
+    Text(String),
+    /// An array.
+    Array(Vec<Self>),
+    /// An object in the order it was written; of a repeated name the last value stays, as in Python.
+    Object(Vec<(String, Self)>),
+}
+
+impl Json {
+    /// Returns the string when this is one.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Returns the members when this is an object.
+    #[must_use]
+    pub fn as_object(&self) -> Option<&[(String, Self)]> {
+        match self {
+            Self::Object(members) => Some(members),
+            _ => None,
+        }
+    }
+
+    /// Returns the elements when this is an array.
+    #[must_use]
+    pub fn as_array(&self) -> Option<&[Self]> {
+        match self {
+            Self::Array(elements) => Some(elements),
+            _ => None,
+        }
+    }
+
+    /// Returns the boolean when this is one.
+    #[must_use]
+    pub fn as_bool(&self) -> Option<bool> {
+        match self {
+            Self::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// Returns the number when it is an integer that fits; `1.0` is not an integer.
+    #[must_use]
+    pub fn as_i64(&self) -> Option<i64> {
+        match self {
+            Self::Number(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns the number as the nearest double; `NaN` and the infinities are numbers here.
+    #[must_use]
+    pub fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Number(text) => match &**text {
+                "NaN" => Some(f64::NAN),
+                "Infinity" => Some(f64::INFINITY),
+                "-Infinity" => Some(f64::NEG_INFINITY),
+                text => text.parse().ok(),
+            },
+            _ => None,
+        }
+    }
+
+    /// Tells whether this is `null`.
+    #[must_use]
+    pub const fn is_null(&self) -> bool {
+        matches!(self, Self::Null)
+    }
+
+    /// Looks a member up by name when this is an object.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Self> {
+        self.as_object()?.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Names the Python type this value decodes to, for error messages: `str`, `int`, `float`, `dict`…
+    #[must_use]
+    pub fn python_type(&self) -> &'static str {
+        match self {
+            Self::Null => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Number(text) if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') => "int",
+            Self::Number(_) => "float",
+            Self::Text(_) => "str",
+            Self::Array(_) => "list",
+            Self::Object(_) => "dict",
+        }
+    }
+}
+
+impl From<&str> for Json {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Json {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<bool> for Json {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<i64> for Json {
+    fn from(value: i64) -> Self {
+        Self::Number(value.to_string().into_boxed_str())
+    }
+}

@@ -1,0 +1,214 @@
+//! Bytes to tree, on jiter's tokenizer.
+
+use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, Peek};
+
+use super::Json;
+
+/// What a document may cost; the defaults suit one AMQP message.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Arrays and objects inside one another.
+    pub depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { depth: 128 }
+    }
+}
+
+/// Why a document was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Not JSON, for Python neither.
+    Syntax,
+    /// A lone surrogate escape such as `"\ud800"`: a Python string that is not text in any encoding.
+    LoneSurrogate,
+    /// Nested deeper than [`Limits::depth`].
+    TooDeep,
+}
+
+/// A refused document: what and where, never its content.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} at byte {offset}")]
+pub struct Error {
+    /// Which of the refusals.
+    pub kind: ErrorKind,
+    /// Byte offset into the document.
+    pub offset: usize,
+    message: String,
+}
+
+/// Reads one document as Python's `json.loads` does.
+///
+/// # Errors
+///
+/// [`Error`] when the bytes are not JSON, hold a lone surrogate, or nest deeper than the limit.
+pub fn parse(data: &[u8], limits: Limits) -> Result<Json, Error> {
+    let mut reader =
+        Reader { jiter: Jiter::new(data).with_allow_inf_nan(), depth_left: limits.depth, limit: limits.depth };
+    let peek = reader.jiter.peek().map_err(|error| refusal(&error))?;
+    let value = reader.value(peek)?;
+    reader.jiter.finish().map_err(|error| refusal(&error))?;
+    Ok(value)
+}
+
+struct Reader<'j> {
+    jiter: Jiter<'j>,
+    depth_left: usize,
+    limit: usize,
+}
+
+impl Reader<'_> {
+    fn value(&mut self, peek: Peek) -> Result<Json, Error> {
+        match peek {
+            Peek::Null => self.jiter.known_null().map(|()| Json::Null).map_err(|error| refusal(&error)),
+            Peek::True | Peek::False => self.jiter.known_bool(peek).map(Json::Bool).map_err(|error| refusal(&error)),
+            Peek::String => {
+                self.jiter.known_str().map(|text| Json::Text(text.to_owned())).map_err(|error| refusal(&error))
+            }
+            Peek::Array => self.nested(Self::array),
+            Peek::Object => self.nested(Self::object),
+            _ => self.number(peek),
+        }
+    }
+
+    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Result<Json, Error>) -> Result<Json, Error> {
+        if self.depth_left == 0 {
+            return Err(Error {
+                kind: ErrorKind::TooDeep,
+                offset: self.jiter.current_index(),
+                message: format!("nested deeper than {} levels", self.limit),
+            });
+        }
+        self.depth_left -= 1;
+        let value = read(self)?;
+        self.depth_left += 1;
+        Ok(value)
+    }
+
+    fn array(&mut self) -> Result<Json, Error> {
+        let mut elements = Vec::new();
+        let mut next = self.jiter.known_array().map_err(|error| refusal(&error))?;
+        while let Some(peek) = next {
+            elements.push(self.value(peek)?);
+            next = self.jiter.array_step().map_err(|error| refusal(&error))?;
+        }
+        Ok(Json::Array(elements))
+    }
+
+    fn object(&mut self) -> Result<Json, Error> {
+        let mut members: Vec<(String, Json)> = Vec::new();
+        let mut index = Index::default();
+        let mut name = self.jiter.known_object().map_err(|error| refusal(&error))?.map(str::to_owned);
+        while let Some(key) = name {
+            let peek = self.jiter.peek().map_err(|error| refusal(&error))?;
+            let value = self.value(peek)?;
+            match index.find(&members, &key) {
+                Some(place) => members[place].1 = value,
+                None => {
+                    index.add(&key, members.len());
+                    members.push((key, value));
+                }
+            }
+            name = self.jiter.next_key().map_err(|error| refusal(&error))?.map(str::to_owned);
+        }
+        Ok(Json::Object(members))
+    }
+
+    fn number(&mut self, peek: Peek) -> Result<Json, Error> {
+        let text = self.jiter.known_number_bytes(peek).map_err(|error| refusal(&error))?;
+        Ok(Json::Number(String::from_utf8_lossy(text).into_owned().into_boxed_str()))
+    }
+}
+
+/// Finds repeated names: by looking along short objects, by a map once that would be quadratic.
+#[derive(Default)]
+struct Index {
+    places: std::collections::HashMap<String, usize>,
+}
+
+impl Index {
+    const LINEAR: usize = 32;
+
+    fn find(&mut self, members: &[(String, Json)], key: &str) -> Option<usize> {
+        if members.len() < Self::LINEAR {
+            return members.iter().position(|(name, _)| name == key);
+        }
+        if self.places.is_empty() {
+            self.places = members.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+        }
+        self.places.get(key).copied()
+    }
+
+    fn add(&mut self, key: &str, place: usize) {
+        if !self.places.is_empty() {
+            self.places.insert(key.to_owned(), place);
+        }
+    }
+}
+
+fn refusal(error: &JiterError) -> Error {
+    let kind = match &error.error_type {
+        JiterErrorType::JsonError(
+            JsonErrorType::LoneLeadingSurrogateInHexEscape
+            | JsonErrorType::UnexpectedEndOfHexEscape
+            | JsonErrorType::InvalidUnicodeCodePoint,
+        ) => ErrorKind::LoneSurrogate,
+        JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded) => ErrorKind::TooDeep,
+        _ => ErrorKind::Syntax,
+    };
+    let message = match kind {
+        ErrorKind::LoneSurrogate => "a lone surrogate, which no text encoding can hold,".to_owned(),
+        _ => error.error_type.to_string(),
+    };
+    Error { kind, offset: error.index, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Json, Error> {
+        parse(text.as_bytes(), Limits::default())
+    }
+
+    #[test]
+    fn numbers_keep_their_text() {
+        for text in ["1180591620717411303424", "-0.0", "1e400", "1.0", "0.1", "NaN", "Infinity", "-Infinity", "1E+5"] {
+            assert_eq!(read(text).unwrap(), Json::Number(text.into()), "{text}");
+            assert_eq!(read(text).unwrap().compact(), text);
+        }
+        for text in ["01", "-", "1.", ".5", "nan", "+1", "1e", "0x10", "--1"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lone_surrogates_are_told_from_syntax() {
+        for text in [r#""\ud800""#, r#""\udc00""#, r#""\ud800x""#, r#"{"a": "\ud83d\u0041"}"#, r#""\ud800\n""#] {
+            assert_eq!(read(text).unwrap_err().kind, ErrorKind::LoneSurrogate, "{text}");
+        }
+        assert_eq!(read(r#""\ud83d\ude00""#).unwrap(), Json::from("😀"));
+        for text in ["", "{", "[1,]", "{\"a\":1,}", "\"\n\"", "\u{feff}1", "1 2", r#""\uZZZZ""#, r#""\u12""#] {
+            assert_eq!(read(text).unwrap_err().kind, ErrorKind::Syntax, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_repeated_names_stays() {
+        assert_eq!(read(r#"{"a": 1, "b": 2, "a": 3}"#).unwrap().compact(), r#"{"a":3,"b":2}"#);
+        let many: String = (0..100).map(|n| format!("\"k{}\": {n},", n % 40)).collect();
+        let tree = read(&format!("{{{}\"z\": 0}}", many)).unwrap();
+        assert_eq!(tree.as_object().unwrap().len(), 41);
+        assert_eq!(tree.get("k5").unwrap().as_i64(), Some(85));
+    }
+
+    #[test]
+    fn depth_is_limited() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(read(&nested(128)).is_ok());
+        assert_eq!(read(&nested(129)).unwrap_err().kind, ErrorKind::TooDeep);
+        assert_eq!(read(&"[".repeat(1_000_000)).unwrap_err().kind, ErrorKind::TooDeep);
+    }
+}

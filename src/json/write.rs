@@ -1,0 +1,125 @@
+//! Tree to text: compact UTF-8 for what is kept and measured.
+
+use std::fmt::Write as _;
+
+use super::Json;
+
+impl Json {
+    /// Writes the value without spaces, in UTF-8: the form that is stored, sized and checksummed.
+    #[must_use]
+    pub fn compact(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out, Escape::Needed);
+        out
+    }
+
+    /// Writes the value without spaces in ASCII, as `json.dumps(…, separators=(",", ":"))` does.
+    #[must_use]
+    pub fn ascii(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out, Escape::Ascii);
+        out
+    }
+
+    /// Appends the compact form.
+    pub fn write_compact(&self, out: &mut String) {
+        self.write(out, Escape::Needed);
+    }
+
+    fn write(&self, out: &mut String, escape: Escape) {
+        match self {
+            Self::Null => out.push_str("null"),
+            Self::Bool(true) => out.push_str("true"),
+            Self::Bool(false) => out.push_str("false"),
+            Self::Number(text) => out.push_str(text),
+            Self::Text(text) => write_text(out, text, escape),
+            Self::Array(elements) => {
+                out.push('[');
+                for (place, element) in elements.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    element.write(out, escape);
+                }
+                out.push(']');
+            }
+            Self::Object(members) => {
+                out.push('{');
+                for (place, (name, value)) in members.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    write_text(out, name, escape);
+                    out.push(':');
+                    value.write(out, escape);
+                }
+                out.push('}');
+            }
+        }
+    }
+}
+
+/// Which characters are written as escapes.
+#[derive(Clone, Copy)]
+enum Escape {
+    /// Quotes, backslashes and control characters.
+    Needed,
+    /// Those and everything outside ASCII, as UTF-16 units.
+    Ascii,
+}
+
+/// Appends one JSON string with only the escapes JSON demands.
+pub fn write_string(out: &mut String, text: &str) {
+    write_text(out, text, Escape::Needed);
+}
+
+fn write_text(out: &mut String, text: &str, escape: Escape) {
+    out.push('"');
+    let mut plain = 0;
+    for (at, character) in text.char_indices() {
+        let needed = matches!(character, '"' | '\\' | '\0'..='\x1f');
+        if !needed && (matches!(escape, Escape::Needed) || character.is_ascii()) {
+            continue;
+        }
+        out.push_str(&text[plain..at]);
+        plain = at + character.len_utf8();
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            other => {
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}").unwrap_or_else(|error| unreachable!("writing to a String: {error}"));
+                }
+            }
+        }
+    }
+    out.push_str(&text[plain..]);
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::{Limits, parse};
+
+    #[test]
+    fn escapes_are_python_s() {
+        let text = Json::from("a\"\\\n\u{1}é😀/\u{7f}");
+        assert_eq!(text.compact(), "\"a\\\"\\\\\\n\\u0001é😀/\u{7f}\"");
+        assert_eq!(text.ascii(), r#""a\"\\\n\u0001\u00e9\ud83d\ude00/"#.to_owned() + "\u{7f}\"");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_written_is_read(text in "\\PC*", number in proptest::num::f64::NORMAL, int: i64) {
+            let tree = Json::Object(vec![
+                (text.clone(), Json::Array(vec![Json::Text(text), Json::Number(number.to_string().into()), int.into()])),
+            ]);
+            proptest::prop_assert_eq!(&parse(tree.compact().as_bytes(), Limits::default()).unwrap(), &tree);
+            proptest::prop_assert_eq!(&parse(tree.ascii().as_bytes(), Limits::default()).unwrap(), &tree);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! filestorage: a storage engine behind Celery.
+
+pub mod celery;
+pub mod json;
+pub mod storage;

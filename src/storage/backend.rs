@@ -1,0 +1,100 @@
+//! The seam: a place that keeps whole objects under keys.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::{Attributes, Fence, Key, Object, Result};
+
+/// A place that keeps whole objects under keys.
+///
+/// # Contract
+///
+/// - Objects appear whole or not at all; a reader sees the old object or the new one.
+/// - A `put` or `delete` that returned is on stable storage.
+/// - `None` means the place is certain that nothing is there; everything else is an error.
+/// - Conditions hold against every other writer of the same place, whatever its process.
+/// - Backends keep expired objects like any other; the engine hides them.
+/// - No default methods: a layer implements all of it or does not compile.
+#[async_trait]
+pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
+    /// Writes the object, replacing what was there if the condition allows it.
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()>;
+
+    /// Reads the object; checksums of the kept bytes are verified before anything is returned.
+    async fn get(&self, key: &Key) -> Result<Option<Object>>;
+
+    /// Reads the attributes only.
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
+
+    /// Removes the object; `false` when nothing was there. With a generation condition a missing object is fine.
+    async fn delete(&self, key: &Key, how: Delete) -> Result<bool>;
+
+    /// Lists keys in byte order, one page.
+    async fn list(&self, page: &Page) -> Result<Listing>;
+
+    /// Looks whether the place can be used; for start-up and health only.
+    async fn probe(&self) -> Result<()>;
+}
+
+/// What must hold for a write to happen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// No live (unexpired) object is there.
+    Absent,
+    /// The object there has this generation token.
+    Generation(String),
+}
+
+/// How to put.
+#[derive(Clone, Debug, Default)]
+pub struct Put {
+    /// Checked at the commit point, atomically with it.
+    pub condition: Condition,
+    /// Asked at the commit point.
+    pub fence: Fence,
+}
+
+/// How to delete.
+#[derive(Clone, Debug, Default)]
+pub struct Delete {
+    /// Only this state of the object may be removed.
+    pub generation: Option<String>,
+    /// Asked at the commit point.
+    pub fence: Fence,
+}
+
+/// Which part of a listing is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Only keys that begin with this text (any text, not only whole segments).
+    pub prefix: String,
+    /// Only keys after this text, in byte order.
+    pub start_after: Option<String>,
+    /// At most so many entries.
+    pub limit: Option<usize>,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Entries in byte order of their keys.
+    pub entries: Vec<Entry>,
+    /// Names in the place that are no legal keys: skipped and counted.
+    pub foreign: u64,
+    /// Whether more entries follow the last one.
+    pub more: bool,
+}
+
+/// One listed object.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its key.
+    pub key: Key,
+    /// When it stops being there, if ever. An object whose attributes cannot be read is listed without.
+    pub expires_at: Option<Timestamp>,
+}

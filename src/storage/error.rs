@@ -1,0 +1,111 @@
+//! One error for the whole room: kind, operation, key, source.
+
+use std::fmt;
+
+use super::Key;
+
+/// Result of the storage room.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong; the kind alone decides whether trying again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong: a value, an option, a combination this backend cannot enforce.
+    Invalid,
+    /// `if_absent` or `if_generation` is not met.
+    Precondition,
+    /// Stored bytes do not match their checksum, cannot be decoded, or name another key.
+    Integrity,
+    /// The disk is full.
+    NoSpace,
+    /// The backend refuses this identity.
+    Denied,
+    /// The backend cannot be reached, or failed in a way that may pass. The only transient kind.
+    Unavailable,
+    /// The write was abandoned before its commit point, see [`super::Fence`].
+    Abandoned,
+    /// Any other fault of the backend, e.g. an input/output error of the disk.
+    Io,
+}
+
+/// Which operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Writing an object.
+    Store,
+    /// Reading an object.
+    Retrieve,
+    /// Reading attributes.
+    Stat,
+    /// Removing an object.
+    Delete,
+    /// Listing keys.
+    List,
+    /// Looking whether the place can be used.
+    Probe,
+}
+
+impl Operation {
+    /// Names the operation as commands do.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Retrieve => "retrieve",
+            Self::Stat => "stat",
+            Self::Delete => "delete",
+            Self::List => "list",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// A failed storage operation. The message names key, operation and mend, never payload or secret.
+#[derive(Debug, thiserror::Error)]
+pub struct Error {
+    /// What went wrong.
+    pub kind: ErrorKind,
+    /// Which operation.
+    pub operation: Operation,
+    /// Which key, when one is concerned.
+    pub key: Option<Key>,
+    message: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// Makes an error; `message` says the cause and the mend.
+    pub fn new(kind: ErrorKind, operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
+        Self { kind, operation, key: key.cloned(), message: message.into(), source: None }
+    }
+
+    /// Adds the underlying error.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Returns cause and mend without operation and key.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Tells whether trying again later can help.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unavailable)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.operation.as_str())?;
+        if let Some(key) = &self.key {
+            write!(formatter, " {key:?}")?;
+        }
+        write!(formatter, ": {}", self.message)
+    }
+}

@@ -1,0 +1,121 @@
+//! An object: bytes plus attributes, as a backend keeps it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+/// Bytes and what is known about them.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// What is known about the payload.
+    pub attributes: Attributes,
+    /// The bytes as they are kept (after codecs, where a layer applied one).
+    pub payload: Bytes,
+}
+
+/// Which of the three types a value has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// Bytes.
+    Bytes,
+    /// Any other JSON value.
+    Json,
+}
+
+/// Everything kept beside the payload; the same fields on every backend.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Attributes {
+    /// Type of the value.
+    pub kind: Kind,
+    /// MIME type.
+    pub content_type: String,
+    /// Bytes of the value, before codecs.
+    pub size: u64,
+    /// CRC32C of the value, before codecs.
+    pub checksum: Checksum,
+    /// Bytes kept, after codecs.
+    pub stored_size: u64,
+    /// CRC32C of the bytes kept.
+    pub stored_checksum: Checksum,
+    /// Name of the compression codec, when one was used.
+    pub compression: Option<String>,
+    /// Whether the payload is encrypted.
+    pub encrypted: bool,
+    /// Random token of this state of the key; what conditions compare.
+    pub generation: String,
+    /// Id of the command that wrote this state, when a queue was involved.
+    pub operation_id: Option<String>,
+    /// Caller's metadata: a JSON object, kept to the letter.
+    #[serde(default)]
+    pub metadata: Option<Box<RawValue>>,
+    /// When the object was written.
+    pub stored_at: Timestamp,
+    /// When the object stops being there, if ever.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Attributes {
+    /// Tells whether the object is past its time.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+}
+
+/// A CRC32C, written as Google writes it: `crc32c:` and base64 of the four big-endian bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Checksum(pub u32);
+
+impl Checksum {
+    /// Computes the checksum of bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(crc32c::crc32c(bytes))
+    }
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(self.0.to_be_bytes());
+        write!(formatter, "crc32c:{encoded}")
+    }
+}
+
+impl fmt::Debug for Checksum {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl std::str::FromStr for Checksum {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        use base64::Engine as _;
+        let encoded = text.strip_prefix("crc32c:").ok_or_else(|| format!("checksum {text:?} is not crc32c:…"))?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .map_err(|error| format!("checksum {text:?} is not base64: {error}"))?;
+        let bytes: [u8; 4] = bytes.try_into().map_err(|_| format!("checksum {text:?} has not four bytes"))?;
+        Ok(Self(u32::from_be_bytes(bytes)))
+    }
+}
+
+impl serde::Serialize for Checksum {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Checksum {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
