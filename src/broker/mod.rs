@@ -1,0 +1,1 @@
+//! The queue: the only room that imports lapin.

@@ -1,0 +1,1 @@
+//! The tasks: typed arguments in, JSON out.

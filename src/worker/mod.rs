@@ -1,0 +1,1 @@
+//! Joins all: the life of one delivery.
