@@ -1,1 +1,4 @@
 //! Joins all: the life of one delivery.
+
+#[allow(dead_code)]
+mod journal;
