@@ -34,6 +34,11 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Lists keys in byte order, one page.
     async fn list(&self, page: &Page) -> Result<Listing>;
 
+    /// Makes sure that what a reader sees under the key now, an object or nothing, is on stable storage.
+    ///
+    /// Asked before another try's write is answered as done: that try may have died between showing and syncing it.
+    async fn flush(&self, key: &Key) -> Result<()>;
+
     /// Looks whether the place can be used; for start-up and health only.
     async fn probe(&self) -> Result<()>;
 }

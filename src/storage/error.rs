@@ -87,6 +87,12 @@ impl Error {
         self
     }
 
+    /// Renames the operation: a step's error as that of the whole.
+    #[must_use]
+    pub(super) fn during(self, operation: Operation) -> Self {
+        Self { operation, ..self }
+    }
+
     /// Returns cause and mend without operation and key.
     #[must_use]
     pub fn message(&self) -> &str {
