@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Attributes, Fence, Key, Object, Result};
+use super::{Attributes, Error, ErrorKind, Fence, Key, Object, Operation, Result};
 
 /// A place that keeps whole objects under keys.
 ///
@@ -34,6 +34,11 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Lists keys in byte order, one page.
     async fn list(&self, page: &Page) -> Result<Listing>;
 
+    /// Makes sure that what a reader sees under the key now, an object or nothing, is on stable storage.
+    ///
+    /// Asked before another try's write is answered as done: that try may have died between showing and syncing it.
+    async fn flush(&self, key: &Key) -> Result<()>;
+
     /// Looks whether the place can be used; for start-up and health only.
     async fn probe(&self) -> Result<()>;
 }
@@ -48,6 +53,21 @@ pub enum Condition {
     Absent,
     /// The object there has this generation token.
     Generation(String),
+}
+
+impl Condition {
+    /// Tells whether the condition holds for what is there.
+    pub(super) fn check(&self, operation: Operation, key: &Key, present: Option<&Attributes>) -> Result<()> {
+        let why = match (self, present) {
+            (Self::Always, _) | (Self::Absent, None) => return Ok(()),
+            (Self::Absent, Some(present)) if present.is_expired(Timestamp::now()) => return Ok(()),
+            (Self::Absent, Some(_)) => "the key has an object already; leave if_absent out to replace it",
+            (Self::Generation(wanted), Some(present)) if *wanted == present.generation => return Ok(()),
+            (Self::Generation(_), Some(_)) => "the object has changed since that generation; stat it and decide again",
+            (Self::Generation(_), None) => "the key has no object, so no generation of it; stat it and decide again",
+        };
+        Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
+    }
 }
 
 /// How to put.
