@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Attributes, Fence, Key, Object, Result};
+use super::{Attributes, Error, ErrorKind, Fence, Key, Object, Operation, Result};
 
 /// A place that keeps whole objects under keys.
 ///
@@ -34,6 +34,11 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Lists keys in byte order, one page.
     async fn list(&self, page: &Page) -> Result<Listing>;
 
+    /// Makes sure that what a reader sees under the key now, an object or nothing, is on stable storage.
+    ///
+    /// Asked before another try's write is answered as done: that try may have died between showing and syncing it.
+    async fn flush(&self, key: &Key) -> Result<()>;
+
     /// Looks whether the place can be used; for start-up and health only.
     async fn probe(&self) -> Result<()>;
 }
@@ -46,8 +51,25 @@ pub enum Condition {
     Always,
     /// No live (unexpired) object is there.
     Absent,
-    /// The object there has this generation token.
+    /// The live object there has this generation token.
     Generation(String),
+}
+
+impl Condition {
+    /// Tells whether the condition holds for what is there.
+    pub(super) fn check(&self, operation: Operation, key: &Key, present: Option<&Attributes>) -> Result<()> {
+        let expired = present.is_some_and(|present| present.is_expired(Timestamp::now()));
+        // An expired object is there only to be removed.
+        let present = present.filter(|_| !expired || operation == Operation::Delete);
+        let why = match (self, present) {
+            (Self::Always, _) | (Self::Absent, None) => return Ok(()),
+            (Self::Absent, Some(_)) => "the key has an object already; leave if_absent out to replace it",
+            (Self::Generation(wanted), Some(present)) if *wanted == present.generation => return Ok(()),
+            (Self::Generation(_), Some(_)) => "the object has changed since that generation; stat it and decide again",
+            (Self::Generation(_), None) => "the key has no object, so no generation of it; stat it and decide again",
+        };
+        Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
+    }
 }
 
 /// How to put.
@@ -62,7 +84,7 @@ pub struct Put {
 /// How to delete.
 #[derive(Clone, Debug, Default)]
 pub struct Delete {
-    /// Only this state of the object may be removed.
+    /// Only this state of the object, expired or not, may be removed.
     pub generation: Option<String>,
     /// Asked at the commit point.
     pub fence: Fence,

@@ -87,6 +87,18 @@ impl Error {
         self
     }
 
+    /// Makes the error of a write that its fence forbade.
+    pub(super) fn abandoned(operation: Operation, key: &Key) -> Self {
+        let why = "abandoned before its commit point; nothing was changed";
+        Self::new(ErrorKind::Abandoned, operation, Some(key), why)
+    }
+
+    /// Renames the operation: a step's error as that of the whole.
+    #[must_use]
+    pub(super) fn during(self, operation: Operation) -> Self {
+        Self { operation, ..self }
+    }
+
     /// Returns cause and mend without operation and key.
     #[must_use]
     pub fn message(&self) -> &str {

@@ -1,0 +1,369 @@
+//! The engine: values under keys, over one stack of backends.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiter::Jiter;
+use uuid::Uuid;
+
+use super::stats::Counters;
+use super::{
+    Attributes, Backend, ByteRange, Checksum, Condition, Delete, DeleteOptions, Error, ErrorKind, Key, Kind,
+    ListRequest, Metadata, Object, Operation, Page, Place, Put, Receipt, Redelivered, Result, Stat, Stats,
+    StoreOptions, Value, clock,
+};
+
+/// Stores and retrieves typed values; cheap to clone.
+///
+/// # Contract
+///
+/// - A store or delete that returned is on stable storage; one that failed changed nothing, except with
+///   [`ErrorKind::Unavailable`] or [`ErrorKind::Io`], where the outcome may be either.
+/// - `None` and `false` mean that nothing is there for certain; every fault is an error.
+/// - An expired object is not there for every operation, whether or not it has been removed already.
+#[derive(Clone, Debug)]
+pub struct Engine(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    backend: Arc<dyn Backend>,
+    place: Place,
+    counters: Counters,
+}
+
+/// A value that was found and the receipt of the object it was read from.
+#[derive(Clone, Debug)]
+pub struct Retrieved {
+    /// The whole value, or the bytes of the range.
+    pub value: Value,
+    /// The object's receipt; sizes and checksum are those of the whole value.
+    pub receipt: Receipt,
+}
+
+/// What to do with a redelivered command, as the object that is there now tells.
+enum Verdict {
+    /// The object is this command's own write.
+    Own(Box<Attributes>),
+    /// The object was written after this command began.
+    Overtaken,
+    /// The object is older, or none is there: the command is to run.
+    Run(Option<Box<Attributes>>),
+}
+
+impl Engine {
+    /// Puts an engine over a backend; `place` is what receipts call it.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>, place: Place) -> Self {
+        Self(Arc::new(Inner { backend, place, counters: Counters::default() }))
+    }
+
+    /// Returns where objects are kept.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.0.place
+    }
+
+    /// Stores the value under the key, replacing what is there if the condition allows it.
+    ///
+    /// A redelivered store ([`StoreOptions::redelivered`]) looks first: an object with its own operation id is
+    /// answered, not written again; an unconditional one whose start is known leaves an object that was written since
+    /// alone and answers the receipt of the state that was replaced. Look and write are one step for every other
+    /// writer: the write names the generation it saw. What remains: without a known start, a store repeats over what
+    /// others wrote meanwhile; and with one, a delete in between leaves nothing to compare, so the value comes back.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Precondition`], [`ErrorKind::Abandoned`], and whatever the backend fails with.
+    pub async fn store(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
+        self.0.counters.measure(self.store_uncounted(key, value, options)).await
+    }
+
+    /// Reads a value, or some bytes of a text or bytes value.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a range of a JSON value; [`ErrorKind::Integrity`] for an object that is damaged.
+    pub async fn retrieve(&self, key: &Key, range: Option<ByteRange>) -> Result<Option<Retrieved>> {
+        self.0.counters.measure(self.retrieve_uncounted(key, range)).await
+    }
+
+    /// Removes the object; afterwards the key is gone, whoever removed it.
+    ///
+    /// A redelivered delete leaves an object that was written since its known start alone and succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Precondition`] when another generation is there, [`ErrorKind::Abandoned`], backend faults.
+    pub async fn delete(&self, key: &Key, options: DeleteOptions) -> Result<()> {
+        self.0.counters.measure(self.delete_uncounted(key, options)).await
+    }
+
+    /// Tells whether the key has an object.
+    ///
+    /// # Errors
+    ///
+    /// What the backend fails with.
+    pub async fn exists(&self, key: &Key) -> Result<bool> {
+        self.0.counters.measure(async { Ok(self.live(key).await?.is_some()) }).await
+    }
+
+    /// Lists keys in byte order; the limit counts keys that are there.
+    ///
+    /// # Errors
+    ///
+    /// What the backend fails with; never half a list.
+    pub async fn list(&self, request: ListRequest) -> Result<Vec<Key>> {
+        self.0.counters.measure(self.list_uncounted(request)).await
+    }
+
+    /// Reads receipt and metadata without the value.
+    ///
+    /// # Errors
+    ///
+    /// What the backend fails with.
+    pub async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
+        let look = async {
+            Ok(self.live(key).await?.map(|attributes| Stat {
+                receipt: Receipt::of(key, self.0.place, &attributes),
+                metadata: attributes.metadata.map(Metadata::from_kept),
+            }))
+        };
+        self.0.counters.measure(look).await
+    }
+
+    /// Looks whether the backend can be used; not counted as an operation.
+    ///
+    /// # Errors
+    ///
+    /// What the backend fails with.
+    pub async fn probe(&self) -> Result<()> {
+        self.0.backend.probe().await
+    }
+
+    /// Reads the counters since start.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            initialized: true,
+            gcs_available: self.0.place == Place::Gcs,
+            local_fallback_enabled: false,
+            cache_enabled: false,
+            cache_size: 0,
+            metrics: self.0.counters.read(),
+        }
+    }
+
+    async fn live(&self, key: &Key) -> Result<Option<Attributes>> {
+        let attributes = self.0.backend.stat(key).await?;
+        Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
+    }
+
+    async fn store_uncounted(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
+        let StoreOptions { metadata, content_type, expires_at, condition, operation_id, redelivered, fence } = options;
+        let kind = value.kind();
+        let payload = value.into_bytes();
+        let checksum = Checksum::of(&payload);
+        let size = payload.len() as u64;
+        let attributes = Attributes {
+            kind,
+            content_type: content_type
+                .map_or_else(|| default_content_type(kind).to_owned(), |given| given.into_string()),
+            size,
+            checksum,
+            stored_size: size,
+            stored_checksum: checksum,
+            compression: None,
+            encrypted: false,
+            generation: Uuid::new_v4().simple().to_string(),
+            operation_id,
+            metadata: metadata.map(Metadata::into_raw),
+            stored_at: clock::stamp(),
+            expires_at,
+        };
+        let receipt = Receipt::of(key, self.0.place, &attributes);
+        let object = Object { attributes, payload };
+        let receipt = match redelivered {
+            None => self.0.backend.put(key, object, Put { condition, fence }).await.map(|()| receipt)?,
+            Some(again) => self.store_again(key, object, Put { condition, fence }, again, receipt).await?,
+        };
+        self.0.counters.stored(size);
+        Ok(receipt)
+    }
+
+    async fn store_again(
+        &self,
+        key: &Key,
+        object: Object,
+        how: Put,
+        again: Redelivered,
+        receipt: Receipt,
+    ) -> Result<Receipt> {
+        let own_id = object.attributes.operation_id.clone();
+        let unconditional = how.condition == Condition::Always;
+        // Each turn but the last means that another writer got in between look and write, so somebody always advances.
+        loop {
+            let seen = match self.verdict(key, own_id.as_deref(), again).await {
+                Ok(Verdict::Own(attributes)) => {
+                    self.0.backend.flush(key).await?;
+                    return Ok(Receipt::of(key, self.0.place, &attributes));
+                }
+                Ok(Verdict::Overtaken) if unconditional => {
+                    self.0.backend.flush(key).await?;
+                    return Ok(receipt);
+                }
+                Ok(Verdict::Overtaken) => None,
+                Ok(Verdict::Run(seen)) => Some(seen),
+                // What cannot be read tells nothing; an unconditional write repairs it.
+                Err(error) if error.kind == ErrorKind::Integrity => None,
+                Err(error) => return Err(error.during(Operation::Store)),
+            };
+            let condition = match seen {
+                Some(seen) if unconditional && again.started_at.is_some() => {
+                    let live = seen.filter(|seen| !seen.is_expired(Timestamp::now()));
+                    live.map_or(Condition::Absent, |live| Condition::Generation(live.generation))
+                }
+                _ => how.condition.clone(),
+            };
+            let guarded = condition != how.condition;
+            let put = Put { condition, fence: how.fence.clone() };
+            match self.0.backend.put(key, object.clone(), put).await {
+                Ok(()) => return Ok(receipt),
+                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
+                Err(error) if error.kind == ErrorKind::Precondition && own_id.is_some() => {
+                    // The first try may still have been under way in a worker that lost its session.
+                    if let Ok(Verdict::Own(attributes)) = self.verdict(key, own_id.as_deref(), again).await {
+                        self.0.backend.flush(key).await?;
+                        return Ok(Receipt::of(key, self.0.place, &attributes));
+                    }
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn verdict(&self, key: &Key, own_id: Option<&str>, again: Redelivered) -> Result<Verdict> {
+        let Some(attributes) = self.0.backend.stat(key).await? else {
+            return Ok(Verdict::Run(None));
+        };
+        if own_id.is_some() && attributes.operation_id.as_deref() == own_id {
+            return Ok(Verdict::Own(Box::new(attributes)));
+        }
+        if again.started_at.is_some_and(|started_at| attributes.stored_at > started_at) {
+            return Ok(Verdict::Overtaken);
+        }
+        Ok(Verdict::Run(Some(Box::new(attributes))))
+    }
+
+    async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<()> {
+        let DeleteOptions { generation, redelivered, fence } = options;
+        loop {
+            let verdict = match redelivered {
+                Some(again) if again.started_at.is_some() => self.verdict(key, None, again).await,
+                _ => Ok(Verdict::Run(None)),
+            };
+            let seen = match verdict {
+                Ok(Verdict::Own(_) | Verdict::Overtaken) => return self.0.backend.flush(key).await,
+                Ok(Verdict::Run(seen)) => seen,
+                Err(error) if error.kind == ErrorKind::Integrity => None,
+                Err(error) => return Err(error.during(Operation::Delete)),
+            };
+            let guarded = generation.is_none() && seen.is_some();
+            let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
+            let how = Delete { generation: expected, fence: fence.clone() };
+            match self.0.backend.delete(key, how).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
+                Err(error) if error.kind == ErrorKind::Precondition => {
+                    // Another state that has expired is not there either.
+                    return if self.live(key).await?.is_none() { Ok(()) } else { Err(error) };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn list_uncounted(&self, request: ListRequest) -> Result<Vec<Key>> {
+        let wanted = request.limit.unwrap_or(usize::MAX);
+        let mut page =
+            Page { prefix: request.prefix.unwrap_or_default(), start_after: request.start_after, limit: request.limit };
+        let (mut keys, mut foreign) = (Vec::new(), 0);
+        while keys.len() < wanted {
+            // Hidden entries do not count against the caller's limit, so a page may have to be followed by another.
+            page.limit = request.limit.map(|limit| limit - keys.len());
+            let listing = self.0.backend.list(&page).await?;
+            foreign += listing.foreign;
+            page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+            let now = Timestamp::now();
+            let live = listing.entries.into_iter().filter(|entry| entry.expires_at.is_none_or(|expiry| expiry > now));
+            keys.extend(live.map(|entry| entry.key));
+            if !listing.more || page.start_after.is_none() {
+                break;
+            }
+        }
+        if foreign > 0 {
+            tracing::warn!(foreign, backend = %self.0.backend, "skipped names that are no keys");
+        }
+        Ok(keys)
+    }
+
+    async fn retrieve_uncounted(&self, key: &Key, range: Option<ByteRange>) -> Result<Option<Retrieved>> {
+        let found = self.0.backend.get(key).await?;
+        let Some(Object { attributes, payload }) = found.filter(|it| !it.attributes.is_expired(Timestamp::now()))
+        else {
+            return Ok(None);
+        };
+        let damaged = |what: &str| {
+            let mend = "restore it from a backup or store it again";
+            Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {mend}"))
+        };
+        if attributes.compression.is_some() || attributes.encrypted {
+            return Err(damaged("the object is compressed or encrypted in a way this engine cannot undo"));
+        }
+        // The backend vouches for the bytes kept, which here are the value's bytes.
+        if attributes.size != payload.len() as u64 || attributes.checksum != attributes.stored_checksum {
+            return Err(damaged("the value's size or checksum does not match its bytes"));
+        }
+        let receipt = Receipt::of(key, self.0.place, &attributes);
+        let value = match (range, attributes.kind) {
+            (Some(_), Kind::Json) => {
+                let why = "a range of a JSON value has no meaning; retrieve it whole, without offset and length";
+                return Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
+            }
+            (Some(range), Kind::Text | Kind::Bytes) => Value::Bytes(cut(&payload, range)),
+            (None, Kind::Bytes) => Value::Bytes(payload),
+            (None, Kind::Text) => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
+            (None, Kind::Json) => {
+                let json = utf8(payload).filter(|json| is_json(json));
+                Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
+            }
+        };
+        Ok(Some(Retrieved { value, receipt }))
+    }
+}
+
+const fn default_content_type(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text => "text/plain; charset=utf-8",
+        Kind::Bytes => "application/octet-stream",
+        Kind::Json => "application/json",
+    }
+}
+
+fn cut(payload: &Bytes, range: ByteRange) -> Bytes {
+    let clamp = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(payload.len());
+    let begin = clamp(range.offset);
+    let end = range.length.map_or(payload.len(), |length| clamp(range.offset.saturating_add(length)));
+    payload.slice(begin..end)
+}
+
+fn utf8(payload: Bytes) -> Option<String> {
+    String::from_utf8(Vec::from(payload)).ok()
+}
+
+/// Python's JSON: `NaN` and the infinities are values.
+fn is_json(text: &str) -> bool {
+    let mut reader = Jiter::new(text.as_bytes()).with_allow_inf_nan();
+    reader.next_skip().is_ok() && reader.finish().is_ok()
+}

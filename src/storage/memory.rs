@@ -1,0 +1,99 @@
+//! A backend that keeps objects in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{
+    Attributes, Backend, Checksum, Condition, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page,
+    Put, Result,
+};
+
+/// Keeps objects in this process's memory, by the same contract as every backend but durability.
+///
+/// For tests and for programs that embed the engine; nothing outlives the process.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<BTreeMap<Key, Object>>);
+
+impl Memory {
+    /// Makes an empty backend.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Object>> {
+        // Every change is one insert or remove, so a panic elsewhere leaves the map whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("memory")
+    }
+}
+
+#[async_trait]
+impl Backend for Memory {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+        let mut objects = self.objects();
+        how.condition.check(Operation::Store, key, objects.get(key).map(|present| &present.attributes))?;
+        if !how.fence.commit() {
+            return Err(Error::abandoned(Operation::Store, key));
+        }
+        objects.insert(key.clone(), object);
+        Ok(())
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>> {
+        let found = self.objects().get(key).cloned();
+        if let Some(Object { attributes, payload }) = &found
+            && (attributes.stored_checksum != Checksum::of(payload) || attributes.stored_size != payload.len() as u64)
+        {
+            let why = "the bytes do not match their checksum; store the value again";
+            return Err(Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why));
+        }
+        Ok(found)
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        Ok(self.objects().get(key).map(|object| object.attributes.clone()))
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+        let mut objects = self.objects();
+        if let (Some(generation), Some(present)) = (how.generation, objects.get(key)) {
+            Condition::Generation(generation).check(Operation::Delete, key, Some(&present.attributes))?;
+        }
+        if !how.fence.commit() {
+            return Err(Error::abandoned(Operation::Delete, key));
+        }
+        Ok(objects.remove(key).is_some())
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let objects = self.objects();
+        let from = match &page.start_after {
+            Some(after) if *after >= page.prefix => Bound::Excluded(after.as_str()),
+            _ => Bound::Included(page.prefix.as_str()),
+        };
+        let mut matching = objects
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(key, _)| key.as_str().starts_with(&page.prefix))
+            .map(|(key, object)| Entry { key: key.clone(), expires_at: object.attributes.expires_at });
+        let entries = matching.by_ref().take(page.limit.unwrap_or(usize::MAX)).collect();
+        Ok(Listing { entries, foreign: 0, more: matching.next().is_some() })
+    }
+
+    async fn flush(&self, _: &Key) -> Result<()> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<()> {
+        Ok(())
+    }
+}
