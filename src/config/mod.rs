@@ -1,1 +1,25 @@
-//! Settings: raw, then checked.
+//! Settings: raw text from four sources, checked once, then plain typed values.
+//!
+//! The only room that reads environment and files for settings. One table, [`SETTINGS`], says what each setting is
+//! called, what it takes, what it is by default and what it does; flags, errors, `filestorage config` and the table of
+//! the README come from it.
+
+mod fault;
+mod gather;
+mod kind;
+mod reference;
+mod registry;
+mod secret;
+mod settings;
+mod source;
+
+pub use fault::{Fault, Faults};
+pub use gather::{Effective, Loaded, load};
+pub use kind::Kind;
+pub use reference::markdown as reference;
+pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
+pub use secret::{Secret, redact_urls};
+pub use settings::{
+    LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, StorageSettings, TelemetrySettings, WorkerSettings,
+};
+pub use source::{ConfigFile, DEFAULT_FILE, Flag, Inputs, Source};

@@ -51,16 +51,18 @@ pub enum Condition {
     Always,
     /// No live (unexpired) object is there.
     Absent,
-    /// The object there has this generation token.
+    /// The live object there has this generation token.
     Generation(String),
 }
 
 impl Condition {
     /// Tells whether the condition holds for what is there.
     pub(super) fn check(&self, operation: Operation, key: &Key, present: Option<&Attributes>) -> Result<()> {
+        let expired = present.is_some_and(|present| present.is_expired(Timestamp::now()));
+        // An expired object is there only to be removed.
+        let present = present.filter(|_| !expired || operation == Operation::Delete);
         let why = match (self, present) {
             (Self::Always, _) | (Self::Absent, None) => return Ok(()),
-            (Self::Absent, Some(present)) if present.is_expired(Timestamp::now()) => return Ok(()),
             (Self::Absent, Some(_)) => "the key has an object already; leave if_absent out to replace it",
             (Self::Generation(wanted), Some(present)) if *wanted == present.generation => return Ok(()),
             (Self::Generation(_), Some(_)) => "the object has changed since that generation; stat it and decide again",
@@ -82,7 +84,7 @@ pub struct Put {
 /// How to delete.
 #[derive(Clone, Debug, Default)]
 pub struct Delete {
-    /// Only this state of the object may be removed.
+    /// Only this state of the object, expired or not, may be removed.
     pub generation: Option<String>,
     /// Asked at the commit point.
     pub fence: Fence,

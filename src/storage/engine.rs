@@ -47,8 +47,8 @@ enum Verdict {
     Own(Box<Attributes>),
     /// The object was written after this command began.
     Overtaken,
-    /// The object (of this generation, or none) is older: the command is to run.
-    Run(Option<String>),
+    /// The object is older, or none is there: the command is to run.
+    Run(Option<Box<Attributes>>),
 }
 
 impl Engine {
@@ -220,7 +220,8 @@ impl Engine {
             };
             let condition = match seen {
                 Some(seen) if unconditional && again.started_at.is_some() => {
-                    seen.map_or(Condition::Absent, Condition::Generation)
+                    let live = seen.filter(|seen| !seen.is_expired(Timestamp::now()));
+                    live.map_or(Condition::Absent, |live| Condition::Generation(live.generation))
                 }
                 _ => how.condition.clone(),
             };
@@ -252,7 +253,7 @@ impl Engine {
         if again.started_at.is_some_and(|started_at| attributes.stored_at > started_at) {
             return Ok(Verdict::Overtaken);
         }
-        Ok(Verdict::Run(Some(attributes.generation)))
+        Ok(Verdict::Run(Some(Box::new(attributes))))
     }
 
     async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<()> {
@@ -269,10 +270,15 @@ impl Engine {
                 Err(error) => return Err(error.during(Operation::Delete)),
             };
             let guarded = generation.is_none() && seen.is_some();
-            let how = Delete { generation: generation.clone().or(seen), fence: fence.clone() };
+            let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
+            let how = Delete { generation: expected, fence: fence.clone() };
             match self.0.backend.delete(key, how).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
+                Err(error) if error.kind == ErrorKind::Precondition => {
+                    // Another state that has expired is not there either.
+                    return if self.live(key).await?.is_none() { Ok(()) } else { Err(error) };
+                }
                 Err(error) => return Err(error),
             }
         }

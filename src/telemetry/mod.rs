@@ -1,1 +1,16 @@
-//! Logs, metrics, the admin port.
+//! Logs, metrics, readiness and the admin port.
+
+mod admin;
+mod labels;
+mod logs;
+mod metrics;
+mod process;
+mod readiness;
+
+pub use admin::{Admin, BindError, HealthReport};
+pub use labels::{
+    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome,
+};
+pub use logs::{LogError, LogFormat, init as init_logs};
+pub use metrics::{InFlight, Metrics};
+pub use readiness::{Component, Condition, Readiness};

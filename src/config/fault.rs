@@ -1,0 +1,45 @@
+//! What is wrong with the configuration: every fault, not only the first.
+
+use std::fmt;
+
+use super::Source;
+
+/// One thing wrong with one setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The setting, or the unknown name.
+    pub setting: String,
+    /// The value that was given, redacted when it is a secret; none when the value is not the fault.
+    pub value: Option<String>,
+    /// Where it was given.
+    pub source: Source,
+    /// What is wrong, and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.setting)?;
+        if let Some(value) = &self.value {
+            write!(formatter, " = {value:?}")?;
+        }
+        write!(formatter, " ({}): {}", self.source, self.message)
+    }
+}
+
+/// Everything wrong with the configuration, one line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(formatter, "{count} configuration {}", if count == 1 { "fault" } else { "faults" })?;
+        for fault in &self.0 {
+            write!(formatter, "\n  {fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}

@@ -1,0 +1,276 @@
+//! Four sources to one value each, then to checked settings.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::kind::Raw;
+use super::settings::Values;
+use super::{Availability, Fault, Faults, Inputs, SETTINGS, Secrecy, Setting, Settings, Source, redact_urls};
+
+/// The checked settings and where each came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The checked settings.
+    pub settings: Settings,
+    /// Every setting in force, in the order of the registry.
+    pub effective: Vec<Effective>,
+    /// What looks like a mistake but stops nothing, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// One setting in force.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// The row of the registry.
+    pub setting: &'static Setting,
+    /// Its value, redacted when it is secret; none when unset.
+    pub value: Option<String>,
+    /// Where the value was given.
+    pub source: Source,
+}
+
+/// Gathers every setting by precedence — flag, environment, file, default — and checks all of them.
+///
+/// # Errors
+///
+/// Every fault at once: unknown keys of the file, values that are not allowed, values this version cannot honour.
+pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let table = read_file(inputs, &mut faults);
+    let mut parsed = BTreeMap::new();
+    let mut effective = Vec::new();
+    for setting in SETTINGS {
+        let found = match from_flags(setting, inputs, &mut faults)
+            .or_else(|| from_environment(setting, inputs, &mut faults))
+            .or_else(|| from_table(setting, inputs, &table, &mut faults))
+        {
+            Some(found) => Some(found),
+            None => setting.default.map(|text| Found { raw: Raw::Text(text.to_owned()), source: Source::Default }),
+        };
+        let Some(Found { raw, source }) = found else {
+            effective.push(Effective { setting, value: None, source: Source::Default });
+            continue;
+        };
+        let shown = show(setting, &raw);
+        match check(setting, &raw, &source) {
+            Ok(value) => {
+                parsed.insert(setting.name, value);
+                effective.push(Effective { setting, value: Some(shown), source });
+            }
+            Err(message) => {
+                faults.push(Fault { setting: setting.name.to_owned(), value: Some(shown), source, message });
+            }
+        }
+    }
+    let values = Values(parsed);
+    for (setting, message) in values.combined_faults() {
+        faults.push(Fault { setting: setting.to_owned(), value: None, source: Source::Combination, message });
+    }
+    if !faults.is_empty() {
+        return Err(Faults(faults));
+    }
+    let settings = Settings::from_values(&values).ok_or_else(|| {
+        let message = "a setting the program needs has no row in its registry".to_owned();
+        Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
+    })?;
+    Ok(Loaded { settings, effective, warnings: near_misses(inputs) })
+}
+
+/// A value as found, and where.
+struct Found {
+    raw: Raw,
+    source: Source,
+}
+
+fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
+    let parsed = setting.kind.parse(raw).ok_or_else(|| format!("must be {}", setting.kind.allowed()))?;
+    let given = *source != Source::Default;
+    let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
+    let refused = match setting.availability {
+        Availability::Now | Availability::Idle => false,
+        Availability::Later => given && default.as_ref() != Some(&parsed),
+        Availability::LaterFor(words) => {
+            words.iter().any(|&word| setting.kind.parse(&Raw::Text(word.to_owned())).as_ref() == Some(&parsed))
+        }
+    };
+    if refused { Err("is not available in this version; unset it".to_owned()) } else { Ok(parsed) }
+}
+
+fn show(setting: &Setting, raw: &Raw) -> String {
+    match setting.secrecy {
+        Secrecy::Plain => raw.show(),
+        Secrecy::Urls => match raw {
+            Raw::Text(text) => redact_urls(text),
+            Raw::List(items) => items.iter().map(|item| redact_urls(item)).collect::<Vec<_>>().join(";"),
+        },
+        Secrecy::Secret => "***".to_owned(),
+    }
+}
+
+fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Option<Found> {
+    let twin = setting.file_twin();
+    let named = |flag: &&super::Flag| flag.setting == setting.name || Some(&flag.setting) == twin.as_ref();
+    let flag = inputs.flags.iter().rev().find(named)?;
+    let source = Source::Flag(flag.flag.clone());
+    if Some(&flag.setting) == twin.as_ref() {
+        return read_secret(setting, Path::new(&flag.value), source, faults);
+    }
+    Some(Found { raw: Raw::Text(flag.value.clone()), source })
+}
+
+/// A variable that is set but empty counts as unset, which is what compose files make of a missing one.
+fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Option<Found> {
+    let own = setting.environment();
+    let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
+    let set = |name: &str| inputs.environment.get(name).filter(|value| !value.is_empty());
+    let direct = names.into_iter().find_map(|name| Some((name, set(name)?)));
+    let twin = setting.file_twin().map(|twin| twin.to_ascii_uppercase());
+    let twin = twin.as_deref().and_then(|name| Some((name, set(name)?)));
+    match (direct, twin) {
+        (Some((name, _)), Some((twin, _))) => {
+            faults.push(both(setting, twin, Source::Environment(name.to_owned())));
+            None
+        }
+        (Some((name, value)), None) => {
+            let source = Source::Environment(name.to_owned());
+            let Some(text) = value.to_str() else {
+                let message = "is not UTF-8".to_owned();
+                faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
+                return None;
+            };
+            Some(Found { raw: Raw::Text(text.to_owned()), source })
+        }
+        (None, Some((twin, path))) => {
+            read_secret(setting, Path::new(path), Source::Environment(twin.to_owned()), faults)
+        }
+        (None, None) => None,
+    }
+}
+
+fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &mut Vec<Fault>) -> Option<Found> {
+    let source = Source::File(inputs.file.as_ref()?.path.clone());
+    let twin = setting.file_twin().and_then(|twin| Some((table.get(&twin)?, twin)));
+    match (table.get(setting.name), twin) {
+        (Some(_), Some((_, twin))) => {
+            faults.push(both(setting, &twin, source));
+            None
+        }
+        (Some(value), None) => {
+            let Some(raw) = raw_of(value) else {
+                let message = format!("must be {}, not a {}", setting.kind.allowed(), value.type_str());
+                faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
+                return None;
+            };
+            Some(Found { raw, source })
+        }
+        (None, Some((value, twin))) => {
+            let Some(path) = value.as_str() else {
+                let message = format!("must be a path, not a {}", value.type_str());
+                faults.push(Fault { setting: twin, value: None, source, message });
+                return None;
+            };
+            read_secret(setting, Path::new(path), source, faults)
+        }
+        (None, None) => None,
+    }
+}
+
+fn both(setting: &Setting, twin: &str, source: Source) -> Fault {
+    let message = format!("is set, and so is {twin}; set one of the two");
+    Fault { setting: setting.name.to_owned(), value: None, source, message }
+}
+
+fn raw_of(value: &toml::Value) -> Option<Raw> {
+    match value {
+        toml::Value::String(text) => Some(Raw::Text(text.clone())),
+        toml::Value::Integer(number) => Some(Raw::Text(number.to_string())),
+        toml::Value::Float(number) => Some(Raw::Text(number.to_string())),
+        toml::Value::Boolean(value) => Some(Raw::Text(value.to_string())),
+        toml::Value::Array(items) => {
+            items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>().map(Raw::List)
+        }
+        toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+/// Reads the file a twin names: lines trimmed, empty ones skipped, several joined as the setting joins them.
+fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<Fault>) -> Option<Found> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            let separator = if setting.secrecy == Secrecy::Urls { ";" } else { "," };
+            Some(Found { raw: Raw::Text(lines.join(separator)), source })
+        }
+        Err(error) => {
+            let message = format!("cannot be read: {error}");
+            let value = Some(path.display().to_string());
+            let setting = setting.file_twin().unwrap_or_default();
+            faults.push(Fault { setting, value, source, message });
+            None
+        }
+    }
+}
+
+/// Reads the file's table and reports its unknown keys.
+fn read_file(inputs: &Inputs, faults: &mut Vec<Fault>) -> toml::Table {
+    let Some(file) = &inputs.file else { return toml::Table::new() };
+    let source = || Source::File(file.path.clone());
+    let table: toml::Table = match toml::from_str(&file.text) {
+        Ok(table) => table,
+        Err(error) => {
+            // The library's own text quotes the line, which may hold a secret.
+            let line = error.span().map_or(1, |span| 1 + file.text[..span.start].matches('\n').count());
+            let message = format!("is not TOML: {} in line {line}", error.message().replace('\n', ", "));
+            let setting = "configuration file".to_owned();
+            faults.push(Fault { setting, value: None, source: source(), message });
+            return toml::Table::new();
+        }
+    };
+    for key in table.keys().filter(|key| !is_known(key)) {
+        let message = match nearest(key) {
+            Some(name) => format!("no setting has this name; did you mean {name}?"),
+            None => "no setting has this name; `filestorage config` lists all".to_owned(),
+        };
+        faults.push(Fault { setting: key.clone(), value: None, source: source(), message });
+    }
+    table
+}
+
+fn names() -> impl Iterator<Item = String> {
+    SETTINGS.iter().flat_map(|setting| std::iter::once(setting.name.to_owned()).chain(setting.file_twin()))
+}
+
+fn is_known(key: &str) -> bool {
+    names().any(|name| name == key)
+}
+
+/// Finds the setting somebody may have meant: by another spelling, by an alias, by Celery's name without its prefix.
+fn nearest(key: &str) -> Option<String> {
+    let key = key.to_ascii_lowercase();
+    let alias = SETTINGS.iter().find(|setting| setting.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(&key)));
+    if let Some(setting) = alias {
+        return Some(setting.name.to_owned());
+    }
+    let prefixed = format!("celery_{key}");
+    let score = |name: &str| strsim::jaro_winkler(&key, name).max(strsim::jaro_winkler(&prefixed, name) - 0.01);
+    let (name, score) = names()
+        .map(|name| (score(&name), name))
+        .fold((String::new(), 0.0), |best, (score, name)| if score > best.1 { (name, score) } else { best });
+    (score >= 0.8).then_some(name)
+}
+
+/// Looks for variables that nearly bear a setting's name; others belong to somebody else.
+fn near_misses(inputs: &Inputs) -> Vec<String> {
+    let known: Vec<String> = SETTINGS
+        .iter()
+        .flat_map(|setting| setting.aliases.iter().map(|&alias| alias.to_owned()))
+        .chain(names().map(|name| name.to_ascii_uppercase()))
+        .collect();
+    let unknown = inputs.environment.keys().filter(|name| !known.contains(name) && name.contains('_'));
+    unknown
+        .filter_map(|name| {
+            let meant = known.iter().find(|known| strsim::damerau_levenshtein(name, known) <= 2)?;
+            Some(format!("environment {name} is no setting; did you mean {meant}?"))
+        })
+        .collect()
+}

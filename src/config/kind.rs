@@ -1,0 +1,211 @@
+//! What a setting takes: the only place where a value's text is read.
+
+use std::time::Duration;
+
+/// What a setting takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// Yes or no.
+    Bool,
+    /// A whole number within bounds.
+    Integer {
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// A number of seconds, fractions allowed, above zero.
+    Seconds {
+        /// Largest allowed.
+        max: u32,
+    },
+    /// Any text but the empty one.
+    Text,
+    /// One of these words, in any case.
+    Choice(&'static [&'static str]),
+    /// A path.
+    Path,
+    /// Absolute paths joined by `:`.
+    Paths,
+    /// Queue names joined by commas.
+    Queues,
+    /// One queue name.
+    Queue,
+    /// Serializers joined by commas; only JSON is understood.
+    Content,
+    /// AMQP URLs joined by `;`.
+    BrokerUrls,
+}
+
+/// A value that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Parsed {
+    Bool(bool),
+    Integer(u64),
+    Seconds(Duration),
+    Text(String),
+    List(Vec<String>),
+}
+
+/// A value as it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Raw {
+    /// Text of a flag, a variable, or one TOML value.
+    Text(String),
+    /// A TOML array.
+    List(Vec<String>),
+}
+
+impl Raw {
+    pub(super) fn show(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::List(items) => items.join(","),
+        }
+    }
+}
+
+impl Kind {
+    /// Says what is allowed, to follow "must be".
+    #[must_use]
+    pub fn allowed(self) -> String {
+        match self {
+            Self::Bool => "true, false, 1, 0, yes, no, on or off".to_owned(),
+            Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Seconds { max } => format!("a number of seconds above 0, at most {max}"),
+            Self::Text => "text that is not empty".to_owned(),
+            Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Path => "a path".to_owned(),
+            Self::Paths => "absolute paths joined by `:`".to_owned(),
+            Self::Queues => "queue names of 1 to 255 bytes joined by commas".to_owned(),
+            Self::Queue => "a queue name of 1 to 255 bytes".to_owned(),
+            Self::Content => "json; other serializers are not available".to_owned(),
+            Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
+        }
+    }
+
+    /// Reads a value; `None` when it is not what [`Kind::allowed`] says.
+    pub(super) fn parse(self, raw: &Raw) -> Option<Parsed> {
+        let Raw::Text(text) = raw else { return self.parse_list(raw) };
+        let text = text.trim();
+        match self {
+            Self::Bool => match text.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" | "on" => Some(Parsed::Bool(true)),
+                "false" | "0" | "no" | "off" => Some(Parsed::Bool(false)),
+                _ => None,
+            },
+            Self::Integer { min, max } => {
+                let number = text.parse().ok()?;
+                (min..=max).contains(&number).then_some(Parsed::Integer(number))
+            }
+            Self::Seconds { max } => {
+                let seconds: f64 = text.parse().ok()?;
+                let in_bounds = seconds > 0.0 && seconds <= f64::from(max);
+                in_bounds.then(|| Parsed::Seconds(Duration::from_secs_f64(seconds)))
+            }
+            Self::Choice(words) => {
+                let word = words.iter().find(|word| word.eq_ignore_ascii_case(text))?;
+                Some(Parsed::Text((*word).to_owned()))
+            }
+            Self::Text | Self::Path => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
+            Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
+            Self::Queues | Self::Content => list(text, ',').and_then(|items| self.check_list(items)),
+            Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
+            Self::BrokerUrls => list(text, ';').and_then(|items| self.check_list(items)),
+        }
+    }
+
+    fn parse_list(self, raw: &Raw) -> Option<Parsed> {
+        let Raw::List(items) = raw else { return None };
+        match self {
+            Self::Queues | Self::Content | Self::Paths | Self::BrokerUrls if !items.is_empty() => {
+                self.check_list(items.clone())
+            }
+            _ => None,
+        }
+    }
+
+    fn check_list(self, mut items: Vec<String>) -> Option<Parsed> {
+        let good = match self {
+            Self::Queues => {
+                let mut seen = std::collections::HashSet::new();
+                items.retain(|item| seen.insert(item.clone()));
+                items.iter().all(|item| is_queue(item))
+            }
+            Self::Content => items.iter().all(|item| matches!(item.as_str(), "json" | "application/json")),
+            Self::Paths => items.iter().all(|item| std::path::Path::new(item).is_absolute()),
+            Self::BrokerUrls => items.iter().all(|item| is_broker_url(item)),
+            _ => false,
+        };
+        good.then_some(Parsed::List(items))
+    }
+}
+
+/// Splits and trims; `None` when nothing or an empty item is left.
+fn list(text: &str, separator: char) -> Option<Vec<String>> {
+    let items: Vec<String> = text.split(separator).map(|item| item.trim().to_owned()).collect();
+    items.iter().all(|item| !item.is_empty()).then_some(items)
+}
+
+/// AMQP's short strings hold 255 bytes.
+fn is_queue(name: &str) -> bool {
+    (1..=255).contains(&name.len())
+}
+
+fn is_broker_url(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "amqp" | "amqps" | "pyamqp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(kind: Kind, text: &str) -> Option<Parsed> {
+        kind.parse(&Raw::Text(text.to_owned()))
+    }
+
+    fn list(items: &[&str]) -> Option<Parsed> {
+        Some(Parsed::List(items.iter().map(|&item| item.to_owned()).collect()))
+    }
+
+    #[test]
+    fn words_and_numbers() {
+        for (text, value) in [("true", true), ("YES", true), ("1", true), ("on", true), ("off", false), ("No", false)] {
+            assert_eq!(parse(Kind::Bool, text), Some(Parsed::Bool(value)), "{text}");
+        }
+        for text in ["", "2", "maybe", "truee"] {
+            assert_eq!(parse(Kind::Bool, text), None, "{text}");
+        }
+        let port = Kind::Integer { min: 0, max: 65_535 };
+        assert_eq!(parse(port, " 8002 "), Some(Parsed::Integer(8002)));
+        for text in ["-1", "65536", "8e3", "", "1.0", "99999999999999999999999"] {
+            assert_eq!(parse(port, text), None, "{text}");
+        }
+        let seconds = Kind::Seconds { max: 60 };
+        assert_eq!(parse(seconds, "1.5"), Some(Parsed::Seconds(Duration::from_millis(1500))));
+        for text in ["0", "-1", "61", "nan", "inf", "x"] {
+            assert_eq!(parse(seconds, text), None, "{text}");
+        }
+        let levels = Kind::Choice(&["INFO", "ERROR"]);
+        assert_eq!(parse(levels, "info"), Some(Parsed::Text("INFO".to_owned())));
+        assert_eq!(parse(levels, "LOUD"), None);
+    }
+
+    #[test]
+    fn lists() {
+        assert_eq!(parse(Kind::Queues, "a, b,a"), list(&["a", "b"]));
+        assert_eq!(parse(Kind::Queues, "a,,b"), None);
+        assert_eq!(parse(Kind::Queue, &"x".repeat(256)), None);
+        assert_eq!(Kind::Queues.parse(&Raw::List(vec!["a,b".to_owned()])), list(&["a,b"]));
+        assert_eq!(Kind::Bool.parse(&Raw::List(vec!["true".to_owned()])), None);
+        assert_eq!(parse(Kind::Content, "json"), list(&["json"]));
+        assert_eq!(parse(Kind::Content, "json,pickle"), None);
+        assert_eq!(parse(Kind::Paths, "/a:/b"), list(&["/a", "/b"]));
+        assert_eq!(parse(Kind::Paths, "/a:b"), None);
+        let urls = "amqp://guest:guest@localhost:5672//;amqps://b/v";
+        assert_eq!(parse(Kind::BrokerUrls, urls), list(&["amqp://guest:guest@localhost:5672//", "amqps://b/v"]));
+        for text in ["redis://localhost", "localhost", "", "amqp://h:99999999", ";"] {
+            assert_eq!(parse(Kind::BrokerUrls, text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The checked settings: plain typed fields, no text left to read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Secret;
+use super::kind::Parsed;
+
+/// Everything the program can be told, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The storage engine's.
+    pub storage: StorageSettings,
+    /// The broker's and its queues'.
+    pub queue: QueueSettings,
+    /// The worker's.
+    pub worker: WorkerSettings,
+    /// Logs' and numbers'.
+    pub telemetry: TelemetrySettings,
+}
+
+/// What the storage engine is told.
+#[derive(Clone, Debug)]
+pub struct StorageSettings {
+    /// `local_storage_path`: the folder everything lies in.
+    pub local_storage_path: PathBuf,
+}
+
+/// What the broker room is told.
+#[derive(Clone, Debug)]
+pub struct QueueSettings {
+    /// `celery_broker_url`: at least one URL, tried in turn; passwords inside.
+    pub broker_urls: Vec<Secret>,
+    /// `celery_task_default_queue`.
+    pub default_queue: String,
+    /// The queues to consume: `celery_task_queues`, or the default queue alone; never empty, no name twice.
+    pub queues: Vec<String>,
+    /// `celery_task_default_queue_type`: type of the queues this program has to declare.
+    pub queue_type: QueueType,
+    /// `celery_task_queue_max_priority`: `x-max-priority` of the queues this program has to declare.
+    pub max_priority: Option<u8>,
+    /// `celery_worker_concurrency` × `celery_worker_prefetch_multiplier`; 1 to 65535.
+    pub prefetch: u16,
+}
+
+/// Type of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueType {
+    /// One node keeps it.
+    Classic,
+    /// Replicated.
+    Quorum,
+}
+
+impl QueueType {
+    /// Returns the value of `x-queue-type`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+}
+
+/// What the worker is told.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// `worker_name`, before `%h`, `%n` and `%d` are filled in.
+    pub name: String,
+    /// `celery_worker_concurrency`: commands in flight at once.
+    pub concurrency: usize,
+    /// `celery_result_persistent`: replies survive a restart of the broker.
+    pub result_persistent: bool,
+    /// `celery_result_extended`: replies carry name, arguments, worker, queue.
+    pub result_extended: bool,
+    /// `celery_task_track_started`: a STARTED reply when a command begins.
+    pub track_started: bool,
+    /// `celery_task_time_limit`: longest a command may run.
+    pub time_limit: Option<Duration>,
+    /// `celery_task_soft_time_limit`.
+    pub soft_time_limit: Option<Duration>,
+    /// `celery_worker_send_task_events`.
+    pub send_task_events: bool,
+    /// `max_reply_bytes`: a larger answer becomes a `ValueError`.
+    pub max_reply_bytes: usize,
+    /// `max_crashes`: so many crashes while running, and a command goes to the dead queue.
+    pub max_crashes: u32,
+    /// `events_max_batch`: metric events in one message; 1 turns batches off.
+    pub events_max_batch: usize,
+    /// `shutdown_grace_seconds`: how long a warm shutdown waits for what runs.
+    pub shutdown_grace: Duration,
+}
+
+/// What logs and numbers are told.
+#[derive(Clone, Debug)]
+pub struct TelemetrySettings {
+    /// `log_level`.
+    pub log_level: LogLevel,
+    /// `metrics_host` and `metrics_port`; none when `enable_metrics` is false.
+    pub metrics: Option<MetricsAddress>,
+}
+
+/// Where the admin port listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricsAddress {
+    /// Name or address.
+    pub host: String,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+}
+
+/// How much is logged; Celery's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Everything.
+    Debug,
+    /// What happens now and then.
+    Info,
+    /// What somebody should look at.
+    Warning,
+    /// What went wrong.
+    Error,
+    /// The same as errors: nothing is logged above them.
+    Critical,
+}
+
+impl LogLevel {
+    /// Returns tracing's filter for this level.
+    #[must_use]
+    pub const fn filter(self) -> &'static str {
+        match self {
+            // The client library at this level logs every frame.
+            Self::Debug => "debug,lapin=info",
+            Self::Info => "info",
+            Self::Warning => "warn",
+            Self::Error | Self::Critical => "error",
+        }
+    }
+}
+
+impl Settings {
+    /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
+    pub(super) fn from_values(values: &Values) -> Option<Self> {
+        let default_queue = values.text("celery_task_default_queue")?.to_owned();
+        let queues = values.list("celery_task_queues").map_or_else(|| vec![default_queue.clone()], <[_]>::to_vec);
+        let concurrency: usize = values.integer("celery_worker_concurrency")?;
+        let queue_type = match values.text("celery_task_default_queue_type")? {
+            "quorum" => QueueType::Quorum,
+            _ => QueueType::Classic,
+        };
+        let log_level = match values.text("log_level")? {
+            "DEBUG" => LogLevel::Debug,
+            "WARNING" => LogLevel::Warning,
+            "ERROR" => LogLevel::Error,
+            "CRITICAL" => LogLevel::Critical,
+            _ => LogLevel::Info,
+        };
+        let metrics =
+            MetricsAddress { host: values.text("metrics_host")?.to_owned(), port: values.integer("metrics_port")? };
+        Some(Self {
+            storage: StorageSettings { local_storage_path: values.text("local_storage_path")?.into() },
+            queue: QueueSettings {
+                broker_urls: values.list("celery_broker_url")?.iter().map(Secret::new).collect(),
+                default_queue,
+                queues,
+                queue_type,
+                max_priority: values.integer("celery_task_queue_max_priority"),
+                prefetch: values.prefetch()?,
+            },
+            worker: WorkerSettings {
+                name: values.text("worker_name")?.to_owned(),
+                concurrency,
+                result_persistent: values.bool("celery_result_persistent"),
+                result_extended: values.bool("celery_result_extended"),
+                track_started: values.bool("celery_task_track_started"),
+                time_limit: values.seconds("celery_task_time_limit"),
+                soft_time_limit: values.seconds("celery_task_soft_time_limit"),
+                send_task_events: values.bool("celery_worker_send_task_events"),
+                max_reply_bytes: values.integer("max_reply_bytes")?,
+                max_crashes: values.integer("max_crashes")?,
+                events_max_batch: values.integer("events_max_batch")?,
+                shutdown_grace: values.seconds("shutdown_grace_seconds")?,
+            },
+            telemetry: TelemetrySettings { log_level, metrics: values.bool("enable_metrics").then_some(metrics) },
+        })
+    }
+}
+
+/// The parsed values by setting; every name asked for is in the registry, which a test checks.
+pub(super) struct Values(pub(super) BTreeMap<&'static str, Parsed>);
+
+impl Values {
+    /// Says what is wrong with values that are right one by one.
+    pub(super) fn combined_faults(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let product = (self.integer("celery_worker_concurrency"), self.integer("celery_worker_prefetch_multiplier"));
+        if let (Some(concurrency), Some(multiplier)) = product
+            && self.prefetch().is_none()
+        {
+            let product: u64 = u64::saturating_mul(concurrency, multiplier);
+            let message = format!("times celery_worker_concurrency is {product} messages; AMQP allows at most 65535");
+            faults.push(("celery_worker_prefetch_multiplier", message));
+        }
+        if self.text("celery_task_default_queue_type") == Some("quorum")
+            && self.integer::<u8>("celery_task_queue_max_priority").is_some()
+        {
+            let message = "quorum queues have no x-max-priority; unset it or use classic queues".to_owned();
+            faults.push(("celery_task_queue_max_priority", message));
+        }
+        faults
+    }
+
+    fn prefetch(&self) -> Option<u16> {
+        let concurrency: u64 = self.integer("celery_worker_concurrency")?;
+        u16::try_from(concurrency.checked_mul(self.integer("celery_worker_prefetch_multiplier")?)?).ok()
+    }
+
+    fn bool(&self, name: &str) -> bool {
+        matches!(self.0.get(name), Some(Parsed::Bool(true)))
+    }
+
+    fn integer<T: TryFrom<u64>>(&self, name: &str) -> Option<T> {
+        match self.0.get(name) {
+            Some(Parsed::Integer(number)) => T::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    fn seconds(&self, name: &str) -> Option<Duration> {
+        match self.0.get(name) {
+            Some(Parsed::Seconds(duration)) => Some(*duration),
+            _ => None,
+        }
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        match self.0.get(name) {
+            Some(Parsed::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn list(&self, name: &str) -> Option<&[String]> {
+        match self.0.get(name) {
+            Some(Parsed::List(items)) => Some(items),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! One lock a shard of keys, held against every writer of the root.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::storage::{Checksum, Key};
+
+/// Name of the folder below the root.
+pub(super) const FOLDER: &str = "#locks";
+
+const SHARDS: usize = 256;
+
+/// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process.
+///
+/// A file lock belongs to the open file, which this process's threads share, so a mutex keeps them apart.
+#[derive(Debug)]
+pub(super) struct Locks {
+    folder: PathBuf,
+    shards: Vec<Mutex<Option<File>>>,
+}
+
+impl Locks {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, shards: std::iter::repeat_with(Mutex::default).take(SHARDS).collect() }
+    }
+
+    /// Waits for the key's shard. A writer that dies lets go of its lock.
+    pub(super) fn lock(&self, key: &Key) -> io::Result<Held<'_>> {
+        let shard = Checksum::of(key.as_str().as_bytes()).0 as usize % SHARDS;
+        let mut file = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = match file.take() {
+            Some(opened) => opened,
+            None => self.open(shard)?,
+        };
+        loop {
+            match opened.lock() {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        *file = Some(opened);
+        Ok(Held(file))
+    }
+
+    fn open(&self, shard: usize) -> io::Result<File> {
+        let path = self.folder.join(format!("{shard:02x}"));
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.folder)?;
+                open()
+            }
+            result => result,
+        }
+    }
+}
+
+/// A held shard, let go when dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a>(MutexGuard<'a, Option<File>>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Closing the file lets go of its lock as well.
+        if self.0.as_ref().is_some_and(|file| file.unlock().is_err()) {
+            *self.0 = None;
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Objects as files below one root folder.
+//!
+//! ```text
+//! <root>/reports/2026/a.txt.obj    one object: a line of JSON, a newline, the payload
+//! <root>/#tmp/                     files being written
+//! <root>/#locks/00 … ff            locks of the shards of keys
+//! ```
+//!
+//! Several processes may share a root. Folders that became empty stay.
+
+mod folders;
+mod header;
+mod list;
+mod locks;
+mod path;
+mod read;
+mod temporary;
+mod write;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use self::folders::Folders;
+use self::locks::Locks;
+use self::read::Fault;
+use self::temporary::Nursery;
+use super::{Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result};
+
+/// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
+const MAX_ROOT_BYTES: usize = 900;
+
+/// Keeps objects as files that can be read without this program. Cheap to clone.
+///
+/// Everything blocking runs on the runtime's blocking threads, one hop an operation.
+#[derive(Clone, Debug)]
+pub struct Local(Arc<Root>);
+
+#[derive(Debug)]
+struct Root {
+    root: PathBuf,
+    folders: Folders,
+    locks: Locks,
+    nursery: Nursery,
+}
+
+impl Local {
+    /// Opens the root folder, making it when missing, and sweeps what killed writers left. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a root whose path is too long; what the file system fails with.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let given = root.into();
+        let fault = |error| fault(Operation::Probe, None, &given, error);
+        folders::create_durably(&given).map_err(fault)?;
+        let root = given.canonicalize().map_err(fault)?;
+        if root.as_os_str().len() > MAX_ROOT_BYTES {
+            let why = format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; move it up");
+            return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
+        }
+        let nursery = Nursery::new(root.join(temporary::FOLDER));
+        let locks = root.join(locks::FOLDER);
+        folders::create_durably(nursery.folder()).map_err(fault)?;
+        folders::create_durably(&locks).map_err(fault)?;
+        let opened = Root { folders: Folders::new(root.clone()), locks: Locks::new(locks), nursery, root };
+        opened.sweep()?;
+        Ok(Self(Arc::new(opened)))
+    }
+
+    /// Removes the temporary files of writers that are gone; returns how many.
+    ///
+    /// A file in the making is locked by its writer and left alone, whatever process that is.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub async fn sweep(&self) -> Result<u64> {
+        self.hop(Operation::Probe, Root::sweep).await
+    }
+
+    /// Returns the root folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    async fn hop<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let root = Arc::clone(&self.0);
+        match tokio::task::spawn_blocking(move || work(&root)).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => {
+                    let why = "the program is shutting down; try again once it runs";
+                    Err(Error::new(ErrorKind::Unavailable, operation, None, why).with_source(error))
+                }
+            },
+        }
+    }
+}
+
+impl Root {
+    fn path(&self, key: &Key) -> PathBuf {
+        self.root.join(path::encode(key))
+    }
+
+    fn sweep(&self) -> Result<u64> {
+        let removed = self.nursery.sweep();
+        let removed = removed.map_err(|error| fault(Operation::Probe, None, self.nursery.folder(), error))?;
+        if removed > 0 {
+            tracing::info!(removed, root = %self.root.display(), "removed temporary files of writers that are gone");
+        }
+        Ok(removed)
+    }
+
+    fn list(&self, page: &Page) -> Result<Listing> {
+        let mut page = page.clone();
+        let mut foreign = 0;
+        loop {
+            let fault = |error| fault(Operation::List, None, &self.root, error);
+            let found = list::walk(&self.root, &page).map_err(fault)?;
+            foreign += found.foreign;
+            let mut entries = Vec::with_capacity(found.keys.len());
+            for key in &found.keys {
+                match read::attributes(&self.path(key), key) {
+                    Ok(Some(attributes)) => entries.push(Entry { key: key.clone(), expires_at: attributes.expires_at }),
+                    // Removed since the walk.
+                    Ok(None) => {}
+                    Err(_) => entries.push(Entry { key: key.clone(), expires_at: None }),
+                }
+            }
+            match found.keys.last() {
+                // A page without entries would tell the caller nothing about where to go on.
+                Some(last) if entries.is_empty() && found.more => page.start_after = Some(last.as_str().to_owned()),
+                _ => return Ok(Listing { entries, foreign, more: found.more }),
+            }
+        }
+    }
+
+    /// Turns a failed read into the room's error.
+    fn unread(operation: Operation, key: &Key, path: &Path, cause: Fault) -> Error {
+        match cause {
+            Fault::Io(error) => fault(operation, Some(key), path, error),
+            Fault::Damaged(what) => {
+                let file = path.display();
+                let why = format!(
+                    "{what} (file {file}); restore the file from a backup, store the key again, or remove it with \
+                     `filestorage delete`"
+                );
+                Error::new(ErrorKind::Integrity, operation, Some(key), why)
+            }
+        }
+    }
+}
+
+/// Turns an error of the operating system into the room's: the one place where its kinds are read.
+fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error) -> Error {
+    let place = path.display();
+    let (kind, mend) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (ErrorKind::NoSpace, format!("free space or inodes on the file system of {place}"))
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            (ErrorKind::Denied, format!("let this user read and write {place}"))
+        }
+        _ => (ErrorKind::Io, format!("look at {place} and the disk it is on")),
+    };
+    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
+}
+
+impl fmt::Display for Local {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "local {}", self.0.root.display())
+    }
+}
+
+#[async_trait]
+impl Backend for Local {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+        let key = key.clone();
+        self.hop(Operation::Store, move |root| root.put(&key, &object, &how)).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>> {
+        let key = key.clone();
+        let work = move |root: &Root| {
+            let path = root.path(&key);
+            read::object(&path, &key).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
+        };
+        self.hop(Operation::Retrieve, work).await
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        let key = key.clone();
+        let work = move |root: &Root| {
+            let path = root.path(&key);
+            read::attributes(&path, &key).map_err(|fault| Root::unread(Operation::Stat, &key, &path, fault))
+        };
+        self.hop(Operation::Stat, work).await
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+        let key = key.clone();
+        self.hop(Operation::Delete, move |root| root.delete(&key, &how)).await
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let page = page.clone();
+        self.hop(Operation::List, move |root| root.list(&page)).await
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        let key = key.clone();
+        let work = move |root: &Root| {
+            let path = root.path(&key);
+            let synced = root.sync(path.parent().unwrap_or(&root.root));
+            synced.map_err(|error| fault(Operation::Store, Some(&key), &path, error))
+        };
+        self.hop(Operation::Store, work).await
+    }
+
+    async fn probe(&self) -> Result<()> {
+        let work = |root: &Root| match root.nursery.create() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(fault(Operation::Probe, None, root.nursery.folder(), error)),
+        };
+        self.hop(Operation::Probe, work).await
+    }
+}

@@ -1,0 +1,138 @@
+//! Temporary files: written and synced whole, then renamed to where they belong.
+//!
+//! All of them lie in one folder on the same file system, so that sweeping is one listing and not a walk.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+/// Name of the folder below the root.
+pub(super) const FOLDER: &str = "#tmp";
+
+/// Up to this size header and payload are copied together, which is cheaper than a second write.
+const ONE_WRITE: usize = 64 * 1024;
+
+/// The folder of temporary files.
+#[derive(Debug)]
+pub(super) struct Nursery {
+    folder: PathBuf,
+    instance: Uuid,
+    next: AtomicU64,
+}
+
+/// One temporary file; locked while it lives, removed when dropped unless it was renamed.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    path: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl Nursery {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, instance: Uuid::new_v4(), next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes and syncs a file of the two parts.
+    pub(super) fn write(&self, head: &[u8], body: &[u8]) -> io::Result<Temporary> {
+        let mut temporary = self.create()?;
+        if head.len() + body.len() <= ONE_WRITE {
+            temporary.file.write_all(&[head, body].concat())?;
+        } else {
+            temporary.file.write_all(head)?;
+            temporary.file.write_all(body)?;
+        }
+        // Syncs the size as well: it is needed to read the data back.
+        temporary.file.sync_data()?;
+        Ok(temporary)
+    }
+
+    /// Makes an empty locked file.
+    pub(super) fn create(&self) -> io::Result<Temporary> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = self.folder.join(format!("{}-{number}", self.instance.simple()));
+            let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(&self.folder)?;
+                    continue;
+                }
+                result => result?,
+            };
+            match file.try_lock() {
+                Ok(()) => return Ok(Temporary { path, file, renamed: false }),
+                // A sweeper was quicker than the lock and is about to remove the file.
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    fs::remove_file(&path)?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Removes the files whose writers are gone; returns how many.
+    pub(super) fn sweep(&self) -> io::Result<u64> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+            let file = match OpenOptions::new().write(true).custom_flags(flags).open(entry.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result?,
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            match fs::remove_file(entry.path()) {
+                Ok(()) => removed += 1,
+                // Its writer renamed it between the listing and the lock.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+impl Temporary {
+    /// Renames the file to its place, replacing what is there.
+    pub(super) fn rename(&mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.renamed = true;
+        Ok(())
+    }
+
+    /// Tells whether somebody removed the file.
+    pub(super) fn is_gone(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.renamed {
+            return;
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "temporary file left behind; the next start sweeps it");
+            }
+            _ => {}
+        }
+    }
+}

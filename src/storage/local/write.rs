@@ -1,0 +1,101 @@
+//! The commit protocol of writes and deletes.
+//!
+//! A write: temporary file, written and synced → lock of the key's shard → condition → fence → rename → unlock → folder
+//! synced. The lock is held for the three steps in the middle alone, so neither the data nor the folder is synced under
+//! it. A delete is the same without the file.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::{Root, fault, header, read};
+use crate::storage::{Condition, Delete, Error, ErrorKind, Key, Object, Operation, Put, Result};
+
+/// How often a write is tried whose folder or temporary file somebody removes again and again.
+const TRIES: usize = 100;
+
+impl Root {
+    pub(super) fn put(&self, key: &Key, object: &Object, how: &Put) -> Result<()> {
+        let path = self.path(key);
+        let folder = path.parent().unwrap_or(&self.root);
+        let head = header::encode(key, &object.attributes)
+            .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why))?;
+        let failed = |error| fault(Operation::Store, Some(key), &path, error);
+        let mut temporary = self.nursery.write(&head, &object.payload).map_err(failed)?;
+        let mut tries = 0;
+        loop {
+            let committed = self.commit(key, &how.condition, Operation::Store, || {
+                if how.fence.commit() {
+                    Ok(temporary.rename(&path))
+                } else {
+                    Err(Error::abandoned(Operation::Store, key))
+                }
+            })?;
+            tries += 1;
+            match committed {
+                Ok(()) => break,
+                // The folder is new, or somebody removed it, or swept the file.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                    if temporary.is_gone().map_err(failed)? {
+                        temporary = self.nursery.write(&head, &object.payload).map_err(failed)?;
+                    }
+                    self.folders.create(folder).map_err(failed)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        self.sync(folder).map_err(failed)
+    }
+
+    pub(super) fn delete(&self, key: &Key, how: &Delete) -> Result<bool> {
+        let path = self.path(key);
+        let failed = |error| fault(Operation::Delete, Some(key), &path, error);
+        let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
+        let removed = self.commit(key, &condition, Operation::Delete, || {
+            if how.fence.commit() { Ok(fs::remove_file(&path)) } else { Err(Error::abandoned(Operation::Delete, key)) }
+        })?;
+        let removed = match removed {
+            Ok(()) => true,
+            Err(error) if is_absent(&error) => false,
+            Err(error) => return Err(failed(error)),
+        };
+        // Also when nothing was there: whoever removed it may not have synced that yet.
+        self.sync(path.parent().unwrap_or(&self.root)).map_err(failed)?;
+        Ok(removed)
+    }
+
+    /// Runs the visible step under the key's lock, if the condition holds.
+    fn commit<T>(
+        &self,
+        key: &Key,
+        condition: &Condition,
+        operation: Operation,
+        step: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let path = self.path(key);
+        let held = self.locks.lock(key).map_err(|error| fault(operation, Some(key), &path, error))?;
+        // Unconditional writes and deletes do not look, so that they mend what is damaged.
+        if *condition != Condition::Always {
+            let present = read::attributes(&path, key).map_err(|fault| Self::unread(operation, key, &path, fault))?;
+            // A delete is content with a missing object.
+            if present.is_some() || operation != Operation::Delete {
+                condition.check(operation, key, present.as_ref())?;
+            }
+        }
+        let done = step();
+        drop(held);
+        done
+    }
+
+    /// Syncs a folder; one that does not exist has nothing to sync.
+    pub(super) fn sync(&self, folder: &Path) -> io::Result<()> {
+        match self.folders.sync(folder) {
+            Err(error) if is_absent(&error) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}

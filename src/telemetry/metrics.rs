@@ -1,0 +1,304 @@
+//! The metrics registry: a closed list of names, one `record_*` per thing that happens.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::labels::{
+    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome,
+};
+use super::process::ProcessCollector;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CommandLabels {
+    command: Command,
+    outcome: CommandOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CommandLabel {
+    command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeliveryLabel {
+    kind: Delivery,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PublishLabel {
+    outcome: Publish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabel {
+    outcome: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: Session,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StorageLabels {
+    operation: StorageOperation,
+    backend: Backend,
+    outcome: StorageOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaceLabels {
+    operation: StorageOperation,
+    backend: Backend,
+}
+
+type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Every number the process counts; clones share the same numbers.
+///
+/// Recording takes no lock for writing and formats nothing once a label combination was seen.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    commands: Family<CommandLabels, Counter>,
+    command_durations: Durations<CommandLabel>,
+    in_flight: Gauge,
+    deliveries: Family<DeliveryLabel, Counter>,
+    publishes: Family<PublishLabel, Counter>,
+    session: Family<StateLabel, Gauge>,
+    reconnects: Counter,
+    journal: Gauge,
+    events: Family<EventLabel, Counter>,
+    storage_operations: Family<StorageLabels, Counter>,
+    storage_durations: Durations<PlaceLabels>,
+    storage_bytes: Family<PlaceLabels, Counter>,
+    foreign_names: Counter,
+}
+
+/// From 250 µs, below a small value on tmpfs, to 65 s in factors of four.
+fn duration_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 4.0, 10))
+}
+
+impl Metrics {
+    /// Registers every metric under the prefix `filestorage`, beside the usual `process_*` ones.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessCollector::new()));
+        let ours = registry.sub_registry_with_prefix("filestorage");
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        ours.register("build", "Version of the running program", version);
+
+        let commands = Family::default();
+        ours.register("commands", "Commands by task and how they ended", commands.clone());
+        let command_durations = Durations::new_with_constructor(duration_histogram);
+        let help = "Time from taking a command to its settlement";
+        ours.register_with_unit("command_duration", help, Unit::Seconds, command_durations.clone());
+        let in_flight = Gauge::default();
+        ours.register("commands_in_flight", "Commands taken and not yet settled", in_flight.clone());
+
+        let deliveries = Family::default();
+        ours.register("queue_deliveries", "Messages the broker delivered", deliveries.clone());
+        let publishes = Family::default();
+        ours.register("queue_publishes", "Messages published, by the broker's answer", publishes.clone());
+        let session = Family::<StateLabel, Gauge>::default();
+        for &state in Session::ALL {
+            session.get_or_create(&StateLabel { state }).set(0);
+        }
+        ours.register("broker_session_state", "1 for the state the session is in, 0 for the others", session.clone());
+        let reconnects = Counter::default();
+        ours.register("broker_reconnects", "Sessions rebuilt after the first", reconnects.clone());
+        let journal = Gauge::default();
+        ours.register_with_unit("journal_size", "Size of this worker's journal", Unit::Bytes, journal.clone());
+        let events = Family::default();
+        ours.register("events", "Metric events, by what became of them", events.clone());
+
+        let storage_operations = Family::default();
+        let help = "Operations a backend was asked for, by how they ended";
+        ours.register("storage_operations", help, storage_operations.clone());
+        let storage_durations = Durations::new_with_constructor(duration_histogram);
+        let help = "Time one operation took at the backend";
+        ours.register_with_unit("storage_operation_duration", help, Unit::Seconds, storage_durations.clone());
+        let storage_bytes = Family::default();
+        let help = "Payload moved to or from the backend";
+        ours.register_with_unit("storage_transferred", help, Unit::Bytes, storage_bytes.clone());
+        let foreign_names = Counter::default();
+        let help = "Names met in listings that are no legal keys";
+        ours.register("storage_foreign_names", help, foreign_names.clone());
+
+        Self(Arc::new(Inner {
+            registry,
+            commands,
+            command_durations,
+            in_flight,
+            deliveries,
+            publishes,
+            session,
+            reconnects,
+            journal,
+            events,
+            storage_operations,
+            storage_durations,
+            storage_bytes,
+            foreign_names,
+        }))
+    }
+
+    /// Counts a finished command; `duration` runs from taking it to its settlement.
+    pub fn record_command(&self, command: Command, outcome: CommandOutcome, duration: Duration) {
+        self.0.commands.get_or_create(&CommandLabels { command, outcome }).inc();
+        self.0.command_durations.get_or_create(&CommandLabel { command }).observe(duration.as_secs_f64());
+    }
+
+    /// Counts a command as in flight until the returned guard is dropped.
+    #[must_use]
+    pub fn command_in_flight(&self) -> InFlight {
+        self.0.in_flight.inc();
+        InFlight(self.0.in_flight.clone())
+    }
+
+    /// Counts a message the broker delivered.
+    pub fn record_delivery(&self, kind: Delivery) {
+        self.0.deliveries.get_or_create(&DeliveryLabel { kind }).inc();
+    }
+
+    /// Counts a published message by the broker's answer.
+    pub fn record_publish(&self, outcome: Publish) {
+        self.0.publishes.get_or_create(&PublishLabel { outcome }).inc();
+    }
+
+    /// Notes where the broker session stands now.
+    pub fn record_session(&self, now: Session) {
+        for &state in Session::ALL {
+            self.0.session.get_or_create(&StateLabel { state }).set(i64::from(state == now));
+        }
+    }
+
+    /// Counts a session that had to be built again.
+    pub fn record_reconnect(&self) {
+        self.0.reconnects.inc();
+    }
+
+    /// Notes the size of this worker's journal in bytes.
+    pub fn record_journal_size(&self, bytes: u64) {
+        self.0.journal.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Counts `count` metric events.
+    pub fn record_events(&self, outcome: Event, count: u64) {
+        self.0.events.get_or_create(&EventLabel { outcome }).inc_by(count);
+    }
+
+    /// Counts one operation of a backend; `bytes` is the payload it moved, 0 when none.
+    pub fn record_storage(
+        &self,
+        operation: StorageOperation,
+        backend: Backend,
+        outcome: StorageOutcome,
+        duration: Duration,
+        bytes: u64,
+    ) {
+        self.0.storage_operations.get_or_create(&StorageLabels { operation, backend, outcome }).inc();
+        let place = PlaceLabels { operation, backend };
+        self.0.storage_durations.get_or_create(&place).observe(duration.as_secs_f64());
+        if bytes > 0 {
+            self.0.storage_bytes.get_or_create(&place).inc_by(bytes);
+        }
+    }
+
+    /// Counts names in a listing that are no legal keys.
+    pub fn record_foreign_names(&self, count: u64) {
+        self.0.foreign_names.inc_by(count);
+    }
+
+    /// Writes everything as OpenMetrics text.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        match text::encode(&mut text, &self.0.registry) {
+            Ok(()) => text,
+            // Writing into a string fails only if an encoder says so; a cut text would be read as missing series.
+            Err(fmt::Error) => String::from("# EOF\n"),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Counts one command as in flight while it lives.
+#[derive(Debug)]
+pub struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_is_exposed_under_its_name() {
+        let metrics = Metrics::new();
+        metrics.record_command(Command::Store, CommandOutcome::Succeeded, Duration::from_millis(2));
+        metrics.record_command(Command::Store, CommandOutcome::Succeeded, Duration::from_millis(3));
+        let guard = metrics.command_in_flight();
+        metrics.record_delivery(Delivery::Redelivered);
+        metrics.record_publish(Publish::Confirmed);
+        metrics.record_session(Session::Connecting);
+        metrics.record_session(Session::Connected);
+        metrics.record_reconnect();
+        metrics.record_journal_size(4096);
+        metrics.record_events(Event::Published, 3);
+        let (operation, backend, outcome) = (StorageOperation::Put, Backend::Local, StorageOutcome::Succeeded);
+        metrics.record_storage(operation, backend, outcome, Duration::from_micros(700), 200);
+        metrics.record_foreign_names(2);
+        let text = metrics.encode();
+        for line in [
+            r#"filestorage_commands_total{command="store",outcome="succeeded"} 2"#,
+            r#"filestorage_command_duration_seconds_count{command="store"} 2"#,
+            "filestorage_commands_in_flight 1",
+            r#"filestorage_queue_deliveries_total{kind="redelivered"} 1"#,
+            r#"filestorage_queue_publishes_total{outcome="confirmed"} 1"#,
+            r#"filestorage_broker_session_state{state="connected"} 1"#,
+            r#"filestorage_broker_session_state{state="connecting"} 0"#,
+            "filestorage_broker_reconnects_total 1",
+            "filestorage_journal_size_bytes 4096",
+            r#"filestorage_events_total{outcome="published"} 3"#,
+            r#"filestorage_storage_operations_total{operation="put",backend="local",outcome="succeeded"} 1"#,
+            r#"filestorage_storage_operation_duration_seconds_count{operation="put",backend="local"} 1"#,
+            r#"filestorage_storage_transferred_bytes_total{operation="put",backend="local"} 200"#,
+            "filestorage_storage_foreign_names_total 2",
+            concat!("filestorage_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        drop(guard);
+        assert!(metrics.clone().encode().contains("filestorage_commands_in_flight 0\n"));
+    }
+}
