@@ -26,7 +26,7 @@ struct ListKeys {
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     let limit = arguments.optional_count("limit")?;
     let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let prefix = arguments.optional_text("prefix")?.unwrap_or_default();
+    let prefix = arguments.optional_text("prefix")?;
     let start_after = arguments.optional_text("start_after")?;
     Ok(Box::new(ListKeys { request: ListRequest { prefix, start_after, limit } }))
 }

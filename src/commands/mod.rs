@@ -18,9 +18,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-pub use arguments::{Arguments, Signature};
+use arguments::{Arguments, Signature};
 pub use error::{CommandError, Exception};
-pub use schemas::schemas;
+
 
 pub use crate::storage::{Engine, Fence, Key, Redelivered};
 
@@ -51,7 +51,7 @@ pub struct Definition {
     /// Operation of its metric event; `None` for a task that touches no storage.
     pub operation: Option<&'static str>,
     /// Its parameters.
-    pub signature: Signature,
+    pub(crate) signature: Signature,
     /// How to ask for less when an answer is larger than a reply may be.
     pub less: &'static str,
     parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,

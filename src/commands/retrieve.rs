@@ -68,9 +68,9 @@ impl Command for Retrieve {
         let mut facts = Facts::of(Some(&self.key), engine);
         let result = engine.retrieve(&self.key, self.range).await;
         if let Ok(Some(read)) = &result {
-            facts.size = Some(read.size);
-            facts.stored_size = Some(read.stored_size);
-            facts.compression.clone_from(&read.compression);
+            facts.size = Some(read.receipt.size);
+            facts.stored_size = Some(read.receipt.stored_size);
+            facts.compression.clone_from(&read.receipt.compression);
         }
         let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
         Finished { result: result.map_err(CommandError::from), facts }

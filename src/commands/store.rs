@@ -44,7 +44,6 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 }
 
 fn value(data: Json) -> Result<Value, CommandError> {
-    let refused = |error: typed::Malformed| CommandError::value_error(format!("data: {error}"));
     match data {
         Json::Text(text) => Ok(Value::Text(text)),
         Json::Object(members) if matches!(&members[..], [(name, Json::Text(_))] if name == "$ref") => {
@@ -52,9 +51,9 @@ fn value(data: Json) -> Result<Value, CommandError> {
                 "data: a {\"$ref\": …} names a place to read the value from, which this version cannot do; send the value itself",
             ))
         }
-        other => match typed::bytes(&other).map_err(refused)? {
-            Some(bytes) => Ok(Value::Bytes(bytes.into())),
-            None => Ok(Value::Json(other.compact())),
+        other => match typed::take(other).map_err(|error| CommandError::value_error(format!("data: {error}")))? {
+            typed::Typed::Bytes(bytes) => Ok(Value::Bytes(bytes.into())),
+            typed::Typed::Json(value) => Ok(Value::Json(value.compact())),
         },
     }
 }

@@ -93,6 +93,12 @@ pub(super) struct Event {
     json: String,
 }
 
+/// Returns the JSON Schema of an event as it is published.
+#[must_use]
+pub fn event_schema() -> serde_json::Value {
+    schemars::schema_for!(CloudEvent<'_>).to_value()
+}
+
 impl Event {
     /// Writes the event of a finished operation.
     pub(super) fn new(data: &EventData, at: Timestamp) -> Self {

@@ -41,12 +41,16 @@ pub(super) struct Parcel {
     pub(super) then: Vec<(Role, Publication)>,
     /// The metric event.
     pub(super) event: Option<Event>,
+    /// There was one; for counting.
+    pub(super) told: bool,
+    /// Size of the reply, for the answer to its refusal.
+    pub(super) reply_bytes: usize,
 }
 
 impl Parcel {
     /// Makes a parcel that owes nothing yet.
     pub(super) fn new(ticket: Option<Ticket>, id: Option<String>) -> Self {
-        Self { ticket, id, reply_to: None, first: Vec::new(), then: Vec::new(), event: None }
+        Self { ticket, id, reply_to: None, first: Vec::new(), then: Vec::new(), event: None, told: false, reply_bytes: 0 }
     }
 
     fn is_done(&self) -> bool {
@@ -108,27 +112,37 @@ impl Outbox {
         self.waiting.is_empty()
     }
 
-    /// Takes out up to `limit` parcels and what they owe first; events of at most `events` parcels share a message.
+    /// Takes out up to `limit` parcels and what they owe first; events of at most `events` parcels share a message
+    /// (0: no events at all).
     pub(super) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
         let count = self.waiting.len().min(limit);
         let mut parcels: Vec<Parcel> = self.waiting.drain(..count).collect();
         let mut slots = Vec::with_capacity(count * 2);
         let mut publications = Vec::with_capacity(count * 2);
+        // Without a message to share, events are off: they are delivered to nobody.
+        let events_on = events > 0;
         let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (index, parcel) in parcels.iter_mut().enumerate() {
             let stage = if parcel.first.is_empty() { &mut parcel.then } else { &mut parcel.first };
             for (role, publication) in stage.drain(..) {
+                if role == Role::Reply {
+                    parcel.reply_bytes = parcel.reply_bytes.max(publication.message.body.len());
+                }
                 publications.push(publication.clone());
                 slots.push(Slot::Own { parcel: index, role, publication });
             }
             if parcel.then.is_empty() {
+                if !events_on {
+                    parcel.event = None;
+                }
                 if let Some(event) = &parcel.event {
+                    parcel.told = true;
                     groups.entry(event.routing_key.clone()).or_default().push(index);
                 }
             }
         }
         for members in groups.into_values() {
-            for group in members.chunks(events.max(1)) {
+            for group in members.chunks(events) {
                 let joined: Vec<&Event> = group.iter().filter_map(|&index| parcels[index].event.as_ref()).collect();
                 if let Some(publication) = Event::join(&joined) {
                     publications.push(publication);
@@ -140,7 +154,7 @@ impl Outbox {
     }
 }
 
-/// What one parcel of a batch came to; the worst of its answers counts.
+/// What one parcel of a batch came to; the worst of its answers counts, in this order.
 #[derive(Clone, Debug, Default)]
 enum Verdict {
     #[default]
@@ -149,6 +163,24 @@ enum Verdict {
     Unrouted(Role),
     Refused(Role, String),
     Lost,
+}
+
+impl Verdict {
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::Fine => 0,
+            Self::Unheard => 1,
+            Self::Unrouted(_) => 2,
+            Self::Refused(..) => 3,
+            Self::Lost => 4,
+        }
+    }
+
+    fn worsen(&mut self, other: Self) {
+        if other.rank() > self.rank() {
+            *self = other;
+        }
+    }
 }
 
 impl Batch {
@@ -174,16 +206,12 @@ impl Batch {
                             Verdict::Lost
                         }
                     };
-                    verdicts[parcel] = verdict;
+                    verdicts[parcel].worsen(verdict);
                 }
                 Slot::Events(members) => match answer {
                     Ok(Confirmation::Routed) => members.iter().for_each(|&member| self.parcels[member].event = None),
                     Ok(Confirmation::Returned { .. }) => {
-                        for member in members {
-                            if matches!(verdicts[member], Verdict::Fine) {
-                                verdicts[member] = Verdict::Unheard;
-                            }
-                        }
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
                     }
                     Err(PublishError::Refused { code, text }) => {
                         members.iter().for_each(|&member| self.parcels[member].event = None);
@@ -191,7 +219,7 @@ impl Batch {
                     }
                     Err(PublishError::Lost(reason)) => {
                         answered.lost = Some(reason);
-                        members.iter().for_each(|&member| verdicts[member] = Verdict::Lost);
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost));
                     }
                 },
             }

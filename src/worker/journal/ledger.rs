@@ -38,6 +38,8 @@ pub(super) struct Ledger {
     answers: HashMap<u64, Place>,
     /// Answered and not known to be acknowledged.
     unsettled: HashSet<u64>,
+    /// Those of them that were so when this session began.
+    earlier: HashSet<u64>,
     hasher: RandomState,
 }
 
@@ -64,6 +66,7 @@ impl Ledger {
         // A fresh message under a used id runs anew: what an earlier one answered is no answer to it.
         self.answers.remove(&hash);
         self.unsettled.remove(&hash);
+        self.earlier.remove(&hash);
         self.running.insert(id.into(), at);
     }
 
@@ -79,7 +82,9 @@ impl Ledger {
     }
 
     pub(super) fn settled(&mut self, id: &str) {
-        self.unsettled.remove(&self.hash(id));
+        let hash = self.hash(id);
+        self.unsettled.remove(&hash);
+        self.earlier.remove(&hash);
     }
 
     fn over(&mut self, id: &str) {
@@ -92,14 +97,19 @@ impl Ledger {
         self.answers.get(&self.hash(id)).copied()
     }
 
-    /// Tells whether a message with this id may be a second copy although the broker does not say so; `None` when
-    /// nothing is known here.
+    /// Begins a session: what is unsettled now was answered in an earlier one.
+    pub(super) fn begin_session(&mut self) {
+        self.earlier.clone_from(&self.unsettled);
+    }
+
+    /// Tells whether a message with this id may be the second copy of one from an earlier session, although the broker
+    /// does not say so; `None` when nothing is known here.
     pub(super) fn is_open(&self, id: &str) -> Option<bool> {
-        if self.running.contains_key(id) || self.crashes.contains_key(id) {
+        if self.crashes.contains_key(id) {
             return Some(true);
         }
         let hash = self.hash(id);
-        self.answers.contains_key(&hash).then(|| self.unsettled.contains(&hash))
+        self.answers.contains_key(&hash).then(|| self.earlier.contains(&hash))
     }
 
     /// Returns the places of answers whose acknowledgement is not known to be sent.
@@ -109,6 +119,7 @@ impl Ledger {
 
     /// Keeps the answers only: what ran and crashed is written down by whoever took this writer over.
     pub(super) fn retire(&mut self) {
+        self.begin_session();
         self.running.clear();
         self.crashes.clear();
     }

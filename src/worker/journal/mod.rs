@@ -168,20 +168,26 @@ impl Journal {
             let reader = self.siblings.entry(writer).or_insert_with_key(|writer| Reader::new(writer));
             reader.follow(&self.folder, &numbers)?;
             if adopted.contains(&reader.writer) {
-                reader.ledger.retire();
+                reader.retire();
             }
         }
         Ok(())
     }
 
-    /// Tells whether a message that the broker calls fresh may still be a second copy: its id is running, crashed, or
-    /// answered without a sent acknowledgement.
+    /// Begins a session: whatever is still unsettled belongs to an earlier one.
+    pub(super) fn begin_session(&mut self) {
+        self.ledger.begin_session();
+    }
+
+    /// Tells whether a message that the broker calls fresh may still be a second copy: an earlier session or a dead
+    /// worker answered its id without sending the acknowledgement, or crashed over it.
     #[must_use]
     pub(super) fn is_open(&self, id: &str) -> bool {
-        // What this worker knows is later than what a dead sibling left behind.
-        self.ledger
-            .is_open(id)
-            .unwrap_or_else(|| self.siblings.values().any(|reader| reader.ledger.is_open(id).unwrap_or_default()))
+        // What this worker knows is later than what a dead one left behind; what a living one does is its own business.
+        self.ledger.is_open(id).unwrap_or_else(|| {
+            let dead = self.siblings.values().filter(|reader| reader.adopted);
+            dead.into_iter().any(|reader| reader.ledger.is_open(id).unwrap_or_default())
+        })
     }
 
     /// Looks an id up here and at all siblings.
@@ -255,7 +261,7 @@ impl Journal {
                 let known = crashes.entry(id.clone()).or_insert(Crash { times: 0, at: *at });
                 *known = Crash { times: known.times + 1, at: known.at.min(*at) };
             }
-            reader.ledger.retire();
+            reader.retire();
             dead.push((writer.clone(), lock));
         }
         for (id, crash) in crashes {

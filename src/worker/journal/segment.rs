@@ -67,13 +67,21 @@ impl Segment {
 pub(super) struct Reader {
     pub(super) writer: String,
     pub(super) ledger: Ledger,
+    /// Its writer is dead, and what it left running is written down elsewhere.
+    pub(super) adopted: bool,
     segment: u64,
     offset: u64,
 }
 
 impl Reader {
     pub(super) fn new(writer: &str) -> Self {
-        Self { writer: writer.to_owned(), ledger: Ledger::default(), segment: 0, offset: 0 }
+        Self { writer: writer.to_owned(), ledger: Ledger::default(), adopted: false, segment: 0, offset: 0 }
+    }
+
+    /// Keeps only the answers of a dead writer that was taken over.
+    pub(super) fn retire(&mut self) {
+        self.adopted = true;
+        self.ledger.retire();
     }
 
     /// Takes in what was appended since the last time; `segments` are the existing ones, in order.

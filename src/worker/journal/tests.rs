@@ -59,27 +59,29 @@ fn a_living_sibling_has_not_crashed() {
     first.commit().unwrap();
     let mut second = open(folder.path());
     assert_eq!(second.recall("a").unwrap().crashes, 0);
-    assert!(second.is_open("a"));
+    assert!(!second.is_open("a"), "what a living worker does is its own business");
     kill(first);
 }
 
 #[test]
-fn a_used_id_is_open_until_it_is_settled() {
+fn only_an_earlier_session_s_unsettled_ids_are_open() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    assert!(!first.is_open("a"));
     first.started("a");
-    assert!(first.is_open("a"));
     first.finished("a", "{}");
-    assert!(first.is_open("a"));
+    assert!(!first.is_open("a"), "a fresh message always runs, whatever its id");
+    first.begin_session();
+    assert!(first.is_open("a"), "the acknowledgement was never sent");
     first.settled("a");
     assert!(!first.is_open("a"));
     first.started("b");
     first.finished("b", "{}");
+    first.started("ran");
     kill(first);
     let mut second = open(folder.path());
     assert!(!second.is_open("a"));
     assert!(second.is_open("b"));
+    assert!(second.is_open("ran"));
     second.started("b");
     second.finished("b", "{}");
     second.settled("b");
@@ -110,7 +112,7 @@ fn rotation_keeps_what_is_open_and_bounds_the_folder() {
     assert!(files <= 7, "{files} files: two segments and a lock each, the gate");
     for journal in [&mut journal, &mut sibling] {
         assert_eq!(journal.recall("open").unwrap().answer.as_deref(), Some(r#"{"kept":true}"#));
-        assert!(journal.is_open("running"));
+        assert!(journal.recall("running").unwrap().started_at.is_some());
         assert_eq!(journal.recall("id-0").unwrap().answer, None, "long settled");
         assert_eq!(journal.recall("id-499").unwrap().answer.as_deref(), Some(r#"{"result":"something of a size"}"#));
     }
