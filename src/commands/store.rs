@@ -110,7 +110,7 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
         _ => return Err(arguments.wrong_type("expires_at", "str, datetime or None", value)),
     };
     text.parse::<Timestamp>()
-        .or_else(|_| text.parse::<DateTime>().and_then(|naive| naive.to_zoned(TimeZone::UTC)).map(|zoned| zoned.timestamp()))
+        .or_else(|_| text.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
         .map_err(|_| {
             CommandError::value_error(format!("expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"))
         })

@@ -28,7 +28,8 @@ pub fn listen() -> io::Result<watch::Receiver<Stop>> {
     let mut quit = signal(SignalKind::quit())?;
     tokio::spawn(async move {
         loop {
-            let stop = next(&mut terminate, &mut interrupt, &mut quit, *sender.borrow()).await;
+            let now = *sender.borrow();
+            let stop = next(&mut terminate, &mut interrupt, &mut quit, now).await;
             tracing::info!(?stop, "asked to stop");
             if sender.send(stop).is_err() {
                 return;
