@@ -206,5 +206,11 @@ pub fn peek<'m>(message: &'m Message) -> Peek<'m> {
 pub fn read(message: &Message, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
     let peek = peek(message);
     let _ = options;
-    Err(Unreadable { what: Fault::NotATask, message: String::new(), task: peek.task.map(str::to_owned), id: None, reply: None })
+    Err(Unreadable {
+        what: Fault::NotATask,
+        message: String::new(),
+        task: peek.task.map(str::to_owned),
+        id: None,
+        reply: None,
+    })
 }

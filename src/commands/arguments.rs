@@ -4,17 +4,53 @@ use crate::json::Json;
 
 use super::CommandError;
 
+/// One parameter of a task.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parameter {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    /// One sentence for the schema.
+    pub(super) about: &'static str,
+}
+
+/// What a parameter takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// A key.
+    Key,
+    /// Any value.
+    Value,
+    /// A JSON object.
+    Metadata,
+    /// A string.
+    Text,
+    /// An integer from 0.
+    Count,
+    /// Seconds above 0.
+    Seconds,
+    /// ISO 8601.
+    Instant,
+    /// A boolean.
+    Flag,
+}
+
+impl Parameter {
+    pub(super) const fn new(name: &'static str, kind: Kind, about: &'static str) -> Self {
+        Self { name, kind, about }
+    }
+}
+
 /// The parameters of one task, as a Python `def` would list them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Signature {
     /// Name that error messages use: `store` of `filestorage.store`.
     pub(super) function: &'static str,
     /// Parameters without a default; by position or by name.
-    pub(super) required: &'static [&'static str],
+    pub(super) required: &'static [Parameter],
     /// Parameters with a default; by position or by name.
-    pub(super) optional: &'static [&'static str],
+    pub(super) optional: &'static [Parameter],
     /// Parameters after `*`: by name only, all with a default.
-    pub(super) keyword_only: &'static [&'static str],
+    pub(super) keyword_only: &'static [Parameter],
 }
 
 /// Bound arguments: each is taken once, by name.
@@ -30,7 +66,7 @@ impl Signature {
     }
 
     fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.required.iter().chain(self.optional).chain(self.keyword_only).copied()
+        self.required.iter().chain(self.optional).chain(self.keyword_only).map(|parameter| parameter.name)
     }
 
     fn place(&self, name: &str) -> Option<usize> {
@@ -67,8 +103,13 @@ impl Signature {
             let keyword_only = slots[self.positional()..].iter().flatten().count();
             return Err(CommandError::type_error(self.too_many(given, keyword_only)));
         }
-        let missing: Vec<&str> =
-            self.required.iter().zip(&slots).filter(|(_, slot)| slot.is_none()).map(|(name, _)| *name).collect();
+        let missing: Vec<&str> = self
+            .names()
+            .take(self.required.len())
+            .zip(&slots)
+            .filter(|(_, slot)| slot.is_none())
+            .map(|(name, _)| name)
+            .collect();
         if !missing.is_empty() {
             let plural = if missing.len() == 1 { "" } else { "s" };
             return Err(CommandError::type_error(format!(
@@ -186,16 +227,21 @@ impl Arguments {
 mod tests {
     use super::*;
 
+    const fn any(name: &'static str) -> Parameter {
+        Parameter::new(name, Kind::Value, "")
+    }
+
     static STORE: Signature = Signature {
         function: "store",
-        required: &["key", "data"],
-        optional: &["metadata"],
-        keyword_only: &["content_type", "if_absent"],
+        required: &[any("key"), any("data")],
+        optional: &[any("metadata")],
+        keyword_only: &[any("content_type"), any("if_absent")],
     };
     static RETRIEVE: Signature =
-        Signature { function: "retrieve", required: &["key"], optional: &[], keyword_only: &["offset"] };
+        Signature { function: "retrieve", required: &[any("key")], optional: &[], keyword_only: &[any("offset")] };
     static STATS: Signature = Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] };
-    static THREE: Signature = Signature { function: "f", required: &["a", "b", "c"], optional: &[], keyword_only: &[] };
+    static THREE: Signature =
+        Signature { function: "f", required: &[any("a"), any("b"), any("c")], optional: &[], keyword_only: &[] };
 
     fn refused(signature: &'static Signature, positional: usize, names: &[&str]) -> String {
         let args = (0..positional).map(|_| Json::Null).collect();

@@ -2,14 +2,23 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
 use crate::storage::DeleteOptions;
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.delete",
     operation: Some("delete"),
-    signature: Signature { function: "delete", required: &["key"], optional: &[], keyword_only: &["if_generation"] },
+    signature: Signature {
+        function: "delete",
+        required: &[KEY],
+        optional: &[],
+        keyword_only: &[Parameter::new("if_generation", Kind::Text, "Only this state of the object.")],
+    },
     less: "nothing",
+    result: schemas::of::<bool>,
     parse,
 };
 

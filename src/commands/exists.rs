@@ -2,13 +2,16 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.exists",
     operation: Some("exists"),
-    signature: Signature { function: "exists", required: &["key"], optional: &[], keyword_only: &[] },
+    signature: Signature { function: "exists", required: &[KEY], optional: &[], keyword_only: &[] },
     less: "nothing",
+    result: schemas::of::<bool>,
     parse,
 };
 

@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.get_stats",
     operation: None,
     signature: Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
+    result: schemas::of::<crate::storage::Stats>,
     parse,
 };
 

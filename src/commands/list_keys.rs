@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::arguments::{Kind, Parameter};
+use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
 use crate::storage::ListRequest;
 
 pub(super) static DEFINITION: Definition = Definition {
@@ -11,10 +12,15 @@ pub(super) static DEFINITION: Definition = Definition {
     signature: Signature {
         function: "list_keys",
         required: &[],
-        optional: &["prefix", "limit", "start_after"],
+        optional: &[
+            Parameter::new("prefix", Kind::Text, "Only keys that begin with this text."),
+            Parameter::new("limit", Kind::Count, "Keys at most."),
+            Parameter::new("start_after", Kind::Text, "Only keys after this text, in byte order."),
+        ],
         keyword_only: &[],
     },
     less: "fewer keys with limit, and the next ones with start_after",
+    result: schemas::of::<Vec<String>>,
     parse,
 };
 

@@ -18,13 +18,16 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use arguments::{Arguments, Signature};
+use arguments::{Arguments, Kind, Parameter, Signature};
 pub use error::{CommandError, Exception};
-
+pub use schemas::schemas;
 
 pub use crate::storage::{Engine, Fence, Key, Redelivered};
 
 use crate::json::Json;
+
+/// The parameter nearly every task begins with.
+const KEY: Parameter = Parameter::new("key", Kind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
 
 /// Every task this worker runs.
 pub static COMMANDS: &[&Definition] = &[
@@ -54,6 +57,8 @@ pub struct Definition {
     pub(crate) signature: Signature,
     /// How to ask for less when an answer is larger than a reply may be.
     pub less: &'static str,
+    /// Schema of its result.
+    result: fn() -> serde_json::Value,
     parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
 }
 

@@ -2,7 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
 use crate::json::{typed, write_string};
 use crate::storage::{ByteRange, Value};
 
@@ -11,11 +14,16 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("retrieve"),
     signature: Signature {
         function: "retrieve",
-        required: &["key"],
+        required: &[KEY],
         optional: &[],
-        keyword_only: &["offset", "length", "destination"],
+        keyword_only: &[
+            Parameter::new("offset", Kind::Count, "First byte of a text or bytes value; the answer is bytes."),
+            Parameter::new("length", Kind::Count, "Bytes at most."),
+            Parameter::new("destination", Kind::Text, "Place to write the value to; not available in this version."),
+        ],
     },
     less: "a part with offset and length",
+    result: schemas::any_value,
     parse,
 };
 

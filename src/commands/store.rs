@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature};
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
 use crate::json::{Json, typed};
 use crate::storage::{Condition, ContentType, Metadata, StoreOptions, Value};
 
@@ -12,11 +15,18 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("store"),
     signature: Signature {
         function: "store",
-        required: &["key", "data"],
-        optional: &["metadata"],
-        keyword_only: &["content_type", "ttl_seconds", "expires_at", "if_absent", "if_generation"],
+        required: &[KEY, Parameter::new("data", Kind::Value, "Value to store; comes back with its own type.")],
+        optional: &[Parameter::new("metadata", Kind::Metadata, "Kept beside the value; 4 KiB of ASCII JSON at most.")],
+        keyword_only: &[
+            Parameter::new("content_type", Kind::Text, "MIME type; by default that of the value's type."),
+            Parameter::new("ttl_seconds", Kind::Seconds, "Seconds until the object stops being there."),
+            Parameter::new("expires_at", Kind::Instant, "When the object stops being there."),
+            Parameter::new("if_absent", Kind::Flag, "Only if the key has no object."),
+            Parameter::new("if_generation", Kind::Text, "Only if the key's object has this generation."),
+        ],
     },
     less: "shorter metadata",
+    result: schemas::of::<crate::storage::Receipt>,
     parse,
 };
 
@@ -112,7 +122,9 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
     text.parse::<Timestamp>()
         .or_else(|_| text.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
         .map_err(|_| {
-            CommandError::value_error(format!("expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"))
+            CommandError::value_error(format!(
+                "expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"
+            ))
         })
 }
 

@@ -50,7 +50,16 @@ pub(super) struct Parcel {
 impl Parcel {
     /// Makes a parcel that owes nothing yet.
     pub(super) fn new(ticket: Option<Ticket>, id: Option<String>) -> Self {
-        Self { ticket, id, reply_to: None, first: Vec::new(), then: Vec::new(), event: None, told: false, reply_bytes: 0 }
+        Self {
+            ticket,
+            id,
+            reply_to: None,
+            first: Vec::new(),
+            then: Vec::new(),
+            event: None,
+            told: false,
+            reply_bytes: 0,
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -255,7 +264,9 @@ pub(super) fn refusal(role: Role, size: usize, words: &str) -> Exception {
         Role::FollowUp => Exception::custom(
             "kombu.exceptions",
             "OperationalError",
-            vec![format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into()],
+            vec![
+                format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into(),
+            ],
         ),
         Role::Park => Exception::custom(
             "kombu.exceptions",

@@ -222,11 +222,8 @@ impl<'b> Shift<'b> {
     /// Decides about deliveries, in the order they came.
     fn receive(&mut self, batch: Vec<Delivery>) {
         for delivery in batch {
-            let kind = if delivery.origin.redelivered {
-                telemetry::Delivery::Redelivered
-            } else {
-                telemetry::Delivery::First
-            };
+            let kind =
+                if delivery.origin.redelivered { telemetry::Delivery::Redelivered } else { telemetry::Delivery::First };
             self.bench.metrics.record_delivery(kind);
             match self.desk.decide(delivery, &mut self.bench.journal) {
                 Decision::Run(job) => self.schedule.submit(*job),
@@ -281,11 +278,8 @@ impl<'b> Shift<'b> {
                 self.outbox.push(parcel);
             }
             let fence = Fence::default();
-            let context = Context {
-                task_id: job.case.request.id.clone(),
-                redelivered: job.redelivered,
-                fence: fence.clone(),
-            };
+            let context =
+                Context { task_id: job.case.request.id.clone(), redelivered: job.redelivered, fence: fence.clone() };
             let running = Running {
                 definition: job.definition,
                 key: job.command.key().cloned(),
