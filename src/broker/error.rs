@@ -1,6 +1,8 @@
 //! What can go wrong between us and the broker, and which of it waiting mends: told apart in one place.
 
-use lapin::{ErrorKind as Lapin, protocol::AMQPErrorKind};
+use lapin::ErrorKind as Lapin;
+
+use super::BrokerUrl;
 
 /// The room's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,45 +68,48 @@ impl Error {
 pub(crate) struct Reply {
     pub(crate) code: u16,
     pub(crate) text: String,
-    /// Only the channel ended; the connection lives.
-    pub(crate) soft: bool,
 }
 
 /// Returns the broker's own words when it was the broker that refused.
 pub(crate) fn reply(error: &lapin::Error) -> Option<Reply> {
     let Lapin::ProtocolError(error) = error.kind() else { return None };
-    Some(Reply {
-        code: error.get_id(),
-        text: error.get_message().to_string(),
-        soft: matches!(error.kind(), AMQPErrorKind::Soft(_)),
-    })
+    Some(Reply { code: error.get_id(), text: error.get_message().to_string() })
 }
 
 /// Turns the library's error into ours.
 pub(crate) fn classify(error: &lapin::Error) -> Error {
-    let kind = match (reply(error), error.kind()) {
-        (Some(reply), _) => kind_of(&reply),
-        (None, Lapin::IOError(_)) => ErrorKind::Unreachable,
-        (None, _) => ErrorKind::Lost,
+    match (reply(error), error.kind()) {
+        (Some(reply), _) => Error::new(kind_of(&reply), format!("the broker answered {} {}", reply.code, reply.text)),
+        (None, Lapin::IOError(error)) => Error::new(ErrorKind::Unreachable, error.to_string()),
+        (None, _) => Error::lost(error.to_string()),
+    }
+}
+
+/// Says why no session came about; a refusal is about the login here, whatever else its code may mean.
+pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
+    let (user, vhost) = (url.user(), url.vhost());
+    let (kind, mend) = match reply(error).map(|reply| reply.code) {
+        Some(403) => (ErrorKind::Login, format!("check user '{user}' and its password")),
+        Some(530) => (
+            ErrorKind::Login,
+            format!("create vhost '{vhost}' (rabbitmqctl add_vhost) and give user '{user}' access to it"),
+        ),
+        _ => (ErrorKind::Unreachable, "is the broker up and its address right?".to_owned()),
     };
-    let message = match (reply(error), error.kind()) {
-        (Some(reply), _) => format!("the broker answered {} {}", reply.code, reply.text),
-        (None, Lapin::IOError(error)) => error.to_string(),
-        (None, _) => error.to_string(),
-    };
-    Error::new(kind, message)
+    Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", classify(error)))
 }
 
 /// Codes of AMQP 0-9-1, part 1.2; RabbitMQ's texts where one code means two things.
 fn kind_of(reply: &Reply) -> ErrorKind {
-    match (reply.code, reply.soft) {
-        (403, true) => ErrorKind::Denied,
-        (403 | 530, false) => ErrorKind::Login,
-        (404, _) if reply.text.contains("down or inaccessible") => ErrorKind::Down,
-        (404, _) => ErrorKind::Missing,
-        (405, _) => ErrorKind::Down,
-        (406, _) if reply.text.contains("timeout") => ErrorKind::Lost,
-        (406 | 540, _) => ErrorKind::Arguments,
+    match reply.code {
+        403 => ErrorKind::Denied,
+        404 if reply.text.contains("down or inaccessible") => ErrorKind::Down,
+        404 => ErrorKind::Missing,
+        // Another connection's exclusive queue.
+        405 => ErrorKind::Down,
+        // A delivery unsettled for too long, not an argument.
+        406 if reply.text.contains("timed out") => ErrorKind::Lost,
+        406 | 540 => ErrorKind::Arguments,
         _ => ErrorKind::Lost,
     }
 }
