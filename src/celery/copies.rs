@@ -76,7 +76,7 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str) 
     let mut note = |name: &str, value: Field| copy.headers.set(format!("{PREFIX}{name}"), value);
     note("reason", death.reason.into());
     note("exception", death.exception.to_string().into());
-    note("at", super::reply::iso(death.at).into());
+    note("at", super::time::iso(death.at).into());
     note("worker", death.worker.into());
     note("queue", origin.queue.as_str().into());
     note("exchange", origin.exchange.as_str().into());

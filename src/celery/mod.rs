@@ -11,9 +11,11 @@ mod compose;
 mod copies;
 pub mod error;
 pub mod message;
+mod read;
 pub mod reply;
 pub mod repr;
 pub mod request;
 pub mod signature;
+mod time;
 
 pub use copies::{Death, dead, park};

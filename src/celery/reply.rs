@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use super::error::Exception;
 use super::message::{Address, Field, Headers, Message, Origin, Properties, Publication};
 use super::request::TaskRequest;
-use crate::json::{Json, write_string};
+use super::time::iso;
+use crate::json::write_string;
 
 /// How this worker answers.
 #[derive(Clone, Debug)]
@@ -297,14 +298,6 @@ impl Child {
             }
         }
     }
-}
-
-/// Writes an instant as Python's `isoformat` does for UTC, always with microseconds.
-pub(super) fn iso(at: Timestamp) -> String {
-    let mut text = format!("{at:.6}");
-    text.truncate(text.len() - 1);
-    text.push_str("+00:00");
-    text
 }
 
 /// Appends formatted text.

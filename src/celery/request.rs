@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::body::{self, Limits};
+use super::body::Limits;
 use super::error::Exception;
-use super::message::{Field, Headers, Message};
+use super::message::{Headers, Message};
 use super::reply::ReplyTo;
 use super::signature::Signature;
-use crate::json::{self, ErrorKind, Json};
+use crate::json::Json;
+
+pub use super::read::read;
 
 /// What is read, and how much of it.
 #[derive(Clone, Debug)]
@@ -196,21 +198,4 @@ pub fn peek<'m>(message: &'m Message) -> Peek<'m> {
         id: given(message.headers.text("id")).or_else(|| given(properties.correlation_id.as_deref())),
         reply_to: given(properties.reply_to.as_deref()),
     }
-}
-
-/// Reads a message as a task.
-///
-/// # Errors
-///
-/// [`Unreadable`] with the fault and, where it can be told, whom to answer.
-pub fn read(message: &Message, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
-    let peek = peek(message);
-    let _ = options;
-    Err(Unreadable {
-        what: Fault::NotATask,
-        message: String::new(),
-        task: peek.task.map(str::to_owned),
-        id: None,
-        reply: None,
-    })
 }
