@@ -179,7 +179,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<
     let prefetch = u16::try_from(wanted).unwrap_or(u16::MAX);
     let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
     tracing::info!(
-        broker = session.address(),
+        broker = %session.url(),
         queues = bench.options.queues.join(","),
         concurrency = bench.options.concurrency,
         node = bench.options.node,

@@ -17,7 +17,7 @@ use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::schedule::Schedule;
 use super::signals::Stop;
 use super::{Limit, WorkerOptions};
-use crate::broker::{BATCH, Deliveries, Delivery, Look, Presence, QueueSpec, QueueType, Session, Settler, State};
+use crate::broker::{BATCH, Deliveries, Delivery, Look, Presence, QueueSpec, Session, Settler, State};
 use crate::celery::error::Exception;
 use crate::celery::message::Publication;
 use crate::celery::park;
@@ -398,7 +398,7 @@ impl<'b> Shift<'b> {
         self.errands.push(Box::pin(async move {
             let presence = match (role, queue) {
                 (Role::Dead, _) => topology.ensure_dead().await,
-                (Role::FollowUp, Some(name)) => topology.ensure_queue(&task_queue(name, queue_type)).await,
+                (Role::FollowUp, Some(name)) => topology.ensure_queue(&QueueSpec::durable(name, queue_type)).await,
                 // The delay queue is gone: the message comes back through the next delivery.
                 _ => return Errand::Lost("a delay queue is gone".to_owned()),
             };
@@ -544,10 +544,6 @@ fn panic_text(error: JoinError) -> String {
         }
         Err(error) => error.to_string(),
     }
-}
-
-fn task_queue(name: String, queue_type: QueueType) -> QueueSpec {
-    QueueSpec { name, durable: true, exclusive: false, auto_delete: false, queue_type, arguments: Vec::new() }
 }
 
 async fn sleep_until(deadline: Option<tokio::time::Instant>) {
