@@ -54,6 +54,14 @@ pub struct Ticket {
     generation: u64,
 }
 
+#[cfg(test)]
+impl Ticket {
+    /// Makes a ticket of no channel, for tests of what happens before settling.
+    pub(crate) const fn stray() -> Self {
+        Self { tag: 0, generation: 0 }
+    }
+}
+
 /// Why no further delivery comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {

@@ -377,3 +377,6 @@ fn ids(task_id: &str) -> impl FnMut() -> String {
         uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{task_id}/child/{number}").as_bytes()).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;
