@@ -185,6 +185,8 @@ impl Exception {
     #[must_use]
     pub fn text(&self) -> String {
         match self.args.as_slice() {
+            // billiard's own words.
+            [] if self.exc_type == "SoftTimeLimitExceeded" => "SoftTimeLimitExceeded()".to_owned(),
             [] => String::new(),
             [Json::Number(errno), Json::Text(text), rest @ ..] if self.is_os_error() && rest.len() <= 1 => {
                 let file = rest.first().map(|key| format!(": {}", repr::python(key)));
