@@ -109,8 +109,9 @@ fn decompress(codec: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, Error> 
             capped(liblzma::bufread::XzDecoder::new_stream(body, stream), limit)
         }
         "application/x-brotli" | "brotli" => capped(brotli_decompressor::Decompressor::new(body, 4096), limit),
-        "application/zstd" | "zstd" | "zstandard" => zstd::stream::read::Decoder::with_buffer(BufReader::new(body))
-            .and_then(|decoder| capped(decoder, limit)),
+        "application/zstd" | "zstd" | "zstandard" => {
+            zstd::stream::read::Decoder::with_buffer(BufReader::new(body)).and_then(|decoder| capped(decoder, limit))
+        }
         _ => {
             return Err(Error::Decode(
                 "the compression is unknown; use gzip, zlib, bzip2, lzma, brotli or zstd, or none".to_owned(),
@@ -148,4 +149,109 @@ fn unencode<'m>(encoding: &str, bytes: Cow<'m, [u8]>) -> Result<Cow<'m, [u8]>, E
         });
     }
     Err(Error::Decode("the content_encoding is unknown; send the body as utf-8".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::celery::message::Properties;
+
+    const JSON: &[&str] = &["json"];
+
+    fn message(compression: Option<&str>, encoding: Option<&str>, body: impl Into<Bytes>) -> Message {
+        let mut message = Message {
+            properties: Properties {
+                content_type: Some("application/json".to_owned()),
+                content_encoding: encoding.map(str::to_owned),
+                ..Properties::default()
+            },
+            body: body.into(),
+            ..Message::default()
+        };
+        if let Some(codec) = compression {
+            message.headers.set("compression", codec.into());
+        }
+        message
+    }
+
+    fn small() -> Limits {
+        Limits { max_body_bytes: 1 << 16, depth: 128 }
+    }
+
+    fn compressed(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        zlib.write_all(plain).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(plain).unwrap();
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+        bzip2.write_all(plain).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 9);
+        xz.write_all(plain).unwrap();
+        vec![
+            ("application/x-gzip", zlib.finish().unwrap()),
+            ("application/x-gzip", gzip.finish().unwrap()),
+            ("application/x-bz2", bzip2.finish().unwrap()),
+            ("application/x-lzma", xz.finish().unwrap()),
+            ("application/zstd", zstd::encode_all(plain, 3).unwrap()),
+        ]
+    }
+
+    #[test]
+    fn every_codec_is_undone_and_capped() {
+        for (codec, body) in compressed(b"[[], {}, {}]") {
+            let whole = message(Some(codec), None, body.clone());
+            assert_eq!(&*decode(&whole, JSON, small()).unwrap(), b"[[], {}, {}]", "{codec}");
+            let cut = message(Some(codec), None, body[..body.len() - 5].to_vec());
+            let error = decode(&cut, JSON, small()).unwrap_err();
+            assert!(error.to_string().contains("send it uncompressed"), "{codec}: {error}");
+            let garbage = message(Some(codec), None, &b"\x00garbage"[..]);
+            assert!(matches!(decode(&garbage, JSON, small()), Err(Error::Decode(_))), "{codec}");
+        }
+        for (codec, bomb) in compressed(&vec![b' '; 8 << 20]) {
+            assert!(bomb.len() < 1 << 16, "{codec}");
+            let error = decode(&message(Some(codec), None, bomb), JSON, small()).unwrap_err();
+            assert!(error.to_string().contains("larger than 65536 bytes"), "{codec}: {error}");
+        }
+        let error = decode(&message(Some("application/x-lz4"), None, "x"), JSON, small()).unwrap_err();
+        assert!(error.to_string().contains("unknown"), "{error}");
+        assert!(decode(&message(None, None, vec![b' '; 1 << 17]), JSON, small()).is_err());
+    }
+
+    #[test]
+    fn every_content_encoding_is_undone() {
+        for (encoding, body, text) in [
+            (None, "é".as_bytes(), "é"),
+            (Some("UTF-8"), "é".as_bytes(), "é"),
+            (Some("utf8"), "é".as_bytes(), "é"),
+            (Some("binary"), "é".as_bytes(), "é"),
+            (Some("us-ascii"), b"e", "e"),
+            (Some("latin-1"), b"\xe9", "é"),
+            (Some("ISO-8859-1"), b"\xe9", "é"),
+            (Some("base64"), b"w6k=", "é"),
+        ] {
+            assert_eq!(&*decode(&message(None, encoding, body), JSON, small()).unwrap(), text.as_bytes());
+        }
+        for (encoding, body) in [
+            (Some("us-ascii"), &b"\xe9"[..]),
+            (Some("base64"), b"w6k"),
+            (Some("utf-16"), b"x"),
+            (None, b"\xef\xbb\xbf1"),
+        ] {
+            assert!(matches!(decode(&message(None, encoding, body), JSON, small()), Err(Error::Decode(_))));
+        }
+    }
+
+    #[test]
+    fn only_accepted_json_is_read() {
+        for content_type in [None, Some("application/json; charset=utf-8"), Some("application/x-python-serialize")] {
+            let mut other = message(None, None, "1");
+            other.properties.content_type = content_type.map(str::to_owned);
+            assert!(matches!(decode(&other, &["json", "pickle"], small()), Err(Error::Disallowed(_))));
+        }
+        assert!(matches!(decode(&message(None, None, "1"), &["msgpack"], small()), Err(Error::Disallowed(_))));
+    }
 }

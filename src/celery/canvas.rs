@@ -66,12 +66,8 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
 }
 
 fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
-    match signature.kind {
-        Kind::Task => Ok(()),
-        Kind::Chain => match signature.steps().unwrap_or_default().first() {
-            Some(first) => startable(task, first),
-            None => Ok(()),
-        },
+    match signature.first_kind() {
+        Kind::Task | Kind::Chain => Ok(()),
         Kind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
         Kind::Chord => Err(unsupported(task, "is followed by a chord, which the rpc result backend does not support")),
     }
@@ -157,7 +153,7 @@ fn send(
         let head = id_of(signature, new_id);
         return Some(Sent { publication: message(signature, &head, place, rest, context), head, tail: Vec::new() });
     }
-    let mut steps = flatten(signature).into_iter();
+    let mut steps = flatten(signature.clone()).into_iter();
     let first = steps.next()?;
     let head = id_of(&first, new_id);
     let mut tail = Vec::new();
@@ -189,12 +185,11 @@ fn send(
 }
 
 /// Resolves a chain, and chains inside it, into its steps; what was said of the chain goes to the step it concerns.
-fn flatten(signature: &Signature) -> Vec<Signature> {
+fn flatten(mut signature: Signature) -> Vec<Signature> {
     if signature.kind != Kind::Chain {
-        return vec![signature.clone()];
+        return vec![signature];
     }
-    // Reading the signature has read the steps once, so they are well formed.
-    let mut steps: Vec<_> = signature.steps().unwrap_or_default().iter().flat_map(flatten).collect();
+    let mut steps: Vec<_> = signature.take_steps().into_iter().flat_map(flatten).collect();
     let stamped: Vec<_> = signature.option("stamped_headers").and_then(Json::as_array).unwrap_or_default().to_vec();
     if let Some(first) = steps.first_mut() {
         if !first.immutable {
@@ -264,12 +259,7 @@ fn group<'s>(
     (publications, Child::Group { id, members: children })
 }
 
-fn context<'a>(
-    request: &'a TaskRequest,
-    first: First<'a>,
-    options: &'a CanvasOptions,
-    now: Timestamp,
-) -> Context<'a> {
+fn context<'a>(request: &'a TaskRequest, first: First<'a>, options: &'a CanvasOptions, now: Timestamp) -> Context<'a> {
     let root_id = request.root_id.as_deref().unwrap_or(&request.id);
     Context { first, parent_id: &request.id, root_id, options, now }
 }

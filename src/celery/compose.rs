@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::canvas::CanvasOptions;
 use super::message::{Address, Field, Headers, Message, Properties, Publication};
-use super::signature::Signature;
+use super::signature::{Signature, option};
 use super::{repr, time};
 use crate::json::{Json, write_string};
 
@@ -41,25 +41,25 @@ pub(super) struct Place<'a> {
 }
 
 /// Checks the options that [`message`] relies upon.
-pub(super) fn check(signature: &Signature) -> Result<(), String> {
+pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
     let wrong = |name: &str, value: &Json| Err(format!("has an unusable {} as option {name}", value.python_type()));
     let epoch = Timestamp::UNIX_EPOCH;
     for name in ["countdown", "time_limit", "soft_time_limit", "priority", "group_index", "retries"] {
-        if let Some(value) = signature.option(name)
+        if let Some(value) = option(options, name)
             && value.as_f64().is_none_or(|number| time::later(epoch, number).is_none())
         {
             return wrong(name, value);
         }
     }
     for name in ["eta", "expires"] {
-        if let Some(value) = signature.option(name) {
+        if let Some(value) = option(options, name) {
             let number = name == "expires" && value.as_f64().is_some_and(|s| time::later(epoch, s).is_some());
             if !number && iso_text(value).and_then(time::instant).is_none() {
                 return wrong(name, value);
             }
         }
     }
-    if let Some(value) = signature.option("headers")
+    if let Some(value) = option(options, "headers")
         && value.as_object().is_none()
     {
         return wrong("headers", value);
@@ -122,10 +122,8 @@ fn headers(signature: &Signature, id: &str, place: Place<'_>, context: &Context<
         .and_then(Json::as_array)
         .map(|names| names.iter().filter_map(Json::as_text).collect())
         .unwrap_or_default();
-    let stamps: Headers = stamped
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?))))
-        .collect();
+    let stamps: Headers =
+        stamped.iter().filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?)))).collect();
     let group = signature.text("group_id").or(place.group.map(|(id, _)| id));
     let index = match place.group {
         Some((_, index)) => Field::Int(i64::try_from(index).unwrap_or(i64::MAX)),
@@ -185,7 +183,7 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_
     }
     out.push_str(",\"chain\":");
     // The steps a signature brings itself run before those that wait behind it, so they stand after them.
-    let own = signature.option("chain").and_then(Json::as_array);
+    let own = signature.option("chain").map(|own| own.as_array().unwrap_or(std::slice::from_ref(own)));
     if chain.is_none() && own.is_none() {
         out.push_str("null");
     } else {
@@ -219,10 +217,9 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_
 fn address(signature: &Signature, default_queue: &str) -> Address {
     let (queue, key) = (signature.text("queue"), signature.text("routing_key"));
     match signature.text("exchange") {
-        Some(exchange) => Address {
-            exchange: exchange.to_owned(),
-            routing_key: key.or(queue).unwrap_or(default_queue).to_owned(),
-        },
+        Some(exchange) => {
+            Address { exchange: exchange.to_owned(), routing_key: key.or(queue).unwrap_or(default_queue).to_owned() }
+        }
         // The default exchange reaches every queue by name and can never be missing.
         None => Address::queue(queue.or(key).unwrap_or(default_queue)),
     }

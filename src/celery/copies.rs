@@ -93,3 +93,90 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str) 
     }
     Publication { address: Address::queue(queue), message: copy }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::celery::message::Properties;
+
+    fn delivered() -> Message {
+        Message {
+            properties: Properties {
+                user_id: Some("producer".to_owned()),
+                expiration: Some("1000".to_owned()),
+                delivery_mode: Some(1),
+                priority: Some(5),
+                reply_to: Some("client".to_owned()),
+                ..Properties::default()
+            },
+            headers: [
+                ("task", Field::from("filestorage.store")),
+                ("x-death", Field::List(Vec::new())),
+                ("x-first-death-queue", "q".into()),
+                ("x-last-death-reason", "expired".into()),
+                ("x-delivery-count", Field::Int(3)),
+                ("CC", Field::List(vec!["other".into()])),
+                ("x-mine", Field::Int(1)),
+            ]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+            body: "body".into(),
+        }
+    }
+
+    #[test]
+    fn a_parked_message_is_fresh() {
+        let original = delivered();
+        let parked = park(&original);
+        assert_eq!(parked.headers.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["task", "x-mine"]);
+        assert_eq!(parked.properties.user_id, None);
+        assert_eq!(parked.properties.expiration, None);
+        assert_eq!(parked.properties.reply_to, original.properties.reply_to);
+        assert_eq!(parked.properties.delivery_mode, Some(1));
+        assert_eq!(parked.body, original.body);
+    }
+
+    #[test]
+    fn a_dead_copy_says_what_happened() {
+        let exception = Exception::not_registered("filestorage.nope");
+        let origin = Origin {
+            queue: "filestorage".to_owned(),
+            exchange: "tx".to_owned(),
+            routing_key: "files.all".to_owned(),
+            redelivered: true,
+        };
+        let death = Death { reason: "not-registered", exception: &exception, at: Timestamp::UNIX_EPOCH, worker: "w@h" };
+        let copy = dead(&delivered(), &origin, &death, "filestorage.dead");
+        assert_eq!(copy.address, Address::queue("filestorage.dead"));
+        let properties = &copy.message.properties;
+        assert_eq!((properties.delivery_mode, properties.priority), (Some(2), Some(5)));
+        assert_eq!((&properties.user_id, &properties.expiration), (&None, &None));
+        let headers = &copy.message.headers;
+        for (name, value) in [
+            ("reason", "not-registered"),
+            ("exception", "NotRegistered('filestorage.nope')"),
+            ("at", "1970-01-01T00:00:00.000000+00:00"),
+            ("worker", "w@h"),
+            ("queue", "filestorage"),
+            ("exchange", "tx"),
+            ("routing-key", "files.all"),
+            ("user-id", "producer"),
+            ("expiration", "1000"),
+            ("x-first-death-queue", "q"),
+        ] {
+            assert_eq!(headers.text(&format!("x-filestorage-dead-{name}")), Some(value), "{name}");
+        }
+        assert_eq!(headers.get("x-filestorage-dead-delivery-mode"), Some(&Field::Int(1)));
+        assert!(headers.get("x-filestorage-dead-cc").is_some() && headers.get("x-filestorage-dead-x-death").is_some());
+        for name in ["CC", "x-death", "x-delivery-count"] {
+            assert_eq!(headers.get(name), None, "{name}");
+        }
+        assert_eq!(headers.get("x-mine"), Some(&Field::Int(1)));
+
+        // Dying again after a replay tells the last death, not both.
+        let again = Death { reason: "crashed", ..death };
+        let copy = dead(&copy.message, &origin, &again, "filestorage.dead");
+        assert_eq!(copy.message.headers.text("x-filestorage-dead-reason"), Some("crashed"));
+    }
+}

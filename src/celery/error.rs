@@ -157,7 +157,14 @@ impl Exception {
     pub fn traceback(&self, task: &str) -> Option<String> {
         if matches!(
             self.exc_type.as_str(),
-            "NotRegistered" | "TimeLimitExceeded" | "WorkerLostError" | "TaskRevokedError" | "ContentDisallowed" | "DecodeError"
+            "NotRegistered"
+                | "TimeLimitExceeded"
+                | "WorkerLostError"
+                | "TaskRevokedError"
+                | "Reject"
+                | "Retry"
+                | "ContentDisallowed"
+                | "DecodeError"
         ) {
             return None;
         }
@@ -178,6 +185,8 @@ impl Exception {
     #[must_use]
     pub fn text(&self) -> String {
         match self.args.as_slice() {
+            // billiard's own words.
+            [] if self.exc_type == "SoftTimeLimitExceeded" => "SoftTimeLimitExceeded()".to_owned(),
             [] => String::new(),
             [Json::Number(errno), Json::Text(text), rest @ ..] if self.is_os_error() && rest.len() <= 1 => {
                 let file = rest.first().map(|key| format!(": {}", repr::python(key)));

@@ -173,7 +173,8 @@ impl Reader<'_> {
     fn tree(&self) -> Result<Json, Unreadable> {
         let limits = self.options.limits;
         let text = body::decode(self.message, &self.options.accept, limits).map_err(|error| {
-            let what = if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
+            let what =
+                if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
             self.unreadable(what, &format!("{}: {error}", self.subject()))
         })?;
         json::parse(&text, json::Limits { depth: limits.depth }).map_err(|error| {
@@ -232,14 +233,14 @@ impl Reader<'_> {
         let ignored = matches!(headers.get("ignore_result"), Some(Field::Bool(true) | Field::Int(1..)));
         let correlation = self.message.properties.correlation_id.as_deref().filter(|id| !id.is_empty());
         let reply = match (self.peek.reply_to, self.peek.id) {
-            (Some(queue), Some(id)) if !ignored => Some(ReplyTo {
+            (Some(queue), Some(id)) if !ignored => Some(Box::new(ReplyTo {
                 queue: queue.to_owned(),
                 task_id: id.to_owned(),
                 correlation_id: correlation.unwrap_or(id).to_owned(),
                 group: given(headers.get("group")),
                 parent_id: given(headers.get("parent_id")),
                 task: self.peek.task.unwrap_or_default().to_owned(),
-            }),
+            })),
             _ => None,
         };
         Unreadable {
@@ -253,7 +254,7 @@ impl Reader<'_> {
 
     /// Completes an error with the name and id that stood in a protocol 1 body.
     fn named(&self, error: Unreadable, request: &TaskRequest) -> Unreadable {
-        let reply = self.peek.reply_to.and(request.reply_address());
+        let reply = request.reply_address().map(Box::new);
         let message = match error.message.strip_prefix("message ") {
             Some(rest) => format!("task {} {rest}", request.task),
             None => error.message,

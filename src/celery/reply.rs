@@ -82,7 +82,7 @@ pub enum Child {
         /// The group's id.
         id: String,
         /// Its members in order.
-        members: Vec<Child>,
+        members: Vec<Self>,
     },
 }
 

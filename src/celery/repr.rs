@@ -26,6 +26,11 @@ fn write_python(out: &mut String, value: &Json) {
             out.push(']');
         }
         Json::Object(members) => {
+            if let Ok(Some(bytes)) = typed::bytes(value) {
+                out.push('b');
+                quote_with(out, bytes.into_iter().map(char::from), |c| c >= '\x7f');
+                return;
+            }
             out.push('{');
             for (place, (name, value)) in members.iter().enumerate() {
                 out.push_str(if place > 0 { ", " } else { "" });
@@ -39,20 +44,23 @@ fn write_python(out: &mut String, value: &Json) {
     }
 }
 
-/// Writes a string as Python quotes it: double quotes only around a lone single one.
 fn quote(out: &mut String, text: &str) {
-    let mark = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    quote_with(out, text.chars(), |c| ('\x7f'..='\u{a0}').contains(&c));
+}
+
+/// Writes characters as Python quotes them: double quotes only around lone single ones, `hidden` ones by number.
+fn quote_with(out: &mut String, text: impl Iterator<Item = char> + Clone, hidden: impl Fn(char) -> bool) {
+    let has = |mark| text.clone().any(|c| c == mark);
+    let mark = if has('\'') && !has('"') { '"' } else { '\'' };
     out.push(mark);
-    for character in text.chars() {
+    for character in text {
         match character {
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             c if c == mark => out.extend(['\\', c]),
-            c if (c as u32) < 0x20 || (0x7f..0xa1).contains(&(c as u32)) => {
-                out.push_str(&format!("\\x{:02x}", c as u32));
-            }
+            c if c < ' ' || hidden(c) => out.push_str(&format!("\\x{:02x}", c as u32)),
             c => out.push(c),
         }
     }
@@ -78,7 +86,14 @@ fn scalar_repr(value: &Json) -> String {
 /// Writes a float as Python does: shortest digits, an exponent of two digits from 1e16 and below 1e-4.
 fn float_repr(number: f64) -> String {
     if !number.is_finite() {
-        return if number.is_nan() { "nan" } else if number > 0.0 { "inf" } else { "-inf" }.to_owned();
+        return if number.is_nan() {
+            "nan"
+        } else if number > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_owned();
     }
     let scientific = format!("{number:e}");
     let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific };
@@ -312,8 +327,12 @@ mod tests {
             (r#""it's""#, r#""it's""#),
             (r#""it's \"x\"""#, r#"'it\'s "x"'"#),
             (r#""a\\\n\u0001é\u0085""#, r"'a\\\n\x01é\x85'"),
-            (r#"[null, true, 1.0, 1e22, 1e-5, 2, NaN, 1e400, -0.0]"#, "[None, True, 1.0, 1e+22, 1e-05, 2, nan, inf, -0.0]"),
+            (
+                r#"[null, true, 1.0, 1e22, 1e-5, 2, NaN, 1e400, -0.0]"#,
+                "[None, True, 1.0, 1e+22, 1e-05, 2, nan, inf, -0.0]",
+            ),
             (r#"{"a": {"b": []}}"#, "{'a': {'b': []}}"),
+            (r#"{"__type__": "base64", "__value__": "//5hCg=="}"#, r"b'\xff\xfea\n'"),
         ] {
             assert_eq!(python(&read(json)), repr);
         }

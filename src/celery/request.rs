@@ -154,7 +154,7 @@ pub struct Unreadable {
     /// Task id, as far as it could be read.
     pub id: Option<String>,
     /// Whom to answer, when id and reply address could be read and a result is wanted.
-    pub reply: Option<ReplyTo>,
+    pub reply: Option<Box<ReplyTo>>,
 }
 
 impl Unreadable {

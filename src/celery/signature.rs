@@ -35,6 +35,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    fn of(value: &Json) -> Result<Self, String> {
+        match value.get("subtask_type") {
+            None | Some(Json::Null) => Ok(Self::Task),
+            Some(kind) => match kind.as_text() {
+                Some("chain") => Ok(Self::Chain),
+                Some("group") => Ok(Self::Group),
+                Some("chord") => Ok(Self::Chord),
+                _ => Err("has an unknown subtask_type".to_owned()),
+            },
+        }
+    }
+
     const fn as_str(self) -> Option<&'static str> {
         match self {
             Self::Task => None,
@@ -46,43 +58,34 @@ impl Kind {
 }
 
 impl Signature {
-    /// Reads one signature and every one inside it that this worker may have to publish.
+    /// Reads one signature; those inside it that this worker may have to publish are checked with it.
     ///
     /// # Errors
     ///
     /// What is wrong with it, to be put behind the place where it stood: "has no task name".
     pub(super) fn read(value: Json) -> Result<Self, String> {
-        let Json::Object(members) = value else {
-            return Err(format!("is a {}, not a signature", value.python_type()));
-        };
+        check(&value)?;
         let mut signature = Self {
             task: String::new(),
             args: Vec::new(),
             kwargs: Vec::new(),
             options: Vec::new(),
-            kind: Kind::Task,
+            kind: Kind::of(&value)?,
             immutable: false,
             extra: Vec::new(),
         };
+        let Json::Object(members) = value else { return Ok(signature) };
         for (name, value) in members {
             match (name.as_str(), value) {
                 ("task", Json::Text(task)) => signature.task = task,
                 ("args", Json::Array(args)) => signature.args = args,
                 ("kwargs", Json::Object(kwargs)) => signature.kwargs = kwargs,
                 ("options", Json::Object(options)) => signature.options = options,
-                ("subtask_type", Json::Text(kind)) => signature.kind = kind_of(&kind)?,
                 ("immutable", Json::Bool(immutable)) => signature.immutable = immutable,
-                ("args" | "kwargs" | "options" | "subtask_type" | "immutable", Json::Null) => {}
-                ("task" | "args" | "kwargs" | "options" | "subtask_type" | "immutable", value) => {
-                    return Err(format!("has a {} as its {name}", value.python_type()));
-                }
+                ("args" | "kwargs" | "options" | "subtask_type" | "immutable", _) => {}
                 (_, value) => signature.extra.push((name, value)),
             }
         }
-        if signature.task.is_empty() {
-            return Err("has no task name".to_owned());
-        }
-        signature.check()?;
         Ok(signature)
     }
 
@@ -96,36 +99,29 @@ impl Signature {
         }
     }
 
-    /// Checks what composing a message from it relies upon.
-    fn check(&self) -> Result<(), String> {
-        for name in ["task_id", "reply_to", "queue", "exchange", "routing_key", "group_id", "shadow"] {
-            if let Some(value) = self.option(name)
-                && value.as_text().is_none()
-            {
-                return Err(format!("has a {} as option {name}", value.python_type()));
-            }
-        }
-        for name in ["link", "link_error", "chain"] {
-            if let Some(value) = self.option(name) {
-                Self::read_list(value.clone()).map_err(|cause| format!("has an option {name} that {cause}"))?;
-            }
-        }
-        super::compose::check(self)?;
-        if self.kind == Kind::Chain {
-            self.steps()?;
-        }
-        Ok(())
+    /// Takes the steps of a chain out of it, first to last.
+    pub(super) fn take_steps(&mut self) -> Vec<Self> {
+        let tasks = self.kwargs.iter_mut().find(|(name, _)| name == "tasks");
+        let tasks = tasks.map_or(Json::Null, |(_, tasks)| std::mem::replace(tasks, Json::Null));
+        // Reading the chain has checked its steps.
+        Self::read_list(tasks).unwrap_or_default()
     }
 
-    /// Reads the steps of a chain, first to last.
-    pub(super) fn steps(&self) -> Result<Vec<Self>, String> {
-        let tasks = self.kwargs.iter().find(|(name, _)| name == "tasks").map(|(_, tasks)| tasks.clone());
-        Self::read_list(tasks.unwrap_or(Json::Null)).map_err(|cause| format!("is a chain with a step that {cause}"))
+    /// Tells what would be started first: of a chain its first step, and so on.
+    pub(super) fn first_kind(&self) -> Kind {
+        let mut kind = self.kind;
+        let mut tasks = self.kwargs.iter().find(|(name, _)| name == "tasks").map(|(_, tasks)| tasks);
+        while kind == Kind::Chain {
+            let Some(first) = tasks.and_then(Json::as_array).and_then(<[Json]>::first) else { break };
+            kind = Kind::of(first).unwrap_or(Kind::Task);
+            tasks = first.get("kwargs").and_then(|kwargs| kwargs.get("tasks"));
+        }
+        kind
     }
 
     /// Looks an option up; null is absent.
     pub(super) fn option(&self, name: &str) -> Option<&Json> {
-        self.options.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| !value.is_null())
+        option(&self.options, name)
     }
 
     /// Looks a text option up; an empty one is absent.
@@ -167,11 +163,56 @@ impl Signature {
     }
 }
 
-fn kind_of(name: &str) -> Result<Kind, String> {
-    match name {
-        "chain" => Ok(Kind::Chain),
-        "group" => Ok(Kind::Group),
-        "chord" => Ok(Kind::Chord),
-        _ => Err("has an unknown subtask_type".to_owned()),
+/// Looks a member up; null is absent.
+pub(super) fn option<'j>(members: &'j [(String, Json)], name: &str) -> Option<&'j Json> {
+    members.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| !value.is_null())
+}
+
+/// Checks what composing a message from a signature relies upon, down to every step and link inside.
+fn check(value: &Json) -> Result<(), String> {
+    let Json::Object(members) = value else {
+        return Err(format!("is a {}, not a signature", value.python_type()));
+    };
+    let wrong = |name: &str, value: &Json| Err(format!("has a {} as its {name}", value.python_type()));
+    match option(members, "task") {
+        Some(Json::Text(task)) if !task.is_empty() => {}
+        Some(value) if value.as_text().is_none() => return wrong("task", value),
+        _ => return Err("has no task name".to_owned()),
+    }
+    if let Some(value) = option(members, "args").filter(|value| value.as_array().is_none()) {
+        return wrong("args", value);
+    }
+    if let Some(value) = option(members, "immutable").filter(|value| value.as_bool().is_none()) {
+        return wrong("immutable", value);
+    }
+    for name in ["kwargs", "options"] {
+        if let Some(value) = option(members, name).filter(|value| value.as_object().is_none()) {
+            return wrong(name, value);
+        }
+    }
+    let options = value.get("options").and_then(Json::as_object).unwrap_or_default();
+    for name in ["task_id", "reply_to", "queue", "exchange", "routing_key", "group_id", "shadow"] {
+        if let Some(value) = option(options, name).filter(|value| value.as_text().is_none()) {
+            return Err(format!("has a {} as option {name}", value.python_type()));
+        }
+    }
+    for name in ["link", "link_error", "chain"] {
+        if let Some(value) = option(options, name) {
+            check_list(value).map_err(|cause| format!("has an option {name} that {cause}"))?;
+        }
+    }
+    super::compose::check(options)?;
+    if Kind::of(value)? == Kind::Chain {
+        let tasks = value.get("kwargs").and_then(|kwargs| kwargs.get("tasks")).unwrap_or(&Json::Null);
+        check_list(tasks).map_err(|cause| format!("has a step that {cause}"))?;
+    }
+    Ok(())
+}
+
+fn check_list(value: &Json) -> Result<(), String> {
+    match value {
+        Json::Null => Ok(()),
+        Json::Array(items) => items.iter().try_for_each(check),
+        one => check(one),
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn limit(seconds: f64) -> Option<Duration> {
 
 /// Adds seconds to an instant, if the calendar has that day.
 pub(super) fn later(from: Timestamp, seconds: f64) -> Option<Timestamp> {
-    if !(seconds.abs() < 1e12) {
+    if seconds.is_nan() || seconds.abs() > 1e12 {
         return None;
     }
     from.checked_add(SignedDuration::from_micros((seconds * 1e6).round() as i64)).ok()

@@ -1,0 +1,240 @@
+//! What follows a task where no recording says it: nested chains, groups of chains, routes, times.
+
+#![allow(clippy::unwrap_used)]
+
+use filestorage::celery::canvas::{
+    AfterFailure, AfterSuccess, CanvasOptions, Unsupported, after_failure, after_success,
+};
+use filestorage::celery::error::Exception;
+use filestorage::celery::message::{Address, Field, Message, Properties, Publication};
+use filestorage::celery::reply::{Child, ReplyOptions, State, reply};
+use filestorage::celery::request::{ReadOptions, TaskRequest, read};
+use filestorage::json::{Json, Limits, parse};
+use jiff::Timestamp;
+
+fn parent(embed: &str) -> TaskRequest {
+    let message = Message {
+        properties: Properties {
+            content_type: Some("application/json".to_owned()),
+            reply_to: Some("client".to_owned()),
+            ..Properties::default()
+        },
+        headers: [("task", "t.first"), ("id", "parent"), ("root_id", "root")]
+            .map(|(name, value)| (name.to_owned(), Field::from(value)))
+            .into_iter()
+            .collect(),
+        body: format!("[[], {{}}, {embed}]").into(),
+    };
+    read(&message, &ReadOptions::default()).unwrap()
+}
+
+fn counting() -> impl FnMut() -> String {
+    let mut count = 0;
+    move || {
+        count += 1;
+        format!("new{count}")
+    }
+}
+
+fn options() -> CanvasOptions {
+    CanvasOptions { default_queue: "filestorage".to_owned(), origin: "w@h".to_owned() }
+}
+
+fn success(embed: &str) -> Result<AfterSuccess, Unsupported> {
+    after_success(&parent(embed), "1", &options(), Timestamp::UNIX_EPOCH, &mut counting())
+}
+
+fn failure(request: &TaskRequest) -> AfterFailure {
+    let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: true };
+    let error = Exception::value_error("x");
+    after_failure(request, &error, &options(), &replies, Timestamp::UNIX_EPOCH, &mut counting())
+}
+
+fn body(publication: &Publication) -> Json {
+    parse(&publication.message.body, Limits::default()).unwrap()
+}
+
+fn chain_of(publication: &Publication) -> Vec<(String, String)> {
+    let body = body(publication);
+    let text = |step: &Json, name: &str| step.get(name).and_then(Json::as_text).unwrap_or_default().to_owned();
+    let chain = body.as_array().unwrap()[2].get("chain").unwrap().as_array().unwrap().to_vec();
+    chain.iter().map(|step| (text(step, "task"), text(step.get("options").unwrap(), "task_id"))).collect()
+}
+
+/// A chain of chains: b, then (c, d), then e; with arguments, links and ids said of the chain itself.
+const NESTED: &str = r#"{"task": "celery.chain", "args": ["pre"], "kwargs": {"tasks": [
+    {"task": "b", "args": ["own"]},
+    {"task": "celery.chain", "subtask_type": "chain", "kwargs": {"tasks": [{"task": "c"}, {"task": "d"}]}},
+    {"task": "e", "options": {"link": {"task": "mine"}}}
+    ]}, "options": {"task_id": "whole", "queue": "fast", "link": [{"task": "linked"}], "link_error": {"task": "err"}},
+    "subtask_type": "chain", "immutable": false}"#;
+
+#[test]
+fn a_chain_inside_a_chain_runs_before_the_rest() {
+    let after =
+        success(&format!(r#"{{"chain": [{{"task": "z", "options": {{"task_id": "z"}}}}, {NESTED}]}}"#)).unwrap();
+    let [step] = after.publications.as_slice() else { panic!() };
+    assert_eq!(step.message.headers.text("task"), Some("b"));
+    assert_eq!(step.address, Address::queue("fast"));
+    assert_eq!(body(step).as_array().unwrap()[0].compact(), r#"[1,"pre","own"]"#);
+    let id = |task: &str, id: &str| (task.to_owned(), id.to_owned());
+    // In reverse: z comes last of all, and the chain's own id is its last task's.
+    assert_eq!(chain_of(step), [id("z", "z"), id("e", "whole"), id("d", "new3"), id("c", "new2")]);
+    let whole = body(step);
+    let embed = &whole.as_array().unwrap()[2];
+    assert_eq!(embed.get("errbacks").unwrap().compact(), r#"[{"task":"err"}]"#);
+    let last = &embed.get("chain").unwrap().as_array().unwrap()[1];
+    let options = last.get("options").unwrap();
+    assert_eq!(options.get("link").unwrap().compact(), r#"[{"task":"mine"},{"task":"linked"}]"#);
+    assert_eq!(options.get("link_error").unwrap().compact(), r#"[{"task":"err"}]"#);
+    assert_eq!(options.get("queue"), None);
+    assert_eq!(options.get("root_id"), Some(&"root".into()));
+    assert_eq!(after.children, [Child::Task("new1".to_owned())]);
+}
+
+#[test]
+fn an_immutable_chain_takes_no_result() {
+    let chain = NESTED.replace(r#""immutable": false"#, r#""immutable": true"#);
+    let after = success(&format!(r#"{{"callbacks": [{chain}]}}"#)).unwrap();
+    assert_eq!(body(&after.publications[0]).as_array().unwrap()[0].compact(), r#"["pre","own"]"#);
+}
+
+#[test]
+fn a_chain_among_several_callbacks_is_one_member() {
+    let after = success(&format!(
+        r#"{{"callbacks": [{{"task": "a"}}, {NESTED}, {{"task": "celery.chain", "subtask_type": "chain", "kwargs": {{}}}}]}}"#
+    ))
+    .unwrap();
+    let [a, b] = after.publications.as_slice() else { panic!() };
+    assert_eq!(
+        (a.message.headers.text("group"), a.message.headers.get("group_index")),
+        (Some("new1"), Some(&Field::Int(0)))
+    );
+    // Of a chain, the end is the group's member.
+    assert_eq!((b.message.headers.text("group"), b.message.headers.get("group_index")), (None, Some(&Field::Void)));
+    let tail = body(b).as_array().unwrap()[2].get("chain").unwrap().as_array().unwrap()[0].clone();
+    assert_eq!(tail.get("options").unwrap().get("group_id"), Some(&"new1".into()));
+    assert_eq!(tail.get("options").unwrap().get("group_index"), Some(&1.into()));
+    let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: true };
+    let state = State::Success { result: "1", children: &after.children };
+    let reply = reply(&parent("null"), &state, None, &replies, Timestamp::UNIX_EPOCH).unwrap();
+    assert_eq!(
+        body(&reply).get("children").unwrap().compact(),
+        concat!(
+            r#"[[["new1",null],[[["new2",null],null],"#,
+            r#"[["whole",[["new5",[["new4",[["new3",null],null]],null]],null]],null]]]]"#
+        )
+    );
+}
+
+#[test]
+fn callbacks_come_before_the_next_step() {
+    let after = success(r#"{"callbacks": [{"task": "c"}], "chain": [{"task": "s"}]}"#).unwrap();
+    let tasks: Vec<_> = after.publications.iter().map(|sent| sent.message.headers.text("task").unwrap()).collect();
+    assert_eq!(tasks, ["c", "s"]);
+    assert_eq!(after.children, [Child::Task("new1".to_owned()), Child::Task("new2".to_owned())]);
+    assert_eq!(success("null").unwrap(), AfterSuccess::default());
+}
+
+#[test]
+fn groups_and_chords_are_refused_where_they_would_start() {
+    for (kind, words) in [("group", "followed by a group"), ("chord", "followed by a chord")] {
+        let complex = format!(r#"{{"task": "celery.{kind}", "subtask_type": "{kind}", "kwargs": {{"tasks": []}}}}"#);
+        let chain =
+            format!(r#"{{"task": "celery.chain", "subtask_type": "chain", "kwargs": {{"tasks": [{complex}]}}}}"#);
+        for first in [&complex, &chain] {
+            for embed in
+                [format!(r#"{{"chain": [{first}]}}"#), format!(r#"{{"callbacks": [{{"task": "a"}}, {first}]}}"#)]
+            {
+                assert!(success(&embed).unwrap_err().to_string().contains(words), "{embed}");
+            }
+        }
+        // Behind the next step somebody else may be able to start it.
+        let later = success(&format!(r#"{{"chain": [{complex}, {{"task": "s"}}]}}"#)).unwrap();
+        assert_eq!(chain_of(&later.publications[0])[0].0, format!("celery.{kind}"));
+    }
+    assert!(success(r#"{"chord": {"task": "x"}}"#).unwrap_err().to_string().contains("member of a chord"));
+}
+
+fn sent(options: &str) -> Publication {
+    let after = success(&format!(r#"{{"callbacks": [{{"task": "a", "options": {options}}}]}}"#)).unwrap();
+    after.publications.into_iter().next().unwrap()
+}
+
+#[test]
+fn signatures_choose_their_route() {
+    let address = |exchange: &str, key: &str| Address { exchange: exchange.to_owned(), routing_key: key.to_owned() };
+    for (options, route) in [
+        ("{}", address("", "filestorage")),
+        (r#"{"queue": "q"}"#, address("", "q")),
+        (r#"{"queue": null}"#, address("", "filestorage")),
+        (r#"{"routing_key": "k"}"#, address("", "k")),
+        (r#"{"exchange": "x", "routing_key": "k"}"#, address("x", "k")),
+        (r#"{"exchange": "x", "queue": "q"}"#, address("x", "q")),
+    ] {
+        assert_eq!(sent(options).address, route, "{options}");
+    }
+}
+
+#[test]
+fn signatures_choose_their_times_and_properties() {
+    let typed = sent(r#"{"eta": {"__type__": "datetime", "__value__": "2030-01-02T03:04:05+05:30"}}"#);
+    assert_eq!(typed.message.headers.text("eta"), Some("2030-01-02T03:04:05+05:30"));
+    let expiring = sent(r#"{"expires": "1970-01-01T00:00:01.5"}"#);
+    assert_eq!(expiring.message.headers.text("expires"), Some("1970-01-01T00:00:01.5"));
+    assert_eq!(expiring.message.properties.expiration.as_deref(), Some("1500"));
+    assert_eq!(sent(r#"{"expires": -5}"#).message.properties.expiration.as_deref(), Some("0"));
+    let plain = sent("{}").message;
+    assert_eq!((plain.properties.priority, plain.properties.delivery_mode), (Some(0), Some(2)));
+    assert_eq!(plain.properties.reply_to.as_deref(), Some(""));
+    let chosen = sent(
+        r#"{"priority": 900, "delivery_mode": 1, "reply_to": "r", "time_limit": 30, "soft_time_limit": 1.5,
+        "shadow": "s", "retries": 2, "headers": {"x": {"y": [1, null, true, 1.5]}, "lang": "rs"}, "add_to_parent": true}"#,
+    )
+    .message;
+    assert_eq!((chosen.properties.priority, chosen.properties.delivery_mode), (Some(255), Some(1)));
+    assert_eq!(chosen.properties.reply_to.as_deref(), Some("r"));
+    assert_eq!(chosen.headers.get("timelimit"), Some(&Field::List(vec![Field::Int(30), Field::Float(1.5)])));
+    assert_eq!((chosen.headers.text("shadow"), chosen.headers.text("lang")), (Some("s"), Some("rs")));
+    assert_eq!(chosen.headers.get("retries"), Some(&Field::Int(2)));
+    let list = Field::List(vec![Field::Int(1), Field::Void, Field::Bool(true), Field::Float(1.5)]);
+    assert_eq!(chosen.headers.get("x"), Some(&Field::Table([("y".to_owned(), list)].into_iter().collect())));
+    assert_eq!(chosen.headers.get("add_to_parent"), None);
+}
+
+#[test]
+fn a_failure_reaches_all_who_wait() {
+    let member = |id: &str| format!(r#"{{"task": "m", "options": {{"task_id": "{id}", "reply_to": "client"}}}}"#);
+    let mut request = parent(&format!(
+        r#"{{"chain": [
+            {{"task": "celery.group", "subtask_type": "group", "kwargs": {{"tasks": [{}, {}]}}, "options": {{"task_id": "g"}}}},
+            {{"task": "celery.chord", "subtask_type": "chord", "kwargs": {{"header": [{}], "body": {}}}}},
+            {{"task": "nobody waits"}},
+            {}]}}"#,
+        member("m1"),
+        member("m2"),
+        member("h"),
+        member("body"),
+        member("s")
+    ));
+    let told = |request: &TaskRequest| -> Vec<String> {
+        let bodies = failure(request).publications.iter().map(body).collect::<Vec<_>>();
+        assert!(bodies.iter().all(|body| body.get("status") == Some(&"FAILURE".into())));
+        bodies.iter().map(|body| body.get("task_id").unwrap().as_text().unwrap().to_owned()).collect()
+    };
+    assert_eq!(told(&request), ["m1", "m2", "h", "body", "s"]);
+    request.ignore_result = true;
+    assert!(told(&request).is_empty());
+}
+
+#[test]
+fn errbacks_that_can_be_sent_are_sent() {
+    let request = parent(&format!(
+        r#"{{"errbacks": [{{"task": "celery.group", "subtask_type": "group", "kwargs": {{"tasks": []}}}}, {{"task": "e"}}, {NESTED}]}}"#
+    ));
+    let after = failure(&request);
+    assert!(after.unsupported.is_some());
+    let tasks: Vec<_> = after.publications.iter().map(|sent| sent.message.headers.text("task").unwrap()).collect();
+    assert_eq!(tasks, ["e", "b"]);
+    assert_eq!(body(&after.publications[1]).as_array().unwrap()[0].compact(), r#"["parent","pre","own"]"#);
+}
