@@ -32,7 +32,7 @@ impl Folders {
                 durable.remove(ancestor);
             }
         }
-        fs::create_dir_all(folder)
+        create_again(folder)
     }
 
     /// Syncs the names in a folder, and once the folder's own name and those above it.
@@ -64,6 +64,14 @@ pub(super) fn create_durably(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(&folder)?;
     sync_folder(&folder)?;
     missing.into_iter().filter_map(Path::parent).try_for_each(sync_folder)
+}
+
+/// Makes a folder that was not there; that somebody removes what is above it meanwhile is left to the next try.
+pub(super) fn create_again(folder: &Path) -> io::Result<()> {
+    match fs::create_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

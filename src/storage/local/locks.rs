@@ -50,7 +50,7 @@ impl Locks {
         let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.folder)?;
+                super::folders::create_again(&self.folder)?;
                 open()
             }
             result => result,

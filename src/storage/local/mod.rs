@@ -33,6 +33,9 @@ use super::{Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
 const MAX_ROOT_BYTES: usize = 900;
 
+/// How often a write is tried whose folder or temporary file somebody removes again and again.
+const TRIES: usize = 100;
+
 /// Keeps objects as files that can be read without this program. Cheap to clone.
 ///
 /// Everything blocking runs on the runtime's blocking threads, one hop an operation.

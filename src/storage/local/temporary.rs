@@ -58,12 +58,14 @@ impl Nursery {
 
     /// Makes an empty locked file.
     pub(super) fn create(&self) -> io::Result<Temporary> {
+        let mut tries = 0;
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let path = self.folder.join(format!("{}-{number}", self.instance.simple()));
             let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(&self.folder)?;
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < super::TRIES => {
+                    tries += 1;
+                    super::folders::create_again(&self.folder)?;
                     continue;
                 }
                 result => result?,
@@ -83,7 +85,12 @@ impl Nursery {
     /// Removes the files whose writers are gone; returns how many.
     pub(super) fn sweep(&self) -> io::Result<u64> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.folder)? {
+        let entries = match fs::read_dir(&self.folder) {
+            // Somebody removed it; the next write makes it again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             if !entry.file_type()?.is_file() {
                 continue;

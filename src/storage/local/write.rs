@@ -8,11 +8,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Root, fault, header, read};
+use super::{Root, TRIES, fault, header, read};
 use crate::storage::{Condition, Delete, Error, ErrorKind, Key, Object, Operation, Put, Result};
-
-/// How often a write is tried whose folder or temporary file somebody removes again and again.
-const TRIES: usize = 100;
 
 impl Root {
     pub(super) fn put(&self, key: &Key, object: &Object, how: &Put) -> Result<()> {

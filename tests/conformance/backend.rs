@@ -1,0 +1,245 @@
+//! What every backend must do, over `&dyn Backend` alone.
+
+use std::sync::Arc;
+
+use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Fence, Key, Page, Put, Result};
+use futures_util::future::try_join_all;
+
+use crate::support::{Tally, expired, key, keys, noise, object, text};
+
+/// Runs all of it; the two may be one backend or two instances on one place.
+pub(crate) async fn suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, tally: &Tally) {
+    one.probe().await.unwrap();
+    values(&**one, &**other, tally).await;
+    every_key(&**one, &**other, tally).await;
+    conditions(&**one, tally).await;
+    fences(&**one, tally).await;
+    listing(&**one, tally).await;
+    races(one, other, tally).await;
+    overwritten_while_read(one, other, tally).await;
+}
+
+fn when(condition: Condition) -> Put {
+    Put { condition, ..Put::default() }
+}
+
+fn only(generation: &str) -> Delete {
+    Delete { generation: Some(generation.to_owned()), ..Delete::default() }
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+    result.unwrap_err().kind
+}
+
+async fn values(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
+    let it = key("values/it");
+    for size in [0, 1, 200, 3_000, 4_095, 4_096, 4_097, 65_000, 65_536, 70_000, 1 << 20, (8 << 20) - 1, 8 << 20] {
+        let wanted = object(noise(size, size as u64));
+        one.put(&it, wanted.clone(), Put::default()).await.unwrap();
+        let found = other.get(&it).await.unwrap().unwrap();
+        assert!(found.payload == wanted.payload, "{size} bytes");
+        tally.equal(text(&found.attributes), text(&wanted.attributes));
+        tally.equal(other.stat(&it).await.unwrap().map(|it| text(&it)), Some(text(&wanted.attributes)));
+    }
+    for payload in ["\n", "\n\n{}\n", "{\"format\":1}\n"] {
+        one.put(&it, object(payload), Put::default()).await.unwrap();
+        tally.equal(&*other.get(&it).await.unwrap().unwrap().payload, payload.as_bytes());
+    }
+    one.flush(&it).await.unwrap();
+    tally.equal(other.delete(&it, Delete::default()).await.unwrap(), true);
+    tally.equal(one.get(&it).await.unwrap().is_none(), true);
+    tally.equal(one.stat(&it).await.unwrap().is_none(), true);
+    tally.equal(one.delete(&it, Delete::default()).await.unwrap(), false);
+    one.flush(&it).await.unwrap();
+    one.flush(&key("never/was/there")).await.unwrap();
+}
+
+async fn every_key(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
+    let keys: Vec<Key> = keys().into_iter().collect();
+    try_join_all(keys.iter().map(|key| one.put(key, object(key.as_str().to_owned()), Put::default()))).await.unwrap();
+    for key in &keys {
+        tally.equal(&*other.get(key).await.unwrap().unwrap().payload, key.as_str().as_bytes());
+    }
+    let all = other.list(&Page::default()).await.unwrap();
+    tally.equal(all.entries.iter().map(|entry| &entry.key).collect::<Vec<_>>(), keys.iter().collect());
+    tally.equal((all.foreign, all.more), (0, false));
+    pages(one, &keys, tally).await;
+    for (position, key) in keys.iter().enumerate() {
+        assert!(one.delete(key, Delete::default()).await.unwrap());
+        if let Some(next) = keys.get(position + 1) {
+            assert!(other.stat(next).await.unwrap().is_some(), "{next:?} went with {key:?}");
+        }
+        tally.case();
+    }
+    tally.equal(other.list(&Page::default()).await.unwrap().entries.len(), 0);
+}
+
+/// Every combination of prefix, start and limit against the plain definition.
+async fn pages(one: &dyn Backend, keys: &[Key], tally: &Tally) {
+    let long = "x".repeat(198);
+    for prefix in ["", "a", "a/", "a.obj", "a.obj/", "é", "x", "x/", &long, &long[..70], "\u{10ffff}", "none"] {
+        for after in
+            ["", "a", "a/", "a.obj", "a/b", &format!("{long} "), &format!("{long}é"), "x/x", "\u{10ffff}\u{10ffff}"]
+        {
+            for limit in [None, Some(0), Some(1), Some(3), Some(50), Some(100_000)] {
+                let start_after = (!after.is_empty()).then(|| after.to_owned());
+                let page = Page { prefix: prefix.to_owned(), start_after, limit };
+                let mut wanted: Vec<_> =
+                    keys.iter().filter(|key| key.as_str().starts_with(prefix) && key.as_str() > after).collect();
+                let more = wanted.len() > limit.unwrap_or(usize::MAX);
+                wanted.truncate(limit.unwrap_or(usize::MAX));
+                let found = one.list(&page).await.unwrap();
+                assert_eq!(found.entries.iter().map(|entry| &entry.key).collect::<Vec<_>>(), wanted, "{page:?}");
+                assert_eq!(found.more, more, "{page:?}");
+                tally.case();
+            }
+        }
+    }
+}
+
+async fn listing(one: &dyn Backend, tally: &Tally) {
+    let mut keys: Vec<Key> =
+        (0..2_500).map(|number| key(&format!("many/{}/{number}", ["a", "b c", "ü"][number % 3]))).collect();
+    try_join_all(keys.iter().map(|key| one.put(key, object("x"), Put::default()))).await.unwrap();
+    let gone = key("many/expired");
+    let gone_object = expired("x");
+    let expiry = gone_object.attributes.expires_at;
+    one.put(&gone, gone_object, Put::default()).await.unwrap();
+    keys.push(gone.clone());
+    keys.sort_unstable();
+    let (mut found, mut page) = (Vec::new(), Page { prefix: "many/".to_owned(), limit: Some(700), ..Page::default() });
+    loop {
+        let listing = one.list(&page).await.unwrap();
+        page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+        found.extend(listing.entries);
+        if !listing.more {
+            break;
+        }
+    }
+    tally.equal(found.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(), keys.clone());
+    tally.equal(found.iter().find(|entry| entry.key == gone).unwrap().expires_at, expiry);
+    tally.equal(found.iter().filter(|entry| entry.expires_at.is_some()).count(), 1);
+    try_join_all(keys.iter().map(|key| one.delete(key, Delete::default()))).await.unwrap();
+}
+
+async fn conditions(one: &dyn Backend, tally: &Tally) {
+    let it = key("conditions/it");
+    let first = object("1");
+    let generation = first.attributes.generation.clone();
+    let exactly = |generation: &str| when(Condition::Generation(generation.to_owned()));
+    tally.equal(kind(one.put(&it, object("0"), exactly("g")).await), ErrorKind::Precondition);
+    tally.equal(one.stat(&it).await.unwrap().is_none(), true);
+    tally.equal(one.delete(&it, only("g")).await.unwrap(), false);
+    one.put(&it, first, when(Condition::Absent)).await.unwrap();
+    tally.equal(kind(one.put(&it, object("2"), when(Condition::Absent)).await), ErrorKind::Precondition);
+    tally.equal(kind(one.put(&it, object("2"), exactly("g")).await), ErrorKind::Precondition);
+    tally.equal(kind(one.delete(&it, only("g")).await), ErrorKind::Precondition);
+    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"1");
+    one.put(&it, object("2"), exactly(&generation)).await.unwrap();
+    tally.equal(kind(one.put(&it, object("3"), exactly(&generation)).await), ErrorKind::Precondition);
+    let now = one.stat(&it).await.unwrap().unwrap().generation;
+    tally.equal(now == generation, false);
+    tally.equal(one.delete(&it, only(&now)).await.unwrap(), true);
+    // An expired object is absent, and has no generation a store could name, but one that a clean-up can.
+    let past = expired("4");
+    let generation = past.attributes.generation.clone();
+    one.put(&it, past.clone(), Put::default()).await.unwrap();
+    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"4");
+    tally.equal(kind(one.put(&it, object("5"), exactly(&generation)).await), ErrorKind::Precondition);
+    one.put(&it, object("5"), when(Condition::Absent)).await.unwrap();
+    tally.equal(kind(one.delete(&it, only(&generation)).await), ErrorKind::Precondition);
+    one.put(&it, past, Put::default()).await.unwrap();
+    tally.equal(one.delete(&it, only(&generation)).await.unwrap(), true);
+    // Another key's object plays no part.
+    one.put(&key("conditions"), object("6"), when(Condition::Absent)).await.unwrap();
+    one.put(&key("conditions/it/x"), object("7"), when(Condition::Absent)).await.unwrap();
+    tally.equal(one.delete(&key("conditions"), Delete::default()).await.unwrap(), true);
+    tally.equal(one.delete(&key("conditions/it/x"), Delete::default()).await.unwrap(), true);
+}
+
+async fn fences(one: &dyn Backend, tally: &Tally) {
+    let it = key("fences/it");
+    let abandoned = || {
+        let fence = Fence::default();
+        assert!(fence.abandon());
+        fence
+    };
+    tally.equal(
+        kind(one.put(&it, object("1"), Put { fence: abandoned(), ..Put::default() }).await),
+        ErrorKind::Abandoned,
+    );
+    tally.equal(one.stat(&it).await.unwrap().is_none(), true);
+    let fence = Fence::default();
+    one.put(&it, object("2"), Put { fence: fence.clone(), ..Put::default() }).await.unwrap();
+    tally.equal(fence.abandon(), false);
+    tally.equal(
+        kind(one.put(&it, object("3"), Put { fence: abandoned(), ..Put::default() }).await),
+        ErrorKind::Abandoned,
+    );
+    let how = Delete { fence: abandoned(), ..Delete::default() };
+    tally.equal(kind(one.delete(&it, how).await), ErrorKind::Abandoned);
+    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"2");
+    // A condition that does not hold leaves the fence open: nothing was committed.
+    let fence = Fence::default();
+    let how = Put { condition: Condition::Absent, fence: fence.clone() };
+    tally.equal(kind(one.put(&it, object("4"), how).await), ErrorKind::Precondition);
+    tally.equal(fence.abandon(), true);
+    assert!(one.delete(&it, Delete::default()).await.unwrap());
+}
+
+async fn races(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, tally: &Tally) {
+    for round in 0..200 {
+        let it = key(&format!("races/{}", round % 7));
+        let condition = match one.stat(&it).await.unwrap() {
+            None => Condition::Absent,
+            Some(present) => Condition::Generation(present.generation),
+        };
+        let contenders: Vec<_> =
+            (0..4).map(|number| (if number % 2 == 0 { one } else { other }, object("x"))).collect();
+        let tasks = contenders.iter().map(|(backend, object)| {
+            let (backend, object, it, how) = (Arc::clone(backend), object.clone(), it.clone(), when(condition.clone()));
+            tokio::spawn(async move { backend.put(&it, object, how).await })
+        });
+        let outcomes = try_join_all(tasks).await.unwrap();
+        let winners: Vec<_> = (0..4).filter(|&number| outcomes[number].is_ok()).collect();
+        assert_eq!(winners.len(), 1, "{outcomes:?}");
+        let losers = outcomes.into_iter().filter_map(Result::err);
+        assert!(losers.into_iter().all(|error| error.kind == ErrorKind::Precondition));
+        let winner = &contenders[winners[0]].1.attributes.generation;
+        tally.equal(&one.stat(&it).await.unwrap().unwrap().generation, winner);
+        if round % 3 == 0 {
+            let deletes = [one, other].map(|backend| {
+                let (backend, it) = (Arc::clone(backend), it.clone());
+                tokio::spawn(async move { backend.delete(&it, Delete::default()).await.unwrap() })
+            });
+            let removed = try_join_all(deletes).await.unwrap();
+            tally.equal(removed.into_iter().filter(|&removed| removed).count(), 1);
+        }
+    }
+    for number in 0..7 {
+        one.delete(&key(&format!("races/{number}")), Delete::default()).await.unwrap();
+    }
+}
+
+async fn overwritten_while_read(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, tally: &Tally) {
+    let it = key("mixed/it");
+    one.put(&it, object(vec![b'z'; 9]), Put::default()).await.unwrap();
+    let writer = {
+        let (one, it) = (Arc::clone(one), it.clone());
+        tokio::spawn(async move {
+            for round in 0..300_usize {
+                let payload = vec![b'a' + (round % 26) as u8; [100, 5_000, 300_000][round % 3]];
+                one.put(&it, object(payload), Put::default()).await.unwrap();
+            }
+        })
+    };
+    while !writer.is_finished() {
+        let found = other.get(&it).await.unwrap().unwrap();
+        assert_eq!(found.attributes.size, found.payload.len() as u64);
+        assert!(found.payload.windows(2).all(|pair| pair[0] == pair[1]));
+        assert!(other.stat(&it).await.unwrap().is_some());
+        tally.case();
+    }
+    writer.await.unwrap();
+    one.delete(&it, Delete::default()).await.unwrap();
+}

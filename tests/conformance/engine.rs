@@ -1,0 +1,284 @@
+//! What the engine promises over any backend.
+
+use bytes::Bytes;
+use filestorage::storage::{
+    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata,
+    Redelivered, StoreOptions, Value,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::support::{Tally, key, keys, noise};
+
+pub(crate) async fn suite(engine: &Engine, tally: &Tally) {
+    values(engine, tally).await;
+    ranges(engine, tally).await;
+    receipts(engine, tally).await;
+    expiry(engine, tally).await;
+    lists(engine, tally).await;
+    redelivered_stores(engine, tally).await;
+    redelivered_deletes(engine, tally).await;
+    counters(engine, tally).await;
+}
+
+fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
+
+async fn get(engine: &Engine, name: &str) -> Option<Value> {
+    engine.retrieve(&key(name), None).await.unwrap().map(|found| found.value)
+}
+
+async fn put(engine: &Engine, name: &str, value: &str) -> filestorage::storage::Receipt {
+    engine.store(&key(name), text(value), StoreOptions::default()).await.unwrap()
+}
+
+async fn values(engine: &Engine, tally: &Tally) {
+    let deep = format!("{}{}", "[".repeat(150), "]".repeat(150));
+    let json =
+        ["null", "1180591620717411303424", "-0.0", "1e400", "NaN", "[-Infinity,Infinity]", "{\"ü\":[1.0,true]}", &deep];
+    let mut values: Vec<Value> = json.iter().map(|json| Value::Json((*json).to_owned())).collect();
+    values.extend(["", "123", "null", "{\"a\":1}", "ünï\0\r\n🦀"].map(text));
+    values.extend([&b""[..], b"hello", b"\xff\xfe\0", b"(lp0\n."].map(|bytes| Value::Bytes(Bytes::from_static(bytes))));
+    values.push(Value::Bytes(noise(8 << 20, 3).into()));
+    for value in values {
+        let receipt = engine.store(&key("v"), value.clone(), StoreOptions::default()).await.unwrap();
+        let found = engine.retrieve(&key("v"), None).await.unwrap().unwrap();
+        assert!(found.value == value, "{receipt:?}");
+        tally.equal(found.receipt, receipt.clone());
+        tally.equal(receipt.kind, value.kind());
+        tally.equal(engine.stat(&key("v")).await.unwrap().map(|stat| stat.receipt), Some(receipt));
+    }
+    tally.equal(engine.exists(&key("v")).await.unwrap(), true);
+    engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
+    engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
+    tally.equal(engine.exists(&key("v")).await.unwrap(), false);
+    tally.equal(get(engine, "v").await, None);
+    tally.equal(engine.stat(&key("v")).await.unwrap().is_none(), true);
+    engine.probe().await.unwrap();
+}
+
+async fn ranges(engine: &Engine, tally: &Tally) {
+    put(engine, "r", "añb").await;
+    for (offset, length, wanted) in [
+        (0, None, &b"a\xc3\xb1b"[..]),
+        (0, Some(2), b"a\xc3"),
+        (2, Some(1), b"\xb1"),
+        (3, Some(u64::MAX), b"b"),
+        (1, Some(0), b""),
+        (4, None, b""),
+        (u64::MAX, Some(u64::MAX), b""),
+    ] {
+        let range = Some(ByteRange { offset, length });
+        let found = engine.retrieve(&key("r"), range).await.unwrap().unwrap();
+        tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
+        tally.equal(found.receipt.size, 4);
+    }
+    engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
+    let refused = engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap_err();
+    tally.equal(refused.kind, ErrorKind::Invalid);
+    engine.delete(&key("r"), DeleteOptions::default()).await.unwrap();
+    tally.equal(engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap().is_none(), true);
+}
+
+async fn receipts(engine: &Engine, tally: &Tally) {
+    let options = StoreOptions {
+        metadata: Some(Metadata::parse(r#"{"b": 1e400, "a": "ü"}"#).unwrap()),
+        content_type: Some(ContentType::parse("text/csv").unwrap()),
+        expires_at: Some("2999-01-02T03:04:05+01:00".parse().unwrap()),
+        ..StoreOptions::default()
+    };
+    engine.store(&key("ä/b"), text("1"), options).await.unwrap();
+    let stat = engine.stat(&key("ä/b")).await.unwrap().unwrap();
+    let json: serde_json::Value = serde_json::to_value(&stat).map_err(|error| error.to_string()).unwrap_or_else(|_| {
+        // 1e400 is no `f64`, so a tree cannot hold it; the text can.
+        serde_json::from_str(&serde_json::to_string(&stat).unwrap().replace("1e400", "4")).unwrap()
+    });
+    let wanted = [
+        ("key", "ä/b".into()),
+        ("backend", "local".into()),
+        ("pending_sync", false.into()),
+        ("size", 1.into()),
+        ("stored_size", 1.into()),
+        ("compression", serde_json::Value::Null),
+        ("encrypted", false.into()),
+        ("checksum", "crc32c:kPWZ4w==".into()),
+        ("generation", stat.receipt.generation.clone().into()),
+        ("content_type", "text/csv".into()),
+        ("kind", "text".into()),
+        ("stored_at", json["stored_at"].clone()),
+        ("expires_at", "2999-01-02T02:04:05.000000+00:00".into()),
+        ("metadata", json["metadata"].clone()),
+    ];
+    let names: Vec<_> = wanted.iter().map(|(name, _)| *name).collect();
+    tally.equal(json.as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>(), names);
+    for (name, wanted) in wanted {
+        tally.equal(json[name].clone(), wanted);
+    }
+    let stored_at = json["stored_at"].as_str().unwrap();
+    tally.equal((stored_at.len(), &stored_at[26..]), (32, "+00:00"));
+    tally.equal(stored_at.parse::<Timestamp>().unwrap(), stat.receipt.stored_at);
+    tally.equal(stat.metadata.unwrap().get(), r#"{"b":1e400,"a":"ü"}"#);
+    for (value, content_type) in [
+        (text(""), "text/plain; charset=utf-8"),
+        (Value::Bytes(Bytes::new()), "application/octet-stream"),
+        (Value::Json("1".to_owned()), "application/json"),
+    ] {
+        let receipt = engine.store(&key("ä/b"), value, StoreOptions::default()).await.unwrap();
+        tally.equal(receipt.content_type.as_str(), content_type);
+        tally.equal(receipt.expires_at, None);
+    }
+    tally.equal(engine.stat(&key("ä/b")).await.unwrap().unwrap().metadata, None);
+    engine.delete(&key("ä/b"), DeleteOptions::default()).await.unwrap();
+}
+
+async fn expiry(engine: &Engine, tally: &Tally) {
+    let past = || StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
+    let receipt = engine.store(&key("e"), text("1"), past()).await.unwrap();
+    tally.equal(get(engine, "e").await, None);
+    tally.equal(engine.exists(&key("e")).await.unwrap(), false);
+    tally.equal(engine.stat(&key("e")).await.unwrap().is_none(), true);
+    tally.equal(engine.list(ListRequest::default()).await.unwrap().len(), 0);
+    // Whatever generation is named, nothing is there: the delete has what it wants.
+    let other = DeleteOptions { generation: Some("other".to_owned()), ..DeleteOptions::default() };
+    engine.delete(&key("e"), other).await.unwrap();
+    let exactly = StoreOptions { condition: Condition::Generation(receipt.generation), ..StoreOptions::default() };
+    tally.equal(engine.store(&key("e"), text("2"), exactly).await.unwrap_err().kind, ErrorKind::Precondition);
+    let absent = StoreOptions { condition: Condition::Absent, ..StoreOptions::default() };
+    engine.store(&key("e"), text("3"), absent).await.unwrap();
+    tally.equal(get(engine, "e").await, Some(text("3")));
+    let other = DeleteOptions { generation: Some("other".to_owned()), ..DeleteOptions::default() };
+    tally.equal(engine.delete(&key("e"), other).await.unwrap_err().kind, ErrorKind::Precondition);
+    engine.delete(&key("e"), DeleteOptions::default()).await.unwrap();
+}
+
+async fn lists(engine: &Engine, tally: &Tally) {
+    let mut live = Vec::new();
+    for (number, key) in keys().into_iter().enumerate() {
+        let expires_at = (number % 3 != 0).then(Timestamp::now);
+        engine.store(&key, text("x"), StoreOptions { expires_at, ..StoreOptions::default() }).await.unwrap();
+        if expires_at.is_none() {
+            live.push(key);
+        }
+    }
+    tally.equal(engine.list(ListRequest::default()).await.unwrap(), live.clone());
+    for limit in [0, 1, 7, live.len() - 1, live.len(), usize::MAX] {
+        let found = engine.list(ListRequest { limit: Some(limit), ..ListRequest::default() }).await.unwrap();
+        tally.equal(found, live[..limit.min(live.len())].to_vec());
+    }
+    let start_after = Some(live[9].as_str().to_owned());
+    let found = engine.list(ListRequest { start_after, limit: Some(30), prefix: None }).await.unwrap();
+    tally.equal(found, live[10..40].to_vec());
+    let found = engine.list(ListRequest { prefix: Some("x".to_owned()), ..ListRequest::default() }).await.unwrap();
+    tally.equal(found, live.iter().filter(|key| key.as_str().starts_with('x')).cloned().collect());
+    for key in keys() {
+        engine.delete(&key, DeleteOptions::default()).await.unwrap();
+    }
+}
+
+fn again(id: &str, started_at: Option<Timestamp>) -> StoreOptions {
+    StoreOptions {
+        operation_id: Some(id.to_owned()),
+        redelivered: Some(Redelivered { started_at }),
+        ..StoreOptions::default()
+    }
+}
+
+async fn redelivered_stores(engine: &Engine, tally: &Tally) {
+    let it = key("redelivered");
+    let started = Timestamp::now() - SignedDuration::from_secs(1);
+    for started_at in [None, Some(started)] {
+        // Never ran: runs now. Ran: answers what it answered then.
+        let first = engine.store(&it, text("1"), again("one", started_at)).await.unwrap();
+        tally.equal(first.clone(), engine.store(&it, text("1"), again("one", started_at)).await.unwrap());
+        let absent = StoreOptions { condition: Condition::Absent, ..again("one", started_at) };
+        tally.equal(first.clone(), engine.store(&it, text("1"), absent).await.unwrap());
+        let absent = StoreOptions { condition: Condition::Absent, ..again("two", started_at) };
+        tally.equal(engine.store(&it, text("2"), absent).await.unwrap_err().kind, ErrorKind::Precondition);
+        let exactly = StoreOptions {
+            condition: Condition::Generation(first.generation.clone()),
+            ..again("three", Some(Timestamp::now()))
+        };
+        let third = engine.store(&it, text("3"), exactly.clone()).await.unwrap();
+        tally.equal(engine.store(&it, text("3"), exactly).await.unwrap(), third);
+        tally.equal(get(engine, "redelivered").await, Some(text("3")));
+        engine.delete(&it, DeleteOptions::default()).await.unwrap();
+    }
+    // What was written since stays; what was written before goes.
+    let newer = put(engine, "redelivered", "newer").await;
+    let receipt = engine.store(&it, text("older"), again("four", Some(started))).await.unwrap();
+    tally.equal((receipt.size, receipt.generation == newer.generation), (5, false));
+    tally.equal(get(engine, "redelivered").await, Some(text("newer")));
+    engine.store(&it, text("latest"), again("five", Some(newer.stored_at))).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, Some(text("latest")));
+    // Without a known start nothing can be told, and the command runs.
+    engine.store(&it, text("blind"), again("six", None)).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, Some(text("blind")));
+    // Against a writer at the same time: newer writes only ever follow each other.
+    let began = Timestamp::now();
+    let writer = tokio::spawn({
+        let engine = engine.clone();
+        async move {
+            for number in 0..200 {
+                put(&engine, "redelivered", &format!("n{number}")).await;
+            }
+        }
+    });
+    let mut rounds = 0;
+    while !writer.is_finished() {
+        let options = again(&format!("old {rounds}"), Some(began));
+        engine.store(&it, text("old"), options).await.unwrap();
+        rounds += 1;
+    }
+    writer.await.unwrap();
+    tally.equal(get(engine, "redelivered").await, Some(text("n199")));
+    let fence = Fence::default();
+    assert!(fence.abandon());
+    let abandoned = StoreOptions { fence, ..again("seven", Some(Timestamp::now())) };
+    tally.equal(engine.store(&it, text("x"), abandoned).await.unwrap_err().kind, ErrorKind::Abandoned);
+    engine.delete(&it, DeleteOptions::default()).await.unwrap();
+}
+
+async fn redelivered_deletes(engine: &Engine, tally: &Tally) {
+    let it = key("redelivered");
+    let again = |started_at, generation| DeleteOptions {
+        generation,
+        redelivered: Some(Redelivered { started_at }),
+        ..DeleteOptions::default()
+    };
+    let began = Timestamp::now() - SignedDuration::from_secs(1);
+    engine.delete(&it, again(Some(began), None)).await.unwrap();
+    let receipt = put(engine, "redelivered", "newer").await;
+    engine.delete(&it, again(Some(began), None)).await.unwrap();
+    engine.delete(&it, again(Some(began), Some("gone".to_owned()))).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, Some(text("newer")));
+    let refused = engine.delete(&it, again(Some(Timestamp::now()), Some("gone".to_owned()))).await.unwrap_err();
+    tally.equal(refused.kind, ErrorKind::Precondition);
+    engine.delete(&it, again(Some(receipt.stored_at), Some(receipt.generation))).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, None);
+    put(engine, "redelivered", "x").await;
+    engine.delete(&it, again(Some(Timestamp::now()), None)).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, None);
+    put(engine, "redelivered", "x").await;
+    engine.delete(&it, again(None, None)).await.unwrap();
+    tally.equal(get(engine, "redelivered").await, None);
+}
+
+async fn counters(engine: &Engine, tally: &Tally) {
+    let before = engine.stats();
+    tally.equal(
+        (before.initialized, before.gcs_available, before.cache_enabled, before.cache_size),
+        (true, false, false, 0),
+    );
+    put(engine, "c", "12345").await;
+    get(engine, "c").await;
+    get(engine, "missing").await;
+    let absent = StoreOptions { condition: Condition::Absent, ..StoreOptions::default() };
+    assert!(engine.store(&key("c"), text("x"), absent).await.is_err());
+    let after = engine.stats().metrics;
+    tally.equal(after.total_operations - before.metrics.total_operations, 4);
+    tally.equal(after.successful_operations - before.metrics.successful_operations, 3);
+    tally.equal(after.total_data_size - before.metrics.total_data_size, 5);
+    assert!(after.success_rate > 0.0 && after.success_rate < 1.0 && after.mean_response_time > 0.0);
+    tally.equal(engine.retrieve(&key("c"), None).await.unwrap().unwrap().receipt.kind, Kind::Text);
+    engine.delete(&key("c"), DeleteOptions::default()).await.unwrap();
+}

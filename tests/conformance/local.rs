@@ -1,0 +1,269 @@
+//! What only the local backend can be asked: damage, leftovers, a full disk, readability.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Key, Local, Page, Put};
+
+use crate::support::{key, noise, object, scratch, text};
+
+async fn stored(local: &Local, name: &str, payload: &str) -> (Key, PathBuf) {
+    let key = key(name);
+    local.put(&key, object(payload.to_owned()), Put::default()).await.unwrap();
+    (key, local.root().join(format!("{name}.obj")))
+}
+
+async fn assert_damaged(local: &Local, key: &Key, what: &str) {
+    let error = local.get(key).await.map(|found| found.is_some()).expect_err(what);
+    assert_eq!(error.kind, ErrorKind::Integrity, "{what}: {error}");
+    assert!(error.message().contains(".obj") && error.message().contains("filestorage delete"), "{error}");
+}
+
+#[tokio::test]
+async fn every_flipped_bit_is_noticed() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let (key, path) = stored(&local, "a/b", "payload\nof two lines").await;
+    let sound = fs::read(&path).unwrap();
+    for bit in 0..sound.len() * 8 {
+        let mut flipped = sound.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &flipped).unwrap();
+        assert_damaged(&local, &key, &format!("bit {bit}")).await;
+    }
+    for length in 0..sound.len() {
+        fs::write(&path, &sound[..length]).unwrap();
+        assert_damaged(&local, &key, &format!("cut to {length}")).await;
+        assert_eq!(local.stat(&key).await.unwrap_err().kind, ErrorKind::Integrity, "cut to {length}");
+    }
+    for trailing in [&b"\0"[..], b"\n", b"x", &sound] {
+        fs::write(&path, [&sound, trailing].concat()).unwrap();
+        assert_damaged(&local, &key, "trailing bytes").await;
+        assert_eq!(local.stat(&key).await.unwrap_err().kind, ErrorKind::Integrity);
+    }
+    fs::write(&path, &sound).unwrap();
+    assert_eq!(&*local.get(&key).await.unwrap().unwrap().payload, b"payload\nof two lines");
+    println!("local: {} bits and {} lengths of one file tried", sound.len() * 8, sound.len());
+}
+
+#[tokio::test]
+async fn what_is_damaged_can_be_replaced_and_removed_but_not_compared() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let (key, path) = stored(&local, "a", "1").await;
+    let generation = local.stat(&key).await.unwrap().unwrap().generation;
+    fs::write(&path, b"not ours").unwrap();
+    for condition in [Condition::Absent, Condition::Generation(generation.clone())] {
+        let how = Put { condition, ..Put::default() };
+        assert_eq!(local.put(&key, object("2"), how).await.unwrap_err().kind, ErrorKind::Integrity);
+    }
+    let how = Delete { generation: Some(generation), ..Delete::default() };
+    assert_eq!(local.delete(&key, how).await.unwrap_err().kind, ErrorKind::Integrity);
+    let listed = local.list(&Page::default()).await.unwrap();
+    assert_eq!(listed.entries.len(), 1, "what is damaged is still there");
+    local.put(&key, object("2"), Put::default()).await.unwrap();
+    assert_eq!(&*local.get(&key).await.unwrap().unwrap().payload, b"2");
+    fs::write(&path, b"").unwrap();
+    assert!(local.delete(&key, Delete::default()).await.unwrap());
+    assert!(local.get(&key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn files_of_other_keys_and_kinds_are_no_objects() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let (_, path) = stored(&local, "a/one", "1").await;
+    fs::copy(&path, local.root().join("a/two.obj")).unwrap();
+    assert_damaged(&local, &key("a/two"), "a copy").await;
+    std::os::unix::fs::symlink(&path, local.root().join("a/one2.obj")).unwrap();
+    assert_damaged(&local, &key("a/one2"), "a link").await;
+    fs::create_dir(local.root().join("a/folder.obj")).unwrap();
+    assert_damaged(&local, &key("a/folder"), "a folder").await;
+    assert!(Command::new("mkfifo").arg(local.root().join("a/pipe.obj")).status().unwrap().success());
+    assert_damaged(&local, &key("a/pipe"), "a pipe").await;
+    let sparse = File::create(local.root().join("a/sparse.obj")).unwrap();
+    sparse.set_len(1 << 40).unwrap();
+    assert_damaged(&local, &key("a/sparse"), "a terabyte of nothing").await;
+    let line = fs::read_to_string(&path).unwrap().replacen("{\"format\":1,", "{\"format\":2,", 1);
+    fs::write(&path, line).unwrap();
+    let error = local.get(&key("a/one")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Integrity);
+    assert!(error.message().contains("format version 2"), "{error}");
+}
+
+#[tokio::test]
+async fn foreign_names_are_skipped_and_counted() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    stored(&local, "a/one", "1").await;
+    let long = "x".repeat(201);
+    let foreign =
+        ["README", "a/two.txt", "a/%61.obj", "a/b c.obj", "a/.obj", "a/%FF.obj", "a/..obj", &format!("{long}.obj")];
+    for name in foreign {
+        fs::write(local.root().join(name), b"x").unwrap();
+    }
+    fs::create_dir(local.root().join("%zz")).unwrap();
+    fs::create_dir(local.root().join("empty")).unwrap();
+    let listed = local.list(&Page::default()).await.unwrap();
+    assert_eq!(listed.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/one"]);
+    assert_eq!(listed.foreign, foreign.len() as u64 + 1);
+}
+
+#[tokio::test]
+async fn leftovers_are_swept_unless_their_writer_lives() {
+    let root = scratch();
+    let temporary = root.path().join("#tmp");
+    let left = |name: &str| fs::write(temporary.join(name), b"{\"format\":1").unwrap();
+    let local = Local::open(root.path()).unwrap();
+    left("dead");
+    left("alive");
+    let alive = File::open(temporary.join("alive")).unwrap();
+    alive.lock().unwrap();
+    assert_eq!(local.list(&Page::default()).await.unwrap().entries.len(), 0);
+    let again = Local::open(root.path()).unwrap();
+    assert_eq!(names(&temporary), ["alive"]);
+    alive.unlock().unwrap();
+    assert_eq!(again.sweep().await.unwrap(), 1);
+    assert_eq!(again.sweep().await.unwrap(), 0);
+    // A finished or refused write leaves nothing.
+    stored(&local, "a", "1").await;
+    let how = Put { condition: Condition::Absent, ..Put::default() };
+    local.put(&key("a"), object("2"), how).await.unwrap_err();
+    local.probe().await.unwrap();
+    assert_eq!(names(&temporary), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sweeping_and_removing_folders_never_fails_a_write() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let writer = tokio::spawn({
+        let local = local.clone();
+        async move {
+            for number in 0..400 {
+                let key = key(&format!("deep/er/{}/x", number % 5));
+                local.put(&key, object("x"), Put::default()).await.unwrap();
+                local.delete(&key, Delete::default()).await.unwrap();
+            }
+        }
+    });
+    while !writer.is_finished() {
+        local.sweep().await.unwrap();
+        // Fails while something is in it, which is the point: only empty folders go.
+        for folder in ["deep/er/0", "deep/er/1", "deep/er/2", "deep/er/3", "deep/er/4", "deep/er", "deep", "#tmp"] {
+            drop(fs::remove_dir(local.root().join(folder)));
+        }
+    }
+    writer.await.unwrap();
+    fs::remove_dir_all(local.root()).unwrap();
+    assert!(local.get(&key("deep/er/0/x")).await.unwrap().is_none());
+    stored(&local, "deep", "back").await;
+}
+
+#[tokio::test]
+async fn a_header_can_be_read_without_this_program() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let wanted = object("payload");
+    local.put(&key("a b"), wanted.clone(), Put::default()).await.unwrap();
+    let path = local.root().join("a%20b.obj");
+    let mut head = Command::new("head").arg("-1").arg(&path).stdout(Stdio::piped()).spawn().unwrap();
+    let tool = Command::new("python3").args(["-m", "json.tool"]).stdin(head.stdout.take().unwrap()).output().unwrap();
+    assert!(head.wait().unwrap().success() && tool.status.success());
+    assert!(String::from_utf8(tool.stdout).unwrap().contains("\"key\": \"a b\""));
+    let file = fs::read_to_string(&path).unwrap();
+    let (line, payload) = file.split_once('\n').unwrap();
+    assert_eq!(payload, "payload");
+    assert!(line.starts_with("{\"format\":1,\"key\":\"a b\",\"kind\":\"bytes\","), "{line}");
+    assert!(line.contains(r#""metadata":{"n":1e400,"ü":["\u00e9",1.0]}"#), "{line}");
+    let last = line.rfind(",\"header_checksum\":\"crc32c:").unwrap();
+    let checksum = filestorage::storage::Checksum::of(&line.as_bytes()[..last]);
+    assert!(line.ends_with(&format!("\"header_checksum\":\"{checksum}\"}}")));
+    assert_eq!(text(&local.stat(&key("a b")).await.unwrap().unwrap()), text(&wanted.attributes));
+}
+
+#[tokio::test]
+async fn long_headers_are_read_and_endless_ones_refused() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    for (length, fits) in [(5_000, true), (60_000, true), (66_000, false)] {
+        let mut wanted = object(noise(100_000, 1));
+        wanted.attributes.operation_id = Some("x".repeat(length));
+        match local.put(&key("a"), wanted.clone(), Put::default()).await {
+            Ok(()) => assert!(fits),
+            Err(error) => assert!(!fits && error.kind == ErrorKind::Invalid, "{error}"),
+        }
+        if fits {
+            let found = local.get(&key("a")).await.unwrap().unwrap();
+            assert_eq!((text(&found.attributes), found.payload), (text(&wanted.attributes), wanted.payload));
+            assert_eq!(local.stat(&key("a")).await.unwrap().unwrap().operation_id.unwrap().len(), length);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_file_system_refuses_is_no_miss() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    fs::write(local.root().join("plain"), b"x").unwrap();
+    let error = local.put(&key("plain/a"), object("1"), Put::default()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io, "{error}");
+    assert!(error.message().contains("plain/a.obj"), "{error}");
+    assert!(local.get(&key("plain/a")).await.unwrap().is_none());
+    let long = root.path().join("x".repeat(200)).join("x".repeat(200)).join("x".repeat(250)).join("x".repeat(250));
+    assert_eq!(Local::open(long).unwrap_err().kind, ErrorKind::Invalid);
+    assert!(names(&local.root().join("#tmp")).is_empty());
+}
+
+/// A small file system that is unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(on: &Path) -> Result<Self, String> {
+        let run = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(on).output();
+        match run {
+            Ok(output) if output.status.success() => Ok(Self(on.to_owned())),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg("-l").arg(&self.0).status().unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_leaves_nothing_half_written() {
+    let folder = scratch();
+    let _small = match Small::mount(folder.path()) {
+        Ok(small) => small,
+        Err(why) => {
+            println!("skipped: a small file system cannot be mounted here ({why})");
+            return;
+        }
+    };
+    let local = Local::open(folder.path().join("objects")).unwrap();
+    local.put(&key("a"), object(noise(200_000, 1)), Put::default()).await.unwrap();
+    for name in ["a", "b"] {
+        let error = local.put(&key(name), object(noise(600_000, 2)), Put::default()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+        assert!(names(&local.root().join("#tmp")).is_empty());
+    }
+    assert!(local.get(&key("a")).await.unwrap().unwrap().payload == noise(200_000, 1));
+    assert!(local.get(&key("b")).await.unwrap().is_none());
+    let mut filler = OpenOptions::new().create(true).append(true).open(folder.path().join("filler")).unwrap();
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    assert_eq!(local.put(&key("c"), object("1"), Put::default()).await.unwrap_err().kind, ErrorKind::NoSpace);
+    assert!(local.delete(&key("a"), Delete::default()).await.unwrap(), "room can be made on a full disk");
+    local.put(&key("c"), object("1"), Put::default()).await.unwrap();
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    entries.collect()
+}
