@@ -443,7 +443,7 @@ fn a_body_larger_than_the_broker_takes_is_refused_and_large_ones_within_pass() {
     let _alone = NODE_WIDE.write().unwrap_or_else(PoisonError::into_inner);
     let node = node();
     let vhost = node.vhost();
-    let limit = |bytes: &str| node.ctl(&["eval", &format!("persistent_term:put(max_message_size, {bytes}).")]);
+    let limit = |bytes: &str| node.ctl(&["eval", &format!("application:set_env(rabbit, max_message_size, {bytes}).")]);
     limit("3000000");
     run(async {
         let session = open(node, &vhost).await;

@@ -7,7 +7,7 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -24,8 +24,8 @@ pub(crate) struct Node {
     pub(crate) url: String,
     ctl: Vec<String>,
     environment: Vec<(&'static str, String)>,
-    /// Its end is the sign to stop.
-    _alive: Option<ChildStdin>,
+    /// The shell that stops the node once its input, which this process holds, ends.
+    _keeper: Option<Child>,
 }
 
 /// Returns the node, starting it on first use.
@@ -37,7 +37,7 @@ pub(crate) fn node() -> &'static Node {
                 url: url.trim_end_matches('/').to_owned(),
                 ctl: ctl.split_whitespace().map(str::to_owned).collect(),
                 environment: Vec::new(),
-                _alive: None,
+                _keeper: None,
             },
             _ => Node::start(),
         }
@@ -73,7 +73,7 @@ impl Node {
             read _
             [ -s \"$RABBITMQ_PID_FILE\" ] && kill -9 \"$(cat \"$RABBITMQ_PID_FILE\")\"
             kill -9 $server; kill $names; wait; rm -rf \"$HOME\"";
-        let mut keeper = Command::new("sh")
+        let keeper = Command::new("sh")
             .args(["-c", script])
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
@@ -85,7 +85,7 @@ impl Node {
             url: format!("amqp://guest:guest@127.0.0.1:{port}"),
             ctl: vec!["/usr/lib/rabbitmq/bin/rabbitmqctl".to_owned()],
             environment,
-            _alive: keeper.stdin.take(),
+            _keeper: Some(keeper),
         };
         for _ in 0..240 {
             std::thread::sleep(Duration::from_millis(250));
