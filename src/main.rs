@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `filestorage` program; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    filestorage::cli::main()
+}
