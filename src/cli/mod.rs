@@ -1,1 +1,108 @@
-//! One file per subcommand.
+//! The program: arguments, settings, wiring, exit code. One file per subcommand.
+
+mod config;
+mod delete;
+mod exists;
+mod flags;
+mod healthcheck;
+mod list;
+mod nodename;
+mod open;
+mod outcome;
+mod output;
+mod retrieve;
+mod stat;
+mod store;
+#[expect(dead_code, reason = "joins the commands with the worker's own room")]
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::config::{Inputs, Loaded, LogLevel, Source};
+use crate::telemetry::{LogFormat, init_logs};
+use outcome::{Code, Failure};
+use output::Output;
+
+/// Keeps values under keys; answers Celery commands from RabbitMQ.
+#[derive(Debug, Parser)]
+#[command(name = "filestorage", version, arg_required_else_help = true, subcommand_required = true)]
+struct Arguments {
+    /// Configuration file in TOML; without it `filestorage.toml` is read when it is there.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Writes answers and errors as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Store(store::Arguments),
+    Retrieve(retrieve::Arguments),
+    Delete(delete::Arguments),
+    Exists(exists::Arguments),
+    List(list::Arguments),
+    Stat(stat::Arguments),
+    Config(config::Arguments),
+    Healthcheck(healthcheck::Arguments),
+}
+
+/// Runs the program with the arguments of the process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let matches = match flags::add_settings(Arguments::command()).try_get_matches() {
+        Ok(matches) => matches,
+        Err(refusal) => return usage(&refusal),
+    };
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(refusal) => return usage(&refusal),
+    };
+    let output = Output::new(arguments.json);
+    match run(&matches, arguments, &output) {
+        Ok(code) => code.into(),
+        Err(failure) => output.fail(&failure).into(),
+    }
+}
+
+/// Help and version are answers; anything else is a usage error, which sysexits number 64.
+fn usage(refusal: &clap::Error) -> ExitCode {
+    // Nobody is left to hear about it when even this cannot be written.
+    drop(refusal.print());
+    if refusal.use_stderr() { Code::Usage.into() } else { Code::Success.into() }
+}
+
+fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<Code, Failure> {
+    let inputs = Inputs::of_process(flags::given(matches), arguments.config.as_deref())?;
+    let loaded = crate::config::load(&inputs)?;
+    start_logs(&loaded, LogLevel::Warning)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let settings = &loaded.settings;
+    match arguments.command {
+        Command::Store(command) => open::block_on(command.run(settings, output)),
+        Command::Retrieve(command) => open::block_on(command.run(settings, output)),
+        Command::Delete(command) => open::block_on(command.run(settings, output)),
+        Command::Exists(command) => open::block_on(command.run(settings, output)),
+        Command::List(command) => open::block_on(command.run(settings, output)),
+        Command::Stat(command) => open::block_on(command.run(settings, output)),
+        Command::Config(command) => command.run(&loaded, output),
+        Command::Healthcheck(command) => open::block_on(command.run(settings, output)),
+    }
+}
+
+/// Logs by the configured level, or by `quiet` when nobody configured one; `RUST_LOG` has the finer say.
+fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
+    let asked = loaded.effective.iter().any(|it| it.setting.name == "log_level" && it.source != Source::Default);
+    let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.filter().to_owned());
+    init_logs(&filter, LogFormat::detect()).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
+}

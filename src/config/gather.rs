@@ -251,8 +251,9 @@ fn nearest(key: &str) -> Option<String> {
     if let Some(setting) = alias {
         return Some(setting.name.to_owned());
     }
-    let prefixed = format!("celery_{key}");
-    let score = |name: &str| strsim::jaro_winkler(&key, name).max(strsim::jaro_winkler(&prefixed, name) - 0.01);
+    // Compared without the prefix that many names share, or any word would look a little like all of them.
+    let bare = |name: &str| name.strip_prefix("celery_").unwrap_or(name).to_owned();
+    let score = |name: &str| strsim::jaro_winkler(&bare(&key), &bare(name));
     let (name, score) = names()
         .map(|name| (score(&name), name))
         .fold((String::new(), 0.0), |best, (score, name)| if score > best.1 { (name, score) } else { best });

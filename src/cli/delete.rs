@@ -1,0 +1,49 @@
+//! `filestorage delete`.
+
+use clap::Args;
+use serde_json::json;
+
+use super::outcome::{Code, Failure};
+use super::output::Output;
+use crate::config::Settings;
+use crate::storage::{DeleteOptions, Engine, Key};
+
+/// Removes keys; one that is not there is fine.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Keys to remove.
+    #[arg(required = true, value_name = "KEY")]
+    keys: Vec<String>,
+
+    /// Removes the key only when its value has this generation.
+    #[arg(long, value_name = "GENERATION")]
+    if_generation: Option<String>,
+}
+
+impl Arguments {
+    /// Goes on after a key that failed; the first failure is the exit code.
+    pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let engine = super::open::engine(&settings.storage)?;
+        let (mut first, mut answers, mut text) = (None, Vec::new(), String::new());
+        for key in &self.keys {
+            match self.delete(&engine, key).await {
+                Ok(()) => {
+                    answers.push(json!({"key": key, "ok": true}));
+                    text.push_str(&format!("deleted {key}\n"));
+                }
+                Err(failure) => {
+                    answers.push(json!({"key": key, "ok": false, "error": failure.message}));
+                    let code = output.fail(&failure);
+                    first.get_or_insert(code);
+                }
+            }
+        }
+        output.answer(&answers, &text)?;
+        Ok(first.unwrap_or(Code::Success))
+    }
+
+    async fn delete(&self, engine: &Engine, key: &str) -> Result<(), Failure> {
+        let options = DeleteOptions { generation: self.if_generation.clone(), ..DeleteOptions::default() };
+        Ok(engine.delete(&Key::parse(key)?, options).await?)
+    }
+}

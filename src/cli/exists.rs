@@ -1,0 +1,23 @@
+//! `filestorage exists`.
+
+use clap::Args;
+
+use super::outcome::{Code, Failure};
+use super::output::Output;
+use crate::config::Settings;
+use crate::storage::Key;
+
+/// Tells whether a key has a value: `true` and exit code 0, or `false` and 66.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Key to look for.
+    key: String,
+}
+
+impl Arguments {
+    pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let found = super::open::engine(&settings.storage)?.exists(&Key::parse(&self.key)?).await?;
+        output.answer(&found, &format!("{found}\n"))?;
+        Ok(if found { Code::Success } else { Code::NoInput })
+    }
+}

@@ -1,0 +1,35 @@
+//! `filestorage list`.
+
+use clap::Args;
+
+use super::outcome::{Code, Failure};
+use super::output::Output;
+use crate::config::Settings;
+use crate::storage::ListRequest;
+
+/// Lists keys in byte order, one a line.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Only keys that begin with this text.
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+
+    /// At most so many keys.
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+
+    /// Only keys after this one.
+    #[arg(long, value_name = "KEY")]
+    start_after: Option<String>,
+}
+
+impl Arguments {
+    pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let request = ListRequest { prefix: self.prefix, start_after: self.start_after, limit: self.limit };
+        let keys = super::open::engine(&settings.storage)?.list(request).await?;
+        let names: Vec<&str> = keys.iter().map(crate::storage::Key::as_str).collect();
+        let text: String = names.iter().flat_map(|name| [*name, "\n"]).collect();
+        output.answer(&names, &text)?;
+        Ok(Code::Success)
+    }
+}

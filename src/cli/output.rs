@@ -1,0 +1,70 @@
+//! Standard output and error: text for people, JSON for programs.
+
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::outcome::{Code, Failure};
+
+/// Writes answers in the form that was asked for.
+#[derive(Debug)]
+pub(super) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(super) const fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    pub(super) const fn is_json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) fn is_terminal() -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Writes one answer: `value` as a line of JSON, or the text for people.
+    pub(super) fn answer<T: Serialize + ?Sized>(&self, value: &T, text: &str) -> Result<(), Failure> {
+        if !self.json {
+            return Self::bytes(text.as_bytes());
+        }
+        let mut line = serde_json::to_string(value)
+            .map_err(|error| Failure::new(Code::BadData, format!("the answer cannot be written as JSON: {error}")))?;
+        line.push('\n');
+        Self::bytes(line.as_bytes())
+    }
+
+    /// Writes bytes as they are. A reader that went away early has what it wanted, so that is no failure.
+    pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                Err(Failure::new(Code::Io, format!("cannot write to standard output: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the failure to standard error and returns its exit code.
+    pub(super) fn fail(&self, failure: &Failure) -> Code {
+        let text = if self.json {
+            let mut error = json!({"code": failure.code as u8, "message": failure.message});
+            if !failure.details.is_empty() {
+                error["faults"] = json!(failure.details);
+            }
+            format!("{}\n", json!({ "error": error }))
+        } else {
+            let mut text = format!("filestorage: {}\n", failure.message);
+            for detail in &failure.details {
+                text.push_str(&format!("  {detail}\n"));
+            }
+            text
+        };
+        // Without a standard error the exit code alone has to tell it.
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+        failure.code
+    }
+}

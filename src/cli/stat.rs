@@ -1,0 +1,38 @@
+//! `filestorage stat`.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::outcome::{Code, Failure};
+use super::output::Output;
+use crate::config::Settings;
+use crate::storage::Key;
+
+/// Shows what is known about a value without reading it.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Key to look at.
+    key: String,
+}
+
+impl Arguments {
+    pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let found = super::open::engine(&settings.storage)?.stat(&Key::parse(&self.key)?).await?;
+        let Some(stat) = found else { return Err(Failure::missing(&self.key)) };
+        let metadata = stat.metadata.as_ref().map_or("-", |metadata| metadata.get());
+        let mut text = String::new();
+        if let Ok(Value::Object(members)) = serde_json::to_value(&stat.receipt) {
+            for (name, value) in members {
+                let shown = match value {
+                    Value::Null => "-".to_owned(),
+                    Value::String(shown) => shown,
+                    other => other.to_string(),
+                };
+                text.push_str(&format!("{name:<14}{shown}\n"));
+            }
+        }
+        text.push_str(&format!("{:<14}{metadata}\n", "metadata"));
+        output.answer(&stat, &text)?;
+        Ok(Code::Success)
+    }
+}

@@ -1,0 +1,147 @@
+//! `filestorage worker`: settings, logs, admin port, engine and runtime joined for the worker's room.
+
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::outcome::{Code, Failure};
+use super::{nodename, open};
+use crate::config::{Flag, Loaded, Settings};
+use crate::storage::Engine;
+use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
+
+/// Consumes commands until told to stop.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Queues to consume, joined by commas.
+    #[arg(short = 'Q', long, value_name = "QUEUES")]
+    queues: Option<String>,
+
+    /// Commands in flight at once.
+    #[arg(short = 'c', long, value_name = "COUNT")]
+    concurrency: Option<String>,
+
+    /// Node name; %h is the host name, %n its first part, %d the rest.
+    #[arg(short = 'n', long, value_name = "NAME")]
+    hostname: Option<String>,
+
+    /// How much is logged.
+    #[arg(short = 'l', long, value_name = "LEVEL")]
+    loglevel: Option<String>,
+
+    /// Messages fetched ahead for each command in flight.
+    #[arg(long, value_name = "COUNT")]
+    prefetch_multiplier: Option<String>,
+
+    /// Sends Celery's task events.
+    #[arg(short = 'E', long)]
+    task_events: bool,
+}
+
+impl Arguments {
+    /// Returns Celery's own flags as settings; they have the last word.
+    pub(super) fn flags(&self) -> Vec<Flag> {
+        let given = [
+            ("celery_task_queues", "-Q", self.queues.clone()),
+            ("celery_worker_concurrency", "-c", self.concurrency.clone()),
+            ("worker_name", "-n", self.hostname.clone()),
+            ("log_level", "-l", self.loglevel.clone()),
+            ("celery_worker_prefetch_multiplier", "--prefetch-multiplier", self.prefetch_multiplier.clone()),
+            ("celery_worker_send_task_events", "-E", self.task_events.then(|| "true".to_owned())),
+        ];
+        given
+            .into_iter()
+            .filter_map(|(setting, flag, value)| {
+                Some(Flag { setting: setting.to_owned(), flag: flag.to_owned(), value: value? })
+            })
+            .collect()
+    }
+}
+
+/// Everything the worker's room is given.
+#[derive(Debug)]
+pub(super) struct Wiring {
+    pub(super) settings: Settings,
+    /// Node name, expanded.
+    pub(super) node_name: String,
+    pub(super) engine: Engine,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
+}
+
+/// Prepares everything and calls `serve` on a runtime of one thread; the admin port lives as long as `serve` does.
+///
+/// One thread beside the blocking pool: for small commands a second one costs more than it brings.
+pub(super) fn run<S, F>(loaded: Loaded, serve: S) -> Result<Code, Failure>
+where
+    S: FnOnce(Wiring) -> F,
+    F: Future<Output = Result<Code, Failure>>,
+{
+    let settings = loaded.settings;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let node_name =
+        nodename::expand(&settings.worker.name, &host).map_err(|message| Failure::new(Code::Configuration, message))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(settings.worker.concurrency + 8)
+        .build()
+        .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
+    runtime.block_on(async {
+        let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
+        // The port first: a second worker with the same settings ends before it touches anything.
+        let admin = match &settings.telemetry.metrics {
+            Some(address) => Some(Admin::bind(&address.host, address.port).await?),
+            None => None,
+        };
+        let engine = open::engine(&settings.storage)?;
+        if settings.worker.send_task_events {
+            tracing::info!("task events are asked for; this version sends none");
+        }
+        let serving = admin.map(|admin| {
+            let health = health_report(engine.clone(), readiness.clone());
+            let (metrics, readiness) = (metrics.clone(), readiness.clone());
+            tokio::spawn(async move {
+                if let Err(error) = admin.serve(metrics, readiness, health).await {
+                    tracing::error!(%error, "admin port closed");
+                }
+            })
+        });
+        let code = serve(Wiring { settings, node_name, engine, metrics, readiness }).await;
+        if let Some(serving) = serving {
+            serving.abort();
+        }
+        code
+    })
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        Self::new(Code::Configuration, error.to_string())
+    }
+}
+
+/// Makes `/health`: what the engine says of itself, and whether storage and worker can be used now.
+fn health_report(engine: Engine, readiness: Readiness) -> crate::telemetry::HealthReport {
+    Arc::new(move || -> BoxFuture<'static, Value> {
+        let (engine, readiness) = (engine.clone(), readiness.clone());
+        Box::pin(async move {
+            let status = match engine.probe().await {
+                Ok(()) if readiness.is_ready() => "healthy",
+                Ok(()) => "degraded",
+                Err(_) => "unhealthy",
+            };
+            let stats = engine.stats();
+            json!({
+                "status": status,
+                "gcs_available": stats.gcs_available,
+                "local_fallback_enabled": stats.local_fallback_enabled,
+                "cache_enabled": stats.cache_enabled,
+                "cache_size": stats.cache_size,
+                "pending_sync": 0,
+                "metrics": stats.metrics,
+            })
+        })
+    })
+}

@@ -1,0 +1,297 @@
+//! Settings: precedence, faults, secrets, and the example that is shipped.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use filestorage::config::{
+    ConfigFile, Faults, Flag, Inputs, Loaded, LogLevel, MetricsAddress, QueueType, SETTINGS, Source, load, reference,
+};
+
+fn inputs(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Inputs {
+    let flag = |&(setting, value): &(&str, &str)| Flag {
+        setting: setting.to_owned(),
+        flag: format!("--{}", setting.replace('_', "-")),
+        value: value.to_owned(),
+    };
+    Inputs {
+        flags: flags.iter().map(flag).collect(),
+        environment: environment.iter().map(|&(name, value)| (name.to_owned(), value.into())).collect(),
+        file: Some(ConfigFile { path: "test.toml".into(), text: file.to_owned() }),
+    }
+}
+
+fn from_file(file: &str) -> Result<Loaded, Faults> {
+    load(&inputs(file, &[], &[]))
+}
+
+fn from_environment(environment: &[(&str, &str)]) -> Result<Loaded, Faults> {
+    load(&inputs("", environment, &[]))
+}
+
+fn effective(loaded: &Loaded, name: &str) -> (Option<String>, Source) {
+    let row = loaded.effective.iter().find(|row| row.setting.name == name).unwrap();
+    (row.value.clone(), row.source.clone())
+}
+
+/// The faults as lines, without their head.
+fn lines(outcome: Result<Loaded, Faults>) -> Vec<String> {
+    outcome.unwrap_err().0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let loaded = load(&Inputs::default()).unwrap();
+    let settings = &loaded.settings;
+    assert_eq!(settings.storage.local_storage_path.as_os_str(), "./storage");
+    assert_eq!(settings.queue.broker_urls.len(), 1);
+    assert_eq!(settings.queue.broker_urls[0].expose(), "amqp://guest:guest@localhost:5672//");
+    assert_eq!(settings.queue.queues, ["filestorage"]);
+    assert_eq!((settings.queue.queue_type, settings.queue.max_priority), (QueueType::Classic, None));
+    assert_eq!((settings.worker.concurrency, settings.queue.prefetch), (64, 512));
+    assert!(settings.worker.result_persistent);
+    assert!(!settings.worker.result_extended && !settings.worker.track_started && !settings.worker.send_task_events);
+    assert_eq!((settings.worker.time_limit, settings.worker.soft_time_limit), (None, None));
+    assert_eq!((settings.worker.max_reply_bytes, settings.worker.max_crashes), (15 << 20, 5));
+    assert_eq!((settings.worker.events_max_batch, settings.worker.shutdown_grace), (256, Duration::from_secs(25)));
+    assert_eq!(settings.worker.name, "filestorage@%h");
+    assert_eq!(settings.telemetry.metrics, Some(MetricsAddress { host: "127.0.0.1".to_owned(), port: 8002 }));
+    assert_eq!(settings.telemetry.log_level, LogLevel::Info);
+    assert!(loaded.warnings.is_empty());
+    for (name, default) in [
+        ("max_retries", "3"),
+        ("timeout_seconds", "30"),
+        ("chunk_size", "8192"),
+        ("enable_compression", "true"),
+        ("compression_threshold_bytes", "1024"),
+        ("enable_encryption", "false"),
+        ("enable_cache", "true"),
+        ("cache_ttl_seconds", "3600"),
+        ("max_cache_size_mb", "100"),
+        ("enable_local_fallback", "true"),
+        ("gcs_location", "US"),
+        ("storage_backend", "auto"),
+        ("enable_tracing", "false"),
+        ("celery_accept_content", "json"),
+    ] {
+        assert_eq!(effective(&loaded, name), (Some(default.to_owned()), Source::Default), "{name}");
+    }
+}
+
+#[test]
+fn flag_before_environment_before_file_before_default() {
+    let file = "metrics_port = 1\nmax_crashes = 11\nchunk_size = 111";
+    let environment = [("METRICS_PORT", "2"), ("MAX_CRASHES", "22")];
+    let loaded = load(&inputs(file, &environment, &[("metrics_port", "3"), ("metrics_port", "4")])).unwrap();
+    let flag = Source::Flag("--metrics-port".to_owned());
+    assert_eq!(effective(&loaded, "metrics_port"), (Some("4".to_owned()), flag));
+    assert_eq!(loaded.settings.telemetry.metrics.as_ref().unwrap().port, 4);
+    let environment = Source::Environment("MAX_CRASHES".to_owned());
+    assert_eq!(effective(&loaded, "max_crashes"), (Some("22".to_owned()), environment));
+    assert_eq!(loaded.settings.worker.max_crashes, 22);
+    assert_eq!(effective(&loaded, "chunk_size"), (Some("111".to_owned()), Source::File("test.toml".into())));
+    assert_eq!(effective(&loaded, "max_retries"), (Some("3".to_owned()), Source::Default));
+}
+
+#[test]
+fn an_empty_variable_is_unset_and_an_alias_counts() {
+    let loaded = from_environment(&[
+        ("METRICS_PORT", ""),
+        ("CELERY_BROKER_URL", ""),
+        ("GOOGLE_CLOUD_PROJECT_ID", "p"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/c.json"),
+    ])
+    .unwrap();
+    assert_eq!(effective(&loaded, "metrics_port").1, Source::Default);
+    let alias = Source::Environment("GOOGLE_CLOUD_PROJECT_ID".to_owned());
+    assert_eq!(effective(&loaded, "gcs_project_id"), (Some("p".to_owned()), alias));
+    assert_eq!(effective(&loaded, "gcs_credentials_path").0.as_deref(), Some("/c.json"));
+    let both = [("GCS_PROJECT_ID", "own"), ("GOOGLE_CLOUD_PROJECT_ID", "alias")];
+    assert_eq!(effective(&from_environment(&both).unwrap(), "gcs_project_id").0.as_deref(), Some("own"));
+}
+
+#[test]
+fn values_of_every_shape_arrive_typed() {
+    let loaded = from_file(
+        r#"
+        celery_broker_url = ["amqp://a:x@one//", "amqps://b:y@two/v"]
+        celery_task_queues = ["high", "low", "high"]
+        celery_task_default_queue_type = "QUORUM"
+        celery_task_time_limit = 2.5
+        celery_task_soft_time_limit = 2
+        celery_result_persistent = "off"
+        celery_worker_concurrency = 4
+        celery_worker_prefetch_multiplier = "2"
+        enable_metrics = false
+        log_level = "warning"
+        "#,
+    )
+    .unwrap();
+    let (queue, worker) = (&loaded.settings.queue, &loaded.settings.worker);
+    let urls: Vec<_> = queue.broker_urls.iter().map(|url| url.expose()).collect();
+    assert_eq!(urls, ["amqp://a:x@one//", "amqps://b:y@two/v"]);
+    assert_eq!(queue.queues, ["high", "low"]);
+    assert_eq!((queue.queue_type, queue.prefetch), (QueueType::Quorum, 8));
+    assert_eq!(worker.time_limit, Some(Duration::from_millis(2500)));
+    assert_eq!(worker.soft_time_limit, Some(Duration::from_secs(2)));
+    assert!(!worker.result_persistent);
+    assert_eq!(loaded.settings.telemetry.metrics, None);
+    assert_eq!(loaded.settings.telemetry.log_level, LogLevel::Warning);
+    assert_eq!(from_environment(&[("CELERY_TASK_QUEUES", "a, b")]).unwrap().settings.queue.queues, ["a", "b"]);
+}
+
+#[test]
+fn every_fault_is_listed_with_setting_value_source_and_rule() {
+    let file = "metrics_prot = 1\nchunk_size = \"big\"\nlog_level = \"LOUD\"\n[zzz]\nx = 1";
+    let environment = [("CELERY_WORKER_CONCURRENCY", "0"), ("CELERY_ACCEPT_CONTENT", "json,pickle")];
+    let faults = lines(load(&inputs(file, &environment, &[("metrics_port", "70000")])));
+    for fault in [
+        "metrics_prot (file test.toml): no setting has this name; did you mean metrics_port?",
+        "zzz (file test.toml): no setting has this name; `filestorage config` lists all",
+        "chunk_size = \"big\" (file test.toml): must be a whole number from 1 to 1073741824",
+        "log_level = \"LOUD\" (file test.toml): must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
+        "celery_worker_concurrency = \"0\" (environment CELERY_WORKER_CONCURRENCY): \
+         must be a whole number from 1 to 4096",
+        "celery_accept_content = \"json,pickle\" (environment CELERY_ACCEPT_CONTENT): \
+         must be json; other serializers are not available",
+        "metrics_port = \"70000\" (flag --metrics-port): must be a whole number from 0 to 65535",
+    ] {
+        assert!(faults.iter().any(|found| found == fault), "{fault}\nin {faults:#?}");
+    }
+    assert_eq!(faults.len(), 7, "{faults:#?}");
+}
+
+#[test]
+fn the_nearest_name_is_found_by_spelling_alias_and_celery_name() {
+    for (key, meant) in [
+        ("broker_url", "celery_broker_url"),
+        ("task_default_queue", "celery_task_default_queue"),
+        ("CELERY_BROKER_URL", "celery_broker_url"),
+        ("GOOGLE_CLOUD_STORAGE_BUCKET", "gcs_bucket_name"),
+        ("local_storage_pth", "local_storage_path"),
+        ("encryption_key_fil", "encryption_key_file"),
+        ("max_cache_size", "max_cache_size_mb"),
+    ] {
+        let faults = lines(from_file(&format!("{key} = \"x\"")));
+        assert!(faults[0].ends_with(&format!("did you mean {meant}?")), "{key}: {faults:?}");
+    }
+    assert!(lines(from_file("zzz = 1"))[0].contains("lists all"));
+}
+
+#[test]
+fn what_this_version_cannot_do_stops_the_start() {
+    for (name, value) in [
+        ("GCS_BUCKET_NAME", "b"),
+        ("GOOGLE_CLOUD_STORAGE_BUCKET", "b"),
+        ("S3_BUCKET_NAME", "b"),
+        ("S3_ENDPOINT_URL", "http://s3"),
+        ("S3_REGION", "r"),
+        ("ENABLE_ENCRYPTION", "yes"),
+        ("ENCRYPTION_KEY", "a2V5"),
+        ("STORAGE_BACKEND", "GCS"),
+        ("STORAGE_BACKEND", "s3"),
+        ("ENABLE_TRACING", "true"),
+        ("EXCHANGE_DIRECTORIES", "/srv"),
+    ] {
+        let faults = lines(from_environment(&[(name, value)]));
+        assert!(faults.len() == 1 && faults[0].contains("not available in this version; unset it"), "{faults:?}");
+        assert!(faults[0].contains(name), "{faults:?}");
+    }
+    for (name, value) in
+        [("ENABLE_ENCRYPTION", "false"), ("STORAGE_BACKEND", "local"), ("ENABLE_CACHE", "false"), ("MAX_RETRIES", "9")]
+    {
+        assert!(from_environment(&[(name, value)]).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together() {
+    let faults =
+        lines(from_environment(&[("CELERY_WORKER_CONCURRENCY", "4096"), ("CELERY_WORKER_PREFETCH_MULTIPLIER", "16")]));
+    assert!(faults.len() == 1 && faults[0].contains("65536 messages; AMQP allows at most 65535"), "{faults:?}");
+    let quorum = [("CELERY_TASK_DEFAULT_QUEUE_TYPE", "quorum"), ("CELERY_TASK_QUEUE_MAX_PRIORITY", "5")];
+    assert!(lines(from_environment(&quorum))[0].contains("x-max-priority"));
+}
+
+#[test]
+fn secrets_come_from_files_and_are_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    std::fs::write(&path, "amqp://u:hunter2@one//\n\namqp://u:hunter3@two//\n").unwrap();
+    let path = path.to_str().unwrap();
+
+    let loaded = from_environment(&[("CELERY_BROKER_URL_FILE", path)]).unwrap();
+    let urls: Vec<_> = loaded.settings.queue.broker_urls.iter().map(|url| url.expose()).collect();
+    assert_eq!(urls, ["amqp://u:hunter2@one//", "amqp://u:hunter3@two//"]);
+    let shown = "amqp://u:***@one//;amqp://u:***@two//".to_owned();
+    let source = Source::Environment("CELERY_BROKER_URL_FILE".to_owned());
+    assert_eq!(effective(&loaded, "celery_broker_url"), (Some(shown), source));
+    assert!(!format!("{loaded:?}").contains("hunter"));
+    let in_file = from_file(&format!("celery_broker_url_file = {path:?}")).unwrap();
+    assert_eq!(in_file.settings.queue.broker_urls.len(), 2);
+    let by_flag = load(&inputs("", &[("CELERY_BROKER_URL", "amqp://x")], &[("celery_broker_url_file", path)])).unwrap();
+    assert_eq!(by_flag.settings.queue.broker_urls.len(), 2);
+
+    let twice = lines(from_environment(&[("CELERY_BROKER_URL_FILE", path), ("CELERY_BROKER_URL", "amqp://u:pw1@x")]));
+    assert!(twice.len() == 1 && twice[0].contains("set one of the two") && !twice[0].contains("pw1"), "{twice:?}");
+    let missing = lines(from_environment(&[("ENCRYPTION_KEY_FILE", "/nowhere/key")]));
+    assert!(missing[0].starts_with("encryption_key_file = \"/nowhere/key\""), "{missing:?}");
+}
+
+#[test]
+fn faults_do_not_show_secrets() {
+    let file = "encryption_key = 12345\ncelery_broker_url = \"redis://u:hunter2@h\"";
+    let given = inputs(file, &[("ENCRYPTION_KEY", "hunter3")], &[]);
+    let faults = load(&given).unwrap_err().to_string();
+    assert!(faults.contains("encryption_key = \"***\"") && faults.contains("redis://u:***@h"), "{faults}");
+    assert!(!faults.contains("hunter"), "{faults}");
+    assert!(!format!("{given:?}").contains("hunter"));
+    let broken = from_file("celery_broker_url = \"amqp://u:hunter2@h\nx = 1").unwrap_err().to_string();
+    assert!(broken.contains("is not TOML") && broken.contains("line 1") && !broken.contains("hunter"), "{broken}");
+}
+
+#[test]
+fn a_variable_that_is_nearly_a_setting_is_a_warning() {
+    let loaded = from_environment(&[("CELERY_BROKER_ULR", "x"), ("CELERY_TIMEZONE", "UTC"), ("PATH", "/bin")]).unwrap();
+    assert_eq!(loaded.warnings, ["environment CELERY_BROKER_ULR is no setting; did you mean CELERY_BROKER_URL?"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_value_that_is_not_text_is_a_fault() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let environment = BTreeMap::from([("WORKER_NAME".to_owned(), OsString::from_vec(vec![0xff]))]);
+    let faults = lines(load(&Inputs { environment, ..Inputs::default() }));
+    assert_eq!(faults, ["worker_name (environment WORKER_NAME): is not UTF-8"]);
+}
+
+#[test]
+fn the_shipped_example_loads_as_it_is_and_shows_every_default() {
+    let example = include_str!("../deploy/filestorage.example.toml");
+    let as_it_is = from_file(example).unwrap();
+    assert!(as_it_is.effective.iter().all(|row| row.source == Source::Default));
+
+    let uncommented: Vec<_> =
+        example.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' ')).collect();
+    let shown = from_file(&uncommented.join("\n")).unwrap();
+    for setting in SETTINGS {
+        let (value, source) = effective(&shown, setting.name);
+        match setting.default {
+            Some(_) => {
+                assert_eq!(source, Source::File("test.toml".into()), "{} is not in the example", setting.name);
+                assert_eq!(value, effective(&as_it_is, setting.name).0, "{}", setting.name);
+            }
+            None => assert!(example.contains(&format!("# unset; for example: {}", setting.name)), "{}", setting.name),
+        }
+    }
+}
+
+#[test]
+fn the_reference_names_every_setting() {
+    let table = reference();
+    for setting in SETTINGS {
+        assert!(table.contains(&format!("| `{}`", setting.name)), "{}", setting.name);
+    }
+    assert_eq!(table.lines().count(), SETTINGS.len() + 2);
+}
