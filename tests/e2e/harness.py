@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import amqp
@@ -25,6 +27,7 @@ TIMEOUT = 20.0  # seconds any single answer may take before the test calls it lo
 QUEUE = "filestorage"
 DEAD = "filestorage.dead"
 METRICS = "filestorage.metrics"
+LOCKS = "#locks"
 
 
 def wait_until(condition, timeout=TIMEOUT, what="the condition", step=0.02):
@@ -37,6 +40,16 @@ def wait_until(condition, timeout=TIMEOUT, what="the condition", step=0.02):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout} s for {what}; last value {value!r}")
         time.sleep(step)
+
+
+def crc32c(data):
+    """The Castagnoli checksum, bit by bit: slow, and independent of the program under test."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 class Broker:
@@ -169,10 +182,9 @@ class Worker:
     def _find_port(self):
         self.assert_alive()
         for line in self.log_lines():
-            for fields in (line, line.get("fields", {})):
-                port = fields.get("port") if isinstance(fields, dict) else None
-                if port is not None and str(port).isdigit() and int(port) > 0:
-                    return int(port)
+            port = line.get("port")
+            if port is not None and str(port).isdigit() and int(port) > 0:
+                return int(port)
         return None
 
     def http(self, path, timeout=5):
@@ -280,8 +292,24 @@ class Site:
         return self.broker.queues(self.vhost)
 
     def object_files(self):
-        """Every file under `objects/`, temporary ones included."""
-        return [path for path in (self.storage / "objects").rglob("*") if path.is_file()]
+        """Every file under `objects/` but the locks; what is being written included."""
+        root = self.storage / "objects"
+        return [path for path in root.rglob("*") if path.is_file() and path.parent != root / LOCKS]
+
+    @contextmanager
+    def held_writes(self, key):
+        """Holds the lock of the key's shard, as another writer would: a write of the key runs until this is let go."""
+        path = self.storage / "objects" / LOCKS / f"{crc32c(key.encode()) % 256:02x}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def reconnect(self):
+        """Forgets connections that a restart of the broker broke."""
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
 
     def close(self):
         for worker in self.workers:

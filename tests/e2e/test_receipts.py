@@ -1,12 +1,13 @@
 """What each command answers when it succeeds, and what its options do."""
 
+import base64
 import re
 import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from harness import TIMEOUT, failure, wait_until
+from harness import TIMEOUT, crc32c, failure, wait_until
 
 RECEIPT = {
     "key": str,
@@ -25,16 +26,6 @@ RECEIPT = {
 }
 
 
-def crc32c(data):
-    """The Castagnoli checksum, bit by bit: slow, and independent of the program under test."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
 def check_receipt(receipt, extra=()):
     assert set(receipt) == set(RECEIPT) | set(extra)
     for name, kind in RECEIPT.items():
@@ -51,8 +42,6 @@ def check_receipt(receipt, extra=()):
     ids=["text", "bytes", "json", "none", "empty"],
 )
 def test_a_receipt_has_exactly_its_fields(shared, key, value, raw):
-    import base64
-
     receipt = shared.call("store", key, value)
     check_receipt(receipt)
     assert (receipt["key"], receipt["backend"], receipt["pending_sync"]) == (key, "local", False)
