@@ -1,0 +1,29 @@
+# Each target sets up what it needs and leaves nothing running.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench audit clean
+
+help: ## shows this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## shows it at work: a real Celery producer, values of many types, errors, a chain, a metric event
+	@demo/run
+
+test: ## runs every suite: format, lints, unit and live tests, docs, real Celery end to end
+	@tests/run
+
+check: ## format, lints and docs only; needs no broker
+	@tests/run check
+
+bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
+	@benches/run
+
+audit: ## looks for known vulnerabilities in the dependencies; needs cargo-audit
+	@command -v cargo-audit >/dev/null || { echo "cargo-audit is missing; run: cargo install cargo-audit"; exit 69; }
+	cargo audit
+
+clean: ## stops the development broker and removes everything that was built
+	@deploy/dev-broker stop
+	@DEV_BROKER_DIR=target/dev-broker-e2e deploy/dev-broker stop
+	cargo clean

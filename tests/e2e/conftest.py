@@ -1,0 +1,44 @@
+"""Fixtures: one broker for the run, one worker shared by the tests that leave no trace, a fresh site for the others."""
+
+import pytest
+
+from harness import BINARY, Broker, Site
+
+
+def pytest_sessionstart(session):
+    if not session.config.option.collectonly and not BINARY.exists():
+        raise pytest.UsageError(f"{BINARY} does not exist; run: cargo build")
+
+
+@pytest.fixture(scope="session")
+def broker():
+    broker = Broker()
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(scope="module")
+def shared(broker, tmp_path_factory):
+    """A site with a running worker that the tests of one file share; each uses keys of its own."""
+    site = Site(broker, tmp_path_factory.mktemp("shared"))
+    site.start()
+    yield site
+    for worker in site.workers:
+        worker.assert_alive()
+    site.close()
+
+
+@pytest.fixture
+def site(broker, tmp_path):
+    """A site of its own: empty vhost, empty folder, no worker yet."""
+    site = Site(broker, tmp_path)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def key(request):
+    """A key nobody else uses."""
+    return f"{request.node.nodeid.split('::')[-1]}".replace("/", "_").replace("\\", "_")[:200].encode(
+        "ascii", "backslashreplace"
+    ).decode().replace("\\", "_")

@@ -1,0 +1,200 @@
+"""What the people who run it see: probes, numbers, exit codes, messages."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+
+import pytest
+
+from harness import BINARY, QUEUE, TIMEOUT, wait_until
+
+
+def run(site, *args, timeout=30, stdin=b"", **env):
+    return subprocess.run(
+        [str(BINARY), *args], env=site.env(**env), cwd=site.folder, input=stdin, capture_output=True, timeout=timeout, check=False
+    )
+
+
+def text_of(done):
+    return (done.stdout + done.stderr).decode()
+
+
+def test_probes_and_numbers(shared, key):
+    worker = shared.workers[0]
+    shared.call("store", key, 1)
+    assert worker.http("/livez")[0] == 200
+    assert worker.http("/readyz")[0] == 200
+    status, text = worker.http("/metrics")
+    assert status == 200
+    assert re.search(r"^filestorage_\w+_total(\{[^}]*\})? [1-9]", text, re.M)
+    assert "# TYPE" in text and "# HELP" in text
+    status, text = worker.http("/health")
+    assert status == 200
+    assert "status" in json.loads(text)
+    assert worker.http("/nothing")[0] == 404
+
+
+def test_the_admin_port_is_on_the_loopback_interface_only(shared):
+    port = shared.workers[0].port
+    with open("/proc/net/tcp") as tcp:
+        bound = {line.split()[1] for line in tcp.readlines()[1:] if line.split()[3] == "0A"}
+    assert f"0100007F:{port:04X}" in bound
+    assert f"00000000:{port:04X}" not in bound
+
+
+def test_a_taken_admin_port_stops_the_start(site):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(site, "worker", METRICS_PORT=port)
+    assert done.returncode != 0
+    assert str(port) in text_of(done)
+
+
+def test_the_log_is_json_lines_without_payload_or_password(site):
+    worker = site.start()
+    site.call("store", "k", "a-payload-nobody-logs")
+    assert worker.stop() == 0
+    lines = worker.log().splitlines()
+    assert lines and all(isinstance(json.loads(line), dict) for line in lines)
+    assert "a-payload-nobody-logs" not in worker.log()
+    assert f":{site.broker.password}@" not in worker.log()
+
+
+def test_a_wrong_password_ends_with_78_and_the_mend(site):
+    started = time.monotonic()
+    url = site.broker.url(site.vhost, password="wrong-password")
+    done = run(site, "worker", CELERY_BROKER_URL=url)
+    assert done.returncode == 78, text_of(done)
+    assert time.monotonic() - started < 15
+    said = text_of(done)
+    assert re.search("password|credential|refused|access", said, re.I)
+    assert "CELERY_BROKER_URL" in said or "celery_broker_url" in said
+    assert "wrong-password" not in said
+
+
+def test_an_unknown_vhost_ends_with_78_and_names_it(site):
+    done = run(site, "worker", CELERY_BROKER_URL=site.broker.url("no-such-vhost"))
+    assert done.returncode == 78, text_of(done)
+    assert "no-such-vhost" in text_of(done)
+
+
+def test_of_several_brokers_the_one_that_answers_is_taken(site):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    site.start(CELERY_BROKER_URL=f"amqp://guest:guest@127.0.0.1:{port}//;{site.url}")
+    assert site.call("store", "k", 1)["key"] == "k"
+
+
+def test_wrong_settings_are_all_named_at_once(site):
+    (site.folder / "filestorage.toml").write_text('local_storge_path = "x"\nmetrics_prot = 1\nlog_level = "INFO"\n')
+    done = run(site, "worker", CELERY_WORKER_CONCURRENCY="many", MAX_REPLY_BYTES="-5")
+    assert done.returncode == 78
+    said = text_of(done)
+    for name in ("local_storge_path", "local_storage_path", "metrics_prot", "metrics_port"):
+        assert name in said
+    for name in ("celery_worker_concurrency", "max_reply_bytes"):
+        assert name in said.lower()
+
+
+def test_settings_come_from_flag_environment_file_and_default_in_that_order(site):
+    (site.folder / "filestorage.toml").write_text('max_crashes = 7\nmax_retries = 8\nmetrics_host = "127.0.0.1"\n')
+    done = run(site, "--json", "config", MAX_RETRIES=9)
+    if done.returncode == 64:
+        done = run(site, "config", "--json", MAX_RETRIES=9)
+    assert done.returncode == 0, text_of(done)
+    shown = done.stdout.decode()
+    assert re.search(r'max_crashes\W+.*?7', shown, re.S)
+    assert re.search(r'max_retries\W+.*?9', shown, re.S)
+    assert f":{site.broker.password}@" not in shown
+    json.loads(shown)
+
+
+def test_usage_errors_end_with_64(site):
+    for args in (("worker", "--nonsense"), ("nonsense",), ("store",)):
+        assert run(site, *args).returncode == 64, args
+
+
+def test_the_health_check_tells_ready_from_not(site):
+    worker = site.start()
+    assert run(site, "healthcheck", METRICS_PORT=worker.port).returncode == 0
+    worker.stop()
+    assert run(site, "healthcheck", METRICS_PORT=worker.port).returncode not in (0, 64)
+
+
+def test_the_command_line_and_the_worker_see_the_same_store(shared):
+    assert run(shared, "store", "cli/a", "-", stdin=b"from the shell").returncode == 0
+    assert shared.call("retrieve", "cli/a") in (b"from the shell", "from the shell")
+    shared.call("store", "cli/b", "from Celery")
+    assert run(shared, "retrieve", "cli/b").stdout == b"from Celery"
+    out = shared.folder / "out.bin"
+    shared.call("store", "cli/c", bytes(range(256)))
+    assert run(shared, "retrieve", "cli/c", "-o", str(out)).returncode == 0
+    assert out.read_bytes() == bytes(range(256))
+    assert run(shared, "exists", "cli/a").returncode == 0
+    listed = run(shared, "list", "--json").stdout.decode()
+    assert "cli/a" in listed and "cli/b" in listed
+    stat = json.loads(run(shared, "stat", "cli/b", "--json").stdout)
+    assert (stat["key"], stat["size"]) == ("cli/b", 11)
+    assert run(shared, "delete", "cli/a", "cli/b").returncode == 0
+    assert shared.call("exists", "cli/a") is False
+    assert run(shared, "retrieve", "cli/a").returncode == 66
+    assert run(shared, "stat", "cli/a").returncode == 66
+    assert run(shared, "store", "../bad", "-").returncode in (64, 65)
+
+
+def test_a_file_is_stored_by_name(shared):
+    path = shared.folder / "input.bin"
+    path.write_bytes(b"\x00\xff")
+    assert run(shared, "store", "cli/file", str(path)).returncode == 0
+    assert shared.call("retrieve", "cli/file") == b"\x00\xff"
+    assert run(shared, "store", "cli/none", str(path) + ".missing").returncode in (66, 74)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_stops_the_start(site):
+    site.storage.mkdir()
+    site.storage.chmod(0o500)
+    done = run(site, "worker")
+    assert done.returncode in (73, 74, 77, 78)
+    assert str(site.storage) in text_of(done)
+
+
+def test_a_user_who_may_only_consume_and_publish_is_enough(site):
+    site.start().stop()
+    user = f"plain-{site.vhost}"
+    site.broker.ctl("add_user", user, "secret")
+    try:
+        site.broker.ctl("set_permissions", "-p", site.vhost, user, "^$", ".*", ".*")
+        worker = site.spawn(CELERY_BROKER_URL=site.broker.url(site.vhost, user=user, password="secret"))
+        wait_until(lambda: worker.assert_alive() and worker.http("/livez")[0] == 200, what="the worker")
+        assert site.call("store", "k", 1)["key"] == "k"
+        assert site.call("retrieve", "k") == 1
+        site.workers[-1].close()
+    finally:
+        site.broker.ctl("delete_user", user)
+
+
+@pytest.mark.parametrize("kind", ["quorum", "priority"])
+def test_a_queue_declared_by_the_producer_is_taken_as_it_is(site, kind):
+    arguments = {"quorum": {"x-queue-type": "quorum"}, "priority": {"x-max-priority": 10}}[kind]
+    site.raw.declare(QUEUE, arguments=arguments)
+    site.app.close()
+    settings = {"quorum": {"task_default_queue_type": "quorum"}, "priority": {"task_queue_max_priority": 10}}[kind]
+    site.app = site.client(**settings)
+    site.start()
+    results = [site.send("store", f"k/{n}", n) for n in range(50)]
+    for result in results:
+        result.get(timeout=TIMEOUT)
+    assert site.call("retrieve", "k/49") == 49
+
+
+def test_a_queue_that_is_deleted_comes_back(site):
+    worker = site.start()
+    site.call("store", "k", 1)
+    site.raw.channel.queue_delete(QUEUE)
+    wait_until(lambda: QUEUE in site.queues(), 30, "the queue to be declared again", step=0.3)
+    worker.wait_ready()
+    assert site.call("retrieve", "k") == 1
