@@ -1,0 +1,87 @@
+//! The limit: a bare lapin consumer that answers, awaits the confirm and acknowledges, message by message.
+//!
+//! It stores nothing and publishes once a command, with as many confirms under way as the prefetch allows. What a
+//! worker on the same library reaches is measured against it. Two connections, so that acknowledgements and publishes
+//! do not wait for each other, or one with `ONE_CONNECTION=1`. Run by `benches/run`.
+
+use std::error::Error;
+use std::fmt::Write;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+
+const PREFETCH: u16 = 512;
+
+type Failure = Box<dyn Error>;
+
+// One thread: for small commands a second one costs more than it brings.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failure> {
+    if std::env::args().any(|argument| argument == "--bench") {
+        println!("limit: run by benches/run, nothing to do under `cargo bench`");
+        return Ok(());
+    }
+    let broker = std::env::var("CELERY_BROKER_URL").unwrap_or_else(|_| "amqp://guest:guest@localhost:5672//".into());
+    let queue = std::env::var("CELERY_TASK_DEFAULT_QUEUE").unwrap_or_else(|_| "filestorage".into());
+
+    let consuming = Connection::connect(&broker, ConnectionProperties::default()).await?;
+    let publishing = if std::env::var_os("ONE_CONNECTION").is_some() {
+        None
+    } else {
+        Some(Connection::connect(&broker, ConnectionProperties::default()).await?)
+    };
+    let input = consuming.create_channel().await?;
+    let output = publishing.as_ref().unwrap_or(&consuming).create_channel().await?;
+    output.confirm_select(ConfirmSelectOptions::default()).await?;
+    input.queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), FieldTable::default()).await?;
+    input.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let mut deliveries = input
+        .basic_consume(queue.into(), "limit".into(), BasicConsumeOptions::default(), FieldTable::default())
+        .await?;
+
+    let mut unconfirmed = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(acknowledged) = unconfirmed.next(), if !unconfirmed.is_empty() => acknowledged?,
+            delivery = deliveries.next() => match delivery {
+                Some(delivery) => unconfirmed.push(answer(&output, delivery?)),
+                None => return Err("the consumer was cancelled".into()),
+            },
+        }
+    }
+}
+
+async fn answer(output: &Channel, delivery: Delivery) -> Result<(), Failure> {
+    let request = &delivery.properties;
+    let id = request.correlation_id().as_ref().ok_or("no correlation id")?;
+    let reply_to = request.reply_to().as_ref().ok_or("no reply address")?;
+    let mut body = String::with_capacity(192);
+    write!(
+        body,
+        r#"{{"status": "SUCCESS", "result": true, "traceback": null, "children": [], "date_done": "{}", "task_id": "{id}"}}"#,
+        jiff::Timestamp::now(),
+    )?;
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_delivery_mode(2)
+        .with_priority(0)
+        .with_correlation_id(id.clone());
+    let confirm = output
+        .basic_publish("".into(), reply_to.clone(), BasicPublishOptions::default(), body.as_bytes(), properties)
+        .await?;
+    match confirm.await? {
+        Confirmation::Ack(_) => {}
+        refused => return Err(format!("reply not confirmed: {refused:?}").into()),
+    }
+    delivery.ack(BasicAckOptions::default()).await?;
+    Ok(())
+}

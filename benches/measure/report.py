@@ -1,0 +1,126 @@
+"""The tables: medians over the rounds, and ratios taken within each round."""
+
+import os
+import platform
+import subprocess
+from collections import defaultdict
+from statistics import median
+
+OPERATIONS = ("store", "retrieve", "delete")
+RIVALS = (("limit", "× limit"), ("plain", "× plain files"), ("plain-fsync", "× plain, fsync"), ("aiecs", "× aiecs"))
+
+
+class Report:
+    """Collects measurements and prints them as Markdown."""
+
+    def __init__(self, peers):
+        self.peers = peers
+        self.results = defaultdict(dict)
+        self.starts = defaultdict(list)
+        self.sweep = defaultdict(list)
+        self.faults = []
+
+    def add(self, place, peer, operation, round_number, result):
+        self.results[place, peer, operation][round_number] = result
+        self._judge(f"{peer} {operation} on {place}", result)
+
+    def add_start(self, peer, seconds, idle_bytes, alone_ms):
+        self.starts[peer].append((seconds, idle_bytes, alone_ms))
+
+    def add_sweep(self, name, result):
+        self.sweep[name].append(result)
+        self._judge(f"store with {name}", result)
+
+    def _judge(self, what, result):
+        if result["errors"] or result["unexpected"]:
+            self.faults.append(
+                f"{what}: {result['errors']} failed, {result['unexpected']} answered twice or unasked;"
+                f" first failure: {result['first_failure']}"
+            )
+
+    def print(self, facts):
+        print("\n".join(facts))
+        for place in ("tmpfs", "disk"):
+            self._print_place(place)
+        self._print_starts()
+        self._print_sweep()
+        self._print_load()
+        for fault in self.faults:
+            print(f"\n**FAULT** {fault}")
+
+    def _print_place(self, place):
+        names = [name for name in self.peers if any((place, name, operation) in self.results for operation in OPERATIONS)]
+        if not names:
+            return
+        rivals = [(rival, title) for rival, title in RIVALS if rival in names]
+        print(f"\n### 200-byte values on {place}\n")
+        row(["", "", "commands/s", *(title for _, title in rivals), "p50 ms", "p99 ms", "CPU s / 1,000", "memory MiB"])
+        row(["---", "---", *["--:"] * (5 + len(rivals))])
+        for operation in OPERATIONS:
+            for name in names:
+                rounds = self.results[place, name, operation]
+                if not rounds:
+                    continue
+
+                def middle(field):
+                    return median(result[field] for result in rounds.values())
+
+                row([
+                    operation,
+                    self.peers[name].title,
+                    f"{middle('commands_per_second'):,.0f}",
+                    *(self._ratio(place, name, rival, operation) for rival, _ in rivals),
+                    f"{middle('p50_ms'):.1f}",
+                    f"{middle('p99_ms'):.1f}",
+                    f"{middle('cpu_seconds_per_1000'):.3f}",
+                    f"{middle('memory_bytes') / 2**20:.1f}",
+                ])  # fmt: skip
+
+    def _ratio(self, place, name, rival, operation):
+        own, other = self.results[place, name, operation], self.results[place, rival, operation]
+        common = own.keys() & other.keys()
+        if name == rival or not common:
+            return ""
+        ratio = median(own[number]["commands_per_second"] / other[number]["commands_per_second"] for number in common)
+        return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+    def _print_starts(self):
+        print("\n### Start and idle\n")
+        row(["", "start to first answer s", "idle memory MiB", "one store at a time, p50 ms"])
+        row(["---", "--:", "--:", "--:"])
+        for name, starts in self.starts.items():
+            seconds, idle, alone = (median(column) for column in zip(*starts))
+            row([self.peers[name].title, f"{seconds:.3f}", f"{idle / 2**20:.1f}", f"{alone:.2f}"])
+
+    def _print_sweep(self):
+        if not self.sweep:
+            return
+        print("\n### Durable stores on disk by commands in flight\n")
+        row(["", "commands/s", "p50 ms", "p99 ms"])
+        row(["---", "--:", "--:", "--:"])
+        for name, results in self.sweep.items():
+            fields = (median(result[field] for result in results) for field in ("commands_per_second", "p50_ms", "p99_ms"))
+            rate, p50, p99 = fields
+            row([name, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}"])
+
+    def _print_load(self):
+        fast = [
+            result["client_cpu_seconds"] / result["commands"]
+            for (_, name, _), rounds in self.results.items()
+            if not self.peers[name].slow
+            for result in rounds.values()
+        ]
+        if fast:
+            print(f"\nThe load generator cost {median(fast) * 1e6:.1f} µs of CPU a command.")
+
+
+def row(cells):
+    print("| " + " | ".join(cells) + " |")
+
+
+def machine(disk):
+    """Processor, cores, kernel and the file system of the disk folder, for the head of the report."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown processor")
+    kind = subprocess.run(["stat", "-f", "-c", "%T", disk], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, disk: {kind}"
