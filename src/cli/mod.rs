@@ -11,9 +11,9 @@ mod open;
 mod outcome;
 mod output;
 mod retrieve;
+mod schema;
 mod stat;
 mod store;
-#[expect(dead_code, reason = "joins the commands with the worker's own room")]
 mod worker;
 
 use std::path::PathBuf;
@@ -44,6 +44,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Worker(worker::Arguments),
     Store(store::Arguments),
     Retrieve(retrieve::Arguments),
     Delete(delete::Arguments),
@@ -52,6 +53,7 @@ enum Command {
     Stat(stat::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
+    Schema(schema::Arguments),
 }
 
 /// Runs the program with the arguments of the process.
@@ -80,14 +82,21 @@ fn usage(refusal: &clap::Error) -> ExitCode {
 }
 
 fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<Code, Failure> {
-    let inputs = Inputs::of_process(flags::given(matches), arguments.config.as_deref())?;
+    let mut flags = flags::given(matches);
+    let mut quiet = LogLevel::Warning;
+    if let Command::Worker(worker) = &arguments.command {
+        flags.extend(worker.flags());
+        quiet = LogLevel::Info;
+    }
+    let inputs = Inputs::of_process(flags, arguments.config.as_deref())?;
     let loaded = crate::config::load(&inputs)?;
-    start_logs(&loaded, LogLevel::Warning)?;
+    start_logs(&loaded, quiet)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let settings = &loaded.settings;
     match arguments.command {
+        Command::Worker(_) => worker::run(settings),
         Command::Store(command) => open::block_on(command.run(settings, output)),
         Command::Retrieve(command) => open::block_on(command.run(settings, output)),
         Command::Delete(command) => open::block_on(command.run(settings, output)),
@@ -95,6 +104,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
         Command::Config(command) => command.run(&loaded, output),
+        Command::Schema(command) => command.run(output),
         Command::Healthcheck(command) => open::block_on(command.run(settings, output)),
     }
 }

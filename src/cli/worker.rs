@@ -8,9 +8,14 @@ use serde_json::{Value, json};
 
 use super::outcome::{Code, Failure};
 use super::{nodename, open};
-use crate::config::{Flag, Loaded, Settings};
+use crate::broker::{BrokerOptions, BrokerUrl, QueueType};
+use crate::config::{self, Flag, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
+use crate::worker::{self, WorkerError, WorkerOptions};
+
+/// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
+const SPARE_THREADS: usize = 64;
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]
@@ -60,60 +65,100 @@ impl Arguments {
     }
 }
 
-/// Everything the worker's room is given.
-#[derive(Debug)]
-pub(super) struct Wiring {
-    pub(super) settings: Settings,
-    /// Node name, expanded.
-    pub(super) node_name: String,
-    pub(super) engine: Engine,
-    pub(super) metrics: Metrics,
-    pub(super) readiness: Readiness,
-}
-
-/// Prepares everything and calls `serve` on a runtime of one thread; the admin port lives as long as `serve` does.
+/// Runs the worker on a runtime of one thread; the admin port lives as long as it does.
 ///
 /// One thread beside the blocking pool: for small commands a second one costs more than it brings.
-pub(super) fn run<S, F>(loaded: Loaded, serve: S) -> Result<Code, Failure>
-where
-    S: FnOnce(Wiring) -> F,
-    F: Future<Output = Result<Code, Failure>>,
-{
-    let settings = loaded.settings;
+pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node_name =
         nodename::expand(&settings.worker.name, &host).map_err(|message| Failure::new(Code::Configuration, message))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(settings.worker.concurrency + 8)
+        .max_blocking_threads(settings.worker.concurrency + SPARE_THREADS)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(async {
-        let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
-        // The port first: a second worker with the same settings ends before it touches anything.
-        let admin = match &settings.telemetry.metrics {
-            Some(address) => Some(Admin::bind(&address.host, address.port).await?),
-            None => None,
-        };
-        let engine = open::engine(&settings.storage)?;
-        if settings.worker.send_task_events {
-            tracing::info!("task events are asked for; this version sends none");
-        }
-        let serving = admin.map(|admin| {
-            let health = health_report(engine.clone(), readiness.clone());
-            let (metrics, readiness) = (metrics.clone(), readiness.clone());
-            tokio::spawn(async move {
-                if let Err(error) = admin.serve(metrics, readiness, health).await {
-                    tracing::error!(%error, "admin port closed");
-                }
-            })
+    let code = runtime.block_on(serve(settings, node_name));
+    // A file operation that hangs must not keep a process from ending that was told to.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(settings: &Settings, node_name: String) -> Result<Code, Failure> {
+    let stop =
+        worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
+    let broker = broker_options(settings, &node_name)?;
+    let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
+    // The port first: a second worker with the same settings ends before it touches anything.
+    let admin = match &settings.telemetry.metrics {
+        Some(address) => Some(Admin::bind(&address.host, address.port).await?),
+        None => None,
+    };
+    let engine = open::engine(&settings.storage)?;
+    if settings.worker.send_task_events {
+        tracing::info!("task events are asked for; this version sends none");
+    }
+    if let Some(admin) = admin {
+        let health = health_report(engine.clone(), readiness.clone());
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
+        tokio::spawn(async move {
+            if let Err(error) = admin.serve(metrics, readiness, health).await {
+                tracing::error!(%error, "admin port closed");
+            }
         });
-        let code = serve(Wiring { settings, node_name, engine, metrics, readiness }).await;
-        if let Some(serving) = serving {
-            serving.abort();
-        }
-        code
+    }
+    let options = worker_options(settings, node_name);
+    match worker::run(options, broker, engine, metrics, readiness, stop).await {
+        Ok(()) => Ok(Code::Success),
+        Err(error @ WorkerError::Broker(_)) => Err(Failure::new(Code::Configuration, error.to_string())),
+        Err(error @ WorkerError::Journal(_)) => Err(Failure::new(Code::Io, error.to_string())),
+    }
+}
+
+fn broker_options(settings: &Settings, node_name: &str) -> Result<BrokerOptions, Failure> {
+    let queue = &settings.queue;
+    let mut urls = Vec::new();
+    for url in &queue.broker_urls {
+        let parsed = BrokerUrl::parse_all(url.expose());
+        urls.extend(parsed.map_err(|error| Failure::new(Code::Configuration, format!("CELERY_BROKER_URL: {error}")))?);
+    }
+    Ok(BrokerOptions {
+        urls,
+        connection_name: node_name.to_owned(),
+        queue_type: queue_type(queue.queue_type),
+        max_priority: queue.max_priority,
+        ..BrokerOptions::default()
     })
+}
+
+const fn queue_type(configured: config::QueueType) -> QueueType {
+    match configured {
+        config::QueueType::Classic => QueueType::Classic,
+        config::QueueType::Quorum => QueueType::Quorum,
+    }
+}
+
+fn worker_options(settings: &Settings, node: String) -> WorkerOptions {
+    let Settings { storage, queue, worker, .. } = settings;
+    WorkerOptions {
+        node,
+        queues: queue.queues.clone(),
+        default_queue: queue.default_queue.clone(),
+        queue_type: queue_type(queue.queue_type),
+        concurrency: worker.concurrency,
+        prefetch: queue.prefetch,
+        accept_content: queue.accept_content.clone(),
+        result_persistent: worker.result_persistent,
+        result_extended: worker.result_extended,
+        track_started: worker.track_started,
+        time_limit: worker.time_limit,
+        soft_time_limit: worker.soft_time_limit,
+        events: worker.events,
+        events_max_batch: worker.events_max_batch,
+        max_reply_bytes: worker.max_reply_bytes,
+        max_crashes: worker.max_crashes,
+        grace: worker.shutdown_grace,
+        journal: storage.local_storage_path.join("journal"),
+    }
 }
 
 impl From<BindError> for Failure {

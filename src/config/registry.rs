@@ -219,6 +219,7 @@ pub static SETTINGS: &[Setting] = &[
         "A larger answer becomes a ValueError that says how to ask for less.",
     ),
     Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while running after which a command is given up."),
+    Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every storage operation."),
     Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),
     Setting::new(
         "shutdown_grace_seconds",

@@ -40,6 +40,8 @@ pub struct QueueSettings {
     pub queue_type: QueueType,
     /// `celery_task_queue_max_priority`: `x-max-priority` of the queues this program has to declare.
     pub max_priority: Option<u8>,
+    /// `celery_accept_content`: serializers of messages that are read.
+    pub accept_content: Vec<String>,
     /// `celery_worker_concurrency` × `celery_worker_prefetch_multiplier`; 1 to 65535.
     pub prefetch: u16,
 }
@@ -87,6 +89,8 @@ pub struct WorkerSettings {
     pub max_reply_bytes: usize,
     /// `max_crashes`: so many crashes while running, and a command goes to the dead queue.
     pub max_crashes: u32,
+    /// `enable_events`: a metric event for every storage operation.
+    pub events: bool,
     /// `events_max_batch`: metric events in one message; 1 turns batches off.
     pub events_max_batch: usize,
     /// `shutdown_grace_seconds`: how long a warm shutdown waits for what runs.
@@ -167,6 +171,7 @@ impl Settings {
                 queues,
                 queue_type,
                 max_priority: values.integer("celery_task_queue_max_priority"),
+                accept_content: values.list("celery_accept_content")?.to_vec(),
                 prefetch: values.prefetch()?,
             },
             worker: WorkerSettings {
@@ -180,6 +185,7 @@ impl Settings {
                 send_task_events: values.bool("celery_worker_send_task_events"),
                 max_reply_bytes: values.integer("max_reply_bytes")?,
                 max_crashes: values.integer("max_crashes")?,
+                events: values.bool("enable_events"),
                 events_max_batch: values.integer("events_max_batch")?,
                 shutdown_grace: values.seconds("shutdown_grace_seconds")?,
             },

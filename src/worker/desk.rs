@@ -14,7 +14,7 @@ use crate::broker::{Delivery, Ticket};
 use crate::celery::canvas::{self, CanvasOptions};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
-use crate::celery::reply::{self, Extended, ReplyOptions, Revocation, State};
+use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, State};
 use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
 use crate::commands::{self, Command, Definition, Facts, Key, Redelivered};
@@ -204,7 +204,7 @@ impl Desk {
         if let Some(to) = &unreadable.reply {
             let answer = reply::reply_to(to, &State::Failure(&exception), None, &self.replies, now);
             parcel.then.push((Role::Reply, answer));
-            parcel.reply_to = Some(to.clone());
+            parcel.reply_to = Some(ReplyTo::clone(to));
         }
         if unreadable.keeps_dead_copy() {
             parcel.then.push((Role::Dead, self.dead(message, origin, &exception, reason, now)));
