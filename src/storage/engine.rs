@@ -9,9 +9,8 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, ByteRange, Checksum, Condition, Delete, DeleteOptions, Error, ErrorKind, Key, Kind,
-    ListRequest, Metadata, Object, Operation, Page, Place, Put, Receipt, Redelivered, Result, Stat, Stats,
-    StoreOptions, Value, clock,
+    Attributes, Backend, ByteRange, Checksum, DeleteOptions, Error, ErrorKind, Key, Kind, ListRequest, Metadata,
+    Object, Operation, Page, Place, Put, Receipt, Result, Stat, Stats, StoreOptions, Value, clock,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -23,12 +22,12 @@ use super::{
 /// - `None` and `false` mean that nothing is there for certain; every fault is an error.
 /// - An expired object is not there for every operation, whether or not it has been removed already.
 #[derive(Clone, Debug)]
-pub struct Engine(Arc<Inner>);
+pub struct Engine(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    backend: Arc<dyn Backend>,
-    place: Place,
+pub(super) struct Inner {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) place: Place,
     counters: Counters,
 }
 
@@ -39,16 +38,6 @@ pub struct Retrieved {
     pub value: Value,
     /// The object's receipt; sizes and checksum are those of the whole value.
     pub receipt: Receipt,
-}
-
-/// What to do with a redelivered command, as the object that is there now tells.
-enum Verdict {
-    /// The object is this command's own write.
-    Own(Box<Attributes>),
-    /// The object was written after this command began.
-    Overtaken,
-    /// The object is older, or none is there: the command is to run.
-    Run(Option<Box<Attributes>>),
 }
 
 impl Engine {
@@ -66,7 +55,7 @@ impl Engine {
 
     /// Stores the value under the key, replacing what is there if the condition allows it.
     ///
-    /// A redelivered store ([`StoreOptions::redelivered`]) looks first: an object with its own operation id is
+    /// A redelivered store ([`StoreOptions::redelivered`]) looks first: an object with its own operation id and value is
     /// answered, not written again; an unconditional one whose start is known leaves an object that was written since
     /// alone and answers the receipt of the state that was replaced. Look and write are one step for every other
     /// writer: the write names the generation it saw. What remains: without a known start, a store repeats over what
@@ -74,7 +63,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Precondition`], [`ErrorKind::Abandoned`], and whatever the backend fails with.
+    /// [`ErrorKind::Invalid`] for a JSON value that is not JSON, [`ErrorKind::Precondition`],
+    /// [`ErrorKind::Abandoned`], and whatever the backend fails with.
     pub async fn store(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
         self.0.counters.measure(self.store_uncounted(key, value, options)).await
     }
@@ -154,13 +144,19 @@ impl Engine {
         }
     }
 
-    async fn live(&self, key: &Key) -> Result<Option<Attributes>> {
+    pub(super) async fn live(&self, key: &Key) -> Result<Option<Attributes>> {
         let attributes = self.0.backend.stat(key).await?;
         Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
     }
 
     async fn store_uncounted(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
         let StoreOptions { metadata, content_type, expires_at, condition, operation_id, redelivered, fence } = options;
+        if let Value::Json(json) = &value
+            && !is_json(json)
+        {
+            let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
+            return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
+        }
         let kind = value.kind();
         let payload = value.into_bytes();
         let checksum = Checksum::of(&payload);
@@ -189,99 +185,6 @@ impl Engine {
         };
         self.0.counters.stored(size);
         Ok(receipt)
-    }
-
-    async fn store_again(
-        &self,
-        key: &Key,
-        object: Object,
-        how: Put,
-        again: Redelivered,
-        receipt: Receipt,
-    ) -> Result<Receipt> {
-        let own_id = object.attributes.operation_id.clone();
-        let unconditional = how.condition == Condition::Always;
-        // Each turn but the last means that another writer got in between look and write, so somebody always advances.
-        loop {
-            let seen = match self.verdict(key, own_id.as_deref(), again).await {
-                Ok(Verdict::Own(attributes)) => {
-                    self.0.backend.flush(key).await?;
-                    return Ok(Receipt::of(key, self.0.place, &attributes));
-                }
-                Ok(Verdict::Overtaken) if unconditional => {
-                    self.0.backend.flush(key).await?;
-                    return Ok(receipt);
-                }
-                Ok(Verdict::Overtaken) => None,
-                Ok(Verdict::Run(seen)) => Some(seen),
-                // What cannot be read tells nothing; an unconditional write repairs it.
-                Err(error) if error.kind == ErrorKind::Integrity => None,
-                Err(error) => return Err(error.during(Operation::Store)),
-            };
-            let condition = match seen {
-                Some(seen) if unconditional && again.started_at.is_some() => {
-                    let live = seen.filter(|seen| !seen.is_expired(Timestamp::now()));
-                    live.map_or(Condition::Absent, |live| Condition::Generation(live.generation))
-                }
-                _ => how.condition.clone(),
-            };
-            let guarded = condition != how.condition;
-            let put = Put { condition, fence: how.fence.clone() };
-            match self.0.backend.put(key, object.clone(), put).await {
-                Ok(()) => return Ok(receipt),
-                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
-                Err(error) if error.kind == ErrorKind::Precondition && own_id.is_some() => {
-                    // The first try may still have been under way in a worker that lost its session.
-                    if let Ok(Verdict::Own(attributes)) = self.verdict(key, own_id.as_deref(), again).await {
-                        self.0.backend.flush(key).await?;
-                        return Ok(Receipt::of(key, self.0.place, &attributes));
-                    }
-                    return Err(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn verdict(&self, key: &Key, own_id: Option<&str>, again: Redelivered) -> Result<Verdict> {
-        let Some(attributes) = self.0.backend.stat(key).await? else {
-            return Ok(Verdict::Run(None));
-        };
-        if own_id.is_some() && attributes.operation_id.as_deref() == own_id {
-            return Ok(Verdict::Own(Box::new(attributes)));
-        }
-        if again.started_at.is_some_and(|started_at| attributes.stored_at > started_at) {
-            return Ok(Verdict::Overtaken);
-        }
-        Ok(Verdict::Run(Some(Box::new(attributes))))
-    }
-
-    async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<()> {
-        let DeleteOptions { generation, redelivered, fence } = options;
-        loop {
-            let verdict = match redelivered {
-                Some(again) if again.started_at.is_some() => self.verdict(key, None, again).await,
-                _ => Ok(Verdict::Run(None)),
-            };
-            let seen = match verdict {
-                Ok(Verdict::Own(_) | Verdict::Overtaken) => return self.0.backend.flush(key).await,
-                Ok(Verdict::Run(seen)) => seen,
-                Err(error) if error.kind == ErrorKind::Integrity => None,
-                Err(error) => return Err(error.during(Operation::Delete)),
-            };
-            let guarded = generation.is_none() && seen.is_some();
-            let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
-            let how = Delete { generation: expected, fence: fence.clone() };
-            match self.0.backend.delete(key, how).await {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
-                Err(error) if error.kind == ErrorKind::Precondition => {
-                    // Another state that has expired is not there either.
-                    return if self.live(key).await?.is_none() { Ok(()) } else { Err(error) };
-                }
-                Err(error) => return Err(error),
-            }
-        }
     }
 
     async fn list_uncounted(&self, request: ListRequest) -> Result<Vec<Key>> {

@@ -4,7 +4,8 @@
 //! Engine ─ Local | Memory
 //! ```
 //!
-//! The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
+//! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
+//! objects. The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
 
 mod backend;
 mod clock;
@@ -18,6 +19,7 @@ mod metadata;
 mod object;
 mod options;
 mod receipt;
+mod redelivery;
 mod stats;
 mod value;
 

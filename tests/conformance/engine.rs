@@ -48,6 +48,10 @@ async fn values(engine: &Engine, tally: &Tally) {
         tally.equal(receipt.kind, value.kind());
         tally.equal(engine.stat(&key("v")).await.unwrap().map(|stat| stat.receipt), Some(receipt));
     }
+    for json in ["", "nan", "{", "1 2", "[\"\n\"]", &"[".repeat(5_000)] {
+        let refused = engine.store(&key("v"), Value::Json(json.to_owned()), StoreOptions::default()).await.unwrap_err();
+        tally.equal(refused.kind, ErrorKind::Invalid);
+    }
     tally.equal(engine.exists(&key("v")).await.unwrap(), true);
     engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
     engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
@@ -201,6 +205,9 @@ async fn redelivered_stores(engine: &Engine, tally: &Tally) {
         let third = engine.store(&it, text("3"), exactly.clone()).await.unwrap();
         tally.equal(engine.store(&it, text("3"), exactly).await.unwrap(), third);
         tally.equal(get(engine, "redelivered").await, Some(text("3")));
+        // The same id with another value is another run of periodic work, not this one again.
+        engine.store(&it, text("4"), again("three", Some(Timestamp::now()))).await.unwrap();
+        tally.equal(get(engine, "redelivered").await, Some(text("4")));
         engine.delete(&it, DeleteOptions::default()).await.unwrap();
     }
     // What was written since stays; what was written before goes.

@@ -26,6 +26,7 @@ impl Tally {
 
     /// Asserts and counts.
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "callers write two values, as for `assert_eq!`")]
     pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(&self, found: T, wanted: T) {
         assert_eq!(found, wanted, "{}", self.stack);
         self.case();

@@ -1,0 +1,125 @@
+//! Commands that came again without a record of how their first try ended.
+//!
+//! Each looks at the object first. What it then does names the generation it saw, so that look and deed are one step for
+//! every other writer; whoever got in between is seen by the next look.
+
+use jiff::Timestamp;
+
+use super::{
+    Attributes, Condition, Delete, DeleteOptions, Engine, ErrorKind, Key, Object, Operation, Put, Receipt, Redelivered,
+    Result,
+};
+
+/// What to do with a redelivered command, as the object that is there now tells.
+enum Verdict {
+    /// The object is this command's own write.
+    Own(Box<Attributes>),
+    /// The object was written after this command began.
+    Overtaken,
+    /// The object is older, or none is there: the command is to run.
+    Run(Option<Box<Attributes>>),
+}
+
+impl Engine {
+    pub(super) async fn store_again(
+        &self,
+        key: &Key,
+        object: Object,
+        how: Put,
+        again: Redelivered,
+        receipt: Receipt,
+    ) -> Result<Receipt> {
+        let mine = Some(&object.attributes);
+        let unconditional = how.condition == Condition::Always;
+        // Each turn but the last means that another writer got in between look and write, so somebody always advances.
+        loop {
+            let seen = match self.verdict(key, mine, again).await {
+                Ok(Verdict::Own(attributes)) => {
+                    self.0.backend.flush(key).await?;
+                    return Ok(Receipt::of(key, self.0.place, &attributes));
+                }
+                Ok(Verdict::Overtaken) if unconditional => {
+                    self.0.backend.flush(key).await?;
+                    return Ok(receipt);
+                }
+                Ok(Verdict::Overtaken) => None,
+                Ok(Verdict::Run(seen)) => Some(seen),
+                // What cannot be read tells nothing; an unconditional write repairs it.
+                Err(error) if error.kind == ErrorKind::Integrity => None,
+                Err(error) => return Err(error.during(Operation::Store)),
+            };
+            let condition = match seen {
+                Some(seen) if unconditional && again.started_at.is_some() => {
+                    let live = seen.filter(|seen| !seen.is_expired(Timestamp::now()));
+                    live.map_or(Condition::Absent, |live| Condition::Generation(live.generation))
+                }
+                _ => how.condition.clone(),
+            };
+            let guarded = condition != how.condition;
+            let put = Put { condition, fence: how.fence.clone() };
+            match self.0.backend.put(key, object.clone(), put).await {
+                Ok(()) => return Ok(receipt),
+                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
+                Err(error) if error.kind == ErrorKind::Precondition => {
+                    // The first try may still have been under way in a worker that lost its session.
+                    if let Ok(Verdict::Own(attributes)) = self.verdict(key, mine, again).await {
+                        self.0.backend.flush(key).await?;
+                        return Ok(Receipt::of(key, self.0.place, &attributes));
+                    }
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn verdict(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Verdict> {
+        let Some(attributes) = self.0.backend.stat(key).await? else {
+            return Ok(Verdict::Run(None));
+        };
+        if mine.is_some_and(|mine| is_same_write(mine, &attributes)) {
+            return Ok(Verdict::Own(Box::new(attributes)));
+        }
+        if again.started_at.is_some_and(|started_at| attributes.stored_at > started_at) {
+            return Ok(Verdict::Overtaken);
+        }
+        Ok(Verdict::Run(Some(Box::new(attributes))))
+    }
+
+    pub(super) async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<()> {
+        let DeleteOptions { generation, redelivered, fence } = options;
+        loop {
+            let known = redelivered.filter(|again| again.started_at.is_some());
+            let seen = match known {
+                None => None,
+                Some(again) => match self.verdict(key, None, again).await {
+                    Ok(Verdict::Run(Some(seen))) => Some(seen),
+                    Ok(Verdict::Own(_) | Verdict::Overtaken | Verdict::Run(None)) => {
+                        return self.0.backend.flush(key).await;
+                    }
+                    Err(error) if error.kind == ErrorKind::Integrity => None,
+                    Err(error) => return Err(error.during(Operation::Delete)),
+                },
+            };
+            let guarded = generation.is_none() && seen.is_some();
+            let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
+            let how = Delete { generation: expected, fence: fence.clone() };
+            match self.0.backend.delete(key, how).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
+                Err(error) if error.kind == ErrorKind::Precondition => {
+                    // Another state that has expired is not there either.
+                    return if self.live(key).await?.is_none() { Ok(()) } else { Err(error) };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Ids are reused for periodic work, so the same id with another value is another write.
+fn is_same_write(mine: &Attributes, present: &Attributes) -> bool {
+    mine.operation_id.is_some()
+        && mine.operation_id == present.operation_id
+        && (mine.kind, mine.size, mine.checksum) == (present.kind, present.size, present.checksum)
+}
