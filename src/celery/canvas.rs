@@ -185,6 +185,8 @@ fn send(
 }
 
 /// Resolves a chain, and chains inside it, into its steps; what was said of the chain goes to the step it concerns.
+///
+/// A chain's own `args` and `immutable` say nothing: Celery drops both when it reads one.
 fn flatten(mut signature: Signature) -> Vec<Signature> {
     if signature.kind != Kind::Chain {
         return vec![signature];
@@ -192,10 +194,6 @@ fn flatten(mut signature: Signature) -> Vec<Signature> {
     let mut steps: Vec<_> = signature.take_steps().into_iter().flat_map(flatten).collect();
     let stamped: Vec<_> = signature.option("stamped_headers").and_then(Json::as_array).unwrap_or_default().to_vec();
     if let Some(first) = steps.first_mut() {
-        if !first.immutable {
-            first.args.splice(0..0, signature.args.iter().cloned());
-            first.immutable = signature.immutable;
-        }
         for (name, value) in signature.options.iter().filter(|(_, value)| !value.is_null()) {
             let its_own = match name.as_str() {
                 "task_id" | "group_id" | "group_index" | "root_id" | "parent_id" | "link" | "link_error" | "chain"

@@ -75,7 +75,8 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str) 
         .collect();
     let mut note = |name: &str, value: Field| copy.headers.set(format!("{PREFIX}{name}"), value);
     note("reason", death.reason.into());
-    note("exception", death.exception.to_string().into());
+    // All headers share one frame with those that came, so a name as long as they may be must not stand there twice.
+    note("exception", death.exception.to_string().chars().take(1024).collect::<String>().into());
     note("at", super::time::iso(death.at).into());
     note("worker", death.worker.into());
     note("queue", origin.queue.as_str().into());

@@ -245,7 +245,8 @@ impl Reader<'_> {
         };
         Unreadable {
             what,
-            message: message.to_owned(),
+            // A task name may be as long as a frame; no answer and no log line shall be.
+            message: message.chars().take(2000).collect(),
             task: self.peek.task.map(str::to_owned),
             id: self.peek.id.map(str::to_owned),
             reply,
