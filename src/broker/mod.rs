@@ -1,1 +1,33 @@
 //! The queue: the only room that imports lapin.
+//!
+//! A [`Session`] is two connections that live and die together: one consumes and settles, one publishes and confirms, so
+//! that a broker that blocks publishers never keeps an acknowledgement waiting. When any part of a session is lost, all of
+//! it is: the worker drops it, waits for its [`Backoff`] and opens the next one. Tickets of an earlier session settle
+//! nothing.
+
+mod backoff;
+mod consume;
+mod convert;
+mod delay;
+mod error;
+mod ledger;
+mod options;
+mod pool;
+mod publish;
+mod session;
+mod state;
+mod subscribe;
+mod topology;
+mod url;
+
+pub use backoff::Backoff;
+pub use consume::{BATCH, Deliveries, Delivery, End, Settler, Ticket};
+pub use delay::Delay;
+pub use error::{Error, ErrorKind, Result};
+pub use options::{BrokerOptions, QueueType, Tls};
+pub use publish::{Confirmation, PublishError, Publisher};
+pub use session::Session;
+pub use state::State;
+pub use subscribe::{Notices, Subscription};
+pub use topology::{Exchange, ExchangeType, Look, Presence, QueueSpec, Topology};
+pub use url::{BrokerUrl, UrlError};

@@ -1,3 +1,21 @@
 //! Celery's protocol as data: synchronous, no I/O, no queue, no storage.
+//!
+//! In: [`message`] is the neutral envelope, [`body`] undoes compression and encodings, [`request`] makes a
+//! [`request::TaskRequest`] of both protocol versions, [`signature`] reads the tasks a task carries along. Out:
+//! [`reply`] and [`error`] write results as Celery does, [`canvas`] says what to publish next, [`park`] and [`dead`]
+//! make the copies that wait or stay.
 
+pub mod body;
+pub mod canvas;
+mod compose;
+mod copies;
+pub mod error;
 pub mod message;
+mod read;
+pub mod reply;
+pub mod repr;
+pub mod request;
+pub mod signature;
+mod time;
+
+pub use copies::{Death, dead, park};

@@ -1,1 +1,159 @@
-//! The tasks: typed arguments in, JSON out.
+//! The tasks: typed arguments in, JSON out. They know the engine, not the queue.
+//!
+//! A command is one file: its [`Definition`] (name, signature, parser) and a struct that runs. Adding one is a file
+//! and a row in [`COMMANDS`].
+
+mod arguments;
+mod delete;
+mod error;
+mod exists;
+mod get_stats;
+mod list_keys;
+mod retrieve;
+mod schemas;
+mod stat;
+mod store;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use arguments::{Arguments, Kind, Parameter, Signature};
+pub use error::{CommandError, Exception};
+pub use schemas::schemas;
+
+pub use crate::storage::{Engine, Fence, Key, Redelivered};
+
+use crate::json::Json;
+
+/// The parameter nearly every task begins with.
+const KEY: Parameter = Parameter::new("key", Kind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
+
+/// Every task this worker runs.
+pub static COMMANDS: &[&Definition] = &[
+    &delete::DEFINITION,
+    &exists::DEFINITION,
+    &get_stats::DEFINITION,
+    &list_keys::DEFINITION,
+    &retrieve::DEFINITION,
+    &stat::DEFINITION,
+    &store::DEFINITION,
+];
+
+/// Finds a task by its Celery name.
+#[must_use]
+pub fn find(task: &str) -> Option<&'static Definition> {
+    COMMANDS.iter().find(|definition| definition.task == task).copied()
+}
+
+/// What a task is called and how its call is read.
+#[derive(Clone, Copy)]
+pub struct Definition {
+    /// Celery task name.
+    pub task: &'static str,
+    /// Operation of its metric event; `None` for a task that touches no storage.
+    pub operation: Option<&'static str>,
+    /// Its parameters.
+    pub(crate) signature: Signature,
+    /// How to ask for less when an answer is larger than a reply may be.
+    pub less: &'static str,
+    /// Schema of its result.
+    result: fn() -> serde_json::Value,
+    parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
+}
+
+impl Definition {
+    /// Reads a call: binds the arguments and checks their values.
+    ///
+    /// # Errors
+    ///
+    /// `TypeError` for what Python itself would refuse, `ValueError` for a bad key, value or option.
+    pub fn parse(
+        &'static self,
+        args: Vec<Json>,
+        kwargs: Vec<(String, Json)>,
+    ) -> Result<Box<dyn Command>, CommandError> {
+        (self.parse)(self.signature.bind(args, kwargs)?)
+    }
+}
+
+impl fmt::Debug for Definition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Definition").field("task", &self.task).finish_non_exhaustive()
+    }
+}
+
+/// A call that was read and can run.
+#[async_trait]
+pub trait Command: Send + Sync + fmt::Debug {
+    /// The key whose commands must run one after another, in the order they arrived.
+    fn key(&self) -> Option<&Key>;
+
+    /// Whether it changes storage, so that its answer is recorded and never made twice.
+    fn writes(&self) -> bool;
+
+    /// Runs to the end.
+    async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished;
+}
+
+/// What a command is told beside its arguments.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Id of the task; kept with what it writes.
+    pub task_id: String,
+    /// Set when an earlier run of this same message may have happened and no answer of it is known.
+    pub redelivered: Option<Redelivered>,
+    /// Asked at the commit point.
+    pub fence: Fence,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// JSON text of the result (kombu's typed form where it is not plain JSON), or why it failed.
+    pub result: Result<String, CommandError>,
+    /// What its metric event tells.
+    pub facts: Facts,
+}
+
+/// The part of a metric event that only the command knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Facts {
+    /// Key, where one is concerned.
+    pub key: Option<String>,
+    /// Place that answered: `gcs`, `s3`, `local`.
+    pub backend: Option<String>,
+    /// `hit`, `miss`, or null where no cache was asked.
+    pub cache: Option<String>,
+    /// Bytes of the value.
+    pub size: Option<u64>,
+    /// Bytes kept.
+    pub stored_size: Option<u64>,
+    /// Codec of the bytes kept.
+    pub compression: Option<String>,
+    /// How often the backend was asked.
+    pub attempts: u32,
+    /// Whether the value waits to be sent to the bucket.
+    pub pending_sync: bool,
+}
+
+impl Facts {
+    fn of(key: Option<&Key>, engine: &Engine) -> Self {
+        Self {
+            key: key.map(|key| key.as_str().to_owned()),
+            backend: Some(engine.place().as_str().to_owned()),
+            attempts: 1,
+            ..Self::default()
+        }
+    }
+}
+
+/// Reads the `key` argument.
+fn key(arguments: &mut Arguments) -> Result<Key, CommandError> {
+    Key::parse(&arguments.text("key")?).map_err(|error| CommandError::value_error(error.to_string()))
+}
+
+/// Writes a serializable result; the types that come here have string keys only and cannot fail.
+fn json<T: serde::Serialize>(value: &T) -> Result<String, CommandError> {
+    serde_json::to_string(value).map_err(|error| CommandError::value_error(error.to_string()))
+}

@@ -6,6 +6,7 @@
 //! may use it.
 
 mod parse;
+pub mod typed;
 mod write;
 
 pub use parse::{Error, ErrorKind, Limits, parse};

@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(status, 200);
         assert!(body.contains(r#""events":{"ready":true,"reason":"no queue"}"#), "{body}");
 
-        metrics.record_publish(Publish::Returned);
+        metrics.record_publishes(Publish::Returned, 1);
         let (status, body) = get(address, "/metrics").await;
         assert_eq!(status, 200);
         assert!(body.contains(r#"filestorage_queue_publishes_total{outcome="returned"} 1"#), "{body}");

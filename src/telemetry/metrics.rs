@@ -174,9 +174,9 @@ impl Metrics {
         self.0.deliveries.get_or_create(&DeliveryLabel { kind }).inc();
     }
 
-    /// Counts a published message by the broker's answer.
-    pub fn record_publish(&self, outcome: Publish) {
-        self.0.publishes.get_or_create(&PublishLabel { outcome }).inc();
+    /// Counts published messages by the broker's answer.
+    pub fn record_publishes(&self, outcome: Publish, count: u64) {
+        self.0.publishes.get_or_create(&PublishLabel { outcome }).inc_by(count);
     }
 
     /// Notes where the broker session stands now.
@@ -268,7 +268,7 @@ mod tests {
         metrics.record_command(Command::Store, CommandOutcome::Succeeded, Duration::from_millis(3));
         let guard = metrics.command_in_flight();
         metrics.record_delivery(Delivery::Redelivered);
-        metrics.record_publish(Publish::Confirmed);
+        metrics.record_publishes(Publish::Confirmed, 1);
         metrics.record_session(Session::Connecting);
         metrics.record_session(Session::Connected);
         metrics.record_reconnect();

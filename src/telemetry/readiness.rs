@@ -15,6 +15,8 @@ pub enum Component {
     DeadQueue,
     /// The storage engine.
     Storage,
+    /// Writing down what was done.
+    Journal,
     /// The worker's own life: starting, draining.
     Worker,
 }
@@ -28,6 +30,7 @@ impl Component {
             Self::Events => "events",
             Self::DeadQueue => "dead_queue",
             Self::Storage => "storage",
+            Self::Journal => "journal",
             Self::Worker => "worker",
         }
     }

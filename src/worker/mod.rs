@@ -1,1 +1,200 @@
-//! Joins all: the life of one delivery.
+//! Joins all: from deliveries to acknowledgements, session after session.
+
+mod answer;
+mod desk;
+mod event;
+mod journal;
+mod outbox;
+mod schedule;
+mod shift;
+mod signals;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::broker::{Backoff, BrokerOptions, Error, Presence, QueueType, Session};
+use crate::commands::Engine;
+use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
+
+use journal::Journal;
+use shift::{Bench, Shift, ShiftEnd};
+
+pub use event::event_schema;
+pub use signals::{Stop, listen};
+
+/// Queue that collects metric events by default.
+const METRICS_QUEUE: &str = "filestorage.metrics";
+/// Events it holds; beyond that the oldest go.
+const METRICS_LENGTH: u32 = 100_000;
+/// A session that lived so long was a good one: the next waits from the beginning.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+/// How long after a permanent fault at start it must be there again to be believed.
+const SECOND_LOOK: Duration = Duration::from_secs(5);
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Node name, `filestorage@host`; unique in a virtual host.
+    pub node: String,
+    /// Queues to consume.
+    pub queues: Vec<String>,
+    /// Where follow-ups go whose signature names no queue.
+    pub default_queue: String,
+    /// Type of queues made for follow-ups.
+    pub queue_type: QueueType,
+    /// Commands in flight.
+    pub concurrency: usize,
+    /// Unacknowledged deliveries per queue: this times [`Self::concurrency`]; 0 is no limit.
+    pub prefetch_multiplier: u16,
+    /// Celery's `accept_content`.
+    pub accept_content: Vec<String>,
+    /// Replies survive a broker restart.
+    pub result_persistent: bool,
+    /// Replies repeat name, arguments and so on.
+    pub result_extended: bool,
+    /// A STARTED reply says that a command runs.
+    pub track_started: bool,
+    /// Hard limit of commands that bring none.
+    pub time_limit: Option<Duration>,
+    /// Soft limit of commands that bring none.
+    pub soft_time_limit: Option<Duration>,
+    /// Metric events are published.
+    pub events: bool,
+    /// Events in one message at most.
+    pub events_max_batch: usize,
+    /// Longest answer in bytes.
+    pub max_reply_bytes: usize,
+    /// Crashes of a worker a command may be part of.
+    pub max_crashes: u32,
+    /// How long a warm shutdown waits for what runs.
+    pub grace: Duration,
+    /// Folder of the journal.
+    pub journal: PathBuf,
+}
+
+/// A time limit of one command.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    Hard(Duration),
+    Soft(Duration),
+}
+
+impl Limit {
+    const fn after(&self) -> Duration {
+        match self {
+            Self::Hard(after) | Self::Soft(after) => *after,
+        }
+    }
+}
+
+/// Why a worker cannot work; only a person can mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The broker refuses permanently before the first session.
+    #[error("{0}")]
+    Broker(Error),
+    /// The journal cannot be opened.
+    #[error("the journal cannot be opened: {0}; make the folder writable or set local_storage_path")]
+    Journal(std::io::Error),
+}
+
+/// Works until told to stop: sessions one after another, for ever.
+///
+/// # Errors
+///
+/// [`WorkerError`] for what only a person can mend, before the first session; later faults are waited out.
+pub async fn run(
+    options: WorkerOptions,
+    broker: BrokerOptions,
+    engine: Engine,
+    metrics: Metrics,
+    readiness: Readiness,
+    mut stop: watch::Receiver<Stop>,
+) -> Result<(), WorkerError> {
+    let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
+    let mut bench = Bench { options, engine, journal, metrics, readiness };
+    let mut backoff = Backoff::default();
+    let mut had_session = false;
+    let mut doubted = false;
+    while *stop.borrow() == Stop::No {
+        bench.metrics.record_session(telemetry::Session::Connecting);
+        let opened = Instant::now();
+        let reason = match open(&mut bench, &broker).await {
+            Ok(shift) => {
+                if had_session {
+                    shift.count_reconnect();
+                }
+                had_session = true;
+                match shift.work(&mut stop).await {
+                    ShiftEnd::Stopped => return Ok(()),
+                    ShiftEnd::Lost(reason) => reason,
+                }
+            }
+            Err(error) if error.is_permanent() && !had_session => {
+                if doubted {
+                    return Err(WorkerError::Broker(error));
+                }
+                doubted = true;
+                tracing::error!(%error, "the broker refuses; trying once more");
+                bench.readiness.set(Component::Broker, Condition::Unready(error.to_string()));
+                pause(SECOND_LOOK, &mut stop).await;
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        if opened.elapsed() > GOOD_SESSION {
+            backoff.reset();
+        }
+        let wait = backoff.next_wait();
+        tracing::warn!(reason, wait_seconds = wait.as_secs_f64(), "no session with the broker; trying again");
+        bench.readiness.set(Component::Broker, Condition::Unready(format!("no session: {reason}")));
+        pause(wait, &mut stop).await;
+    }
+    Ok(())
+}
+
+async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        // A closed channel means that nobody will ask any more; the wait still ends.
+        _ = stop.changed() => {}
+    }
+}
+
+/// Opens a session, sees to our own queues and begins to consume.
+async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<'b>, Error> {
+    let session = Session::open(broker).await?;
+    let topology = session.topology();
+    let dead = topology.ensure_dead().await?;
+    note(&bench.readiness, Component::DeadQueue, dead);
+    if bench.options.events {
+        let metrics = topology.ensure_metrics(METRICS_LENGTH).await?;
+        note(&bench.readiness, Component::Events, metrics);
+    }
+    bench.journal.begin_session();
+    let wanted = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
+    // AMQP's count has 16 bits, and 0 means no limit.
+    let prefetch = u16::try_from(wanted).unwrap_or(u16::MAX);
+    let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
+    tracing::info!(
+        broker = %session.url(),
+        queues = bench.options.queues.join(","),
+        concurrency = bench.options.concurrency,
+        node = bench.options.node,
+        "worker ready"
+    );
+    bench.readiness.set(Component::Worker, Condition::Ready);
+    Ok(Shift::new(bench, session, deliveries, settler))
+}
+
+/// Says how one of our own queues stands; without it commands go on.
+fn note(readiness: &Readiness, component: Component, presence: Presence) {
+    let condition = match presence {
+        Presence::Present | Presence::Created => Condition::Ready,
+        Presence::Down(words) => Condition::Degraded(format!("queue is down: {words}")),
+        Presence::Denied(words) => Condition::Degraded(format!("queue is missing: {words}")),
+    };
+    readiness.set(component, condition);
+}

@@ -1,0 +1,107 @@
+//! Messages that come back later, kept by the broker.
+//!
+//! One exchange and one queue for each step of 100 ms · 2^k: the queue's messages expire after the step and are
+//! dead-lettered through the default exchange, whose routing key is the name of the queue they are for. A message waits in
+//! the largest step that fits and is published again for the rest, so that one waiting for days is never behind one
+//! waiting for seconds, and none is held unacknowledged.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use crate::celery::message::{Address, Field};
+
+use super::{
+    Error, ErrorKind, Exchange, ExchangeType, Presence, QueueSpec, QueueType, Result, session::Link, topology,
+};
+
+/// The smallest step, in milliseconds.
+const FIRST: u64 = 100;
+/// Doublings of the smallest step: the largest is 19 days.
+const DOUBLINGS: u32 = 24;
+
+/// Queues whose messages return to the queue they came from after a while.
+#[derive(Clone, Debug)]
+pub struct Delay {
+    link: Arc<Link>,
+}
+
+impl Delay {
+    pub(super) fn new(link: &Arc<Link>) -> Self {
+        Self { link: Arc::clone(link) }
+    }
+
+    /// Returns where to publish, with `mandatory`, what shall be back in `queue` after `remaining`: it comes back then or
+    /// earlier, and is then published again for the rest. Only a rest below 100 ms takes 100 ms.
+    ///
+    /// # Errors
+    /// `Denied` when the delay queue is missing and may not be created; `Down`, `Arguments`, `Lost`.
+    pub async fn address(&self, queue: &str, remaining: Duration) -> Result<Address> {
+        let step = step(remaining);
+        let name = format!("filestorage.delay.{step}");
+        if !self.is_known(step) {
+            self.ensure(&name, step).await?;
+            self.link.delays.lock().unwrap_or_else(PoisonError::into_inner).insert(step);
+        }
+        Ok(Address { exchange: name, routing_key: queue.to_owned() })
+    }
+
+    fn is_known(&self, step: u64) -> bool {
+        self.link.delays.lock().unwrap_or_else(PoisonError::into_inner).contains(&step)
+    }
+
+    async fn ensure(&self, name: &str, step: u64) -> Result<()> {
+        let link = &self.link;
+        let mut queue = QueueSpec::durable(name, link.options.queue_type)
+            .with("x-message-ttl", Field::Int(i64::try_from(step).unwrap_or(i64::MAX)))
+            .with("x-dead-letter-exchange", "");
+        if link.options.queue_type == QueueType::Quorum {
+            // A quorum queue dead-letters at most once unless both are asked for.
+            queue = queue.with("x-dead-letter-strategy", "at-least-once").with("x-overflow", "reject-publish");
+        }
+        let exchange = Exchange { name: name.to_owned(), kind: ExchangeType::Fanout, durable: true };
+        let mut created = false;
+        for presence in [topology::ensure_exchange(link, &exchange).await?, topology::ensure_queue(link, &queue).await?]
+        {
+            match presence {
+                Presence::Present => {}
+                Presence::Created => created = true,
+                Presence::Down(text) => return Err(Error::new(ErrorKind::Down, text)),
+                Presence::Denied(text) => return Err(Error::new(ErrorKind::Denied, text)),
+            }
+        }
+        let channel = link.channel().await?;
+        match topology::bind(link, &channel, name, name, "").await {
+            // Both were there, so whoever made them has bound them.
+            Err(error) if error.kind() == ErrorKind::Denied && !created => {}
+            bound => {
+                bound?;
+                Link::done(&channel);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest step that is not longer than `remaining`, in milliseconds; the smallest for less.
+fn step(remaining: Duration) -> u64 {
+    let steps = (0..=DOUBLINGS).map(|doublings| FIRST << doublings);
+    steps.take_while(|step| Duration::from_millis(*step) <= remaining).last().unwrap_or(FIRST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_never_overshoots_but_for_the_smallest() {
+        let step_of = |milliseconds| step(Duration::from_millis(milliseconds));
+        assert_eq!(step_of(0), 100);
+        assert_eq!(step_of(199), 100);
+        assert_eq!(step_of(200), 200);
+        assert_eq!(step_of(700), 400);
+        assert_eq!(step_of(3_000), 1_600);
+        assert_eq!(step(Duration::from_secs(400 * 86_400)), 1_677_721_600);
+    }
+}

@@ -1,0 +1,60 @@
+//! What the worker tells this room.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::BrokerUrl;
+
+/// Everything a session needs to know.
+#[derive(Clone, Debug)]
+pub struct BrokerOptions {
+    /// Tried in turn, first to last.
+    pub urls: Vec<BrokerUrl>,
+    /// Certificates for `amqps`.
+    pub tls: Tls,
+    /// Shown by the broker's management beside `consume` and `publish`.
+    pub connection_name: String,
+    /// Longest wait for any one answer of the broker: 10 s.
+    pub timeout: Duration,
+    /// Type of the queues this worker creates.
+    pub queue_type: QueueType,
+    /// `x-max-priority` of the task queues this worker creates.
+    pub max_priority: Option<u8>,
+    /// Confirming channels at most, and so batches on their way at once: 8.
+    pub channels: usize,
+}
+
+impl Default for BrokerOptions {
+    /// No URL yet; otherwise the values named at the fields.
+    fn default() -> Self {
+        Self {
+            urls: Vec::new(),
+            tls: Tls::default(),
+            connection_name: "filestorage".to_owned(),
+            timeout: Duration::from_secs(10),
+            queue_type: QueueType::Classic,
+            max_priority: None,
+            channels: 8,
+        }
+    }
+}
+
+/// Certificates for `amqps`, as PEM files; read when a session opens, so that a renewed one is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Authorities to trust beside those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate chain of this client; needs `key_file`.
+    pub certificate_file: Option<PathBuf>,
+    /// Private key of this client, PKCS#8; needs `certificate_file`.
+    pub key_file: Option<PathBuf>,
+}
+
+/// Type of a queue that is created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueType {
+    /// Declared without `x-queue-type`, as Celery does.
+    #[default]
+    Classic,
+    /// Replicated.
+    Quorum,
+}

@@ -1,0 +1,297 @@
+//! Publications out, confirmed.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use lapin::{Channel, PublisherConfirm, message::BasicReturnMessage, options::BasicPublishOptions};
+
+use crate::celery::message::Publication;
+
+use super::{
+    Result,
+    convert::{properties_out, short},
+    error::{self, Reply},
+    pool::ChannelPool,
+    session::Link,
+};
+
+/// Bodies handed to the library before it is waited for what it has written. Well below its buffer of 4 MiB: frames that
+/// are still queued when the broker closes the channel would be sent after that and cost the connection.
+const WINDOW: usize = 1 << 20;
+
+/// What the broker said to a publication that it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Confirmation {
+    /// It is in a queue, or nobody asked whether it is (`mandatory` was false).
+    Routed,
+    /// It was mandatory and no queue wanted it: delivered to nobody.
+    Returned {
+        /// 312 `NO_ROUTE`.
+        code: u16,
+        /// The broker's words.
+        text: String,
+    },
+}
+
+/// Why a publication is not known to be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The broker refuses this very publication and will again: too large, a foreign `user_id`, no write permission, no
+    /// such exchange. Code 0: it cannot be put on the wire at all (a name over 255 bytes, headers larger than a frame).
+    #[error("refused: {code} {text}")]
+    Refused {
+        /// AMQP reply code: 403, 404, 406; or 0.
+        code: u16,
+        /// The broker's words, or ours with code 0.
+        text: String,
+    },
+    /// Nobody knows: the connection ended, the confirmation did not come in time, or the broker could not take it now
+    /// (a negative confirmation, twice: the queue is full or has no leader). It may have been taken.
+    #[error("not confirmed: {0}")]
+    Lost(String),
+}
+
+/// Publishes over a pool of confirming channels; clones share the pool.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    link: Arc<Link>,
+    pool: ChannelPool,
+}
+
+/// What became of one publication in one try.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Done(Confirmation),
+    /// A negative confirmation.
+    Nacked,
+    /// The channel died before it was confirmed; the broker closes it because of exactly one publication.
+    Suspect(Reply),
+    /// It cannot be put on the wire.
+    Invalid(String),
+    Lost(String),
+}
+
+impl Publisher {
+    pub(super) fn new(link: &Arc<Link>) -> Result<Self> {
+        Ok(Self { link: Arc::clone(link), pool: ChannelPool::new(link)? })
+    }
+
+    /// Publishes all and waits until each is confirmed or known not to be; one result for each, in order. With
+    /// `mandatory` the broker returns what it cannot route. While the session is blocked it waits without a time-out.
+    ///
+    /// Each is tried again once when it was negatively confirmed, and on its own when the broker closed the channel on it
+    /// or on another one of the batch, so one may arrive twice.
+    pub async fn publish(
+        &self,
+        batch: Vec<Publication>,
+        mandatory: bool,
+    ) -> Vec<std::result::Result<Confirmation, PublishError>> {
+        let all: Vec<&Publication> = batch.iter().collect();
+        let mut outcomes = self.attempt(&all, mandatory).await;
+
+        let nacked = places(&outcomes, |outcome| matches!(outcome, Outcome::Nacked));
+        if !nacked.is_empty() {
+            let again: Vec<&Publication> = nacked.iter().map(|place| all[*place]).collect();
+            let second = self.attempt(&again, mandatory).await;
+            for (place, outcome) in nacked.into_iter().zip(second) {
+                outcomes[place] = outcome;
+            }
+        }
+        let suspects = places(&outcomes, |outcome| matches!(outcome, Outcome::Suspect(_)));
+        if suspects.len() > 1 {
+            for place in suspects {
+                outcomes[place] = self.attempt_one(all[place], mandatory).await;
+            }
+        }
+        outcomes.into_iter().map(Outcome::into_result).collect()
+    }
+
+    async fn attempt_one(&self, publication: &Publication, mandatory: bool) -> Outcome {
+        let outcome = self.attempt(&[publication], mandatory).await.pop();
+        outcome.unwrap_or_else(|| Outcome::Lost("not tried".to_owned()))
+    }
+
+    /// Writes all to one channel, then waits for all confirms.
+    async fn attempt(&self, batch: &[&Publication], mandatory: bool) -> Vec<Outcome> {
+        let loan = match self.pool.lend().await {
+            Ok(loan) => loan,
+            Err(error) => return vec![Outcome::Lost(error.to_string()); batch.len()],
+        };
+        let not_tried = || Outcome::Lost("not tried".to_owned());
+        let Some(channel) = loan.channel() else { return vec![not_tried(); batch.len()] };
+        let mut attempt = Attempt::new(&self.link, channel, batch, mandatory);
+        attempt.write().await;
+        attempt.confirm().await;
+        let Attempt { outcomes, .. } = attempt;
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(not_tried)).collect();
+        loan.give_back();
+        outcomes
+    }
+}
+
+impl Outcome {
+    fn into_result(self) -> std::result::Result<Confirmation, PublishError> {
+        match self {
+            Self::Done(confirmation) => Ok(confirmation),
+            Self::Suspect(Reply { code, text }) => Err(PublishError::Refused { code, text }),
+            Self::Invalid(text) => Err(PublishError::Refused { code: 0, text }),
+            Self::Nacked => Err(PublishError::Lost("the broker cannot take it now".to_owned())),
+            Self::Lost(text) => Err(PublishError::Lost(text)),
+        }
+    }
+}
+
+fn places(outcomes: &[Outcome], wanted: impl Fn(&Outcome) -> bool) -> Vec<usize> {
+    outcomes.iter().enumerate().filter(|(_, outcome)| wanted(outcome)).map(|(place, _)| place).collect()
+}
+
+type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send + 'a>>;
+
+/// One batch on one channel.
+struct Attempt<'a> {
+    link: &'a Link,
+    channel: &'a Channel,
+    batch: &'a [&'a Publication],
+    mandatory: bool,
+    /// Longest wait for one step: the session's, and a second for each MiB that has to go over the wire before.
+    limit: Duration,
+    outcomes: Vec<Option<Outcome>>,
+    confirms: Vec<(usize, PublisherConfirm)>,
+    /// Failed with the channel or the connection; what that was is known once all failed.
+    failed: Vec<usize>,
+    refusal: Option<Reply>,
+    fault: Option<String>,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(link: &'a Link, channel: &'a Channel, batch: &'a [&'a Publication], mandatory: bool) -> Self {
+        let bytes: usize = batch.iter().map(|publication| publication.message.body.len()).sum();
+        Self {
+            link,
+            channel,
+            batch,
+            mandatory,
+            limit: link.options.timeout + Duration::from_secs((bytes >> 20) as u64),
+            outcomes: vec![None; batch.len()],
+            confirms: Vec::with_capacity(batch.len()),
+            failed: Vec::new(),
+            refusal: None,
+            fault: None,
+        }
+    }
+
+    async fn write(&mut self) {
+        let mut sending: Vec<(usize, Sending<'a>)> = Vec::with_capacity(self.batch.len());
+        let mut bytes = 0;
+        for place in 0..self.batch.len() {
+            match self.send(place) {
+                Ok(publish) => sending.push((place, publish)),
+                Err(text) => self.outcomes[place] = Some(Outcome::Invalid(text)),
+            }
+            bytes += self.batch[place].message.body.len();
+            if bytes > WINDOW {
+                self.sent(std::mem::take(&mut sending)).await;
+                bytes = 0;
+            }
+        }
+        self.sent(sending).await;
+    }
+
+    /// Queues one publication's frames.
+    fn send(&self, place: usize) -> std::result::Result<Sending<'a>, String> {
+        let Publication { address, message } = self.batch[place];
+        let properties = properties_out(message, self.link.publishing.configuration().frame_max())?;
+        let exchange = short("the exchange", &address.exchange)?;
+        let routing_key = short("the routing key", &address.routing_key)?;
+        let options = BasicPublishOptions { mandatory: self.mandatory, ..BasicPublishOptions::default() };
+        let channel = self.channel;
+        let mut publish: Sending<'a> =
+            Box::pin(
+                async move { channel.basic_publish(exchange, routing_key, options, &message.body, properties).await },
+            );
+        // The first poll queues the frames, later ones wait until they are written. Nobody is woken for each of them:
+        // they are asked again, in order, once all are queued.
+        if let Poll::Ready(early) = publish.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            publish = Box::pin(std::future::ready(early));
+        }
+        Ok(publish)
+    }
+
+    async fn sent(&mut self, sending: Vec<(usize, Sending<'a>)>) {
+        for (place, publish) in sending {
+            match self.link.state.patiently(self.limit, "a publication", publish).await {
+                Ok(Ok(confirm)) => self.confirms.push((place, confirm)),
+                Ok(Err(fault)) => self.fail(place, &fault),
+                Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),
+            }
+        }
+    }
+
+    async fn confirm(&mut self) {
+        let mut returned = Vec::new();
+        for (place, confirm) in std::mem::take(&mut self.confirms) {
+            let outcome = match self.link.state.patiently(self.limit, "a confirm", confirm).await {
+                Ok(Ok(lapin::Confirmation::Ack(message))) => {
+                    returned.extend(message);
+                    Outcome::Done(Confirmation::Routed)
+                }
+                Ok(Ok(lapin::Confirmation::Nack(message))) => {
+                    returned.extend(message);
+                    Outcome::Nacked
+                }
+                Ok(Ok(lapin::Confirmation::NotRequested)) => Outcome::Lost("confirms are off".to_owned()),
+                Ok(Err(fault)) => {
+                    self.fail(place, &fault);
+                    continue;
+                }
+                Err(lost) => Outcome::Lost(lost.to_string()),
+            };
+            self.outcomes[place] = Some(outcome);
+        }
+        for message in &returned {
+            self.mark_returned(message);
+        }
+        for place in std::mem::take(&mut self.failed) {
+            self.outcomes[place] = Some(match (&self.refusal, &self.fault) {
+                (Some(reply), _) => Outcome::Suspect(reply.clone()),
+                (None, Some(text)) => Outcome::Lost(text.clone()),
+                (None, None) => Outcome::Lost("the channel ended".to_owned()),
+            });
+        }
+    }
+
+    fn fail(&mut self, place: usize, fault: &lapin::Error) {
+        self.failed.push(place);
+        // What was queued after the channel closed fails with its state only; the reason came with an earlier one.
+        match error::reply(fault) {
+            Some(reply) if self.link.publishing.status().connected() => self.refusal = Some(reply),
+            _ => self.fault = Some(error::classify(fault).to_string()),
+        }
+    }
+
+    /// Finds the publication that came back by what it is. The library hands a returned message to whichever confirm comes
+    /// next, and the broker confirms routed ones and returned ones in any order.
+    fn mark_returned(&mut self, returned: &BasicReturnMessage) {
+        let text = |text: &Option<lapin::types::ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+        let correlation_id = text(returned.properties.correlation_id());
+        let message_id = text(returned.properties.message_id());
+        let place = (0..self.batch.len()).find(|place| {
+            let Publication { address, message } = self.batch[*place];
+            matches!(self.outcomes[*place], Some(Outcome::Done(Confirmation::Routed)))
+                && address.exchange == returned.exchange.as_str()
+                && address.routing_key == returned.routing_key.as_str()
+                && message.properties.correlation_id == correlation_id
+                && message.properties.message_id == message_id
+                && message.body == returned.data
+        });
+        if let Some(place) = place {
+            let text = returned.reply_text.as_str().to_owned();
+            let confirmation = Confirmation::Returned { code: returned.reply_code, text };
+            self.outcomes[place] = Some(Outcome::Done(confirmation));
+        }
+    }
+}

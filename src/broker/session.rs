@@ -1,0 +1,279 @@
+//! Two connections that live and die together.
+
+use std::{collections::HashSet, fmt, pin::pin, sync::Arc, sync::Mutex, time::Duration};
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::{
+    Channel, Connection, ConnectionBuilder, ConnectionProperties, Event,
+    runtime::default_runtime,
+    tcp::{OwnedIdentity, OwnedTLSConfig},
+};
+use tokio::sync::watch;
+
+use super::{
+    BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
+    Subscription, Tls, Topology, consume, error, state::StateCell, subscribe,
+};
+
+/// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
+const HEARTBEAT: u16 = 8;
+
+/// A connection can end without an event (an orderly close by the broker); so often it is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Two connections that live and die together; dropping it closes both, whoever still holds a part of it.
+#[derive(Debug)]
+pub struct Session {
+    link: Arc<Link>,
+    publisher: Publisher,
+}
+
+/// What the parts of a session share.
+pub(super) struct Link {
+    pub(super) consuming: Connection,
+    pub(super) publishing: Connection,
+    pub(super) state: StateCell,
+    pub(super) url: BrokerUrl,
+    pub(super) options: BrokerOptions,
+    /// Delay queues known to be there.
+    pub(super) delays: Mutex<HashSet<u64>>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("url", &self.url).field("state", &self.state.now()).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Connects, trying each URL in turn; needs a tokio runtime and stays on it.
+    ///
+    /// # Errors
+    /// Names each URL's fault and its mend; permanent only when every one is.
+    pub async fn open(options: &BrokerOptions) -> Result<Self> {
+        let mut faults: Vec<Error> = Vec::new();
+        for url in &options.urls {
+            match Link::open(url, options).await {
+                Ok(link) => {
+                    let link = Arc::new(link);
+                    let publisher = Publisher::new(&link)?;
+                    return Ok(Self { link, publisher });
+                }
+                Err(fault) => faults.push(fault),
+            }
+        }
+        let message = faults.iter().map(Error::to_string).collect::<Vec<_>>().join("; ");
+        let worst = faults.iter().find(|fault| !fault.is_permanent()).or(faults.last());
+        Err(match worst {
+            Some(fault) => Error::new(fault.kind(), message),
+            None => Error::new(ErrorKind::Setting, "no broker url is set"),
+        })
+    }
+
+    /// Tells how the session is now.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.link.state.now()
+    }
+
+    /// Watches how the session is.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.link.state.watch()
+    }
+
+    /// Declares the session over, for a reason that only the caller knows; every wait in it ends.
+    pub fn lose(&self, reason: &str) {
+        self.link.state.lose(reason);
+    }
+
+    /// Returns the URL that answered.
+    #[must_use]
+    pub fn url(&self) -> &BrokerUrl {
+        &self.link.url
+    }
+
+    /// Consumes the task queues, creating those that are missing, with `prefetch` unsettled deliveries each at most
+    /// (0: without limit).
+    ///
+    /// A queue that is there is taken as it is. A missing one is declared as Celery does: durable, with the type and the
+    /// highest priority of the options, bound to a direct exchange of its name where that is permitted.
+    ///
+    /// # Errors
+    /// `Denied` names the missing permission; `Arguments`, `Down` and `Lost` as the broker says.
+    pub async fn consume(&self, queues: &[String], prefetch: u16, tag_prefix: &str) -> Result<(Deliveries, Settler)> {
+        consume::consume(&self.link, queues, prefetch, tag_prefix).await
+    }
+
+    /// Listens on a queue of our own: declares exchange and queue, binds and consumes without acknowledgement.
+    ///
+    /// # Errors
+    /// `Denied` when the user may not declare it, and what else the broker says; the session lives on.
+    pub async fn subscribe(&self, subscription: &Subscription) -> Result<Notices> {
+        subscribe::subscribe(&self.link, subscription).await
+    }
+
+    /// Returns the publishing half.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Returns the means to look at and create queues.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        Topology::new(&self.link)
+    }
+
+    /// Returns the delay queues.
+    #[must_use]
+    pub fn delay(&self) -> Delay {
+        Delay::new(&self.link)
+    }
+
+    /// Closes both connections in order; what is unsettled goes back to its place.
+    pub async fn close(self) {
+        let both = async {
+            let consuming = self.link.consuming.close(200, "OK".into()).await;
+            let publishing = self.link.publishing.close(200, "OK".into()).await;
+            consuming.and(publishing)
+        };
+        match tokio::time::timeout(self.link.options.timeout, both).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the session was over before it was closed"),
+            Err(_) => tracing::debug!("the broker did not answer the close"),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.link.state.lose("the session was closed");
+        // One poll puts the close on its way; its answer interests nobody. Without it a command that still holds a
+        // publisher would keep the connection, and so the unsettled deliveries, from the broker.
+        drop(self.link.consuming.close(200, "OK".into()).now_or_never());
+        drop(self.link.publishing.close(200, "OK".into()).now_or_never());
+    }
+}
+
+impl Link {
+    async fn open(url: &BrokerUrl, options: &BrokerOptions) -> Result<Self> {
+        let state = StateCell::new();
+        let consuming = connect(url, options, "consume").await?;
+        let publishing = connect(url, options, "publish").await?;
+        watch_over(&consuming, state.clone(), "consuming");
+        watch_over(&publishing, state.clone(), "publishing");
+        Ok(Self { consuming, publishing, state, url: url.clone(), options: options.clone(), delays: Mutex::default() })
+    }
+
+    /// Waits for one answer of the broker, as long as the session allows.
+    pub(super) async fn answer<T>(&self, what: &str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+        match self.state.patiently(self.options.timeout, what, answer).await? {
+            Ok(answer) => Ok(answer),
+            Err(fault) => Err(error::classify(&fault).during(what)),
+        }
+    }
+
+    /// Opens a channel on the connection that is never blocked; one refused command ends it, so most serve one.
+    pub(super) async fn channel(&self) -> Result<Channel> {
+        self.answer("opening a channel", self.consuming.create_channel()).await
+    }
+
+    /// Closes a channel that has served; its answer changes nothing any more.
+    pub(super) fn done(channel: &Channel) {
+        drop(channel.close(200, "OK".into()).now_or_never());
+    }
+
+    /// Replaces the broker's refusal by the permission that is missing.
+    pub(super) fn name_permission(&self, error: Error, permission: &str, resource: &str) -> Error {
+        if error.kind() != ErrorKind::Denied {
+            return error;
+        }
+        let (user, vhost) = (self.url.user(), self.url.vhost());
+        Error::new(
+            ErrorKind::Denied,
+            format!(
+                "user '{user}' lacks the {permission} permission on {resource} in vhost '{vhost}': \
+                 grant it with rabbitmqctl set_permissions"
+            ),
+        )
+    }
+}
+
+async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str) -> Result<Connection> {
+    let properties = ConnectionProperties::default()
+        .with_connection_name(format!("{} {role}", options.connection_name).into())
+        .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    let runtime = default_runtime().map_err(|error| Error::new(ErrorKind::Setting, error.to_string()))?;
+    let builder = ConnectionBuilder::new_with_runtime(runtime)
+        .with_uri(url.to_lapin(HEARTBEAT, options.timeout))
+        .with_properties(properties)
+        .with_tls_config(certificates(&options.tls)?);
+    match tokio::time::timeout(options.timeout, builder.connect()).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(fault)) => Err(error::opening(&fault, url)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unreachable,
+            format!("{url} does not answer within {} s: is it a broker, and up?", options.timeout.as_secs_f32()),
+        )),
+    }
+}
+
+fn certificates(tls: &Tls) -> Result<OwnedTLSConfig> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|error| Error::new(ErrorKind::Setting, format!("{}: {error}", path.display())))
+    };
+    let identity = match (&tls.certificate_file, &tls.key_file) {
+        (Some(certificate), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? }),
+        (None, None) => None,
+        _ => {
+            let text = "a client certificate needs both its certificate file and its key file";
+            return Err(Error::new(ErrorKind::Setting, text));
+        }
+    };
+    let cert_chain = match &tls.ca_file {
+        Some(path) => Some(
+            String::from_utf8(read(path)?)
+                .map_err(|_| Error::new(ErrorKind::Setting, format!("{}: not a PEM file", path.display())))?,
+        ),
+        None => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
+}
+
+/// Follows one connection until the session ends.
+fn watch_over(connection: &Connection, state: StateCell, role: &'static str) {
+    let status = connection.status().clone();
+    let events = connection.events_listener();
+    tokio::spawn(async move {
+        let mut events = pin!(events);
+        let mut lost = pin!(state.lost());
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let fault = tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        state.set(State::Blocked(reason));
+                        None
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        state.set(State::Open);
+                        None
+                    }
+                    Some(Event::Error(fault)) => Some(error::classify(&fault).to_string()),
+                    Some(_) => None,
+                    None => return,
+                },
+                _ = look.tick() => Some("closed by the broker".to_owned()),
+                _ = &mut lost => return,
+            };
+            // A channel's error comes as an event too and ends nothing but the channel.
+            if let Some(fault) = fault
+                && !status.connected()
+            {
+                state.lose(format!("the {role} connection ended: {fault}"));
+            }
+        }
+    });
+}

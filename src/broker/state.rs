@@ -1,0 +1,147 @@
+//! How a session is, and waiting with that in view.
+
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use super::{Error, ErrorKind, Result};
+
+/// How a session is, as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Both connections work.
+    Open,
+    /// The broker takes no publications (memory or disk alarm), with its reason; nothing is lost, everything waits.
+    Blocked(String),
+    /// Over for good, with the reason; open a new session.
+    Lost(String),
+}
+
+/// The one state of a session; once lost it stays lost.
+#[derive(Clone, Debug)]
+pub(super) struct StateCell(Arc<watch::Sender<State>>);
+
+impl StateCell {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(State::Open)))
+    }
+
+    pub(super) fn now(&self) -> State {
+        self.0.borrow().clone()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<State> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn set(&self, next: State) {
+        self.0.send_if_modified(|state| {
+            let changes = !matches!(state, State::Lost(_)) && *state != next;
+            if changes {
+                *state = next;
+            }
+            changes
+        });
+    }
+
+    pub(super) fn lose(&self, reason: impl Into<String>) {
+        self.set(State::Lost(reason.into()));
+    }
+
+    /// Waits until the session is lost and returns the reason.
+    pub(super) async fn lost(&self) -> String {
+        let mut watch = self.watch();
+        loop {
+            if let State::Lost(reason) = &*watch.borrow_and_update() {
+                return reason.clone();
+            }
+            // The sender lives in `self`.
+            if watch.changed().await.is_err() {
+                return "the session was dropped".to_owned();
+            }
+        }
+    }
+
+    /// Waits for an answer of the broker: not after the session is lost, and not longer than `limit` while it is open.
+    /// While it is blocked the clock stands. A missed limit is an answer that never comes: the session is lost.
+    pub(super) async fn patiently<T>(&self, limit: Duration, what: &str, answer: impl Future<Output = T>) -> Result<T> {
+        let mut answer = pin!(answer);
+        let mut watch = self.watch();
+        loop {
+            let state = watch.borrow_and_update().clone();
+            let clock = async {
+                match state {
+                    State::Open => tokio::time::sleep(limit).await,
+                    State::Blocked(_) => std::future::pending().await,
+                    State::Lost(_) => {}
+                }
+            };
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer),
+                _ = watch.changed() => {}
+                () = clock => {
+                    self.lose(format!("no answer to {what} within {} s", limit.as_secs_f32()));
+                    return match self.now() {
+                        State::Lost(reason) => Err(Error::lost(reason)),
+                        State::Open | State::Blocked(_) => Err(Error::new(ErrorKind::Lost, "the session is over")),
+                    };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(test);
+    }
+
+    #[test]
+    fn silence_loses_the_session_for_good() {
+        run(async {
+            let state = StateCell::new();
+            let error = state.patiently(Duration::from_millis(5), "a confirm", pending::<()>()).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Lost);
+            assert!(error.to_string().contains("a confirm"));
+            state.set(State::Open);
+            assert!(matches!(state.now(), State::Lost(_)));
+            state.lost().await;
+        });
+    }
+
+    #[test]
+    fn the_clock_stands_while_the_broker_blocks() {
+        run(async {
+            let state = StateCell::new();
+            state.set(State::Blocked("low on memory".to_owned()));
+            let limit = Duration::from_millis(1);
+            let slow = tokio::time::sleep(Duration::from_millis(50));
+            state.patiently(limit, "a confirm", slow).await.unwrap();
+            let end = async {
+                tokio::task::yield_now().await;
+                state.set(State::Open);
+            };
+            let (answer, ()) = tokio::join!(state.patiently(limit, "a confirm", pending::<()>()), end);
+            answer.unwrap_err();
+        });
+    }
+
+    #[test]
+    fn a_lost_session_ends_every_wait_but_hands_over_what_is_there() {
+        run(async {
+            let state = StateCell::new();
+            state.lose("gone");
+            let limit = Duration::from_secs(3600);
+            assert_eq!(state.patiently(limit, "x", std::future::ready(1)).await.unwrap(), 1);
+            let error = state.patiently(limit, "x", pending::<()>()).await.unwrap_err();
+            assert_eq!(error.to_string(), "gone");
+        });
+    }
+}

@@ -1,0 +1,340 @@
+//! What to publish when a task is done: callbacks and the next chain step, or errbacks and the failure of the rest.
+
+use jiff::Timestamp;
+
+use super::compose::{Context, First, Place, message};
+use super::error::Exception;
+use super::message::Publication;
+use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
+use super::request::TaskRequest;
+use super::signature::{Kind, Signature};
+use crate::json::{self, Json};
+
+/// How this worker publishes tasks.
+#[derive(Clone, Debug)]
+pub struct CanvasOptions {
+    /// Queue for signatures that name none.
+    pub default_queue: String,
+    /// Node name, written as `origin`.
+    pub origin: String,
+}
+
+/// What follows a success; to be published, in order, before the reply that lists the children.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AfterSuccess {
+    /// Callbacks, then the next chain step.
+    pub publications: Vec<Publication>,
+    /// For [`super::reply::State::Success`].
+    pub children: Vec<Child>,
+}
+
+/// What follows a failure; to be published, in order, after the task's own FAILURE reply.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AfterFailure {
+    /// FAILURE for every remaining step of the chain, then the errbacks.
+    pub publications: Vec<Publication>,
+    /// An errback that could not be published.
+    pub unsupported: Option<Unsupported>,
+}
+
+/// A workflow this worker cannot carry on: a group or chord where it would have to start one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unsupported(String);
+
+impl Unsupported {
+    /// Makes the `NotImplementedError` to answer with.
+    #[must_use]
+    pub fn exception(&self) -> Exception {
+        Exception::not_implemented(&self.0)
+    }
+}
+
+/// Looks, before the task runs, whether all that follows its success can be published.
+///
+/// # Errors
+///
+/// [`Unsupported`] as [`after_success`].
+pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
+    if request.chord.is_some() {
+        return Err(unsupported(&request.task, "is a member of a chord, which the rpc result backend cannot join"));
+    }
+    for signature in request.callbacks.iter().chain(request.chain.last()) {
+        startable(&request.task, signature)?;
+    }
+    Ok(())
+}
+
+fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
+    match signature.kind {
+        Kind::Task => Ok(()),
+        Kind::Chain => match signature.steps().unwrap_or_default().first() {
+            Some(first) => startable(task, first),
+            None => Ok(()),
+        },
+        Kind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
+        Kind::Chord => Err(unsupported(task, "is followed by a chord, which the rpc result backend does not support")),
+    }
+}
+
+fn unsupported(task: &str, cause: &str) -> Unsupported {
+    Unsupported(format!("task {task} {cause}; use plain tasks and chains as callbacks and steps"))
+}
+
+/// Makes the messages that follow a success.
+///
+/// `result` is the return value as JSON text; it is embedded as it is. `new_id` gives the ids of groups and of tasks
+/// that bring none: a group's before its members', a chain's first to last.
+///
+/// # Errors
+///
+/// [`Unsupported`] when a callback or the next step is a group or chord, or the task is a chord's member.
+pub fn after_success(
+    request: &TaskRequest,
+    result: &str,
+    options: &CanvasOptions,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+) -> Result<AfterSuccess, Unsupported> {
+    if request.callbacks.is_empty() && request.chain.is_empty() && request.chord.is_none() {
+        return Ok(AfterSuccess::default());
+    }
+    check(request)?;
+    let shown = json::parse(result.as_bytes(), json::Limits { depth: 256 });
+    let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
+    let context = context(request, first, options, now);
+    let mut after = AfterSuccess::default();
+    match request.callbacks.as_slice() {
+        [] => {}
+        [one] => after.publish(one, None, &context, new_id),
+        several => {
+            let (publications, child) = group(several.iter(), &context, new_id);
+            after.publications.extend(publications);
+            after.children.push(child);
+        }
+    }
+    if let Some((next, rest)) = request.chain.split_last() {
+        after.publish(next, Some(rest), &context, new_id);
+    }
+    Ok(after)
+}
+
+impl AfterSuccess {
+    /// Publishes one callback or step, and what a chain brings with it before the rest.
+    fn publish(
+        &mut self,
+        signature: &Signature,
+        rest: Option<&[Signature]>,
+        context: &Context<'_>,
+        new_id: &mut dyn FnMut() -> String,
+    ) {
+        let direct = Place { group: None, direct: signature.kind == Kind::Task };
+        let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
+        self.children.push(Child::Task(sent.head));
+        self.publications.push(sent.publication);
+    }
+}
+
+/// One published signature: its message, and the ids of the tasks it stands for.
+struct Sent {
+    publication: Publication,
+    head: String,
+    tail: Vec<String>,
+}
+
+/// Makes the message of a task or of a chain's first task; `None` for a chain without tasks.
+fn send(
+    signature: &Signature,
+    place: Place<'_>,
+    rest: Option<&[Signature]>,
+    context: &Context<'_>,
+    new_id: &mut dyn FnMut() -> String,
+) -> Option<Sent> {
+    let id_of = |signature: &Signature, new_id: &mut dyn FnMut() -> String| {
+        signature.text("task_id").map_or_else(new_id, str::to_owned)
+    };
+    if signature.kind == Kind::Task {
+        let head = id_of(signature, new_id);
+        return Some(Sent { publication: message(signature, &head, place, rest, context), head, tail: Vec::new() });
+    }
+    let mut steps = flatten(signature).into_iter();
+    let first = steps.next()?;
+    let head = id_of(&first, new_id);
+    let mut tail = Vec::new();
+    let mut behind: Vec<Signature> = Vec::new();
+    for mut step in steps {
+        if step.kind == Kind::Task {
+            let id = id_of(&step, new_id);
+            step.set("task_id", id.as_str().into());
+            step.set("root_id", context.root_id.into());
+            if step.option("reply_to").is_none() {
+                step.set("reply_to", "".into());
+            }
+            tail.push(id);
+        }
+        behind.push(step);
+    }
+    // Only the end of a chain is a member of the group the chain stands in.
+    let place = match (place.group, behind.last_mut()) {
+        (Some((group, index)), Some(last)) => {
+            last.set("group_id", group.into());
+            last.set("group_index", i64::try_from(index).unwrap_or(i64::MAX).into());
+            Place { group: None, direct: false }
+        }
+        _ => place,
+    };
+    behind.reverse();
+    let chain: Vec<_> = rest.unwrap_or_default().iter().cloned().chain(behind).collect();
+    Some(Sent { publication: message(&first, &head, place, Some(&chain), context), head, tail })
+}
+
+/// Resolves a chain, and chains inside it, into its steps; what was said of the chain goes to the step it concerns.
+fn flatten(signature: &Signature) -> Vec<Signature> {
+    if signature.kind != Kind::Chain {
+        return vec![signature.clone()];
+    }
+    // Reading the signature has read the steps once, so they are well formed.
+    let mut steps: Vec<_> = signature.steps().unwrap_or_default().iter().flat_map(flatten).collect();
+    let stamped: Vec<_> = signature.option("stamped_headers").and_then(Json::as_array).unwrap_or_default().to_vec();
+    if let Some(first) = steps.first_mut() {
+        if !first.immutable {
+            first.args.splice(0..0, signature.args.iter().cloned());
+            first.immutable = signature.immutable;
+        }
+        for (name, value) in signature.options.iter().filter(|(_, value)| !value.is_null()) {
+            let its_own = match name.as_str() {
+                "task_id" | "group_id" | "group_index" | "root_id" | "parent_id" | "link" | "link_error" | "chain"
+                | "chord" => true,
+                "reply_to" | "stamped_headers" => first.option(name).is_some(),
+                _ => stamped.contains(&Json::from(name.as_str())) && first.option(name).is_some(),
+            };
+            if !its_own {
+                first.set(name, value.clone());
+            }
+        }
+    }
+    for step in &mut steps {
+        extend(step, "link_error", signature.option("link_error"));
+    }
+    if let Some(last) = steps.last_mut() {
+        extend(last, "link", signature.option("link"));
+        for name in ["task_id", "group_id", "group_index", "chord", "chain"] {
+            if let Some(value) = signature.option(name)
+                && last.option(name).is_none()
+            {
+                last.set(name, value.clone());
+            }
+        }
+    }
+    steps
+}
+
+/// Appends to an option that is a list of signatures, or one alone.
+fn extend(signature: &mut Signature, name: &str, more: Option<&Json>) {
+    let Some(more) = more else { return };
+    let list = |value: &Json| value.as_array().map_or_else(|| vec![value.clone()], <[Json]>::to_vec);
+    let mut all = signature.option(name).map(list).unwrap_or_default();
+    for one in list(more) {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    signature.set(name, Json::Array(all));
+}
+
+/// Makes one new group of tasks and chains.
+fn group<'s>(
+    members: impl Iterator<Item = &'s Signature>,
+    context: &Context<'_>,
+    new_id: &mut dyn FnMut() -> String,
+) -> (Vec<Publication>, Child) {
+    let id = new_id();
+    let mut publications = Vec::new();
+    let mut children = Vec::new();
+    for member in members {
+        let place = Place { group: Some((&id, publications.len())), direct: false };
+        let Some(sent) = send(member, place, None, context, new_id) else { continue };
+        publications.push(sent.publication);
+        children.push(if sent.tail.is_empty() {
+            Child::Task(sent.head)
+        } else {
+            Child::Chain(std::iter::once(sent.head).chain(sent.tail).collect())
+        });
+    }
+    (publications, Child::Group { id, members: children })
+}
+
+fn context<'a>(
+    request: &'a TaskRequest,
+    first: First<'a>,
+    options: &'a CanvasOptions,
+    now: Timestamp,
+) -> Context<'a> {
+    let root_id = request.root_id.as_deref().unwrap_or(&request.id);
+    Context { first, parent_id: &request.id, root_id, options, now }
+}
+
+/// Makes the messages that follow a failure.
+///
+/// Every remaining task of the chain that somebody waits for fails with the same exception, unless results are
+/// ignored; then the errbacks are sent as one new group, with the failed id as their first argument.
+#[must_use]
+pub fn after_failure(
+    request: &TaskRequest,
+    exception: &Exception,
+    options: &CanvasOptions,
+    replies: &ReplyOptions,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+) -> AfterFailure {
+    let mut after = AfterFailure::default();
+    if !request.ignore_result {
+        let mut waiting = Vec::new();
+        for step in &request.chain {
+            waiting_for(&step.options, &step.kwargs, step.kind != Kind::Task, &mut waiting);
+        }
+        after.publications.extend(waiting.iter_mut().map(|to| {
+            to.task.clone_from(&request.task);
+            reply_to(to, &State::Failure(exception), None, replies, now)
+        }));
+    }
+    let (plain, other): (Vec<_>, Vec<_>) =
+        request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
+    after.unsupported = other.first().and_then(|errback| startable(&request.task, errback).err());
+    if !plain.is_empty() {
+        let mut text = String::new();
+        json::write_string(&mut text, &request.id);
+        let first = First { text: &text, value: Json::Text(request.id.clone()) };
+        let context = context(request, first, options, now);
+        after.publications.extend(group(plain.into_iter(), &context, new_id).0);
+    }
+    after
+}
+
+/// Finds whom a step's failure is told: its own client, and those of the tasks inside a group, chain or chord.
+fn waiting_for(options: &[(String, Json)], kwargs: &[(String, Json)], complex: bool, found: &mut Vec<ReplyTo>) {
+    let text = |name: &str| {
+        let option = options.iter().find(|(key, _)| key == name)?.1.as_text()?;
+        (!option.is_empty()).then(|| option.to_owned())
+    };
+    if let (Some(task_id), Some(queue)) = (text("task_id"), text("reply_to")) {
+        found.push(ReplyTo {
+            queue,
+            correlation_id: task_id.clone(),
+            task_id,
+            group: text("group_id"),
+            parent_id: text("parent_id"),
+            task: String::new(),
+        });
+    }
+    if !complex {
+        return;
+    }
+    for (_, inner) in kwargs.iter().filter(|(name, _)| matches!(name.as_str(), "tasks" | "header" | "body")) {
+        for signature in inner.as_array().unwrap_or(std::slice::from_ref(inner)) {
+            let members = |name: &str| signature.get(name).and_then(Json::as_object).unwrap_or_default();
+            let complex = signature.get("subtask_type").is_some_and(|kind| !kind.is_null());
+            waiting_for(members("options"), members("kwargs"), complex, found);
+        }
+    }
+}

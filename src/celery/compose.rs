@@ -1,0 +1,306 @@
+//! From a signature to the task message Celery would publish for it.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::canvas::CanvasOptions;
+use super::message::{Address, Field, Headers, Message, Properties, Publication};
+use super::signature::Signature;
+use super::{repr, time};
+use crate::json::{Json, write_string};
+
+/// What every message of one finished task has in common.
+pub(super) struct Context<'a> {
+    /// Put before the arguments of what is not immutable.
+    pub(super) first: First<'a>,
+    /// The finished task.
+    pub(super) parent_id: &'a str,
+    /// The workflow's first task.
+    pub(super) root_id: &'a str,
+    /// How this worker publishes.
+    pub(super) options: &'a CanvasOptions,
+    /// The present.
+    pub(super) now: Timestamp,
+}
+
+/// The argument that the finished task hands on.
+pub(super) struct First<'a> {
+    /// As JSON text, embedded as it is.
+    pub(super) text: &'a str,
+    /// As a tree, for display.
+    pub(super) value: Json,
+}
+
+/// Where a message belongs.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// Group id and index.
+    pub(super) group: Option<(&'a str, usize)>,
+    /// The arguments come straight out of JSON, not through a Python tuple: only seen in `argsrepr`.
+    pub(super) direct: bool,
+}
+
+/// Checks the options that [`message`] relies upon.
+pub(super) fn check(signature: &Signature) -> Result<(), String> {
+    let wrong = |name: &str, value: &Json| Err(format!("has an unusable {} as option {name}", value.python_type()));
+    let epoch = Timestamp::UNIX_EPOCH;
+    for name in ["countdown", "time_limit", "soft_time_limit", "priority", "group_index", "retries"] {
+        if let Some(value) = signature.option(name)
+            && value.as_f64().is_none_or(|number| time::later(epoch, number).is_none())
+        {
+            return wrong(name, value);
+        }
+    }
+    for name in ["eta", "expires"] {
+        if let Some(value) = signature.option(name) {
+            let number = name == "expires" && value.as_f64().is_some_and(|s| time::later(epoch, s).is_some());
+            if !number && iso_text(value).and_then(time::instant).is_none() {
+                return wrong(name, value);
+            }
+        }
+    }
+    if let Some(value) = signature.option("headers")
+        && value.as_object().is_none()
+    {
+        return wrong("headers", value);
+    }
+    Ok(())
+}
+
+/// Makes the message of a plain task under this id, with these remaining steps (in reverse; `None`: none ever).
+pub(super) fn message(
+    signature: &Signature,
+    id: &str,
+    place: Place<'_>,
+    chain: Option<&[Signature]>,
+    context: &Context<'_>,
+) -> Publication {
+    let (expires, expiration) = expiry(signature, context.now);
+    let mut headers = headers(signature, id, place, context);
+    headers.set("expires", expires.map_or(Field::Void, Field::Text));
+    for (name, value) in signature.option("headers").and_then(Json::as_object).unwrap_or_default() {
+        headers.set(name.as_str(), field(value));
+    }
+    let whole = |name: &str| signature.option(name).and_then(Json::as_i64);
+    let delivery_mode = match signature.option("delivery_mode") {
+        Some(Json::Text(mode)) if mode == "transient" => 1,
+        Some(mode) if mode.as_i64() == Some(1) => 1,
+        _ => 2,
+    };
+    Publication {
+        address: address(signature, &context.options.default_queue),
+        message: Message {
+            properties: Properties {
+                content_type: Some("application/json".to_owned()),
+                content_encoding: Some("utf-8".to_owned()),
+                delivery_mode: Some(delivery_mode),
+                priority: Some(whole("priority").map_or(0, |priority| priority.clamp(0, 255) as u8)),
+                correlation_id: Some(id.to_owned()),
+                // Without one nobody reads the result; Celery would leak a queue of its own for it.
+                reply_to: Some(signature.text("reply_to").unwrap_or_default().to_owned()),
+                expiration,
+                ..Properties::default()
+            },
+            headers,
+            body: Bytes::from(body(signature, chain, context)),
+        },
+    }
+}
+
+fn headers(signature: &Signature, id: &str, place: Place<'_>, context: &Context<'_>) -> Headers {
+    let text = |name: &str| signature.text(name).map_or(Field::Void, Field::from);
+    let any = |name: &str| signature.option(name).map_or(Field::Void, field);
+    let count = |name: &str| Field::Int(signature.option(name).and_then(Json::as_i64).unwrap_or(0));
+    let args = if signature.immutable && place.direct {
+        repr::args_list(&signature.args)
+    } else {
+        let first = (!signature.immutable).then_some(&context.first.value);
+        repr::args_tuple(&first.into_iter().chain(&signature.args).collect::<Vec<_>>())
+    };
+    let stamped: Vec<&str> = signature
+        .option("stamped_headers")
+        .and_then(Json::as_array)
+        .map(|names| names.iter().filter_map(Json::as_text).collect())
+        .unwrap_or_default();
+    let stamps: Headers = stamped
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?))))
+        .collect();
+    let group = signature.text("group_id").or(place.group.map(|(id, _)| id));
+    let index = match place.group {
+        Some((_, index)) => Field::Int(i64::try_from(index).unwrap_or(i64::MAX)),
+        None => any("group_index"),
+    };
+    let stamped = stamped.into_iter().map(Field::from).collect::<Vec<_>>();
+    [
+        ("lang", Field::from("py")),
+        ("task", signature.task.as_str().into()),
+        ("id", id.into()),
+        ("shadow", text("shadow")),
+        ("eta", eta(signature, context.now).map_or(Field::Void, Field::Text)),
+        ("expires", Field::Void),
+        ("group", group.map_or(Field::Void, Field::from)),
+        ("group_index", index),
+        ("retries", count("retries")),
+        ("timelimit", Field::List(vec![any("time_limit"), any("soft_time_limit")])),
+        ("root_id", context.root_id.into()),
+        ("parent_id", context.parent_id.into()),
+        ("argsrepr", args.into()),
+        ("kwargsrepr", repr::kwargs(&signature.kwargs).into()),
+        ("origin", context.options.origin.as_str().into()),
+        ("ignore_result", any("ignore_result")),
+        ("replaced_task_nesting", count("replaced_task_nesting")),
+        ("stamped_headers", if stamped.is_empty() { Field::Void } else { Field::List(stamped) }),
+        ("stamps", Field::Table(stamps)),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
+}
+
+fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_>) -> String {
+    let mut out = String::with_capacity(context.first.text.len() + 256);
+    out.push_str("[[");
+    let mut empty = true;
+    if !signature.immutable {
+        out.push_str(context.first.text);
+        empty = false;
+    }
+    for arg in &signature.args {
+        if !empty {
+            out.push(',');
+        }
+        empty = false;
+        arg.write_compact(&mut out);
+    }
+    out.push_str("],");
+    write_members(&mut out, &signature.kwargs);
+    for (name, option) in [(",{\"callbacks\":", "link"), (",\"errbacks\":", "link_error")] {
+        out.push_str(name);
+        match signature.option(option) {
+            None => out.push_str("null"),
+            Some(list @ Json::Array(_)) => list.write_compact(&mut out),
+            Some(one) => write_list(&mut out, std::slice::from_ref(one)),
+        }
+    }
+    out.push_str(",\"chain\":");
+    // The steps a signature brings itself run before those that wait behind it, so they stand after them.
+    let own = signature.option("chain").and_then(Json::as_array);
+    if chain.is_none() && own.is_none() {
+        out.push_str("null");
+    } else {
+        out.push('[');
+        let mut empty = true;
+        let mut next = |out: &mut String| {
+            if !std::mem::take(&mut empty) {
+                out.push(',');
+            }
+        };
+        for step in chain.unwrap_or_default() {
+            next(&mut out);
+            step.write_json(&mut out);
+        }
+        for step in own.unwrap_or_default() {
+            next(&mut out);
+            step.write_compact(&mut out);
+        }
+        out.push(']');
+    }
+    out.push_str(",\"chord\":");
+    match signature.option("chord") {
+        None => out.push_str("null"),
+        Some(chord) => chord.write_compact(&mut out),
+    }
+    out.push_str("}]");
+    out
+}
+
+/// Routes as the signature says: exchange and key, queue, or key alone; else to the worker's own queue.
+fn address(signature: &Signature, default_queue: &str) -> Address {
+    let (queue, key) = (signature.text("queue"), signature.text("routing_key"));
+    match signature.text("exchange") {
+        Some(exchange) => Address {
+            exchange: exchange.to_owned(),
+            routing_key: key.or(queue).unwrap_or(default_queue).to_owned(),
+        },
+        // The default exchange reaches every queue by name and can never be missing.
+        None => Address::queue(queue.or(key).unwrap_or(default_queue)),
+    }
+}
+
+fn eta(signature: &Signature, now: Timestamp) -> Option<String> {
+    let countdown = signature.option("countdown").and_then(Json::as_f64).filter(|seconds| *seconds != 0.0);
+    match countdown.and_then(|seconds| time::later(now, seconds)) {
+        Some(at) => Some(time::iso(at)),
+        None => signature.option("eta").and_then(iso_text).map(str::to_owned),
+    }
+}
+
+/// Makes the `expires` header and the `expiration` property, in milliseconds from now.
+fn expiry(signature: &Signature, now: Timestamp) -> (Option<String>, Option<String>) {
+    let Some(expires) = signature.option("expires") else { return (None, None) };
+    let (text, at) = match expires.as_f64() {
+        Some(seconds) => {
+            let at = time::later(now, seconds);
+            (at.map(time::iso), at)
+        }
+        None => {
+            let text = iso_text(expires);
+            (text.map(str::to_owned), text.and_then(time::instant))
+        }
+    };
+    let millis = at.map(|at| at.duration_since(now).as_millis().max(0).to_string());
+    (text, millis)
+}
+
+/// Finds the ISO text of a plain or typed date and time.
+fn iso_text(value: &Json) -> Option<&str> {
+    match value {
+        Json::Text(text) => Some(text),
+        value if value.get("__type__").and_then(Json::as_text) == Some("datetime") => value.get("__value__")?.as_text(),
+        value => value.get("datetime")?.as_text(),
+    }
+}
+
+/// Turns JSON into a header value; an integer too large for AMQP becomes a float.
+pub(super) fn field(value: &Json) -> Field {
+    match value {
+        Json::Null => Field::Void,
+        Json::Bool(value) => Field::Bool(*value),
+        Json::Number(_) => match value.as_i64() {
+            Some(number) => Field::Int(number),
+            None => Field::Float(value.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::Text(text) => Field::Text(text.clone()),
+        Json::Array(items) => Field::List(items.iter().map(field).collect()),
+        Json::Object(members) => {
+            Field::Table(members.iter().map(|(name, value)| (name.clone(), field(value))).collect())
+        }
+    }
+}
+
+/// Appends a JSON array.
+pub(super) fn write_list(out: &mut String, items: &[Json]) {
+    out.push('[');
+    for (place, item) in items.iter().enumerate() {
+        if place > 0 {
+            out.push(',');
+        }
+        item.write_compact(out);
+    }
+    out.push(']');
+}
+
+/// Appends a JSON object.
+pub(super) fn write_members(out: &mut String, members: &[(String, Json)]) {
+    out.push('{');
+    for (place, (name, value)) in members.iter().enumerate() {
+        if place > 0 {
+            out.push(',');
+        }
+        write_string(out, name);
+        out.push(':');
+        value.write_compact(out);
+    }
+    out.push('}');
+}

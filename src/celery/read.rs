@@ -1,0 +1,286 @@
+//! From a message to a [`TaskRequest`]: protocol 2 by its headers, protocol 1 by its body.
+
+use super::body;
+use super::compose::field;
+use super::message::{Field, Headers, Message};
+use super::reply::ReplyTo;
+use super::request::{Fault, Peek, ReadOptions, TaskRequest, Unreadable, peek};
+use super::signature::Signature;
+use super::time;
+use crate::json::{self, ErrorKind, Json};
+
+/// Reads a message as a task.
+///
+/// Needs `task` and `id`; everything else may be absent or void. Headers of other types than Celery writes are taken
+/// as absent, but for `eta` and `expires`: a task must not run because its time could not be read.
+///
+/// # Errors
+///
+/// [`Unreadable`] with the fault and, where it can be told, whom to answer.
+pub fn read(message: &Message, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
+    let reader = Reader { message, peek: peek(message), options };
+    if message.headers.get("task").is_some() { reader.protocol_2() } else { reader.protocol_1() }
+}
+
+struct Reader<'m> {
+    message: &'m Message,
+    peek: Peek<'m>,
+    options: &'m ReadOptions,
+}
+
+impl Reader<'_> {
+    fn protocol_2(&self) -> Result<TaskRequest, Unreadable> {
+        let Some(task) = self.peek.task else {
+            return Err(self.unreadable(Fault::NotATask, "the task header is no name; send the task's name"));
+        };
+        let headers = &self.message.headers;
+        let Some(id) = headers.text("id").filter(|id| !id.is_empty()) else {
+            let text = format!("task {task} has no id; send one in the id header");
+            return Err(self.unreadable(Fault::MissingId, &text));
+        };
+        let mut request = self.request(2, task.to_owned(), id.to_owned());
+        self.headers(headers, &mut request)?;
+        let [args, kwargs, embed] = match self.tree()? {
+            Json::Array(parts) => <[Json; 3]>::try_from(parts)
+                .map_err(|parts| self.invalid(&format!("has a body of {} parts, not three", parts.len())))?,
+            other => return Err(self.invalid(&format!("has a {} as its body, not a list", other.python_type()))),
+        };
+        self.arguments(args, kwargs, &mut request)?;
+        match embed {
+            Json::Null => {}
+            Json::Object(members) => self.embedded(members, &mut request)?,
+            other => return Err(self.invalid(&format!("has a {} as its embed, not a dict", other.python_type()))),
+        }
+        Ok(request)
+    }
+
+    fn protocol_1(&self) -> Result<TaskRequest, Unreadable> {
+        let no_task = || self.unreadable(Fault::NotATask, "the message is no Celery task; send a task header");
+        let Json::Object(mut members) = self.tree()? else { return Err(no_task()) };
+        let mut take = |name: &str| {
+            let slot = members.iter_mut().find(|(key, _)| key == name);
+            slot.map_or(Json::Null, |(_, value)| std::mem::replace(value, Json::Null))
+        };
+        let text = |value| if let Json::Text(text) = value { Some(text).filter(|text| !text.is_empty()) } else { None };
+        let Some(task) = text(take("task")) else { return Err(no_task()) };
+        let Some(id) = text(take("id")) else {
+            let text = format!("task {task} has no id; send one in the body");
+            return Err(Unreadable { task: Some(task), ..self.unreadable(Fault::MissingId, &text) });
+        };
+        let mut request = self.request(1, task, id);
+        let named = |error: Unreadable, request: &TaskRequest| self.named(error, request);
+        // What protocol 2 says in headers, protocol 1 says in the body; one pass serves both.
+        let fields = ["group", "group_index", "retries", "eta", "expires", "timelimit"];
+        let headers: Headers = fields.iter().map(|name| ((*name).to_owned(), field(&take(name)))).collect();
+        self.headers(&headers, &mut request).map_err(|error| named(error, &request))?;
+        request.metrics_reply_to = given(self.message.headers.get("metrics_reply_to"));
+        self.arguments(take("args"), take("kwargs"), &mut request).map_err(|error| named(error, &request))?;
+        self.embedded(members, &mut request).map_err(|error| named(error, &request))?;
+        Ok(request)
+    }
+
+    fn request(&self, protocol: u8, task: String, id: String) -> TaskRequest {
+        let correlation_id = self.message.properties.correlation_id.as_deref().filter(|id| !id.is_empty());
+        TaskRequest {
+            protocol,
+            task,
+            correlation_id: correlation_id.unwrap_or(&id).to_owned(),
+            id,
+            root_id: None,
+            parent_id: None,
+            group: None,
+            group_index: None,
+            retries: 0,
+            eta: None,
+            expires: None,
+            time_limit: None,
+            soft_time_limit: None,
+            args: Vec::new(),
+            kwargs: Vec::new(),
+            callbacks: Vec::new(),
+            errbacks: Vec::new(),
+            chain: Vec::new(),
+            chord: None,
+            reply_to: self.peek.reply_to.map(str::to_owned),
+            ignore_result: false,
+            shadow: None,
+            stamped_headers: Vec::new(),
+            stamps: Headers::default(),
+            argsrepr: None,
+            kwargsrepr: None,
+            metrics_reply_to: None,
+            replaced_task_nesting: 0,
+            origin: None,
+        }
+    }
+
+    /// Takes what the headers say, in one pass over them.
+    fn headers(&self, headers: &Headers, request: &mut TaskRequest) -> Result<(), Unreadable> {
+        for (name, value) in headers.iter() {
+            match name {
+                "root_id" => request.root_id = given(Some(value)),
+                "parent_id" => request.parent_id = given(Some(value)),
+                "group" => request.group = given(Some(value)),
+                "group_index" => request.group_index = whole(value),
+                "retries" => request.retries = whole(value).and_then(|count| count.try_into().ok()).unwrap_or(0),
+                "eta" => request.eta = self.instant(name, value, &request.task)?,
+                "expires" => request.expires = self.instant(name, value, &request.task)?,
+                "timelimit" => {
+                    if let Field::List(limits) = value {
+                        request.time_limit = limits.first().and_then(limit);
+                        request.soft_time_limit = limits.get(1).and_then(limit);
+                    }
+                }
+                "ignore_result" => request.ignore_result = matches!(value, Field::Bool(true) | Field::Int(1..)),
+                "shadow" => request.shadow = given(Some(value)),
+                "stamped_headers" => {
+                    if let Field::List(names) = value {
+                        request.stamped_headers = names.iter().filter_map(|name| given(Some(name))).collect();
+                    }
+                }
+                "stamps" => {
+                    if let Field::Table(stamps) = value {
+                        request.stamps = stamps.clone();
+                    }
+                }
+                "argsrepr" => request.argsrepr = given(Some(value)),
+                "kwargsrepr" => request.kwargsrepr = given(Some(value)),
+                "metrics_reply_to" => request.metrics_reply_to = given(Some(value)),
+                "replaced_task_nesting" => request.replaced_task_nesting = whole(value).unwrap_or(0),
+                "origin" => request.origin = given(Some(value)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn instant(&self, name: &str, value: &Field, task: &str) -> Result<Option<jiff::Timestamp>, Unreadable> {
+        match value {
+            Field::Void => Ok(None),
+            Field::Text(text) => match time::instant(text) {
+                Some(at) => Ok(Some(at)),
+                None => Err(self.wrong_time(name, task)),
+            },
+            _ => Err(self.wrong_time(name, task)),
+        }
+    }
+
+    fn wrong_time(&self, name: &str, task: &str) -> Unreadable {
+        let text = format!("task {task} has an unreadable {name}; send a text in ISO 8601, 2030-01-02T03:04:05+00:00");
+        self.unreadable(Fault::InvalidTask, &text)
+    }
+
+    fn tree(&self) -> Result<Json, Unreadable> {
+        let limits = self.options.limits;
+        let text = body::decode(self.message, &self.options.accept, limits).map_err(|error| {
+            let what = if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
+            self.unreadable(what, &format!("{}: {error}", self.subject()))
+        })?;
+        json::parse(&text, json::Limits { depth: limits.depth }).map_err(|error| {
+            let (what, mend) = match error.kind {
+                ErrorKind::Syntax => (Fault::Decode, "send JSON in UTF-8"),
+                ErrorKind::LoneSurrogate => (Fault::PythonOnlyJson, "send text, or bytes for what is none"),
+                ErrorKind::TooDeep => (Fault::PythonOnlyJson, "send a flatter value"),
+            };
+            self.unreadable(what, &format!("{}: the body is not readable JSON, {error}; {mend}", self.subject()))
+        })
+    }
+
+    fn arguments(&self, args: Json, kwargs: Json, request: &mut TaskRequest) -> Result<(), Unreadable> {
+        match args {
+            Json::Array(args) => request.args = args,
+            Json::Null => {}
+            other => return Err(self.invalid(&format!("has a {} as its args, not a list", other.python_type()))),
+        }
+        match kwargs {
+            Json::Object(kwargs) => request.kwargs = kwargs,
+            Json::Null => {}
+            other => return Err(self.invalid(&format!("has a {} as its kwargs, not a dict", other.python_type()))),
+        }
+        Ok(())
+    }
+
+    fn embedded(&self, members: Vec<(String, Json)>, request: &mut TaskRequest) -> Result<(), Unreadable> {
+        for (name, value) in members {
+            let list = match name.as_str() {
+                "callbacks" => &mut request.callbacks,
+                "errbacks" => &mut request.errbacks,
+                "chain" => &mut request.chain,
+                "chord" => {
+                    request.chord = Some(value).filter(|chord| !chord.is_null());
+                    continue;
+                }
+                _ => continue,
+            };
+            *list = Signature::read_list(value)
+                .map_err(|cause| self.invalid(&format!("has a signature in its {name} that {cause}")))?;
+        }
+        Ok(())
+    }
+
+    fn subject(&self) -> String {
+        self.peek.task.map_or_else(|| "message".to_owned(), |task| format!("task {task}"))
+    }
+
+    fn invalid(&self, cause: &str) -> Unreadable {
+        let text = format!("{} {cause}; send what Celery's protocol says", self.subject());
+        self.unreadable(Fault::InvalidTask, &text)
+    }
+
+    fn unreadable(&self, what: Fault, message: &str) -> Unreadable {
+        let headers = &self.message.headers;
+        let ignored = matches!(headers.get("ignore_result"), Some(Field::Bool(true) | Field::Int(1..)));
+        let correlation = self.message.properties.correlation_id.as_deref().filter(|id| !id.is_empty());
+        let reply = match (self.peek.reply_to, self.peek.id) {
+            (Some(queue), Some(id)) if !ignored => Some(ReplyTo {
+                queue: queue.to_owned(),
+                task_id: id.to_owned(),
+                correlation_id: correlation.unwrap_or(id).to_owned(),
+                group: given(headers.get("group")),
+                parent_id: given(headers.get("parent_id")),
+                task: self.peek.task.unwrap_or_default().to_owned(),
+            }),
+            _ => None,
+        };
+        Unreadable {
+            what,
+            message: message.to_owned(),
+            task: self.peek.task.map(str::to_owned),
+            id: self.peek.id.map(str::to_owned),
+            reply,
+        }
+    }
+
+    /// Completes an error with the name and id that stood in a protocol 1 body.
+    fn named(&self, error: Unreadable, request: &TaskRequest) -> Unreadable {
+        let reply = self.peek.reply_to.and(request.reply_address());
+        let message = match error.message.strip_prefix("message ") {
+            Some(rest) => format!("task {} {rest}", request.task),
+            None => error.message,
+        };
+        Unreadable { task: Some(request.task.clone()), id: Some(request.id.clone()), reply, message, ..error }
+    }
+}
+
+/// Takes a text that says something.
+fn given(value: Option<&Field>) -> Option<String> {
+    match value {
+        Some(Field::Text(text)) if !text.is_empty() => Some(text.clone()),
+        _ => None,
+    }
+}
+
+const fn whole(value: &Field) -> Option<i64> {
+    match value {
+        Field::Int(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn limit(value: &Field) -> Option<std::time::Duration> {
+    match value {
+        Field::Int(seconds) => time::limit(*seconds as f64),
+        Field::Float(seconds) => time::limit(*seconds),
+        _ => None,
+    }
+}

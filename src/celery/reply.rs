@@ -1,0 +1,342 @@
+//! Result messages of the `rpc://` backend, exactly as Celery writes them.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::error::Exception;
+use super::message::{Address, Field, Headers, Message, Origin, Properties, Publication};
+use super::request::TaskRequest;
+use super::time::iso;
+use crate::json::write_string;
+
+/// How this worker answers.
+#[derive(Clone, Debug)]
+pub struct ReplyOptions {
+    /// Node name, `filestorage@host`.
+    pub worker: String,
+    /// Process id, told with STARTED.
+    pub pid: u32,
+    /// Replies survive a broker restart (delivery mode 2 instead of 1).
+    pub persistent: bool,
+}
+
+/// Where the answer to one task goes, and the ids it repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// Queue of the client.
+    pub queue: String,
+    /// The task's id; clients match by it.
+    pub task_id: String,
+    /// Correlation id; the task's id unless the producer chose another.
+    pub correlation_id: String,
+    /// Group the task belongs to.
+    pub group: Option<String>,
+    /// Task that published this one.
+    pub parent_id: Option<String>,
+    /// Task name, for tracebacks; empty when unknown.
+    pub task: String,
+}
+
+/// What a reply says.
+#[derive(Clone, Copy, Debug)]
+pub enum State<'a> {
+    /// The task runs now.
+    Started,
+    /// The task returned.
+    Success {
+        /// The return value as JSON text, embedded as it is.
+        result: &'a str,
+        /// What was published after it.
+        children: &'a [Child],
+    },
+    /// The task failed for good.
+    Failure(&'a Exception),
+    /// The task will be tried again, because of this.
+    Retry(&'a Exception),
+    /// The task was not run, or not to its end.
+    Revoked(Revocation),
+}
+
+/// Why a task was revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Its `expires` had passed.
+    Expired,
+    /// By its id, before it ran.
+    Revoked,
+    /// While it ran.
+    Terminated,
+}
+
+/// Something a task published, as its result lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// One task.
+    Task(String),
+    /// A chain by the ids of its tasks, first to last.
+    Chain(Vec<String>),
+    /// A group.
+    Group {
+        /// The group's id.
+        id: String,
+        /// Its members in order.
+        members: Vec<Child>,
+    },
+}
+
+/// What `result_extended` adds to a reply; made before the arguments are moved into the command.
+#[derive(Clone, Debug)]
+pub struct Extended {
+    fields: String,
+}
+
+impl Extended {
+    /// Gathers name, arguments, worker, retries, queue and stamps of a request.
+    #[must_use]
+    pub fn of(request: &TaskRequest, origin: &Origin, worker: &str) -> Self {
+        let mut fields = String::from("\"name\":");
+        write_string(&mut fields, &request.task);
+        fields.push_str(",\"args\":");
+        super::compose::write_list(&mut fields, &request.args);
+        fields.push_str(",\"kwargs\":");
+        super::compose::write_members(&mut fields, &request.kwargs);
+        fields.push_str(",\"worker\":");
+        write_string(&mut fields, worker);
+        push(&mut fields, format_args!(",\"retries\":{},\"queue\":", request.retries));
+        write_string(&mut fields, &origin.routing_key);
+        if !request.stamped_headers.is_empty() {
+            fields.push_str(",\"stamped_headers\":[");
+            for (place, name) in request.stamped_headers.iter().enumerate() {
+                if place > 0 {
+                    fields.push(',');
+                }
+                write_string(&mut fields, name);
+            }
+            fields.push(']');
+            for name in &request.stamped_headers {
+                if let Some(stamp) = request.stamps.get(name) {
+                    fields.push(',');
+                    write_string(&mut fields, name);
+                    fields.push(':');
+                    write_field(&mut fields, stamp);
+                }
+            }
+        }
+        Self { fields }
+    }
+
+    /// Gathers what Celery tells of an unregistered task: nothing.
+    #[must_use]
+    pub fn unregistered() -> Self {
+        Self {
+            fields: "\"name\":null,\"args\":null,\"kwargs\":null,\"worker\":null,\"retries\":null,\"queue\":null"
+                .to_owned(),
+        }
+    }
+}
+
+/// Makes the result message of a request; `None` when nobody wants one.
+#[must_use]
+pub fn reply(
+    request: &TaskRequest,
+    state: &State<'_>,
+    extended: Option<&Extended>,
+    options: &ReplyOptions,
+    now: Timestamp,
+) -> Option<Publication> {
+    Some(reply_to(&request.reply_address()?, state, extended, options, now))
+}
+
+/// Makes a result message for an address: also for a message that could not be read.
+///
+/// `date_done` is `now` for final states and null for STARTED and RETRY. The body is compact UTF-8 JSON.
+#[must_use]
+pub fn reply_to(
+    to: &ReplyTo,
+    state: &State<'_>,
+    extended: Option<&Extended>,
+    options: &ReplyOptions,
+    now: Timestamp,
+) -> Publication {
+    Publication {
+        address: Address::queue(to.queue.as_str()),
+        message: Message {
+            properties: Properties {
+                content_type: Some("application/json".to_owned()),
+                content_encoding: Some("utf-8".to_owned()),
+                delivery_mode: Some(if options.persistent { 2 } else { 1 }),
+                priority: Some(0),
+                correlation_id: Some(to.correlation_id.clone()),
+                ..Properties::default()
+            },
+            headers: Headers::default(),
+            body: Bytes::from(body(to, state, extended, options, now)),
+        },
+    }
+}
+
+fn body(
+    to: &ReplyTo,
+    state: &State<'_>,
+    extended: Option<&Extended>,
+    options: &ReplyOptions,
+    now: Timestamp,
+) -> String {
+    let result_size = if let State::Success { result, .. } = state { result.len() } else { 256 };
+    let mut out = String::with_capacity(result_size + 256);
+    let mut traceback = None;
+    let mut children: &[Child] = &[];
+    let mut done = true;
+    match state {
+        State::Started => {
+            done = false;
+            push(&mut out, format_args!("{{\"status\":\"STARTED\",\"result\":{{\"pid\":{},\"hostname\":", options.pid));
+            write_string(&mut out, &options.worker);
+            out.push('}');
+        }
+        State::Success { result, children: published } => {
+            children = published;
+            out.push_str("{\"status\":\"SUCCESS\",\"result\":");
+            out.push_str(result);
+        }
+        State::Failure(exception) => {
+            traceback = exception.traceback(&to.task);
+            out.push_str("{\"status\":\"FAILURE\",\"result\":");
+            exception.write_json(&mut out);
+        }
+        State::Retry(exception) => {
+            done = false;
+            traceback = exception.traceback(&to.task);
+            out.push_str("{\"status\":\"RETRY\",\"result\":");
+            exception.write_json(&mut out);
+        }
+        State::Revoked(why) => {
+            out.push_str("{\"status\":\"REVOKED\",\"result\":");
+            Exception::task_revoked(why.as_str()).write_json(&mut out);
+        }
+    }
+    out.push_str(",\"traceback\":");
+    match traceback {
+        Some(text) => write_string(&mut out, &text),
+        None => out.push_str("null"),
+    }
+    out.push_str(",\"children\":[");
+    for (place, child) in children.iter().enumerate() {
+        if place > 0 {
+            out.push(',');
+        }
+        child.write_tuple(&mut out);
+    }
+    out.push_str("],\"date_done\":");
+    if done {
+        push(&mut out, format_args!("\"{}\"", iso(now)));
+    } else {
+        out.push_str("null");
+    }
+    if let Some(group) = &to.group {
+        out.push_str(",\"group_id\":");
+        write_string(&mut out, group);
+    }
+    if let Some(parent) = &to.parent_id {
+        out.push_str(",\"parent_id\":");
+        write_string(&mut out, parent);
+    }
+    if let Some(extended) = extended {
+        out.push(',');
+        out.push_str(&extended.fields);
+    }
+    out.push_str(",\"task_id\":");
+    write_string(&mut out, &to.task_id);
+    out.push('}');
+    out
+}
+
+impl Revocation {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+impl Child {
+    /// Appends Celery's result tuple: `[[id, parent], members]`.
+    fn write_tuple(&self, out: &mut String) {
+        match self {
+            Self::Task(id) => {
+                out.push_str("[[");
+                write_string(out, id);
+                out.push_str(",null],null]");
+            }
+            Self::Chain(ids) => {
+                // The last task is the result, each earlier one the parent of the next.
+                for id in ids.iter().rev() {
+                    out.push_str("[[");
+                    write_string(out, id);
+                    out.push(',');
+                }
+                out.push_str("null");
+                for _ in ids {
+                    out.push_str("],null]");
+                }
+            }
+            Self::Group { id, members } => {
+                out.push_str("[[");
+                write_string(out, id);
+                out.push_str(",null],[");
+                for (place, member) in members.iter().enumerate() {
+                    if place > 0 {
+                        out.push(',');
+                    }
+                    member.write_tuple(out);
+                }
+                out.push_str("]]");
+            }
+        }
+    }
+}
+
+/// Appends formatted text.
+fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).unwrap_or_else(|error| unreachable!("writing to a String: {error}"));
+}
+
+/// Appends a header value as JSON.
+fn write_field(out: &mut String, field: &Field) {
+    match field {
+        Field::Void => out.push_str("null"),
+        Field::Bool(value) => push(out, format_args!("{value}")),
+        Field::Int(value) => push(out, format_args!("{value}")),
+        Field::Timestamp(value) => push(out, format_args!("{value}")),
+        Field::Float(value) if value.is_finite() => push(out, format_args!("{value:?}")),
+        Field::Float(value) if value.is_nan() => out.push_str("NaN"),
+        Field::Float(value) => out.push_str(if *value > 0.0 { "Infinity" } else { "-Infinity" }),
+        Field::Text(text) => write_string(out, text),
+        Field::List(items) => {
+            out.push('[');
+            for (place, item) in items.iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                write_field(out, item);
+            }
+            out.push(']');
+        }
+        Field::Table(table) => {
+            out.push('{');
+            for (place, (name, value)) in table.iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                write_string(out, name);
+                out.push(':');
+                write_field(out, value);
+            }
+            out.push('}');
+        }
+    }
+}

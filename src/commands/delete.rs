@@ -1,0 +1,54 @@
+//! `filestorage.delete`.
+
+use async_trait::async_trait;
+
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
+use crate::storage::DeleteOptions;
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.delete",
+    operation: Some("delete"),
+    signature: Signature {
+        function: "delete",
+        required: &[KEY],
+        optional: &[],
+        keyword_only: &[Parameter::new("if_generation", Kind::Text, "Only this state of the object.")],
+    },
+    less: "nothing",
+    result: schemas::of::<bool>,
+    parse,
+};
+
+#[derive(Debug)]
+struct Delete {
+    key: Key,
+    generation: Option<String>,
+}
+
+fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    let key = super::key(&mut arguments)?;
+    let generation = arguments.optional_text("if_generation")?;
+    Ok(Box::new(Delete { key, generation }))
+}
+
+#[async_trait]
+impl Command for Delete {
+    fn key(&self) -> Option<&Key> {
+        Some(&self.key)
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
+        let options =
+            DeleteOptions { generation: self.generation, redelivered: context.redelivered, fence: context.fence };
+        let result = engine.delete(&self.key, options).await;
+        let result = result.map(|()| "true".to_owned()).map_err(CommandError::from);
+        Finished { result, facts: Facts::of(Some(&self.key), engine) }
+    }
+}

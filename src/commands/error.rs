@@ -1,0 +1,103 @@
+//! Why a command failed, in terms of the exception its caller sees.
+
+use std::fmt;
+
+use crate::json::Json;
+use crate::storage::{Error, ErrorKind};
+
+/// A failed command: the Python exception its caller raises, and whether trying again can help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandError {
+    /// Which exception.
+    pub exception: Exception,
+    /// The exception's arguments.
+    pub args: Vec<Json>,
+    /// Whether the same command may succeed later.
+    pub transient: bool,
+}
+
+/// The exceptions a command can answer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exception {
+    /// Wrong arguments.
+    TypeError,
+    /// A bad key, value or option.
+    ValueError,
+    /// A file system or disk error: `[errno, text, key]`.
+    OsError,
+    /// The backend refuses.
+    PermissionError,
+    /// `if_absent` or `if_generation` not met.
+    PreconditionFailed,
+    /// Damaged bytes.
+    IntegrityError,
+    /// The backend cannot be reached.
+    StorageUnavailable,
+}
+
+impl Exception {
+    /// Returns class name and module, as `exc_type` and `exc_module` of a Celery result.
+    #[must_use]
+    pub const fn class(self) -> (&'static str, &'static str) {
+        match self {
+            Self::TypeError => ("TypeError", "builtins"),
+            Self::ValueError => ("ValueError", "builtins"),
+            Self::OsError => ("OSError", "builtins"),
+            Self::PermissionError => ("PermissionError", "builtins"),
+            Self::PreconditionFailed => ("PreconditionFailed", "filestorage.exceptions"),
+            Self::IntegrityError => ("IntegrityError", "filestorage.exceptions"),
+            Self::StorageUnavailable => ("StorageUnavailable", "filestorage.exceptions"),
+        }
+    }
+}
+
+impl CommandError {
+    fn with_text(exception: Exception, text: impl Into<String>) -> Self {
+        Self { exception, args: vec![Json::Text(text.into())], transient: false }
+    }
+
+    /// Makes a `TypeError`.
+    pub fn type_error(text: impl Into<String>) -> Self {
+        Self::with_text(Exception::TypeError, text)
+    }
+
+    /// Makes a `ValueError`.
+    pub fn value_error(text: impl Into<String>) -> Self {
+        Self::with_text(Exception::ValueError, text)
+    }
+}
+
+/// `OSError`'s three arguments; Python makes the fitting subclass and `errno`, `strerror`, `filename` of them.
+fn os_error(errno: i64, text: &str, error: &Error) -> Vec<Json> {
+    let mut args = vec![errno.into(), text.into()];
+    args.extend(error.key.as_ref().map(|key| key.as_str().into()));
+    args
+}
+
+impl From<Error> for CommandError {
+    /// Maps the storage room's kinds; the one table between both rooms.
+    fn from(error: Error) -> Self {
+        let transient = error.is_transient();
+        let text = || vec![Json::Text(error.to_string())];
+        let (exception, args) = match error.kind {
+            ErrorKind::Invalid => (Exception::ValueError, text()),
+            ErrorKind::Precondition => (Exception::PreconditionFailed, text()),
+            ErrorKind::Integrity => (Exception::IntegrityError, text()),
+            ErrorKind::NoSpace => (Exception::OsError, os_error(28, "No space left on device", &error)),
+            ErrorKind::Io => (Exception::OsError, os_error(5, &error.to_string(), &error)),
+            ErrorKind::Denied => (Exception::PermissionError, text()),
+            ErrorKind::Unavailable | ErrorKind::Abandoned => (Exception::StorageUnavailable, text()),
+        };
+        Self { exception, args, transient }
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> =
+            self.args.iter().map(|arg| arg.as_text().map_or_else(|| arg.compact(), str::to_owned)).collect();
+        formatter.write_str(&texts.join(" "))
+    }
+}
+
+impl std::error::Error for CommandError {}

@@ -1,0 +1,37 @@
+//! `filestorage.get_stats`.
+
+use async_trait::async_trait;
+
+use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.get_stats",
+    operation: None,
+    signature: Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] },
+    less: "nothing",
+    result: schemas::of::<crate::storage::Stats>,
+    parse,
+};
+
+#[derive(Debug)]
+struct GetStats;
+
+#[allow(clippy::unnecessary_wraps)] // one type for every parser
+fn parse(_arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    Ok(Box::new(GetStats))
+}
+
+#[async_trait]
+impl Command for GetStats {
+    fn key(&self) -> Option<&Key> {
+        None
+    }
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
+        Finished { result: super::json(&engine.stats()), facts: Facts::of(None, engine) }
+    }
+}

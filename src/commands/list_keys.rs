@@ -1,0 +1,57 @@
+//! `filestorage.list_keys`.
+
+use async_trait::async_trait;
+
+use super::arguments::{Kind, Parameter};
+use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
+use crate::storage::ListRequest;
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.list_keys",
+    operation: Some("list_keys"),
+    signature: Signature {
+        function: "list_keys",
+        required: &[],
+        optional: &[
+            Parameter::new("prefix", Kind::Text, "Only keys that begin with this text."),
+            Parameter::new("limit", Kind::Count, "Keys at most."),
+            Parameter::new("start_after", Kind::Text, "Only keys after this text, in byte order."),
+        ],
+        keyword_only: &[],
+    },
+    less: "fewer keys with limit, and the next ones with start_after",
+    result: schemas::of::<Vec<String>>,
+    parse,
+};
+
+#[derive(Debug)]
+struct ListKeys {
+    request: ListRequest,
+}
+
+fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    let limit = arguments.optional_count("limit")?;
+    let limit = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let prefix = arguments.optional_text("prefix")?;
+    let start_after = arguments.optional_text("start_after")?;
+    Ok(Box::new(ListKeys { request: ListRequest { prefix, start_after, limit } }))
+}
+
+#[async_trait]
+impl Command for ListKeys {
+    fn key(&self) -> Option<&Key> {
+        None
+    }
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
+        let result = engine.list(self.request).await.map_err(CommandError::from).and_then(|keys| {
+            let keys: Vec<&str> = keys.iter().map(Key::as_str).collect();
+            super::json(&keys)
+        });
+        Finished { result, facts: Facts::of(None, engine) }
+    }
+}

@@ -1,0 +1,83 @@
+//! JSON Schemas (2020-12) of what every task takes and answers.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+use super::arguments::{Kind, Parameter};
+use super::{COMMANDS, Definition};
+
+const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+/// Returns every schema by file name: `store.arguments.json`, `store.result.json`…
+#[must_use]
+pub fn schemas() -> BTreeMap<String, Value> {
+    let mut schemas = BTreeMap::new();
+    for definition in COMMANDS {
+        let name = definition.signature.function;
+        schemas.insert(format!("{name}.arguments.json"), arguments(definition));
+        let mut result = (definition.result)();
+        if let Some(members) = result.as_object_mut() {
+            members.insert("$schema".to_owned(), DIALECT.into());
+            members.insert("title".to_owned(), format!("result of {}", definition.task).into());
+        }
+        schemas.insert(format!("{name}.result.json"), result);
+    }
+    schemas
+}
+
+/// Derives a result's schema from its type.
+pub(super) fn of<T: JsonSchema>() -> Value {
+    schemars::schema_for!(T).to_value()
+}
+
+/// Any value, or null where there is none; bytes are typed as kombu types them.
+pub(super) fn any_value() -> Value {
+    json!({
+        "description": "The value with its own type, or null. Bytes are {\"__type__\": \"bytes\" | \"base64\", \"__value__\": text}, which a Celery client decodes.",
+    })
+}
+
+/// The keyword form of a call: positional arguments bind to the same names in the order of `x-positional`.
+fn arguments(definition: &Definition) -> Value {
+    let signature = &definition.signature;
+    let parameters = || signature.required.iter().chain(signature.optional).chain(signature.keyword_only);
+    let properties: serde_json::Map<String, Value> =
+        parameters().map(|parameter| (parameter.name.to_owned(), property(parameter, signature.required))).collect();
+    let names = |parameters: &[Parameter]| parameters.iter().map(|parameter| parameter.name).collect::<Vec<_>>();
+    let positional = [names(signature.required), names(signature.optional)].concat();
+    json!({
+        "$schema": DIALECT,
+        "title": format!("arguments of {}", definition.task),
+        "type": "object",
+        "properties": properties,
+        "required": names(signature.required),
+        "additionalProperties": false,
+        "x-positional": positional,
+    })
+}
+
+fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
+    let typed = match parameter.kind {
+        Kind::Value => json!({}),
+        Kind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
+        Kind::Metadata => json!({"type": "object"}),
+        Kind::Text => json!({"type": "string"}),
+        Kind::Count => json!({"type": "integer", "minimum": 0}),
+        Kind::Seconds => json!({"type": "number", "exclusiveMinimum": 0}),
+        Kind::Instant => json!({"type": "string", "format": "date-time"}),
+        Kind::Flag => json!({"type": "boolean"}),
+    };
+    let optional = !required.iter().any(|other| other.name == parameter.name);
+    let mut schema = serde_json::Map::new();
+    schema.insert("description".to_owned(), parameter.about.into());
+    if let Value::Object(mut members) = typed {
+        if let Some(kind) = members.remove("type") {
+            let kind = if optional { json!([kind, "null"]) } else { kind };
+            schema.insert("type".to_owned(), kind);
+        }
+        schema.extend(members);
+    }
+    Value::Object(schema)
+}

@@ -1,0 +1,48 @@
+//! `filestorage.stat`.
+
+use async_trait::async_trait;
+
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.stat",
+    operation: Some("stat"),
+    signature: Signature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[] },
+    less: "nothing",
+    result: schemas::of::<Option<crate::storage::Stat>>,
+    parse,
+};
+
+#[derive(Debug)]
+struct Stat {
+    key: Key,
+}
+
+fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    Ok(Box::new(Stat { key: super::key(&mut arguments)? }))
+}
+
+#[async_trait]
+impl Command for Stat {
+    fn key(&self) -> Option<&Key> {
+        Some(&self.key)
+    }
+
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
+        let mut facts = Facts::of(Some(&self.key), engine);
+        let result = engine.stat(&self.key).await;
+        if let Ok(Some(stat)) = &result {
+            facts.size = Some(stat.receipt.size);
+            facts.stored_size = Some(stat.receipt.stored_size);
+            facts.compression.clone_from(&stat.receipt.compression);
+            facts.pending_sync = stat.receipt.pending_sync;
+        }
+        Finished { result: result.map_err(CommandError::from).and_then(|stat| super::json(&stat)), facts }
+    }
+}

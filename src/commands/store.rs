@@ -1,0 +1,156 @@
+//! `filestorage.store`.
+
+use async_trait::async_trait;
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
+use crate::json::{Json, typed};
+use crate::storage::{Condition, ContentType, Metadata, StoreOptions, Value};
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.store",
+    operation: Some("store"),
+    signature: Signature {
+        function: "store",
+        required: &[KEY, Parameter::new("data", Kind::Value, "Value to store; comes back with its own type.")],
+        optional: &[Parameter::new("metadata", Kind::Metadata, "Kept beside the value; 4 KiB of ASCII JSON at most.")],
+        keyword_only: &[
+            Parameter::new("content_type", Kind::Text, "MIME type; by default that of the value's type."),
+            Parameter::new("ttl_seconds", Kind::Seconds, "Seconds until the object stops being there."),
+            Parameter::new("expires_at", Kind::Instant, "When the object stops being there."),
+            Parameter::new("if_absent", Kind::Flag, "Only if the key has no object."),
+            Parameter::new("if_generation", Kind::Text, "Only if the key's object has this generation."),
+        ],
+    },
+    less: "shorter metadata",
+    result: schemas::of::<crate::storage::Receipt>,
+    parse,
+};
+
+/// Longest time to live: a thousand years, far inside what a timestamp can hold.
+const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
+
+#[derive(Debug)]
+struct Store {
+    key: Key,
+    value: Value,
+    options: StoreOptions,
+}
+
+fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    let key = super::key(&mut arguments)?;
+    let options = StoreOptions {
+        metadata: metadata(arguments.take("metadata"), &arguments)?,
+        content_type: content_type(&mut arguments)?,
+        expires_at: expires_at(&mut arguments)?,
+        condition: condition(&mut arguments)?,
+        ..StoreOptions::default()
+    };
+    let value = value(arguments.take("data"))?;
+    Ok(Box::new(Store { key, value, options }))
+}
+
+fn value(data: Json) -> Result<Value, CommandError> {
+    match data {
+        Json::Text(text) => Ok(Value::Text(text)),
+        Json::Object(members) if matches!(&members[..], [(name, Json::Text(_))] if name == "$ref") => {
+            Err(CommandError::value_error(
+                "data: a {\"$ref\": …} names a place to read the value from, which this version cannot do; send the value itself",
+            ))
+        }
+        other => match typed::take(other).map_err(|error| CommandError::value_error(format!("data: {error}")))? {
+            typed::Typed::Bytes(bytes) => Ok(Value::Bytes(bytes.into())),
+            typed::Typed::Json(value) => Ok(Value::Json(value.compact())),
+        },
+    }
+}
+
+fn metadata(value: Json, arguments: &Arguments) -> Result<Option<Metadata>, CommandError> {
+    match value {
+        Json::Null => Ok(None),
+        object @ Json::Object(_) => Metadata::parse(&object.compact())
+            .map(Some)
+            .map_err(|error| CommandError::value_error(format!("metadata: {error}"))),
+        other => Err(arguments.wrong_type("metadata", "dict or None", &other)),
+    }
+}
+
+fn content_type(arguments: &mut Arguments) -> Result<Option<ContentType>, CommandError> {
+    let Some(text) = arguments.optional_text("content_type")? else { return Ok(None) };
+    ContentType::parse(&text).map(Some).map_err(|error| CommandError::value_error(format!("content_type: {error}")))
+}
+
+fn condition(arguments: &mut Arguments) -> Result<Condition, CommandError> {
+    let absent = arguments.flag("if_absent")?;
+    match arguments.optional_text("if_generation")? {
+        Some(_) if absent => Err(CommandError::value_error("if_absent and if_generation exclude each other; give one")),
+        Some(generation) => Ok(Condition::Generation(generation)),
+        None if absent => Ok(Condition::Absent),
+        None => Ok(Condition::Always),
+    }
+}
+
+fn expires_at(arguments: &mut Arguments) -> Result<Option<Timestamp>, CommandError> {
+    let seconds = arguments.take("ttl_seconds");
+    let instant = arguments.take("expires_at");
+    match (seconds, instant) {
+        (Json::Null, Json::Null) => Ok(None),
+        (Json::Null, instant) => parse_instant(&instant, arguments).map(Some),
+        (seconds @ Json::Number(_), Json::Null) => {
+            let seconds = seconds.as_f64().filter(|seconds| *seconds > 0.0 && *seconds <= MAX_TTL_SECONDS);
+            let seconds = seconds.ok_or_else(|| {
+                CommandError::value_error(format!("ttl_seconds must be above 0 and at most {MAX_TTL_SECONDS}"))
+            })?;
+            let expires_at = Timestamp::now().checked_add(std::time::Duration::from_secs_f64(seconds));
+            expires_at.map(Some).map_err(|error| CommandError::value_error(format!("ttl_seconds: {error}")))
+        }
+        (other, Json::Null) => Err(arguments.wrong_type("ttl_seconds", "int, float or None", &other)),
+        _ => Err(CommandError::value_error("ttl_seconds and expires_at exclude each other; give one")),
+    }
+}
+
+/// Reads an ISO 8601 text or kombu's typed datetime; without an offset it is UTC, as Celery reads its own times.
+fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, CommandError> {
+    let text = match (value.as_text(), value.get("__type__"), value.get("__value__")) {
+        (Some(text), ..) => text,
+        (None, Some(Json::Text(kind)), Some(Json::Text(text))) if kind == "datetime" => text,
+        _ => return Err(arguments.wrong_type("expires_at", "str, datetime or None", value)),
+    };
+    text.parse::<Timestamp>()
+        .or_else(|_| text.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
+        .map_err(|_| {
+            CommandError::value_error(format!(
+                "expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"
+            ))
+        })
+}
+
+#[async_trait]
+impl Command for Store {
+    fn key(&self) -> Option<&Key> {
+        Some(&self.key)
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
+        let Self { key, value, mut options } = *self;
+        options.operation_id = Some(context.task_id);
+        options.redelivered = context.redelivered;
+        options.fence = context.fence;
+        let mut facts = Facts::of(Some(&key), engine);
+        let result = engine.store(&key, value, options).await;
+        if let Ok(receipt) = &result {
+            facts.size = Some(receipt.size);
+            facts.stored_size = Some(receipt.stored_size);
+            facts.compression.clone_from(&receipt.compression);
+            facts.pending_sync = receipt.pending_sync;
+        }
+        Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts }
+    }
+}

@@ -1,0 +1,382 @@
+//! From a delivery to what is done with it, and from its end to what the broker must confirm: the settlement table.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::answer::{Answer, Outcome};
+use super::event::{Event, EventData, EventError, EventOutcome};
+use super::journal::{Journal, Recall};
+use super::outbox::{Parcel, Role};
+use super::schedule;
+use super::{Limit, WorkerOptions};
+use crate::broker::{Delivery, Ticket};
+use crate::celery::canvas::{self, CanvasOptions};
+use crate::celery::error::Exception;
+use crate::celery::message::{Message, Origin};
+use crate::celery::reply::{self, Extended, ReplyOptions, Revocation, State};
+use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
+use crate::celery::{Death, dead};
+use crate::commands::{self, Command, Definition, Facts, Key, Redelivered};
+use crate::telemetry::CommandOutcome;
+
+/// Queue that keeps what cannot be run.
+pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
+
+/// One delivery that is a task, and what its end needs to know of it.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) ticket: Ticket,
+    pub(super) request: TaskRequest,
+    extended: Option<Extended>,
+    queue_seconds: Option<f64>,
+    pub(super) received: Instant,
+}
+
+/// A command ready to run.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) case: Case,
+    pub(super) definition: &'static Definition,
+    pub(super) command: Box<dyn Command>,
+    pub(super) limit: Option<Limit>,
+    pub(super) redelivered: Option<Redelivered>,
+    suspect: bool,
+}
+
+impl schedule::Job for Job {
+    fn key(&self) -> Option<&Key> {
+        self.command.key()
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+}
+
+/// What is done with a delivery.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// It runs when its turn comes.
+    Run(Box<Job>),
+    /// It has ended already.
+    End(Box<Parcel>, CommandOutcome),
+    /// It waits in the broker until its eta.
+    Park(Box<Case>, Box<Message>, Origin, Timestamp),
+}
+
+/// How a case ended.
+#[derive(Debug)]
+pub(super) enum End<'a> {
+    /// With an answer: it ran, or its arguments were refused, or the journal knows it.
+    Answered(&'a Answer),
+    /// It was not run in time.
+    Expired,
+    /// It cannot be run: answered, and kept in the dead queue.
+    Unrunnable { exception: Exception, reason: &'static str, message: &'a Message, origin: &'a Origin },
+}
+
+/// The rules: everything that decides without waiting.
+#[derive(Debug)]
+pub(super) struct Desk {
+    read: ReadOptions,
+    replies: ReplyOptions,
+    canvas: CanvasOptions,
+    extended: bool,
+    track_started: bool,
+    events: bool,
+    hard: Option<Duration>,
+    soft: Option<Duration>,
+    max_reply_bytes: usize,
+    max_crashes: u32,
+}
+
+impl Desk {
+    pub(super) fn new(options: &WorkerOptions) -> Self {
+        Self {
+            read: ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
+            replies: ReplyOptions {
+                worker: options.node.clone(),
+                pid: std::process::id(),
+                persistent: options.result_persistent,
+            },
+            canvas: CanvasOptions { default_queue: options.default_queue.clone(), origin: options.node.clone() },
+            extended: options.result_extended,
+            track_started: options.track_started,
+            events: options.events,
+            hard: options.time_limit,
+            soft: options.soft_time_limit,
+            max_reply_bytes: options.max_reply_bytes,
+            max_crashes: options.max_crashes,
+        }
+    }
+
+    /// Decides what is done with a delivery.
+    pub(super) fn decide(&self, delivery: Delivery, journal: &mut Journal) -> Decision {
+        let Delivery { message, origin, ticket } = delivery;
+        let mut request = match request::read(&message, &self.read) {
+            Ok(request) => request,
+            Err(unreadable) => {
+                let parcel = self.unreadable(ticket, &unreadable, &message, &origin);
+                return Decision::End(Box::new(parcel), CommandOutcome::DeadLettered);
+            }
+        };
+        let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
+        let queue_seconds = message.properties.timestamp.map(|sent| {
+            let now = Timestamp::now().as_millisecond();
+            i64::try_from(sent).map_or(0.0, |sent| (now - sent.saturating_mul(1000)).max(0) as f64 / 1000.0)
+        });
+        let args = std::mem::take(&mut request.args);
+        let kwargs = std::mem::take(&mut request.kwargs);
+        let mut case = Case { ticket, request, extended, queue_seconds, received: Instant::now() };
+
+        let Some(definition) = commands::find(&case.request.task) else {
+            case.extended = self.extended.then(Extended::unregistered);
+            let exception = Exception::not_registered(&case.request.task);
+            return self.unrunnable(case, exception, "not-registered", &message, &origin);
+        };
+        let id = case.request.id.clone();
+        let again = origin.redelivered || journal.is_open(&id);
+        let recall = if again { recall(journal, &id) } else { Recall::default() };
+        if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
+            tracing::info!(task_id = id, "answered again from the journal");
+            return Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Replayed);
+        }
+        if recall.crashes >= self.max_crashes {
+            let text = format!(
+                "worker exited prematurely: the command was running in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
+                recall.crashes
+            );
+            return self.unrunnable(case, Exception::worker_lost(text), "crashed", &message, &origin);
+        }
+        let now = Timestamp::now();
+        if case.request.expires.is_some_and(|expires| expires <= now) {
+            return Decision::End(Box::new(self.close(case, &End::Expired)), CommandOutcome::Revoked);
+        }
+        if let Some(eta) = case.request.eta.filter(|eta| *eta > now) {
+            return Decision::Park(Box::new(case), Box::new(message), origin, eta);
+        }
+        if let Err(unsupported) = canvas::check(&case.request) {
+            return self.unrunnable(case, unsupported.exception(), "unsupported-canvas", &message, &origin);
+        }
+        match definition.parse(args, kwargs) {
+            Ok(command) => {
+                let redelivered = again.then_some(Redelivered { started_at: recall.started_at });
+                let limit = self.limit(&case.request);
+                let suspect = recall.crashes >= 2;
+                Decision::Run(Box::new(Job { case, definition, command, limit, redelivered, suspect }))
+            }
+            Err(error) => {
+                let outcome = Outcome::Failure(exception(error));
+                let event = self.event(definition, &case, &outcome, Facts::default(), 0.0);
+                let answer = Answer { outcome, event };
+                Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Failed)
+            }
+        }
+    }
+
+    fn limit(&self, request: &TaskRequest) -> Option<Limit> {
+        let hard = request.time_limit.or(self.hard).map(Limit::Hard);
+        let soft = request.soft_time_limit.or(self.soft).map(Limit::Soft);
+        [soft, hard].into_iter().flatten().min_by_key(Limit::after)
+    }
+
+    fn unrunnable(
+        &self,
+        case: Case,
+        exception: Exception,
+        reason: &'static str,
+        message: &Message,
+        origin: &Origin,
+    ) -> Decision {
+        tracing::warn!(task_id = case.request.id, task = case.request.task, reason, %exception, "cannot be run");
+        let end = End::Unrunnable { exception, reason, message, origin };
+        Decision::End(Box::new(self.close(case, &end)), CommandOutcome::DeadLettered)
+    }
+
+    /// What becomes of a message that is no task: an answer where one can be addressed, and a dead copy.
+    fn unreadable(&self, ticket: Ticket, unreadable: &Unreadable, message: &Message, origin: &Origin) -> Parcel {
+        let reason = unreadable.what.as_str();
+        tracing::warn!(task_id = unreadable.id, reason, cause = unreadable.message, "cannot be read");
+        let exception = unreadable.exception();
+        let now = Timestamp::now();
+        let mut parcel = Parcel::new(Some(ticket), None);
+        if let Some(to) = &unreadable.reply {
+            let answer = reply::reply_to(to, &State::Failure(&exception), None, &self.replies, now);
+            parcel.then.push((Role::Reply, answer));
+            parcel.reply_to = Some(to.clone());
+        }
+        if unreadable.keeps_dead_copy() {
+            parcel.then.push((Role::Dead, self.dead(message, origin, &exception, reason, now)));
+        }
+        parcel
+    }
+
+    fn dead(
+        &self,
+        message: &Message,
+        origin: &Origin,
+        exception: &Exception,
+        reason: &str,
+        at: Timestamp,
+    ) -> crate::celery::message::Publication {
+        dead(message, origin, &Death { reason, exception, at, worker: &self.replies.worker }, DEAD_QUEUE)
+    }
+
+    /// The settlement table: what an end owes before its delivery is acknowledged.
+    pub(super) fn close(&self, case: Case, end: &End<'_>) -> Parcel {
+        let Case { ticket, request, extended, .. } = case;
+        let now = Timestamp::now();
+        let mut parcel = Parcel::new(Some(ticket), Some(request.id.clone()));
+        parcel.reply_to = request.reply_address();
+        let answer = |state: &State<'_>| {
+            reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
+        };
+        match end {
+            End::Answered(Answer { outcome: Outcome::Success(result), event }) => {
+                // Ids are derived, so that a repeated answer repeats them.
+                let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&request.id));
+                match follow {
+                    Ok(follow) => {
+                        parcel.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+                        parcel.then.extend(answer(&State::Success { result, children: &follow.children }));
+                    }
+                    Err(unsupported) => parcel.then.extend(answer(&State::Failure(&unsupported.exception()))),
+                }
+                self.tell(&mut parcel, &request, event.as_ref(), now);
+            }
+            End::Answered(Answer { outcome: Outcome::Failure(exception), event }) => {
+                parcel.then.extend(answer(&State::Failure(exception)));
+                self.after_failure(&mut parcel, &request, exception, now);
+                self.tell(&mut parcel, &request, event.as_ref(), now);
+            }
+            End::Expired => parcel.then.extend(answer(&State::Revoked(Revocation::Expired))),
+            End::Unrunnable { exception, reason, message, origin } => {
+                parcel.then.extend(answer(&State::Failure(exception)));
+                if *reason != "not-registered" {
+                    self.after_failure(&mut parcel, &request, exception, now);
+                }
+                parcel.then.push((Role::Dead, self.dead(message, origin, exception, reason, now)));
+            }
+        }
+        parcel
+    }
+
+    fn after_failure(&self, parcel: &mut Parcel, request: &TaskRequest, exception: &Exception, now: Timestamp) {
+        let mut ids = ids(&request.id);
+        let follow = canvas::after_failure(request, exception, &self.canvas, &self.replies, now, &mut ids);
+        if let Some(unsupported) = follow.unsupported {
+            tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
+        }
+        parcel.then.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+    }
+
+    fn tell(&self, parcel: &mut Parcel, request: &TaskRequest, event: Option<&EventData>, now: Timestamp) {
+        let Some(data) = event else { return };
+        let event = Event::new(data, now);
+        if let Some(queue) = &request.metrics_reply_to {
+            parcel.then.push((Role::Notice, event.to_queue(queue)));
+        }
+        parcel.event = self.events.then_some(event);
+    }
+
+    /// Makes the STARTED reply where tracking is on and somebody listens.
+    pub(super) fn started(&self, case: &Case) -> Option<Parcel> {
+        if !self.track_started {
+            return None;
+        }
+        let extended = case.extended.as_ref();
+        let reply = reply::reply(&case.request, &State::Started, extended, &self.replies, Timestamp::now())?;
+        let mut parcel = Parcel::new(None, None);
+        parcel.then.push((Role::Reply, reply));
+        Some(parcel)
+    }
+
+    /// Makes the FAILURE that replaces what the broker refused.
+    pub(super) fn refused(&self, parcel: &mut Parcel, exception: &Exception) {
+        parcel.first.clear();
+        parcel.then.clear();
+        if let Some(to) = parcel.reply_to.take() {
+            let state = State::Failure(exception);
+            parcel.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));
+        }
+    }
+
+    /// Turns what a command returned into its answer.
+    pub(super) fn answer(
+        &self,
+        definition: &'static Definition,
+        case: &Case,
+        result: Result<String, Exception>,
+        facts: Facts,
+        duration: Duration,
+    ) -> Answer {
+        let outcome = match result {
+            Ok(text) if text.len() > self.max_reply_bytes => Outcome::Failure(Exception::value_error(format!(
+                "the answer has {} bytes and a reply may have {} (max_reply_bytes); ask for {}",
+                text.len(),
+                self.max_reply_bytes,
+                definition.less
+            ))),
+            Ok(text) => Outcome::Success(text),
+            Err(exception) => Outcome::Failure(exception),
+        };
+        let event = self.event(definition, case, &outcome, facts, duration.as_secs_f64());
+        Answer { outcome, event }
+    }
+
+    fn event(
+        &self,
+        definition: &Definition,
+        case: &Case,
+        outcome: &Outcome,
+        facts: Facts,
+        duration_seconds: f64,
+    ) -> Option<EventData> {
+        if !self.events && case.request.metrics_reply_to.is_none() {
+            return None;
+        }
+        let error = match outcome {
+            Outcome::Success(_) => None,
+            Outcome::Failure(exception) => {
+                Some(EventError { class: exception.exc_type().to_owned(), message: exception.text() })
+            }
+        };
+        Some(EventData {
+            operation: definition.operation?.to_owned(),
+            outcome: if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed },
+            error,
+            facts,
+            queue_seconds: case.queue_seconds,
+            duration_seconds,
+            task_id: case.request.id.clone(),
+            worker: self.replies.worker.clone(),
+        })
+    }
+}
+
+/// Maps a command's error to the exception its caller raises.
+pub(super) fn exception(error: commands::CommandError) -> Exception {
+    let (name, module) = error.exception.class();
+    Exception::custom(module, name, error.args)
+}
+
+/// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.
+fn recall(journal: &mut Journal, id: &str) -> Recall {
+    journal.recall(id).unwrap_or_else(|error| {
+        tracing::error!(task_id = id, %error, "journal cannot be read");
+        Recall::default()
+    })
+}
+
+/// Ids of the tasks a command spawns: always the same ones for the same command.
+fn ids(task_id: &str) -> impl FnMut() -> String {
+    let mut number = 0_u32;
+    move || {
+        number += 1;
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{task_id}/child/{number}").as_bytes()).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

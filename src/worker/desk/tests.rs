@@ -1,0 +1,323 @@
+//! One test for each row of the settlement table, without a broker.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::broker::{Confirmation, PublishError, QueueType};
+use crate::celery::message::{Field, Headers, Properties, Publication};
+use crate::worker::event;
+use crate::worker::outbox::{Answered, Outbox};
+
+struct Table {
+    desk: Desk,
+    journal: Journal,
+    _folder: tempfile::TempDir,
+}
+
+impl Table {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = WorkerOptions {
+            node: "w@h".into(),
+            queues: vec!["q".into()],
+            default_queue: "q".into(),
+            queue_type: QueueType::Classic,
+            concurrency: 4,
+            prefetch_multiplier: 1,
+            accept_content: vec!["json".into()],
+            result_persistent: true,
+            result_extended: false,
+            track_started: false,
+            time_limit: None,
+            soft_time_limit: None,
+            events: true,
+            events_max_batch: 256,
+            max_reply_bytes: 1000,
+            max_crashes: 2,
+            grace: Duration::from_secs(1),
+            journal: folder.path().to_owned(),
+        };
+        let journal = Journal::open(folder.path(), "w@h").unwrap();
+        Self { desk: Desk::new(&options), journal, _folder: folder }
+    }
+
+    fn decide(&mut self, message: Message, redelivered: bool) -> Decision {
+        let origin = Origin { queue: "q".into(), routing_key: "q".into(), redelivered, ..Origin::default() };
+        self.desk.decide(Delivery { message, origin, ticket: Ticket::stray() }, &mut self.journal)
+    }
+
+    /// Decides about a message that must end at once.
+    fn end(&mut self, message: Message, redelivered: bool) -> (Vec<Publication>, CommandOutcome) {
+        match self.decide(message, redelivered) {
+            Decision::End(parcel, outcome) => (flatten(*parcel), outcome),
+            other => panic!("not an end: {other:?}"),
+        }
+    }
+
+    fn job(&mut self, message: Message, redelivered: bool) -> Job {
+        match self.decide(message, redelivered) {
+            Decision::Run(job) => *job,
+            other => panic!("not a job: {other:?}"),
+        }
+    }
+
+    fn answered(&self, job: Job, result: Result<String, Exception>) -> Vec<Publication> {
+        let answer = self.desk.answer(job.definition, &job.case, result, Facts::default(), Duration::from_secs(1));
+        flatten(self.desk.close(job.case, &End::Answered(&answer)))
+    }
+}
+
+/// Everything a parcel publishes, in order, its event included.
+fn flatten(parcel: Parcel) -> Vec<Publication> {
+    let mut outbox = Outbox::default();
+    outbox.push(parcel);
+    let mut all = Vec::new();
+    while !outbox.is_empty() {
+        let (batch, publications) = outbox.take(10, 10);
+        let answers = publications.iter().map(|_| Ok(Confirmation::Routed)).collect();
+        let Answered { again, .. } = batch.answered(answers);
+        all.extend(publications);
+        again.into_iter().for_each(|parcel| outbox.push(parcel));
+    }
+    all
+}
+
+fn task(name: &str, body: &Value) -> Message {
+    let headers = [("task", name), ("id", "id-1")];
+    Message {
+        headers: headers.into_iter().map(|(key, value)| (key.to_owned(), Field::from(value))).collect::<Headers>(),
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            content_encoding: Some("utf-8".into()),
+            correlation_id: Some("id-1".into()),
+            reply_to: Some("replies".into()),
+            ..Properties::default()
+        },
+        body: body.to_string().into(),
+    }
+}
+
+fn store() -> Message {
+    task("filestorage.store", &json!([["k", "v"], {}, {}]))
+}
+
+fn body(publication: &Publication) -> Value {
+    serde_json::from_slice(&publication.message.body).unwrap()
+}
+
+fn routes(publications: &[Publication]) -> Vec<&str> {
+    publications.iter().map(|publication| publication.address.routing_key.as_str()).collect()
+}
+
+#[test]
+fn success_answers_and_tells() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("metrics_reply_to", Field::from("mine"));
+    let job = table.job(message, false);
+    let sent = table.answered(job, Ok("{\"key\":\"k\"}".into()));
+    assert_eq!(routes(&sent), ["replies", "mine", "store.succeeded"]);
+    assert_eq!(body(&sent[0])["status"], "SUCCESS");
+    assert_eq!(body(&sent[0])["result"], json!({"key": "k"}));
+    assert_eq!(sent[2].address.exchange, event::EXCHANGE);
+    assert_eq!(body(&sent[1])["id"], body(&sent[2])["id"]);
+}
+
+#[test]
+fn follow_ups_leave_before_the_reply_and_keep_their_ids() {
+    let mut table = Table::new();
+    let step = json!({"task": "next.task", "args": [1], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false});
+    let message = task("filestorage.exists", &json!([["k"], {}, {"callbacks": [step], "errbacks": null, "chain": null, "chord": null}]));
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let job = table.job(message.clone(), false);
+        let sent = table.answered(job, Ok("true".into()));
+        assert_eq!(routes(&sent), ["q", "replies", "exists.succeeded"]);
+        assert_eq!(body(&sent[0])[0], json!([true, 1]));
+        ids.push(sent[0].message.headers.text("id").unwrap().to_owned());
+        assert_eq!(body(&sent[1])["children"][0][0][0], ids[0].as_str());
+    }
+    assert_eq!(ids[0], ids[1], "a repeated answer repeats its children");
+}
+
+#[test]
+fn failure_answers_with_the_exception() {
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let sent = table.answered(job, Err(Exception::os_error(28, "No space left on device", "k")));
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    assert_eq!(body(&sent[0])["result"]["exc_message"], json!([28, "No space left on device", "k"]));
+    assert_eq!(body(&sent[1])["data"]["error"]["type"], "OSError");
+}
+
+#[test]
+fn bad_arguments_never_run() {
+    let mut table = Table::new();
+    let (sent, outcome) = table.end(task("filestorage.store", &json!([["k"], {}, {}])), false);
+    assert_eq!(outcome, CommandOutcome::Failed);
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "TypeError");
+}
+
+#[test]
+fn what_cannot_be_run_is_answered_and_kept() {
+    let mut table = Table::new();
+    let (sent, outcome) = table.end(task("nope", &json!([[], {}, {}])), false);
+    assert_eq!(outcome, CommandOutcome::DeadLettered);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "NotRegistered");
+    assert_eq!(sent[1].message.headers.text("x-filestorage-dead-reason"), Some("not-registered"));
+
+    let mut garbage = store();
+    garbage.body = "{".into();
+    let (sent, _) = table.end(garbage, false);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "DecodeError");
+
+    let mut surrogate = store();
+    surrogate.body = r#"[["k", "\ud800"], {}, {}]"#.into();
+    let (sent, _) = table.end(surrogate, false);
+    assert_eq!(routes(&sent), ["replies"], "the caller was told; no dead copy");
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+}
+
+#[test]
+fn a_group_inside_is_not_implemented() {
+    let mut table = Table::new();
+    let group = json!({"task": "celery.group", "args": [], "kwargs": {"tasks": []}, "options": {}, "subtask_type": "group", "immutable": false});
+    let (sent, _) = table.end(task("filestorage.exists", &json!([["k"], {}, {"chain": [group]}])), false);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "NotImplementedError");
+}
+
+#[test]
+fn expired_is_revoked() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("expires", Field::from("2020-01-01T00:00:00+00:00"));
+    let (sent, outcome) = table.end(message, false);
+    assert_eq!(outcome, CommandOutcome::Revoked);
+    assert_eq!(routes(&sent), ["replies"]);
+    assert_eq!(body(&sent[0])["status"], "REVOKED");
+}
+
+#[test]
+fn a_future_eta_is_parked() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("eta", Field::from("2999-01-01T00:00:00+00:00"));
+    assert!(matches!(table.decide(message, false), Decision::Park(..)));
+}
+
+#[test]
+fn a_redelivered_finished_write_is_answered_again() {
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    table.journal.started("id-1");
+    table.journal.finished("id-1", &answer.write().unwrap());
+    let fresh = table.job(store(), false);
+    assert!(fresh.redelivered.is_none(), "a fresh message always runs, whatever its id");
+    let (sent, outcome) = table.end(store(), true);
+    assert_eq!(outcome, CommandOutcome::Replayed);
+    assert_eq!(routes(&sent), ["replies", "store.succeeded"]);
+    assert_eq!(body(&sent[0])["result"], json!({"n": 1}));
+    table.journal.begin_session();
+    let (_, outcome) = table.end(store(), false);
+    assert_eq!(outcome, CommandOutcome::Replayed, "its acknowledgement was never sent");
+}
+
+#[test]
+fn a_command_that_crashed_too_often_is_given_up() {
+    let mut table = Table::new();
+    let folder = table._folder.path().to_owned();
+    for crash in 0..2 {
+        let job = table.job(store(), true);
+        assert_eq!(schedule::Job::is_suspect(&job), crash >= 2);
+        table.journal.started("id-1");
+        table.journal.commit().unwrap();
+        table.journal = Journal::open(&folder, "other").unwrap();
+        // The one before was dropped only now: its death is seen by the next.
+        table.journal = Journal::open(&folder, "next").unwrap();
+    }
+    let (sent, _) = table.end(store(), true);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "WorkerLostError");
+}
+
+#[test]
+fn an_answer_too_large_names_the_size_and_the_mend() {
+    let mut table = Table::new();
+    let job = table.job(task("filestorage.retrieve", &json!([["k"], {}, {}])), false);
+    let sent = table.answered(job, Ok(format!("\"{}\"", "x".repeat(2000))));
+    let text = body(&sent[0])["result"]["exc_message"][0].as_str().unwrap().to_owned();
+    assert!(text.contains("2002") && text.contains("offset"), "{text}");
+}
+
+#[test]
+fn nobody_is_told_who_does_not_ask() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.properties.reply_to = None;
+    let job = table.job(message, false);
+    let sent = table.answered(job, Ok("{}".into()));
+    assert_eq!(routes(&sent), ["store.succeeded"]);
+}
+
+#[test]
+fn what_the_broker_refuses_becomes_the_command_s_failure() {
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(publications.len(), 2);
+    let refused = PublishError::Refused { code: 406, text: "PRECONDITION_FAILED - too large".into() };
+    let answered = batch.answered(vec![Err(refused), Ok(Confirmation::Routed)]);
+    let [(mut parcel, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
+    assert_eq!(role, Role::Reply);
+    let exception = crate::worker::outbox::refusal(role, parcel.reply_bytes, &words);
+    table.desk.refused(&mut parcel, &exception);
+    let sent = flatten(parcel);
+    assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+}
+
+#[test]
+fn a_lost_publication_leaves_its_delivery_unsettled() {
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    let (batch, _) = outbox.take(10, 10);
+    let answered = batch.answered(vec![Ok(Confirmation::Routed), Err(PublishError::Lost("gone".into()))]);
+    assert!(answered.done.is_empty() && answered.again.is_empty());
+    assert_eq!(answered.lost.as_deref(), Some("gone"));
+}
+
+#[test]
+fn a_returned_follow_up_and_event_are_seen_to() {
+    let mut table = Table::new();
+    let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
+    let job = table.job(task("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("true".into()), Facts::default(), Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["nowhere"]);
+    let answered = batch.answered(vec![returned()]);
+    let [(parcel, role)] = <[_; 1]>::try_from(answered.unrouted).unwrap();
+    assert_eq!(role, Role::FollowUp);
+    outbox.push(parcel);
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["nowhere"], "tried again once its queue is there");
+    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
+    answered.again.into_iter().for_each(|parcel| outbox.push(parcel));
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["replies", "exists.succeeded"]);
+    let answered = batch.answered(vec![returned(), returned()]);
+    assert_eq!(answered.unheard.len(), 1, "a reply nobody waits for is no fault, an unheard event is looked into");
+}

@@ -1,0 +1,194 @@
+//! Metric events: one CloudEvent for every finished storage operation.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::celery::message::{Address, Message, Properties, Publication};
+use crate::commands::Facts;
+
+/// Durable topic exchange that events are published to.
+pub(super) const EXCHANGE: &str = "filestorage.events";
+
+const ONE: &str = "application/cloudevents+json";
+const MANY: &str = "application/cloudevents-batch+json";
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum EventOutcome {
+    /// Its caller got a result.
+    Succeeded,
+    /// Its caller got an exception.
+    Failed,
+}
+
+impl EventOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The exception an operation failed with.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub(super) struct EventError {
+    /// Python class name.
+    #[serde(rename = "type")]
+    pub(super) class: String,
+    /// What it says.
+    pub(super) message: String,
+}
+
+/// The `data` of an event.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+pub(super) struct EventData {
+    /// `store`, `retrieve`, `delete`…
+    pub(super) operation: String,
+    /// How it ended.
+    pub(super) outcome: EventOutcome,
+    /// Why it failed, else null.
+    pub(super) error: Option<EventError>,
+    #[serde(flatten)]
+    pub(super) facts: Facts,
+    /// Seconds between the producer's `timestamp` property and the start; null when there was none.
+    pub(super) queue_seconds: Option<f64>,
+    /// Seconds the command ran.
+    pub(super) duration_seconds: f64,
+    /// Celery task id.
+    pub(super) task_id: String,
+    /// Node name of the worker.
+    pub(super) worker: String,
+}
+
+/// A CloudEvents 1.0 event.
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub(super) struct CloudEvent<'a> {
+    /// `1.0`.
+    specversion: &'a str,
+    /// Derived from task id and outcome: a copy of an event has the same.
+    id: String,
+    /// The worker, as `/filestorage/<node>`.
+    source: String,
+    /// `filestorage.<operation>.<outcome>`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The key, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a str>,
+    /// When the operation ended, RFC 3339 in UTC.
+    time: String,
+    /// `application/json`.
+    datacontenttype: &'a str,
+    /// What happened.
+    data: &'a EventData,
+}
+
+/// An event ready to be published: alone, or with others of its routing key.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    /// `<operation>.<outcome>`.
+    pub(super) routing_key: String,
+    json: String,
+}
+
+/// Returns the JSON Schema of an event as it is published.
+#[must_use]
+pub fn event_schema() -> serde_json::Value {
+    schemars::schema_for!(CloudEvent<'_>).to_value()
+}
+
+impl Event {
+    /// Writes the event of a finished operation.
+    pub(super) fn new(data: &EventData, at: Timestamp) -> Self {
+        let routing_key = format!("{}.{}", data.operation, data.outcome.as_str());
+        let name = format!("{}/{}", data.task_id, data.outcome.as_str());
+        let event = CloudEvent {
+            specversion: "1.0",
+            id: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()).to_string(),
+            source: format!("/filestorage/{}", data.worker),
+            kind: format!("filestorage.{routing_key}"),
+            subject: data.facts.key.as_deref(),
+            time: at.to_string(),
+            datacontenttype: "application/json",
+            data,
+        };
+        // Structs, strings and numbers only: cannot fail to serialize.
+        let json = serde_json::to_string(&event).unwrap_or_default();
+        Self { routing_key, json }
+    }
+
+    /// Makes the copy for the queue a command named in `metrics_reply_to`.
+    pub(super) fn to_queue(&self, queue: &str) -> Publication {
+        publication(Address::queue(queue), ONE, self.json.clone())
+    }
+
+    /// Joins events of one routing key into one message; a lone one stays plain.
+    pub(super) fn join(events: &[&Self]) -> Option<Publication> {
+        let first = events.first()?;
+        let address = Address { exchange: EXCHANGE.to_owned(), routing_key: first.routing_key.clone() };
+        if events.len() == 1 {
+            return Some(publication(address, ONE, first.json.clone()));
+        }
+        let mut batch = String::with_capacity(events.iter().map(|event| event.json.len() + 1).sum::<usize>() + 2);
+        batch.push('[');
+        for (place, event) in events.iter().enumerate() {
+            if place > 0 {
+                batch.push(',');
+            }
+            batch.push_str(&event.json);
+        }
+        batch.push(']');
+        Some(publication(address, MANY, batch))
+    }
+}
+
+fn publication(address: Address, content_type: &str, body: String) -> Publication {
+    let properties = Properties {
+        content_type: Some(content_type.to_owned()),
+        content_encoding: Some("utf-8".to_owned()),
+        delivery_mode: Some(2),
+        ..Properties::default()
+    };
+    Publication { address, message: Message { properties, body: body.into(), ..Message::default() } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(task_id: &str, outcome: EventOutcome) -> EventData {
+        EventData {
+            operation: "store".into(),
+            outcome,
+            error: None,
+            facts: Facts { key: Some("a/b".into()), backend: Some("local".into()), attempts: 1, ..Facts::default() },
+            queue_seconds: None,
+            duration_seconds: 0.25,
+            task_id: task_id.into(),
+            worker: "w@h".into(),
+        }
+    }
+
+    #[test]
+    fn a_lone_event_is_plain_and_several_are_a_batch() {
+        let now = Timestamp::UNIX_EPOCH;
+        let first = Event::new(&data("1", EventOutcome::Succeeded), now);
+        let again = Event::new(&data("1", EventOutcome::Succeeded), now);
+        let failed = Event::new(&data("1", EventOutcome::Failed), now);
+        let id = |event: &Event| serde_json::from_str::<serde_json::Value>(&event.json).unwrap()["id"].clone();
+        assert_eq!(id(&first), id(&again), "a copy is told by its id");
+        assert_ne!(id(&first), id(&failed));
+        assert_eq!(failed.routing_key, "store.failed");
+        let alone = Event::join(&[&first]).unwrap();
+        assert_eq!(alone.message.properties.content_type.as_deref(), Some(ONE));
+        let two = Event::join(&[&first, &again]).unwrap();
+        assert_eq!(two.message.properties.content_type.as_deref(), Some(MANY));
+        let parsed: serde_json::Value = serde_json::from_slice(&two.message.body).unwrap();
+        assert_eq!(parsed[1]["data"]["key"], "a/b");
+        assert_eq!(parsed[1]["subject"], "a/b");
+        assert_eq!(parsed[0]["specversion"], "1.0");
+        assert!(Event::join(&[]).is_none());
+    }
+}

@@ -1,0 +1,384 @@
+//! The journal: which commands were started, which were answered and how, which a dying worker left running.
+//!
+//! A folder of append-only files shared by all workers on it. Each worker appends lines of JSON to segments of its own
+//! (`<writer>.<number>.log`) and reads those of its siblings. A writer lives as long as the lock on `<writer>.lock` is
+//! held; what a dead one left running has crashed, which the first worker to notice takes over into its own file. The
+//! files are written, not synced: they outlive the process, and a power cut may forget the last moments.
+
+mod ledger;
+mod record;
+mod segment;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+use ledger::{Crash, Ledger, Place};
+use record::write;
+use segment::{Reader, Segment};
+
+/// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
+/// Only answers whose acknowledgement got lost are ever asked for: no more than one prefetch of them.
+const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Lines that could not be written (disk full) are kept and tried again, up to so many bytes.
+const MAX_BACKLOG: usize = 4 * 1024 * 1024;
+/// How long the files of a dead writer stay readable after they were taken over.
+const KEEP_ADOPTED: Duration = Duration::from_secs(3600);
+
+/// What is known about an id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Recall {
+    /// The recorded answer of a finished write or delete: JSON text.
+    pub(super) answer: Option<String>,
+    /// When it was started by a worker that did not finish it.
+    pub(super) started_at: Option<Timestamp>,
+    /// In how many crashes of a worker it was running.
+    pub(super) crashes: u32,
+}
+
+/// One worker's journal and its view of its siblings'.
+#[derive(Debug)]
+pub(super) struct Journal {
+    folder: PathBuf,
+    writer: String,
+    node: String,
+    number: u64,
+    segment: Segment,
+    ledger: Ledger,
+    siblings: BTreeMap<String, Reader>,
+    /// Lines not yet written.
+    lines: Vec<u8>,
+    segment_bytes: u64,
+    /// Held for the life of the process: the sign that this writer lives.
+    _lock: File,
+}
+
+impl Journal {
+    /// Opens a journal in a folder (made when missing) for a worker named `node`, and takes over from dead writers.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers; the path is part of the message.
+    pub(super) fn open(folder: &Path, node: &str) -> io::Result<Self> {
+        fs::create_dir_all(folder).map_err(|error| at(folder, &error))?;
+        let _gate = gate(folder)?;
+        let writer = uuid::Uuid::new_v4().simple().to_string();
+        let lock_path = folder.join(format!("{writer}.lock"));
+        let lock = File::create(&lock_path).map_err(|error| at(&lock_path, &error))?;
+        lock.lock().map_err(|error| at(&lock_path, &error))?;
+        let mut journal = Self {
+            segment: Segment::create(folder, &writer, 0).map_err(|error| at(folder, &error))?,
+            folder: folder.to_owned(),
+            writer,
+            node: node.to_owned(),
+            number: 0,
+            ledger: Ledger::default(),
+            siblings: BTreeMap::new(),
+            lines: Vec::new(),
+            segment_bytes: SEGMENT_BYTES,
+            _lock: lock,
+        };
+        write::heading(&mut journal.lines, node);
+        journal.sweep()?;
+        journal.follow()?;
+        journal.adopt()?;
+        Ok(journal)
+    }
+
+    /// Records that a command begins to run.
+    pub(super) fn started(&mut self, id: &str) {
+        let at = Timestamp::now().as_microsecond();
+        write::started(&mut self.lines, id, at);
+        self.ledger.started(id, at);
+    }
+
+    /// Records the answer of a write or delete; `answer` is JSON text without line breaks.
+    pub(super) fn finished(&mut self, id: &str, answer: &str) {
+        let line_at = self.lines.len();
+        write::finished(&mut self.lines, id, answer);
+        let place = Place {
+            segment: self.number,
+            offset: self.segment.length + line_at as u64,
+            length: self.lines.len() - line_at - 1,
+        };
+        self.ledger.finished(id, place);
+    }
+
+    /// Records that a command is over and may run again: a read, or a write that was abandoned.
+    pub(super) fn ended(&mut self, id: &str) {
+        write::ended(&mut self.lines, id);
+        self.ledger.ended(id);
+    }
+
+    /// Records that a command's acknowledgement was sent.
+    pub(super) fn settled(&mut self, id: &str) {
+        write::settled(&mut self.lines, id);
+        self.ledger.settled(id);
+    }
+
+    /// Writes what was recorded since the last time, in one go.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers. The lines are kept and written with the next ones.
+    pub(super) fn commit(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.segment.append(&self.lines) {
+            if self.lines.len() > MAX_BACKLOG {
+                // The places of unwritten answers are void with the lines; memory is bounded first.
+                self.ledger.forget_at(self.number, self.segment.length);
+                self.lines.clear();
+            }
+            return Err(at(&self.folder, &error));
+        }
+        self.lines.clear();
+        if self.segment.length >= self.segment_bytes {
+            self.rotate()?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what siblings wrote since the last time.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers.
+    pub(super) fn follow(&mut self) -> io::Result<()> {
+        let mut writers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let mut adopted = BTreeSet::new();
+        for entry in fs::read_dir(&self.folder).map_err(|error| at(&self.folder, &error))? {
+            let name = entry?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if let Some((writer, number)) = segment::parse_name(name) {
+                writers.entry(writer.to_owned()).or_default().push(number);
+            } else if let Some(writer) = name.strip_suffix(".adopted") {
+                adopted.insert(writer.to_owned());
+            }
+        }
+        writers.remove(&self.writer);
+        self.siblings.retain(|writer, _| writers.contains_key(writer));
+        for (writer, mut numbers) in writers {
+            numbers.sort_unstable();
+            let reader = self.siblings.entry(writer).or_insert_with_key(|writer| Reader::new(writer));
+            reader.follow(&self.folder, &numbers)?;
+            if adopted.contains(&reader.writer) {
+                reader.retire();
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a session: whatever is still unsettled belongs to an earlier one.
+    pub(super) fn begin_session(&mut self) {
+        self.ledger.begin_session();
+    }
+
+    /// Tells whether a message that the broker calls fresh may still be a second copy: an earlier session or a dead
+    /// worker answered its id without sending the acknowledgement, or crashed over it.
+    #[must_use]
+    pub(super) fn is_open(&self, id: &str) -> bool {
+        // What this worker knows is later than what a dead one left behind; what a living one does is its own business.
+        self.ledger.is_open(id).unwrap_or_else(|| {
+            let dead = self.siblings.values().filter(|reader| reader.adopted);
+            dead.into_iter().any(|reader| reader.ledger.is_open(id).unwrap_or_default())
+        })
+    }
+
+    /// Looks an id up here and at all siblings.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers.
+    pub(super) fn recall(&mut self, id: &str) -> io::Result<Recall> {
+        self.follow()?;
+        if self.was_left_running(id)? {
+            let _gate = gate(&self.folder)?;
+            self.follow()?;
+            self.adopt()?;
+        }
+        let mut recall = Recall { answer: self.own_answer(id)?, ..Recall::default() };
+        for ledger in std::iter::once(&self.ledger).chain(self.siblings.values().map(|reader| &reader.ledger)) {
+            let crash = ledger.crashes.get(id);
+            recall.crashes = recall.crashes.max(crash.map_or(0, |crash| crash.times));
+            let runs = [crash.map(|crash| crash.at), ledger.running.get(id).copied()];
+            let started_at = runs.into_iter().flatten().min().and_then(|at| Timestamp::from_microsecond(at).ok());
+            recall.started_at = [recall.started_at, started_at].into_iter().flatten().min();
+        }
+        for reader in self.siblings.values() {
+            if recall.answer.is_some() {
+                break;
+            }
+            if let Some(place) = reader.ledger.answer(id) {
+                recall.answer = segment::answer_at(&self.folder, &reader.writer, place, id)?;
+            }
+        }
+        Ok(recall)
+    }
+
+    fn own_answer(&self, id: &str) -> io::Result<Option<String>> {
+        let Some(place) = self.ledger.answer(id) else { return Ok(None) };
+        if place.segment == self.number && place.offset >= self.segment.length {
+            let begin = usize::try_from(place.offset - self.segment.length).unwrap_or(usize::MAX);
+            return Ok(self.lines.get(begin..).and_then(|rest| rest.get(..place.length)).and_then(|line| {
+                match record::Record::read(line) {
+                    Some(record::Record::Finished { id: found, answer }) if found == id => {
+                        Some(String::from_utf8_lossy(&line[answer]).into_owned())
+                    }
+                    _ => None,
+                }
+            }));
+        }
+        segment::answer_at(&self.folder, &self.writer, place, id)
+    }
+
+    /// Tells whether a sibling that died was running this id and nobody has taken that over.
+    fn was_left_running(&self, id: &str) -> io::Result<bool> {
+        for reader in self.siblings.values().filter(|reader| reader.ledger.running.contains_key(id)) {
+            if lock_if_dead(&self.lock_path(&reader.writer))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Counts what dead writers left running as crashed and marks them as taken over. The gate must be held.
+    fn adopt(&mut self) -> io::Result<()> {
+        let mut crashes: BTreeMap<Box<str>, Crash> = BTreeMap::new();
+        let mut dead = Vec::new();
+        for (writer, reader) in &mut self.siblings {
+            let Some(lock) = lock_if_dead(&self.folder.join(format!("{writer}.lock")))? else { continue };
+            for (id, crash) in &reader.ledger.crashes {
+                let known = crashes.entry(id.clone()).or_insert(*crash);
+                *known = known.joined(*crash);
+            }
+            for (id, at) in &reader.ledger.running {
+                let known = crashes.entry(id.clone()).or_insert(Crash { times: 0, at: *at });
+                *known = Crash { times: known.times + 1, at: known.at.min(*at) };
+            }
+            reader.retire();
+            dead.push((writer.clone(), lock));
+        }
+        for (id, crash) in crashes {
+            let known = self.ledger.crashes.get(&id).map_or(crash, |known| known.joined(crash));
+            write::crashed(&mut self.lines, &id, known.times, known.at);
+            self.ledger.crashes.insert(id, known);
+        }
+        // Only what is written down here may be forgotten there.
+        self.commit()?;
+        for (writer, _lock) in dead {
+            let adopted = self.folder.join(format!("{writer}.adopted"));
+            fs::rename(self.lock_path(&writer), &adopted).map_err(|error| at(&adopted, &error))?;
+            File::open(&adopted)?.set_modified(SystemTime::now())?;
+        }
+        Ok(())
+    }
+
+    fn lock_path(&self, writer: &str) -> PathBuf {
+        self.folder.join(format!("{writer}.lock"))
+    }
+
+    /// Deletes the files of writers that were taken over long enough ago.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(writer) = name.to_str().and_then(|name| name.strip_suffix(".adopted")) else { continue };
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age < KEEP_ADOPTED {
+                continue;
+            }
+            for file in fs::read_dir(&self.folder)? {
+                let file = file?;
+                let name = file.file_name();
+                if name.to_str().and_then(segment::parse_name).is_some_and(|(owner, _)| owner == writer) {
+                    remove(&file.path())?;
+                }
+            }
+            remove(&entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// Begins the next segment with everything that is still open, and drops the one before the last.
+    fn rotate(&mut self) -> io::Result<()> {
+        let next = self.number + 1;
+        let mut segment =
+            Segment::create(&self.folder, &self.writer, next).map_err(|error| at(&self.folder, &error))?;
+        let mut head = Vec::new();
+        write::heading(&mut head, &self.node);
+        for (id, started_at) in &self.ledger.running {
+            write::started(&mut head, id, *started_at);
+        }
+        for (id, crash) in &self.ledger.crashes {
+            write::crashed(&mut head, id, crash.times, crash.at);
+        }
+        segment.append(&head)?;
+        segment.flush()?;
+        for place in self.ledger.open_answers().filter(|place| place.segment < self.number).collect::<Vec<_>>() {
+            self.carry(place, &mut segment, next)?;
+        }
+        self.segment = segment;
+        self.number = next;
+        self.ledger.forget_before(next - 1);
+        if let Some(old) = next.checked_sub(2) {
+            remove(&segment::path(&self.folder, &self.writer, old))?;
+        }
+        self.sweep()
+    }
+
+    /// Copies an open answer out of a segment about to be dropped.
+    fn carry(&mut self, place: Place, segment: &mut Segment, number: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let mut line = vec![0; place.length + 1];
+        File::open(segment::path(&self.folder, &self.writer, place.segment))?.read_exact_at(&mut line, place.offset)?;
+        let moved = Place { segment: number, offset: segment.length, length: place.length };
+        segment.append(&line)?;
+        if let Some(record) = record::Record::read(&line[..place.length]) {
+            self.ledger.fold(record, moved);
+        }
+        Ok(())
+    }
+}
+
+/// Serializes the makers and adopters of a folder.
+fn gate(folder: &Path) -> io::Result<File> {
+    let path = folder.join(".gate");
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(|error| at(&path, &error))?;
+    file.lock().map_err(|error| at(&path, &error))?;
+    Ok(file)
+}
+
+/// Takes the lock of a writer unless it lives or was taken over before.
+fn lock_if_dead(path: &Path) -> io::Result<Option<File>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(path, &error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(at(path, &error)),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+
+fn open(folder: &Path) -> Journal {
+    Journal::open(folder, "test@host").unwrap()
+}
+
+/// Ends a worker as kill -9 does: the lock goes, nothing more is written.
+fn kill(mut journal: Journal) {
+    journal.commit().unwrap();
+    drop(journal);
+}
+
+#[test]
+fn an_answer_outlives_its_worker_and_is_read_by_siblings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    let mut sibling = open(folder.path());
+    first.started("a");
+    first.finished("a", r#"{"x":1}"#);
+    assert_eq!(first.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#), "before the commit");
+    first.commit().unwrap();
+    assert_eq!(first.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#), "after the commit");
+    assert_eq!(sibling.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#));
+    kill(first);
+    let mut later = open(folder.path());
+    let recall = later.recall("a").unwrap();
+    assert_eq!((recall.answer.as_deref(), recall.crashes), (Some(r#"{"x":1}"#), 0));
+}
+
+#[test]
+fn only_what_ran_counts_as_crashed() {
+    let folder = tempfile::tempdir().unwrap();
+    for expected in 1..=3 {
+        let mut journal = open(folder.path());
+        assert_eq!(journal.recall("poison").unwrap().crashes, expected - 1);
+        assert_eq!(journal.recall("prefetched").unwrap().crashes, 0);
+        journal.started("innocent");
+        journal.ended("innocent");
+        journal.started("poison");
+        kill(journal);
+        let mut journal = open(folder.path());
+        let recall = journal.recall("poison").unwrap();
+        assert_eq!(recall.crashes, expected);
+        assert!(recall.started_at.is_some());
+        assert_eq!(journal.recall("innocent").unwrap(), Recall::default());
+        kill(journal);
+    }
+    let mut journal = open(folder.path());
+    journal.started("poison");
+    journal.finished("poison", "{}");
+    assert_eq!(journal.recall("poison").unwrap().crashes, 0, "a finished command is no suspect");
+}
+
+#[test]
+fn a_living_sibling_has_not_crashed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.started("a");
+    first.commit().unwrap();
+    let mut second = open(folder.path());
+    assert_eq!(second.recall("a").unwrap().crashes, 0);
+    assert!(!second.is_open("a"), "what a living worker does is its own business");
+    kill(first);
+}
+
+#[test]
+fn only_an_earlier_session_s_unsettled_ids_are_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.started("a");
+    first.finished("a", "{}");
+    assert!(!first.is_open("a"), "a fresh message always runs, whatever its id");
+    first.begin_session();
+    assert!(first.is_open("a"), "the acknowledgement was never sent");
+    first.settled("a");
+    assert!(!first.is_open("a"));
+    first.started("b");
+    first.finished("b", "{}");
+    first.started("ran");
+    kill(first);
+    let mut second = open(folder.path());
+    assert!(!second.is_open("a"));
+    assert!(second.is_open("b"));
+    assert!(second.is_open("ran"));
+    second.started("b");
+    second.finished("b", "{}");
+    second.settled("b");
+    assert!(!second.is_open("b"), "what this worker knows is later than what the dead one left");
+}
+
+#[test]
+fn rotation_keeps_what_is_open_and_bounds_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(folder.path());
+    journal.segment_bytes = 4096;
+    let mut sibling = open(folder.path());
+    journal.started("running");
+    journal.started("open");
+    journal.finished("open", r#"{"kept":true}"#);
+    for number in 0..500 {
+        let id = format!("id-{number}");
+        journal.started(&id);
+        journal.finished(&id, r#"{"result":"something of a size"}"#);
+        journal.settled(&id);
+        journal.commit().unwrap();
+        if number % 100 == 0 {
+            sibling.follow().unwrap();
+        }
+    }
+    assert!(journal.number > 5);
+    let files = fs::read_dir(folder.path()).unwrap().count();
+    assert!(files <= 7, "{files} files: two segments and a lock each, the gate");
+    for journal in [&mut journal, &mut sibling] {
+        assert_eq!(journal.recall("open").unwrap().answer.as_deref(), Some(r#"{"kept":true}"#));
+        assert!(journal.recall("running").unwrap().started_at.is_some());
+        assert_eq!(journal.recall("id-0").unwrap().answer, None, "long settled");
+        assert_eq!(journal.recall("id-499").unwrap().answer.as_deref(), Some(r#"{"result":"something of a size"}"#));
+    }
+    kill(journal);
+    assert_eq!(open(folder.path()).recall("running").unwrap().crashes, 1);
+}
+
+#[test]
+fn torn_and_foreign_files_are_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.started("a");
+    first.finished("a", "{}");
+    first.commit().unwrap();
+    let path = segment::path(folder.path(), &first.writer, 0);
+    kill(first);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(b"\0\0\0garbage\n{\"finished\":\"b\",\"answ");
+    fs::write(&path, bytes).unwrap();
+    fs::write(folder.path().join("README"), "hello").unwrap();
+    fs::write(folder.path().join("x.y.log"), "hello").unwrap();
+    let mut second = open(folder.path());
+    assert_eq!(second.recall("a").unwrap().answer.as_deref(), Some("{}"));
+    assert_eq!(second.recall("b").unwrap(), Recall::default());
+}
+
+#[test]
+fn adopted_files_are_swept_after_their_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path());
+    let writer = first.writer.clone();
+    kill(first);
+    drop(open(folder.path()));
+    let adopted = folder.path().join(format!("{writer}.adopted"));
+    assert!(adopted.exists());
+    File::open(&adopted).unwrap().set_modified(SystemTime::now() - 2 * KEEP_ADOPTED).unwrap();
+    drop(open(folder.path()));
+    assert!(!adopted.exists());
+    assert!(!segment::path(folder.path(), &writer, 0).exists());
+}

@@ -1,0 +1,281 @@
+//! What must be confirmed by the broker before a delivery may be acknowledged.
+//!
+//! Parcels that end while the previous batch is being confirmed leave together: replies, follow-ups, dead copies, and
+//! the events, of which those with one routing key share a message.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::event::Event;
+use crate::broker::{Confirmation, PublishError, Ticket};
+use crate::celery::error::Exception;
+use crate::celery::message::Publication;
+use crate::celery::reply::ReplyTo;
+
+/// What a publication is for; decides what it means when the broker did not take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Callback, errback or chain step: must arrive before the reply says so.
+    FollowUp,
+    /// The result.
+    Reply,
+    /// The event's copy for the queue the producer named.
+    Notice,
+    /// The copy in the dead-letter queue.
+    Dead,
+    /// The message itself, put aside until its eta.
+    Park,
+}
+
+/// Everything one delivery still owes.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    /// Settles the delivery; `None` for what is said in between (STARTED).
+    pub(super) ticket: Option<Ticket>,
+    /// Task id, for the journal.
+    pub(super) id: Option<String>,
+    /// Whom to tell when something is refused for good.
+    pub(super) reply_to: Option<ReplyTo>,
+    /// To be confirmed first.
+    pub(super) first: Vec<(Role, Publication)>,
+    /// To be confirmed after that.
+    pub(super) then: Vec<(Role, Publication)>,
+    /// The metric event.
+    pub(super) event: Option<Event>,
+    /// There was one; for counting.
+    pub(super) told: bool,
+    /// Size of the reply, for the answer to its refusal.
+    pub(super) reply_bytes: usize,
+}
+
+impl Parcel {
+    /// Makes a parcel that owes nothing yet.
+    pub(super) fn new(ticket: Option<Ticket>, id: Option<String>) -> Self {
+        Self {
+            ticket,
+            id,
+            reply_to: None,
+            first: Vec::new(),
+            then: Vec::new(),
+            event: None,
+            told: false,
+            reply_bytes: 0,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.first.is_empty() && self.then.is_empty() && self.event.is_none()
+    }
+}
+
+/// Publications of some parcels, on their way together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    parcels: Vec<Parcel>,
+    slots: Vec<Slot>,
+}
+
+/// Which debt a publication of the batch pays.
+#[derive(Debug)]
+enum Slot {
+    /// The parcel's own.
+    Own { parcel: usize, role: Role, publication: Publication },
+    /// Everyone's whose event is in it.
+    Events(Vec<usize>),
+}
+
+/// What the broker's answers to a batch leave to be done.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// Owe nothing more: acknowledge.
+    pub(super) done: Vec<Parcel>,
+    /// Go on with the next stage.
+    pub(super) again: Vec<Parcel>,
+    /// Came back unrouted; see to its queue, then try again.
+    pub(super) unrouted: Vec<(Parcel, Role)>,
+    /// Refused for good; the broker's words.
+    pub(super) refused: Vec<(Parcel, Role, String)>,
+    /// Parcels whose event came back unrouted.
+    pub(super) unheard: Vec<Parcel>,
+    /// The broker refuses events; its words.
+    pub(super) events_refused: Option<String>,
+    /// The session is lost, with the reason; its parcels stay unsettled.
+    pub(super) lost: Option<String>,
+    /// Counts for the metrics: confirmed, returned, refused.
+    pub(super) counts: [u64; 3],
+}
+
+/// Parcels in the order they came.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    waiting: VecDeque<Parcel>,
+}
+
+impl Outbox {
+    /// Takes a parcel in.
+    pub(super) fn push(&mut self, parcel: Parcel) {
+        self.waiting.push_back(parcel);
+    }
+
+    /// Tells whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Takes out up to `limit` parcels and what they owe first; events of at most `events` parcels share a message
+    /// (0: no events at all).
+    pub(super) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
+        let count = self.waiting.len().min(limit);
+        let mut parcels: Vec<Parcel> = self.waiting.drain(..count).collect();
+        let mut slots = Vec::with_capacity(count * 2);
+        let mut publications = Vec::with_capacity(count * 2);
+        // Without a message to share, events are off: they are delivered to nobody.
+        let events_on = events > 0;
+        let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, parcel) in parcels.iter_mut().enumerate() {
+            let stage = if parcel.first.is_empty() { &mut parcel.then } else { &mut parcel.first };
+            for (role, publication) in stage.drain(..) {
+                if role == Role::Reply {
+                    parcel.reply_bytes = parcel.reply_bytes.max(publication.message.body.len());
+                }
+                publications.push(publication.clone());
+                slots.push(Slot::Own { parcel: index, role, publication });
+            }
+            if parcel.then.is_empty() {
+                if !events_on {
+                    parcel.event = None;
+                }
+                if let Some(event) = &parcel.event {
+                    parcel.told = true;
+                    groups.entry(event.routing_key.clone()).or_default().push(index);
+                }
+            }
+        }
+        for members in groups.into_values() {
+            for group in members.chunks(events) {
+                let joined: Vec<&Event> = group.iter().filter_map(|&index| parcels[index].event.as_ref()).collect();
+                if let Some(publication) = Event::join(&joined) {
+                    publications.push(publication);
+                    slots.push(Slot::Events(group.to_vec()));
+                }
+            }
+        }
+        (Batch { parcels, slots }, publications)
+    }
+}
+
+/// What one parcel of a batch came to; the worst of its answers counts, in this order.
+#[derive(Clone, Debug, Default)]
+enum Verdict {
+    #[default]
+    Fine,
+    Unheard,
+    Unrouted(Role),
+    Refused(Role, String),
+    Lost,
+}
+
+impl Verdict {
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::Fine => 0,
+            Self::Unheard => 1,
+            Self::Unrouted(_) => 2,
+            Self::Refused(..) => 3,
+            Self::Lost => 4,
+        }
+    }
+
+    fn worsen(&mut self, other: Self) {
+        if other.rank() > self.rank() {
+            *self = other;
+        }
+    }
+}
+
+impl Batch {
+    /// Reads the broker's answers, one for each publication in order.
+    pub(super) fn answered(mut self, answers: Vec<Result<Confirmation, PublishError>>) -> Answered {
+        let mut answered = Answered::default();
+        let mut verdicts = vec![Verdict::Fine; self.parcels.len()];
+        for (slot, answer) in self.slots.into_iter().zip(answers) {
+            answered.count(&answer);
+            match slot {
+                Slot::Own { parcel, role, publication } => {
+                    let verdict = match answer {
+                        Ok(Confirmation::Routed) => continue,
+                        // Nobody waits for it any more; that is its queue's owner's business.
+                        Ok(Confirmation::Returned { .. }) if matches!(role, Role::Reply | Role::Notice) => continue,
+                        Ok(Confirmation::Returned { .. }) => {
+                            self.parcels[parcel].first.push((role, publication));
+                            Verdict::Unrouted(role)
+                        }
+                        Err(PublishError::Refused { code, text }) => Verdict::Refused(role, format!("{code} {text}")),
+                        Err(PublishError::Lost(reason)) => {
+                            answered.lost = Some(reason);
+                            Verdict::Lost
+                        }
+                    };
+                    verdicts[parcel].worsen(verdict);
+                }
+                Slot::Events(members) => match answer {
+                    Ok(Confirmation::Routed) => members.iter().for_each(|&member| self.parcels[member].event = None),
+                    Ok(Confirmation::Returned { .. }) => {
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
+                    }
+                    Err(PublishError::Refused { code, text }) => {
+                        members.iter().for_each(|&member| self.parcels[member].event = None);
+                        answered.events_refused = Some(format!("{code} {text}"));
+                    }
+                    Err(PublishError::Lost(reason)) => {
+                        answered.lost = Some(reason);
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost));
+                    }
+                },
+            }
+        }
+        for (parcel, verdict) in self.parcels.into_iter().zip(verdicts) {
+            match verdict {
+                Verdict::Fine if parcel.is_done() => answered.done.push(parcel),
+                Verdict::Fine => answered.again.push(parcel),
+                Verdict::Unheard => answered.unheard.push(parcel),
+                Verdict::Unrouted(role) => answered.unrouted.push((parcel, role)),
+                Verdict::Refused(role, text) => answered.refused.push((parcel, role, text)),
+                Verdict::Lost => drop(parcel),
+            }
+        }
+        answered
+    }
+}
+
+impl Answered {
+    fn count(&mut self, answer: &Result<Confirmation, PublishError>) {
+        match answer {
+            Ok(Confirmation::Routed) => self.counts[0] += 1,
+            Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
+            Err(PublishError::Refused { .. }) => self.counts[2] += 1,
+            Err(PublishError::Lost(_)) => {}
+        }
+    }
+}
+
+/// Says to the caller why the broker does not take an answer or what follows it.
+pub(super) fn refusal(role: Role, size: usize, words: &str) -> Exception {
+    match role {
+        Role::FollowUp => Exception::custom(
+            "kombu.exceptions",
+            "OperationalError",
+            vec![
+                format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into(),
+            ],
+        ),
+        Role::Park => Exception::custom(
+            "kombu.exceptions",
+            "OperationalError",
+            vec![format!("the broker refuses to keep this task until its eta: {words}").into()],
+        ),
+        Role::Reply | Role::Notice | Role::Dead => Exception::value_error(format!(
+            "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
+             or raise the broker's max_message_size"
+        )),
+    }
+}

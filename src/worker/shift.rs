@@ -1,0 +1,554 @@
+//! One session's work: the conductor of every command, from its delivery to its acknowledgement.
+
+use std::collections::HashMap;
+use std::panic;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::desk::{Case, DEAD_QUEUE, Decision, Desk, End, Job, exception};
+use super::journal::Journal;
+use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
+use super::schedule::Schedule;
+use super::signals::Stop;
+use super::{Limit, WorkerOptions};
+use crate::broker::{BATCH, Deliveries, Delivery, Look, Presence, QueueSpec, Session, Settler, State};
+use crate::celery::error::Exception;
+use crate::celery::message::Publication;
+use crate::celery::park;
+use crate::commands::{Context, Definition, Engine, Facts, Fence, Finished, Key};
+use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
+use crate::worker::answer::{Answer, Outcome};
+
+/// Batches being confirmed at once: while these are under way, what ends meanwhile gathers.
+const FLIGHTS: usize = 2;
+/// How long what hangs on an unreachable queue waits before it is tried again.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long writes past their commit point are waited for when a session is lost.
+const LAST_WRITES: Duration = Duration::from_secs(30);
+
+/// Why a session's work ended.
+#[derive(Debug)]
+pub(super) enum ShiftEnd {
+    /// As asked: everything that ran is answered and acknowledged, unless the stop was cold.
+    Stopped,
+    /// The session is lost, with the reason.
+    Lost(String),
+}
+
+/// What all sessions of a worker share.
+#[derive(Debug)]
+pub(super) struct Bench {
+    pub(super) options: WorkerOptions,
+    pub(super) engine: Engine,
+    pub(super) journal: Journal,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+struct Running {
+    case: Case,
+    definition: &'static Definition,
+    key: Option<Key>,
+    writes: bool,
+    fence: Fence,
+    started: Instant,
+    _in_flight: telemetry::InFlight,
+}
+
+/// How a command's run ended, short of a panic.
+#[derive(Debug)]
+enum Ended {
+    Finished(Finished),
+    Limited(Limit),
+}
+
+/// One session at work.
+pub(super) struct Shift<'b> {
+    bench: &'b mut Bench,
+    desk: Desk,
+    session: Session,
+    deliveries: Deliveries,
+    settler: Settler,
+    schedule: Schedule<Job>,
+    tasks: JoinSet<Ended>,
+    running: HashMap<Id, Running>,
+    outbox: Outbox,
+    flights: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// Parcels whose queue is being seen to, or that wait for it.
+    errands: FuturesUnordered<BoxFuture<'static, Errand>>,
+    events_on: bool,
+    stop: Stop,
+    deadline: Option<tokio::time::Instant>,
+}
+
+/// What came of an errand.
+enum Errand {
+    /// Try the parcel again.
+    Again(Box<Parcel>),
+    /// Nobody will ever take this part of it.
+    Refused(Box<Parcel>, Role, String),
+    /// Nobody listens for its event.
+    Unheard(Box<Parcel>),
+    /// The session is lost.
+    Lost(String),
+}
+
+impl<'b> Shift<'b> {
+    pub(super) fn new(bench: &'b mut Bench, session: Session, deliveries: Deliveries, settler: Settler) -> Self {
+        Self {
+            desk: Desk::new(&bench.options),
+            schedule: Schedule::new(bench.options.concurrency),
+            events_on: bench.options.events,
+            bench,
+            session,
+            deliveries,
+            settler,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            outbox: Outbox::default(),
+            flights: FuturesUnordered::new(),
+            errands: FuturesUnordered::new(),
+            stop: Stop::No,
+            deadline: None,
+        }
+    }
+
+    /// Counts that this session is not the first.
+    pub(super) fn count_reconnect(&self) {
+        self.bench.metrics.record_reconnect();
+    }
+
+    /// Works until told to stop or the session is lost.
+    pub(super) async fn work(mut self, stop: &mut watch::Receiver<Stop>) -> ShiftEnd {
+        let end = match self.run(stop).await {
+            Ok(()) => ShiftEnd::Stopped,
+            Err(reason) => ShiftEnd::Lost(reason),
+        };
+        self.abandon().await;
+        if matches!(end, ShiftEnd::Stopped) {
+            if let Err(error) = self.settler.close().await {
+                tracing::debug!(%error, "closing the consuming channel");
+            }
+            self.session.close().await;
+        }
+        end
+    }
+
+    async fn run(&mut self, stop: &mut watch::Receiver<Stop>) -> Result<(), String> {
+        let mut state = self.session.watch();
+        let mut blocked = self.note_state(&state.borrow_and_update().clone())?;
+        loop {
+            let asked = *stop.borrow();
+            if asked > self.stop {
+                self.begin_stop(asked).await;
+            }
+            if self.stop == Stop::Cold {
+                return Ok(());
+            }
+            self.start_ready();
+            self.send();
+            if self.stop == Stop::Warm && self.is_idle() {
+                return Ok(());
+            }
+            let deadline = self.deadline;
+            tokio::select! {
+                biased;
+                Ok(()) = stop.changed() => {}
+                Ok(()) = state.changed() => blocked = self.note_state(&state.borrow_and_update().clone())?,
+                Some(answered) = self.flights.next() => self.answered(answered)?,
+                Some(joined) = self.tasks.join_next_with_id() => {
+                    self.ended(joined);
+                    while let Some(joined) = self.tasks.try_join_next_with_id() {
+                        self.ended(joined);
+                    }
+                }
+                Some(errand) = self.errands.next() => self.errand(errand)?,
+                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
+                    Ok(batch) => self.receive(batch),
+                    Err(end) => return Err(format!("{end:?}")),
+                },
+                () = sleep_until(deadline) => {
+                    tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.outbox.is_empty() && self.flights.is_empty() && self.errands.is_empty()
+    }
+
+    /// Stops taking; what has not begun goes back with the channel.
+    async fn begin_stop(&mut self, stop: Stop) {
+        self.stop = stop;
+        if stop == Stop::Warm {
+            tracing::info!(running = self.running.len(), "draining");
+            self.bench.readiness.set(Component::Worker, Condition::Unready("draining".to_owned()));
+            self.bench.metrics.record_session(telemetry::Session::Draining);
+            self.deadline = Some(tokio::time::Instant::now() + self.bench.options.grace);
+            if let Err(error) = self.settler.stop().await {
+                tracing::debug!(%error, "cancelling the consumers");
+            }
+        }
+        self.schedule.clear();
+    }
+
+    fn note_state(&self, state: &State) -> Result<bool, String> {
+        match state {
+            State::Open => {
+                self.bench.readiness.set(Component::Broker, Condition::Ready);
+                self.bench.metrics.record_session(telemetry::Session::Connected);
+                Ok(false)
+            }
+            State::Blocked(reason) => {
+                let condition = Condition::Unready(format!("blocked by the broker: {reason}"));
+                self.bench.readiness.set(Component::Broker, condition);
+                self.bench.metrics.record_session(telemetry::Session::Blocked);
+                Ok(true)
+            }
+            State::Lost(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Decides about deliveries, in the order they came.
+    fn receive(&mut self, batch: Vec<Delivery>) {
+        for delivery in batch {
+            let kind =
+                if delivery.origin.redelivered { telemetry::Delivery::Redelivered } else { telemetry::Delivery::First };
+            self.bench.metrics.record_delivery(kind);
+            match self.desk.decide(delivery, &mut self.bench.journal) {
+                Decision::Run(job) => self.schedule.submit(*job),
+                Decision::End(parcel, outcome) => {
+                    self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
+                    self.outbox.push(*parcel);
+                }
+                Decision::Park(case, message, origin, eta) => {
+                    self.bench.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
+                    let mut parcel = Parcel::new(Some(case.ticket), None);
+                    parcel.reply_to = case.request.reply_address();
+                    self.park(parcel, park(&message), origin.queue, eta);
+                }
+            }
+        }
+    }
+
+    /// Publishes a message to where it comes back from at its eta.
+    fn park(&self, mut parcel: Parcel, message: crate::celery::message::Message, queue: String, eta: Timestamp) {
+        let delay = self.session.delay();
+        self.errands.push(Box::pin(async move {
+            let remaining = Duration::try_from(eta.duration_since(Timestamp::now())).unwrap_or_default();
+            match delay.address(&queue, remaining).await {
+                Ok(address) => {
+                    parcel.first.push((Role::Park, Publication { address, message }));
+                    Errand::Again(Box::new(parcel))
+                }
+                Err(error) if error.is_permanent() => Errand::Refused(Box::new(parcel), Role::Park, error.to_string()),
+                Err(error) => Errand::Lost(error.to_string()),
+            }
+        }));
+    }
+
+    /// Begins what may run, after writing down that it does.
+    fn start_ready(&mut self) {
+        let mut jobs = Vec::new();
+        while let Some(job) = self.schedule.next() {
+            if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
+                self.schedule.done(job.command.key());
+                self.outbox.push(self.desk.close(job.case, &End::Expired));
+                continue;
+            }
+            self.bench.journal.started(&job.case.request.id);
+            jobs.push(job);
+        }
+        if jobs.is_empty() {
+            return;
+        }
+        self.commit_journal();
+        for job in jobs {
+            if let Some(parcel) = self.desk.started(&job.case) {
+                self.outbox.push(parcel);
+            }
+            let fence = Fence::default();
+            let context =
+                Context { task_id: job.case.request.id.clone(), redelivered: job.redelivered, fence: fence.clone() };
+            let running = Running {
+                definition: job.definition,
+                key: job.command.key().cloned(),
+                writes: job.command.writes(),
+                fence,
+                started: Instant::now(),
+                _in_flight: self.bench.metrics.command_in_flight(),
+                case: job.case,
+            };
+            let handle = self.tasks.spawn(run(job.command, self.bench.engine.clone(), context, job.limit));
+            self.running.insert(handle.id(), running);
+        }
+    }
+
+    /// Takes in how a command ended.
+    fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
+        let (id, ended) = match joined {
+            Ok((id, ended)) => (id, Ok(ended)),
+            Err(error) => (error.id(), Err(error)),
+        };
+        let Some(running) = self.running.remove(&id) else { return };
+        self.schedule.done(running.key.as_ref());
+        let (answer, case) = self.record(running, ended);
+        let parcel = self.desk.close(case, &End::Answered(&answer));
+        self.outbox.push(parcel);
+    }
+
+    /// Writes the answer of a command down and counts it.
+    fn record(&mut self, running: Running, ended: Result<Ended, JoinError>) -> (Answer, Case) {
+        let Running { case, definition, writes, started, .. } = running;
+        let (result, facts) = match ended {
+            Ok(Ended::Finished(finished)) => (finished.result.map_err(exception), finished.facts),
+            Ok(Ended::Limited(Limit::Hard(limit))) => (Err(Exception::time_limit_exceeded(limit)), Facts::default()),
+            Ok(Ended::Limited(Limit::Soft(_))) => (Err(Exception::soft_time_limit_exceeded()), Facts::default()),
+            Err(error) => (Err(Exception::runtime_error(panic_text(error))), Facts::default()),
+        };
+        let id = case.request.id.as_str();
+        if let Err(exception) = &result {
+            tracing::info!(task_id = id, task = definition.task, %exception, "command failed");
+        }
+        let answer = self.desk.answer(definition, &case, result, facts, started.elapsed());
+        match answer.write().filter(|_| writes) {
+            Some(text) => self.bench.journal.finished(id, &text),
+            None => self.bench.journal.ended(id),
+        }
+        let outcome = match &answer.outcome {
+            Outcome::Success(_) => CommandOutcome::Succeeded,
+            Outcome::Failure(_) => CommandOutcome::Failed,
+        };
+        self.bench.metrics.record_command(Command::from_task(definition.task), outcome, case.received.elapsed());
+        (answer, case)
+    }
+
+    /// Sends what is owed, as long as there is a free flight.
+    fn send(&mut self) {
+        while self.flights.len() < FLIGHTS && !self.outbox.is_empty() {
+            // The answer stands in the journal before its reply is published.
+            self.commit_journal();
+            let events = if self.events_on { self.bench.options.events_max_batch } else { 0 };
+            let (batch, publications) = self.outbox.take(BATCH, events);
+            let publisher = self.session.publisher();
+            self.flights.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
+        }
+    }
+
+    /// Acknowledges what owes nothing more and sees to the rest.
+    fn answered(&mut self, answered: Answered) -> Result<(), String> {
+        let Answered { done, again, unrouted, refused, unheard, events_refused, lost, counts } = answered;
+        let [confirmed, returned, refusals] = counts;
+        self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
+        self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);
+        self.bench.metrics.record_publishes(telemetry::Publish::Refused, refusals);
+        self.settle(done)?;
+        again.into_iter().for_each(|parcel| self.outbox.push(parcel));
+        for (parcel, role) in unrouted {
+            self.see_to_queue(parcel, role);
+        }
+        for (parcel, role, words) in refused {
+            self.give_up(parcel, role, &words);
+        }
+        for parcel in unheard {
+            self.look_for_listeners(parcel);
+        }
+        if let Some(words) = events_refused {
+            self.events_on = false;
+            self.bench.readiness.set(
+                Component::Events,
+                Condition::Degraded(format!("the broker refuses events: {words}; they are off until the next session")),
+            );
+        }
+        lost.map_or(Ok(()), Err)
+    }
+
+    fn settle(&mut self, done: Vec<Parcel>) -> Result<(), String> {
+        let mut tickets = Vec::with_capacity(done.len());
+        let mut ids = Vec::with_capacity(done.len());
+        let mut events = 0;
+        for parcel in done {
+            events += u64::from(parcel.told);
+            if let Some(ticket) = parcel.ticket {
+                tickets.push(ticket);
+                ids.extend(parcel.id);
+            }
+        }
+        self.bench.metrics.record_events(telemetry::Event::Published, events);
+        self.settler.settle(tickets).map_err(|error| error.to_string())?;
+        ids.iter().for_each(|id| self.bench.journal.settled(id));
+        Ok(())
+    }
+
+    /// A publication came back: makes its queue where that is ours to do, then tries again.
+    fn see_to_queue(&self, parcel: Parcel, role: Role) {
+        let topology = self.session.topology();
+        let queue = parcel.first.first().map(|(_, publication)| publication.address.routing_key.clone());
+        let queue_type = self.bench.options.queue_type;
+        self.errands.push(Box::pin(async move {
+            let presence = match (role, queue) {
+                (Role::Dead, _) => topology.ensure_dead().await,
+                (Role::FollowUp, Some(name)) => topology.ensure_queue(&QueueSpec::durable(name, queue_type)).await,
+                // The delay queue is gone: the message comes back through the next delivery.
+                _ => return Errand::Lost("a delay queue is gone".to_owned()),
+            };
+            match presence {
+                Ok(Presence::Present | Presence::Created) => {}
+                Ok(Presence::Down(words)) => {
+                    tracing::warn!(?role, words, "queue is down; held back");
+                    tokio::time::sleep(PATIENCE).await;
+                }
+                Ok(Presence::Denied(words)) if role == Role::FollowUp => {
+                    return Errand::Refused(Box::new(parcel), role, words);
+                }
+                Ok(Presence::Denied(words)) => {
+                    tracing::error!(queue = DEAD_QUEUE, words, "queue is missing and may not be made; held back");
+                    tokio::time::sleep(PATIENCE).await;
+                }
+                Err(error) => return Errand::Lost(error.to_string()),
+            }
+            Errand::Again(Box::new(parcel))
+        }));
+    }
+
+    /// An event came back: with its queue down it waits, with nobody bound it counts as delivered to nobody.
+    fn look_for_listeners(&self, parcel: Parcel) {
+        let topology = self.session.topology();
+        self.errands.push(Box::pin(async move {
+            match topology.look(super::METRICS_QUEUE).await {
+                Ok(Look::Down(_)) => {
+                    tokio::time::sleep(PATIENCE).await;
+                    Errand::Again(Box::new(parcel))
+                }
+                Ok(_) => Errand::Unheard(Box::new(parcel)),
+                Err(error) => Errand::Lost(error.to_string()),
+            }
+        }));
+    }
+
+    fn errand(&mut self, errand: Errand) -> Result<(), String> {
+        match errand {
+            Errand::Again(parcel) => self.outbox.push(*parcel),
+            Errand::Refused(parcel, role, words) => self.give_up(*parcel, role, &words),
+            Errand::Unheard(mut parcel) => {
+                self.bench.metrics.record_events(telemetry::Event::Undeliverable, 1);
+                parcel.event = None;
+                parcel.told = false;
+                self.outbox.push(*parcel);
+            }
+            Errand::Lost(reason) => return Err(reason),
+        }
+        Ok(())
+    }
+
+    /// Something is refused for good: the caller is told instead, once.
+    fn give_up(&mut self, mut parcel: Parcel, role: Role, words: &str) {
+        tracing::error!(task_id = parcel.id, ?role, words, "publication refused for good");
+        match role {
+            // Dropping the parcel leaves the delivery with the broker: without its dead copy nothing may be lost.
+            Role::Dead => return,
+            Role::Notice => parcel.then.clear(),
+            Role::Reply | Role::FollowUp | Role::Park => {
+                let exception = refusal(role, parcel.reply_bytes, words);
+                self.desk.refused(&mut parcel, &exception);
+            }
+        }
+        self.outbox.push(parcel);
+    }
+
+    fn commit_journal(&mut self) {
+        match self.bench.journal.commit() {
+            Ok(()) => self.bench.readiness.set(Component::Journal, Condition::Ready),
+            Err(error) => {
+                let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");
+                self.bench.readiness.set(Component::Journal, Condition::Degraded(reason));
+            }
+        }
+    }
+
+    /// Ends everything at once: writes before their commit point never happen, those past it are written down.
+    async fn abandon(&mut self) {
+        self.schedule.clear();
+        let mut abandoned = 0_u64;
+        self.running.retain(|_, running| {
+            if running.fence.abandon() {
+                self.bench.journal.ended(&running.case.request.id);
+                abandoned += 1;
+                return false;
+            }
+            true
+        });
+        let deadline = tokio::time::Instant::now() + LAST_WRITES;
+        while !self.running.is_empty() {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
+                Ok(Some(joined)) => {
+                    let (id, ended) = match joined {
+                        Ok((id, ended)) => (id, Ok(ended)),
+                        Err(error) => (error.id(), Err(error)),
+                    };
+                    if let Some(running) = self.running.remove(&id) {
+                        self.record(running, ended);
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.tasks.abort_all();
+        if abandoned > 0 {
+            tracing::info!(abandoned, "running commands were given back");
+        }
+        self.commit_journal();
+    }
+}
+
+/// Runs a command within its limit.
+async fn run(
+    command: Box<dyn crate::commands::Command>,
+    engine: Engine,
+    context: Context,
+    limit: Option<Limit>,
+) -> Ended {
+    let fence = context.fence.clone();
+    let mut work = command.run(&engine, context);
+    let Some(limit) = limit else { return Ended::Finished(work.await) };
+    tokio::select! {
+        finished = &mut work => return Ended::Finished(finished),
+        () = tokio::time::sleep(limit.after()) => {}
+    }
+    if fence.abandon() {
+        return Ended::Limited(limit);
+    }
+    // It took effect already: whatever comes of it is the truth.
+    Ended::Finished(work.await)
+}
+
+fn panic_text(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(payload) => {
+            let text = payload
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| payload.downcast_ref::<&str>().copied())
+                .unwrap_or("no text");
+            format!("the command panicked: {text}")
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
