@@ -109,8 +109,9 @@ fn decompress(codec: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, Error> 
             capped(liblzma::bufread::XzDecoder::new_stream(body, stream), limit)
         }
         "application/x-brotli" | "brotli" => capped(brotli_decompressor::Decompressor::new(body, 4096), limit),
-        "application/zstd" | "zstd" | "zstandard" => zstd::stream::read::Decoder::with_buffer(BufReader::new(body))
-            .and_then(|decoder| capped(decoder, limit)),
+        "application/zstd" | "zstd" | "zstandard" => {
+            zstd::stream::read::Decoder::with_buffer(BufReader::new(body)).and_then(|decoder| capped(decoder, limit))
+        }
         _ => {
             return Err(Error::Decode(
                 "the compression is unknown; use gzip, zlib, bzip2, lzma, brotli or zstd, or none".to_owned(),

@@ -264,12 +264,7 @@ fn group<'s>(
     (publications, Child::Group { id, members: children })
 }
 
-fn context<'a>(
-    request: &'a TaskRequest,
-    first: First<'a>,
-    options: &'a CanvasOptions,
-    now: Timestamp,
-) -> Context<'a> {
+fn context<'a>(request: &'a TaskRequest, first: First<'a>, options: &'a CanvasOptions, now: Timestamp) -> Context<'a> {
     let root_id = request.root_id.as_deref().unwrap_or(&request.id);
     Context { first, parent_id: &request.id, root_id, options, now }
 }

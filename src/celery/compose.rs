@@ -122,10 +122,8 @@ fn headers(signature: &Signature, id: &str, place: Place<'_>, context: &Context<
         .and_then(Json::as_array)
         .map(|names| names.iter().filter_map(Json::as_text).collect())
         .unwrap_or_default();
-    let stamps: Headers = stamped
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?))))
-        .collect();
+    let stamps: Headers =
+        stamped.iter().filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?)))).collect();
     let group = signature.text("group_id").or(place.group.map(|(id, _)| id));
     let index = match place.group {
         Some((_, index)) => Field::Int(i64::try_from(index).unwrap_or(i64::MAX)),
@@ -219,10 +217,9 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_
 fn address(signature: &Signature, default_queue: &str) -> Address {
     let (queue, key) = (signature.text("queue"), signature.text("routing_key"));
     match signature.text("exchange") {
-        Some(exchange) => Address {
-            exchange: exchange.to_owned(),
-            routing_key: key.or(queue).unwrap_or(default_queue).to_owned(),
-        },
+        Some(exchange) => {
+            Address { exchange: exchange.to_owned(), routing_key: key.or(queue).unwrap_or(default_queue).to_owned() }
+        }
         // The default exchange reaches every queue by name and can never be missing.
         None => Address::queue(queue.or(key).unwrap_or(default_queue)),
     }

@@ -157,7 +157,12 @@ impl Exception {
     pub fn traceback(&self, task: &str) -> Option<String> {
         if matches!(
             self.exc_type.as_str(),
-            "NotRegistered" | "TimeLimitExceeded" | "WorkerLostError" | "TaskRevokedError" | "ContentDisallowed" | "DecodeError"
+            "NotRegistered"
+                | "TimeLimitExceeded"
+                | "WorkerLostError"
+                | "TaskRevokedError"
+                | "ContentDisallowed"
+                | "DecodeError"
         ) {
             return None;
         }

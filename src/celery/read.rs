@@ -173,7 +173,8 @@ impl Reader<'_> {
     fn tree(&self) -> Result<Json, Unreadable> {
         let limits = self.options.limits;
         let text = body::decode(self.message, &self.options.accept, limits).map_err(|error| {
-            let what = if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
+            let what =
+                if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
             self.unreadable(what, &format!("{}: {error}", self.subject()))
         })?;
         json::parse(&text, json::Limits { depth: limits.depth }).map_err(|error| {

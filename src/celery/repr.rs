@@ -78,7 +78,14 @@ fn scalar_repr(value: &Json) -> String {
 /// Writes a float as Python does: shortest digits, an exponent of two digits from 1e16 and below 1e-4.
 fn float_repr(number: f64) -> String {
     if !number.is_finite() {
-        return if number.is_nan() { "nan" } else if number > 0.0 { "inf" } else { "-inf" }.to_owned();
+        return if number.is_nan() {
+            "nan"
+        } else if number > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_owned();
     }
     let scientific = format!("{number:e}");
     let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific };
@@ -312,7 +319,10 @@ mod tests {
             (r#""it's""#, r#""it's""#),
             (r#""it's \"x\"""#, r#"'it\'s "x"'"#),
             (r#""a\\\n\u0001é\u0085""#, r"'a\\\n\x01é\x85'"),
-            (r#"[null, true, 1.0, 1e22, 1e-5, 2, NaN, 1e400, -0.0]"#, "[None, True, 1.0, 1e+22, 1e-05, 2, nan, inf, -0.0]"),
+            (
+                r#"[null, true, 1.0, 1e22, 1e-5, 2, NaN, 1e400, -0.0]"#,
+                "[None, True, 1.0, 1e+22, 1e-05, 2, nan, inf, -0.0]",
+            ),
             (r#"{"a": {"b": []}}"#, "{'a': {'b': []}}"),
         ] {
             assert_eq!(python(&read(json)), repr);

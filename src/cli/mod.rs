@@ -13,7 +13,6 @@ mod output;
 mod retrieve;
 mod stat;
 mod store;
-#[expect(dead_code, reason = "joins the commands with the worker's own room")]
 mod worker;
 
 use std::path::PathBuf;
@@ -44,6 +43,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Worker(worker::Arguments),
     Store(store::Arguments),
     Retrieve(retrieve::Arguments),
     Delete(delete::Arguments),
@@ -80,14 +80,21 @@ fn usage(refusal: &clap::Error) -> ExitCode {
 }
 
 fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<Code, Failure> {
-    let inputs = Inputs::of_process(flags::given(matches), arguments.config.as_deref())?;
+    let mut flags = flags::given(matches);
+    let mut quiet = LogLevel::Warning;
+    if let Command::Worker(command) = &arguments.command {
+        flags.extend(command.flags());
+        quiet = LogLevel::Info;
+    }
+    let inputs = Inputs::of_process(flags, arguments.config.as_deref())?;
     let loaded = crate::config::load(&inputs)?;
-    start_logs(&loaded, LogLevel::Warning)?;
+    start_logs(&loaded, quiet)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
     let settings = &loaded.settings;
     match arguments.command {
+        Command::Worker(_) => worker::run(settings),
         Command::Store(command) => open::block_on(command.run(settings, output)),
         Command::Retrieve(command) => open::block_on(command.run(settings, output)),
         Command::Delete(command) => open::block_on(command.run(settings, output)),

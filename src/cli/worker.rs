@@ -8,9 +8,14 @@ use serde_json::{Value, json};
 
 use super::outcome::{Code, Failure};
 use super::{nodename, open};
-use crate::config::{Flag, Loaded, Settings};
+use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
+use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
+use crate::worker::{self, WorkerOptions};
+
+/// Folder of the journal below `local_storage_path`.
+const JOURNAL: &str = "journal";
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]
@@ -60,60 +65,102 @@ impl Arguments {
     }
 }
 
-/// Everything the worker's room is given.
-#[derive(Debug)]
-pub(super) struct Wiring {
-    pub(super) settings: Settings,
-    /// Node name, expanded.
-    pub(super) node_name: String,
-    pub(super) engine: Engine,
-    pub(super) metrics: Metrics,
-    pub(super) readiness: Readiness,
-}
-
-/// Prepares everything and calls `serve` on a runtime of one thread; the admin port lives as long as `serve` does.
+/// Runs the worker; the admin port lives as long as it does.
 ///
 /// One thread beside the blocking pool: for small commands a second one costs more than it brings.
-pub(super) fn run<S, F>(loaded: Loaded, serve: S) -> Result<Code, Failure>
-where
-    S: FnOnce(Wiring) -> F,
-    F: Future<Output = Result<Code, Failure>>,
-{
-    let settings = loaded.settings;
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let node_name =
-        nodename::expand(&settings.worker.name, &host).map_err(|message| Failure::new(Code::Configuration, message))?;
+pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
+    let options = worker_options(settings)?;
+    let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(settings.worker.concurrency + 8)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(async {
-        let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
-        // The port first: a second worker with the same settings ends before it touches anything.
-        let admin = match &settings.telemetry.metrics {
-            Some(address) => Some(Admin::bind(&address.host, address.port).await?),
-            None => None,
-        };
-        let engine = open::engine(&settings.storage)?;
-        if settings.worker.send_task_events {
-            tracing::info!("task events are asked for; this version sends none");
-        }
-        let serving = admin.map(|admin| {
-            let health = health_report(engine.clone(), readiness.clone());
-            let (metrics, readiness) = (metrics.clone(), readiness.clone());
-            tokio::spawn(async move {
-                if let Err(error) = admin.serve(metrics, readiness, health).await {
-                    tracing::error!(%error, "admin port closed");
-                }
-            })
-        });
-        let code = serve(Wiring { settings, node_name, engine, metrics, readiness }).await;
-        if let Some(serving) = serving {
-            serving.abort();
-        }
-        code
+    let outcome = runtime.block_on(serve(settings, options, broker));
+    // What a cold stop left on the blocking pool must not hold the process up.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
+    let stop =
+        worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
+    let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
+    // The port first: a second worker with the same settings ends before it touches anything.
+    let admin = match &settings.telemetry.metrics {
+        Some(address) => Some(Admin::bind(&address.host, address.port).await?),
+        None => None,
+    };
+    let engine = open::engine(&settings.storage)?;
+    if settings.worker.send_task_events {
+        tracing::info!("task events are asked for; this version sends none");
+    }
+    let serving = admin.map(|admin| {
+        let health = health_report(engine.clone(), readiness.clone());
+        let (metrics, readiness) = (metrics.clone(), readiness.clone());
+        tokio::spawn(async move {
+            if let Err(error) = admin.serve(metrics, readiness, health).await {
+                tracing::error!(%error, "admin port closed");
+            }
+        })
+    });
+    let outcome = worker::run(options, broker, engine, metrics, readiness, stop).await;
+    if let Some(serving) = serving {
+        serving.abort();
+    }
+    outcome.map(|()| Code::Success).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
+}
+
+fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
+    let (queue, worker) = (&settings.queue, &settings.worker);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let node = nodename::expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
+    Ok(WorkerOptions {
+        node,
+        queues: queue.queues.clone(),
+        default_queue: queue.default_queue.clone(),
+        queue_type: queue_type(queue.queue_type),
+        concurrency: worker.concurrency,
+        prefetch_multiplier: worker.prefetch_multiplier,
+        accept_content: worker.accept_content.clone(),
+        result_persistent: worker.result_persistent,
+        result_extended: worker.result_extended,
+        track_started: worker.track_started,
+        time_limit: worker.time_limit,
+        soft_time_limit: worker.soft_time_limit,
+        events: worker.events,
+        events_max_batch: worker.events_max_batch,
+        max_reply_bytes: worker.max_reply_bytes,
+        max_crashes: worker.max_crashes,
+        grace: worker.shutdown_grace,
+        journal: settings.storage.local_storage_path.join(JOURNAL),
     })
+}
+
+fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
+    let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
+    let urls = BrokerUrl::parse_all(&urls.join(";"))
+        .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))?;
+    let identity = queue.tls_identity.as_ref();
+    Ok(BrokerOptions {
+        urls,
+        tls: Tls {
+            ca_file: queue.tls_ca_file.clone(),
+            certificate_file: identity.map(|identity| identity.certificate_file.clone()),
+            key_file: identity.map(|identity| identity.key_file.clone()),
+        },
+        connection_name: node.to_owned(),
+        queue_type: queue_type(queue.queue_type),
+        max_priority: queue.max_priority,
+        ..BrokerOptions::default()
+    })
+}
+
+const fn queue_type(configured: config::QueueType) -> QueueType {
+    match configured {
+        config::QueueType::Classic => QueueType::Classic,
+        config::QueueType::Quorum => QueueType::Quorum,
+    }
 }
 
 impl From<BindError> for Failure {

@@ -127,7 +127,10 @@ fn success_answers_and_tells() {
 fn follow_ups_leave_before_the_reply_and_keep_their_ids() {
     let mut table = Table::new();
     let step = json!({"task": "next.task", "args": [1], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false});
-    let message = task("filestorage.exists", &json!([["k"], {}, {"callbacks": [step], "errbacks": null, "chain": null, "chord": null}]));
+    let message = task(
+        "filestorage.exists",
+        &json!([["k"], {}, {"callbacks": [step], "errbacks": null, "chain": null, "chord": null}]),
+    );
     let mut ids = Vec::new();
     for _ in 0..2 {
         let job = table.job(message.clone(), false);
