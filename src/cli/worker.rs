@@ -14,6 +14,8 @@ use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
 use crate::worker::{self, WorkerOptions};
 
+/// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
+const SPARE_THREADS: usize = 64;
 /// Folder of the journal below `local_storage_path`.
 const JOURNAL: &str = "journal";
 

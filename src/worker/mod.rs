@@ -46,8 +46,8 @@ pub struct WorkerOptions {
     pub queue_type: QueueType,
     /// Commands in flight.
     pub concurrency: usize,
-    /// Unacknowledged deliveries per queue.
-    pub prefetch: u16,
+    /// Unacknowledged deliveries per queue: this times [`Self::concurrency`], 65535 at most; 0 is no limit.
+    pub prefetch_multiplier: u16,
     /// Celery's `accept_content`.
     pub accept_content: Vec<String>,
     /// Replies survive a broker restart.
