@@ -161,8 +161,6 @@ impl Exception {
                 | "TimeLimitExceeded"
                 | "WorkerLostError"
                 | "TaskRevokedError"
-                | "Reject"
-                | "Retry"
                 | "ContentDisallowed"
                 | "DecodeError"
         ) {

@@ -84,8 +84,8 @@ fn usage(refusal: &clap::Error) -> ExitCode {
 fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<Code, Failure> {
     let mut flags = flags::given(matches);
     let mut quiet = LogLevel::Warning;
-    if let Command::Worker(worker) = &arguments.command {
-        flags.extend(worker.flags());
+    if let Command::Worker(command) = &arguments.command {
+        flags.extend(command.flags());
         quiet = LogLevel::Info;
     }
     let inputs = Inputs::of_process(flags, arguments.config.as_deref())?;

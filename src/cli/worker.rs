@@ -8,14 +8,16 @@ use serde_json::{Value, json};
 
 use super::outcome::{Code, Failure};
 use super::{nodename, open};
-use crate::broker::{BrokerOptions, BrokerUrl, QueueType};
-use crate::config::{self, Flag, Settings};
+use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
+use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
-use crate::worker::{self, WorkerError, WorkerOptions};
+use crate::worker::{self, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
 const SPARE_THREADS: usize = 64;
+/// Folder of the journal below `local_storage_path`.
+const JOURNAL: &str = "journal";
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]
@@ -65,28 +67,26 @@ impl Arguments {
     }
 }
 
-/// Runs the worker on a runtime of one thread; the admin port lives as long as it does.
+/// Runs the worker; the admin port lives as long as it does.
 ///
 /// One thread beside the blocking pool: for small commands a second one costs more than it brings.
 pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let node_name =
-        nodename::expand(&settings.worker.name, &host).map_err(|message| Failure::new(Code::Configuration, message))?;
+    let options = worker_options(settings)?;
+    let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(settings.worker.concurrency + SPARE_THREADS)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    let code = runtime.block_on(serve(settings, node_name));
-    // A file operation that hangs must not keep a process from ending that was told to.
+    let outcome = runtime.block_on(serve(settings, options, broker));
+    // What a cold stop left on the blocking pool must not hold the process up.
     runtime.shutdown_background();
-    code
+    outcome
 }
 
-async fn serve(settings: &Settings, node_name: String) -> Result<Code, Failure> {
+async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
     let stop =
         worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
-    let broker = broker_options(settings, &node_name)?;
     let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
     // The port first: a second worker with the same settings ends before it touches anything.
     let admin = match &settings.telemetry.metrics {
@@ -97,56 +97,34 @@ async fn serve(settings: &Settings, node_name: String) -> Result<Code, Failure> 
     if settings.worker.send_task_events {
         tracing::info!("task events are asked for; this version sends none");
     }
-    if let Some(admin) = admin {
+    let serving = admin.map(|admin| {
         let health = health_report(engine.clone(), readiness.clone());
         let (metrics, readiness) = (metrics.clone(), readiness.clone());
         tokio::spawn(async move {
             if let Err(error) = admin.serve(metrics, readiness, health).await {
                 tracing::error!(%error, "admin port closed");
             }
-        });
+        })
+    });
+    let outcome = worker::run(options, broker, engine, metrics, readiness, stop).await;
+    if let Some(serving) = serving {
+        serving.abort();
     }
-    let options = worker_options(settings, node_name);
-    match worker::run(options, broker, engine, metrics, readiness, stop).await {
-        Ok(()) => Ok(Code::Success),
-        Err(error @ WorkerError::Broker(_)) => Err(Failure::new(Code::Configuration, error.to_string())),
-        Err(error @ WorkerError::Journal(_)) => Err(Failure::new(Code::Io, error.to_string())),
-    }
+    outcome.map(|()| Code::Success).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
 }
 
-fn broker_options(settings: &Settings, node_name: &str) -> Result<BrokerOptions, Failure> {
-    let queue = &settings.queue;
-    let mut urls = Vec::new();
-    for url in &queue.broker_urls {
-        let parsed = BrokerUrl::parse_all(url.expose());
-        urls.extend(parsed.map_err(|error| Failure::new(Code::Configuration, format!("CELERY_BROKER_URL: {error}")))?);
-    }
-    Ok(BrokerOptions {
-        urls,
-        connection_name: node_name.to_owned(),
-        queue_type: queue_type(queue.queue_type),
-        max_priority: queue.max_priority,
-        ..BrokerOptions::default()
-    })
-}
-
-const fn queue_type(configured: config::QueueType) -> QueueType {
-    match configured {
-        config::QueueType::Classic => QueueType::Classic,
-        config::QueueType::Quorum => QueueType::Quorum,
-    }
-}
-
-fn worker_options(settings: &Settings, node: String) -> WorkerOptions {
-    let Settings { storage, queue, worker, .. } = settings;
-    WorkerOptions {
+fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
+    let (queue, worker) = (&settings.queue, &settings.worker);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let node = nodename::expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
+    Ok(WorkerOptions {
         node,
         queues: queue.queues.clone(),
         default_queue: queue.default_queue.clone(),
         queue_type: queue_type(queue.queue_type),
         concurrency: worker.concurrency,
-        prefetch: queue.prefetch,
-        accept_content: queue.accept_content.clone(),
+        prefetch_multiplier: worker.prefetch_multiplier,
+        accept_content: worker.accept_content.clone(),
         result_persistent: worker.result_persistent,
         result_extended: worker.result_extended,
         track_started: worker.track_started,
@@ -157,7 +135,33 @@ fn worker_options(settings: &Settings, node: String) -> WorkerOptions {
         max_reply_bytes: worker.max_reply_bytes,
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
-        journal: storage.local_storage_path.join("journal"),
+        journal: settings.storage.local_storage_path.join(JOURNAL),
+    })
+}
+
+fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
+    let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
+    let urls = BrokerUrl::parse_all(&urls.join(";"))
+        .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))?;
+    let identity = queue.tls_identity.as_ref();
+    Ok(BrokerOptions {
+        urls,
+        tls: Tls {
+            ca_file: queue.tls_ca_file.clone(),
+            certificate_file: identity.map(|identity| identity.certificate_file.clone()),
+            key_file: identity.map(|identity| identity.key_file.clone()),
+        },
+        connection_name: node.to_owned(),
+        queue_type: queue_type(queue.queue_type),
+        max_priority: queue.max_priority,
+        ..BrokerOptions::default()
+    })
+}
+
+const fn queue_type(configured: config::QueueType) -> QueueType {
+    match configured {
+        config::QueueType::Classic => QueueType::Classic,
+        config::QueueType::Quorum => QueueType::Quorum,
     }
 }
 

@@ -152,8 +152,15 @@ fn is_queue(name: &str) -> bool {
     (1..=255).contains(&name.len())
 }
 
+/// Checks the outside of a URL: scheme and port. What stands between follows kombu's rules, which the queue knows.
 fn is_broker_url(text: &str) -> bool {
-    url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "amqp" | "amqps" | "pyamqp"))
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let scheme = scheme.to_ascii_lowercase();
+    let place = rest.split(['/', '?']).next().unwrap_or_default();
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).split_once(':').map_or("", |(_, port)| port);
+    matches!(scheme.as_str(), "amqp" | "amqps" | "pyamqp" | "pyamqps")
+        && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -204,8 +211,11 @@ mod tests {
         assert_eq!(parse(Kind::Paths, "/a:b"), None);
         let urls = "amqp://guest:guest@localhost:5672//;amqps://b/v";
         assert_eq!(parse(Kind::BrokerUrls, urls), list(&["amqp://guest:guest@localhost:5672//", "amqps://b/v"]));
-        for text in ["redis://localhost", "localhost", "", "amqp://h:99999999", ";"] {
+        for text in ["redis://localhost", "localhost", "", "amqp://h:99999999", ";", "amqp://u:p@h:x/v"] {
             assert_eq!(parse(Kind::BrokerUrls, text), None, "{text}");
+        }
+        for text in ["amqp://", "amqp://:5673", "pyamqp://u:p%40@h/v", "amqps://[::1]:5671//", "AMQP://h?ssl=1"] {
+            assert_eq!(parse(Kind::BrokerUrls, text), list(&[text]));
         }
     }
 }

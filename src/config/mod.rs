@@ -20,6 +20,7 @@ pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
 pub use secret::{Secret, redact_urls};
 pub use settings::{
-    LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, StorageSettings, TelemetrySettings, WorkerSettings,
+    LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, StorageSettings, TelemetrySettings, TlsIdentity,
+    WorkerSettings,
 };
 pub use source::{ConfigFile, DEFAULT_FILE, Flag, Inputs, Source};

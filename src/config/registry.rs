@@ -160,6 +160,9 @@ pub static SETTINGS: &[Setting] = &[
         "RabbitMQ's URL; several joined by `;` are tried in turn, `//` is the vhost `/`.",
     )
     .secrecy(Secrecy::Urls),
+    Setting::unset("broker_tls_ca_file", Kind::Path, "Authorities to trust for `amqps` beside the system's, PEM."),
+    Setting::unset("broker_tls_certificate_file", Kind::Path, "Certificate this client shows to the broker, PEM."),
+    Setting::unset("broker_tls_key_file", Kind::Path, "Key of that certificate, PEM."),
     Setting::new("celery_task_default_queue", Kind::Queue, "filestorage", "Queue that is consumed when none is named."),
     Setting::unset("celery_task_queues", Kind::Queues, "Queues to consume; unset takes the default queue."),
     Setting::new(
@@ -176,9 +179,9 @@ pub static SETTINGS: &[Setting] = &[
     Setting::new("celery_worker_concurrency", integer(1, 4096), "64", "Commands in flight at once."),
     Setting::new(
         "celery_worker_prefetch_multiplier",
-        integer(1, 4096),
+        integer(0, 4096),
         "8",
-        "Messages fetched ahead for each command in flight.",
+        "Messages fetched ahead for each command in flight; 0 is no limit.",
     ),
     Setting::new("celery_accept_content", Kind::Content, "json", "Serializers of messages that are read."),
     Setting::new(
@@ -219,7 +222,7 @@ pub static SETTINGS: &[Setting] = &[
         "A larger answer becomes a ValueError that says how to ask for less.",
     ),
     Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while running after which a command is given up."),
-    Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every storage operation."),
+    Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every finished operation."),
     Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),
     Setting::new(
         "shutdown_grace_seconds",

@@ -40,10 +40,19 @@ pub struct QueueSettings {
     pub queue_type: QueueType,
     /// `celery_task_queue_max_priority`: `x-max-priority` of the queues this program has to declare.
     pub max_priority: Option<u8>,
-    /// `celery_accept_content`: serializers of messages that are read.
-    pub accept_content: Vec<String>,
-    /// `celery_worker_concurrency` × `celery_worker_prefetch_multiplier`; 1 to 65535.
-    pub prefetch: u16,
+    /// `broker_tls_ca_file`: authorities to trust beside the system's.
+    pub tls_ca_file: Option<PathBuf>,
+    /// `broker_tls_certificate_file` and `broker_tls_key_file`: what this client shows of itself.
+    pub tls_identity: Option<TlsIdentity>,
+}
+
+/// A client certificate and its key, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsIdentity {
+    /// Certificate chain.
+    pub certificate_file: PathBuf,
+    /// Private key.
+    pub key_file: PathBuf,
 }
 
 /// Type of a queue.
@@ -73,6 +82,10 @@ pub struct WorkerSettings {
     pub name: String,
     /// `celery_worker_concurrency`: commands in flight at once.
     pub concurrency: usize,
+    /// `celery_worker_prefetch_multiplier`: times the concurrency it is at most 65535; 0 is no limit.
+    pub prefetch_multiplier: u16,
+    /// `celery_accept_content`: serializers of messages that are read.
+    pub accept_content: Vec<String>,
     /// `celery_result_persistent`: replies survive a restart of the broker.
     pub result_persistent: bool,
     /// `celery_result_extended`: replies carry name, arguments, worker, queue.
@@ -89,7 +102,7 @@ pub struct WorkerSettings {
     pub max_reply_bytes: usize,
     /// `max_crashes`: so many crashes while running, and a command goes to the dead queue.
     pub max_crashes: u32,
-    /// `enable_events`: a metric event for every storage operation.
+    /// `enable_events`: metric events are published.
     pub events: bool,
     /// `events_max_batch`: metric events in one message; 1 turns batches off.
     pub events_max_batch: usize,
@@ -149,7 +162,6 @@ impl Settings {
     pub(super) fn from_values(values: &Values) -> Option<Self> {
         let default_queue = values.text("celery_task_default_queue")?.to_owned();
         let queues = values.list("celery_task_queues").map_or_else(|| vec![default_queue.clone()], <[_]>::to_vec);
-        let concurrency: usize = values.integer("celery_worker_concurrency")?;
         let queue_type = match values.text("celery_task_default_queue_type")? {
             "quorum" => QueueType::Quorum,
             _ => QueueType::Classic,
@@ -171,12 +183,16 @@ impl Settings {
                 queues,
                 queue_type,
                 max_priority: values.integer("celery_task_queue_max_priority"),
-                accept_content: values.list("celery_accept_content")?.to_vec(),
-                prefetch: values.prefetch()?,
+                tls_ca_file: values.text("broker_tls_ca_file").map(PathBuf::from),
+                tls_identity: values.text("broker_tls_certificate_file").zip(values.text("broker_tls_key_file")).map(
+                    |(certificate, key)| TlsIdentity { certificate_file: certificate.into(), key_file: key.into() },
+                ),
             },
             worker: WorkerSettings {
                 name: values.text("worker_name")?.to_owned(),
-                concurrency,
+                concurrency: values.integer("celery_worker_concurrency")?,
+                prefetch_multiplier: values.integer("celery_worker_prefetch_multiplier")?,
+                accept_content: values.list("celery_accept_content")?.to_vec(),
                 result_persistent: values.bool("celery_result_persistent"),
                 result_extended: values.bool("celery_result_extended"),
                 track_started: values.bool("celery_task_track_started"),
@@ -201,13 +217,14 @@ impl Values {
     /// Says what is wrong with values that are right one by one.
     pub(super) fn combined_faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
-        let product = (self.integer("celery_worker_concurrency"), self.integer("celery_worker_prefetch_multiplier"));
-        if let (Some(concurrency), Some(multiplier)) = product
-            && self.prefetch().is_none()
-        {
+        let factors = (self.integer("celery_worker_concurrency"), self.integer("celery_worker_prefetch_multiplier"));
+        if let (Some(concurrency), Some(multiplier)) = factors {
             let product: u64 = u64::saturating_mul(concurrency, multiplier);
-            let message = format!("times celery_worker_concurrency is {product} messages; AMQP allows at most 65535");
-            faults.push(("celery_worker_prefetch_multiplier", message));
+            if product > u64::from(u16::MAX) {
+                let message =
+                    format!("times celery_worker_concurrency is {product} messages; AMQP allows at most 65535");
+                faults.push(("celery_worker_prefetch_multiplier", message));
+            }
         }
         if self.text("celery_task_default_queue_type") == Some("quorum")
             && self.integer::<u8>("celery_task_queue_max_priority").is_some()
@@ -215,12 +232,17 @@ impl Values {
             let message = "quorum queues have no x-max-priority; unset it or use classic queues".to_owned();
             faults.push(("celery_task_queue_max_priority", message));
         }
+        match (self.text("broker_tls_certificate_file"), self.text("broker_tls_key_file")) {
+            (Some(_), None) => {
+                faults.push(("broker_tls_key_file", "must be set as well: the certificate needs its key".to_owned()));
+            }
+            (None, Some(_)) => {
+                let message = "must be set as well: the key needs its certificate".to_owned();
+                faults.push(("broker_tls_certificate_file", message));
+            }
+            _ => {}
+        }
         faults
-    }
-
-    fn prefetch(&self) -> Option<u16> {
-        let concurrency: u64 = self.integer("celery_worker_concurrency")?;
-        u16::try_from(concurrency.checked_mul(self.integer("celery_worker_prefetch_multiplier")?)?).ok()
     }
 
     fn bool(&self, name: &str) -> bool {

@@ -49,7 +49,7 @@ impl Admin {
         let fail = |source| BindError { host: host.to_owned(), port, source };
         let listener = TcpListener::bind((host, port)).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        tracing::info!(%address, port = address.port(), "admin port open");
+        tracing::info!(host = %address.ip(), port = address.port(), "admin port open");
         Ok(Self { listener, address })
     }
 

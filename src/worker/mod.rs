@@ -46,8 +46,8 @@ pub struct WorkerOptions {
     pub queue_type: QueueType,
     /// Commands in flight.
     pub concurrency: usize,
-    /// Unacknowledged deliveries per queue.
-    pub prefetch: u16,
+    /// Unacknowledged deliveries per queue: this times [`Self::concurrency`], 65535 at most; 0 is no limit.
+    pub prefetch_multiplier: u16,
     /// Celery's `accept_content`.
     pub accept_content: Vec<String>,
     /// Replies survive a broker restart.
@@ -174,8 +174,10 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<
         note(&bench.readiness, Component::Events, metrics);
     }
     bench.journal.begin_session();
-    let (deliveries, settler) =
-        session.consume(&bench.options.queues, bench.options.prefetch, &bench.options.node).await?;
+    let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
+    // AMQP's count has 16 bits.
+    let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+    let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
     tracing::info!(
         broker = %session.url(),
         queues = bench.options.queues.join(","),

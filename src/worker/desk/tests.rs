@@ -23,7 +23,7 @@ impl Table {
             default_queue: "q".into(),
             queue_type: QueueType::Classic,
             concurrency: 4,
-            prefetch: 1,
+            prefetch_multiplier: 1,
             accept_content: vec!["json".into()],
             result_persistent: true,
             result_extended: false,
