@@ -174,8 +174,10 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<
         note(&bench.readiness, Component::Events, metrics);
     }
     bench.journal.begin_session();
-    let (deliveries, settler) =
-        session.consume(&bench.options.queues, bench.options.prefetch, &bench.options.node).await?;
+    let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
+    // AMQP's count has 16 bits.
+    let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+    let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
     tracing::info!(
         broker = %session.url(),
         queues = bench.options.queues.join(","),

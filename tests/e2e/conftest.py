@@ -21,11 +21,12 @@ def broker():
 def shared(broker, tmp_path_factory):
     """A site with a running worker that the tests of one file share; each uses keys of its own."""
     site = Site(broker, tmp_path_factory.mktemp("shared"))
-    site.start()
-    yield site
-    for worker in site.workers:
+    try:
+        worker = site.start()
+        yield site
         worker.assert_alive()
-    site.close()
+    finally:
+        site.close()
 
 
 @pytest.fixture

@@ -31,14 +31,14 @@ LOCKS = "#locks"
 
 
 def wait_until(condition, timeout=TIMEOUT, what="the condition", step=0.02):
-    """Returns the first truthy value of `condition()`; fails with `what` after `timeout` seconds."""
+    """Returns the first truthy value of `condition()`; fails with `what` (a text or a function) after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout} s for {what}; last value {value!r}")
+            raise AssertionError(f"waited {timeout} s for {what() if callable(what) else what}; last value {value!r}")
         time.sleep(step)
 
 
@@ -176,7 +176,7 @@ class Worker:
     def port(self):
         """The admin port, as the log names it."""
         if self._port is None:
-            self._port = wait_until(self._find_port, what=f"the admin port in the log:\n{self.log()}")
+            self._port = wait_until(self._find_port, what=lambda: f"the admin port in the log:\n{self.log()}")
         return self._port
 
     def _find_port(self):
@@ -199,8 +199,11 @@ class Worker:
         return self.http("/readyz")[0] == 200
 
     def wait_ready(self, timeout=30):
-        wait_until(lambda: self.assert_alive() and self.ready(), timeout, f"readiness; the log:\n{self.log()[-4000:]}")
+        wait_until(lambda: self.assert_alive() and self.ready(), timeout, self._unready)
         return self
+
+    def _unready(self):
+        return f"readiness: {self.http('/readyz')}; the log:\n{self.log()[-4000:]}"
 
     def assert_alive(self):
         assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.log()[-4000:]}"
@@ -387,7 +390,7 @@ class Raw:
             message.json = json.loads(body)
         except ValueError:
             message.json = None
-        message.headers = message.properties.get("application_headers") or {}
+        message.properties.setdefault("application_headers", {})  # what `message.headers` reads
         return message
 
     def close(self):
@@ -421,7 +424,7 @@ def wait_events(raw, wanted, queue=METRICS, timeout=TIMEOUT):
         found.extend(events_of(raw, queue))
         return enough(found)
 
-    wait_until(more, timeout, f"events in {queue}: {found}")
+    wait_until(more, timeout, lambda: f"events in {queue}: {found}")
     return found
 
 
@@ -441,7 +444,7 @@ def same(left, right):
 def failure(result, timeout=TIMEOUT):
     """Waits for a failed command and returns the exception its caller gets."""
     value = result.get(timeout=timeout, propagate=False)
-    assert result.state in ("FAILURE", "REVOKED"), f"{result.state}: {value!r}"
+    assert result.state in ("FAILURE", "REVOKED"), f"{result.state}: {repr(value)[:300]}"
     return value
 
 

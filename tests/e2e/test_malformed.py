@@ -63,7 +63,13 @@ def shapes():
         yield body, good_headers(), dict(JSON)
     yield b"\x00" * 1_000, good_headers(), dict(JSON)
     yield b"\xff\xfe" + good_body().encode("utf-16-le"), good_headers(), dict(JSON)
-    yield random.Random(1).randbytes(1_000), good_headers(), dict(JSON)
+    dice = random.Random(1)
+    yield dice.randbytes(1_000), good_headers(), dict(JSON)
+    for _ in range(40):
+        broken = bytearray(good_body().encode())
+        broken[dice.randrange(len(broken))] = dice.randrange(256)
+        del broken[dice.randrange(len(broken)) :]
+        yield bytes(broken), good_headers(), dict(JSON)
     # what follows a command
     for embed in (
         {"callbacks": "x"},

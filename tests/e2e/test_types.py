@@ -1,6 +1,5 @@
 """What is stored comes back with the type it had, whoever sent it and however it was packed."""
 
-import json
 import random
 import uuid
 from datetime import date, datetime, time, timedelta, timezone
@@ -151,13 +150,3 @@ def test_a_producer_in_another_language_needs_only_task_and_id(shared):
     assert answer.json["task_id"] == task_id
     assert answer.properties["content_type"] == "application/json"
     assert shared.call("retrieve", "types/raw") == "žluť 😀"
-
-
-def test_replies_are_ascii_json_as_celery_writes_it(shared):
-    shared.call("store", "types/ascii", {"é": 0.1, "big": 2**70, "𝄞": [1e16, 1e-7]})
-    reply = shared.raw.reply_queue()
-    shared.raw.command("retrieve", ["types/ascii"], reply_to=reply)
-    message = shared.raw.get(reply)
-    message.raw.decode("ascii")
-    text = json.dumps(message.json["result"])
-    assert text.encode() in message.raw

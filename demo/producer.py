@@ -1,0 +1,103 @@
+"""A plain Celery producer: nothing of filestorage is installed here, only Celery."""
+
+import json
+import os
+import uuid
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+
+from celery import Celery, chain
+
+queue = os.environ["DEMO_QUEUE"]
+app = Celery("demo", broker=os.environ["CELERY_BROKER_URL"], backend="rpc://")
+app.conf.task_default_queue = queue
+
+
+def call(task, *args, **kwargs):
+    """Sends a command and waits for its answer."""
+    return app.send_task(f"filestorage.{task}", args, kwargs).get(timeout=20)
+
+
+def show(what, value):
+    print(f"  {what:<44} {value!r}")
+
+
+print("\nvalues keep their types")
+values = {
+    "text": "hello",
+    "digits": "123",
+    "bytes": b"hello",
+    "binary": bytes([0, 159, 255]),
+    "none": None,
+    "integer": 2**70,
+    "float": 0.1,
+    "nested": {"list": [1, 2.5, True, None], "é": {"deep": "𝄞"}},
+    "datetime": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+    "date": date(2026, 1, 2),
+    "decimal": Decimal("12.50"),
+    "uuid": uuid.UUID(int=7),
+}
+for name, value in values.items():
+    call("store", f"demo/{name}", value)
+for name, value in values.items():
+    back = call("retrieve", f"demo/{name}")
+    assert back == value and type(back) is type(value), (name, value, back)
+    show(f"retrieve demo/{name}", back)
+
+print("\nwhat store answers: the receipt")
+receipt = call("store", "demo/report.pdf", b"%PDF-1.7 ...", {"author": "Ada"}, content_type="application/pdf")
+for name, value in receipt.items():
+    show(name, value)
+
+print("\nlooking around")
+show("exists demo/report.pdf", call("exists", "demo/report.pdf"))
+show("stat demo/report.pdf → metadata", call("stat", "demo/report.pdf")["metadata"])
+show("list_keys demo/d", call("list_keys", prefix="demo/d"))
+show("retrieve demo/report.pdf, 4 bytes from 1", call("retrieve", "demo/report.pdf", offset=1, length=4))
+show("delete demo/report.pdf", call("delete", "demo/report.pdf"))
+show("retrieve demo/report.pdf", call("retrieve", "demo/report.pdf"))
+
+print("\nfailures are Python exceptions")
+try:
+    call("store", "../etc/passwd", "x")
+except ValueError as error:
+    show("except ValueError", str(error))
+try:
+    call("store", "demo/text")
+except TypeError as error:
+    show("except TypeError", str(error))
+try:
+    call("store", "demo/text", "again", if_absent=True)
+except Exception as error:
+    show(f"except {type(error).__name__}", str(error))
+
+print("\na chain: each step gets the answer of the step before")
+call("store", "demo/pointer", "demo/target")
+steps = chain(
+    app.signature("filestorage.retrieve", args=["demo/pointer"]),
+    app.signature("filestorage.store", args=["written by step 2"]),
+    app.signature("filestorage.retrieve", args=["demo/target"], immutable=True),
+)
+show("retrieve | store | retrieve", steps.apply_async().get(timeout=20))
+
+print("\nthe metric event of one command, read from filestorage.metrics")
+watched = app.send_task("filestorage.store", ["demo/watched", "x" * 1000])
+watched.get(timeout=20)
+with app.connection_for_read() as connection:
+    channel = connection.default_channel
+    found = None
+    while found is None:
+        message = channel.basic_get("filestorage.metrics")
+        assert message is not None, "the event is confirmed before the command is acknowledged"
+        events = json.loads(message.body)
+        events = events if isinstance(events, list) else [events]
+        found = next((event for event in events if event["data"]["task_id"] == watched.id), None)
+        channel.basic_ack(message.delivery_info["delivery_tag"])
+    print("  " + json.dumps(found, indent=2).replace("\n", "\n  "))
+    channel.queue_delete(queue)
+
+files = [path for path in Path(os.environ["DEMO_STORAGE"], "objects").rglob("*") if path.is_file() and b"hello" in path.read_bytes()]
+print("\none of the files, as it lies on disk")
+print("  " + str(files[0]))
+print("  " + files[0].read_bytes().decode("utf-8", "replace").replace("\n", "\n  "))
