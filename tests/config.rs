@@ -49,8 +49,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.queue.broker_urls[0].expose(), "amqp://guest:guest@localhost:5672//");
     assert_eq!(settings.queue.queues, ["filestorage"]);
     assert_eq!((settings.queue.queue_type, settings.queue.max_priority), (QueueType::Classic, None));
-    assert_eq!((settings.worker.concurrency, settings.queue.prefetch), (64, 512));
-    assert_eq!(settings.queue.accept_content, ["json"]);
+    assert_eq!((settings.worker.concurrency, settings.worker.prefetch_multiplier), (64, 8));
+    assert_eq!(settings.worker.accept_content, ["json"]);
     assert!(settings.worker.events);
     assert!(settings.worker.result_persistent);
     assert!(!settings.worker.result_extended && !settings.worker.track_started && !settings.worker.send_task_events);
@@ -134,7 +134,7 @@ fn values_of_every_shape_arrive_typed() {
     let urls: Vec<_> = queue.broker_urls.iter().map(|url| url.expose()).collect();
     assert_eq!(urls, ["amqp://a:x@one//", "amqps://b:y@two/v"]);
     assert_eq!(queue.queues, ["high", "low"]);
-    assert_eq!((queue.queue_type, queue.prefetch), (QueueType::Quorum, 8));
+    assert_eq!((queue.queue_type, worker.prefetch_multiplier), (QueueType::Quorum, 2));
     assert_eq!(worker.time_limit, Some(Duration::from_millis(2500)));
     assert_eq!(worker.soft_time_limit, Some(Duration::from_secs(2)));
     assert!(!worker.result_persistent);
@@ -283,6 +283,8 @@ fn the_shipped_example_loads_as_it_is_and_shows_every_default() {
         example.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' ')).collect();
     let shown = from_file(&uncommented.join("\n")).unwrap();
     for setting in SETTINGS {
+        let remark = format!("# {}", setting.doc.replace('`', ""));
+        assert!(example.lines().any(|line| line.starts_with(&remark)), "{remark}");
         let (value, source) = effective(&shown, setting.name);
         match setting.default {
             Some(_) => {
