@@ -25,8 +25,8 @@ use crate::commands::{Context, Definition, Engine, Facts, Fence, Finished, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
 use crate::worker::answer::{Answer, Outcome};
 
-/// Batches being confirmed at once: while these are under way, what ends meanwhile gathers.
-const FLIGHTS: usize = 2;
+/// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
+const FLIGHTS: usize = 1;
 /// How long what hangs on an unreachable queue waits before it is tried again.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long writes past their commit point are waited for when a session is lost.
