@@ -467,7 +467,9 @@ impl<'b> Shift<'b> {
     }
 
     fn commit_journal(&mut self) {
-        match self.bench.journal.commit() {
+        let committed = self.bench.journal.commit();
+        self.bench.metrics.record_journal_size(self.bench.journal.size());
+        match committed {
             Ok(()) => self.bench.readiness.set(Component::Journal, Condition::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");
