@@ -283,6 +283,8 @@ fn the_shipped_example_loads_as_it_is_and_shows_every_default() {
         example.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| !line.starts_with(' ')).collect();
     let shown = from_file(&uncommented.join("\n")).unwrap();
     for setting in SETTINGS {
+        let remark = format!("# {}", setting.doc.replace('`', ""));
+        assert!(example.lines().any(|line| line.starts_with(&remark)), "{remark}");
         let (value, source) = effective(&shown, setting.name);
         match setting.default {
             Some(_) => {

@@ -22,9 +22,8 @@ struct Arguments {
     /// Broker, as `amqp://user:password@host:port/vhost`.
     #[arg(long, default_value = "amqp://guest:guest@localhost:5672//")]
     broker: String,
-    /// Queue of the worker under test; declared durable, emptied before the run.
-    #[arg(long, default_value = "filestorage")]
-    queue: String,
+    /// Queue of the worker under test; declared durable, emptied before the run. Without it nothing is done.
+    queue: Option<String>,
     /// `store`, `retrieve` or `delete`.
     #[arg(long, default_value = "store", value_parser = operation)]
     operation: Operation,
@@ -75,6 +74,7 @@ struct Run {
     unexpected: usize,
     first_failure: Option<String>,
     first_answer: Option<SystemTime>,
+    last_answer: Option<Instant>,
 }
 
 impl Run {
@@ -86,6 +86,7 @@ impl Run {
             unexpected: 0,
             first_failure: None,
             first_answer: None,
+            last_answer: None,
         }
     }
 
@@ -128,6 +129,7 @@ impl Run {
         *state = State::Answered(at.elapsed());
         self.answered += 1;
         self.first_answer.get_or_insert_with(SystemTime::now);
+        self.last_answer = Some(Instant::now());
         let wants_value = arguments.check_values && arguments.operation == Operation::Retrieve;
         if !is_success(body) || (wants_value && !template.holds_value(arguments.first + number, body)) {
             self.failed += 1;
@@ -149,13 +151,13 @@ impl Run {
     }
 }
 
-fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
+fn measure(arguments: &Arguments, queue: &str) -> Result<serde_json::Value> {
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos() ^ std::process::id();
     let reply_to = format!("load-{run:08x}");
-    let template = Template::new(arguments.operation, &arguments.queue, &reply_to, arguments.size as usize, run);
+    let template = Template::new(arguments.operation, queue, &reply_to, arguments.size as usize, run);
     let mut client = Client::connect(&arguments.broker, Duration::from_secs(arguments.silence))?;
-    client.declare(&arguments.queue, false)?;
-    client.purge(&arguments.queue)?;
+    client.declare(queue, false)?;
+    client.purge(queue)?;
     client.declare(&reply_to, true)?;
     client.consume(&reply_to)?;
 
@@ -163,7 +165,8 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     let cpu = cpu_seconds()?;
     let start = Instant::now();
     let outcome = state.drive(&mut client, &template, arguments);
-    let seconds = start.elapsed().as_secs_f64();
+    // Up to the last answer: waiting in vain for more is no part of the rate, it shows in the errors.
+    let seconds = state.last_answer.map_or(0.0, |last| last.duration_since(start).as_secs_f64());
     let cpu = cpu_seconds()? - cpu;
     match outcome {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
@@ -177,7 +180,7 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     };
     Ok(json!({
         "commands": arguments.commands,
-        "commands_per_second": latencies.len() as f64 / seconds,
+        "commands_per_second": if seconds > 0.0 { latencies.len() as f64 / seconds } else { 0.0 },
         "p50_ms": milliseconds(0.5),
         "p99_ms": milliseconds(0.99),
         "max_ms": milliseconds(1.0),
@@ -199,11 +202,12 @@ fn cpu_seconds() -> Result<f64> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if arguments.bench {
-        println!("load: run by benches/run, nothing to do under `cargo bench`");
+    // `cargo bench` and `cargo test --benches` start every bench target bare.
+    let Some(queue) = &arguments.queue else {
+        println!("load: names no queue, nothing to do; benches/run drives it");
         return ExitCode::SUCCESS;
-    }
-    match measure(&arguments) {
+    };
+    match measure(&arguments, queue) {
         Ok(result) => {
             println!("{result}");
             ExitCode::SUCCESS

@@ -43,7 +43,7 @@ def peers(executables, programs):
         return [f"peers.{module}" if part == "TASKS" else part for part in celery]
 
     known = [
-        Peer("limit", "limit: bare confirming lapin consumer", [executables["limit"]], stores=False),
+        Peer("limit", "limit: bare confirming lapin consumer", [executables["limit"], "bench.limit"], stores=False),
         Peer("filestorage", "filestorage", worker, events=True),
         Peer("no-events", "filestorage, events off", worker, {"ENABLE_EVENTS": "false"}),
         Peer("plain", "Celery -c 2, plain files", tasks("plain_tasks"), slow=True),
@@ -120,8 +120,8 @@ class Running:
         """User and system time of the process, its living descendants and those it has waited for."""
         total = 0
         for pid in self._tree():
-            fields = stat(pid)
-            total += sum(int(ticks) for ticks in fields[11:15]) if pid == self.process.pid else int(fields[11]) + int(fields[12])
+            # utime, stime; of the first process also cutime and cstime.
+            total += sum(map(int, stat(pid)[11 : 15 if pid == self.process.pid else 13]))
         return total / TICK
 
     def memory(self):
@@ -146,7 +146,7 @@ class Running:
 
     def _load(self, operation, commands, first, window=256):
         command = [
-            self.load_program, "--broker", self.broker, "--queue", self.queue, "--operation", operation,
+            self.load_program, self.queue, "--broker", self.broker, "--operation", operation,
             "--commands", str(commands), "--first", str(first), "--window", str(window),
         ]  # fmt: skip
         if self.peer.stores:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections import defaultdict
 from statistics import median
 
@@ -49,7 +48,8 @@ class Report:
             print(f"\n**FAULT** {fault}")
 
     def _print_place(self, place):
-        names = [name for name in self.peers if any((place, name, operation) in self.results for operation in OPERATIONS)]
+        measured = {name for where, name, _ in self.results if where == place}
+        names = [name for name in self.peers if name in measured]
         if not names:
             return
         rivals = [(rival, title) for rival, title in RIVALS if rival in names]
@@ -99,8 +99,9 @@ class Report:
         row(["", "commands/s", "p50 ms", "p99 ms"])
         row(["---", "--:", "--:", "--:"])
         for name, results in self.sweep.items():
-            fields = (median(result[field] for result in results) for field in ("commands_per_second", "p50_ms", "p99_ms"))
-            rate, p50, p99 = fields
+            rate, p50, p99 = (
+                median(result[field] for result in results) for field in ("commands_per_second", "p50_ms", "p99_ms")
+            )
             row([name, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}"])
 
     def _print_load(self):
@@ -121,6 +122,8 @@ def row(cells):
 def machine(disk):
     """Processor, cores, kernel and the file system of the disk folder, for the head of the report."""
     with open("/proc/cpuinfo") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown processor")
-    kind = subprocess.run(["stat", "-f", "-c", "%T", disk], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, disk: {kind}"
+        models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    with open("/proc/self/mounts") as file:
+        mounts = [line.split()[1:3] for line in file]
+    _, kind = max((mount for mount in mounts if disk.is_relative_to(mount[0])), key=lambda mount: len(mount[0]))
+    return f"{models[0] if models else 'processor unknown'}, {os.cpu_count()} cores, Linux {platform.release()}, disk on {kind}"

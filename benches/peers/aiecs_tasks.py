@@ -13,6 +13,8 @@ import sys
 import types
 from pathlib import Path
 
+from celery.signals import worker_process_init
+
 from peers.celery_app import app
 
 
@@ -25,8 +27,17 @@ def load_class():
     return importlib.import_module("aiecs.infrastructure.persistence.file_storage").FileStorage
 
 
-storage = load_class()({"local_storage_path": os.environ["LOCAL_STORAGE_PATH"]})
-loop = asyncio.new_event_loop()
+FileStorage = load_class()
+storage = None
+loop = None
+
+
+@worker_process_init.connect
+def open_storage(**_):
+    """Gives each child its own loop: one made before the fork would share its wake-up pipe with its siblings."""
+    global storage, loop
+    storage = FileStorage({"local_storage_path": os.environ["LOCAL_STORAGE_PATH"]})
+    loop = asyncio.new_event_loop()
 
 
 @app.task(name="filestorage.store")

@@ -24,12 +24,7 @@ def store(key, data, metadata=None):
             file.flush()
             os.fsync(file.fileno())
     os.rename(temporary, path)
-    if FSYNC:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
     return True
 
 
@@ -43,5 +38,17 @@ def retrieve(key):
 
 @app.task(name="filestorage.delete")
 def delete(key):
-    (ROOT / key).unlink(missing_ok=True)
+    path = ROOT / key
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return True
+
+
+def sync_folder(path):
+    """Makes a rename or a removal in the folder durable, when that is asked for."""
+    if FSYNC:
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -81,6 +81,11 @@ pub(crate) fn classify(error: &lapin::Error) -> Error {
     match (reply(error), error.kind()) {
         (Some(reply), _) => Error::new(kind_of(&reply), format!("the broker answered {} {}", reply.code, reply.text)),
         (None, Lapin::IOError(error)) => Error::new(ErrorKind::Unreachable, error.to_string()),
+        // The library ends the connection on it, and the broker delivers the message again to the next one.
+        (None, Lapin::ParsingError(_)) => Error::lost(
+            "a frame cannot be read: most likely a message in the queue has a property or a header name that is not \
+             utf-8; take it out of the queue",
+        ),
         (None, _) => Error::lost(error.to_string()),
     }
 }
@@ -94,6 +99,9 @@ pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
             ErrorKind::Login,
             format!("create vhost '{vhost}' (rabbitmqctl add_vhost) and give user '{user}' access to it"),
         ),
+        _ if url.is_tls() => {
+            (ErrorKind::Unreachable, "is the broker up, does it speak TLS there, is its authority trusted?".to_owned())
+        }
         _ => (ErrorKind::Unreachable, "is the broker up and its address right?".to_owned()),
     };
     Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", classify(error)))

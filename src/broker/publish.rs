@@ -90,6 +90,9 @@ impl Publisher {
         batch: Vec<Publication>,
         mandatory: bool,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
         let all: Vec<&Publication> = batch.iter().collect();
         let mut outcomes = self.attempt(&all, mandatory).await;
 

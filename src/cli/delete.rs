@@ -7,6 +7,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::{DeleteOptions, Engine, Key};
+use crate::telemetry::Metrics;
 
 /// Removes keys; one that is not there is fine.
 #[derive(Debug, Args)]
@@ -23,7 +24,7 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Goes on after a key that failed; the first failure is the exit code.
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let engine = super::open::engine(&settings.storage)?;
+        let engine = super::open::engine(&settings.storage, &Metrics::new())?;
         let (mut first, mut answers, mut text) = (None, Vec::new(), String::new());
         for key in &self.keys {
             match self.delete(&engine, key).await {

@@ -6,6 +6,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::Key;
+use crate::telemetry::Metrics;
 
 /// Tells whether a key has a value: `true` and exit code 0, or `false` and 66.
 #[derive(Debug, Args)]
@@ -16,7 +17,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let found = super::open::engine(&settings.storage)?.exists(&Key::parse(&self.key)?).await?;
+        let found = super::open::engine(&settings.storage, &Metrics::new())?.exists(&Key::parse(&self.key)?).await?;
         output.answer(&found, &format!("{found}\n"))?;
         Ok(if found { Code::Success } else { Code::NoInput })
     }

@@ -6,6 +6,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::ListRequest;
+use crate::telemetry::Metrics;
 
 /// Lists keys in byte order, one a line.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let request = ListRequest { prefix: self.prefix, start_after: self.start_after, limit: self.limit };
-        let keys = super::open::engine(&settings.storage)?.list(request).await?;
+        let keys = super::open::engine(&settings.storage, &Metrics::new())?.list(request).await?;
         let names: Vec<&str> = keys.iter().map(crate::storage::Key::as_str).collect();
         let text: String = names.iter().flat_map(|name| [*name, "\n"]).collect();
         output.answer(&names, &text)?;

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use super::outcome::{Code, Failure};
 use crate::config::StorageSettings;
-use crate::storage::{Engine, Local, Place};
+use crate::storage::{Engine, Local, Metered, Place};
+use crate::telemetry::{Backend, Metrics};
 
 /// Folder of the local store below `local_storage_path`.
 const OBJECTS: &str = "objects";
 
 /// Builds the stack the settings ask for. Blocks.
-pub(super) fn engine(settings: &StorageSettings) -> Result<Engine, Failure> {
+pub(super) fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
     let root = Path::new(&settings.local_storage_path).join(OBJECTS);
-    Ok(Engine::new(Arc::new(Local::open(root)?), Place::Local))
+    let local = Metered::new(Arc::new(Local::open(root)?), Backend::Local, metrics.clone());
+    Ok(Engine::new(Arc::new(local), Place::Local))
 }
 
 /// Runs one command to its end.

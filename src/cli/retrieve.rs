@@ -11,6 +11,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::{ByteRange, Key, Receipt, Retrieved, Value};
+use crate::telemetry::Metrics;
 
 /// Writes the value of a key to standard output or a file.
 #[derive(Debug, Args)]
@@ -45,7 +46,7 @@ impl Arguments {
         let key = Key::parse(&self.key)?;
         let range = (self.offset.is_some() || self.length.is_some())
             .then(|| ByteRange { offset: self.offset.unwrap_or_default(), length: self.length });
-        let found = super::open::engine(&settings.storage)?.retrieve(&key, range).await?;
+        let found = super::open::engine(&settings.storage, &Metrics::new())?.retrieve(&key, range).await?;
         let Some(Retrieved { value, receipt }) = found else { return Err(Failure::missing(&self.key)) };
         match self.output.as_deref() {
             Some(path) if path != Path::new("-") => {

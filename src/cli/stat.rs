@@ -7,6 +7,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::Key;
+use crate::telemetry::Metrics;
 
 /// Shows what is known about a value without reading it.
 #[derive(Debug, Args)]
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let found = super::open::engine(&settings.storage)?.stat(&Key::parse(&self.key)?).await?;
+        let found = super::open::engine(&settings.storage, &Metrics::new())?.stat(&Key::parse(&self.key)?).await?;
         let Some(stat) = found else { return Err(Failure::missing(&self.key)) };
         let metadata = stat.metadata.as_ref().map_or("-", |metadata| metadata.get());
         let mut text = String::new();

@@ -12,6 +12,7 @@ use super::output::Output;
 use crate::config::Settings;
 use crate::json::{self, Json};
 use crate::storage::{Condition, ContentType, Key, Metadata, StoreOptions, Value};
+use crate::telemetry::Metrics;
 
 /// Stores a file, or what comes in on standard input, under a key.
 #[derive(Debug, Args)]
@@ -74,7 +75,7 @@ impl Arguments {
             ..StoreOptions::default()
         };
         let value = typed(self.kind, read(self.file.as_deref())?)?;
-        let receipt = super::open::engine(&settings.storage)?.store(&key, value, options).await?;
+        let receipt = super::open::engine(&settings.storage, &Metrics::new())?.store(&key, value, options).await?;
         let text = format!("stored {key}: {} bytes, generation {}\n", receipt.size, receipt.generation);
         output.answer(&receipt, &text)?;
         Ok(Code::Success)

@@ -93,7 +93,7 @@ async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOption
         Some(address) => Some(Admin::bind(&address.host, address.port).await?),
         None => None,
     };
-    let engine = open::engine(&settings.storage)?;
+    let engine = open::engine(&settings.storage, &metrics)?;
     if settings.worker.send_task_events {
         tracing::info!("task events are asked for; this version sends none");
     }

@@ -54,7 +54,7 @@ pub struct Definition {
     /// Operation of its metric event; `None` for a task that touches no storage.
     pub operation: Option<&'static str>,
     /// Its parameters.
-    pub(crate) signature: Signature,
+    signature: Signature,
     /// How to ask for less when an answer is larger than a reply may be.
     pub less: &'static str,
     /// Schema of its result.

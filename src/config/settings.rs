@@ -148,11 +148,11 @@ impl LogLevel {
     #[must_use]
     pub const fn filter(self) -> &'static str {
         match self {
-            // The client library at this level logs every frame.
-            Self::Debug => "debug,lapin=info",
-            Self::Info => "info",
-            Self::Warning => "warn",
-            Self::Error | Self::Critical => "error",
+            // What the client library says is in our own errors, and at its higher levels it logs payloads.
+            Self::Debug => "debug,lapin=off",
+            Self::Info => "info,lapin=off",
+            Self::Warning => "warn,lapin=off",
+            Self::Error | Self::Critical => "error,lapin=off",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The engine: values and bytes under keys. Knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Local | Memory
+//! Engine ─ Metered ─ Local | Memory
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
@@ -16,6 +16,7 @@ mod key;
 mod local;
 mod memory;
 mod metadata;
+mod metered;
 mod object;
 mod options;
 mod receipt;
@@ -31,6 +32,7 @@ pub use key::{Key, KeyError};
 pub use local::Local;
 pub use memory::Memory;
 pub use metadata::{ContentType, Metadata, OptionError};
+pub use metered::Metered;
 pub use object::{Attributes, Checksum, Kind, Object};
 pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, StoreOptions};
 pub use receipt::{Place, Receipt, Stat, format_timestamp};

@@ -144,6 +144,8 @@ label_values! {
         Delete = "delete",
         /// Listing keys.
         List = "list",
+        /// Syncing what another try wrote.
+        Flush = "flush",
         /// Looking whether the place can be used.
         Probe = "probe",
     }

@@ -50,6 +50,11 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).finish().try_init()?,
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).finish().try_init()?,
     }
+    // A panic is a log line like any other fault; whoever catches it answers its caller.
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string);
+        tracing::error!(at, text = panic.payload_as_str(), "panic");
+    }));
     Ok(())
 }
 

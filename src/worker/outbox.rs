@@ -26,6 +26,13 @@ pub(super) enum Role {
     Park,
 }
 
+impl Role {
+    /// Tells whether it is no fault when nobody listens.
+    const fn may_be_unheard(self) -> bool {
+        matches!(self, Self::Reply | Self::Notice)
+    }
+}
+
 /// Everything one delivery still owes.
 #[derive(Debug)]
 pub(super) struct Parcel {
@@ -77,8 +84,8 @@ pub(super) struct Batch {
 /// Which debt a publication of the batch pays.
 #[derive(Debug)]
 enum Slot {
-    /// The parcel's own.
-    Own { parcel: usize, role: Role, publication: Publication },
+    /// The parcel's own; kept where it is sent again when it comes back.
+    Own { parcel: usize, role: Role, kept: Option<Box<Publication>> },
     /// Everyone's whose event is in it.
     Events(Vec<usize>),
 }
@@ -137,8 +144,9 @@ impl Outbox {
                 if role == Role::Reply {
                     parcel.reply_bytes = parcel.reply_bytes.max(publication.message.body.len());
                 }
-                publications.push(publication.clone());
-                slots.push(Slot::Own { parcel: index, role, publication });
+                let kept = (!role.may_be_unheard()).then(|| Box::new(publication.clone()));
+                publications.push(publication);
+                slots.push(Slot::Own { parcel: index, role, kept });
             }
             if parcel.then.is_empty() {
                 if !events_on {
@@ -200,15 +208,17 @@ impl Batch {
         for (slot, answer) in self.slots.into_iter().zip(answers) {
             answered.count(&answer);
             match slot {
-                Slot::Own { parcel, role, publication } => {
+                Slot::Own { parcel, role, kept } => {
                     let verdict = match answer {
                         Ok(Confirmation::Routed) => continue,
-                        // Nobody waits for it any more; that is its queue's owner's business.
-                        Ok(Confirmation::Returned { .. }) if matches!(role, Role::Reply | Role::Notice) => continue,
-                        Ok(Confirmation::Returned { .. }) => {
-                            self.parcels[parcel].first.push((role, publication));
-                            Verdict::Unrouted(role)
-                        }
+                        Ok(Confirmation::Returned { .. }) => match kept {
+                            // Nobody waits for it any more; that is its queue's owner's business.
+                            None => continue,
+                            Some(publication) => {
+                                self.parcels[parcel].first.push((role, *publication));
+                                Verdict::Unrouted(role)
+                            }
+                        },
                         Err(PublishError::Refused { code, text }) => Verdict::Refused(role, format!("{code} {text}")),
                         Err(PublishError::Lost(reason)) => {
                             answered.lost = Some(reason);

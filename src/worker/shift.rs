@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
+use tracing::Instrument as _;
 
 use super::desk::{Case, DEAD_QUEUE, Decision, Desk, End, Job, exception};
 use super::journal::Journal;
@@ -25,12 +26,12 @@ use crate::commands::{Context, Definition, Engine, Facts, Fence, Finished, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
 use crate::worker::answer::{Answer, Outcome};
 
-/// Batches being confirmed at once: while these are under way, what ends meanwhile gathers.
-const FLIGHTS: usize = 2;
+/// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
+const FLIGHTS: usize = 1;
 /// How long what hangs on an unreachable queue waits before it is tried again.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long writes past their commit point are waited for when a session is lost.
-const LAST_WRITES: Duration = Duration::from_secs(30);
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Why a session's work ended.
 #[derive(Debug)]
@@ -133,7 +134,8 @@ impl<'b> Shift<'b> {
             Err(reason) => ShiftEnd::Lost(reason),
         };
         self.abandon().await;
-        if matches!(end, ShiftEnd::Stopped) {
+        // A cold stop says no farewell: the broker requeues what a closed socket leaves behind.
+        if matches!(end, ShiftEnd::Stopped) && self.stop != Stop::Cold {
             if let Err(error) = self.settler.close().await {
                 tracing::debug!(%error, "closing the consuming channel");
             }
@@ -289,7 +291,9 @@ impl<'b> Shift<'b> {
                 _in_flight: self.bench.metrics.command_in_flight(),
                 case: job.case,
             };
-            let handle = self.tasks.spawn(run(job.command, self.bench.engine.clone(), context, job.limit));
+            let span = tracing::info_span!("command", task_id = context.task_id, task = job.definition.task);
+            let work = run(job.command, self.bench.engine.clone(), context, job.limit);
+            let handle = self.tasks.spawn(work.instrument(span));
             self.running.insert(handle.id(), running);
         }
     }
@@ -467,7 +471,9 @@ impl<'b> Shift<'b> {
     }
 
     fn commit_journal(&mut self) {
-        match self.bench.journal.commit() {
+        let committed = self.bench.journal.commit();
+        self.bench.metrics.record_journal_size(self.bench.journal.size());
+        match committed {
             Ok(()) => self.bench.readiness.set(Component::Journal, Condition::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");

@@ -22,6 +22,8 @@ static NAMES: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Node {
     /// `amqp://guest:guest@127.0.0.1:port`, without a virtual host.
     pub(crate) url: String,
+    /// Port of the encrypted listener and where its certificates are; the shared node has none.
+    pub(crate) tls: Option<(u16, PathBuf)>,
     ctl: Vec<String>,
     environment: Vec<(&'static str, String)>,
     /// The shell that stops the node once its input, which this process holds, ends.
@@ -35,6 +37,7 @@ pub(crate) fn node() -> &'static Node {
         match given {
             (Ok(url), Ok(ctl)) => Node {
                 url: url.trim_end_matches('/').to_owned(),
+                tls: None,
                 ctl: ctl.split_whitespace().map(str::to_owned).collect(),
                 environment: Vec::new(),
                 _keeper: None,
@@ -52,7 +55,20 @@ impl Node {
         let path = |name: &str| -> String { directory.join(name).to_string_lossy().into_owned() };
         std::fs::write(path("plugins"), "[].\n").unwrap();
         // Shared machines have full disks and busy memory; neither is what is tested here.
-        std::fs::write(path("rabbitmq.conf"), "disk_free_limit.absolute = 1MB\n").unwrap();
+        let mut settings = "disk_free_limit.absolute = 1MB\n".to_owned();
+        let encrypted = free_port();
+        certify(&directory);
+        settings.push_str(&format!("listeners.ssl.1 = 127.0.0.1:{encrypted}\n"));
+        for (setting, value) in [
+            ("cacertfile", path("ca.pem")),
+            ("certfile", path("server.pem")),
+            ("keyfile", path("server.key")),
+            ("verify", "verify_peer".to_owned()),
+            ("fail_if_no_peer_cert", "true".to_owned()),
+        ] {
+            settings.push_str(&format!("ssl_options.{setting} = {value}\n"));
+        }
+        std::fs::write(path("rabbitmq.conf"), settings).unwrap();
         let environment = vec![
             ("HOME", directory.to_string_lossy().into_owned()),
             ("RABBITMQ_NODENAME", format!("filestorage-{}@localhost", std::process::id())),
@@ -83,6 +99,7 @@ impl Node {
             .unwrap();
         let node = Self {
             url: format!("amqp://guest:guest@127.0.0.1:{port}"),
+            tls: Some((encrypted, directory.clone())),
             ctl: vec!["/usr/lib/rabbitmq/bin/rabbitmqctl".to_owned()],
             environment,
             _keeper: Some(keeper),
@@ -129,6 +146,22 @@ impl Node {
     /// Returns `host:port`.
     pub(crate) fn place(&self) -> &str {
         self.url.rsplit_once('@').unwrap().1
+    }
+}
+
+/// Makes an authority and, signed by it, a certificate for the server and one for a client.
+fn certify(directory: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    for name in ["server", "client"] {
+        openssl(&format!(
+            "req -x509 {key} -subj /CN={name} -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE \
+             -CA ca.pem -CAkey ca.key -keyout {name}.key -out {name}.pem"
+        ));
     }
 }
 

@@ -144,6 +144,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Returns the size of the segment being written, in bytes.
+    pub(super) const fn size(&self) -> u64 {
+        self.segment.length
+    }
+
     /// Takes in what siblings wrote since the last time.
     ///
     /// # Errors

@@ -1,0 +1,138 @@
+//! Counts and times one backend; innermost, so that what is measured is the place.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use super::{Attributes, Backend, Delete, Error, ErrorKind, Key, Listing, Object, Page, Put, Result};
+use crate::telemetry::{self, Metrics, StorageOperation, StorageOutcome};
+
+/// A backend whose every operation is counted, timed and weighed under its label.
+#[derive(Debug)]
+pub struct Metered {
+    inner: Arc<dyn Backend>,
+    label: telemetry::Backend,
+    metrics: Metrics,
+}
+
+impl Metered {
+    /// Measures a backend.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Backend>, label: telemetry::Backend, metrics: Metrics) -> Self {
+        Self { inner, label, metrics }
+    }
+
+    fn note<T>(&self, operation: StorageOperation, started: Instant, result: &Result<T>, found: bool, bytes: usize) {
+        let outcome = match result {
+            Ok(_) if found => StorageOutcome::Succeeded,
+            Ok(_) => StorageOutcome::Missing,
+            Err(error) => outcome_of(error),
+        };
+        self.metrics.record_storage(operation, self.label, outcome, started.elapsed(), bytes as u64);
+    }
+}
+
+const fn outcome_of(error: &Error) -> StorageOutcome {
+    match error.kind {
+        ErrorKind::Precondition => StorageOutcome::Precondition,
+        ErrorKind::Integrity => StorageOutcome::Integrity,
+        ErrorKind::NoSpace => StorageOutcome::NoSpace,
+        ErrorKind::Denied => StorageOutcome::Denied,
+        ErrorKind::Unavailable => StorageOutcome::Unavailable,
+        ErrorKind::Abandoned => StorageOutcome::Abandoned,
+        ErrorKind::Invalid | ErrorKind::Io => StorageOutcome::Failed,
+    }
+}
+
+impl fmt::Display for Metered {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "metered({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl Backend for Metered {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+        let (started, bytes) = (Instant::now(), object.payload.len());
+        let result = self.inner.put(key, object, how).await;
+        self.note(StorageOperation::Put, started, &result, true, bytes);
+        result
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>> {
+        let started = Instant::now();
+        let result = self.inner.get(key).await;
+        let object = result.as_ref().ok().and_then(Option::as_ref);
+        let bytes = object.map_or(0, |object| object.payload.len());
+        self.note(StorageOperation::Get, started, &result, object.is_some(), bytes);
+        result
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        let started = Instant::now();
+        let result = self.inner.stat(key).await;
+        let found = matches!(result, Ok(Some(_)));
+        self.note(StorageOperation::Stat, started, &result, found, 0);
+        result
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+        let started = Instant::now();
+        let result = self.inner.delete(key, how).await;
+        let found = matches!(result, Ok(true));
+        self.note(StorageOperation::Delete, started, &result, found, 0);
+        result
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let started = Instant::now();
+        let result = self.inner.list(page).await;
+        if let Ok(listing) = &result {
+            self.metrics.record_foreign_names(listing.foreign);
+        }
+        self.note(StorageOperation::List, started, &result, true, 0);
+        result
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        let started = Instant::now();
+        let result = self.inner.flush(key).await;
+        self.note(StorageOperation::Flush, started, &result, true, 0);
+        result
+    }
+
+    async fn probe(&self) -> Result<()> {
+        let started = Instant::now();
+        let result = self.inner.probe().await;
+        self.note(StorageOperation::Probe, started, &result, true, 0);
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Engine, Memory, Place, StoreOptions, Value};
+
+    #[tokio::test]
+    async fn what_is_asked_is_counted() {
+        let metrics = Metrics::new();
+        let place = Metered::new(Arc::new(Memory::new()), telemetry::Backend::Memory, metrics.clone());
+        let engine = Engine::new(Arc::new(place), Place::Local);
+        let key = Key::parse("k").unwrap();
+        engine.store(&key, Value::Text("12345".into()), StoreOptions::default()).await.unwrap();
+        engine.retrieve(&key, None).await.unwrap();
+        engine.retrieve(&Key::parse("other").unwrap(), None).await.unwrap();
+        let text = metrics.encode();
+        for line in [
+            r#"filestorage_storage_operations_total{operation="put",backend="memory",outcome="succeeded"} 1"#,
+            r#"filestorage_storage_operations_total{operation="get",backend="memory",outcome="succeeded"} 1"#,
+            r#"filestorage_storage_operations_total{operation="get",backend="memory",outcome="missing"} 1"#,
+            r#"filestorage_storage_transferred_bytes_total{operation="put",backend="memory"} 5"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Logins, lost connections, silence and alarms.
+
+use super::*;
+
+#[test]
+fn a_wrong_password_and_an_unknown_vhost_are_permanent() {
+    live(async |node, vhost| {
+        let error = Session::open(&options(&node.url_for("guest:secret", &vhost))).await.unwrap_err();
+        assert!(error.is_permanent(), "{error}");
+        assert!(error.to_string().contains("check user 'guest'"), "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+        let error = Session::open(&options(&node.url_for("guest:guest", "nowhere"))).await.unwrap_err();
+        assert!(error.is_permanent(), "{error}");
+        assert!(error.to_string().contains("vhost 'nowhere'"), "{error}");
+    });
+}
+
+#[test]
+fn an_encrypted_session_needs_a_trusted_authority_and_a_certificate_of_its_own() {
+    live(async |node, vhost| {
+        let Some((port, directory)) = &node.tls else {
+            eprintln!("not tested: the shared node has no encrypted listener");
+            return;
+        };
+        let file = |name: &str| Some(directory.join(name));
+        let tls = Tls { ca_file: file("ca.pem"), certificate_file: file("client.pem"), key_file: file("client.key") };
+        let options = options(&format!("amqps://guest:guest@localhost:{port}/{vhost}"));
+        let session = Session::open(&BrokerOptions { tls: tls.clone(), ..options.clone() }).await.unwrap();
+        consume(&session, "q", 1).await.1.close().await.unwrap();
+        publish(&session, vec![to("q", "1")]).await;
+
+        let untrusted = BrokerOptions { tls: Tls { ca_file: None, ..tls.clone() }, ..options.clone() };
+        let error = Session::open(&untrusted).await.unwrap_err();
+        assert!(error.to_string().contains("authority"), "{error}");
+        let anonymous = Tls { certificate_file: None, key_file: None, ..tls.clone() };
+        Session::open(&BrokerOptions { tls: anonymous, ..options.clone() }).await.unwrap_err();
+        let half = BrokerOptions { tls: Tls { key_file: None, ..tls }, ..options };
+        assert_eq!(Session::open(&half).await.unwrap_err().kind(), ErrorKind::Setting);
+    });
+}
+
+#[test]
+fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
+    live(async |node, vhost| {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = format!("amqp://{}", closed.local_addr().unwrap());
+        drop(closed);
+        let wrong = node.url_for("guest:secret", &vhost);
+        let right = node.url_for("guest:guest", &vhost);
+        let session = Session::open(&options(&format!("{refused};{wrong};{right}"))).await.unwrap();
+        assert_eq!(session.url().vhost(), vhost);
+        let error = Session::open(&options(&format!("{refused};{wrong}"))).await.unwrap_err();
+        assert!(!error.is_permanent(), "{error}");
+        assert!(error.to_string().contains("refused") && error.to_string().contains("check user"), "{error}");
+        assert!(Backoff::default().next_wait() <= Duration::from_millis(100));
+    });
+}
+
+#[test]
+fn a_killed_connection_ends_the_session_and_the_next_one_gets_the_rest() {
+    live(async |node, vhost| {
+        let session = open(node, &vhost).await;
+        let (mut deliveries, settler) = consume(&session, "q", 10).await;
+        publish(&session, numbered("q", 3)).await;
+        let taken = take(&mut deliveries, 3).await;
+        let (name, publisher) = (vhost.clone(), session.publisher());
+        let killed =
+            tokio::task::spawn_blocking(move || node.ctl(&["close_all_connections", "--vhost", &name, "tested"]));
+        let end = tokio::time::timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap_err();
+        assert!(matches!(end, End::Lost(_)), "{end:?}");
+        killed.await.unwrap();
+        let reason = until_lost(&session).await;
+        assert!(reason.contains("tested"), "{reason}");
+        let error = settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        let results = publisher.publish(vec![to("q", "late")], true).await;
+        assert!(matches!(&results[0], Err(PublishError::Lost(_))), "{results:?}");
+
+        let session = open(node, &vhost).await;
+        let (mut deliveries, _settler) = consume(&session, "q", 10).await;
+        let again = take(&mut deliveries, 3).await;
+        assert!(again.iter().all(|delivery| delivery.origin.redelivered));
+    });
+}
+
+#[test]
+fn a_deleted_queue_ends_the_session_and_is_made_anew() {
+    live(async |node, vhost| {
+        let session = open(node, &vhost).await;
+        let (mut deliveries, _settler) = consume(&session, "q", 10).await;
+        let name = vhost.clone();
+        let deleted = tokio::task::spawn_blocking(move || node.ctl(&["delete_queue", "--vhost", &name, "q"]));
+        let end = tokio::time::timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap_err();
+        assert_eq!(end, End::Cancelled { queue: "q".to_owned() });
+        deleted.await.unwrap();
+        assert!(until_lost(&session).await.contains("'q'"));
+        let session = open(node, &vhost).await;
+        let (mut deliveries, _settler) = consume(&session, "q", 10).await;
+        publish(&session, vec![to("q", "1")]).await;
+        take(&mut deliveries, 1).await;
+    });
+}
+
+/// A memory alarm; lowered even when its test fails, for the sake of the others.
+struct Alarm(&'static Node);
+
+impl Alarm {
+    fn raise(node: &'static Node) -> Self {
+        node.ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+        Self(node)
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+}
+
+#[test]
+fn while_the_broker_is_blocked_everything_waits_and_nothing_is_lost() {
+    let _alone = NODE_WIDE.write().unwrap_or_else(PoisonError::into_inner);
+    let node = node();
+    let vhost = node.vhost();
+    run(async {
+        let url = node.url_for("guest:guest", &vhost);
+        let impatient = BrokerOptions { timeout: Duration::from_secs(2), ..options(&url) };
+        let session = Session::open(&impatient).await.unwrap();
+        let (mut deliveries, settler) = consume(&session, "q", 10).await;
+        publish(&session, vec![to("q", "before")]).await;
+        let before = take(&mut deliveries, 1).await;
+        let alarm = Alarm::raise(node);
+        let publisher = session.publisher();
+        let waiting = tokio::spawn(async move { publisher.publish(vec![to("q", "blocked")], true).await });
+        let mut watch = session.watch();
+        let blocked = watch.wait_for(|state| matches!(state, State::Blocked(_)));
+        tokio::time::timeout(PATIENCE, blocked).await.unwrap().unwrap();
+        // Well beyond the time-out.
+        tokio::time::sleep(impatient.timeout * 2).await;
+        assert!(!waiting.is_finished());
+        assert!(matches!(session.state(), State::Blocked(reason) if !reason.is_empty()));
+        // Settling and looking go on.
+        settler.settle(before.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+        session.topology().look("q").await.unwrap();
+        drop(alarm);
+        let results = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+        assert_eq!(results, [Ok(Confirmation::Routed)]);
+        assert_eq!(session.state(), State::Open);
+        assert_eq!(bodies(&take(&mut deliveries, 1).await), ["blocked"]);
+    });
+}
+
+#[test]
+fn a_silent_peer_is_noticed_by_its_missing_heartbeat() {
+    live(async |node, vhost| {
+        let proxy = TcpProxy::start(node.place());
+        let url = format!("amqp://guest:guest@{}/{vhost}", proxy.address);
+        // So patient that only the heartbeat can tell.
+        let patient = BrokerOptions { timeout: Duration::from_secs(600), ..options(&url) };
+        let session = Session::open(&patient).await.unwrap();
+        let (mut deliveries, settler) = consume(&session, "q", 10).await;
+        let negotiated = node.ctl(&["list_connections", "vhost", "timeout"]);
+        assert!(negotiated.lines().any(|line| line == format!("{vhost}\t8")), "{negotiated}");
+        publish(&session, vec![to("q", "1")]).await;
+        let taken = take(&mut deliveries, 1).await;
+        proxy.fall_silent();
+        let publisher = session.publisher();
+        let (end, results, look) = tokio::join!(deliveries.next(), publisher.publish(numbered("q", 3), true), async {
+            session.topology().look("q").await
+        },);
+        assert!(matches!(end, Err(End::Lost(_))), "{end:?}");
+        assert!(results.iter().all(|result| matches!(result, Err(PublishError::Lost(_)))), "{results:?}");
+        assert_eq!(look.unwrap_err().kind(), ErrorKind::Lost);
+        assert_eq!(settler.close().await.unwrap_err().kind(), ErrorKind::Lost);
+        drop(taken);
+    });
+}
+
+#[test]
+fn a_silent_peer_is_noticed_by_a_missing_confirm() {
+    live(async |node, vhost| {
+        let proxy = TcpProxy::start(node.place());
+        let url = format!("amqp://guest:guest@{}/{vhost}", proxy.address);
+        let impatient = BrokerOptions { timeout: Duration::from_secs(2), ..options(&url) };
+        let session = Session::open(&impatient).await.unwrap();
+        consume(&session, "q", 1).await.1.close().await.unwrap();
+        publish(&session, vec![to("q", "1")]).await;
+        proxy.fall_silent();
+        let results = session.publisher().publish(numbered("q", 3), true).await;
+        assert!(results.iter().all(|result| matches!(result, Err(PublishError::Lost(_)))), "{results:?}");
+        assert!(until_lost(&session).await.contains("confirm"));
+        // A new session through the same silence does not hang either.
+        let error = Session::open(&impatient).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    });
+}
