@@ -85,6 +85,7 @@ print("\nthe metric event of one command, read from filestorage.metrics")
 watched = app.send_task("filestorage.store", ["demo/watched", "x" * 1000])
 watched.get(timeout=20)
 with app.connection_for_read() as connection:
+    # Only looked at: what is not acknowledged goes back when the connection closes.
     channel = connection.default_channel
     found = None
     while found is None:
@@ -93,7 +94,6 @@ with app.connection_for_read() as connection:
         events = json.loads(message.body)
         events = events if isinstance(events, list) else [events]
         found = next((event for event in events if event["data"]["task_id"] == watched.id), None)
-        channel.basic_ack(message.delivery_info["delivery_tag"])
     print("  " + json.dumps(found, indent=2).replace("\n", "\n  "))
     channel.queue_delete(queue)
 

@@ -286,32 +286,17 @@ def test_a_blocked_connection_is_waited_out(site):
     if not site.broker.can_restart:
         pytest.skip("this broker may not be throttled")
     worker = site.start()
-    site.broker.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
-        # Published by a connection that the broker blocks as well: the message passes once the alarm is over.
-        sender = threading.Thread(target=lambda: site.raw.command("store", ["blocked", 1]), daemon=True)
-        site.broker.ctl("eval", publish_inside(site.vhost))
-        status, text = wait_until(
-            lambda: (lambda answer: answer if "blocked" in answer[1] else None)(worker.http("/readyz")),
-            what="`blocked` on /readyz",
-        )
-        assert status == 503
-        worker.assert_alive()
+        with site.held_writes("slow"):
+            result = running_store(site, worker)
+            site.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        # Its answer is the publish that the broker does not take now.
+        wait_until(lambda: "blocked" in worker.http("/readyz")[1], what="`blocked` on /readyz")
+        assert worker.http("/readyz")[0] == 503
+        assert worker.http("/livez")[0] == 200
     finally:
         site.broker.ctl("set_vm_memory_high_watermark", "0.4")
-    sender.start()
-    sender.join(TIMEOUT)
+    assert result.get(timeout=TIMEOUT)["key"] == "slow"
     worker.wait_ready()
-    wait_until(lambda: site.call("exists", "inside") and site.call("exists", "blocked"), what="both stores")
-    assert worker.pid == site.workers[0].pid
-
-
-def publish_inside(vhost):
-    """Erlang that puts a command on the queue from inside the node, which no alarm stops."""
-    return (
-        f'X = rabbit_misc:r(<<"{vhost}">>, exchange, <<"">>),'
-        "P = {'P_basic', <<\"application/json\">>, <<\"utf-8\">>,"
-        ' [{<<"task">>, longstr, <<"filestorage.store">>}, {<<"id">>, longstr, <<"inside">>}],'
-        " 2, undefined, undefined, undefined, undefined, undefined, undefined, undefined, undefined, undefined},"
-        f' rabbit_basic:publish(X, <<"{QUEUE}">>, P, <<"[[\\"inside\\", 1], {{}}, {{}}]">>).'
-    )
+    assert site.call("retrieve", "slow") == "value"
+    assert site.queues()[QUEUE] == (0, 0)
