@@ -115,6 +115,8 @@ impl BrokerUrl {
             vhost: self.vhost.clone(),
             query: AMQPQueryString {
                 heartbeat: Some(heartbeat),
+                // RabbitMQ's own default. Without it the library grows its four buffers to 4 MiB each by writing zeros.
+                frame_max: Some(128 << 10),
                 connection_timeout: u64::try_from(connect_within.as_millis()).ok(),
                 ..AMQPQueryString::default()
             },
