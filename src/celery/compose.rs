@@ -215,11 +215,8 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_
 
 /// Routes as Celery does for direct queues: by exchange and key when both are said, else by queue name.
 fn address(signature: &Signature, default_queue: &str) -> Address {
-    let (queue, key) = (signature.text("queue"), signature.text("routing_key"));
-    match signature.text("exchange") {
-        Some(exchange) => {
-            Address { exchange: exchange.to_owned(), routing_key: key.or(queue).unwrap_or(default_queue).to_owned() }
-        }
+    match (signature.text("exchange"), signature.text("routing_key")) {
+        (Some(exchange), Some(key)) => Address { exchange: exchange.to_owned(), routing_key: key.to_owned() },
         // The default exchange reaches every queue by name and can never be missing.
         _ => Address::queue(signature.text("queue").unwrap_or(default_queue)),
     }

@@ -161,6 +161,8 @@ impl Exception {
                 | "TimeLimitExceeded"
                 | "WorkerLostError"
                 | "TaskRevokedError"
+                | "Reject"
+                | "Retry"
                 | "ContentDisallowed"
                 | "DecodeError"
         ) {
