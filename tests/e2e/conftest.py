@@ -1,11 +1,15 @@
 """Fixtures: one broker for the run, one worker shared by the tests that leave no trace, a fresh site for the others."""
 
+import signal
+
 import pytest
 
 from harness import BINARY, Broker, Site
 
 
 def pytest_sessionstart(session):
+    # Told to stop from outside, the tests still stop their workers and their broker.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not session.config.option.collectonly and not BINARY.exists():
         raise pytest.UsageError(f"{BINARY} does not exist; run: cargo build")
 
