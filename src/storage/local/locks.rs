@@ -28,7 +28,7 @@ impl Locks {
 
     /// Waits for the key's shard. A writer that dies lets go of its lock.
     pub(super) fn lock(&self, key: &Key) -> io::Result<Held<'_>> {
-        let shard = Checksum::of(key.as_str().as_bytes()).0 as usize % SHARDS;
+        let shard = shard(key);
         let mut file = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let opened = match file.take() {
             Some(opened) => opened,
@@ -45,6 +45,14 @@ impl Locks {
         Ok(Held(file))
     }
 
+    /// Tells whether nobody holds the key's shard right now: taking it would not wait, or hardly.
+    pub(super) fn is_free(&self, key: &Key) -> bool {
+        let shard = shard(key);
+        let Ok(file) = self.shards[shard].try_lock() else { return false };
+        // A shard that was never opened here may be held elsewhere.
+        file.as_ref().is_some_and(|file| file.try_lock().is_ok() && file.unlock().is_ok())
+    }
+
     fn open(&self, shard: usize) -> io::Result<File> {
         let path = self.folder.join(format!("{shard:02x}"));
         let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
@@ -56,6 +64,10 @@ impl Locks {
             result => result,
         }
     }
+}
+
+fn shard(key: &Key) -> usize {
+    Checksum::of(key.as_str().as_bytes()).0 as usize % SHARDS
 }
 
 /// A held shard, let go when dropped.

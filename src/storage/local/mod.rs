@@ -33,12 +33,16 @@ use super::{Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
 const MAX_ROOT_BYTES: usize = 900;
 
+/// `f_type` of a tmpfs, from `linux/magic.h`.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// How often a write is tried whose folder or temporary file somebody removes again and again.
 const TRIES: usize = 100;
 
 /// Keeps objects as files that can be read without this program. Cheap to clone.
 ///
-/// Everything blocking runs on the runtime's blocking threads, one hop an operation.
+/// Everything blocking runs on the runtime's blocking threads, one hop an operation. Only on a file system in memory,
+/// which never waits for a device, small work is done in place: there the hop costs more than the work.
 #[derive(Clone, Debug)]
 pub struct Local(Arc<Root>);
 
@@ -48,7 +52,12 @@ struct Root {
     folders: Folders,
     locks: Locks,
     nursery: Nursery,
+    /// The file system is a tmpfs.
+    in_memory: bool,
 }
+
+/// Largest value in bytes that is worth doing in place: far below what the thread of the loop would be missed for.
+const SMALL: u64 = 64 * 1024;
 
 impl Local {
     /// Opens the root folder, making it when missing, and sweeps what killed writers left. Blocks.
@@ -69,7 +78,8 @@ impl Local {
         let locks = root.join(locks::FOLDER);
         folders::create_durably(nursery.folder()).map_err(fault)?;
         folders::create_durably(&locks).map_err(fault)?;
-        let opened = Root { folders: Folders::new(root.clone()), locks: Locks::new(locks), nursery, root };
+        let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
+        let opened = Root { folders: Folders::new(root.clone()), locks: Locks::new(locks), nursery, in_memory, root };
         opened.sweep()?;
         Ok(Self(Arc::new(opened)))
     }
@@ -82,7 +92,7 @@ impl Local {
     ///
     /// What the file system fails with.
     pub async fn sweep(&self) -> Result<u64> {
-        self.hop(Operation::Probe, Root::sweep).await
+        self.hop(Operation::Probe, false, Root::sweep).await
     }
 
     /// Returns the root folder.
@@ -94,8 +104,12 @@ impl Local {
     async fn hop<T: Send + 'static>(
         &self,
         operation: Operation,
+        in_place: bool,
         work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if in_place {
+            return work(&self.0);
+        }
         let root = Arc::clone(&self.0);
         match tokio::task::spawn_blocking(move || work(&root)).await {
             Ok(outcome) => outcome,
@@ -113,6 +127,11 @@ impl Local {
 impl Root {
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(path::encode(key))
+    }
+
+    /// Tells whether work on so many bytes is done in place.
+    const fn is_near(&self, bytes: u64) -> bool {
+        self.in_memory && bytes <= SMALL
     }
 
     fn sweep(&self) -> Result<u64> {
@@ -189,16 +208,19 @@ impl fmt::Display for Local {
 impl Backend for Local {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
         let key = key.clone();
-        self.hop(Operation::Store, move |root| root.put(&key, &object, &how)).await
+        let in_place = self.0.is_near(object.payload.len() as u64) && self.0.locks.is_free(&key);
+        self.hop(Operation::Store, in_place, move |root| root.put(&key, &object, &how)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>> {
+        let size = || std::fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
+        let in_place = self.0.in_memory && self.0.is_near(size());
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
             read::object(&path, &key).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
         };
-        self.hop(Operation::Retrieve, work).await
+        self.hop(Operation::Retrieve, in_place, work).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
@@ -207,17 +229,18 @@ impl Backend for Local {
             let path = root.path(&key);
             read::attributes(&path, &key).map_err(|fault| Root::unread(Operation::Stat, &key, &path, fault))
         };
-        self.hop(Operation::Stat, work).await
+        self.hop(Operation::Stat, self.0.in_memory, work).await
     }
 
     async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+        let in_place = self.0.in_memory && self.0.locks.is_free(key);
         let key = key.clone();
-        self.hop(Operation::Delete, move |root| root.delete(&key, &how)).await
+        self.hop(Operation::Delete, in_place, move |root| root.delete(&key, &how)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
         let page = page.clone();
-        self.hop(Operation::List, move |root| root.list(&page)).await
+        self.hop(Operation::List, false, move |root| root.list(&page)).await
     }
 
     async fn flush(&self, key: &Key) -> Result<()> {
@@ -227,7 +250,7 @@ impl Backend for Local {
             let synced = root.sync(path.parent().unwrap_or(&root.root));
             synced.map_err(|error| fault(Operation::Store, Some(&key), &path, error))
         };
-        self.hop(Operation::Store, work).await
+        self.hop(Operation::Store, false, work).await
     }
 
     async fn probe(&self) -> Result<()> {
@@ -235,6 +258,6 @@ impl Backend for Local {
             Ok(_) => Ok(()),
             Err(error) => Err(fault(Operation::Probe, None, root.nursery.folder(), error)),
         };
-        self.hop(Operation::Probe, work).await
+        self.hop(Operation::Probe, false, work).await
     }
 }
