@@ -304,3 +304,12 @@ fn the_reference_names_every_setting() {
     }
     assert_eq!(table.lines().count(), SETTINGS.len() + 2);
 }
+
+#[test]
+fn what_follows_a_command_goes_to_a_queue_that_is_consumed() {
+    let default_queue =
+        |environment: &[(&str, &str)]| from_environment(environment).unwrap().settings.queue.default_queue;
+    assert_eq!(default_queue(&[]), "filestorage");
+    assert_eq!(default_queue(&[("CELERY_TASK_QUEUES", "a,b")]), "a");
+    assert_eq!(default_queue(&[("CELERY_TASK_QUEUES", "a,b"), ("CELERY_TASK_DEFAULT_QUEUE", "c")]), "c");
+}

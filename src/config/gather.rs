@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::kind::Raw;
+use super::kind::{Parsed, Raw};
 use super::settings::Values;
 use super::{Availability, Fault, Faults, Inputs, SETTINGS, Secrecy, Setting, Settings, Source, redact_urls};
 
@@ -62,6 +62,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
             }
         }
     }
+    name_default_queue(&mut parsed, &mut effective);
     let values = Values(parsed);
     for (setting, message) in values.combined_faults() {
         faults.push(Fault { setting: setting.to_owned(), value: None, source: Source::Combination, message });
@@ -74,6 +75,17 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
         Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
     Ok(Loaded { settings, effective, warnings: near_misses(inputs) })
+}
+
+/// Without a default queue of their own, those who say which queues are consumed mean the first of them: what follows a
+/// command must not go to a queue that this worker was told to leave alone.
+fn name_default_queue(parsed: &mut BTreeMap<&'static str, Parsed>, effective: &mut [Effective]) {
+    let Some(Parsed::List(queues)) = parsed.get("celery_task_queues") else { return };
+    let Some(first) = queues.first().cloned() else { return };
+    let row = effective.iter_mut().find(|row| row.setting.name == "celery_task_default_queue");
+    let Some(row) = row.filter(|row| row.source == Source::Default) else { return };
+    row.value = Some(first.clone());
+    parsed.insert("celery_task_default_queue", Parsed::Text(first));
 }
 
 /// A value as found, and where.

@@ -163,7 +163,12 @@ pub static SETTINGS: &[Setting] = &[
     Setting::unset("broker_tls_ca_file", Kind::Path, "Authorities to trust for `amqps` beside the system's, PEM."),
     Setting::unset("broker_tls_certificate_file", Kind::Path, "Certificate this client shows to the broker, PEM."),
     Setting::unset("broker_tls_key_file", Kind::Path, "Key of that certificate, PEM."),
-    Setting::new("celery_task_default_queue", Kind::Queue, "filestorage", "Queue that is consumed when none is named."),
+    Setting::new(
+        "celery_task_default_queue",
+        Kind::Queue,
+        "filestorage",
+        "Queue consumed when none is named, and where callbacks and chain steps go that name none; by default the first of celery_task_queues.",
+    ),
     Setting::unset("celery_task_queues", Kind::Queues, "Queues to consume; unset takes the default queue."),
     Setting::new(
         "celery_task_default_queue_type",

@@ -93,7 +93,7 @@ impl Limit {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The broker refuses permanently before the first session.
-    #[error("{0}")]
+    #[error("{0}; correct CELERY_BROKER_URL, or what the broker grants")]
     Broker(Error),
     /// The journal cannot be opened.
     #[error("the journal cannot be opened: {0}; make the folder writable or set local_storage_path")]
