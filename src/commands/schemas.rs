@@ -29,7 +29,12 @@ pub fn schemas() -> BTreeMap<String, Value> {
 
 /// Derives a result's schema from its type.
 pub(super) fn of<T: JsonSchema>() -> Value {
-    schemars::schema_for!(T).to_value()
+    // As it is written: members that may be null are always there.
+    schemars::generate::SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<T>()
+        .to_value()
 }
 
 /// Any value, or null where there is none; bytes are typed as kombu types them.

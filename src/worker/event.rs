@@ -96,7 +96,8 @@ pub(super) struct Event {
 /// Returns the JSON Schema of an event as it is published.
 #[must_use]
 pub fn event_schema() -> serde_json::Value {
-    schemars::schema_for!(CloudEvent<'_>).to_value()
+    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+    settings.into_generator().into_root_schema_for::<CloudEvent<'_>>().to_value()
 }
 
 impl Event {
