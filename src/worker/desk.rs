@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::WorkerOptions;
 use super::answer::{Answer, Outcome};
 use super::event::{Event, EventData, EventError, EventOutcome};
 use super::journal::{Journal, Recall};
 use super::outbox::{Parcel, Role};
+use super::run::Limit;
 use super::schedule;
-use super::{Limit, WorkerOptions};
 use crate::broker::{Delivery, Ticket};
 use crate::celery::canvas::{self, CanvasOptions};
 use crate::celery::error::Exception;

@@ -2,9 +2,11 @@
 
 mod answer;
 mod desk;
+mod errand;
 mod event;
 mod journal;
 mod outbox;
+mod run;
 mod schedule;
 mod shift;
 mod signals;
@@ -72,21 +74,6 @@ pub struct WorkerOptions {
     pub grace: Duration,
     /// Folder of the journal.
     pub journal: PathBuf,
-}
-
-/// A time limit of one command.
-#[derive(Clone, Copy, Debug)]
-enum Limit {
-    Hard(Duration),
-    Soft(Duration),
-}
-
-impl Limit {
-    const fn after(&self) -> Duration {
-        match self {
-            Self::Hard(after) | Self::Soft(after) => *after,
-        }
-    }
 }
 
 /// Why a worker cannot work; only a person can mend it.

@@ -50,6 +50,8 @@ pub(super) struct Parcel {
     pub(super) event: Option<Event>,
     /// There was one; for counting.
     pub(super) told: bool,
+    /// How often something of it came back.
+    pub(super) tries: u8,
     /// Size of the reply, for the answer to its refusal.
     pub(super) reply_bytes: usize,
 }
@@ -65,6 +67,7 @@ impl Parcel {
             then: Vec::new(),
             event: None,
             told: false,
+            tries: 0,
             reply_bytes: 0,
         }
     }

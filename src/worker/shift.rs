@@ -12,24 +12,23 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument as _;
 
-use super::desk::{Case, DEAD_QUEUE, Decision, Desk, End, Job, exception};
+use super::WorkerOptions;
+use super::desk::{Case, Decision, Desk, End, Job, exception};
+use super::errand::{self, Errand, PATIENCE};
 use super::journal::Journal;
 use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
+use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
-use super::{Limit, WorkerOptions};
-use crate::broker::{BATCH, Deliveries, Delivery, Look, Presence, QueueSpec, Session, Settler, State};
+use crate::broker::{BATCH, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
-use crate::celery::message::Publication;
 use crate::celery::park;
-use crate::commands::{Context, Definition, Engine, Facts, Fence, Finished, Key};
+use crate::commands::{Context, Definition, Engine, Facts, Fence, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
 use crate::worker::answer::{Answer, Outcome};
 
 /// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
 const FLIGHTS: usize = 1;
-/// How long what hangs on an unreachable queue waits before it is tried again.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How long writes past their commit point are waited for when a session is lost.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -64,13 +63,6 @@ struct Running {
     _in_flight: telemetry::InFlight,
 }
 
-/// How a command's run ended, short of a panic.
-#[derive(Debug)]
-enum Ended {
-    Finished(Finished),
-    Limited(Limit),
-}
-
 /// One session at work.
 pub(super) struct Shift<'b> {
     bench: &'b mut Bench,
@@ -86,20 +78,10 @@ pub(super) struct Shift<'b> {
     /// Parcels whose queue is being seen to, or that wait for it.
     errands: FuturesUnordered<BoxFuture<'static, Errand>>,
     events_on: bool,
+    /// Until then events that come back are known to have no listener.
+    unheard_until: Option<Instant>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
-}
-
-/// What came of an errand.
-enum Errand {
-    /// Try the parcel again.
-    Again(Box<Parcel>),
-    /// Nobody will ever take this part of it.
-    Refused(Box<Parcel>, Role, String),
-    /// Nobody listens for its event.
-    Unheard(Box<Parcel>),
-    /// The session is lost.
-    Lost(String),
 }
 
 impl<'b> Shift<'b> {
@@ -117,6 +99,7 @@ impl<'b> Shift<'b> {
             outbox: Outbox::default(),
             flights: FuturesUnordered::new(),
             errands: FuturesUnordered::new(),
+            unheard_until: None,
             stop: Stop::No,
             deadline: None,
         }
@@ -237,26 +220,11 @@ impl<'b> Shift<'b> {
                     self.bench.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
                     let mut parcel = Parcel::new(Some(case.ticket), None);
                     parcel.reply_to = case.request.reply_address();
-                    self.park(parcel, park(&message), origin.queue, eta);
+                    let (delay, message) = (self.session.delay(), park(&message));
+                    self.errands.push(Box::pin(errand::park(delay, parcel, message, origin.queue, eta)));
                 }
             }
         }
-    }
-
-    /// Publishes a message to where it comes back from at its eta.
-    fn park(&self, mut parcel: Parcel, message: crate::celery::message::Message, queue: String, eta: Timestamp) {
-        let delay = self.session.delay();
-        self.errands.push(Box::pin(async move {
-            let remaining = Duration::try_from(eta.duration_since(Timestamp::now())).unwrap_or_default();
-            match delay.address(&queue, remaining).await {
-                Ok(address) => {
-                    parcel.first.push((Role::Park, Publication { address, message }));
-                    Errand::Again(Box::new(parcel))
-                }
-                Err(error) if error.is_permanent() => Errand::Refused(Box::new(parcel), Role::Park, error.to_string()),
-                Err(error) => Errand::Lost(error.to_string()),
-            }
-        }));
     }
 
     /// Begins what may run, after writing down that it does.
@@ -359,7 +327,8 @@ impl<'b> Shift<'b> {
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
         for (parcel, role) in unrouted {
-            self.see_to_queue(parcel, role);
+            let (topology, queue_type) = (self.session.topology(), self.bench.options.queue_type);
+            self.errands.push(Box::pin(errand::see_to_queue(topology, parcel, role, queue_type)));
         }
         for (parcel, role, words) in refused {
             self.give_up(parcel, role, &words);
@@ -394,65 +363,34 @@ impl<'b> Shift<'b> {
         Ok(())
     }
 
-    /// A publication came back: makes its queue where that is ours to do, then tries again.
-    fn see_to_queue(&self, parcel: Parcel, role: Role) {
-        let topology = self.session.topology();
-        let queue = parcel.first.first().map(|(_, publication)| publication.address.routing_key.clone());
-        let queue_type = self.bench.options.queue_type;
-        self.errands.push(Box::pin(async move {
-            let presence = match (role, queue) {
-                (Role::Dead, _) => topology.ensure_dead().await,
-                (Role::FollowUp, Some(name)) => topology.ensure_queue(&QueueSpec::durable(name, queue_type)).await,
-                // The delay queue is gone: the message comes back through the next delivery.
-                _ => return Errand::Lost("a delay queue is gone".to_owned()),
-            };
-            match presence {
-                Ok(Presence::Present | Presence::Created) => {}
-                Ok(Presence::Down(words)) => {
-                    tracing::warn!(?role, words, "queue is down; held back");
-                    tokio::time::sleep(PATIENCE).await;
-                }
-                Ok(Presence::Denied(words)) if role == Role::FollowUp => {
-                    return Errand::Refused(Box::new(parcel), role, words);
-                }
-                Ok(Presence::Denied(words)) => {
-                    tracing::error!(queue = DEAD_QUEUE, words, "queue is missing and may not be made; held back");
-                    tokio::time::sleep(PATIENCE).await;
-                }
-                Err(error) => return Errand::Lost(error.to_string()),
-            }
-            Errand::Again(Box::new(parcel))
-        }));
-    }
-
     /// An event came back: with its queue down it waits, with nobody bound it counts as delivered to nobody.
-    fn look_for_listeners(&self, parcel: Parcel) {
-        let topology = self.session.topology();
-        self.errands.push(Box::pin(async move {
-            match topology.look(super::METRICS_QUEUE).await {
-                Ok(Look::Down(_)) => {
-                    tokio::time::sleep(PATIENCE).await;
-                    Errand::Again(Box::new(parcel))
-                }
-                Ok(_) => Errand::Unheard(Box::new(parcel)),
-                Err(error) => Errand::Lost(error.to_string()),
-            }
-        }));
+    fn look_for_listeners(&mut self, parcel: Parcel) {
+        if self.unheard_until.is_some_and(|until| Instant::now() < until) {
+            self.give_up_event(parcel);
+        } else {
+            self.errands.push(Box::pin(errand::look_for_listeners(self.session.topology(), parcel)));
+        }
     }
 
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcel) => self.outbox.push(*parcel),
             Errand::Refused(parcel, role, words) => self.give_up(*parcel, role, &words),
-            Errand::Unheard(mut parcel) => {
-                self.bench.metrics.record_events(telemetry::Event::Undeliverable, 1);
-                parcel.event = None;
-                parcel.told = false;
-                self.outbox.push(*parcel);
+            Errand::Unheard(parcel) => {
+                self.unheard_until = Some(Instant::now() + PATIENCE);
+                self.give_up_event(*parcel);
             }
             Errand::Lost(reason) => return Err(reason),
         }
         Ok(())
+    }
+
+    /// Counts an event as delivered to nobody: its queue is gone or unbound, as an operator wanted.
+    fn give_up_event(&mut self, mut parcel: Parcel) {
+        self.bench.metrics.record_events(telemetry::Event::Undeliverable, 1);
+        parcel.event = None;
+        parcel.told = false;
+        self.outbox.push(parcel);
     }
 
     /// Something is refused for good: the caller is told instead, once.
@@ -514,41 +452,6 @@ impl<'b> Shift<'b> {
             tracing::info!(abandoned, "running commands were given back");
         }
         self.commit_journal();
-    }
-}
-
-/// Runs a command within its limit.
-async fn run(
-    command: Box<dyn crate::commands::Command>,
-    engine: Engine,
-    context: Context,
-    limit: Option<Limit>,
-) -> Ended {
-    let fence = context.fence.clone();
-    let mut work = command.run(&engine, context);
-    let Some(limit) = limit else { return Ended::Finished(work.await) };
-    tokio::select! {
-        finished = &mut work => return Ended::Finished(finished),
-        () = tokio::time::sleep(limit.after()) => {}
-    }
-    if fence.abandon() {
-        return Ended::Limited(limit);
-    }
-    // It took effect already: whatever comes of it is the truth.
-    Ended::Finished(work.await)
-}
-
-fn panic_text(error: JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(payload) => {
-            let text = payload
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| payload.downcast_ref::<&str>().copied())
-                .unwrap_or("no text");
-            format!("the command panicked: {text}")
-        }
-        Err(error) => error.to_string(),
     }
 }
 

@@ -1,0 +1,63 @@
+//! One command's run, from its start to its result, its limit or its panic.
+
+use std::time::Duration;
+
+use tokio::task::JoinError;
+
+use crate::commands::{Command, Context, Engine, Finished};
+
+/// A time limit of one command.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Limit {
+    /// Celery's `time_limit`.
+    Hard(Duration),
+    /// Celery's `soft_time_limit`.
+    Soft(Duration),
+}
+
+impl Limit {
+    /// Returns how long the command may run.
+    pub(super) const fn after(&self) -> Duration {
+        match self {
+            Self::Hard(after) | Self::Soft(after) => *after,
+        }
+    }
+}
+
+/// How a command's run ended, short of a panic.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Finished(Finished),
+    Limited(Limit),
+}
+
+/// Runs a command within its limit.
+pub(super) async fn run(command: Box<dyn Command>, engine: Engine, context: Context, limit: Option<Limit>) -> Ended {
+    let fence = context.fence.clone();
+    let mut work = command.run(&engine, context);
+    let Some(limit) = limit else { return Ended::Finished(work.await) };
+    tokio::select! {
+        finished = &mut work => return Ended::Finished(finished),
+        () = tokio::time::sleep(limit.after()) => {}
+    }
+    if fence.abandon() {
+        return Ended::Limited(limit);
+    }
+    // It took effect already: whatever comes of it is the truth.
+    Ended::Finished(work.await)
+}
+
+/// Returns what a panic said.
+pub(super) fn panic_text(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(payload) => {
+            let text = payload
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| payload.downcast_ref::<&str>().copied())
+                .unwrap_or("no text");
+            format!("the command panicked: {text}")
+        }
+        Err(error) => error.to_string(),
+    }
+}
