@@ -197,7 +197,7 @@ fn exercise(message: &Message) {
                 canvas::after_failure(&request, &exception, &publishing, &replies, now, &mut new_id).publications,
             );
             for publication in out {
-                parse(&publication.message.body, Limits { depth: 300 }).unwrap();
+                parse(&publication.message.body, Limits { depth: 300, ..Limits::default() }).unwrap();
             }
             exception
         }

@@ -62,8 +62,21 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     for signature in request.callbacks.iter().chain(request.chain.last()) {
         startable(&request.task, signature)?;
     }
+    let carried =
+        request.callbacks.iter().chain(&request.errbacks).chain(&request.chain).map(Signature::tasks).sum::<usize>();
+    if carried > MAX_CARRIED {
+        return Err(Unsupported(format!(
+            "task {} carries {carried} tasks along and {MAX_CARRIED} is the most; send them in parts",
+            request.task
+        )));
+    }
     Ok(())
 }
+
+/// Tasks one message may carry along: each is held, cloned and published while its parent waits to be acknowledged.
+const MAX_CARRIED: usize = 1000;
+/// Bytes of results in all callbacks of one task together.
+const MAX_HANDED_ON: usize = 256 << 20;
 
 fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
     match signature.first_kind() {
@@ -96,7 +109,15 @@ pub fn after_success(
         return Ok(AfterSuccess::default());
     }
     check(request)?;
-    let shown = json::parse(result.as_bytes(), json::Limits { depth: 256 });
+    if result.len().saturating_mul(request.callbacks.len()) > MAX_HANDED_ON {
+        return Err(Unsupported(format!(
+            "task {} returned {} bytes and hands them to {} callbacks; {MAX_HANDED_ON} bytes in all is the most",
+            request.task,
+            result.len(),
+            request.callbacks.len()
+        )));
+    }
+    let shown = json::parse(result.as_bytes(), json::Limits { depth: 256, ..json::Limits::default() });
     let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
     let context = context(request, first, options, now);
     let mut after = AfterSuccess::default();

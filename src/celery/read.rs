@@ -177,11 +177,12 @@ impl Reader<'_> {
                 if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
             self.unreadable(what, &format!("{}: {error}", self.subject()))
         })?;
-        json::parse(&text, json::Limits { depth: limits.depth }).map_err(|error| {
+        json::parse(&text, json::Limits { depth: limits.depth, ..json::Limits::default() }).map_err(|error| {
             let (what, mend) = match error.kind {
                 ErrorKind::Syntax => (Fault::Decode, "send JSON in UTF-8"),
                 ErrorKind::LoneSurrogate => (Fault::PythonOnlyJson, "send text, or bytes for what is none"),
                 ErrorKind::TooDeep => (Fault::PythonOnlyJson, "send a flatter value"),
+                ErrorKind::TooMany => (Fault::PythonOnlyJson, "send it in parts, or as bytes"),
             };
             self.unreadable(what, &format!("{}: the body is not readable JSON, {error}; {mend}", self.subject()))
         })

@@ -107,6 +107,13 @@ impl Signature {
         Self::read_list(tasks).unwrap_or_default()
     }
 
+    /// Counts the tasks it stands for, those inside it included.
+    pub(super) fn tasks(&self) -> usize {
+        let inside = self.kwargs.iter().filter(|(name, _)| name == "tasks" || name == "header" || name == "body");
+        let linked = self.options.iter().filter(|(name, _)| name == "link" || name == "link_error");
+        1 + inside.chain(linked).map(|(_, tasks)| count(tasks)).sum::<usize>()
+    }
+
     /// Tells what would be started first: of a chain its first step, and so on.
     pub(super) fn first_kind(&self) -> Kind {
         let mut kind = self.kind;
@@ -160,6 +167,20 @@ impl Signature {
             value.write_compact(out);
         }
         out.push('}');
+    }
+}
+
+/// Counts the tasks of a signature in JSON, or of a list of them.
+fn count(value: &Json) -> usize {
+    match value {
+        Json::Array(items) => items.iter().map(count).sum(),
+        Json::Object(_) => {
+            let inside =
+                ["tasks", "header", "body"].map(|name| value.get("kwargs").and_then(|kwargs| kwargs.get(name)));
+            let linked = ["link", "link_error"].map(|name| value.get("options").and_then(|options| options.get(name)));
+            1 + inside.into_iter().chain(linked).flatten().map(count).sum::<usize>()
+        }
+        _ => 0,
     }
 }
 

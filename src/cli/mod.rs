@@ -113,6 +113,11 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
 fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
     let asked = loaded.effective.iter().any(|it| it.setting.name == "log_level" && it.source != Source::Default);
     let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| level.filter().to_owned());
+    let filter = match std::env::var("RUST_LOG") {
+        // The client library logs payloads; who wants that must say so by its name.
+        Ok(filter) if filter.contains("lapin") => filter,
+        Ok(filter) => format!("{filter},lapin=off"),
+        Err(_) => level.filter().to_owned(),
+    };
     init_logs(&filter, LogFormat::detect()).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
 }

@@ -74,6 +74,15 @@ fn os_error(errno: i64, text: &str, error: &Error) -> Vec<Json> {
     args
 }
 
+/// "Input/output error", for a fault that has no number of its own.
+const EIO: i64 = 5;
+
+/// Finds the operating system's number behind an error.
+fn errno(error: &Error) -> Option<i64> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<std::io::Error>()?.raw_os_error().map(i64::from)
+}
+
 impl From<Error> for CommandError {
     /// Maps the storage room's kinds; the one table between both rooms.
     fn from(error: Error) -> Self {
@@ -84,8 +93,8 @@ impl From<Error> for CommandError {
             ErrorKind::Precondition => (Exception::PreconditionFailed, text()),
             ErrorKind::Integrity => (Exception::IntegrityError, text()),
             ErrorKind::NoSpace => (Exception::OsError, os_error(28, "No space left on device", &error)),
-            ErrorKind::Io => (Exception::OsError, os_error(5, &error.to_string(), &error)),
-            ErrorKind::Denied => (Exception::PermissionError, text()),
+            ErrorKind::Io => (Exception::OsError, os_error(errno(&error).unwrap_or(EIO), &error.to_string(), &error)),
+            ErrorKind::Denied => (Exception::PermissionError, os_error(13, &error.to_string(), &error)),
             ErrorKind::Unavailable | ErrorKind::Abandoned => (Exception::StorageUnavailable, text()),
         };
         Self { exception, args, transient }

@@ -9,11 +9,13 @@ use super::Json;
 pub struct Limits {
     /// Arrays and objects inside one another.
     pub depth: usize,
+    /// Values in all: a byte or two of text becomes some 30 bytes of tree.
+    pub values: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { depth: 128 }
+        Self { depth: 128, values: 4_000_000 }
     }
 }
 
@@ -26,6 +28,8 @@ pub enum ErrorKind {
     LoneSurrogate,
     /// Nested deeper than [`Limits::depth`].
     TooDeep,
+    /// More values than [`Limits::values`].
+    TooMany,
 }
 
 /// A refused document: what and where, never its content.
@@ -43,10 +47,10 @@ pub struct Error {
 ///
 /// # Errors
 ///
-/// [`Error`] when the bytes are not JSON, hold a lone surrogate, or nest deeper than the limit.
+/// [`Error`] when the bytes are not JSON, hold a lone surrogate, or go beyond a limit.
 pub fn parse(data: &[u8], limits: Limits) -> Result<Json, Error> {
-    let mut reader =
-        Reader { jiter: Jiter::new(data).with_allow_inf_nan(), depth_left: limits.depth, limit: limits.depth };
+    let jiter = Jiter::new(data).with_allow_inf_nan();
+    let mut reader = Reader { jiter, depth_left: limits.depth, values_left: limits.values, limits };
     let peek = reader.jiter.peek().map_err(|error| refusal(&error))?;
     let value = reader.value(peek)?;
     reader.jiter.finish().map_err(|error| refusal(&error))?;
@@ -56,11 +60,16 @@ pub fn parse(data: &[u8], limits: Limits) -> Result<Json, Error> {
 struct Reader<'j> {
     jiter: Jiter<'j>,
     depth_left: usize,
-    limit: usize,
+    values_left: usize,
+    limits: Limits,
 }
 
 impl Reader<'_> {
     fn value(&mut self, peek: Peek) -> Result<Json, Error> {
+        if self.values_left == 0 {
+            return Err(self.beyond(ErrorKind::TooMany, format!("more than {} values", self.limits.values)));
+        }
+        self.values_left -= 1;
         match peek {
             Peek::Null => self.jiter.known_null().map(|()| Json::Null).map_err(|error| refusal(&error)),
             Peek::True | Peek::False => self.jiter.known_bool(peek).map(Json::Bool).map_err(|error| refusal(&error)),
@@ -73,13 +82,13 @@ impl Reader<'_> {
         }
     }
 
+    fn beyond(&self, kind: ErrorKind, message: String) -> Error {
+        Error { kind, offset: self.jiter.current_index(), message }
+    }
+
     fn nested(&mut self, read: impl FnOnce(&mut Self) -> Result<Json, Error>) -> Result<Json, Error> {
         if self.depth_left == 0 {
-            return Err(Error {
-                kind: ErrorKind::TooDeep,
-                offset: self.jiter.current_index(),
-                message: format!("nested deeper than {} levels", self.limit),
-            });
+            return Err(self.beyond(ErrorKind::TooDeep, format!("nested deeper than {} levels", self.limits.depth)));
         }
         self.depth_left -= 1;
         let value = read(self)?;
@@ -210,5 +219,12 @@ mod tests {
         assert!(read(&nested(128)).is_ok());
         assert_eq!(read(&nested(129)).unwrap_err().kind, ErrorKind::TooDeep);
         assert_eq!(read(&"[".repeat(1_000_000)).unwrap_err().kind, ErrorKind::TooDeep);
+    }
+
+    #[test]
+    fn values_are_counted() {
+        let limits = Limits { values: 4, ..Limits::default() };
+        assert!(parse(b"[1, {\"a\": 2}]", limits).is_ok());
+        assert_eq!(parse(b"[1, {\"a\": 2}, 3]", limits).unwrap_err().kind, ErrorKind::TooMany);
     }
 }

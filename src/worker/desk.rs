@@ -137,7 +137,7 @@ impl Desk {
             return self.unrunnable(case, exception, "not-registered", &message, &origin);
         };
         let id = case.request.id.clone();
-        let again = origin.redelivered || journal.is_open(&id);
+        let again = origin.redelivered || is_open(journal, &id);
         let recall = if again { recall(journal, &id) } else { Recall::default() };
         if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
             tracing::info!(task_id = id, "answered again from the journal");
@@ -367,6 +367,14 @@ fn recall(journal: &mut Journal, id: &str) -> Recall {
     journal.recall(id).unwrap_or_else(|error| {
         tracing::error!(task_id = id, %error, "journal cannot be read");
         Recall::default()
+    })
+}
+
+/// Asks the journal whether a fresh message may be a second copy; what it cannot say counts as no.
+fn is_open(journal: &mut Journal, id: &str) -> bool {
+    journal.is_open(id).unwrap_or_else(|error| {
+        tracing::error!(task_id = id, %error, "journal cannot be read");
+        false
     })
 }
 

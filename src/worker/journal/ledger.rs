@@ -20,12 +20,6 @@ pub(super) struct Crash {
     pub(super) at: i64,
 }
 
-impl Crash {
-    pub(super) fn joined(self, other: Self) -> Self {
-        Self { times: self.times.max(other.times), at: self.at.min(other.at) }
-    }
-}
-
 /// The state of every command one writer wrote about.
 ///
 /// Answers are indexed by a hash of their id, 40 bytes each; whoever reads the line compares the id itself.
@@ -82,6 +76,8 @@ impl Ledger {
     }
 
     pub(super) fn settled(&mut self, id: &str) {
+        // Acknowledged, in whatever way it ended: a message under this id is a new one.
+        self.crashes.remove(id);
         let hash = self.hash(id);
         self.unsettled.remove(&hash);
         self.earlier.remove(&hash);
@@ -89,6 +85,11 @@ impl Ledger {
 
     fn over(&mut self, id: &str) {
         self.running.remove(id);
+        self.crashes.remove(id);
+    }
+
+    /// Takes in that another writer saw this id to its end.
+    pub(super) fn over_elsewhere(&mut self, id: &str) {
         self.crashes.remove(id);
     }
 
@@ -127,15 +128,19 @@ impl Ledger {
     /// Drops what would stand beyond the end of a segment.
     pub(super) fn forget_at(&mut self, segment: u64, end: u64) {
         self.answers.retain(|_, place| place.segment != segment || place.offset < end);
-        let answers = &self.answers;
-        self.unsettled.retain(|hash| answers.contains_key(hash));
+        self.prune();
     }
 
     /// Drops what stands in segments that no longer exist.
     pub(super) fn forget_before(&mut self, segment: u64) {
         self.answers.retain(|_, place| place.segment >= segment);
+        self.prune();
+    }
+
+    fn prune(&mut self) {
         let answers = &self.answers;
         self.unsettled.retain(|hash| answers.contains_key(hash));
+        self.earlier.retain(|hash| answers.contains_key(hash));
     }
 }
 

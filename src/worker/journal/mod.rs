@@ -70,8 +70,10 @@ impl Journal {
         let lock_path = folder.join(format!("{writer}.lock"));
         let lock = File::create(&lock_path).map_err(|error| at(&lock_path, &error))?;
         lock.lock().map_err(|error| at(&lock_path, &error))?;
+        let mut head = Vec::new();
+        write::heading(&mut head, node);
         let mut journal = Self {
-            segment: Segment::create(folder, &writer, 0).map_err(|error| at(folder, &error))?,
+            segment: Segment::create(folder, &writer, 0, &head).map_err(|error| at(folder, &error))?,
             folder: folder.to_owned(),
             writer,
             node: node.to_owned(),
@@ -82,7 +84,6 @@ impl Journal {
             segment_bytes: SEGMENT_BYTES,
             _lock: lock,
         };
-        write::heading(&mut journal.lines, node);
         journal.sweep()?;
         journal.follow()?;
         journal.adopt()?;
@@ -118,6 +119,8 @@ impl Journal {
     pub(super) fn settled(&mut self, id: &str) {
         write::settled(&mut self.lines, id);
         self.ledger.settled(id);
+        // Also where a dead worker's answer was given again: the next message under this id is a new one.
+        self.siblings.values_mut().for_each(|reader| reader.ledger.settled(id));
     }
 
     /// Writes what was recorded since the last time, in one go.
@@ -168,12 +171,20 @@ impl Journal {
         }
         writers.remove(&self.writer);
         self.siblings.retain(|writer, _| writers.contains_key(writer));
+        let mut ends = Vec::new();
         for (writer, mut numbers) in writers {
             numbers.sort_unstable();
             let reader = self.siblings.entry(writer).or_insert_with_key(|writer| Reader::new(writer));
-            reader.follow(&self.folder, &numbers)?;
+            ends.extend(reader.follow(&self.folder, &numbers)?);
             if adopted.contains(&reader.writer) {
                 reader.retire();
+            }
+        }
+        // What one writer saw to its end is over for all of them.
+        for (id, settled) in ends {
+            let readers = self.siblings.values_mut().map(|reader| &mut reader.ledger);
+            for ledger in readers.chain([&mut self.ledger]) {
+                if settled { ledger.settled(&id) } else { ledger.over_elsewhere(&id) }
             }
         }
         Ok(())
@@ -186,8 +197,20 @@ impl Journal {
 
     /// Tells whether a message that the broker calls fresh may still be a second copy: an earlier session or a dead
     /// worker answered its id without sending the acknowledgement, or crashed over it.
-    #[must_use]
-    pub(super) fn is_open(&self, id: &str) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers.
+    pub(super) fn is_open(&mut self, id: &str) -> io::Result<bool> {
+        if !self.seems_open(id) {
+            return Ok(false);
+        }
+        // A sibling may have seen to it since.
+        self.follow()?;
+        Ok(self.seems_open(id))
+    }
+
+    fn seems_open(&self, id: &str) -> bool {
         // What this worker knows is later than what a dead one left behind; what a living one does is its own business.
         self.ledger.is_open(id).unwrap_or_else(|| {
             let dead = self.siblings.values().filter(|reader| reader.adopted);
@@ -202,7 +225,7 @@ impl Journal {
     /// Whatever the file system answers.
     pub(super) fn recall(&mut self, id: &str) -> io::Result<Recall> {
         self.follow()?;
-        if self.was_left_running(id)? {
+        if self.siblings.values().any(|reader| !reader.adopted && reader.ledger.running.contains_key(id)) {
             let _gate = gate(&self.folder)?;
             self.follow()?;
             self.adopt()?;
@@ -242,40 +265,53 @@ impl Journal {
         segment::answer_at(&self.folder, &self.writer, place, id)
     }
 
-    /// Tells whether a sibling that died was running this id and nobody has taken that over.
-    fn was_left_running(&self, id: &str) -> io::Result<bool> {
-        for reader in self.siblings.values().filter(|reader| reader.ledger.running.contains_key(id)) {
-            if lock_if_dead(&self.lock_path(&reader.writer))?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Counts what dead writers left running as crashed and marks them as taken over. The gate must be held.
     fn adopt(&mut self) -> io::Result<()> {
-        let mut crashes: BTreeMap<Box<str>, Crash> = BTreeMap::new();
         let mut dead = Vec::new();
-        for (writer, reader) in &mut self.siblings {
-            let Some(lock) = lock_if_dead(&self.folder.join(format!("{writer}.lock")))? else { continue };
-            for (id, crash) in &reader.ledger.crashes {
-                let known = crashes.entry(id.clone()).or_insert(*crash);
-                *known = known.joined(*crash);
+        for writer in self.siblings.keys() {
+            if let Some(lock) = lock_if_dead(&self.lock_path(writer))? {
+                dead.push((writer.clone(), lock));
             }
-            for (id, at) in &reader.ledger.running {
-                let known = crashes.entry(id.clone()).or_insert(Crash { times: 0, at: *at });
-                *known = Crash { times: known.times + 1, at: known.at.min(*at) };
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let mut crashes: BTreeMap<Box<str>, Crash> = BTreeMap::new();
+        for (writer, _) in &dead {
+            let Some(reader) = self.siblings.get(writer) else { continue };
+            let left = reader.ledger.running.iter().map(|(id, at)| (id, Crash { times: 1, at: *at }));
+            for (id, crash) in
+                left.chain(reader.ledger.crashes.iter().map(|(id, crash)| (id, Crash { times: 0, ..*crash })))
+            {
+                let known = crashes.entry(id.clone()).or_insert(Crash { times: 0, at: crash.at });
+                *known = Crash { times: known.times + crash.times, at: known.at.min(crash.at) };
             }
-            reader.retire();
-            dead.push((writer.clone(), lock));
+        }
+        for (id, crash) in &mut crashes {
+            // Whoever wrote an earlier count down, it is added to.
+            for ledger in self.siblings.values().map(|reader| &reader.ledger).chain([&self.ledger]) {
+                if let Some(before) = ledger.crashes.get(id) {
+                    crash.at = crash.at.min(before.at);
+                }
+            }
+            let before = self.siblings.values().map(|reader| &reader.ledger).chain([&self.ledger]);
+            crash.times +=
+                before.filter_map(|ledger| ledger.crashes.get(id)).map(|crash| crash.times).max().unwrap_or(0);
         }
         for (id, crash) in crashes {
-            let known = self.ledger.crashes.get(&id).map_or(crash, |known| known.joined(crash));
-            write::crashed(&mut self.lines, &id, known.times, known.at);
-            self.ledger.crashes.insert(id, known);
+            write::crashed(&mut self.lines, &id, crash.times, crash.at);
+            self.ledger.crashes.insert(id, crash);
         }
-        // Only what is written down here may be forgotten there.
-        self.commit()?;
+        for (writer, _) in &dead {
+            if let Some(reader) = self.siblings.get_mut(writer) {
+                reader.retire();
+            }
+        }
+        if let Err(error) = self.commit() {
+            // Only what is written down here may be forgotten there; the next one to notice takes it over.
+            tracing::warn!(%error, "journal cannot be written; dead workers stay as they are");
+            return Ok(());
+        }
         for (writer, _lock) in dead {
             let adopted = self.folder.join(format!("{writer}.adopted"));
             fs::rename(self.lock_path(&writer), &adopted).map_err(|error| at(&adopted, &error))?;
@@ -313,8 +349,6 @@ impl Journal {
     /// Begins the next segment with everything that is still open, and drops the one before the last.
     fn rotate(&mut self) -> io::Result<()> {
         let next = self.number + 1;
-        let mut segment =
-            Segment::create(&self.folder, &self.writer, next).map_err(|error| at(&self.folder, &error))?;
         let mut head = Vec::new();
         write::heading(&mut head, &self.node);
         for (id, started_at) in &self.ledger.running {
@@ -323,31 +357,26 @@ impl Journal {
         for (id, crash) in &self.ledger.crashes {
             write::crashed(&mut head, id, crash.times, crash.at);
         }
-        segment.append(&head)?;
-        segment.flush()?;
-        for place in self.ledger.open_answers().filter(|place| place.segment < self.number).collect::<Vec<_>>() {
-            self.carry(place, &mut segment, next)?;
+        let mut carried = Vec::new();
+        for place in self.ledger.open_answers().filter(|place| place.segment < self.number) {
+            let line = segment::line_at(&self.folder, &self.writer, place)?;
+            carried.push((Place { segment: next, offset: head.len() as u64, length: line.len() }, line.clone()));
+            head.extend(line);
+            head.push(b'\n');
         }
-        self.segment = segment;
+        self.segment =
+            Segment::create(&self.folder, &self.writer, next, &head).map_err(|error| at(&self.folder, &error))?;
         self.number = next;
+        for (place, line) in carried {
+            if let Some(record) = record::Record::read(&line) {
+                self.ledger.fold(record, place);
+            }
+        }
         self.ledger.forget_before(next - 1);
         if let Some(old) = next.checked_sub(2) {
             remove(&segment::path(&self.folder, &self.writer, old))?;
         }
         self.sweep()
-    }
-
-    /// Copies an open answer out of a segment about to be dropped.
-    fn carry(&mut self, place: Place, segment: &mut Segment, number: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt as _;
-        let mut line = vec![0; place.length + 1];
-        File::open(segment::path(&self.folder, &self.writer, place.segment))?.read_exact_at(&mut line, place.offset)?;
-        let moved = Place { segment: number, offset: segment.length, length: place.length };
-        segment.append(&line)?;
-        if let Some(record) = record::Record::read(&line[..place.length]) {
-            self.ledger.fold(record, moved);
-        }
-        Ok(())
     }
 }
 

@@ -91,15 +91,13 @@ pub(super) mod write {
         out.extend_from_slice(b"}\n");
     }
 
-    /// Returns where in `out` the answer begins. `answer` is JSON text without line breaks.
-    pub(in super::super) fn finished(out: &mut Vec<u8>, id: &str, answer: &str) -> usize {
+    /// `answer` is JSON text without line breaks.
+    pub(in super::super) fn finished(out: &mut Vec<u8>, id: &str, answer: &str) {
         out.extend_from_slice(b"{\"finished\":");
         string(out, id);
         out.extend_from_slice(b",\"answer\":");
-        let begin = out.len();
         out.extend_from_slice(answer.as_bytes());
         out.extend_from_slice(b"}\n");
-        begin
     }
 
     pub(in super::super) fn ended(out: &mut Vec<u8>, id: &str) {
@@ -138,7 +136,7 @@ mod tests {
         let mut out = Vec::new();
         write::heading(&mut out, "w@h");
         write::started(&mut out, id, -5);
-        let begin = write::finished(&mut out, id, "{\"x\":[1]}");
+        write::finished(&mut out, id, "{\"x\":[1]}");
         write::ended(&mut out, id);
         write::settled(&mut out, id);
         write::crashed(&mut out, id, 3, 7);
@@ -147,8 +145,7 @@ mod tests {
         assert_eq!(Record::read(lines[0]), None);
         assert_eq!(Record::read(lines[1]), Some(Record::Started { id: id.into(), at: -5 }));
         let Some(Record::Finished { answer, .. }) = Record::read(lines[2]) else { panic!("not finished") };
-        assert_eq!(&lines[2][answer.clone()], b"{\"x\":[1]}");
-        assert_eq!(begin, lines[0].len() + lines[1].len() + 2 + answer.start);
+        assert_eq!(&lines[2][answer], b"{\"x\":[1]}");
         assert_eq!(Record::read(lines[3]), Some(Record::Ended { id: id.into() }));
         assert_eq!(Record::read(lines[4]), Some(Record::Settled { id: id.into() }));
         assert_eq!(Record::read(lines[5]), Some(Record::Crashed { id: id.into(), times: 3, at: 7 }));

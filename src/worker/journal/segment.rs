@@ -1,7 +1,7 @@
 //! The files of one writer: appended by it, followed by its siblings.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -19,11 +19,17 @@ pub(super) fn parse_name(name: &str) -> Option<(&str, u64)> {
     Some((writer, segment.parse().ok()?))
 }
 
-/// Reads the line at a place and returns the answer in it if it is the one to `id`.
-pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<String>> {
+/// Reads the line at a place, without its newline.
+pub(super) fn line_at(folder: &Path, writer: &str, place: Place) -> io::Result<Vec<u8>> {
     let file = File::open(path(folder, writer, place.segment))?;
     let mut line = vec![0; place.length];
     file.read_exact_at(&mut line, place.offset)?;
+    Ok(line)
+}
+
+/// Reads the line at a place and returns the answer in it if it is the one to `id`.
+pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<String>> {
+    let line = line_at(folder, writer, place)?;
     Ok(match Record::read(&line) {
         Some(Record::Finished { id: found, answer }) if found == id => {
             Some(String::from_utf8_lossy(&line[answer]).into_owned())
@@ -41,9 +47,15 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn create(folder: &Path, writer: &str, segment: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path(folder, writer, segment))?;
-        Ok(Self { file, length: 0 })
+    /// Makes the segment with its first lines. It appears whole, under its name, or not at all: a sibling that follows
+    /// must find at its head what is open.
+    pub(super) fn create(folder: &Path, writer: &str, segment: u64, head: &[u8]) -> io::Result<Self> {
+        let making = folder.join(format!("{writer}.{segment}.new"));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&making)?;
+        let mut made = Self { file, length: 0 };
+        made.append(head)?;
+        std::fs::rename(&making, path(folder, writer, segment))?;
+        Ok(made)
     }
 
     /// Appends whole lines; on an error the file is as it was.
@@ -55,10 +67,6 @@ impl Segment {
         }
         self.length += lines.len() as u64;
         Ok(())
-    }
-
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }
 
@@ -84,8 +92,10 @@ impl Reader {
         self.ledger.retire();
     }
 
-    /// Takes in what was appended since the last time; `segments` are the existing ones, in order.
-    pub(super) fn follow(&mut self, folder: &Path, segments: &[u64]) -> io::Result<()> {
+    /// Takes in what was appended since the last time; `segments` are the existing ones, in order. Returns what came to
+    /// an end meanwhile: the ids, and whether their acknowledgement was sent.
+    pub(super) fn follow(&mut self, folder: &Path, segments: &[u64]) -> io::Result<Vec<(String, bool)>> {
+        let mut ends = Vec::new();
         let current = self.segment;
         for &segment in segments.iter().filter(|&&segment| segment >= current) {
             if segment > self.segment {
@@ -99,15 +109,15 @@ impl Reader {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            self.read_from(&mut file)?;
+            self.read_from(&mut file, &mut ends)?;
         }
         if let Some(oldest) = segments.first() {
             self.ledger.forget_before(*oldest);
         }
-        Ok(())
+        Ok(ends)
     }
 
-    fn read_from(&mut self, file: &mut File) -> io::Result<()> {
+    fn read_from(&mut self, file: &mut File, ends: &mut Vec<(String, bool)>) -> io::Result<()> {
         use std::io::Seek as _;
         file.seek(io::SeekFrom::Start(self.offset))?;
         let mut tail = Vec::new();
@@ -116,6 +126,11 @@ impl Reader {
         for line in tail[..whole].split_inclusive(|byte| *byte == b'\n') {
             let text = &line[..line.len() - 1];
             if let Some(record) = Record::read(text) {
+                match &record {
+                    Record::Settled { id } => ends.push((id.to_string(), true)),
+                    Record::Finished { id, .. } | Record::Ended { id } => ends.push((id.to_string(), false)),
+                    Record::Started { .. } | Record::Crashed { .. } => {}
+                }
                 self.ledger.fold(record, Place { segment: self.segment, offset: self.offset, length: text.len() });
             }
             self.offset += line.len() as u64;

@@ -59,7 +59,7 @@ fn a_living_sibling_has_not_crashed() {
     first.commit().unwrap();
     let mut second = open(folder.path());
     assert_eq!(second.recall("a").unwrap().crashes, 0);
-    assert!(!second.is_open("a"), "what a living worker does is its own business");
+    assert!(!second.is_open("a").unwrap(), "what a living worker does is its own business");
     kill(first);
 }
 
@@ -69,23 +69,23 @@ fn only_an_earlier_session_s_unsettled_ids_are_open() {
     let mut first = open(folder.path());
     first.started("a");
     first.finished("a", "{}");
-    assert!(!first.is_open("a"), "a fresh message always runs, whatever its id");
+    assert!(!first.is_open("a").unwrap(), "a fresh message always runs, whatever its id");
     first.begin_session();
-    assert!(first.is_open("a"), "the acknowledgement was never sent");
+    assert!(first.is_open("a").unwrap(), "the acknowledgement was never sent");
     first.settled("a");
-    assert!(!first.is_open("a"));
+    assert!(!first.is_open("a").unwrap());
     first.started("b");
     first.finished("b", "{}");
     first.started("ran");
     kill(first);
     let mut second = open(folder.path());
-    assert!(!second.is_open("a"));
-    assert!(second.is_open("b"));
-    assert!(second.is_open("ran"));
+    assert!(!second.is_open("a").unwrap());
+    assert!(second.is_open("b").unwrap());
+    assert!(second.is_open("ran").unwrap());
     second.started("b");
     second.finished("b", "{}");
     second.settled("b");
-    assert!(!second.is_open("b"), "what this worker knows is later than what the dead one left");
+    assert!(!second.is_open("b").unwrap(), "what this worker knows is later than what the dead one left");
 }
 
 #[test]
@@ -152,4 +152,68 @@ fn adopted_files_are_swept_after_their_time() {
     drop(open(folder.path()));
     assert!(!adopted.exists());
     assert!(!segment::path(folder.path(), &writer, 0).exists());
+}
+
+#[test]
+fn a_dead_worker_s_answer_is_given_again_once_and_then_the_id_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.started("cfg");
+    first.finished("cfg", "{}");
+    kill(first);
+    let mut second = open(folder.path());
+    let mut third = open(folder.path());
+    assert!(second.is_open("cfg").unwrap() && third.is_open("cfg").unwrap());
+    assert_eq!(second.recall("cfg").unwrap().answer.as_deref(), Some("{}"));
+    second.settled("cfg");
+    second.commit().unwrap();
+    assert!(!second.is_open("cfg").unwrap(), "a fresh message under this id runs");
+    assert!(!third.is_open("cfg").unwrap(), "at every worker");
+    kill(second);
+    assert!(!open(folder.path()).is_open("cfg").unwrap(), "and after the next death");
+}
+
+#[test]
+fn a_settled_id_is_no_suspect_in_whatever_way_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.started("x");
+    kill(first);
+    let mut second = open(folder.path());
+    assert_eq!(second.recall("x").unwrap().crashes, 1);
+    let mut third = open(folder.path());
+    third.settled("x");
+    third.commit().unwrap();
+    assert_eq!(second.recall("x").unwrap().crashes, 0, "a sibling saw to it");
+    assert!(!second.is_open("x").unwrap());
+}
+
+#[test]
+fn crashes_add_up_across_siblings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut living = open(folder.path());
+    let mut first = open(folder.path());
+    first.started("x");
+    kill(first);
+    assert_eq!(living.recall("x").unwrap().crashes, 1, "the living one took it over");
+    let mut second = open(folder.path());
+    second.started("x");
+    kill(second);
+    assert_eq!(open(folder.path()).recall("x").unwrap().crashes, 2, "whoever counted before");
+}
+
+#[test]
+fn a_rotation_that_failed_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = open(folder.path());
+    journal.segment_bytes = 10;
+    let in_the_way = folder.path().join(format!("{}.1.new", journal.writer));
+    fs::create_dir(&in_the_way).unwrap();
+    journal.started("a");
+    assert!(journal.commit().is_err());
+    fs::remove_dir(&in_the_way).unwrap();
+    journal.finished("a", "{}");
+    journal.commit().unwrap();
+    assert!(journal.number > 0);
+    assert_eq!(open(folder.path()).recall("a").unwrap().answer.as_deref(), Some("{}"));
 }
