@@ -49,8 +49,10 @@ pub enum PublishError {
         /// The broker's words, or ours with code 0.
         text: String,
     },
-    /// Nobody knows: the connection ended, the confirmation did not come in time, or the broker could not take it now
-    /// (a negative confirmation, twice: the queue is full or has no leader). It may have been taken.
+    /// The broker cannot take it now (a negative confirmation, twice): a queue is full or has no leader.
+    #[error("not taken: the broker answered with a negative confirmation, twice; is a queue full?")]
+    Nacked,
+    /// Nobody knows: the connection ended, or the confirmation did not come in time. It may have been taken.
     #[error("not confirmed: {0}")]
     Lost(String),
 }
@@ -142,7 +144,7 @@ impl Outcome {
             Self::Done(confirmation) => Ok(confirmation),
             Self::Suspect(Reply { code, text }) => Err(PublishError::Refused { code, text }),
             Self::Invalid(text) => Err(PublishError::Refused { code: 0, text }),
-            Self::Nacked => Err(PublishError::Lost("the broker cannot take it now".to_owned())),
+            Self::Nacked => Err(PublishError::Nacked),
             Self::Lost(text) => Err(PublishError::Lost(text)),
         }
     }

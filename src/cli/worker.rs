@@ -12,7 +12,7 @@ use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
 use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
-use crate::worker::{self, WorkerOptions};
+use crate::worker::{self, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
 const SPARE_THREADS: usize = 64;
@@ -110,7 +110,13 @@ async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOption
     if let Some(serving) = serving {
         serving.abort();
     }
-    outcome.map(|()| Code::Success).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
+    outcome.map(|()| Code::Success).map_err(|error| {
+        let code = match &error {
+            WorkerError::Broker(_) => Code::Configuration,
+            WorkerError::Journal(_) => Code::Io,
+        };
+        Failure::new(code, error.to_string())
+    })
 }
 
 fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {

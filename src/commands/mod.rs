@@ -138,7 +138,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn of(key: Option<&Key>, engine: &Engine) -> Self {
+    /// Tells what is known of a command that has not run to its end.
+    #[must_use]
+    pub fn of(key: Option<&Key>, engine: &Engine) -> Self {
         Self {
             key: key.map(|key| key.as_str().to_owned()),
             backend: Some(engine.place().as_str().to_owned()),

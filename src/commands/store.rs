@@ -56,7 +56,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 fn value(data: Json) -> Result<Value, CommandError> {
     match data {
         Json::Text(text) => Ok(Value::Text(text)),
-        Json::Object(members) if matches!(&members[..], [(name, Json::Text(_))] if name == "$ref") => {
+        Json::Object(members) if matches!(&members[..], [(name, Json::Text(place))] if name == "$ref" && is_place(place)) => {
             Err(CommandError::value_error(
                 "data: a {\"$ref\": …} names a place to read the value from, which this version cannot do; send the value itself",
             ))
@@ -66,6 +66,11 @@ fn value(data: Json) -> Result<Value, CommandError> {
             typed::Typed::Json(value) => Ok(Value::Json(value.compact())),
         },
     }
+}
+
+/// Tells a place from what else a `$ref` may say, a JSON pointer for example.
+fn is_place(text: &str) -> bool {
+    ["file:///", "gs://", "s3://"].iter().any(|scheme| text.starts_with(scheme))
 }
 
 fn metadata(value: Json, arguments: &Arguments) -> Result<Option<Metadata>, CommandError> {

@@ -30,7 +30,8 @@ pub(super) struct Case {
     pub(super) ticket: Ticket,
     pub(super) request: TaskRequest,
     extended: Option<Extended>,
-    queue_seconds: Option<f64>,
+    /// When the producer sent it, in Unix milliseconds.
+    sent: Option<i64>,
     pub(super) received: Instant,
 }
 
@@ -123,13 +124,11 @@ impl Desk {
             }
         };
         let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
-        let queue_seconds = message.properties.timestamp.map(|sent| {
-            let now = Timestamp::now().as_millisecond();
-            i64::try_from(sent).map_or(0.0, |sent| (now - sent.saturating_mul(1000)).max(0) as f64 / 1000.0)
-        });
+        let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
+        let sent = sent.map(|seconds| seconds.saturating_mul(1000));
         let args = std::mem::take(&mut request.args);
         let kwargs = std::mem::take(&mut request.kwargs);
-        let mut case = Case { ticket, request, extended, queue_seconds, received: Instant::now() };
+        let mut case = Case { ticket, request, extended, sent, received: Instant::now() };
 
         let Some(definition) = commands::find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
@@ -295,9 +294,10 @@ impl Desk {
 
     /// Makes the FAILURE that replaces what the broker refused.
     pub(super) fn refused(&self, parcel: &mut Parcel, exception: &Exception) {
-        parcel.first.clear();
-        parcel.then.clear();
-        if let Some(to) = parcel.reply_to.take() {
+        // What is kept of a message that cannot be run stays owed whatever else is refused.
+        parcel.first.retain(|(role, _)| *role == Role::Dead);
+        parcel.then.retain(|(role, _)| *role == Role::Dead);
+        if let Some(to) = parcel.reply_to.take().filter(|_| !parcel.replied) {
             let state = State::Failure(exception);
             parcel.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));
         }
@@ -348,7 +348,10 @@ impl Desk {
             outcome: if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed },
             error,
             facts,
-            queue_seconds: case.queue_seconds,
+            queue_seconds: case.sent.map(|sent| {
+                let waited = (Timestamp::now().as_millisecond() - sent) as f64 / 1000.0 - duration_seconds;
+                waited.max(0.0)
+            }),
             duration_seconds,
             task_id: case.request.id.clone(),
             worker: self.replies.worker.clone(),

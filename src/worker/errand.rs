@@ -8,7 +8,8 @@ use super::METRICS_QUEUE;
 use super::desk::DEAD_QUEUE;
 use super::outbox::{Parcel, Role};
 use crate::broker::{Delay, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
-use crate::celery::message::{Message, Publication};
+use crate::celery::message::{Address, Message, Publication};
+use crate::telemetry::{Component, Condition, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -18,14 +19,21 @@ const MAX_TRIES: u8 = 3;
 /// What came of an errand.
 #[derive(Debug)]
 pub(super) enum Errand {
-    /// Try the parcel again.
-    Again(Box<Parcel>),
+    /// Try these again.
+    Again(Vec<Parcel>),
     /// Nobody will ever take this part of it.
     Refused(Box<Parcel>, Role, String),
-    /// Nobody listens for its event.
-    Unheard(Box<Parcel>),
+    /// Nobody listens for their events.
+    Unheard(Vec<Parcel>),
     /// The session is lost.
     Lost(String),
+}
+
+/// Waits a while with something the broker cannot take now.
+pub(super) async fn hold(parcel: Parcel, reason: String) -> Errand {
+    tracing::warn!(task_id = parcel.id, reason, "held back");
+    tokio::time::sleep(PATIENCE).await;
+    Errand::Again(vec![parcel])
 }
 
 /// Finds out where a message must be published to come back to `queue` at its eta.
@@ -35,7 +43,7 @@ pub(super) async fn park(delay: Delay, mut parcel: Parcel, message: Message, que
         match delay.address(&queue, remaining).await {
             Ok(address) => {
                 parcel.first.push((Role::Park, Publication { address, message }));
-                return Errand::Again(Box::new(parcel));
+                return Errand::Again(vec![parcel]);
             }
             Err(error) if error.kind() == ErrorKind::Down => {
                 tracing::warn!(%error, "delay queue is down; held back");
@@ -50,40 +58,62 @@ pub(super) async fn park(delay: Delay, mut parcel: Parcel, message: Message, que
 }
 
 /// A publication came back: makes its queue where that is ours to do.
-pub(super) async fn see_to_queue(topology: Topology, mut parcel: Parcel, role: Role, queue_type: QueueType) -> Errand {
+pub(super) async fn see_to_queue(
+    topology: Topology,
+    readiness: Readiness,
+    mut parcel: Parcel,
+    role: Role,
+    queue_type: QueueType,
+) -> Errand {
+    let Some(Address { exchange, routing_key }) =
+        parcel.first.first().map(|(_, publication)| publication.address.clone())
+    else {
+        return Errand::Again(vec![parcel]);
+    };
     parcel.tries = parcel.tries.saturating_add(1);
-    if role == Role::FollowUp && parcel.tries > MAX_TRIES {
-        return Errand::Refused(Box::new(parcel), role, "312 NO_ROUTE - no queue is bound for it".to_owned());
+    if role == Role::FollowUp && (!exchange.is_empty() || parcel.tries > MAX_TRIES) {
+        // A queue of that name would not be bound to a named exchange.
+        let words = format!("312 NO_ROUTE - exchange {exchange:?} routes {routing_key:?} to no queue");
+        return Errand::Refused(Box::new(parcel), role, words);
     }
-    let queue = parcel.first.first().map(|(_, publication)| publication.address.routing_key.clone());
-    let presence = match (role, queue) {
-        (Role::Dead, _) => topology.ensure_dead().await,
-        (Role::FollowUp, Some(name)) => topology.ensure_queue(&QueueSpec::durable(name, queue_type)).await,
+    let presence = match role {
+        Role::Dead => topology.ensure_dead().await,
+        Role::FollowUp => topology.ensure_queue(&QueueSpec::durable(routing_key, queue_type)).await,
         // The next session makes the delay queue again, and the message comes back through its delivery.
-        _ => return Errand::Lost("a delay queue is gone".to_owned()),
+        Role::Park | Role::Reply | Role::Notice => return Errand::Lost("a delay queue is gone".to_owned()),
     };
     match presence {
-        Ok(Presence::Present | Presence::Created) => {}
+        Ok(Presence::Created) if role == Role::Dead => readiness.set(Component::DeadQueue, Condition::Ready),
+        Ok(Presence::Created) => {}
+        // It is there and took nothing all the same: perhaps it came only now.
+        Ok(Presence::Present) => tokio::time::sleep(PATIENCE).await,
         Ok(Presence::Denied(words)) if role == Role::FollowUp => {
             return Errand::Refused(Box::new(parcel), role, words);
         }
         Ok(Presence::Down(words) | Presence::Denied(words)) => {
-            tracing::error!(?role, dead_queue = DEAD_QUEUE, words, "queue is down or may not be made; held back");
+            if role == Role::Dead {
+                readiness.set(Component::DeadQueue, Condition::Degraded(format!("{DEAD_QUEUE}: {words}; held back")));
+            }
             tokio::time::sleep(PATIENCE).await;
         }
         Err(error) => return Errand::Lost(error.to_string()),
     }
-    Errand::Again(Box::new(parcel))
+    Errand::Again(vec![parcel])
 }
 
-/// An event came back: with its queue down it waits, with nobody bound nobody listens.
-pub(super) async fn look_for_listeners(topology: Topology, parcel: Parcel) -> Errand {
+/// Events came back: with their queue down they wait, with nobody bound nobody listens.
+pub(super) async fn look_for_listeners(topology: Topology, readiness: Readiness, parcels: Vec<Parcel>) -> Errand {
     match topology.look(METRICS_QUEUE).await {
-        Ok(Look::Down(_)) => {
+        Ok(Look::Down(words)) => {
+            readiness.set(Component::Events, Condition::Degraded(format!("{METRICS_QUEUE}: {words}; held back")));
             tokio::time::sleep(PATIENCE).await;
-            Errand::Again(Box::new(parcel))
+            Errand::Again(parcels)
         }
-        Ok(_) => Errand::Unheard(Box::new(parcel)),
+        Ok(_) => {
+            let why = format!("nobody is bound to {}: events go to nobody", super::event::EXCHANGE);
+            readiness.set(Component::Events, Condition::Degraded(why));
+            Errand::Unheard(parcels)
+        }
         Err(error) => Errand::Lost(error.to_string()),
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::broker::{Backoff, BrokerOptions, Error, Presence, QueueType, Session};
+use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueType, Session};
 use crate::commands::Engine;
 use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
@@ -107,13 +107,18 @@ pub async fn run(
     let mut doubted = false;
     while *stop.borrow() == Stop::No {
         bench.metrics.record_session(telemetry::Session::Connecting);
-        let opened = Instant::now();
-        let reason = match open(&mut bench, &broker).await {
+        let mut began = None;
+        let opened = tokio::select! {
+            opened = open(&mut bench, &broker) => opened,
+            _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+        };
+        let reason = match opened {
             Ok(shift) => {
                 if had_session {
                     shift.count_reconnect();
                 }
                 had_session = true;
+                began = Some(Instant::now());
                 match shift.work(&mut stop).await {
                     ShiftEnd::Stopped => return Ok(()),
                     ShiftEnd::Lost(reason) => reason,
@@ -129,9 +134,12 @@ pub async fn run(
                 pause(SECOND_LOOK, &mut stop).await;
                 continue;
             }
-            Err(error) => error.to_string(),
+            Err(error) => {
+                doubted = false;
+                error.to_string()
+            }
         };
-        if opened.elapsed() > GOOD_SESSION {
+        if began.is_some_and(|began| began.elapsed() > GOOD_SESSION) {
             backoff.reset();
         }
         let wait = backoff.next_wait();
@@ -145,8 +153,7 @@ pub async fn run(
 async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
-        // A closed channel means that nobody will ask any more; the wait still ends.
-        _ = stop.changed() => {}
+        _ = stop.wait_for(|stop| *stop != Stop::No) => {}
     }
 }
 
@@ -154,11 +161,9 @@ async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
 async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<'b>, Error> {
     let session = Session::open(broker).await?;
     let topology = session.topology();
-    let dead = topology.ensure_dead().await?;
-    note(&bench.readiness, Component::DeadQueue, dead);
+    note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
     if bench.options.events {
-        let metrics = topology.ensure_metrics(METRICS_LENGTH).await?;
-        note(&bench.readiness, Component::Events, metrics);
+        note(&bench.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
     }
     bench.journal.begin_session();
     let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
@@ -177,11 +182,14 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<
 }
 
 /// Says how one of our own queues stands; without it commands go on.
-fn note(readiness: &Readiness, component: Component, presence: Presence) {
+fn note(readiness: &Readiness, component: Component, presence: Result<Presence, Error>) -> Result<(), Error> {
     let condition = match presence {
-        Presence::Present | Presence::Created => Condition::Ready,
-        Presence::Down(words) => Condition::Degraded(format!("queue is down: {words}")),
-        Presence::Denied(words) => Condition::Degraded(format!("queue is missing: {words}")),
+        Ok(Presence::Present | Presence::Created) => Condition::Ready,
+        Ok(Presence::Down(words)) => Condition::Degraded(format!("queue is down: {words}")),
+        Ok(Presence::Denied(words)) => Condition::Degraded(format!("queue is missing: {words}")),
+        Err(error) if matches!(error.kind(), ErrorKind::Lost | ErrorKind::Unreachable) => return Err(error),
+        Err(error) => Condition::Degraded(format!("queue cannot be made: {error}")),
     };
     readiness.set(component, condition);
+    Ok(())
 }

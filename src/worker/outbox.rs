@@ -48,6 +48,8 @@ pub(super) struct Parcel {
     pub(super) then: Vec<(Role, Publication)>,
     /// The metric event.
     pub(super) event: Option<Event>,
+    /// The reply is out: another one would contradict it.
+    pub(super) replied: bool,
     /// There was one; for counting.
     pub(super) told: bool,
     /// How often something of it came back.
@@ -66,10 +68,39 @@ impl Parcel {
             first: Vec::new(),
             then: Vec::new(),
             event: None,
+            replied: false,
             told: false,
             tries: 0,
             reply_bytes: 0,
         }
+    }
+
+    /// Takes in the broker's answer to one of its publications; what must be sent again goes back to the front.
+    fn taken(
+        &mut self,
+        role: Role,
+        kept: Option<Box<Publication>>,
+        answer: Result<Confirmation, PublishError>,
+    ) -> Verdict {
+        let verdict = match (answer, kept.is_some()) {
+            (Ok(Confirmation::Routed), _) => Verdict::Fine,
+            // Nobody waits for it any more, or its queue is full: that is its owner's business.
+            (Ok(Confirmation::Returned { .. }) | Err(PublishError::Nacked), false) => Verdict::Fine,
+            (Ok(Confirmation::Returned { .. }), true) => Verdict::Unrouted(role),
+            (Err(PublishError::Nacked), true) => Verdict::Held(format!("{role:?}: its queue takes nothing now")),
+            // Without its dead copy nothing may be lost: it is tried again for ever.
+            (Err(PublishError::Refused { code, text }), _) if role == Role::Dead => {
+                Verdict::Held(format!("the dead copy is refused: {code} {text}"))
+            }
+            (Err(PublishError::Refused { code, text }), _) => Verdict::Refused(role, format!("{code} {text}")),
+            (Err(PublishError::Lost(_)), _) => Verdict::Lost,
+        };
+        match &verdict {
+            Verdict::Fine => self.replied |= role == Role::Reply,
+            Verdict::Unrouted(_) | Verdict::Held(_) => self.first.extend(kept.map(|publication| (role, *publication))),
+            _ => {}
+        }
+        verdict
     }
 
     fn is_done(&self) -> bool {
@@ -100,6 +131,8 @@ pub(super) struct Answered {
     pub(super) done: Vec<Parcel>,
     /// Go on with the next stage.
     pub(super) again: Vec<Parcel>,
+    /// Not taken now, or refused without being given up; wait, then try again.
+    pub(super) held: Vec<(Parcel, String)>,
     /// Came back unrouted; see to its queue, then try again.
     pub(super) unrouted: Vec<(Parcel, Role)>,
     /// Refused for good; the broker's words.
@@ -181,6 +214,7 @@ enum Verdict {
     Fine,
     Unheard,
     Unrouted(Role),
+    Held(String),
     Refused(Role, String),
     Lost,
 }
@@ -191,8 +225,9 @@ impl Verdict {
             Self::Fine => 0,
             Self::Unheard => 1,
             Self::Unrouted(_) => 2,
-            Self::Refused(..) => 3,
-            Self::Lost => 4,
+            Self::Held(_) => 3,
+            Self::Refused(..) => 4,
+            Self::Lost => 5,
         }
     }
 
@@ -212,28 +247,20 @@ impl Batch {
             answered.count(&answer);
             match slot {
                 Slot::Own { parcel, role, kept } => {
-                    let verdict = match answer {
-                        Ok(Confirmation::Routed) => continue,
-                        Ok(Confirmation::Returned { .. }) => match kept {
-                            // Nobody waits for it any more; that is its queue's owner's business.
-                            None => continue,
-                            Some(publication) => {
-                                self.parcels[parcel].first.push((role, *publication));
-                                Verdict::Unrouted(role)
-                            }
-                        },
-                        Err(PublishError::Refused { code, text }) => Verdict::Refused(role, format!("{code} {text}")),
-                        Err(PublishError::Lost(reason)) => {
-                            answered.lost = Some(reason);
-                            Verdict::Lost
-                        }
-                    };
+                    let verdict = self.parcels[parcel].taken(role, kept, answer);
+                    if let Verdict::Lost = verdict {
+                        answered.lost = Some("a publication was not confirmed".to_owned());
+                    }
                     verdicts[parcel].worsen(verdict);
                 }
                 Slot::Events(members) => match answer {
                     Ok(Confirmation::Routed) => members.iter().for_each(|&member| self.parcels[member].event = None),
                     Ok(Confirmation::Returned { .. }) => {
                         members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
+                    }
+                    Err(PublishError::Nacked) => {
+                        let held = || Verdict::Held("the queue of events takes none now".to_owned());
+                        members.iter().for_each(|&member| verdicts[member].worsen(held()));
                     }
                     Err(PublishError::Refused { code, text }) => {
                         members.iter().for_each(|&member| self.parcels[member].event = None);
@@ -251,6 +278,7 @@ impl Batch {
                 Verdict::Fine if parcel.is_done() => answered.done.push(parcel),
                 Verdict::Fine => answered.again.push(parcel),
                 Verdict::Unheard => answered.unheard.push(parcel),
+                Verdict::Held(reason) => answered.held.push((parcel, reason)),
                 Verdict::Unrouted(role) => answered.unrouted.push((parcel, role)),
                 Verdict::Refused(role, text) => answered.refused.push((parcel, role, text)),
                 Verdict::Lost => drop(parcel),
@@ -265,7 +293,7 @@ impl Answered {
         match answer {
             Ok(Confirmation::Routed) => self.counts[0] += 1,
             Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
-            Err(PublishError::Refused { .. }) => self.counts[2] += 1,
+            Err(PublishError::Refused { .. } | PublishError::Nacked) => self.counts[2] += 1,
             Err(PublishError::Lost(_)) => {}
         }
     }

@@ -29,6 +29,8 @@ use crate::worker::answer::{Answer, Outcome};
 
 /// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
 const FLIGHTS: usize = 1;
+/// How long an orderly goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// How long writes past their commit point are waited for when a session is lost.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -117,12 +119,18 @@ impl<'b> Shift<'b> {
             Err(reason) => ShiftEnd::Lost(reason),
         };
         self.abandon().await;
-        // A cold stop says no farewell: the broker requeues what a closed socket leaves behind.
-        if matches!(end, ShiftEnd::Stopped) && self.stop != Stop::Cold {
-            if let Err(error) = self.settler.close().await {
-                tracing::debug!(%error, "closing the consuming channel");
+        // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
+        let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
+        if matches!(end, ShiftEnd::Stopped) && self.stop != Stop::Cold && !late {
+            let farewell = async {
+                if let Err(error) = self.settler.close().await {
+                    tracing::debug!(%error, "closing the consuming channel");
+                }
+                self.session.close().await;
+            };
+            if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+                tracing::debug!("the broker does not answer; leaving all the same");
             }
-            self.session.close().await;
         }
         end
     }
@@ -133,15 +141,25 @@ impl<'b> Shift<'b> {
         loop {
             let asked = *stop.borrow();
             if asked > self.stop {
-                self.begin_stop(asked).await;
+                self.begin_stop(asked, stop).await;
             }
             if self.stop == Stop::Cold {
                 return Ok(());
             }
             self.start_ready();
             self.send();
+            if self.flights.is_empty() {
+                // Nothing will write the last lines for us: what was acknowledged must not look open after a crash.
+                self.commit_journal();
+            }
             if self.stop == Stop::Warm && self.is_idle() {
-                return Ok(());
+                // What only waits for a queue goes back to the broker; it has had its chance.
+                let last = tokio::time::Instant::now() + 2 * PATIENCE;
+                match self.deadline {
+                    _ if self.errands.is_empty() => return Ok(()),
+                    Some(deadline) if deadline <= last => {}
+                    _ => self.deadline = Some(last),
+                }
             }
             let deadline = self.deadline;
             tokio::select! {
@@ -169,19 +187,22 @@ impl<'b> Shift<'b> {
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.outbox.is_empty() && self.flights.is_empty() && self.errands.is_empty()
+        self.running.is_empty() && self.outbox.is_empty() && self.flights.is_empty()
     }
 
     /// Stops taking; what has not begun goes back with the channel.
-    async fn begin_stop(&mut self, stop: Stop) {
-        self.stop = stop;
-        if stop == Stop::Warm {
+    async fn begin_stop(&mut self, asked: Stop, stop: &mut watch::Receiver<Stop>) {
+        self.stop = asked;
+        if asked == Stop::Warm {
             tracing::info!(running = self.running.len(), "draining");
             self.bench.readiness.set(Component::Worker, Condition::Unready("draining".to_owned()));
             self.bench.metrics.record_session(telemetry::Session::Draining);
             self.deadline = Some(tokio::time::Instant::now() + self.bench.options.grace);
-            if let Err(error) = self.settler.stop().await {
-                tracing::debug!(%error, "cancelling the consumers");
+            tokio::select! {
+                stopped = self.settler.stop() => if let Err(error) = stopped {
+                    tracing::debug!(%error, "cancelling the consumers");
+                },
+                Ok(_) = stop.wait_for(|stop| *stop == Stop::Cold) => {}
             }
         }
         self.schedule.clear();
@@ -268,10 +289,7 @@ impl<'b> Shift<'b> {
 
     /// Takes in how a command ended.
     fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
-        let (id, ended) = match joined {
-            Ok((id, ended)) => (id, Ok(ended)),
-            Err(error) => (error.id(), Err(error)),
-        };
+        let (id, ended) = parted(joined);
         let Some(running) = self.running.remove(&id) else { return };
         self.schedule.done(running.key.as_ref());
         let (answer, case) = self.record(running, ended);
@@ -281,12 +299,13 @@ impl<'b> Shift<'b> {
 
     /// Writes the answer of a command down and counts it.
     fn record(&mut self, running: Running, ended: Result<Ended, JoinError>) -> (Answer, Case) {
-        let Running { case, definition, writes, started, .. } = running;
+        let Running { case, definition, key, writes, started, .. } = running;
+        let facts = || Facts::of(key.as_ref(), &self.bench.engine);
         let (result, facts) = match ended {
             Ok(Ended::Finished(finished)) => (finished.result.map_err(exception), finished.facts),
-            Ok(Ended::Limited(Limit::Hard(limit))) => (Err(Exception::time_limit_exceeded(limit)), Facts::default()),
-            Ok(Ended::Limited(Limit::Soft(_))) => (Err(Exception::soft_time_limit_exceeded()), Facts::default()),
-            Err(error) => (Err(Exception::runtime_error(panic_text(error))), Facts::default()),
+            Ok(Ended::Limited(Limit::Hard(limit))) => (Err(Exception::time_limit_exceeded(limit)), facts()),
+            Ok(Ended::Limited(Limit::Soft(_))) => (Err(Exception::soft_time_limit_exceeded()), facts()),
+            Err(error) => (Err(Exception::runtime_error(panic_text(error))), facts()),
         };
         let id = case.request.id.as_str();
         if let Err(exception) = &result {
@@ -319,22 +338,26 @@ impl<'b> Shift<'b> {
 
     /// Acknowledges what owes nothing more and sees to the rest.
     fn answered(&mut self, answered: Answered) -> Result<(), String> {
-        let Answered { done, again, unrouted, refused, unheard, events_refused, lost, counts } = answered;
+        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts } = answered;
         let [confirmed, returned, refusals] = counts;
         self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
         self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);
         self.bench.metrics.record_publishes(telemetry::Publish::Refused, refusals);
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
+        for (parcel, reason) in held {
+            self.errands.push(Box::pin(errand::hold(parcel, reason)));
+        }
         for (parcel, role) in unrouted {
-            let (topology, queue_type) = (self.session.topology(), self.bench.options.queue_type);
-            self.errands.push(Box::pin(errand::see_to_queue(topology, parcel, role, queue_type)));
+            let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
+            let queue_type = self.bench.options.queue_type;
+            self.errands.push(Box::pin(errand::see_to_queue(topology, readiness, parcel, role, queue_type)));
         }
         for (parcel, role, words) in refused {
             self.give_up(parcel, role, &words);
         }
-        for parcel in unheard {
-            self.look_for_listeners(parcel);
+        if !unheard.is_empty() {
+            self.look_for_listeners(unheard);
         }
         if let Some(words) = events_refused {
             self.events_on = false;
@@ -363,43 +386,45 @@ impl<'b> Shift<'b> {
         Ok(())
     }
 
-    /// An event came back: with its queue down it waits, with nobody bound it counts as delivered to nobody.
-    fn look_for_listeners(&mut self, parcel: Parcel) {
+    /// Events came back: with their queue down they wait, with nobody bound they count as delivered to nobody.
+    fn look_for_listeners(&mut self, parcels: Vec<Parcel>) {
         if self.unheard_until.is_some_and(|until| Instant::now() < until) {
-            self.give_up_event(parcel);
+            self.give_up_events(parcels);
         } else {
-            self.errands.push(Box::pin(errand::look_for_listeners(self.session.topology(), parcel)));
+            let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
+            self.errands.push(Box::pin(errand::look_for_listeners(topology, readiness, parcels)));
         }
     }
 
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
-            Errand::Again(parcel) => self.outbox.push(*parcel),
+            Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
             Errand::Refused(parcel, role, words) => self.give_up(*parcel, role, &words),
-            Errand::Unheard(parcel) => {
+            Errand::Unheard(parcels) => {
                 self.unheard_until = Some(Instant::now() + PATIENCE);
-                self.give_up_event(*parcel);
+                self.give_up_events(parcels);
             }
             Errand::Lost(reason) => return Err(reason),
         }
         Ok(())
     }
 
-    /// Counts an event as delivered to nobody: its queue is gone or unbound, as an operator wanted.
-    fn give_up_event(&mut self, mut parcel: Parcel) {
-        self.bench.metrics.record_events(telemetry::Event::Undeliverable, 1);
-        parcel.event = None;
-        parcel.told = false;
-        self.outbox.push(parcel);
+    /// Counts events as delivered to nobody: their queue is gone or unbound, as an operator wanted.
+    fn give_up_events(&mut self, parcels: Vec<Parcel>) {
+        self.bench.metrics.record_events(telemetry::Event::Undeliverable, parcels.len() as u64);
+        for mut parcel in parcels {
+            parcel.event = None;
+            parcel.told = false;
+            self.outbox.push(parcel);
+        }
     }
 
     /// Something is refused for good: the caller is told instead, once.
     fn give_up(&mut self, mut parcel: Parcel, role: Role, words: &str) {
         tracing::error!(task_id = parcel.id, ?role, words, "publication refused for good");
         match role {
-            // Dropping the parcel leaves the delivery with the broker: without its dead copy nothing may be lost.
-            Role::Dead => return,
-            Role::Notice => parcel.then.clear(),
+            // Nobody is told of these; what else the parcel owes stays owed.
+            Role::Notice | Role::Dead => {}
             Role::Reply | Role::FollowUp | Role::Park => {
                 let exception = refusal(role, parcel.reply_bytes, words);
                 self.desk.refused(&mut parcel, &exception);
@@ -436,10 +461,7 @@ impl<'b> Shift<'b> {
         while !self.running.is_empty() {
             match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
                 Ok(Some(joined)) => {
-                    let (id, ended) = match joined {
-                        Ok((id, ended)) => (id, Ok(ended)),
-                        Err(error) => (error.id(), Err(error)),
-                    };
+                    let (id, ended) = parted(joined);
                     if let Some(running) = self.running.remove(&id) {
                         self.record(running, ended);
                     }
@@ -452,6 +474,14 @@ impl<'b> Shift<'b> {
             tracing::info!(abandoned, "running commands were given back");
         }
         self.commit_journal();
+    }
+}
+
+/// Tells apart whose end it is and how it ended.
+fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinError>) {
+    match joined {
+        Ok((id, ended)) => (id, Ok(ended)),
+        Err(error) => (error.id(), Err(error)),
     }
 }
 
