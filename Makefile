@@ -19,9 +19,9 @@ check: ## format, lints and docs only; needs no broker
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
 	@benches/run
 
-audit: ## looks for known vulnerabilities in the dependencies; needs cargo-audit
-	@command -v cargo-audit >/dev/null || { echo "cargo-audit is missing; run: cargo install cargo-audit"; exit 69; }
-	cargo audit
+audit: ## checks dependencies against deploy/deny.toml and the advisory database; needs cargo-deny and a network
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }
+	cargo deny --config deploy/deny.toml check
 
 clean: ## stops the development broker and removes everything that was built
 	@deploy/dev-broker stop

@@ -124,8 +124,11 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
         (None, Some(Json::Text(kind)), Some(Json::Text(text))) if kind == "datetime" => text,
         _ => return Err(arguments.wrong_type("expires_at", "str, datetime or None", value)),
     };
-    text.parse::<Timestamp>()
-        .or_else(|_| text.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
+    // What stands in brackets names a time zone, which an offset must not be overruled by.
+    let plain = if text.contains('[') { "" } else { text };
+    plain
+        .parse::<Timestamp>()
+        .or_else(|_| plain.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
         .map_err(|_| {
             CommandError::value_error(format!(
                 "expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"
