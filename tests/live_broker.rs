@@ -11,6 +11,8 @@ mod tcp_proxy;
 mod consuming;
 #[path = "live_broker/faults.rs"]
 mod faults;
+#[path = "live_broker/foreign.rs"]
+mod foreign;
 #[path = "live_broker/publishing.rs"]
 mod publishing;
 #[path = "live_broker/topology.rs"]
@@ -54,6 +56,17 @@ fn live<F: Future<Output = ()>>(test: impl FnOnce(&'static Node, String) -> F) {
 
 fn options(url: &str) -> BrokerOptions {
     BrokerOptions { urls: BrokerUrl::parse_all(url).unwrap(), ..BrokerOptions::default() }
+}
+
+/// Options of an encrypted session; says why when there is no such listener.
+fn encrypted(node: &Node, vhost: &str) -> Option<BrokerOptions> {
+    let Some((port, directory)) = &node.tls else {
+        eprintln!("not tested: the shared node has no encrypted listener");
+        return None;
+    };
+    let file = |name: &str| Some(directory.join(name));
+    let tls = Tls { ca_file: file("ca.pem"), certificate_file: file("client.pem"), key_file: file("client.key") };
+    Some(BrokerOptions { tls, ..options(&format!("amqps://guest:guest@localhost:{port}/{vhost}")) })
 }
 
 async fn open(node: &Node, vhost: &str) -> Session {

@@ -81,11 +81,7 @@ pub(crate) fn classify(error: &lapin::Error) -> Error {
     match (reply(error), error.kind()) {
         (Some(reply), _) => Error::new(kind_of(&reply), format!("the broker answered {} {}", reply.code, reply.text)),
         (None, Lapin::IOError(error)) => Error::new(ErrorKind::Unreachable, error.to_string()),
-        // The library ends the connection on it, and the broker delivers the message again to the next one.
-        (None, Lapin::ParsingError(_)) => Error::lost(
-            "a frame cannot be read: most likely a message in the queue has a property or a header name that is not \
-             utf-8; take it out of the queue",
-        ),
+        (None, Lapin::ParsingError(_)) => Error::lost("a frame of the broker cannot be read"),
         (None, _) => Error::lost(error.to_string()),
     }
 }

@@ -4,15 +4,14 @@ use std::{collections::HashSet, fmt, pin::pin, sync::Arc, sync::Mutex, time::Dur
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
-    Channel, Connection, ConnectionBuilder, ConnectionProperties, Event,
-    runtime::default_runtime,
+    Channel, Connection, ConnectionProperties, Event,
     tcp::{OwnedIdentity, OwnedTLSConfig},
 };
 use tokio::sync::watch;
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, state::StateCell, subscribe,
+    Subscription, Tls, Topology, consume, error, state::StateCell, stream, subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -205,12 +204,9 @@ async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str) -> Result
         .with_connection_name(format!("{} {role}", options.connection_name).into())
         .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let runtime = default_runtime().map_err(|error| Error::new(ErrorKind::Setting, error.to_string()))?;
-    let builder = ConnectionBuilder::new_with_runtime(runtime)
-        .with_uri(url.to_lapin(HEARTBEAT, options.timeout))
-        .with_properties(properties)
-        .with_tls_config(certificates(&options.tls)?);
-    match tokio::time::timeout(options.timeout, builder.connect()).await {
+    let uri = url.to_lapin(HEARTBEAT, options.timeout);
+    let connection = stream::connect(uri, properties, certificates(&options.tls)?);
+    match tokio::time::timeout(options.timeout, connection).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(fault)) => Err(error::opening(&fault, url)),
         Err(_) => Err(Error::new(

@@ -346,10 +346,13 @@ class Raw:
         return self.channel.queue_declare(name, durable=True, auto_delete=False, **options)
 
     def publish(self, body, headers=None, queue=QUEUE, **properties):
+        self.channel.basic_publish(self.message(body, headers, **properties), exchange="", routing_key=queue)
+
+    @staticmethod
+    def message(body, headers=None, **properties):
         if isinstance(body, str):
             body = body.encode("utf-8", "surrogatepass")
-        message = amqp.Message(body, application_headers=headers or {}, **properties)
-        self.channel.basic_publish(message, exchange="", routing_key=queue)
+        return amqp.Message(body, application_headers=headers or {}, **properties)
 
     def command(self, task, args, kwargs=None, headers=None, reply_to=None, task_id=None, embed=None, body=None, **properties):
         """Publishes a protocol 2 command in the smallest valid form and returns its id."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import uuid
 from datetime import datetime, timezone
 
@@ -204,3 +205,78 @@ def test_a_flood_of_them_does_not_keep_good_commands_waiting(site):
             results.append(site.send("store", f"flood/{n}", n))
     assert all(result.get(timeout=TIMEOUT)["key"] for result in results)
     assert worker.assert_alive()
+
+
+# What py-amqp makes of it, b"\xed\xa0\x80", is not UTF-8.
+SURROGATE = "\ud800"
+# One for each byte.
+MENDED = "???"
+
+
+def connections(site):
+    rows = json.loads(site.broker.ctl("list_connections", "pid", "vhost", "--formatter", "json"))
+    return {row["pid"] for row in rows if row["vhost"] == site.vhost}
+
+
+def test_names_that_are_not_utf_8_are_answered_and_cost_no_session(site):
+    worker = site.start()
+    raw = site.raw
+    replies = raw.reply_queue()
+    before = connections(site)
+    assert len(before) == 3, "two of the worker, one of the test"
+
+    def ask(headers=None, **more):
+        return raw.command("exists", ["k"], headers=headers, reply_to=replies, **more)
+
+    plain = [
+        ask({SURROGATE: "x", "nested": {SURROGATE: [{SURROGATE: 1}, [{SURROGATE: None}]]}}),
+        ask({"stamps": {SURROGATE: SURROGATE}, "argsrepr": SURROGATE}),
+        ask(type=SURROGATE, message_id=SURROGATE, app_id=SURROGATE, cluster_id=SURROGATE),
+    ]
+    raw.channel.queue_bind(QUEUE, "amq.direct", routing_key=SURROGATE)
+    message = raw.message(good_body(), good_headers(), correlation_id="routed", reply_to=replies, **JSON)
+    raw.channel.basic_publish(message, exchange="amq.direct", routing_key=SURROGATE)
+    ask(correlation_id=SURROGATE)
+    ask(task_id=SURROGATE)
+    # Names the encoding of nothing we know.
+    unreadable = [ask(content_type=SURROGATE), ask(content_encoding=SURROGATE)]
+    # An answer that nobody can get.
+    raw.command("store", ["unanswered", 1], reply_to=SURROGATE)
+
+    answers = {}
+    while len(answers) < len(plain) + 2 + len(unreadable) or len(answers[MENDED]) < 2:
+        answer = raw.get(replies)
+        answers.setdefault(answer.properties["correlation_id"], []).append(answer.json)
+    for task_id in [*plain, "routed", MENDED]:
+        assert all((answer["status"], answer["result"]) == ("SUCCESS", False) for answer in answers[task_id]), answers
+    for task_id in unreadable:
+        assert [answer["status"] for answer in answers[task_id]] == ["FAILURE"], answers
+    # The long strings of the headers are decoded, not mended.
+    assert {answer["task_id"] for answer in answers[MENDED]} >= {"\ufffd" * 3}
+
+    assert site.call("retrieve", "unanswered") == 1
+    wait_until(lambda: site.queues().get(QUEUE) == (0, 0), TIMEOUT, "an empty command queue", step=0.3)
+    assert before <= connections(site), "the worker lost its session"
+    worker.assert_alive()
+
+
+def test_headers_nested_deeper_than_any_stack_are_answered(site):
+    worker = site.start()
+    raw = site.raw
+    replies = raw.reply_queue()
+    before = connections(site)
+    tables, lists = {}, []
+    for _ in range(8_000):
+        tables, lists = {"a": tables}, [lists]
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        asked = [raw.command("exists", ["k"], headers={"deep": deep}, reply_to=replies) for deep in (tables, lists)]
+    finally:
+        sys.setrecursionlimit(limit)
+    answers = [raw.get(replies) for _ in asked]
+    assert {answer.properties["correlation_id"] for answer in answers} == set(asked)
+    assert all(answer.json["status"] == "SUCCESS" for answer in answers)
+    wait_until(lambda: site.queues().get(QUEUE) == (0, 0), TIMEOUT, "an empty command queue", step=0.3)
+    assert before <= connections(site), "the worker lost its session"
+    worker.assert_alive()

@@ -18,14 +18,9 @@ fn a_wrong_password_and_an_unknown_vhost_are_permanent() {
 #[test]
 fn an_encrypted_session_needs_a_trusted_authority_and_a_certificate_of_its_own() {
     live(async |node, vhost| {
-        let Some((port, directory)) = &node.tls else {
-            eprintln!("not tested: the shared node has no encrypted listener");
-            return;
-        };
-        let file = |name: &str| Some(directory.join(name));
-        let tls = Tls { ca_file: file("ca.pem"), certificate_file: file("client.pem"), key_file: file("client.key") };
-        let options = options(&format!("amqps://guest:guest@localhost:{port}/{vhost}"));
-        let session = Session::open(&BrokerOptions { tls: tls.clone(), ..options.clone() }).await.unwrap();
+        let Some(options) = encrypted(node, &vhost) else { return };
+        let tls = options.tls.clone();
+        let session = Session::open(&options).await.unwrap();
         consume(&session, "q", 1).await.1.close().await.unwrap();
         publish(&session, vec![to("q", "1")]).await;
 

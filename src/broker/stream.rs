@@ -1,0 +1,272 @@
+//! The connection's byte stream, with the scrubber between the broker and the library.
+
+use std::{
+    io::{self, Read, Write},
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use async_rs::{Runtime, Tokio, TokioRuntime, traits::Reactor, util::RuntimeParts};
+use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::Stream;
+use lapin::{
+    AsyncTcpStream, Connection, ConnectionProperties,
+    tcp::{AMQPUriTcpExt, OwnedTLSConfig},
+    uri::AMQPUri,
+};
+
+use super::scrubber::{self, Scrubber};
+
+/// Opens a connection on which no message's text can break the library; with TLS, what is decrypted is scrubbed.
+pub(super) async fn connect(
+    uri: AMQPUri,
+    properties: ConnectionProperties,
+    tls: OwnedTLSConfig,
+) -> lapin::Result<Connection> {
+    let tokio = TokioRuntime::tokio_current();
+    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Network(Tokio::current())));
+    let dial = async move |uri: AMQPUri, _| {
+        let stream = uri.connect_with_config_async(tls.as_ref(), &tokio).await?;
+        Ok(AsyncTcpStream::Plain(Scrubbed::new(stream)))
+    };
+    Connection::connector(uri, runtime, dial, properties).await
+}
+
+/// A stream whose reads are scrubbed.
+///
+/// Bytes are read straight into the caller's buffer and mended there; only a frame that has to be whole and is not yet
+/// waits in a buffer of its own.
+#[derive(Debug)]
+struct Scrubbed<S> {
+    inner: S,
+    scrubber: Scrubber,
+    /// A frame that began in an earlier read.
+    held: Vec<u8>,
+    /// So much of it may be passed on, and so much was.
+    ready: usize,
+    passed: usize,
+}
+
+impl<S> Scrubbed<S> {
+    fn new(inner: S) -> Self {
+        Self { inner, scrubber: Scrubber::default(), held: Vec::new(), ready: 0, passed: 0 }
+    }
+
+    fn pass_held(&mut self, buffer: &mut [u8]) -> usize {
+        let rest = &self.held[self.passed..self.ready];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.passed += count;
+        if self.passed == self.ready {
+            (self.ready, self.passed) = (0, 0);
+            self.held.clear();
+        }
+        count
+    }
+}
+
+impl<S: AsyncRead + Unpin> Scrubbed<S> {
+    /// Reads what is missing of the frame that began; never more, so that only one frame is ever held.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let begun = self.held.len();
+        self.held.resize(begun + scrubber::missing(&self.held), 0);
+        let read = Pin::new(&mut self.inner).poll_read(context, &mut self.held[begun..]);
+        let count = if let Poll::Ready(Ok(count)) = &read { *count } else { 0 };
+        self.held.truncate(begun + count);
+        self.ready = match ready!(read)? {
+            // The stream ends inside a frame.
+            0 => begun,
+            _ => self.scrubber.scrub(&mut self.held),
+        };
+        Poll::Ready(Ok(()))
+    }
+}
+
+// Vectored reads are the trait's own: they fill the first buffer, and the library asks again.
+impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        loop {
+            if this.ready > 0 {
+                return Poll::Ready(Ok(this.pass_held(buffer)));
+            }
+            if !this.held.is_empty() {
+                ready!(this.poll_held(context))?;
+                continue;
+            }
+            let count = ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
+            let passed = this.scrubber.scrub(&mut buffer[..count]);
+            this.held.extend_from_slice(&buffer[passed..count]);
+            if passed > 0 || count == 0 {
+                return Poll::Ready(Ok(passed));
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Scrubbed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context)
+    }
+}
+
+type TokioStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+
+/// Tokio's reactor, but for the type of its streams: that is how the library learns which stream it is given.
+#[derive(Clone, Debug)]
+struct Network(Tokio);
+
+impl Reactor for Network {
+    type TcpStream = Scrubbed<TokioStream>;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
+        &self,
+        socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        self.0.register(socket)
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        let stream = self.0.tcp_connect_addr(address);
+        async move { Ok(Scrubbed::new(AsyncTcpStream::Plain(stream.await?))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::broker::scrubber::tests::{SURROGATE, conversation, frame, mended};
+
+    /// A peer that sends these pieces, one a read, and lets the reader wait before each; then it closes.
+    struct Pieces(VecDeque<Vec<u8>>, bool);
+
+    impl Pieces {
+        fn new<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
+            Self(pieces.into_iter().filter(|piece| !piece.is_empty()).map(<[u8]>::to_vec).collect(), false)
+        }
+    }
+
+    impl AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            self.1 = !self.1;
+            if self.1 {
+                return Poll::Pending;
+            }
+            let Some(piece) = self.0.front_mut() else { return Poll::Ready(Ok(0)) };
+            let count = piece.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&piece[..count]);
+            piece.drain(..count);
+            if piece.is_empty() {
+                self.0.pop_front();
+            }
+            Poll::Ready(Ok(count))
+        }
+    }
+
+    /// Reads to the end with a buffer of this size.
+    fn read(pieces: Pieces, size: usize) -> Vec<u8> {
+        let mut stream = Scrubbed::new(pieces);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (mut all, mut buffer) = (Vec::new(), vec![0; size]);
+        loop {
+            match Pin::new(&mut stream).poll_read(&mut context, &mut buffer) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0)) => return all,
+                Poll::Ready(Ok(count)) => all.extend_from_slice(&buffer[..count]),
+                Poll::Ready(Err(error)) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn wherever_the_stream_is_split_the_same_is_read() {
+        let (sent, wanted) = (conversation(SURROGATE), conversation(&mended(SURROGATE)));
+        for at in 0..=sent.len() {
+            let (first, second) = sent.split_at(at);
+            assert_eq!(read(Pieces::new([first, second]), 4_096), wanted, "{at}");
+        }
+        for size in [1, 2, 3, 7, 8, 9, 64, 4_096] {
+            assert_eq!(read(Pieces::new([&sent[..]]), size), wanted, "{size}");
+            assert_eq!(read(Pieces::new(sent.chunks(size)), 4_096), wanted, "{size}");
+            assert_eq!(read(Pieces::new(sent.chunks(size)), 1), wanted, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_inside_a_frame_gives_what_came() {
+        let (sent, wanted) = (conversation(SURROGATE), conversation(&mended(SURROGATE)));
+        for end in 0..sent.len() {
+            let got = read(Pieces::new([&sent[..end]]), 4_096);
+            assert_eq!(got.len(), end);
+            assert!(
+                got.iter().zip(&sent).zip(&wanted).all(|((got, sent), wanted)| got == sent || got == wanted),
+                "{end}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_large_body_is_read_straight_into_the_callers_buffer() {
+        let body = frame(3, &[0xff; 100_000]);
+        let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (mut counts, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
+        while counts.last() != Some(&0) {
+            if let Poll::Ready(count) = Pin::new(&mut stream).poll_read(&mut context, &mut buffer) {
+                counts.push(count.unwrap());
+            }
+        }
+        assert_eq!(counts, [30_000, 30_000, 30_000, 10_008, 0]);
+        assert_eq!(stream.held.capacity(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn noise_passes_as_it_came(
+            noise in vec(any::<u8>(), 0..300),
+            piece in 1_usize..400,
+            size in 1_usize..400,
+        ) {
+            // Frames of the connection's start hold nothing to mend, then anything may follow.
+            let sent = [conversation(b"valid"), noise].concat();
+            let got = read(Pieces::new(sent.chunks(piece)), size);
+            prop_assert_eq!(got.len(), sent.len());
+            prop_assert_eq!(&got, &read(Pieces::new([&sent[..]]), 4_096));
+        }
+    }
+}
