@@ -348,6 +348,7 @@ class Raw:
         )
         self._connection.connect()
         self.channel = self._connection.channel()
+        self.channel.auto_decode = False  # bodies stay bytes, whatever their headers claim
 
     def reply_queue(self):
         name = f"reply-{uuid.uuid4()}"
@@ -396,10 +397,9 @@ class Raw:
 
     @staticmethod
     def _opened(message):
-        body = message.body if isinstance(message.body, bytes) else message.body.encode("utf-8", "surrogatepass")
-        message.raw = body
+        message.raw = message.body or b""  # amqp makes a text of nothing
         try:
-            message.json = json.loads(body)
+            message.json = json.loads(message.body)
         except ValueError:
             message.json = None
         message.properties.setdefault("application_headers", {})  # what `message.headers` reads
