@@ -126,12 +126,14 @@ def test_a_redelivered_finished_write_is_answered_again_and_not_run(site):
         assert message.delivery_info["redelivered"] is redelivered
         taken.close()
         wait_until(lambda: site.raw.count(QUEUE) == 1, what="the message back in its queue")
-    site.start()
+    worker = site.start()
     again = site.raw.get(reply).json
     assert (again["status"], again["task_id"]) == ("SUCCESS", "A")
     assert again["result"] == receipt["result"]
     assert site.call("retrieve", "once") == 1
     assert site.call("stat", "once")["generation"] == receipt["result"]["generation"]
+    # Not by a look at the object, which bears the same id.
+    assert [line["task_id"] for line in worker.log_lines() if "from the journal" in line["message"]] == ["A"]
 
     site.raw.command("store", ["once", 3], task_id="A", reply_to=reply)
     fresh = site.raw.get(reply).json
