@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import uuid
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -81,21 +82,17 @@ steps = chain(
 )
 show("retrieve | store | retrieve", steps.apply_async().get(timeout=20))
 
-print("\nthe metric event of one command, read from filestorage.metrics")
-watched = app.send_task("filestorage.store", ["demo/watched", "x" * 1000])
-watched.get(timeout=20)
+print("\nthe metric event of one command, asked for with the header metrics_reply_to")
 with app.connection_for_read() as connection:
-    # Only looked at: what is not acknowledged goes back when the connection closes.
-    channel = connection.default_channel
-    found = None
-    while found is None:
-        message = channel.basic_get("filestorage.metrics")
-        assert message is not None, "the event is confirmed before the command is acknowledged"
-        events = json.loads(message.body)
-        events = events if isinstance(events, list) else [events]
-        found = next((event for event in events if event["data"]["task_id"] == watched.id), None)
-    print("  " + json.dumps(found, indent=2).replace("\n", "\n  "))
-    channel.queue_delete(queue)
+    # Exclusive: it goes away with its connection. The events of everybody else stay in filestorage.metrics.
+    events = f"{queue}-events"
+    connection.default_channel.queue_declare(events, exclusive=True)
+    app.send_task("filestorage.store", ["demo/watched", "x" * 1000], headers={"metrics_reply_to": events}).get(timeout=20)
+    deadline = time.monotonic() + 20
+    while (message := connection.default_channel.basic_get(events, no_ack=True)) is None:
+        assert time.monotonic() < deadline, f"no event came into {events}"
+        time.sleep(0.05)
+    print("  " + json.dumps(json.loads(message.body), indent=2).replace("\n", "\n  "))
 
 files = [path for path in Path(os.environ["DEMO_STORAGE"], "objects").rglob("*") if path.is_file() and b"hello" in path.read_bytes()]
 print("\none of the files, as it lies on disk")

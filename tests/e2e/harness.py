@@ -29,6 +29,10 @@ DEAD = "filestorage.dead"
 METRICS = "filestorage.metrics"
 LOCKS = "#locks"
 
+# Celery takes these before what its application says; the tests name their broker themselves.
+for inherited in [name for name in os.environ if name.startswith("CELERY_")]:
+    del os.environ[inherited]
+
 
 def wait_until(condition, timeout=TIMEOUT, what="the condition", step=0.02):
     """Returns the first truthy value of `condition()`; fails with `what` (a text or a function) after `timeout` seconds."""
@@ -64,7 +68,6 @@ class Broker:
         if given and control:
             self._ctl = shlex.split(control)
         else:
-            self._env.pop("CELERY_BROKER_URL", None)
             self._env.setdefault("DEV_BROKER_DIR", str(ROOT / "target" / "dev-broker-e2e"))
             given = self._run("start").strip()
             self._ctl = [*self._dev, "ctl"]
@@ -140,12 +143,12 @@ class Broker:
 class Worker:
     """One `filestorage worker` process; its log is kept in a file beside the storage folder."""
 
-    def __init__(self, env, log, args=()):
+    def __init__(self, env, log, args=(), wrapper=()):
         self.log_path = log
         self._log = open(log, "ab")
         self._start = self._log.tell()
         self.process = subprocess.Popen(
-            [str(BINARY), "worker", *args],
+            [*wrapper, str(BINARY), "worker", *args],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -171,6 +174,11 @@ class Worker:
             if isinstance(value, dict):
                 found.append(value)
         return found
+
+    def panics(self):
+        """What the log tells of panics: the panic hook's lines, and what the runtime prints where there is no hook yet."""
+        hooked = [line for line in self.log_lines() if line.get("message") == "panic"]
+        return hooked + re.findall(r"^thread .* panicked at .*$", self.log(), re.M)
 
     @property
     def port(self):
@@ -245,6 +253,8 @@ class Site:
         self.url = broker.url(self.vhost)
         self.app = self.client()
         self.workers = []
+        self.wrapper = ()  # a command that runs the worker
+        self.may_panic = lambda line: False  # a test that provokes a panic says which one
         self._raw = None
 
     def client(self, **settings):
@@ -266,7 +276,7 @@ class Site:
     def spawn(self, *args, name="e2e", **env):
         """Starts a worker without waiting for it."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = Worker(self.env(**env), log, ("-n", f"{name}@%h", "-Q", QUEUE, *args))
+        worker = Worker(self.env(**env), log, ("-n", f"{name}@%h", "-Q", QUEUE, *args), self.wrapper)
         self.workers.append(worker)
         return worker
 
@@ -321,6 +331,8 @@ class Site:
             self._raw.close()
         self.app.close()
         shutil.rmtree(self.storage, ignore_errors=True)
+        panics = [line for worker in self.workers for line in worker.panics() if not self.may_panic(line)]
+        assert not panics, f"a worker panicked: {panics}"
 
 
 class Raw:
@@ -336,6 +348,7 @@ class Raw:
         )
         self._connection.connect()
         self.channel = self._connection.channel()
+        self.channel.auto_decode = False  # bodies stay bytes, whatever their headers claim
 
     def reply_queue(self):
         name = f"reply-{uuid.uuid4()}"
@@ -387,10 +400,9 @@ class Raw:
 
     @staticmethod
     def _opened(message):
-        body = message.body if isinstance(message.body, bytes) else message.body.encode("utf-8", "surrogatepass")
-        message.raw = body
+        message.raw = message.body or b""  # amqp makes a text of nothing
         try:
-            message.json = json.loads(body)
+            message.json = json.loads(message.body)
         except ValueError:
             message.json = None
         message.properties.setdefault("application_headers", {})  # what `message.headers` reads

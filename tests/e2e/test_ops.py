@@ -1,14 +1,16 @@
 """What the people who run it see: probes, numbers, exit codes, messages."""
 
+import base64
 import json
 import re
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
-from harness import BINARY, QUEUE, ROOT, TIMEOUT, wait_until
+from harness import BINARY, QUEUE, ROOT, TIMEOUT, crc32c, wait_until
 
 
 def run(site, *args, timeout=30, stdin=b"", **env):
@@ -114,6 +116,19 @@ def test_the_readme_shows_the_settings_there_are(site):
     table = run(site, "config", "--markdown").stdout.decode().strip()
     assert table.startswith("| setting |")
     assert table in (ROOT / "README.md").read_text(), "put the output of `filestorage config --markdown` into README.md"
+
+
+def test_the_readmes_first_command_runs_as_it_is(site):
+    section = (ROOT / "README.md").read_text().split("\n## First command\n")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", section, re.S | re.M)
+    site.start()
+    done = subprocess.run(
+        [sys.executable, "-"], env=site.env(), cwd=site.folder, input=snippet, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    checksum = base64.b64encode(crc32c(b"Hello!").to_bytes(4, "big")).decode()
+    assert done.stdout.splitlines() == [f"crc32c:{checksum}", "'Hello!'"]
+    assert site.call("stat", "hello.txt")["metadata"] == {"author": "Ada"}
 
 
 def test_usage_errors_end_with_64(site):

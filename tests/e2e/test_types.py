@@ -62,11 +62,8 @@ def test_a_value_comes_back_as_itself(shared, name):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), [1, float("nan")]], ids=repr)
-def test_nan_and_infinity_come_back_or_are_refused(shared, value):
-    try:
-        shared.call("store", "types/special", value)
-    except ValueError:
-        return
+def test_nan_and_infinity_come_back(shared, value):
+    shared.call("store", "types/special", value)
     assert same(shared.call("retrieve", "types/special"), value)
 
 
