@@ -11,6 +11,9 @@ use super::request::TaskRequest;
 use super::time::iso;
 use crate::json::write_string;
 
+/// Longest short string of AMQP, in bytes.
+const MAX_SHORT: usize = 255;
+
 /// How this worker answers.
 #[derive(Clone, Debug)]
 pub struct ReplyOptions {
@@ -168,7 +171,8 @@ pub fn reply_to(
                 content_encoding: Some("utf-8".to_owned()),
                 delivery_mode: Some(if options.persistent { 2 } else { 1 }),
                 priority: Some(0),
-                correlation_id: Some(to.correlation_id.clone()),
+                // AMQP's limit for it; clients match by the `task_id` of the body.
+                correlation_id: Some(to.correlation_id.clone()).filter(|id| id.len() <= MAX_SHORT),
                 ..Properties::default()
             },
             headers: Headers::default(),

@@ -51,10 +51,13 @@ pub struct Error {
 pub fn parse(data: &[u8], limits: Limits) -> Result<Json, Error> {
     let jiter = Jiter::new(data).with_allow_inf_nan();
     let mut reader = Reader { jiter, depth_left: limits.depth, values_left: limits.values, limits };
-    let peek = reader.jiter.peek().map_err(|error| refusal(&error))?;
-    let value = reader.value(peek)?;
-    reader.jiter.finish().map_err(|error| refusal(&error))?;
-    Ok(value)
+    reader.document().map_err(|error| match std::str::from_utf8(data) {
+        // The tokenizer has one word for both.
+        Err(fault) if error.kind == ErrorKind::LoneSurrogate => {
+            Error { kind: ErrorKind::Syntax, offset: fault.valid_up_to(), message: "not UTF-8".to_owned() }
+        }
+        _ => error,
+    })
 }
 
 struct Reader<'j> {
@@ -65,6 +68,13 @@ struct Reader<'j> {
 }
 
 impl Reader<'_> {
+    fn document(&mut self) -> Result<Json, Error> {
+        let peek = self.jiter.peek().map_err(|error| refusal(&error))?;
+        let value = self.value(peek)?;
+        self.jiter.finish().map_err(|error| refusal(&error))?;
+        Ok(value)
+    }
+
     fn value(&mut self, peek: Peek) -> Result<Json, Error> {
         if self.values_left == 0 {
             return Err(self.beyond(ErrorKind::TooMany, format!("more than {} values", self.limits.values)));
@@ -201,6 +211,9 @@ mod tests {
         assert_eq!(read(r#""\ud83d\ude00""#).unwrap(), Json::from("😀"));
         for text in ["", "{", "[1,]", "{\"a\":1,}", "\"\n\"", "\u{feff}1", "1 2", r#""\uZZZZ""#, r#""\u12""#] {
             assert_eq!(read(text).unwrap_err().kind, ErrorKind::Syntax, "{text:?}");
+        }
+        for bytes in [&b"{\"\x89\": 1}"[..], b"\"a\xff\"", b"\"\xed\xa0\x80\""] {
+            assert_eq!(parse(bytes, Limits::default()).unwrap_err().kind, ErrorKind::Syntax, "{bytes:?}");
         }
     }
 
