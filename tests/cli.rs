@@ -124,6 +124,25 @@ fn a_value_goes_in_and_comes_out() {
 }
 
 #[test]
+fn a_part_of_a_big_value_takes_little_memory() {
+    let place = Place::new();
+    let size = 64 << 20;
+    place.store("big", &vec![b'x'; size]);
+    let program = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); \
+                   print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let run = Command::new("python3")
+        .args(["-c", program, env!("CARGO_BIN_EXE_filestorage")])
+        .args(["retrieve", "big", "--offset", "33554432", "--length", "4", "-o", "part"])
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    let output = String::from_utf8(run.stdout).unwrap();
+    let kibibytes: usize = output.lines().last().unwrap().parse().unwrap();
+    assert_eq!(std::fs::read(place.path().join("part")).unwrap(), b"xxxx");
+    assert!(kibibytes * 1024 < size / 2, "{output}");
+}
+
+#[test]
 fn kinds_are_told_and_never_guessed() {
     let place = Place::new();
     place.store("raw", b"123");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use filestorage::storage::{
     ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata,
-    Redelivered, StoreOptions, Value,
+    Redelivered, StoreOptions, Value, Want,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -25,7 +25,7 @@ fn text(text: &str) -> Value {
 }
 
 async fn get(engine: &Engine, name: &str) -> Option<Value> {
-    engine.retrieve(&key(name), None).await.unwrap().map(|found| found.value)
+    engine.retrieve(&key(name), Want::default()).await.unwrap().map(|found| found.value)
 }
 
 async fn put(engine: &Engine, name: &str, value: &str) -> filestorage::storage::Receipt {
@@ -42,7 +42,7 @@ async fn values(engine: &Engine, tally: &Tally) {
     values.push(Value::Bytes(noise(8 << 20, 3).into()));
     for value in values {
         let receipt = engine.store(&key("v"), value.clone(), StoreOptions::default()).await.unwrap();
-        let found = engine.retrieve(&key("v"), None).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("v"), Want::default()).await.unwrap().unwrap();
         assert!(found.value == value, "{receipt:?}");
         tally.equal(found.receipt, receipt.clone());
         tally.equal(receipt.kind, value.kind());
@@ -73,15 +73,22 @@ async fn ranges(engine: &Engine, tally: &Tally) {
         (u64::MAX, Some(u64::MAX), b""),
     ] {
         let range = Some(ByteRange { offset, length });
-        let found = engine.retrieve(&key("r"), range).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("r"), Want { range, limit: None }).await.unwrap().unwrap();
         tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
         tally.equal(found.receipt.size, 4);
     }
     engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
-    let refused = engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap_err();
+    let range = Want { range: Some(ByteRange::default()), limit: None };
+    let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
+    // What would be refused for its size is not there once it has expired.
+    let small = Want { range: None, limit: Some(2) };
+    tally.equal(engine.retrieve(&key("r"), small).await.unwrap_err().kind, ErrorKind::Invalid);
+    let past = StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
+    engine.store(&key("r"), text("123"), past).await.unwrap();
+    tally.equal(engine.retrieve(&key("r"), small).await.unwrap().is_none(), true);
     engine.delete(&key("r"), DeleteOptions::default()).await.unwrap();
-    tally.equal(engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap().is_none(), true);
+    tally.equal(engine.retrieve(&key("r"), range).await.unwrap().is_none(), true);
 }
 
 async fn receipts(engine: &Engine, tally: &Tally) {
@@ -286,6 +293,6 @@ async fn counters(engine: &Engine, tally: &Tally) {
     tally.equal(after.successful_operations - before.metrics.successful_operations, 3);
     tally.equal(after.total_data_size - before.metrics.total_data_size, 5);
     assert!(after.success_rate > 0.0 && after.success_rate < 1.0 && after.mean_response_time > 0.0);
-    tally.equal(engine.retrieve(&key("c"), None).await.unwrap().unwrap().receipt.kind, Kind::Text);
+    tally.equal(engine.retrieve(&key("c"), Want::default()).await.unwrap().unwrap().receipt.kind, Kind::Text);
     engine.delete(&key("c"), DeleteOptions::default()).await.unwrap();
 }

@@ -28,7 +28,9 @@ use self::folders::Folders;
 use self::locks::Locks;
 use self::read::Fault;
 use self::temporary::Nursery;
-use super::{Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result};
+use super::{
+    Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result, Want,
+};
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
 const MAX_ROOT_BYTES: usize = 900;
@@ -171,6 +173,7 @@ impl Root {
     fn unread(operation: Operation, key: &Key, path: &Path, cause: Fault) -> Error {
         match cause {
             Fault::Io(error) => fault(operation, Some(key), path, error),
+            Fault::Refused(error) => error,
             Fault::Damaged(what) => {
                 let file = path.display();
                 let why = format!(
@@ -212,13 +215,13 @@ impl Backend for Local {
         self.hop(Operation::Store, in_place, move |root| root.put(&key, &object, &how)).await
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
         let size = || std::fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
         let in_place = self.0.in_memory && self.0.is_near(size());
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
-            read::object(&path, &key).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
+            read::object(&path, &key, want).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
         };
         self.hop(Operation::Retrieve, in_place, work).await
     }
