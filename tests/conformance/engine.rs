@@ -16,6 +16,7 @@ pub(crate) async fn suite(engine: &Engine, tally: &Tally) {
     expiry(engine, tally).await;
     lists(engine, tally).await;
     redelivered_stores(engine, tally).await;
+    reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;
     counters(engine, tally).await;
 }
@@ -250,6 +251,55 @@ async fn redelivered_stores(engine: &Engine, tally: &Tally) {
     let abandoned = StoreOptions { fence, ..again("seven", Some(Timestamp::now())) };
     tally.equal(engine.store(&it, text("x"), abandoned).await.unwrap_err().kind, ErrorKind::Abandoned);
     engine.delete(&it, DeleteOptions::default()).await.unwrap();
+}
+
+/// Periodic work comes with one id again and again; only this run's own write answers for it.
+async fn reused_ids(engine: &Engine, tally: &Tally) {
+    let it = key("periodic");
+    let metadata = |text: &str| Some(Metadata::parse(text).unwrap());
+    for started_at in [None, Some(Timestamp::now() - SignedDuration::from_secs(1))] {
+        let plain = again("periodic", started_at);
+        let described = StoreOptions { metadata: metadata(r#"{"a":1}"#), ..plain.clone() };
+        let typed = StoreOptions { content_type: Some(ContentType::parse("text/csv").unwrap()), ..plain.clone() };
+        let passing = |seconds| Some(Timestamp::now() + SignedDuration::from_secs(seconds));
+        let lasting = StoreOptions { expires_at: passing(1000), ..plain.clone() };
+        for options in [plain.clone(), described, typed, lasting] {
+            let before = StoreOptions { redelivered: None, ..plain.clone() };
+            let before = match (&options.metadata, &options.content_type, options.expires_at) {
+                (None, None, None) => StoreOptions { metadata: metadata(r#"{"a":2}"#), ..before },
+                _ => before,
+            };
+            let old = engine.store(&it, text("1"), before).await.unwrap();
+            // Of the run before: this one began after it.
+            let began = Redelivered { started_at: started_at.map(|_| Timestamp::now()) };
+            let options = StoreOptions { redelivered: Some(began), ..options };
+            let receipt = engine.store(&it, text("1"), options.clone()).await.unwrap();
+            tally.equal(receipt.generation == old.generation, false);
+            let stat = engine.stat(&it).await.unwrap().unwrap();
+            tally.equal((&stat.receipt, &stat.metadata), (&receipt, &options.metadata));
+            // This run's own, although its time to live counts anew.
+            let longer = StoreOptions { expires_at: options.expires_at.and(passing(2000)), ..options };
+            tally.equal(engine.store(&it, text("1"), longer).await.unwrap(), receipt);
+        }
+        // What has expired is no answer, whoever wrote it.
+        let past = StoreOptions { expires_at: Some(Timestamp::now()), redelivered: None, ..plain.clone() };
+        let old = engine.store(&it, text("1"), past).await.unwrap();
+        let lasting = StoreOptions { expires_at: passing(1000), ..plain.clone() };
+        let receipt = engine.store(&it, text("1"), lasting).await.unwrap();
+        tally.equal(receipt.generation == old.generation, false);
+        tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
+        engine.delete(&it, DeleteOptions::default()).await.unwrap();
+    }
+    // The same in every part, but written before this run began.
+    let old = engine.store(&it, text("1"), again("periodic", None)).await.unwrap();
+    let receipt = engine.store(&it, text("1"), again("periodic", Some(after(old.stored_at)))).await.unwrap();
+    tally.equal(receipt.generation == old.generation, false);
+    tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
+    engine.delete(&it, DeleteOptions::default()).await.unwrap();
+}
+
+fn after(time: Timestamp) -> Timestamp {
+    time + SignedDuration::from_micros(1)
 }
 
 async fn redelivered_deletes(engine: &Engine, tally: &Tally) {

@@ -118,6 +118,8 @@ async fn a_redelivered_store_never_overwrites_what_is_newer() {
     let mut first = other("mine", true);
     first.attributes.kind = Kind::Text;
     first.attributes.operation_id = Some("mine".to_owned());
+    first.attributes.content_type = "text/plain; charset=utf-8".to_owned();
+    first.attributes.metadata = None;
     assert_eq!(run(true, Some(other("old", false)), vec![Deed::Write(first)]).await, (Some(b"mine".to_vec()), 1));
 }
 
