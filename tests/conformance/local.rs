@@ -141,6 +141,41 @@ async fn foreign_names_are_skipped_and_counted() {
 }
 
 #[tokio::test]
+async fn folders_that_no_key_has_are_not_entered_however_deep_they_are() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    stored(&local, "a/one", "1").await;
+    let long = "x".repeat(197);
+    for name in ["%", "x%", &format!("{long}%")] {
+        fs::create_dir_all(local.root().join("a").join(name).join(name)).unwrap();
+        fs::write(local.root().join("a").join(name).join("b.obj"), b"x").unwrap();
+    }
+    // Deeper than a path may be long: each stretch is put below the next.
+    let stretch = "%/".repeat(700);
+    let (top, aside) = (local.root().join("%"), root.path().join("#tmp/aside"));
+    for _ in 0..3 {
+        let below = top.exists();
+        if below {
+            fs::rename(&top, &aside).unwrap();
+        }
+        fs::create_dir_all(local.root().join(&stretch)).unwrap();
+        if below {
+            fs::rename(&aside, local.root().join(&stretch).join("%")).unwrap();
+        }
+    }
+    let listed = local.list(&Page::default()).await;
+    // Taken apart again first, since what is so deep cannot be removed at once.
+    for _ in 0..2 {
+        fs::rename(local.root().join(&stretch).join("%"), &aside).unwrap();
+        fs::remove_dir_all(&top).unwrap();
+        fs::rename(&aside, &top).unwrap();
+    }
+    let listed = listed.unwrap();
+    assert_eq!(listed.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/one"]);
+    assert_eq!(listed.foreign, 4);
+}
+
+#[tokio::test]
 async fn leftovers_are_swept_unless_their_writer_lives() {
     let root = scratch();
     let temporary = root.path().join("#tmp");
