@@ -124,6 +124,25 @@ fn a_value_goes_in_and_comes_out() {
 }
 
 #[test]
+fn a_part_of_a_big_value_takes_little_memory() {
+    let place = Place::new();
+    let size = 64 << 20;
+    place.store("big", &vec![b'x'; size]);
+    let program = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); \
+                   print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let run = Command::new("python3")
+        .args(["-c", program, env!("CARGO_BIN_EXE_filestorage")])
+        .args(["retrieve", "big", "--offset", "33554432", "--length", "4", "-o", "part"])
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    let output = String::from_utf8(run.stdout).unwrap();
+    let kibibytes: usize = output.lines().last().unwrap().parse().unwrap();
+    assert_eq!(std::fs::read(place.path().join("part")).unwrap(), b"xxxx");
+    assert!(kibibytes * 1024 < size / 2, "{output}");
+}
+
+#[test]
 fn kinds_are_told_and_never_guessed() {
     let place = Place::new();
     place.store("raw", b"123");
@@ -169,6 +188,7 @@ fn conditions_and_lifetimes_hold() {
 #[test]
 fn what_is_missing_wrong_or_damaged_has_its_own_code() {
     let place = Place::new();
+    place.store("other", b"1");
     for arguments in [&["retrieve", "none"], &["stat", "none"]] {
         let answer = place.run(arguments);
         assert_eq!((answer.code, answer.errors.as_str()), (66, "filestorage: no such key: none\n"));
@@ -188,6 +208,7 @@ fn what_is_missing_wrong_or_damaged_has_its_own_code() {
     let mixed = place.run(&["delete", "fine", "../up"]);
     assert_eq!((mixed.code, mixed.text()), (65, "deleted fine\n"));
 
+    assert_eq!(place.run(&["delete", "other"]).code, 0);
     place.store("k", b"precious");
     let files = place.objects();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -197,6 +218,38 @@ fn what_is_missing_wrong_or_damaged_has_its_own_code() {
     let damaged = place.run(&["retrieve", "k"]);
     assert_eq!((damaged.code, damaged.out.len()), (65, 0), "{damaged:?}");
     assert!(damaged.errors.starts_with("filestorage: retrieve \"k\": "), "{damaged:?}");
+}
+
+#[test]
+fn reading_makes_and_changes_nothing() {
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let place = Place::new();
+    let listed = place.run(&["list"]);
+    assert_eq!((listed.code, listed.text(), listed.errors.as_str()), (0, "", ""));
+    assert_eq!(place.run(&["list", "--json"]).json(), json!([]));
+    for (command, out) in [("retrieve", ""), ("stat", ""), ("exists", "false\n")] {
+        let answer = place.run(&[command, "k"]);
+        assert_eq!((answer.code, answer.text()), (66, out), "{answer:?}");
+        assert!(answer.errors.starts_with("filestorage: nothing is stored under ./storage/objects;"), "{answer:?}");
+    }
+    assert_eq!(names(place.path()), [""; 0]);
+
+    place.store("k", b"value");
+    let root = place.path().join("storage/objects");
+    for own in ["#tmp", "#locks"] {
+        std::fs::remove_dir_all(root.join(own)).unwrap();
+    }
+    let mode = |mode| std::fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    mode(0o555);
+    for (arguments, out) in [(&["retrieve", "k"][..], "value"), (&["exists", "k"], "true\n"), (&["list"], "k\n")] {
+        assert_eq!(place.run(arguments).text(), out);
+    }
+    assert_eq!(place.run(&["stat", "k", "--json"]).json()["size"], 5);
+    mode(0o755);
+    assert_eq!(names(&root), ["k.obj"]);
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use clap::Args;
 
+use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::Key;
-use crate::telemetry::Metrics;
 
 /// Tells whether a key has a value: `true` and exit code 0, or `false` and 66.
 #[derive(Debug, Args)]
@@ -17,7 +17,12 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let found = super::open::engine(&settings.storage, &Metrics::new())?.exists(&Key::parse(&self.key)?).await?;
+        let key = Key::parse(&self.key)?;
+        let Some(engine) = open::reader(&settings.storage)? else {
+            output.answer(&false, "false\n")?;
+            return Err(open::nothing_stored(&settings.storage));
+        };
+        let found = engine.exists(&key).await?;
         output.answer(&found, &format!("{found}\n"))?;
         Ok(if found { Code::Success } else { Code::NoInput })
     }

@@ -6,7 +6,6 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::ListRequest;
-use crate::telemetry::Metrics;
 
 /// Lists keys in byte order, one a line.
 #[derive(Debug, Args)]
@@ -27,7 +26,10 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let request = ListRequest { prefix: self.prefix, start_after: self.start_after, limit: self.limit };
-        let keys = super::open::engine(&settings.storage, &Metrics::new())?.list(request).await?;
+        let keys = match super::open::reader(&settings.storage)? {
+            Some(engine) => engine.list(request).await?,
+            None => Vec::new(),
+        };
         let names: Vec<&str> = keys.iter().map(crate::storage::Key::as_str).collect();
         let text: String = names.iter().flat_map(|name| [*name, "\n"]).collect();
         output.answer(&names, &text)?;

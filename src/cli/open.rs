@@ -1,6 +1,6 @@
 //! The one place that builds the storage stack, and the runtime of a single command.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::outcome::{Code, Failure};
@@ -13,9 +13,24 @@ const OBJECTS: &str = "objects";
 
 /// Builds the stack the settings ask for. Blocks.
 pub(super) fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
-    let root = Path::new(&settings.local_storage_path).join(OBJECTS);
-    let local = Metered::new(Arc::new(Local::open(root)?), Backend::Local, metrics.clone());
+    let local = Metered::new(Arc::new(Local::open(root(settings))?), Backend::Local, metrics.clone());
     Ok(Engine::new(Arc::new(local), Place::Local))
+}
+
+/// Builds the stack for reading, or nothing where nothing was ever stored; makes no folder. Blocks.
+pub(super) fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failure> {
+    let local = Local::open_existing(root(settings))?;
+    Ok(local.map(|local| Engine::new(Arc::new(local), Place::Local)))
+}
+
+/// The failure of a command that needs a value where nothing was ever stored.
+pub(super) fn nothing_stored(settings: &StorageSettings) -> Failure {
+    let why = format!("nothing is stored under {}; is local_storage_path the right one?", root(settings).display());
+    Failure::new(Code::NoInput, why)
+}
+
+fn root(settings: &StorageSettings) -> PathBuf {
+    settings.local_storage_path.join(OBJECTS)
 }
 
 /// Runs one command to its end.

@@ -7,11 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
-use crate::storage::{ByteRange, Key, Receipt, Retrieved, Value};
-use crate::telemetry::Metrics;
+use crate::storage::{ByteRange, Key, Receipt, Retrieved, Value, Want};
 
 /// Writes the value of a key to standard output or a file.
 #[derive(Debug, Args)]
@@ -46,7 +46,11 @@ impl Arguments {
         let key = Key::parse(&self.key)?;
         let range = (self.offset.is_some() || self.length.is_some())
             .then(|| ByteRange { offset: self.offset.unwrap_or_default(), length: self.length });
-        let found = super::open::engine(&settings.storage, &Metrics::new())?.retrieve(&key, range).await?;
+        let want = Want { range, limit: None };
+        let Some(engine) = open::reader(&settings.storage)? else {
+            return Err(open::nothing_stored(&settings.storage));
+        };
+        let found = engine.retrieve(&key, want).await?;
         let Some(Retrieved { value, receipt }) = found else { return Err(Failure::missing(&self.key)) };
         match self.output.as_deref() {
             Some(path) if path != Path::new("-") => {

@@ -3,11 +3,11 @@
 use clap::Args;
 use serde_json::Value;
 
+use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
 use crate::storage::Key;
-use crate::telemetry::Metrics;
 
 /// Shows what is known about a value without reading it.
 #[derive(Debug, Args)]
@@ -18,7 +18,11 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let found = super::open::engine(&settings.storage, &Metrics::new())?.stat(&Key::parse(&self.key)?).await?;
+        let key = Key::parse(&self.key)?;
+        let Some(engine) = open::reader(&settings.storage)? else {
+            return Err(open::nothing_stored(&settings.storage));
+        };
+        let found = engine.stat(&key).await?;
         let Some(stat) = found else { return Err(Failure::missing(&self.key)) };
         let metadata = stat.metadata.as_ref().map_or("-", |metadata| metadata.get());
         let mut text = String::new();

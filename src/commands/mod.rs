@@ -105,6 +105,8 @@ pub struct Context {
     pub redelivered: Option<Redelivered>,
     /// Asked at the commit point.
     pub fence: Fence,
+    /// Most bytes an answer may have: a value with more is refused before it is read.
+    pub max_reply_bytes: Option<usize>,
 }
 
 /// How a command ended.

@@ -7,7 +7,7 @@ use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
 use crate::json::{typed, write_string};
-use crate::storage::{ByteRange, Value};
+use crate::storage::{ByteRange, Value, Want};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.retrieve",
@@ -72,9 +72,11 @@ impl Command for Retrieve {
         false
     }
 
-    async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
+    async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let mut facts = Facts::of(Some(&self.key), engine);
-        let result = engine.retrieve(&self.key, self.range).await;
+        // JSON is never shorter than the bytes it carries.
+        let want = Want { range: self.range, limit: context.max_reply_bytes.map(|bytes| bytes as u64) };
+        let result = engine.retrieve(&self.key, want).await;
         if let Ok(Some(read)) = &result {
             facts.size = Some(read.receipt.size);
             facts.stored_size = Some(read.receipt.stored_size);
@@ -82,5 +84,39 @@ impl Command for Retrieve {
         }
         let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
         Finished { result: result.map_err(CommandError::from), facts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::commands::Exception;
+    use crate::json::Json;
+    use crate::storage::{Memory, Place, StoreOptions};
+
+    async fn run(engine: &Engine, name: &str, part: &[(&str, i64)]) -> Result<String, CommandError> {
+        let kwargs = part.iter().map(|&(name, number)| (name.to_owned(), Json::from(number))).collect();
+        let command = DEFINITION.parse(vec![Json::Text(name.to_owned())], kwargs).unwrap();
+        command.run(engine, Context { max_reply_bytes: Some(4), ..Context::default() }).await.result
+    }
+
+    #[tokio::test]
+    async fn what_no_reply_can_carry_is_a_value_error_that_names_the_way_out() {
+        let engine = Engine::new(Arc::new(Memory::new()), Place::Local);
+        for (name, value) in [("fits", "1234"), ("long", "12345")] {
+            let value = Value::Text(value.to_owned());
+            engine.store(&Key::parse(name).unwrap(), value, StoreOptions::default()).await.unwrap();
+        }
+        assert_eq!(run(&engine, "fits", &[]).await.unwrap(), "\"1234\"");
+        assert!(run(&engine, "long", &[("offset", 1)]).await.unwrap().contains("\"2345\""));
+        for part in [&[][..], &[("offset", 0)], &[("length", 5)]] {
+            let error = run(&engine, "long", part).await.unwrap_err();
+            assert_eq!(error.exception, Exception::ValueError);
+            let text = error.to_string();
+            assert!(text.contains("value of 5") && text.contains("4 may be read"), "{text}");
+            assert!(text.contains("`offset` and `length`"), "{text}");
+        }
     }
 }

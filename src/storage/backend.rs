@@ -1,11 +1,12 @@
 //! The seam: a place that keeps whole objects under keys.
 
 use std::fmt;
+use std::ops::Range;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Attributes, Error, ErrorKind, Fence, Key, Object, Operation, Result};
+use super::{Attributes, ByteRange, Error, ErrorKind, Fence, Key, Kind, Object, Operation, Result};
 
 /// A place that keeps whole objects under keys.
 ///
@@ -16,14 +17,18 @@ use super::{Attributes, Error, ErrorKind, Fence, Key, Object, Operation, Result}
 /// - `None` means the place is certain that nothing is there; everything else is an error.
 /// - Conditions hold against every other writer of the same place, whatever its process.
 /// - Backends keep expired objects like any other; the engine hides them.
+/// - A `get` takes no more of a payload into memory than [`Want`] asks for, beside a buffer of fixed size.
 /// - No default methods: a layer implements all of it or does not compile.
 #[async_trait]
 pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Writes the object, replacing what was there if the condition allows it.
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()>;
 
-    /// Reads the object; checksums of the kept bytes are verified before anything is returned.
-    async fn get(&self, key: &Key) -> Result<Option<Object>>;
+    /// Reads the object, its payload cut to the wanted bytes; its attributes stay those of the whole.
+    ///
+    /// Checksums of all kept bytes are verified before anything is returned, also for a part. What is refused
+    /// ([`ErrorKind::Invalid`]) is refused by the attributes alone, before the payload is read.
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>>;
 
     /// Reads the attributes only.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
@@ -41,6 +46,42 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Looks whether the place can be used; for start-up and health only.
     async fn probe(&self) -> Result<()>;
+}
+
+/// Which bytes of a payload are wanted, and how many are too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Only these bytes of a text or bytes value; the whole by default.
+    pub range: Option<ByteRange>,
+    /// More bytes than these are refused.
+    pub limit: Option<u64>,
+}
+
+impl Want {
+    /// Returns which bytes of the payload are to be read; fails for more than the limit, and for a part of JSON.
+    pub(super) fn part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
+        let refused = |why| Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
+        let size = attributes.stored_size;
+        let part = match self.range {
+            None => 0..size,
+            Some(_) if attributes.kind == Kind::Json => {
+                let why = "a range of a JSON value has no meaning; retrieve it whole, without offset and length";
+                return refused(why.to_owned());
+            }
+            Some(ByteRange { offset, length }) => {
+                let begin = offset.min(size);
+                begin..length.map_or(size, |length| begin.saturating_add(length).min(size))
+            }
+        };
+        let bytes = part.end - part.start;
+        let Some(limit) = self.limit.filter(|limit| bytes > *limit) else { return Ok(part) };
+        let mend = match (self.range, attributes.kind) {
+            (_, Kind::Json) => "a JSON value has no parts: store it under several keys, or raise the limit",
+            (None, Kind::Text | Kind::Bytes) => "read it in parts with `offset` and `length`",
+            (Some(_), Kind::Text | Kind::Bytes) => "read it in smaller parts with `offset` and `length`",
+        };
+        refused(format!("{bytes} bytes of a value of {size} are wanted, and {limit} may be read at once; {mend}"))
+    }
 }
 
 /// What must hold for a write to happen.

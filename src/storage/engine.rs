@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, ByteRange, Checksum, DeleteOptions, Error, ErrorKind, Key, Kind, ListRequest, Metadata,
-    Object, Operation, Page, Place, Put, Receipt, Result, Stat, Stats, StoreOptions, Value, clock,
+    Attributes, Backend, Checksum, DeleteOptions, Error, ErrorKind, Key, Kind, ListRequest, Metadata, Object,
+    Operation, Page, Place, Put, Receipt, Result, Stat, Stats, StoreOptions, Value, Want, clock,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -69,13 +69,14 @@ impl Engine {
         self.0.counters.measure(self.store_uncounted(key, value, options)).await
     }
 
-    /// Reads a value, or some bytes of a text or bytes value.
+    /// Reads a value, or some bytes of a text or bytes value; never more than the limit, and never more than wanted.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a range of a JSON value; [`ErrorKind::Integrity`] for an object that is damaged.
-    pub async fn retrieve(&self, key: &Key, range: Option<ByteRange>) -> Result<Option<Retrieved>> {
-        self.0.counters.measure(self.retrieve_uncounted(key, range)).await
+    /// [`ErrorKind::Invalid`] for more bytes than the limit and for a range of a JSON value;
+    /// [`ErrorKind::Integrity`] for an object that is damaged.
+    pub async fn retrieve(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
+        self.0.counters.measure(self.retrieve_uncounted(key, want)).await
     }
 
     /// Removes the object; afterwards the key is gone, whoever removed it.
@@ -211,8 +212,16 @@ impl Engine {
         Ok(keys)
     }
 
-    async fn retrieve_uncounted(&self, key: &Key, range: Option<ByteRange>) -> Result<Option<Retrieved>> {
-        let found = self.0.backend.get(key).await?;
+    async fn retrieve_uncounted(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
+        let found = match self.0.backend.get(key, want).await {
+            // What was refused may have expired, and then it is not there to be refused.
+            Err(error) if error.kind == ErrorKind::Invalid => match self.live(key).await {
+                Ok(None) => None,
+                Ok(Some(_)) => return Err(error),
+                Err(fault) => return Err(fault.during(Operation::Retrieve)),
+            },
+            found => found?,
+        };
         let Some(Object { attributes, payload }) = found.filter(|it| !it.attributes.is_expired(Timestamp::now()))
         else {
             return Ok(None);
@@ -225,17 +234,12 @@ impl Engine {
             return Err(damaged("the object is compressed or encrypted in a way this engine cannot undo"));
         }
         // The backend vouches for the bytes kept, which here are the value's bytes.
-        if attributes.size != payload.len() as u64 || attributes.checksum != attributes.stored_checksum {
+        if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {
             return Err(damaged("the value's size or checksum does not match its bytes"));
         }
         let receipt = Receipt::of(key, self.0.place, &attributes);
-        let value = match (range, attributes.kind) {
-            (Some(_), Kind::Json) => {
-                let why = "a range of a JSON value has no meaning; retrieve it whole, without offset and length";
-                return Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
-            }
-            (Some(range), Kind::Text | Kind::Bytes) => Value::Bytes(cut(&payload, range)),
-            (None, Kind::Bytes) => Value::Bytes(payload),
+        let value = match (want.range, attributes.kind) {
+            (Some(_), _) | (None, Kind::Bytes) => Value::Bytes(payload),
             (None, Kind::Text) => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
             (None, Kind::Json) => {
                 let json = utf8(payload).filter(|json| is_json(json));
@@ -252,13 +256,6 @@ const fn default_content_type(kind: Kind) -> &'static str {
         Kind::Bytes => "application/octet-stream",
         Kind::Json => "application/json",
     }
-}
-
-fn cut(payload: &Bytes, range: ByteRange) -> Bytes {
-    let clamp = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(payload.len());
-    let begin = clamp(range.offset);
-    let end = range.length.map_or(payload.len(), |length| clamp(range.offset.saturating_add(length)));
-    payload.slice(begin..end)
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::{
     Attributes, Backend, Checksum, Condition, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page,
-    Put, Result,
+    Put, Result, Want,
 };
 
 /// Keeps objects in this process's memory, by the same contract as every backend but durability.
@@ -49,15 +49,16 @@ impl Backend for Memory {
         Ok(())
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Object>> {
-        let found = self.objects().get(key).cloned();
-        if let Some(Object { attributes, payload }) = &found
-            && (attributes.stored_checksum != Checksum::of(payload) || attributes.stored_size != payload.len() as u64)
-        {
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+        let Some(Object { attributes, payload }) = self.objects().get(key).cloned() else { return Ok(None) };
+        let part = want.part(key, &attributes)?;
+        if attributes.stored_checksum != Checksum::of(&payload) || attributes.stored_size != payload.len() as u64 {
             let why = "the bytes do not match their checksum; store the value again";
             return Err(Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why));
         }
-        Ok(found)
+        // The part lies within the payload, so its ends are lengths in memory.
+        let payload = payload.slice(part.start as usize..part.end as usize);
+        Ok(Some(Object { attributes, payload }))
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::{Attributes, Backend, Delete, Error, ErrorKind, Key, Listing, Object, Page, Put, Result};
+use super::{Attributes, Backend, Delete, Error, ErrorKind, Key, Listing, Object, Page, Put, Result, Want};
 use crate::telemetry::{self, Metrics, StorageOperation, StorageOutcome};
 
 /// A backend whose every operation is counted, timed and weighed under its label.
@@ -61,9 +61,9 @@ impl Backend for Metered {
         result
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
         let started = Instant::now();
-        let result = self.inner.get(key).await;
+        let result = self.inner.get(key, want).await;
         let object = result.as_ref().ok().and_then(Option::as_ref);
         let bytes = object.map_or(0, |object| object.payload.len());
         self.note(StorageOperation::Get, started, &result, object.is_some(), bytes);
@@ -114,7 +114,7 @@ impl Backend for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Engine, Memory, Place, StoreOptions, Value};
+    use crate::storage::{ByteRange, Engine, Memory, Place, StoreOptions, Value};
 
     #[tokio::test]
     async fn what_is_asked_is_counted() {
@@ -123,14 +123,17 @@ mod tests {
         let engine = Engine::new(Arc::new(place), Place::Local);
         let key = Key::parse("k").unwrap();
         engine.store(&key, Value::Text("12345".into()), StoreOptions::default()).await.unwrap();
-        engine.retrieve(&key, None).await.unwrap();
-        engine.retrieve(&Key::parse("other").unwrap(), None).await.unwrap();
+        engine.retrieve(&key, Want::default()).await.unwrap();
+        engine.retrieve(&Key::parse("other").unwrap(), Want::default()).await.unwrap();
+        let range = Some(ByteRange { offset: 1, length: Some(2) });
+        engine.retrieve(&key, Want { range, limit: Some(2) }).await.unwrap();
         let text = metrics.encode();
         for line in [
             r#"filestorage_storage_operations_total{operation="put",backend="memory",outcome="succeeded"} 1"#,
-            r#"filestorage_storage_operations_total{operation="get",backend="memory",outcome="succeeded"} 1"#,
+            r#"filestorage_storage_operations_total{operation="get",backend="memory",outcome="succeeded"} 2"#,
             r#"filestorage_storage_operations_total{operation="get",backend="memory",outcome="missing"} 1"#,
             r#"filestorage_storage_transferred_bytes_total{operation="put",backend="memory"} 5"#,
+            r#"filestorage_storage_transferred_bytes_total{operation="get",backend="memory"} 7"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

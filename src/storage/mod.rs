@@ -24,7 +24,7 @@ mod redelivery;
 mod stats;
 mod value;
 
-pub use backend::{Backend, Condition, Delete, Entry, Listing, Page, Put};
+pub use backend::{Backend, Condition, Delete, Entry, Listing, Page, Put, Want};
 pub use engine::{Engine, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fence::Fence;

@@ -77,6 +77,12 @@ impl Checksum {
     pub fn of(bytes: &[u8]) -> Self {
         Self(crc32c::crc32c(bytes))
     }
+
+    /// Returns the checksum of what this one is of, with more bytes behind it.
+    #[must_use]
+    pub(super) fn append(self, bytes: &[u8]) -> Self {
+        Self(crc32c::crc32c_append(self.0, bytes))
+    }
 }
 
 impl fmt::Display for Checksum {

@@ -77,8 +77,11 @@ impl Engine {
         let Some(attributes) = self.0.backend.stat(key).await? else {
             return Ok(Verdict::Run(None));
         };
-        if mine.is_some_and(|mine| is_same_write(mine, &attributes)) {
-            return Ok(Verdict::Own(Box::new(attributes)));
+        if mine.is_some_and(|mine| is_same_write(mine, &attributes, again)) {
+            // Its own write that has expired is not there, so there is nothing to answer: it runs once more.
+            let expired = attributes.is_expired(Timestamp::now());
+            let own = Box::new(attributes);
+            return Ok(if expired { Verdict::Run(Some(own)) } else { Verdict::Own(own) });
         }
         if again.started_at.is_some_and(|started_at| attributes.stored_at > started_at) {
             return Ok(Verdict::Overtaken);
@@ -117,9 +120,17 @@ impl Engine {
     }
 }
 
-/// Ids are reused for periodic work, so the same id with another value is another write.
-fn is_same_write(mine: &Attributes, present: &Attributes) -> bool {
+/// Ids are reused for periodic work, so the same id with another value, or from before this run, is another write.
+///
+/// A time to live counts from each try, so of two expiries only whether there is one can be compared.
+fn is_same_write(mine: &Attributes, present: &Attributes, again: Redelivered) -> bool {
+    // Writes are stamped in whole microseconds, and one may fall into the microsecond its command began in.
+    let since = again.started_at.map_or(i64::MIN, Timestamp::as_microsecond);
     mine.operation_id.is_some()
         && mine.operation_id == present.operation_id
         && (mine.kind, mine.size, mine.checksum) == (present.kind, present.size, present.checksum)
+        && mine.content_type == present.content_type
+        && mine.expires_at.is_some() == present.expires_at.is_some()
+        && mine.metadata.as_ref().map(|text| text.get()) == present.metadata.as_ref().map(|text| text.get())
+        && present.stored_at.as_microsecond() >= since
 }

@@ -269,8 +269,12 @@ impl<'b> Shift<'b> {
                 self.outbox.push(parcel);
             }
             let fence = Fence::default();
-            let context =
-                Context { task_id: job.case.request.id.clone(), redelivered: job.redelivered, fence: fence.clone() };
+            let context = Context {
+                task_id: job.case.request.id.clone(),
+                redelivered: job.redelivered,
+                fence: fence.clone(),
+                max_reply_bytes: Some(self.bench.options.max_reply_bytes),
+            };
             let running = Running {
                 definition: job.definition,
                 key: job.command.key().cloned(),

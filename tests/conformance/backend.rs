@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Fence, Key, Page, Put, Result};
+use filestorage::storage::{
+    Backend, ByteRange, Condition, Delete, ErrorKind, Fence, Key, Kind, Page, Put, Result, Want,
+};
 use futures_util::future::try_join_all;
 
 use crate::support::{Tally, expired, key, keys, noise, object, text};
@@ -11,6 +13,7 @@ use crate::support::{Tally, expired, key, keys, noise, object, text};
 pub(crate) async fn suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, tally: &Tally) {
     one.probe().await.unwrap();
     values(&**one, &**other, tally).await;
+    parts(&**one, &**other, tally).await;
     every_key(&**one, &**other, tally).await;
     conditions(&**one, tally).await;
     fences(&**one, tally).await;
@@ -36,29 +39,75 @@ async fn values(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
     for size in [0, 1, 200, 3_000, 4_095, 4_096, 4_097, 65_000, 65_536, 70_000, 1 << 20, (8 << 20) - 1, 8 << 20] {
         let wanted = object(noise(size, size as u64));
         one.put(&it, wanted.clone(), Put::default()).await.unwrap();
-        let found = other.get(&it).await.unwrap().unwrap();
+        let found = other.get(&it, Want::default()).await.unwrap().unwrap();
         assert!(found.payload == wanted.payload, "{size} bytes");
         tally.equal(text(&found.attributes), text(&wanted.attributes));
         tally.equal(other.stat(&it).await.unwrap().map(|it| text(&it)), Some(text(&wanted.attributes)));
     }
     for payload in ["\n", "\n\n{}\n", "{\"format\":1}\n"] {
         one.put(&it, object(payload), Put::default()).await.unwrap();
-        tally.equal(&*other.get(&it).await.unwrap().unwrap().payload, payload.as_bytes());
+        tally.equal(&*other.get(&it, Want::default()).await.unwrap().unwrap().payload, payload.as_bytes());
     }
     one.flush(&it).await.unwrap();
     tally.equal(other.delete(&it, Delete::default()).await.unwrap(), true);
-    tally.equal(one.get(&it).await.unwrap().is_none(), true);
+    tally.equal(one.get(&it, Want::default()).await.unwrap().is_none(), true);
     tally.equal(one.stat(&it).await.unwrap().is_none(), true);
     tally.equal(one.delete(&it, Delete::default()).await.unwrap(), false);
     one.flush(&it).await.unwrap();
     one.flush(&key("never/was/there")).await.unwrap();
 }
 
+/// Every combination of size, range and limit against the plain definition.
+async fn parts(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
+    let it = key("parts/it");
+    for size in [0, 1, 5, 65_000, 65_536, 70_000, 300_000, 600_000] {
+        let wanted = object(noise(size, size as u64));
+        one.put(&it, wanted.clone(), Put::default()).await.unwrap();
+        for offset in [0, 1, 4, 64_000, 65_000, 65_536, 262_144, 599_999, 600_000, u64::MAX] {
+            for length in [Some(0), Some(1), Some(4), Some(64_900), Some(300_000), Some(u64::MAX), None] {
+                let begin = usize::try_from(offset).unwrap_or(size).min(size);
+                let end = length.map_or(size, |length| begin + usize::try_from(length).unwrap().min(size - begin));
+                for limit in [None, Some(0), Some(3), Some(4), Some(64_900), Some(1 << 20)] {
+                    let want = Want { range: Some(ByteRange { offset, length }), limit };
+                    let found = other.get(&it, want).await;
+                    if limit.is_some_and(|limit| (end - begin) as u64 > limit) {
+                        let error = found.unwrap_err();
+                        assert!(error.kind == ErrorKind::Invalid && error.message().contains("`offset`"), "{error}");
+                    } else {
+                        let found = found.unwrap().unwrap();
+                        assert!(found.payload == wanted.payload[begin..end], "{want:?} of {size}");
+                        assert_eq!(text(&found.attributes), text(&wanted.attributes));
+                    }
+                    tally.case();
+                }
+            }
+        }
+        let whole = |limit| other.get(&it, Want { range: None, limit: Some(limit) });
+        tally.equal(whole(size as u64).await.unwrap().unwrap().payload.len(), size);
+        if size > 0 {
+            let error = whole(size as u64 - 1).await.unwrap_err();
+            let names = [size.to_string(), (size - 1).to_string(), "`offset` and `length`".to_owned()];
+            assert!(names.iter().all(|name| error.message().contains(name)), "{error}");
+            tally.equal(error.kind, ErrorKind::Invalid);
+        }
+    }
+    let mut json = object("[1,2]");
+    json.attributes.kind = Kind::Json;
+    one.put(&it, json, Put::default()).await.unwrap();
+    let error = other.get(&it, Want { range: None, limit: Some(4) }).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Invalid && !error.message().contains("`offset`"), "{error}");
+    let part = Want { range: Some(ByteRange::default()), limit: None };
+    tally.equal(kind(other.get(&it, part).await), ErrorKind::Invalid);
+    assert!(one.delete(&it, Delete::default()).await.unwrap());
+    let none = Want { limit: Some(0), ..part };
+    tally.equal(one.get(&it, none).await.unwrap().is_none(), true);
+}
+
 async fn every_key(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
     let keys: Vec<Key> = keys().into_iter().collect();
     try_join_all(keys.iter().map(|key| one.put(key, object(key.as_str().to_owned()), Put::default()))).await.unwrap();
     for key in &keys {
-        tally.equal(&*other.get(key).await.unwrap().unwrap().payload, key.as_str().as_bytes());
+        tally.equal(&*other.get(key, Want::default()).await.unwrap().unwrap().payload, key.as_str().as_bytes());
     }
     let all = other.list(&Page::default()).await.unwrap();
     tally.equal(all.entries.iter().map(|entry| &entry.key).collect::<Vec<_>>(), keys.iter().collect());
@@ -134,7 +183,7 @@ async fn conditions(one: &dyn Backend, tally: &Tally) {
     tally.equal(kind(one.put(&it, object("2"), when(Condition::Absent)).await), ErrorKind::Precondition);
     tally.equal(kind(one.put(&it, object("2"), exactly("g")).await), ErrorKind::Precondition);
     tally.equal(kind(one.delete(&it, only("g")).await), ErrorKind::Precondition);
-    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"1");
+    tally.equal(&*one.get(&it, Want::default()).await.unwrap().unwrap().payload, b"1");
     one.put(&it, object("2"), exactly(&generation)).await.unwrap();
     tally.equal(kind(one.put(&it, object("3"), exactly(&generation)).await), ErrorKind::Precondition);
     let now = one.stat(&it).await.unwrap().unwrap().generation;
@@ -144,7 +193,7 @@ async fn conditions(one: &dyn Backend, tally: &Tally) {
     let past = expired("4");
     let generation = past.attributes.generation.clone();
     one.put(&it, past.clone(), Put::default()).await.unwrap();
-    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"4");
+    tally.equal(&*one.get(&it, Want::default()).await.unwrap().unwrap().payload, b"4");
     tally.equal(kind(one.put(&it, object("5"), exactly(&generation)).await), ErrorKind::Precondition);
     one.put(&it, object("5"), when(Condition::Absent)).await.unwrap();
     tally.equal(kind(one.delete(&it, only(&generation)).await), ErrorKind::Precondition);
@@ -178,7 +227,7 @@ async fn fences(one: &dyn Backend, tally: &Tally) {
     );
     let how = Delete { fence: abandoned(), ..Delete::default() };
     tally.equal(kind(one.delete(&it, how).await), ErrorKind::Abandoned);
-    tally.equal(&*one.get(&it).await.unwrap().unwrap().payload, b"2");
+    tally.equal(&*one.get(&it, Want::default()).await.unwrap().unwrap().payload, b"2");
     // A condition that does not hold leaves the fence open: nothing was committed.
     let fence = Fence::default();
     let how = Put { condition: Condition::Absent, fence: fence.clone() };
@@ -234,7 +283,7 @@ async fn overwritten_while_read(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>
         })
     };
     while !writer.is_finished() {
-        let found = other.get(&it).await.unwrap().unwrap();
+        let found = other.get(&it, Want::default()).await.unwrap().unwrap();
         assert_eq!(found.attributes.size, found.payload.len() as u64);
         assert!(found.payload.windows(2).all(|pair| pair[0] == pair[1]));
         assert!(other.stat(&it).await.unwrap().is_some());

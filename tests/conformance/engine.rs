@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use filestorage::storage::{
     ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata,
-    Redelivered, StoreOptions, Value,
+    Redelivered, StoreOptions, Value, Want,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -16,6 +16,7 @@ pub(crate) async fn suite(engine: &Engine, tally: &Tally) {
     expiry(engine, tally).await;
     lists(engine, tally).await;
     redelivered_stores(engine, tally).await;
+    reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;
     counters(engine, tally).await;
 }
@@ -25,7 +26,7 @@ fn text(text: &str) -> Value {
 }
 
 async fn get(engine: &Engine, name: &str) -> Option<Value> {
-    engine.retrieve(&key(name), None).await.unwrap().map(|found| found.value)
+    engine.retrieve(&key(name), Want::default()).await.unwrap().map(|found| found.value)
 }
 
 async fn put(engine: &Engine, name: &str, value: &str) -> filestorage::storage::Receipt {
@@ -42,7 +43,7 @@ async fn values(engine: &Engine, tally: &Tally) {
     values.push(Value::Bytes(noise(8 << 20, 3).into()));
     for value in values {
         let receipt = engine.store(&key("v"), value.clone(), StoreOptions::default()).await.unwrap();
-        let found = engine.retrieve(&key("v"), None).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("v"), Want::default()).await.unwrap().unwrap();
         assert!(found.value == value, "{receipt:?}");
         tally.equal(found.receipt, receipt.clone());
         tally.equal(receipt.kind, value.kind());
@@ -73,15 +74,22 @@ async fn ranges(engine: &Engine, tally: &Tally) {
         (u64::MAX, Some(u64::MAX), b""),
     ] {
         let range = Some(ByteRange { offset, length });
-        let found = engine.retrieve(&key("r"), range).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("r"), Want { range, limit: None }).await.unwrap().unwrap();
         tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
         tally.equal(found.receipt.size, 4);
     }
     engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
-    let refused = engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap_err();
+    let range = Want { range: Some(ByteRange::default()), limit: None };
+    let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
+    // What would be refused for its size is not there once it has expired.
+    let small = Want { range: None, limit: Some(2) };
+    tally.equal(engine.retrieve(&key("r"), small).await.unwrap_err().kind, ErrorKind::Invalid);
+    let past = StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
+    engine.store(&key("r"), text("123"), past).await.unwrap();
+    tally.equal(engine.retrieve(&key("r"), small).await.unwrap().is_none(), true);
     engine.delete(&key("r"), DeleteOptions::default()).await.unwrap();
-    tally.equal(engine.retrieve(&key("r"), Some(ByteRange::default())).await.unwrap().is_none(), true);
+    tally.equal(engine.retrieve(&key("r"), range).await.unwrap().is_none(), true);
 }
 
 async fn receipts(engine: &Engine, tally: &Tally) {
@@ -245,6 +253,55 @@ async fn redelivered_stores(engine: &Engine, tally: &Tally) {
     engine.delete(&it, DeleteOptions::default()).await.unwrap();
 }
 
+/// Periodic work comes with one id again and again; only this run's own write answers for it.
+async fn reused_ids(engine: &Engine, tally: &Tally) {
+    let it = key("periodic");
+    let metadata = |text: &str| Some(Metadata::parse(text).unwrap());
+    for started_at in [None, Some(Timestamp::now() - SignedDuration::from_secs(1))] {
+        let plain = again("periodic", started_at);
+        let described = StoreOptions { metadata: metadata(r#"{"a":1}"#), ..plain.clone() };
+        let typed = StoreOptions { content_type: Some(ContentType::parse("text/csv").unwrap()), ..plain.clone() };
+        let passing = |seconds| Some(Timestamp::now() + SignedDuration::from_secs(seconds));
+        let lasting = StoreOptions { expires_at: passing(1000), ..plain.clone() };
+        for options in [plain.clone(), described, typed, lasting] {
+            let before = StoreOptions { redelivered: None, ..plain.clone() };
+            let before = match (&options.metadata, &options.content_type, options.expires_at) {
+                (None, None, None) => StoreOptions { metadata: metadata(r#"{"a":2}"#), ..before },
+                _ => before,
+            };
+            let old = engine.store(&it, text("1"), before).await.unwrap();
+            // Of the run before: this one began after it.
+            let began = Redelivered { started_at: started_at.map(|_| Timestamp::now()) };
+            let options = StoreOptions { redelivered: Some(began), ..options };
+            let receipt = engine.store(&it, text("1"), options.clone()).await.unwrap();
+            tally.equal(receipt.generation == old.generation, false);
+            let stat = engine.stat(&it).await.unwrap().unwrap();
+            tally.equal((&stat.receipt, &stat.metadata), (&receipt, &options.metadata));
+            // This run's own, although its time to live counts anew.
+            let longer = StoreOptions { expires_at: options.expires_at.and(passing(2000)), ..options };
+            tally.equal(engine.store(&it, text("1"), longer).await.unwrap(), receipt);
+        }
+        // What has expired is no answer, whoever wrote it.
+        let past = StoreOptions { expires_at: Some(Timestamp::now()), redelivered: None, ..plain.clone() };
+        let old = engine.store(&it, text("1"), past).await.unwrap();
+        let lasting = StoreOptions { expires_at: passing(1000), ..plain.clone() };
+        let receipt = engine.store(&it, text("1"), lasting).await.unwrap();
+        tally.equal(receipt.generation == old.generation, false);
+        tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
+        engine.delete(&it, DeleteOptions::default()).await.unwrap();
+    }
+    // The same in every part, but written before this run began.
+    let old = engine.store(&it, text("1"), again("periodic", None)).await.unwrap();
+    let receipt = engine.store(&it, text("1"), again("periodic", Some(after(old.stored_at)))).await.unwrap();
+    tally.equal(receipt.generation == old.generation, false);
+    tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
+    engine.delete(&it, DeleteOptions::default()).await.unwrap();
+}
+
+fn after(time: Timestamp) -> Timestamp {
+    time + SignedDuration::from_micros(1)
+}
+
 async fn redelivered_deletes(engine: &Engine, tally: &Tally) {
     let it = key("redelivered");
     let again = |started_at, generation| DeleteOptions {
@@ -286,6 +343,6 @@ async fn counters(engine: &Engine, tally: &Tally) {
     tally.equal(after.successful_operations - before.metrics.successful_operations, 3);
     tally.equal(after.total_data_size - before.metrics.total_data_size, 5);
     assert!(after.success_rate > 0.0 && after.success_rate < 1.0 && after.mean_response_time > 0.0);
-    tally.equal(engine.retrieve(&key("c"), None).await.unwrap().unwrap().receipt.kind, Kind::Text);
+    tally.equal(engine.retrieve(&key("c"), Want::default()).await.unwrap().unwrap().receipt.kind, Kind::Text);
     engine.delete(&key("c"), DeleteOptions::default()).await.unwrap();
 }

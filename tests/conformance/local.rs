@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Key, Local, Page, Put};
+use filestorage::storage::{Backend, ByteRange, Condition, Delete, ErrorKind, Key, Local, Page, Put, Want};
 
 use crate::support::{key, noise, object, scratch, text};
 
@@ -16,7 +16,7 @@ async fn stored(local: &Local, name: &str, payload: &str) -> (Key, PathBuf) {
 }
 
 async fn assert_damaged(local: &Local, key: &Key, what: &str) {
-    let error = local.get(key).await.map(|found| found.is_some()).expect_err(what);
+    let error = local.get(key, Want::default()).await.map(|found| found.is_some()).expect_err(what);
     assert_eq!(error.kind, ErrorKind::Integrity, "{what}: {error}");
     assert!(error.message().contains(".obj") && error.message().contains("filestorage delete"), "{error}");
 }
@@ -44,8 +44,37 @@ async fn every_flipped_bit_is_noticed() {
         assert_eq!(local.stat(&key).await.unwrap_err().kind, ErrorKind::Integrity);
     }
     fs::write(&path, &sound).unwrap();
-    assert_eq!(&*local.get(&key).await.unwrap().unwrap().payload, b"payload\nof two lines");
+    assert_eq!(&*local.get(&key, Want::default()).await.unwrap().unwrap().payload, b"payload\nof two lines");
     println!("local: {} bits and {} lengths of one file tried", sound.len() * 8, sound.len());
+}
+
+#[tokio::test]
+async fn damage_outside_a_part_is_noticed_and_a_giant_is_refused_unread() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let it = key("a");
+    local.put(&it, object(noise(600_000, 1)), Put::default()).await.unwrap();
+    let path = root.path().join("a.obj");
+    let sound = fs::read(&path).unwrap();
+    let part = Want { range: Some(ByteRange { offset: 100_000, length: Some(4) }), limit: Some(4) };
+    assert_eq!(local.get(&it, part).await.unwrap().unwrap().payload, noise(600_000, 1)[100_000..100_004]);
+    for position in [sound.len() - 1, sound.len() - 600_000, sound.len() - 500_001] {
+        let mut flipped = sound.clone();
+        flipped[position] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert_eq!(local.get(&it, part).await.unwrap_err().kind, ErrorKind::Integrity, "{position}");
+    }
+    // More than any memory, in a file that takes no room: only one that is never read can be answered.
+    let mut giant = object("x");
+    giant.attributes.stored_size = 1 << 40;
+    local.put(&it, giant, Put::default()).await.unwrap();
+    let header = fs::metadata(&path).unwrap().len() - 1;
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(header + (1 << 40)).unwrap();
+    for range in [None, Some(ByteRange { offset: 1 << 30, length: Some(1 << 30) })] {
+        let error = local.get(&it, Want { range, limit: Some(15 << 20) }).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
+        assert!(error.message().contains("1099511627776") && error.message().contains("15728640"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -64,10 +93,10 @@ async fn what_is_damaged_can_be_replaced_and_removed_but_not_compared() {
     let listed = local.list(&Page::default()).await.unwrap();
     assert_eq!(listed.entries.len(), 1, "what is damaged is still there");
     local.put(&key, object("2"), Put::default()).await.unwrap();
-    assert_eq!(&*local.get(&key).await.unwrap().unwrap().payload, b"2");
+    assert_eq!(&*local.get(&key, Want::default()).await.unwrap().unwrap().payload, b"2");
     fs::write(&path, b"").unwrap();
     assert!(local.delete(&key, Delete::default()).await.unwrap());
-    assert!(local.get(&key).await.unwrap().is_none());
+    assert!(local.get(&key, Want::default()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -88,7 +117,7 @@ async fn files_of_other_keys_and_kinds_are_no_objects() {
     assert_damaged(&local, &key("a/sparse"), "a terabyte of nothing").await;
     let line = fs::read_to_string(&path).unwrap().replacen("{\"format\":1,", "{\"format\":2,", 1);
     fs::write(&path, line).unwrap();
-    let error = local.get(&key("a/one")).await.unwrap_err();
+    let error = local.get(&key("a/one"), Want::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Integrity);
     assert!(error.message().contains("format version 2"), "{error}");
 }
@@ -109,6 +138,41 @@ async fn foreign_names_are_skipped_and_counted() {
     let listed = local.list(&Page::default()).await.unwrap();
     assert_eq!(listed.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/one"]);
     assert_eq!(listed.foreign, foreign.len() as u64 + 1);
+}
+
+#[tokio::test]
+async fn folders_that_no_key_has_are_not_entered_however_deep_they_are() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    stored(&local, "a/one", "1").await;
+    let long = "x".repeat(197);
+    for name in ["%", "x%", &format!("{long}%")] {
+        fs::create_dir_all(local.root().join("a").join(name).join(name)).unwrap();
+        fs::write(local.root().join("a").join(name).join("b.obj"), b"x").unwrap();
+    }
+    // Deeper than a path may be long: each stretch is put below the next.
+    let stretch = "%/".repeat(700);
+    let (top, aside) = (local.root().join("%"), root.path().join("#tmp/aside"));
+    for _ in 0..3 {
+        let below = top.exists();
+        if below {
+            fs::rename(&top, &aside).unwrap();
+        }
+        fs::create_dir_all(local.root().join(&stretch)).unwrap();
+        if below {
+            fs::rename(&aside, local.root().join(&stretch).join("%")).unwrap();
+        }
+    }
+    let listed = local.list(&Page::default()).await;
+    // Taken apart again first, since what is so deep cannot be removed at once.
+    for _ in 0..2 {
+        fs::rename(local.root().join(&stretch).join("%"), &aside).unwrap();
+        fs::remove_dir_all(&top).unwrap();
+        fs::rename(&aside, &top).unwrap();
+    }
+    let listed = listed.unwrap();
+    assert_eq!(listed.entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/one"]);
+    assert_eq!(listed.foreign, 4);
 }
 
 #[tokio::test]
@@ -158,7 +222,7 @@ async fn sweeping_and_removing_folders_never_fails_a_write() {
     }
     writer.await.unwrap();
     fs::remove_dir_all(local.root()).unwrap();
-    assert!(local.get(&key("deep/er/0/x")).await.unwrap().is_none());
+    assert!(local.get(&key("deep/er/0/x"), Want::default()).await.unwrap().is_none());
     stored(&local, "deep", "back").await;
 }
 
@@ -196,7 +260,7 @@ async fn long_headers_are_read_and_endless_ones_refused() {
             Err(error) => assert!(!fits && error.kind == ErrorKind::Invalid, "{error}"),
         }
         if fits {
-            let found = local.get(&key("a")).await.unwrap().unwrap();
+            let found = local.get(&key("a"), Want::default()).await.unwrap().unwrap();
             assert_eq!((text(&found.attributes), found.payload), (text(&wanted.attributes), wanted.payload));
             assert_eq!(local.stat(&key("a")).await.unwrap().unwrap().operation_id.unwrap().len(), length);
         }
@@ -211,7 +275,7 @@ async fn what_the_file_system_refuses_is_no_miss() {
     let error = local.put(&key("plain/a"), object("1"), Put::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io, "{error}");
     assert!(error.message().contains("plain/a.obj"), "{error}");
-    assert!(local.get(&key("plain/a")).await.unwrap().is_none());
+    assert!(local.get(&key("plain/a"), Want::default()).await.unwrap().is_none());
     let long = root.path().join("x".repeat(200)).join("x".repeat(200)).join("x".repeat(250)).join("x".repeat(250));
     assert_eq!(Local::open(long).unwrap_err().kind, ErrorKind::Invalid);
     assert!(names(&local.root().join("#tmp")).is_empty());
@@ -254,8 +318,8 @@ async fn a_full_disk_leaves_nothing_half_written() {
         assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
         assert!(names(&local.root().join("#tmp")).is_empty());
     }
-    assert!(local.get(&key("a")).await.unwrap().unwrap().payload == noise(200_000, 1));
-    assert!(local.get(&key("b")).await.unwrap().is_none());
+    assert!(local.get(&key("a"), Want::default()).await.unwrap().unwrap().payload == noise(200_000, 1));
+    assert!(local.get(&key("b"), Want::default()).await.unwrap().is_none());
     let mut filler = OpenOptions::new().create(true).append(true).open(folder.path().join("filler")).unwrap();
     while filler.write_all(&[0; 4096]).is_ok() {}
     assert_eq!(local.put(&key("c"), object("1"), Put::default()).await.unwrap_err().kind, ErrorKind::NoSpace);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -57,13 +58,23 @@ impl Folders {
     }
 }
 
-/// Makes a folder and all missing ones above it, each on stable storage before this returns.
-pub(super) fn create_durably(folder: &Path) -> io::Result<()> {
-    let folder = std::path::absolute(folder)?;
-    let missing: Vec<_> = folder.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
-    fs::create_dir_all(&folder)?;
-    sync_folder(&folder)?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(sync_folder)
+/// Syncs a folder and all above it on its file system, from below; what is above a mount point is its operator's.
+///
+/// Also those that were there: whoever made one may have been killed before it synced it.
+pub(super) fn sync_chain(folder: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let device = fs::metadata(folder)?.dev();
+    sync(folder)?;
+    for ancestor in folder.ancestors().skip(1) {
+        if fs::metadata(ancestor)?.dev() != device {
+            break;
+        }
+        match sync(ancestor) {
+            // One that this user cannot read is hardly one that this program made.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes a folder that was not there; that somebody removes what is above it meanwhile is left to the next try.
@@ -74,6 +85,41 @@ pub(super) fn create_again(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn folders_that_were_there_are_synced_up_to_the_mount_point() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap().join("storage/objects");
+        fs::create_dir_all(&root).unwrap();
+        let synced = RefCell::new(Vec::new());
+        sync_chain(&root, |folder| {
+            synced.borrow_mut().push(folder.to_owned());
+            sync_folder(folder)
+        })
+        .unwrap();
+        let synced = synced.into_inner();
+        let chain: Vec<_> = root.ancestors().take(synced.len()).collect();
+        assert!(synced == chain && synced.len() >= 3, "{synced:?}");
+    }
+
+    #[test]
+    fn only_the_folder_itself_must_be_readable() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap();
+        let refuse = |refused: &Path| {
+            let refused = refused.to_owned();
+            move |folder: &Path| if folder == refused { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+        };
+        assert!(sync_chain(&root, refuse(root.parent().unwrap())).is_ok());
+        assert!(sync_chain(&root, refuse(&root)).is_err());
+    }
 }

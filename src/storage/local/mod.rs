@@ -18,6 +18,7 @@ mod temporary;
 mod write;
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +29,9 @@ use self::folders::Folders;
 use self::locks::Locks;
 use self::read::Fault;
 use self::temporary::Nursery;
-use super::{Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result};
+use super::{
+    Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result, Want,
+};
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
 const MAX_ROOT_BYTES: usize = 900;
@@ -68,20 +71,28 @@ impl Local {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let given = root.into();
         let fault = |error| fault(Operation::Probe, None, &given, error);
-        folders::create_durably(&given).map_err(fault)?;
-        let root = given.canonicalize().map_err(fault)?;
-        if root.as_os_str().len() > MAX_ROOT_BYTES {
-            let why = format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; move it up");
-            return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
+        fs::create_dir_all(&given).map_err(fault)?;
+        let opened = Root::at(given.canonicalize().map_err(fault)?)?;
+        for own in [temporary::FOLDER, locks::FOLDER] {
+            fs::create_dir_all(opened.root.join(own)).map_err(fault)?;
         }
-        let nursery = Nursery::new(root.join(temporary::FOLDER));
-        let locks = root.join(locks::FOLDER);
-        folders::create_durably(nursery.folder()).map_err(fault)?;
-        folders::create_durably(&locks).map_err(fault)?;
-        let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
-        let opened = Root { folders: Folders::new(root.clone()), locks: Locks::new(locks), nursery, in_memory, root };
+        folders::sync_chain(&opened.root, folders::sync_folder).map_err(fault)?;
         opened.sweep()?;
         Ok(Self(Arc::new(opened)))
+    }
+
+    /// Opens a root folder for reading, or returns `None` when there is none; makes and changes nothing. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Local::open`], except that a folder which cannot be written is fine.
+    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Option<Self>> {
+        let given = root.into();
+        match given.canonicalize() {
+            Ok(root) => Ok(Some(Self(Arc::new(Root::at(root)?)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fault(Operation::Probe, None, &given, error)),
+        }
     }
 
     /// Removes the temporary files of writers that are gone; returns how many.
@@ -125,6 +136,18 @@ impl Local {
 }
 
 impl Root {
+    /// Looks at a canonical path.
+    fn at(root: PathBuf) -> Result<Self> {
+        if root.as_os_str().len() > MAX_ROOT_BYTES {
+            let why = format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; move it up");
+            return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
+        }
+        let nursery = Nursery::new(root.join(temporary::FOLDER));
+        let locks = Locks::new(root.join(locks::FOLDER));
+        let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
+        Ok(Self { folders: Folders::new(root.clone()), locks, nursery, in_memory, root })
+    }
+
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(path::encode(key))
     }
@@ -171,6 +194,7 @@ impl Root {
     fn unread(operation: Operation, key: &Key, path: &Path, cause: Fault) -> Error {
         match cause {
             Fault::Io(error) => fault(operation, Some(key), path, error),
+            Fault::Refused(error) => error,
             Fault::Damaged(what) => {
                 let file = path.display();
                 let why = format!(
@@ -212,13 +236,13 @@ impl Backend for Local {
         self.hop(Operation::Store, in_place, move |root| root.put(&key, &object, &how)).await
     }
 
-    async fn get(&self, key: &Key) -> Result<Option<Object>> {
-        let size = || std::fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+        let size = || fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
         let in_place = self.0.in_memory && self.0.is_near(size());
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
-            read::object(&path, &key).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
+            read::object(&path, &key, want).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
         };
         self.hop(Operation::Retrieve, in_place, work).await
     }

@@ -85,7 +85,8 @@ pub(super) fn decode_name(name: &OsStr, is_folder: bool) -> Option<Vec<u8>> {
         return unescape(name.strip_suffix(SUFFIX.as_bytes())?);
     }
     if let Some(piece) = name.strip_suffix(b"%") {
-        return unescape(piece);
+        // A shorter one would add little or nothing to a key, and so could be nested beyond any path's length.
+        return if (PIECE - 2..=PIECE).contains(&piece.len()) { unescape(piece) } else { None };
     }
     let mut part = unescape(name)?;
     part.push(b'/');

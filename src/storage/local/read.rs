@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::header;
-use crate::storage::{Attributes, Checksum, Key, Object};
+use crate::storage::{Attributes, Checksum, Error, Key, Object, Want};
 
 /// Why a file could not be read.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(super) enum Fault {
     Io(io::Error),
     /// What is there is no sound object of this key.
     Damaged(String),
+    /// The reader wants what it may not have.
+    Refused(Error),
 }
 
 impl From<io::Error> for Fault {
@@ -27,11 +30,20 @@ impl From<io::Error> for Fault {
     }
 }
 
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// First bytes read for attributes alone; covers nearly every header.
 const HEAD: usize = 4 * 1024;
 
 /// First bytes read for a whole object; covers small ones in one read.
 const BODY: usize = 64 * 1024;
+
+/// Bytes in memory beside the wanted part of a file that is read through.
+const CHUNK: usize = 256 * 1024;
 
 /// An opened file whose header was read and whose length fits it.
 struct Opened {
@@ -48,18 +60,48 @@ pub(super) fn attributes(path: &Path, key: &Key) -> Result<Option<Attributes>, F
     Ok(open(path, key, HEAD)?.map(|opened| opened.attributes))
 }
 
-/// Reads the whole object and checks everything.
-pub(super) fn object(path: &Path, key: &Key) -> Result<Option<Object>, Fault> {
+/// Reads the wanted bytes of an object and checks everything.
+pub(super) fn object(path: &Path, key: &Key, want: Want) -> Result<Option<Object>, Fault> {
     let Some(opened) = open(path, key, BODY)? else {
         return Ok(None);
     };
     let Opened { mut file, attributes, begin: mut bytes, header_length, length } = opened;
-    fill(&mut file, &mut bytes, length)?;
-    let payload = Bytes::from(bytes).slice(header_length..);
-    if Checksum::of(&payload) != attributes.stored_checksum {
+    let part = want.part(key, &attributes)?;
+    // The part lies within the payload, whose length is that of the file: both fit.
+    let part = part.start as usize..part.end as usize;
+    let (checksum, payload) = if part.len() == length - header_length || bytes.len() == length {
+        fill(&mut file, &mut bytes, length)?;
+        let payload = Bytes::from(bytes).slice(header_length..);
+        (Checksum::of(&payload), payload.slice(part))
+    } else {
+        bytes.drain(..header_length);
+        read_through(&mut file, bytes, length - header_length, &part)?
+    };
+    if checksum != attributes.stored_checksum {
         return Err(Fault::Damaged("the payload does not match its checksum".to_owned()));
     }
     Ok(Some(Object { attributes, payload }))
+}
+
+/// Reads a payload of so many bytes, of which the first `chunk` have been read, and keeps a part of it.
+fn read_through(
+    file: &mut File,
+    mut chunk: Vec<u8>,
+    length: usize,
+    part: &Range<usize>,
+) -> Result<(Checksum, Bytes), Fault> {
+    let (mut checksum, mut position, mut kept) = (Checksum::of(&[]), 0, Vec::with_capacity(part.len()));
+    loop {
+        checksum = checksum.append(&chunk);
+        let within = |end: usize| end.clamp(position, position + chunk.len()) - position;
+        kept.extend_from_slice(&chunk[within(part.start)..within(part.end)]);
+        position += chunk.len();
+        if position == length {
+            return Ok((checksum, Bytes::from(kept)));
+        }
+        chunk.resize(CHUNK.min(length - position), 0);
+        read_exact(file, &mut chunk)?;
+    }
 }
 
 fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, Fault> {
@@ -106,7 +148,11 @@ fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), Fault
         return Ok(());
     }
     bytes.resize(length, 0);
-    file.read_exact(&mut bytes[have..]).map_err(|error| match error.kind() {
+    read_exact(file, &mut bytes[have..])
+}
+
+fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<(), Fault> {
+    file.read_exact(bytes).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Fault::Damaged("the file became shorter while it was read".to_owned()),
         _ => Fault::Io(error),
     })
