@@ -1,10 +1,12 @@
 //! `filestorage worker`: settings, logs, admin port, engine and runtime joined for the worker's room.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::outcome::{Code, Failure};
 use super::{nodename, open};
@@ -12,10 +14,12 @@ use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
 use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
-use crate::worker::{self, WorkerError, WorkerOptions};
+use crate::worker::{self, Stop, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
 const SPARE_THREADS: usize = 64;
+/// How long a cold stop may take: enough to write down what was past its commit point.
+const COLD: Duration = Duration::from_secs(1);
 /// Folder of the journal below `local_storage_path`.
 const JOURNAL: &str = "journal";
 
@@ -87,6 +91,7 @@ pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
 async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
     let stop =
         worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
+    tokio::spawn(end_when_cold(stop.clone()));
     let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
     // The port first: a second worker with the same settings ends before it touches anything.
     let admin = match &settings.telemetry.metrics {
@@ -117,6 +122,17 @@ async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOption
         };
         Failure::new(code, error.to_string())
     })
+}
+
+/// Ends the process shortly after a cold stop was asked for, whatever still waits for a broker or a disk.
+///
+/// Nothing is lost by it: what runs has not been answered, and the broker takes it back from a closed socket.
+async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
+    if stop.wait_for(|stop| *stop == Stop::Cold).await.is_ok() {
+        tokio::time::sleep(COLD).await;
+        tracing::info!("leaving at once");
+        std::process::exit(Code::Success as i32);
+    }
 }
 
 fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {

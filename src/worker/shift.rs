@@ -142,6 +142,8 @@ impl<'b> Shift<'b> {
             let asked = *stop.borrow();
             if asked > self.stop {
                 self.begin_stop(asked, stop).await;
+                // What was asked meanwhile counts as seen and would wake nobody.
+                continue;
             }
             if self.stop == Stop::Cold {
                 return Ok(());
