@@ -253,14 +253,8 @@ impl Journal {
         let Some(place) = self.ledger.answer(id) else { return Ok(None) };
         if place.segment == self.number && place.offset >= self.segment.length {
             let begin = usize::try_from(place.offset - self.segment.length).unwrap_or(usize::MAX);
-            return Ok(self.lines.get(begin..).and_then(|rest| rest.get(..place.length)).and_then(|line| {
-                match record::Record::read(line) {
-                    Some(record::Record::Finished { id: found, answer }) if found == id => {
-                        Some(String::from_utf8_lossy(&line[answer]).into_owned())
-                    }
-                    _ => None,
-                }
-            }));
+            let line = self.lines.get(begin..).and_then(|rest| rest.get(..place.length));
+            return Ok(line.and_then(|line| segment::answer_in(line, id)));
         }
         segment::answer_at(&self.folder, &self.writer, place, id)
     }
@@ -289,14 +283,10 @@ impl Journal {
         }
         for (id, crash) in &mut crashes {
             // Whoever wrote an earlier count down, it is added to.
-            for ledger in self.siblings.values().map(|reader| &reader.ledger).chain([&self.ledger]) {
-                if let Some(before) = ledger.crashes.get(id) {
-                    crash.at = crash.at.min(before.at);
-                }
-            }
-            let before = self.siblings.values().map(|reader| &reader.ledger).chain([&self.ledger]);
-            crash.times +=
-                before.filter_map(|ledger| ledger.crashes.get(id)).map(|crash| crash.times).max().unwrap_or(0);
+            let ledgers = self.siblings.values().map(|reader| &reader.ledger).chain([&self.ledger]);
+            let before: Vec<Crash> = ledgers.filter_map(|ledger| ledger.crashes.get(id)).copied().collect();
+            crash.times += before.iter().map(|before| before.times).max().unwrap_or(0);
+            crash.at = before.iter().map(|before| before.at).fold(crash.at, i64::min);
         }
         for (id, crash) in crashes {
             write::crashed(&mut self.lines, &id, crash.times, crash.at);

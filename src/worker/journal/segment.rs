@@ -29,13 +29,17 @@ pub(super) fn line_at(folder: &Path, writer: &str, place: Place) -> io::Result<V
 
 /// Reads the line at a place and returns the answer in it if it is the one to `id`.
 pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<String>> {
-    let line = line_at(folder, writer, place)?;
-    Ok(match Record::read(&line) {
+    Ok(answer_in(&line_at(folder, writer, place)?, id))
+}
+
+/// Returns the answer in a line if it is the one to `id`: places are found by a hash, which two ids may share.
+pub(super) fn answer_in(line: &[u8], id: &str) -> Option<String> {
+    match Record::read(line) {
         Some(Record::Finished { id: found, answer }) if found == id => {
             Some(String::from_utf8_lossy(&line[answer]).into_owned())
         }
         _ => None,
-    })
+    }
 }
 
 /// The segment being appended to. Whole lines or nothing: a failed append is cut off again.
