@@ -45,6 +45,7 @@ impl Arguments {
 
     async fn delete(&self, engine: &Engine, key: &str) -> Result<(), Failure> {
         let options = DeleteOptions { generation: self.if_generation.clone(), ..DeleteOptions::default() };
-        Ok(engine.delete(&Key::parse(key)?, options).await?)
+        engine.delete(&Key::parse(key)?, options).await?;
+        Ok(())
     }
 }

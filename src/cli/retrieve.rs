@@ -46,7 +46,7 @@ impl Arguments {
         let key = Key::parse(&self.key)?;
         let range = (self.offset.is_some() || self.length.is_some())
             .then(|| ByteRange { offset: self.offset.unwrap_or_default(), length: self.length });
-        let want = Want { range, limit: None };
+        let want = Want { range, ..Want::default() };
         let Some(engine) = open::reader(&settings.storage)? else {
             return Err(open::nothing_stored(&settings.storage));
         };

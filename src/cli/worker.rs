@@ -199,8 +199,8 @@ fn health_report(engine: Engine, readiness: Readiness) -> crate::telemetry::Heal
         let (engine, readiness) = (engine.clone(), readiness.clone());
         Box::pin(async move {
             let status = match engine.probe().await {
-                Ok(()) if readiness.is_ready() => "healthy",
-                Ok(()) => "degraded",
+                Ok(_) if readiness.is_ready() => "healthy",
+                Ok(_) => "degraded",
                 Err(_) => "unhealthy",
             };
             let stats = engine.stats();

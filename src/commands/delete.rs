@@ -6,7 +6,7 @@ use super::arguments::{Kind, Parameter};
 use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
-use crate::storage::DeleteOptions;
+use crate::storage::{DeleteOptions, Landing, Place};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.delete",
@@ -48,7 +48,11 @@ impl Command for Delete {
         let options =
             DeleteOptions { generation: self.generation, redelivered: context.redelivered, fence: context.fence };
         let result = engine.delete(&self.key, options).await;
-        let result = result.map(|()| "true".to_owned()).map_err(CommandError::from);
-        Finished { result, facts: Facts::of(Some(&self.key), engine) }
+        let mut facts = Facts::of(Some(&self.key), engine);
+        if let Ok(Landing::Overlay) = result {
+            facts.backend = Some(Place::Local.as_str().to_owned());
+            facts.pending_sync = true;
+        }
+        Finished { result: result.map(|_| "true".to_owned()).map_err(CommandError::from), facts }
     }
 }

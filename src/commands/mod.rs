@@ -25,6 +25,7 @@ pub use schemas::schemas;
 pub use crate::storage::{Engine, Fence, Key, Redelivered};
 
 use crate::json::Json;
+use crate::storage::{self, Receipt};
 
 /// The parameter nearly every task begins with.
 const KEY: Parameter = Parameter::new("key", Kind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
@@ -150,6 +151,23 @@ impl Facts {
             ..Self::default()
         }
     }
+
+    /// Tells what a receipt says of the object that was written or read.
+    pub(super) fn note(&mut self, receipt: &Receipt) {
+        self.backend = Some(receipt.backend.as_str().to_owned());
+        self.size = Some(receipt.size);
+        self.stored_size = Some(receipt.stored_size);
+        self.compression.clone_from(&receipt.compression);
+        self.pending_sync = receipt.pending_sync;
+    }
+}
+
+/// Runs a command to its end and counts how often the backend was asked for it.
+pub async fn run(command: Box<dyn Command>, engine: &Engine, context: Context) -> Finished {
+    let (mut finished, attempts) = storage::counted(command.run(engine, context)).await;
+    // A place that is asked only once does not count.
+    finished.facts.attempts = attempts.max(1);
+    finished
 }
 
 /// Reads the `key` argument.

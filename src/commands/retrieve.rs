@@ -75,12 +75,10 @@ impl Command for Retrieve {
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let mut facts = Facts::of(Some(&self.key), engine);
         // JSON is never shorter than the bytes it carries.
-        let want = Want { range: self.range, limit: context.max_reply_bytes.map(|bytes| bytes as u64) };
+        let want = Want { range: self.range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
         let result = engine.retrieve(&self.key, want).await;
         if let Ok(Some(read)) = &result {
-            facts.size = Some(read.receipt.size);
-            facts.stored_size = Some(read.receipt.stored_size);
-            facts.compression.clone_from(&read.receipt.compression);
+            facts.note(&read.receipt);
         }
         let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
         Finished { result: result.map_err(CommandError::from), facts }

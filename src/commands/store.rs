@@ -154,10 +154,7 @@ impl Command for Store {
         let mut facts = Facts::of(Some(&key), engine);
         let result = engine.store(&key, value, options).await;
         if let Ok(receipt) = &result {
-            facts.size = Some(receipt.size);
-            facts.stored_size = Some(receipt.stored_size);
-            facts.compression.clone_from(&receipt.compression);
-            facts.pending_sync = receipt.pending_sync;
+            facts.note(receipt);
         }
         Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts }
     }

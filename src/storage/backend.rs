@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Attributes, ByteRange, Error, ErrorKind, Fence, Key, Kind, Object, Operation, Result};
 
@@ -22,7 +23,10 @@ use super::{Attributes, ByteRange, Error, ErrorKind, Fence, Key, Kind, Object, O
 #[async_trait]
 pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Writes the object, replacing what was there if the condition allows it.
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()>;
+    ///
+    /// A payload that is a file is checked against the attributes on its way; one that changed since is
+    /// [`ErrorKind::Integrity`], and nothing is written.
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing>;
 
     /// Reads the object, its payload cut to the wanted bytes; its attributes stay those of the whole.
     ///
@@ -33,8 +37,11 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Reads the attributes only.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
 
-    /// Removes the object; `false` when nothing was there. With a generation condition a missing object is fine.
-    async fn delete(&self, key: &Key, how: Delete) -> Result<bool>;
+    /// Removes the object. With a generation condition a missing object is fine.
+    ///
+    /// A place that cannot look and remove in one step refuses a generation ([`ErrorKind::Invalid`]), unless
+    /// [`Delete::lenient`] lets it do the one after the other.
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal>;
 
     /// Lists keys in byte order, one page.
     async fn list(&self, page: &Page) -> Result<Listing>;
@@ -45,16 +52,83 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     async fn flush(&self, key: &Key) -> Result<()>;
 
     /// Looks whether the place can be used; for start-up and health only.
-    async fn probe(&self) -> Result<()>;
+    async fn probe(&self) -> Result<Probe>;
+
+    /// Refuses ([`ErrorKind::Invalid`]) what the place could never keep, without asking it.
+    ///
+    /// So that a write which waits in an overlay is one that can be sent.
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()>;
+
+    /// Makes a URL by which anyone can read or write the object for a time, without asking the place.
+    ///
+    /// A place without such URLs refuses ([`ErrorKind::Invalid`]).
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String>;
 }
 
-/// Which bytes of a payload are wanted, and how many are too many.
+/// Where a write has come to rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Landing {
+    /// In the place itself.
+    #[default]
+    Home,
+    /// In the overlay, from where it will be sent to the bucket.
+    Overlay,
+}
+
+/// What a delete has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Something was there. A delete that is only remembered does not know and says no.
+    pub found: bool,
+    /// Where it was done or remembered.
+    pub landing: Landing,
+}
+
+/// What a place that can be used says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// How much its clock is ahead of ours, where it has told.
+    pub skew: Option<SignedDuration>,
+}
+
+/// What a signed URL allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Reading or writing.
+    pub method: Method,
+    /// For how long from now.
+    pub lifetime: Duration,
+}
+
+/// Method of a signed URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Reads the object.
+    Get,
+    /// Writes the object.
+    Put,
+}
+
+impl Method {
+    /// Returns the method's HTTP name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Put => "PUT",
+        }
+    }
+}
+
+/// Which bytes of a payload are wanted, how many are too many, and in what form they may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// Only these bytes of a text or bytes value; the whole by default.
     pub range: Option<ByteRange>,
     /// More bytes than these are refused.
     pub limit: Option<u64>,
+    /// Many bytes may come as a file ([`Payload::File`]) instead of in memory.
+    pub spooled: bool,
 }
 
 impl Want {
@@ -127,6 +201,8 @@ pub struct Put {
 pub struct Delete {
     /// Only this state of the object, expired or not, may be removed.
     pub generation: Option<String>,
+    /// A place that cannot look and remove in one step may do the one after the other.
+    pub lenient: bool,
     /// Asked at the commit point.
     pub fence: Fence,
 }
@@ -160,4 +236,13 @@ pub struct Entry {
     pub key: Key,
     /// When it stops being there, if ever. An object whose attributes cannot be read is listed without.
     pub expires_at: Option<Timestamp>,
+    /// The entry says that the key has no object, see [`Attributes::tombstone`].
+    pub tombstone: bool,
+}
+
+impl Entry {
+    /// Lists an object whose attributes are known.
+    pub(super) fn of(key: &Key, attributes: &Attributes) -> Self {
+        Self { key: key.clone(), expires_at: attributes.expires_at, tombstone: attributes.tombstone }
+    }
 }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, Checksum, DeleteOptions, Error, ErrorKind, Key, Kind, ListRequest, Metadata, Object,
-    Operation, Page, Place, Put, Receipt, Result, Stat, Stats, StoreOptions, Value, Want, clock,
+    Attributes, Backend, Content, DeleteOptions, Error, ErrorKind, Key, Kind, Landing, ListRequest, Metadata, Object,
+    Operation, Page, Place, Probe, Put, Receipt, Result, Seen, Stat, Stats, StoreOptions, Value, Want, clock,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -65,8 +65,8 @@ impl Engine {
     ///
     /// [`ErrorKind::Invalid`] for a JSON value that is not JSON, [`ErrorKind::Precondition`],
     /// [`ErrorKind::Abandoned`], and whatever the backend fails with.
-    pub async fn store(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
-        self.0.counters.measure(self.store_uncounted(key, value, options)).await
+    pub async fn store(&self, key: &Key, value: impl Into<Content>, options: StoreOptions) -> Result<Receipt> {
+        self.0.counters.measure(self.store_uncounted(key, value.into(), options)).await
     }
 
     /// Reads a value, or some bytes of a text or bytes value; never more than the limit, and never more than wanted.
@@ -81,12 +81,13 @@ impl Engine {
 
     /// Removes the object; afterwards the key is gone, whoever removed it.
     ///
-    /// A redelivered delete leaves an object that was written since its known start alone and succeeds.
+    /// A redelivered delete leaves an object that was written since its known start alone and succeeds. Returns whether
+    /// it was done in the place itself or has still to be sent there.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Precondition`] when another generation is there, [`ErrorKind::Abandoned`], backend faults.
-    pub async fn delete(&self, key: &Key, options: DeleteOptions) -> Result<()> {
+    pub async fn delete(&self, key: &Key, options: DeleteOptions) -> Result<Landing> {
         self.0.counters.measure(self.delete_uncounted(key, options)).await
     }
 
@@ -128,7 +129,7 @@ impl Engine {
     /// # Errors
     ///
     /// What the backend fails with.
-    pub async fn probe(&self) -> Result<()> {
+    pub async fn probe(&self) -> Result<Probe> {
         self.0.backend.probe().await
     }
 
@@ -150,18 +151,17 @@ impl Engine {
         Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
     }
 
-    async fn store_uncounted(&self, key: &Key, value: Value, options: StoreOptions) -> Result<Receipt> {
+    async fn store_uncounted(&self, key: &Key, content: Content, options: StoreOptions) -> Result<Receipt> {
         let StoreOptions { metadata, content_type, expires_at, condition, operation_id, redelivered, fence } = options;
-        if let Value::Json(json) = &value
+        let Content { kind, payload } = content;
+        if let (Kind::Json, Some(json)) = (kind, payload.as_memory())
             && !is_json(json)
         {
             let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
         }
-        let kind = value.kind();
-        let payload = value.into_bytes();
-        let checksum = Checksum::of(&payload);
-        let size = payload.len() as u64;
+        let checksum = payload.checksum().await.map_err(|error| unread(Operation::Store, key, error))?;
+        let size = payload.len();
         let attributes = Attributes {
             kind,
             content_type: content_type
@@ -173,15 +173,23 @@ impl Engine {
             compression: None,
             encrypted: false,
             generation: Uuid::new_v4().simple().to_string(),
-            operation_id,
+            operation_id: operation_id.map(short),
             metadata: metadata.map(Metadata::into_raw),
             stored_at: clock::stamp(),
             expires_at,
+            origin: None,
+            tombstone: false,
+            seen: Seen::default(),
         };
         let receipt = Receipt::of(key, self.0.place, &attributes);
         let object = Object { attributes, payload };
         let receipt = match redelivered {
-            None => self.0.backend.put(key, object, Put { condition, fence }).await.map(|()| receipt)?,
+            None => self
+                .0
+                .backend
+                .put(key, object, Put { condition, fence })
+                .await
+                .map(|landing| receipt.landed(landing))?,
             Some(again) => self.store_again(key, object, Put { condition, fence }, again, receipt).await?,
         };
         self.0.counters.stored(size);
@@ -238,16 +246,25 @@ impl Engine {
             return Err(damaged("the value's size or checksum does not match its bytes"));
         }
         let receipt = Receipt::of(key, self.0.place, &attributes);
+        let payload = payload.into_memory().await.map_err(|error| unread(Operation::Retrieve, key, error))?;
         let value = match (want.range, attributes.kind) {
             (Some(_), _) | (None, Kind::Bytes) => Value::Bytes(payload),
             (None, Kind::Text) => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
             (None, Kind::Json) => {
-                let json = utf8(payload).filter(|json| is_json(json));
+                let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
                 Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
             }
         };
         Ok(Some(Retrieved { value, receipt }))
     }
+}
+
+/// Longest operation id that is kept as it is; a bucket's metadata has little room.
+const LONGEST_ID: usize = 128;
+
+/// Puts an id of its own in the place of a long one: the same for the same.
+fn short(id: String) -> String {
+    if id.len() <= LONGEST_ID { id } else { Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()).to_string() }
 }
 
 const fn default_content_type(kind: Kind) -> &'static str {
@@ -258,12 +275,18 @@ const fn default_content_type(kind: Kind) -> &'static str {
     }
 }
 
+/// The error of bytes that lie in a file and cannot be read from there.
+fn unread(operation: Operation, key: &Key, error: std::io::Error) -> Error {
+    let why = format!("the value's bytes cannot be read: {error}; look at the disk they are on");
+    Error::new(ErrorKind::Io, operation, Some(key), why).with_source(error)
+}
+
 fn utf8(payload: Bytes) -> Option<String> {
     String::from_utf8(Vec::from(payload)).ok()
 }
 
 /// Python's JSON: `NaN` and the infinities are values.
-fn is_json(text: &str) -> bool {
-    let mut reader = Jiter::new(text.as_bytes()).with_allow_inf_nan();
+fn is_json(text: &[u8]) -> bool {
+    let mut reader = Jiter::new(text).with_allow_inf_nan();
     reader.next_skip().is_ok() && reader.finish().is_ok()
 }

@@ -43,6 +43,8 @@ pub enum Operation {
     List,
     /// Looking whether the place can be used.
     Probe,
+    /// Making a signed URL.
+    Sign,
 }
 
 impl Operation {
@@ -56,6 +58,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::List => "list",
             Self::Probe => "probe",
+            Self::Sign => "signed_url",
         }
     }
 }
@@ -91,6 +94,12 @@ impl Error {
     pub(super) fn abandoned(operation: Operation, key: &Key) -> Self {
         let why = "abandoned before its commit point; nothing was changed";
         Self::new(ErrorKind::Abandoned, operation, Some(key), why)
+    }
+
+    /// Makes the error of a place that has no signed URLs.
+    pub(super) fn unsigned(key: &Key) -> Self {
+        let why = "only a bucket has signed URLs; retrieve the value, or name a bucket in the settings";
+        Self::new(ErrorKind::Invalid, Operation::Sign, Some(key), why)
     }
 
     /// Renames the operation: a step's error as that of the whole.

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{
-    Attributes, Backend, Checksum, Condition, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page,
-    Put, Result, Want,
+    Attributes, Backend, Checksum, Condition, Delete, Entry, Error, ErrorKind, Grant, Key, Landing, Listing, Object,
+    Operation, Page, Probe, Put, Removal, Result, Want,
 };
 
 /// Keeps objects in this process's memory, by the same contract as every backend but durability.
@@ -39,33 +39,41 @@ impl fmt::Display for Memory {
 
 #[async_trait]
 impl Backend for Memory {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+        let Object { attributes, payload } = object;
+        let payload = payload.into_memory().await.map_err(|error| {
+            Error::new(ErrorKind::Io, Operation::Store, Some(key), format!("{error}; look at the disk of the source"))
+        })?;
+        if attributes.stored_checksum != Checksum::of(&payload) {
+            let why = "the source changed while it was stored; store it again";
+            return Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why));
+        }
+        let object = Object { attributes, payload: payload.into() };
         let mut objects = self.objects();
         how.condition.check(Operation::Store, key, objects.get(key).map(|present| &present.attributes))?;
         if !how.fence.commit() {
             return Err(Error::abandoned(Operation::Store, key));
         }
         objects.insert(key.clone(), object);
-        Ok(())
+        Ok(Landing::Home)
     }
 
     async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
         let Some(Object { attributes, payload }) = self.objects().get(key).cloned() else { return Ok(None) };
         let part = want.part(key, &attributes)?;
-        if attributes.stored_checksum != Checksum::of(&payload) || attributes.stored_size != payload.len() as u64 {
+        let sound = payload.checksum_blocking().is_ok_and(|checksum| checksum == attributes.stored_checksum);
+        if !sound || attributes.stored_size != payload.len() {
             let why = "the bytes do not match their checksum; store the value again";
             return Err(Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why));
         }
-        // The part lies within the payload, so its ends are lengths in memory.
-        let payload = payload.slice(part.start as usize..part.end as usize);
-        Ok(Some(Object { attributes, payload }))
+        Ok(Some(Object { attributes, payload: payload.slice(part) }))
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         Ok(self.objects().get(key).map(|object| object.attributes.clone()))
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
         let mut objects = self.objects();
         if let (Some(generation), Some(present)) = (how.generation, objects.get(key)) {
             Condition::Generation(generation).check(Operation::Delete, key, Some(&present.attributes))?;
@@ -73,7 +81,7 @@ impl Backend for Memory {
         if !how.fence.commit() {
             return Err(Error::abandoned(Operation::Delete, key));
         }
-        Ok(objects.remove(key).is_some())
+        Ok(Removal { found: objects.remove(key).is_some(), landing: Landing::Home })
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -85,7 +93,7 @@ impl Backend for Memory {
         let mut matching = objects
             .range::<str, _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(&page.prefix))
-            .map(|(key, object)| Entry { key: key.clone(), expires_at: object.attributes.expires_at });
+            .map(|(key, object)| Entry::of(key, &object.attributes));
         let entries = matching.by_ref().take(page.limit.unwrap_or(usize::MAX)).collect();
         Ok(Listing { entries, foreign: 0, more: matching.next().is_some() })
     }
@@ -94,7 +102,15 @@ impl Backend for Memory {
         Ok(())
     }
 
-    async fn probe(&self) -> Result<()> {
+    async fn probe(&self) -> Result<Probe> {
+        Ok(Probe::default())
+    }
+
+    fn accept(&self, _: &Key, _: &Attributes) -> Result<()> {
         Ok(())
+    }
+
+    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
+        Err(Error::unsigned(key))
     }
 }

@@ -6,7 +6,10 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use super::{Attributes, Backend, Delete, Error, ErrorKind, Key, Listing, Object, Page, Put, Result, Want};
+use super::{
+    Attributes, Backend, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Object, Page, Probe, Put, Removal,
+    Result, Want,
+};
 use crate::telemetry::{self, Metrics, StorageOperation, StorageOutcome};
 
 /// A backend whose every operation is counted, timed and weighed under its label.
@@ -24,13 +27,13 @@ impl Metered {
         Self { inner, label, metrics }
     }
 
-    fn note<T>(&self, operation: StorageOperation, started: Instant, result: &Result<T>, found: bool, bytes: usize) {
+    fn note<T>(&self, operation: StorageOperation, started: Instant, result: &Result<T>, found: bool, bytes: u64) {
         let outcome = match result {
             Ok(_) if found => StorageOutcome::Succeeded,
             Ok(_) => StorageOutcome::Missing,
             Err(error) => outcome_of(error),
         };
-        self.metrics.record_storage(operation, self.label, outcome, started.elapsed(), bytes as u64);
+        self.metrics.record_storage(operation, self.label, outcome, started.elapsed(), bytes);
     }
 }
 
@@ -54,7 +57,7 @@ impl fmt::Display for Metered {
 
 #[async_trait]
 impl Backend for Metered {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
         let (started, bytes) = (Instant::now(), object.payload.len());
         let result = self.inner.put(key, object, how).await;
         self.note(StorageOperation::Put, started, &result, true, bytes);
@@ -78,10 +81,10 @@ impl Backend for Metered {
         result
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
         let started = Instant::now();
         let result = self.inner.delete(key, how).await;
-        let found = matches!(result, Ok(true));
+        let found = matches!(result, Ok(Removal { found: true, .. }));
         self.note(StorageOperation::Delete, started, &result, found, 0);
         result
     }
@@ -103,10 +106,21 @@ impl Backend for Metered {
         result
     }
 
-    async fn probe(&self) -> Result<()> {
+    async fn probe(&self) -> Result<Probe> {
         let started = Instant::now();
         let result = self.inner.probe().await;
         self.note(StorageOperation::Probe, started, &result, true, 0);
+        result
+    }
+
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.inner.accept(key, attributes)
+    }
+
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        let started = Instant::now();
+        let result = self.inner.sign(key, grant).await;
+        self.note(StorageOperation::Sign, started, &result, true, 0);
         result
     }
 }
@@ -126,7 +140,7 @@ mod tests {
         engine.retrieve(&key, Want::default()).await.unwrap();
         engine.retrieve(&Key::parse("other").unwrap(), Want::default()).await.unwrap();
         let range = Some(ByteRange { offset: 1, length: Some(2) });
-        engine.retrieve(&key, Want { range, limit: Some(2) }).await.unwrap();
+        engine.retrieve(&key, Want { range, limit: Some(2), ..Want::default() }).await.unwrap();
         let text = metrics.encode();
         for line in [
             r#"filestorage_storage_operations_total{operation="put",backend="memory",outcome="succeeded"} 1"#,

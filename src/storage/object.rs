@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
+
+use super::Payload;
 
 /// Bytes and what is known about them.
 #[derive(Clone, Debug)]
@@ -12,7 +13,7 @@ pub struct Object {
     /// What is known about the payload.
     pub attributes: Attributes,
     /// The bytes as they are kept (after codecs, where a layer applied one).
-    pub payload: Bytes,
+    pub payload: Payload,
 }
 
 /// Which of the three types a value has.
@@ -57,6 +58,29 @@ pub struct Attributes {
     pub stored_at: Timestamp,
     /// When the object stops being there, if ever.
     pub expires_at: Option<Timestamp>,
+    /// Id of the overlay whose workers wrote it: their stamps can be compared, whatever the bucket's clock says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// In an overlay: the key was deleted, and the bucket has still to be told. Nowhere else.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tombstone: bool,
+    /// What the place says of the object it gave; not kept in it.
+    #[serde(skip)]
+    pub seen: Seen,
+}
+
+/// What a place says of an object beside what is kept in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// It lies in the overlay and has still to be sent to the bucket.
+    pub pending: bool,
+    /// When the place received it, by the place's own clock, where that is known.
+    pub received_at: Option<Timestamp>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Attributes {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Attributes, Checksum, Key, Kind, Metadata};
+use super::{Attributes, Checksum, Key, Kind, Landing, Metadata};
 
 /// The place an engine keeps its objects in, as receipts name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
@@ -67,12 +67,12 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Makes the receipt of attributes kept in a place.
+    /// Makes the receipt of attributes kept in a place, or in its overlay.
     pub(super) fn of(key: &Key, place: Place, attributes: &Attributes) -> Self {
         Self {
             key: key.clone(),
-            backend: place,
-            pending_sync: false,
+            backend: if attributes.seen.pending { Place::Local } else { place },
+            pending_sync: attributes.seen.pending,
             size: attributes.size,
             stored_size: attributes.stored_size,
             compression: attributes.compression.clone(),
@@ -83,6 +83,14 @@ impl Receipt {
             kind: attributes.kind,
             stored_at: attributes.stored_at,
             expires_at: attributes.expires_at,
+        }
+    }
+
+    /// Says where the write came to rest.
+    pub(super) fn landed(self, landing: Landing) -> Self {
+        match landing {
+            Landing::Home => self,
+            Landing::Overlay => Self { backend: Place::Local, pending_sync: true, ..self },
         }
     }
 }

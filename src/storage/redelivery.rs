@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 
 use super::{
-    Attributes, Condition, Delete, DeleteOptions, Engine, ErrorKind, Key, Object, Operation, Put, Receipt, Redelivered,
-    Result,
+    Attributes, Condition, Delete, DeleteOptions, Engine, ErrorKind, Key, Landing, Object, Operation, Put, Receipt,
+    Redelivered, Result,
 };
 
 /// What to do with a redelivered command, as the object that is there now tells.
@@ -58,7 +58,7 @@ impl Engine {
             let guarded = condition != how.condition;
             let put = Put { condition, fence: how.fence.clone() };
             match self.0.backend.put(key, object.clone(), put).await {
-                Ok(()) => return Ok(receipt),
+                Ok(landing) => return Ok(receipt.landed(landing)),
                 Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
                 Err(error) if error.kind == ErrorKind::Precondition => {
                     // The first try may still have been under way in a worker that lost its session.
@@ -89,7 +89,7 @@ impl Engine {
         Ok(Verdict::Run(Some(Box::new(attributes))))
     }
 
-    pub(super) async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<()> {
+    pub(super) async fn delete_uncounted(&self, key: &Key, options: DeleteOptions) -> Result<Landing> {
         let DeleteOptions { generation, redelivered, fence } = options;
         loop {
             let known = redelivered.filter(|again| again.started_at.is_some());
@@ -98,7 +98,7 @@ impl Engine {
                 Some(again) => match self.verdict(key, None, again).await {
                     Ok(Verdict::Run(Some(seen))) => Some(seen),
                     Ok(Verdict::Own(_) | Verdict::Overtaken | Verdict::Run(None)) => {
-                        return self.0.backend.flush(key).await;
+                        return self.0.backend.flush(key).await.map(|()| Landing::Home);
                     }
                     Err(error) if error.kind == ErrorKind::Integrity => None,
                     Err(error) => return Err(error.during(Operation::Delete)),
@@ -106,13 +106,14 @@ impl Engine {
             };
             let guarded = generation.is_none() && seen.is_some();
             let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
-            let how = Delete { generation: expected, fence: fence.clone() };
+            // A guard of our own only narrows a window; the caller's condition must hold or be refused.
+            let how = Delete { generation: expected, lenient: guarded, fence: fence.clone() };
             match self.0.backend.delete(key, how).await {
-                Ok(_) => return Ok(()),
+                Ok(removal) => return Ok(removal.landing),
                 Err(error) if error.kind == ErrorKind::Precondition && guarded => {}
                 Err(error) if error.kind == ErrorKind::Precondition => {
                     // Another state that has expired is not there either.
-                    return if self.live(key).await?.is_none() { Ok(()) } else { Err(error) };
+                    return if self.live(key).await?.is_none() { Ok(Landing::Home) } else { Err(error) };
                 }
                 Err(error) => return Err(error),
             }

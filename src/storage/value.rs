@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Kind;
+use super::{Kind, Payload};
 
 /// A value with its own type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,5 +33,20 @@ impl Value {
             Self::Text(text) | Self::Json(text) => Bytes::from(text),
             Self::Bytes(bytes) => bytes,
         }
+    }
+}
+
+/// A value's bytes before any codec, in memory or in a file, and its type.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// Type of the value.
+    pub kind: Kind,
+    /// Text and JSON in UTF-8.
+    pub payload: Payload,
+}
+
+impl From<Value> for Content {
+    fn from(value: Value) -> Self {
+        Self { kind: value.kind(), payload: value.into_bytes().into() }
     }
 }

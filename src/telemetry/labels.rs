@@ -148,6 +148,8 @@ label_values! {
         Flush = "flush",
         /// Looking whether the place can be used.
         Probe = "probe",
+        /// Making a signed URL.
+        Sign = "sign",
     }
 }
 
@@ -158,6 +160,12 @@ label_values! {
         Local = "local",
         /// Memory of this process.
         Memory = "memory",
+        /// Writes that wait for the bucket.
+        Overlay = "overlay",
+        /// Google Cloud Storage.
+        Gcs = "gcs",
+        /// Amazon S3 or a store that speaks like it.
+        S3 = "s3",
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::task::JoinError;
 
-use crate::commands::{Command, Context, Engine, Finished};
+use crate::commands::{self, Command, Context, Engine, Finished};
 
 /// A time limit of one command.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub(super) enum Ended {
 /// Runs a command within its limit.
 pub(super) async fn run(command: Box<dyn Command>, engine: Engine, context: Context, limit: Option<Limit>) -> Ended {
     let fence = context.fence.clone();
-    let mut work = command.run(&engine, context);
+    let mut work = Box::pin(commands::run(command, &engine, context));
     let Some(limit) = limit else { return Ended::Finished(work.await) };
     tokio::select! {
         finished = &mut work => return Ended::Finished(finished),

@@ -74,16 +74,16 @@ async fn ranges(engine: &Engine, tally: &Tally) {
         (u64::MAX, Some(u64::MAX), b""),
     ] {
         let range = Some(ByteRange { offset, length });
-        let found = engine.retrieve(&key("r"), Want { range, limit: None }).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("r"), Want { range, ..Want::default() }).await.unwrap().unwrap();
         tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
         tally.equal(found.receipt.size, 4);
     }
     engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
-    let range = Want { range: Some(ByteRange::default()), limit: None };
+    let range = Want { range: Some(ByteRange::default()), ..Want::default() };
     let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
     // What would be refused for its size is not there once it has expired.
-    let small = Want { range: None, limit: Some(2) };
+    let small = Want { limit: Some(2), ..Want::default() };
     tally.equal(engine.retrieve(&key("r"), small).await.unwrap_err().kind, ErrorKind::Invalid);
     let past = StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
     engine.store(&key("r"), text("123"), past).await.unwrap();

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Delete, DeleteOptions, Engine, Key, Kind, Listing, Memory, Object, Page, Place, Put,
-    Redelivered, Result, StoreOptions, Value, Want,
+    Attributes, Backend, Delete, DeleteOptions, Engine, Grant, Key, Kind, Landing, Listing, Memory, Object, Page,
+    Place, Probe, Put, Redelivered, Removal, Result, StoreOptions, Value, Want,
 };
 use jiff::Timestamp;
 
-use crate::support::{key, object};
+use crate::support::{bytes, key, object};
 
 /// What the other writer does.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl fmt::Display for Interloper {
 
 #[async_trait]
 impl Backend for Interloper {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
         self.inner.put(key, object, how).await
     }
 
@@ -47,14 +47,16 @@ impl Backend for Interloper {
         let seen = self.inner.stat(key).await;
         let deed = self.deeds.lock().unwrap().pop();
         match deed {
-            Some(Deed::Write(object)) => self.inner.put(key, *object, Put::default()).await?,
-            Some(Deed::Remove) => assert!(self.inner.delete(key, Delete::default()).await?),
+            Some(Deed::Write(object)) => {
+                self.inner.put(key, *object, Put::default()).await?;
+            }
+            Some(Deed::Remove) => assert!(self.inner.delete(key, Delete::default()).await?.found),
             None => {}
         }
         seen
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
         self.inner.delete(key, how).await
     }
 
@@ -67,8 +69,16 @@ impl Backend for Interloper {
         self.inner.flush(key).await
     }
 
-    async fn probe(&self) -> Result<()> {
+    async fn probe(&self) -> Result<Probe> {
         self.inner.probe().await
+    }
+
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.inner.accept(key, attributes)
+    }
+
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        self.inner.sign(key, grant).await
     }
 }
 
@@ -99,7 +109,10 @@ async fn run(store: bool, before: Option<Box<Object>>, mut deeds: Vec<Deed>) -> 
         engine.delete(&it, DeleteOptions { redelivered, ..DeleteOptions::default() }).await.unwrap();
     }
     assert!(backend.deeds.lock().unwrap().is_empty(), "every deed was done");
-    let found = backend.inner.get(&it, Want::default()).await.unwrap().map(|object| object.payload.to_vec());
+    let found = match backend.inner.get(&it, Want::default()).await.unwrap() {
+        Some(object) => Some(bytes(object).await.to_vec()),
+        None => None,
+    };
     (found, backend.flushed.lock().unwrap().len())
 }
 

@@ -12,6 +12,7 @@ mod support;
 
 use std::sync::Arc;
 
+use backend::Profile;
 use filestorage::storage::{Backend, Engine, Local, Memory, Place};
 use support::{Tally, scratch};
 
@@ -19,7 +20,7 @@ use support::{Tally, scratch};
 async fn memory_backend() {
     let memory: Arc<dyn Backend> = Arc::new(Memory::new());
     let tally = Tally::new("memory");
-    backend::suite(&memory, &memory, &tally).await;
+    backend::suite(&memory, &memory, Profile::NEAR, &tally).await;
     tally.close();
 }
 
@@ -29,7 +30,7 @@ async fn local_backend_by_two_instances_on_one_root() {
     let one: Arc<dyn Backend> = Arc::new(Local::open(root.path().join("a/b/objects")).unwrap());
     let other: Arc<dyn Backend> = Arc::new(Local::open(root.path().join("a/b/objects")).unwrap());
     let tally = Tally::new("local, two instances on one root");
-    backend::suite(&one, &other, &tally).await;
+    backend::suite(&one, &other, Profile::NEAR, &tally).await;
     tally.close();
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use filestorage::storage::{Attributes, Checksum, Key, Kind, Object};
+use filestorage::storage::{Attributes, Checksum, Key, Kind, Object, Seen};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -54,7 +54,7 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let payload = payload.into();
     let checksum = Checksum::of(&payload);
-    let metadata = serde_json::value::RawValue::from_string(r#"{"n":1e400,"ü":["\u00e9",1.0]}"#.to_owned()).unwrap();
+    let metadata = serde_json::value::RawValue::from_string(r#"{"n":1e400,"ü":["é\u000a\\",1.0]}"#.to_owned()).unwrap();
     Object {
         attributes: Attributes {
             kind: Kind::Bytes,
@@ -70,9 +70,17 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             metadata: Some(metadata),
             stored_at: Timestamp::from_microsecond(1_790_000_000_123_456).unwrap(),
             expires_at: None,
+            origin: None,
+            tombstone: false,
+            seen: Seen::default(),
         },
-        payload,
+        payload: payload.into(),
     }
+}
+
+/// Reads an object's bytes, wherever they are.
+pub(crate) async fn bytes(object: Object) -> Bytes {
+    object.payload.into_memory().await.unwrap()
 }
 
 /// An object that is past its time.

@@ -30,7 +30,8 @@ use self::locks::Locks;
 use self::read::Fault;
 use self::temporary::Nursery;
 use super::{
-    Attributes, Backend, Delete, Entry, Error, ErrorKind, Key, Listing, Object, Operation, Page, Put, Result, Want,
+    Attributes, Backend, Delete, Entry, Error, ErrorKind, Grant, Key, Landing, Listing, Object, Operation, Page, Probe,
+    Put, Removal, Result, Want,
 };
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
@@ -176,10 +177,10 @@ impl Root {
             let mut entries = Vec::with_capacity(found.keys.len());
             for key in &found.keys {
                 match read::attributes(&self.path(key), key) {
-                    Ok(Some(attributes)) => entries.push(Entry { key: key.clone(), expires_at: attributes.expires_at }),
+                    Ok(Some(attributes)) => entries.push(Entry::of(key, &attributes)),
                     // Removed since the walk.
                     Ok(None) => {}
-                    Err(_) => entries.push(Entry { key: key.clone(), expires_at: None }),
+                    Err(_) => entries.push(Entry { key: key.clone(), expires_at: None, tombstone: false }),
                 }
             }
             match found.keys.last() {
@@ -230,9 +231,9 @@ impl fmt::Display for Local {
 
 #[async_trait]
 impl Backend for Local {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<()> {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
         let key = key.clone();
-        let in_place = self.0.is_near(object.payload.len() as u64) && self.0.locks.is_free(&key);
+        let in_place = self.0.is_near(object.payload.len()) && self.0.locks.is_free(&key);
         self.hop(Operation::Store, in_place, move |root| root.put(&key, &object, &how)).await
     }
 
@@ -256,7 +257,7 @@ impl Backend for Local {
         self.hop(Operation::Stat, self.0.in_memory, work).await
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<bool> {
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
         let in_place = self.0.in_memory && self.0.locks.is_free(key);
         let key = key.clone();
         self.hop(Operation::Delete, in_place, move |root| root.delete(&key, &how)).await
@@ -277,11 +278,19 @@ impl Backend for Local {
         self.hop(Operation::Store, false, work).await
     }
 
-    async fn probe(&self) -> Result<()> {
+    async fn probe(&self) -> Result<Probe> {
         let work = |root: &Root| match root.nursery.create() {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(Probe::default()),
             Err(error) => Err(fault(Operation::Probe, None, root.nursery.folder(), error)),
         };
         self.hop(Operation::Probe, false, work).await
+    }
+
+    fn accept(&self, _: &Key, _: &Attributes) -> Result<()> {
+        Ok(())
+    }
+
+    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
+        Err(Error::unsigned(key))
     }
 }

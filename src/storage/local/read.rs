@@ -5,13 +5,14 @@ use std::io::{self, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::header;
-use crate::storage::{Attributes, Checksum, Error, Key, Object, Want};
+use crate::storage::{Attributes, Checksum, Error, Intake, Key, Object, Payload, Want};
 
 /// Why a file could not be read.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ impl From<Error> for Fault {
         Self::Refused(error)
     }
 }
+
+const UNSOUND: &str = "the payload does not match its checksum";
 
 /// First bytes read for attributes alone; covers nearly every header.
 const HEAD: usize = 4 * 1024;
@@ -67,6 +70,13 @@ pub(super) fn object(path: &Path, key: &Key, want: Want) -> Result<Option<Object
     };
     let Opened { mut file, attributes, begin: mut bytes, header_length, length } = opened;
     let part = want.part(key, &attributes)?;
+    if want.spooled && part.end - part.start > Intake::IN_MEMORY as u64 {
+        let whole = Payload::file(Arc::new(file), header_length as u64, attributes.stored_size);
+        if whole.checksum_blocking()? != attributes.stored_checksum {
+            return Err(Fault::Damaged(UNSOUND.to_owned()));
+        }
+        return Ok(Some(Object { attributes, payload: whole.slice(part) }));
+    }
     // The part lies within the payload, whose length is that of the file: both fit.
     let part = part.start as usize..part.end as usize;
     let (checksum, payload) = if part.len() == length - header_length || bytes.len() == length {
@@ -78,9 +88,9 @@ pub(super) fn object(path: &Path, key: &Key, want: Want) -> Result<Option<Object
         read_through(&mut file, bytes, length - header_length, &part)?
     };
     if checksum != attributes.stored_checksum {
-        return Err(Fault::Damaged("the payload does not match its checksum".to_owned()));
+        return Err(Fault::Damaged(UNSOUND.to_owned()));
     }
-    Ok(Some(Object { attributes, payload }))
+    Ok(Some(Object { attributes, payload: payload.into() }))
 }
 
 /// Reads a payload of so many bytes, of which the first `chunk` have been read, and keeps a part of it.

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
+use crate::storage::{Checksum, Payload};
+
 /// Name of the folder below the root.
 pub(super) const FOLDER: &str = "#tmp";
 
@@ -42,18 +44,34 @@ impl Nursery {
         &self.folder
     }
 
-    /// Writes and syncs a file of the two parts.
-    pub(super) fn write(&self, head: &[u8], body: &[u8]) -> io::Result<Temporary> {
+    /// Writes and syncs a file of the two parts; returns it with the checksum of the payload as it was written.
+    pub(super) fn write(&self, head: &[u8], payload: &Payload) -> io::Result<(Temporary, Checksum)> {
         let mut temporary = self.create()?;
-        if head.len() + body.len() <= ONE_WRITE {
-            temporary.file.write_all(&[head, body].concat())?;
-        } else {
-            temporary.file.write_all(head)?;
-            temporary.file.write_all(body)?;
-        }
+        let checksum = match payload {
+            Payload::Memory(body) => {
+                if head.len() + body.len() <= ONE_WRITE {
+                    temporary.file.write_all(&[head, body].concat())?;
+                } else {
+                    temporary.file.write_all(head)?;
+                    temporary.file.write_all(body)?;
+                }
+                Checksum::of(body)
+            }
+            Payload::File(_) => {
+                temporary.file.write_all(head)?;
+                let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
+                while offset < payload.len() {
+                    let chunk = payload.read_at(offset, Payload::CHUNK)?;
+                    temporary.file.write_all(&chunk)?;
+                    checksum = checksum.append(&chunk);
+                    offset += chunk.len() as u64;
+                }
+                checksum
+            }
+        };
         // Syncs the size as well: it is needed to read the data back.
         temporary.file.sync_data()?;
-        Ok(temporary)
+        Ok((temporary, checksum))
     }
 
     /// Makes an empty locked file.

@@ -8,17 +8,28 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::temporary::Temporary;
 use super::{Root, TRIES, fault, header, read};
-use crate::storage::{Condition, Delete, Error, ErrorKind, Key, Object, Operation, Put, Result};
+use crate::storage::{
+    Checksum, Condition, Delete, Error, ErrorKind, Key, Landing, Object, Operation, Put, Removal, Result,
+};
 
 impl Root {
-    pub(super) fn put(&self, key: &Key, object: &Object, how: &Put) -> Result<()> {
+    pub(super) fn put(&self, key: &Key, object: &Object, how: &Put) -> Result<Landing> {
         let path = self.path(key);
         let folder = path.parent().unwrap_or(&self.root);
         let head = header::encode(key, &object.attributes)
             .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why))?;
         let failed = |error| fault(Operation::Store, Some(key), &path, error);
-        let mut temporary = self.nursery.write(&head, &object.payload).map_err(failed)?;
+        let write = || self.nursery.write(&head, &object.payload);
+        let checked = |written: (Temporary, Checksum)| match written {
+            (temporary, checksum) if checksum == object.attributes.stored_checksum => Ok(temporary),
+            _ => {
+                let why = "the source changed while it was stored; store it again";
+                Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
+            }
+        };
+        let mut temporary = checked(write().map_err(failed)?)?;
         let mut tries = 0;
         loop {
             let committed = self.commit(key, &how.condition, Operation::Store, || {
@@ -34,17 +45,18 @@ impl Root {
                 // The folder is new, or somebody removed it, or swept the file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
                     if temporary.is_gone().map_err(failed)? {
-                        temporary = self.nursery.write(&head, &object.payload).map_err(failed)?;
+                        temporary = checked(write().map_err(failed)?)?;
                     }
                     self.folders.create(folder).map_err(failed)?;
                 }
                 Err(error) => return Err(failed(error)),
             }
         }
-        self.sync(folder).map_err(failed)
+        self.sync(folder).map_err(failed)?;
+        Ok(Landing::Home)
     }
 
-    pub(super) fn delete(&self, key: &Key, how: &Delete) -> Result<bool> {
+    pub(super) fn delete(&self, key: &Key, how: &Delete) -> Result<Removal> {
         let path = self.path(key);
         let failed = |error| fault(Operation::Delete, Some(key), &path, error);
         let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
@@ -58,7 +70,7 @@ impl Root {
         };
         // Also when nothing was there: whoever removed it may not have synced that yet.
         self.sync(path.parent().unwrap_or(&self.root)).map_err(failed)?;
-        Ok(removed)
+        Ok(Removal { found: removed, landing: Landing::Home })
     }
 
     /// Runs the visible step under the key's lock, if the condition holds.

@@ -1,0 +1,157 @@
+//! Bytes on their way: kept in memory while they are few, in a nameless file once they are many.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use super::{Checksum, Payload, payload};
+
+/// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
+///
+/// The files have no name from the beginning, so nothing is left when the process dies.
+#[derive(Clone, Debug)]
+pub struct Spool(Arc<Path>);
+
+impl Spool {
+    /// Spools into a folder. It should be on a disk: on a file system in memory the files are memory.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self(Arc::from(folder.into()))
+    }
+
+    /// Returns the folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes a nameless file to write and read. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub fn create(&self) -> io::Result<File> {
+        fs::create_dir_all(&self.0)?;
+        let flags = i32::try_from(OFlags::TMPFILE.bits()).map_err(io::Error::other)?;
+        let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(&self.0);
+        match nameless {
+            // Not every file system can do that.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {
+                let path = self.0.join(format!("{}.tmp", Uuid::new_v4().simple()));
+                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+                fs::remove_file(&path)?;
+                Ok(file)
+            }
+            made => made,
+        }
+    }
+
+    /// Begins to take bytes in.
+    #[must_use]
+    pub fn intake(&self) -> Intake {
+        Intake { spool: self.clone(), memory: BytesMut::new(), file: None, length: 0, checksum: Checksum::of(&[]) }
+    }
+}
+
+/// Takes bytes in one after another and gives them back as one [`Payload`].
+#[derive(Debug)]
+pub struct Intake {
+    spool: Spool,
+    memory: BytesMut,
+    file: Option<Arc<File>>,
+    length: u64,
+    checksum: Checksum,
+}
+
+impl Intake {
+    /// Most bytes that stay in memory.
+    pub const IN_MEMORY: usize = 1024 * 1024;
+
+    /// Takes more bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub async fn push(&mut self, bytes: &Bytes) -> io::Result<()> {
+        self.checksum = self.checksum.append(bytes);
+        self.length += bytes.len() as u64;
+        self.memory.extend_from_slice(bytes);
+        // A file is written in pieces that are worth the change of threads.
+        let most = if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY };
+        if self.memory.len() > most { self.spill().await } else { Ok(()) }
+    }
+
+    /// Counts the bytes taken so far.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Tells whether none were taken so far.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Ends, with what was taken and its checksum.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub async fn finish(mut self) -> io::Result<(Payload, Checksum)> {
+        if self.file.is_some() {
+            self.spill().await?;
+        }
+        Ok(match self.file {
+            Some(file) => (Payload::file(file, 0, self.length), self.checksum),
+            None => (Payload::Memory(self.memory.freeze()), self.checksum),
+        })
+    }
+
+    /// Moves what is in memory into the file.
+    async fn spill(&mut self) -> io::Result<()> {
+        let (spool, file, bytes) = (self.spool.clone(), self.file.take(), self.memory.split().freeze());
+        let write = move || {
+            let file = match file {
+                Some(file) => file,
+                None => Arc::new(spool.create()?),
+            };
+            (&*file).write_all(&bytes)?;
+            Ok(file)
+        };
+        self.file = Some(payload::hop(write).await?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_taken_in_comes_out_wherever_it_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path().join("made/when/needed"));
+        for size in [0, 1, Intake::IN_MEMORY, Intake::IN_MEMORY + 1, 3 * Intake::IN_MEMORY + 77] {
+            let wanted: Vec<u8> = (0..size).map(|at| (at * 31 % 251) as u8).collect();
+            let mut intake = spool.intake();
+            for piece in wanted.chunks(100_003) {
+                intake.push(&Bytes::copy_from_slice(piece)).await.unwrap();
+            }
+            let (payload, checksum) = intake.finish().await.unwrap();
+            assert_eq!(payload.as_memory().is_some(), size <= Intake::IN_MEMORY, "{size}");
+            assert_eq!(payload.len(), size as u64);
+            assert_eq!(checksum, Checksum::of(&wanted));
+            assert_eq!(payload.checksum().await.unwrap(), checksum);
+            assert_eq!(payload.slice(5..u64::MAX).into_memory().await.unwrap(), &wanted[5.min(size)..]);
+            assert_eq!(payload.into_memory().await.unwrap(), wanted);
+        }
+        assert_eq!(fs::read_dir(spool.folder()).unwrap().count(), 0);
+    }
+}
