@@ -63,7 +63,7 @@ impl From<Error> for Failure {
             ErrorKind::Invalid | ErrorKind::Precondition | ErrorKind::Integrity => Code::BadData,
             ErrorKind::NoSpace | ErrorKind::Io => Code::Io,
             ErrorKind::Denied => Code::NoPermission,
-            ErrorKind::Unavailable => Code::Unavailable,
+            ErrorKind::Unavailable | ErrorKind::Throttled => Code::Unavailable,
             ErrorKind::Abandoned => Code::TryAgain,
         };
         Self::new(code, error.to_string())

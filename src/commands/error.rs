@@ -95,7 +95,9 @@ impl From<Error> for CommandError {
             ErrorKind::NoSpace => (Exception::OsError, os_error(28, "No space left on device", &error)),
             ErrorKind::Io => (Exception::OsError, os_error(errno(&error).unwrap_or(EIO), &error.to_string(), &error)),
             ErrorKind::Denied => (Exception::PermissionError, os_error(13, &error.to_string(), &error)),
-            ErrorKind::Unavailable | ErrorKind::Abandoned => (Exception::StorageUnavailable, text()),
+            ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Abandoned => {
+                (Exception::StorageUnavailable, text())
+            }
         };
         Self { exception, args, transient }
     }

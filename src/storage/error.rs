@@ -1,6 +1,7 @@
 //! One error for the whole room: kind, operation, key, source.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::Key;
 
@@ -20,8 +21,10 @@ pub enum ErrorKind {
     NoSpace,
     /// The backend refuses this identity.
     Denied,
-    /// The backend cannot be reached, or failed in a way that may pass. The only transient kind.
+    /// The backend cannot be reached, or failed in a way that may pass.
     Unavailable,
+    /// The backend can be reached and asks for patience (429): trying again helps, going elsewhere does not.
+    Throttled,
     /// The write was abandoned before its commit point, see [`super::Fence`].
     Abandoned,
     /// Any other fault of the backend, e.g. an input/output error of the disk.
@@ -72,6 +75,8 @@ pub struct Error {
     pub operation: Operation,
     /// Which key, when one is concerned.
     pub key: Option<Key>,
+    /// How long the backend asks to wait before the next attempt.
+    pub retry_after: Option<Duration>,
     message: String,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -80,7 +85,7 @@ pub struct Error {
 impl Error {
     /// Makes an error; `message` says the cause and the mend.
     pub fn new(kind: ErrorKind, operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
-        Self { kind, operation, key: key.cloned(), message: message.into(), source: None }
+        Self { kind, operation, key: key.cloned(), retry_after: None, message: message.into(), source: None }
     }
 
     /// Adds the underlying error.
@@ -88,6 +93,12 @@ impl Error {
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Adds how long the backend asks to wait.
+    #[must_use]
+    pub fn with_retry_after(self, retry_after: Option<Duration>) -> Self {
+        Self { retry_after, ..self }
     }
 
     /// Makes the error of a write that its fence forbade.
@@ -117,7 +128,7 @@ impl Error {
     /// Tells whether trying again later can help.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unavailable)
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Throttled)
     }
 }
 

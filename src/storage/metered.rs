@@ -44,6 +44,7 @@ const fn outcome_of(error: &Error) -> StorageOutcome {
         ErrorKind::NoSpace => StorageOutcome::NoSpace,
         ErrorKind::Denied => StorageOutcome::Denied,
         ErrorKind::Unavailable => StorageOutcome::Unavailable,
+        ErrorKind::Throttled => StorageOutcome::Throttled,
         ErrorKind::Abandoned => StorageOutcome::Abandoned,
         ErrorKind::Invalid | ErrorKind::Io => StorageOutcome::Failed,
     }

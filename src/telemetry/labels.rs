@@ -186,6 +186,8 @@ label_values! {
         Denied = "denied",
         /// The backend cannot be reached.
         Unavailable = "unavailable",
+        /// The backend asks for patience.
+        Throttled = "throttled",
         /// Abandoned before the commit point.
         Abandoned = "abandoned",
         /// Any other fault.
