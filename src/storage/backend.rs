@@ -127,7 +127,7 @@ pub struct Want {
     pub range: Option<ByteRange>,
     /// More bytes than these are refused.
     pub limit: Option<u64>,
-    /// Many bytes may come as a file ([`Payload::File`]) instead of in memory.
+    /// Many bytes may come as a file ([`Payload::File`](super::Payload::File)) instead of in memory.
     pub spooled: bool,
 }
 
