@@ -111,7 +111,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
 
 /// Logs by the configured level, or by `quiet` when nobody configured one; `RUST_LOG` has the finer say.
 fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
-    let asked = loaded.effective.iter().any(|it| it.setting.name == "log_level" && it.source != Source::Default);
+    let asked = loaded.effective.iter().any(|it| it.name == "log_level" && it.source != Source::Default);
     let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
     let filter = match std::env::var("RUST_LOG") {
         // The client library logs payloads; who wants that must say so by its name.
