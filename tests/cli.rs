@@ -1,10 +1,14 @@
 //! The real program: answers, exit codes, what it says when something is wrong.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/migrate.rs"]
+mod migrate;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -85,6 +89,15 @@ impl Place {
             }
         }
         files
+    }
+}
+
+/// Waits for what must come about, with a deadline.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -6,6 +6,7 @@ mod exists;
 mod flags;
 mod healthcheck;
 mod list;
+mod migrate;
 mod nodename;
 mod open;
 mod outcome;
@@ -51,6 +52,7 @@ enum Command {
     Exists(exists::Arguments),
     List(list::Arguments),
     Stat(stat::Arguments),
+    Migrate(migrate::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
     Schema(schema::Arguments),
@@ -103,6 +105,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Exists(command) => open::block_on(command.run(settings, output)),
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
+        Command::Migrate(command) => open::block_on(command.run(settings, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),
         Command::Healthcheck(command) => open::block_on(command.run(settings, output)),

@@ -1,10 +1,10 @@
 //! The one place that builds the storage stack, and the runtime of a single command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::outcome::{Code, Failure};
-use crate::config::{StoragePlace, StorageSettings};
+use crate::config::{Provider, StoragePlace, StorageSettings};
 use crate::storage::{Engine, Local, Metered, Place};
 use crate::telemetry::{Backend, Metrics};
 
@@ -26,6 +26,36 @@ pub(super) fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failu
     Ok(local.map(|local| Engine::new(Arc::new(local), Place::Local)))
 }
 
+/// Whether a bucket that is missing is made, where its project is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Creation {
+    WhenMissing,
+    Never,
+}
+
+/// Opens a bucket and asks whether it can be used.
+#[expect(clippy::unused_async, reason = "TODO")]
+pub(super) async fn ready_bucket(
+    _settings: &StorageSettings,
+    _provider: Provider,
+    _name: &str,
+    _creation: Creation,
+    _metrics: &Metrics,
+) -> Result<Arc<dyn crate::storage::Backend>, Failure> {
+    Err(Failure::new(Code::Configuration, "buckets are not wired yet; set storage_backend = local"))
+}
+
+/// Counts the writes that wait on this machine to be sent to a bucket.
+#[expect(clippy::unused_async, reason = "TODO")]
+pub(super) async fn waiting(_settings: &StorageSettings, _provider: Provider, _name: &str) -> Result<u64, Failure> {
+    Ok(0)
+}
+
+/// Returns the folder of the local store below what `local_storage_path` names.
+pub(super) fn objects(path: &Path) -> PathBuf {
+    path.join(OBJECTS)
+}
+
 /// The failure of a command that needs a value where nothing was ever stored.
 pub(super) fn nothing_stored(settings: &StorageSettings) -> Failure {
     let why = format!("nothing is stored under {}; is local_storage_path the right one?", root(settings).display());
@@ -33,7 +63,7 @@ pub(super) fn nothing_stored(settings: &StorageSettings) -> Failure {
 }
 
 fn root(settings: &StorageSettings) -> PathBuf {
-    settings.local_storage_path.join(OBJECTS)
+    objects(&settings.local_storage_path)
 }
 
 /// Runs one command to its end.
