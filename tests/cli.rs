@@ -1,6 +1,8 @@
 //! The real program: answers, exit codes, what it says when something is wrong.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/migrate.rs"]
 mod migrate;
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod delete;
+mod doctor;
 mod exists;
 mod flags;
 mod healthcheck;
@@ -53,6 +54,7 @@ enum Command {
     List(list::Arguments),
     Stat(stat::Arguments),
     Migrate(migrate::Arguments),
+    Doctor(doctor::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
     Schema(schema::Arguments),
@@ -91,7 +93,10 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         quiet = LogLevel::Info;
     }
     let inputs = Inputs::of_process(flags, arguments.config.as_deref())?;
-    let loaded = crate::config::load(&inputs)?;
+    let (loaded, faults) = crate::config::survey(&inputs)?;
+    if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
+        return Err(faults.into());
+    }
     start_logs(&loaded, quiet)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -106,6 +111,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
         Command::Migrate(command) => open::block_on(command.run(settings, output)),
+        Command::Doctor(command) => open::block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),
         Command::Healthcheck(command) => open::block_on(command.run(settings, output)),

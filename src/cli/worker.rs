@@ -161,7 +161,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
     })
 }
 
-fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
+pub(super) fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
     let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
     let urls = BrokerUrl::parse_all(&urls.join(";"))
         .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))?;

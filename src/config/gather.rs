@@ -38,6 +38,16 @@ pub struct Effective {
 ///
 /// Every fault at once: unknown keys of the file, values that are not allowed, values this version cannot honour.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
+    let (loaded, faults) = survey(inputs)?;
+    if faults.0.is_empty() { Ok(loaded) } else { Err(faults) }
+}
+
+/// Gathers as [`load`] does, and takes the default where a value is refused; for who looks at what is wrong.
+///
+/// # Errors
+///
+/// A setting the program needs has neither value nor default: a fault of its registry.
+pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let mut faults = Vec::new();
     let table = read_file(inputs, &mut faults);
     let aws = aws::gather(inputs, &mut faults);
@@ -83,14 +93,23 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
         .map(|(setting, message)| Fault { setting, value: None, source: Source::Combination, message })
         .collect();
     faults.extend(combined);
-    if !faults.is_empty() {
-        return Err(Faults(faults));
-    }
+    let values = Values(with_defaults(values.0));
     let settings = Settings::from_values(&values, aws).ok_or_else(|| {
         let message = "a setting the program needs has no row in its registry".to_owned();
         Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
-    Ok(Loaded { settings, effective, warnings: near_misses(inputs) })
+    Ok((Loaded { settings, effective, warnings: near_misses(inputs) }, Faults(faults)))
+}
+
+/// Adds the defaults of settings whose values were refused.
+fn with_defaults(mut parsed: BTreeMap<&'static str, Parsed>) -> BTreeMap<&'static str, Parsed> {
+    for setting in SETTINGS {
+        let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
+        if let Some(default) = default {
+            parsed.entry(setting.name).or_insert(default);
+        }
+    }
+    parsed
 }
 
 /// Without a default queue of their own, those who say which queues are consumed mean the first of them: what follows a

@@ -18,7 +18,7 @@ mod storage;
 
 pub use bucket::Provider;
 pub use fault::{Fault, Faults};
-pub use gather::{Effective, Loaded, load};
+pub use gather::{Effective, Loaded, load, survey};
 pub use kind::Kind;
 pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};

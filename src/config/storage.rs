@@ -74,7 +74,8 @@ impl StorageSettings {
         let directories = values.list("exchange_directories").unwrap_or_default();
         Some(Self {
             local_storage_path: values.text("local_storage_path")?.into(),
-            place: place(values).ok()?,
+            // One whose bucket is missing has its fault already.
+            place: place(values).unwrap_or(StoragePlace::Local),
             gcs: GcsSettings {
                 bucket: text("gcs_bucket_name"),
                 project: text("gcs_project_id"),

@@ -107,6 +107,16 @@ impl Local {
         self.hop(Operation::Probe, false, Root::sweep).await
     }
 
+    /// Counts what [`Local::sweep`] would remove. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub fn leftovers(&self) -> Result<u64> {
+        let counted = self.0.nursery.count_abandoned();
+        counted.map_err(|error| fault(Operation::Probe, None, self.0.nursery.folder(), error))
+    }
+
     /// Returns the root folder.
     #[must_use]
     pub fn root(&self) -> &Path {
