@@ -23,7 +23,8 @@ audit: ## checks dependencies against deploy/deny.toml and the advisory database
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }
 	cargo deny --config deploy/deny.toml check
 
-clean: ## stops the development broker and removes everything that was built
+clean: ## stops the development servers and removes everything that was built
+	@deploy/dev-gcs stop
 	@deploy/dev-broker stop
 	@DEV_BROKER_DIR=target/dev-broker-e2e deploy/dev-broker stop
 	cargo clean
