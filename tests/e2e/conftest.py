@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from buckets import GcsServer
 from harness import BINARY, Broker, Site
 
 
@@ -19,6 +20,14 @@ def broker():
     broker = Broker()
     yield broker
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """The emulator of Cloud Storage; each test makes buckets of its own."""
+    server = GcsServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")

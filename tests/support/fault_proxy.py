@@ -215,7 +215,6 @@ class Proxy:
                 if instead is not None:
                     body, size = once(instead), len(instead)
                 answer, upstream = await self.send(request, body, size)
-                self.enforce.answered(gate, answer)
                 if gate.writes:
                     # What was written is written before the next one is let in; the client may be slow.
                     text = await whole(upstream[0], answer.size(request.method))
@@ -224,6 +223,7 @@ class Proxy:
                     if answer.size(request.method) != 0:
                         answer.set("Content-Length", len(text))
                     self.done_with(answer, upstream)
+                    self.enforce.answered(gate, answer, text)
                     upstream = text
         if refused is not None:
             entry["status"] = int(refused[9:12])

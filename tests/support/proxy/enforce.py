@@ -70,6 +70,8 @@ class Upload:
     def __init__(self, place, conditions, declared):
         self.place, self.conditions, self.declared = place, conditions, declared
         self.sums = {0: 0}  # offset → CRC32C of what lies before it
+        self.received = 0  # bytes the emulator has said it holds
+        self.resource = None  # what was answered to its last piece
 
     def take(self, start, data):
         """The CRC32C of everything up to the end of this piece, or None where a gap makes it unknown."""
@@ -206,7 +208,7 @@ class Gcs:
         if span is None:
             return gcs_error(400, "Invalid Content-Range", "invalid"), True
         if request.get("content-range") and span[1] is None:
-            return None, span[3] != "*" and int(span[3]) in upload.sums  # a query for the state, or an end without bytes
+            return self._state(upload), False
         start = int(span[1] or 0) if request.get("content-range") else 0
         final = not request.get("content-range") or (span[3] != "*" and int(span[2]) + 1 == int(span[3]))
         if body is None:  # too long to be held: its sum stays unknown
@@ -216,12 +218,23 @@ class Gcs:
             return _mismatch(declared, total, body if start == 0 else None), True
         return None, final
 
-    def answered(self, gate, answer):
-        """Learns the name of an upload that was begun."""
-        if gate.kind != "resumable" or answer.status != 200:
-            return
-        if found := re.search(r"[?&]upload_id=([^&]+)", answer.get("location")):
-            self._uploads[found[1]] = Upload(gate.place, gate.conditions, gate.declared)
+    @staticmethod
+    def _state(upload):
+        """How far an upload has come; asked for that, the emulator would end it."""
+        if upload.resource is not None:
+            return answer_bytes(200, upload.resource, {"Content-Type": "application/json; charset=UTF-8"})
+        return answer_bytes(308, b"", {"Range": f"bytes=0-{upload.received - 1}"} if upload.received else {})
+
+    def answered(self, gate, answer, text):
+        """Learns the name of an upload that was begun, and how far it has come."""
+        if gate.kind == "chunk":
+            if answer.status == 200:
+                gate.upload.resource = text
+            elif answer.status == 308 and (held := re.match(r"bytes=0-(\d+)$", answer.get("range"))):
+                gate.upload.received = int(held[1]) + 1
+        elif gate.kind == "resumable" and answer.status == 200:
+            if found := re.search(r"[?&]upload_id=([^&]+)", answer.get("location")):
+                self._uploads[found[1]] = Upload(gate.place, gate.conditions, gate.declared)
 
 
 def _header_sums(request):
@@ -312,7 +325,7 @@ class S3:
             return _s3_error("XAmzContentSHA256Mismatch", "The provided header does not match what was computed."), body
         return None, body
 
-    def answered(self, gate, answer):
+    def answered(self, gate, answer, text):
         pass
 
 
