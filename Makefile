@@ -24,7 +24,8 @@ audit: ## checks dependencies against deploy/deny.toml and the advisory database
 	cargo deny --config deploy/deny.toml check
 
 clean: ## stops the development servers and removes everything that was built
-	@deploy/dev-gcs stop
-	@deploy/dev-broker stop
+	@for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
 	@DEV_BROKER_DIR=target/dev-broker-e2e deploy/dev-broker stop
+	@DEV_GCS_DIR=target/dev-gcs-e2e deploy/dev-gcs stop
+	@DEV_S3_DIR=target/dev-s3-e2e deploy/dev-s3 stop
 	cargo clean
