@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """An HTTP proxy between the program under test and its bucket: passes on, and does harm when told to.
 
-    tests/support/fault_proxy.py --upstream http://127.0.0.1:4443 [--port 0] [--enforce gcs|s3] [--until-eof]
+    tests/support/fault_proxy.py --upstream http://127.0.0.1:4443 [--port 0] [--enforce gcs|s3]
+                                 [--keep-host] [--until-eof]
 
 Plain Python 3.10, nothing to install (with google-crc32c importable, checksums of large bodies cost less). Listens on
 127.0.0.1 and prints two lines once it does:
@@ -42,8 +43,8 @@ many), "probability" and "seed". The first rule that applies is the request's.
 
 `--enforce gcs` adds what the emulator leaves out: the preconditions of uploads (of resumable ones at the end as well),
 deletes and reads, atomically for each object; declared checksums; at most 8 KiB of metadata. `--enforce s3`: declared
-checksums, at most 2 KB of metadata, and the Host header stays, since signatures cover it. `--until-eof` ends the proxy
-when its standard input ends.
+checksums, at most 2 KB of metadata, and `--keep-host`: the Host header stays, since signatures cover it. `--until-eof`
+ends the proxy when its standard input ends.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ LOG_LENGTH = 200_000
 
 
 class Proxy:
-    def __init__(self, upstream, enforce, port):
+    def __init__(self, upstream, enforce, keep_host, port):
         self.upstream, self.enforce = upstream, enforce
-        self.keep_host = enforce is not None and enforce.keep_host
+        self.keep_host = keep_host or (enforce is not None and enforce.keep_host)
         self.rules, self.mode, self.server = Rules(), "up", None
         self.listening = bound(port)
         self.port = self.listening.getsockname()[1]
@@ -442,7 +443,7 @@ async def run(arguments):
     address = urlsplit(arguments.upstream)
     upstream = Upstream(address.hostname, address.port or 80)
     enforce = {"gcs": Gcs, "s3": S3}[arguments.enforce](upstream) if arguments.enforce else None
-    proxy = Proxy(upstream, enforce, arguments.port)
+    proxy = Proxy(upstream, enforce, arguments.keep_host, arguments.port)
     await proxy.listen()
     control = await asyncio.start_server(proxy.serve_control, "127.0.0.1", 0)
     print(f"ready http://127.0.0.1:{proxy.port}")
@@ -458,6 +459,7 @@ def main():
     parser.add_argument("--upstream", required=True, help="the server, http://host:port")
     parser.add_argument("--port", type=int, default=0, help="where to listen; 0 takes a free port")
     parser.add_argument("--enforce", choices=["gcs", "s3"], help="whose rules to enforce")
+    parser.add_argument("--keep-host", action="store_true", help="leave the Host header as it is")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     try:
         asyncio.run(run(parser.parse_args()))
