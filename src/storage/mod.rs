@@ -14,8 +14,8 @@ mod clock;
 mod engine;
 mod error;
 mod fence;
+mod gcs;
 mod key;
-#[allow(dead_code, reason = "used by the buckets that come next")]
 mod label;
 mod local;
 mod memory;
@@ -37,6 +37,7 @@ pub use backend::{
 pub use engine::{Engine, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fence::Fence;
+pub use gcs::{Gcs, GcsOptions};
 pub use key::{Key, KeyError};
 pub use local::Local;
 pub use memory::Memory;
