@@ -119,6 +119,13 @@ impl Error {
         Self { operation, ..self }
     }
 
+    /// Adds a remark behind cause and mend.
+    #[must_use]
+    pub(super) fn noting(mut self, remark: &str) -> Self {
+        self.message = format!("{}; {remark}", self.message);
+        self
+    }
+
     /// Returns cause and mend without operation and key.
     #[must_use]
     pub fn message(&self) -> &str {

@@ -7,9 +7,9 @@
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
 //! objects. The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
 
-#[allow(dead_code, reason = "counted by the layers that come next")]
 mod attempts;
 mod backend;
+mod breaker;
 mod clock;
 mod engine;
 mod error;
@@ -26,6 +26,7 @@ mod options;
 mod payload;
 mod receipt;
 mod redelivery;
+mod retry;
 mod spool;
 mod stats;
 mod value;
@@ -34,6 +35,7 @@ pub use attempts::counted;
 pub use backend::{
     Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
 };
+pub use breaker::{Breaker, BreakerState};
 pub use engine::{Engine, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fence::Fence;
@@ -47,6 +49,7 @@ pub use object::{Attributes, Checksum, Kind, Object, Seen};
 pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, StoreOptions};
 pub use payload::Payload;
 pub use receipt::{Place, Receipt, Stat, format_timestamp};
+pub use retry::{Retry, RetryOptions};
 pub use spool::{Intake, Spool};
 pub use stats::{Stats, StatsMetrics};
 pub use value::{Content, Value};

@@ -61,6 +61,11 @@ struct PlaceLabels {
     backend: Backend,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabel {
+    backend: Backend,
+}
+
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Every number the process counts; clones share the same numbers.
@@ -84,6 +89,8 @@ struct Inner {
     storage_durations: Durations<PlaceLabels>,
     storage_bytes: Family<PlaceLabels, Counter>,
     foreign_names: Counter,
+    storage_retries: Family<PlaceLabels, Counter>,
+    breaker_open: Family<BackendLabel, Gauge>,
 }
 
 /// From 250 µs, below a small value on tmpfs, to 65 s in factors of four.
@@ -137,6 +144,12 @@ impl Metrics {
         let foreign_names = Counter::default();
         let help = "Names met in listings that are no legal keys";
         ours.register("storage_foreign_names", help, foreign_names.clone());
+        let storage_retries = Family::default();
+        let help = "Attempts at a backend after the first of an operation";
+        ours.register("storage_retries", help, storage_retries.clone());
+        let breaker_open = Family::default();
+        let help = "1 while a backend cannot be reached and is asked only whether it can be again, else 0";
+        ours.register("storage_breaker_open", help, breaker_open.clone());
 
         Self(Arc::new(Inner {
             registry,
@@ -153,6 +166,8 @@ impl Metrics {
             storage_durations,
             storage_bytes,
             foreign_names,
+            storage_retries,
+            breaker_open,
         }))
     }
 
@@ -223,6 +238,16 @@ impl Metrics {
         self.0.foreign_names.inc_by(count);
     }
 
+    /// Counts one attempt at a backend after the first.
+    pub fn record_retry(&self, operation: StorageOperation, backend: Backend) {
+        self.0.storage_retries.get_or_create(&PlaceLabels { operation, backend }).inc();
+    }
+
+    /// Notes whether a backend's breaker is open.
+    pub fn record_breaker(&self, backend: Backend, open: bool) {
+        self.0.breaker_open.get_or_create(&BackendLabel { backend }).set(i64::from(open));
+    }
+
     /// Writes everything as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -277,6 +302,9 @@ mod tests {
         let (operation, backend, outcome) = (StorageOperation::Put, Backend::Local, StorageOutcome::Succeeded);
         metrics.record_storage(operation, backend, outcome, Duration::from_micros(700), 200);
         metrics.record_foreign_names(2);
+        metrics.record_retry(StorageOperation::Get, Backend::Gcs);
+        metrics.record_breaker(Backend::S3, false);
+        metrics.record_breaker(Backend::Gcs, true);
         let text = metrics.encode();
         for line in [
             r#"filestorage_commands_total{command="store",outcome="succeeded"} 2"#,
@@ -293,6 +321,9 @@ mod tests {
             r#"filestorage_storage_operation_duration_seconds_count{operation="put",backend="local"} 1"#,
             r#"filestorage_storage_transferred_bytes_total{operation="put",backend="local"} 200"#,
             "filestorage_storage_foreign_names_total 2",
+            r#"filestorage_storage_retries_total{operation="get",backend="gcs"} 1"#,
+            r#"filestorage_storage_breaker_open{backend="gcs"} 1"#,
+            r#"filestorage_storage_breaker_open{backend="s3"} 0"#,
             concat!("filestorage_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",
         ] {
