@@ -13,6 +13,7 @@ mod backend;
 mod clock;
 mod engine;
 mod error;
+mod fallback;
 mod fence;
 mod key;
 #[allow(dead_code, reason = "used by the buckets that come next")]
@@ -36,6 +37,7 @@ pub use backend::{
 };
 pub use engine::{Engine, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use fallback::{Conflict, Fallback, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use fence::Fence;
 pub use key::{Key, KeyError};
 pub use local::Local;
