@@ -13,6 +13,7 @@ mod breaker;
 mod clock;
 mod engine;
 mod error;
+mod fallback;
 mod fence;
 mod gcs;
 mod key;
@@ -38,6 +39,7 @@ pub use backend::{
 pub use breaker::{Breaker, BreakerState};
 pub use engine::{Engine, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use fallback::{Conflict, Fallback, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use fence::Fence;
 pub use gcs::{Gcs, GcsOptions};
 pub use key::{Key, KeyError};

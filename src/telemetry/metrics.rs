@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,8 +14,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome,
+    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome, SyncOutcome,
 };
+use super::pending::PendingCollector;
 use super::process::ProcessCollector;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +68,11 @@ struct BackendLabel {
     backend: Backend,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SyncLabel {
+    outcome: SyncOutcome,
+}
+
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Every number the process counts; clones share the same numbers.
@@ -91,6 +98,8 @@ struct Inner {
     foreign_names: Counter,
     storage_retries: Family<PlaceLabels, Counter>,
     breaker_open: Family<BackendLabel, Gauge>,
+    synced: Family<SyncLabel, Counter>,
+    pending: PendingCollector,
 }
 
 /// From 250 µs, below a small value on tmpfs, to 65 s in factors of four.
@@ -151,6 +160,12 @@ impl Metrics {
         let help = "1 while a backend cannot be reached and is asked only whether it can be again, else 0";
         ours.register("storage_breaker_open", help, breaker_open.clone());
 
+        let synced = Family::default();
+        let help = "Entries of the overlay that were to be sent to the bucket, by what became of them";
+        ours.register("synced_entries", help, synced.clone());
+        let pending = PendingCollector::default();
+        ours.register_collector(Box::new(pending.clone()));
+
         Self(Arc::new(Inner {
             registry,
             commands,
@@ -168,6 +183,8 @@ impl Metrics {
             foreign_names,
             storage_retries,
             breaker_open,
+            synced,
+            pending,
         }))
     }
 
@@ -248,6 +265,16 @@ impl Metrics {
         self.0.breaker_open.get_or_create(&BackendLabel { backend }).set(i64::from(open));
     }
 
+    /// Counts one entry of the overlay that was to be sent.
+    pub fn record_synced(&self, outcome: SyncOutcome) {
+        self.0.synced.get_or_create(&SyncLabel { outcome }).inc();
+    }
+
+    /// Notes what waits in the overlay: entries, bytes of payload, and the stamp of the oldest.
+    pub fn record_pending(&self, entries: u64, bytes: u64, oldest: Option<Timestamp>) {
+        self.0.pending.record(entries, bytes, oldest);
+    }
+
     /// Writes everything as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -305,6 +332,9 @@ mod tests {
         metrics.record_retry(StorageOperation::Get, Backend::Gcs);
         metrics.record_breaker(Backend::S3, false);
         metrics.record_breaker(Backend::Gcs, true);
+        metrics.record_synced(SyncOutcome::AlreadyThere);
+        assert!(!metrics.encode().contains("pending_sync"));
+        metrics.record_pending(3, 4_000, None);
         let text = metrics.encode();
         for line in [
             r#"filestorage_commands_total{command="store",outcome="succeeded"} 2"#,
@@ -324,11 +354,20 @@ mod tests {
             r#"filestorage_storage_retries_total{operation="get",backend="gcs"} 1"#,
             r#"filestorage_storage_breaker_open{backend="gcs"} 1"#,
             r#"filestorage_storage_breaker_open{backend="s3"} 0"#,
+            r#"filestorage_synced_entries_total{outcome="already_there"} 1"#,
+            "filestorage_pending_sync_entries 3.0",
+            "filestorage_pending_sync_bytes 4000.0",
+            "filestorage_pending_sync_oldest_age_seconds 0.0",
             concat!("filestorage_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
+        let minute = Timestamp::now() - jiff::SignedDuration::from_mins(1);
+        metrics.record_pending(1, 0, Some(minute));
+        let text = metrics.encode();
+        let age = text.lines().find_map(|line| line.strip_prefix("filestorage_pending_sync_oldest_age_seconds "));
+        assert!(age.unwrap().parse::<f64>().unwrap() >= 60.0, "{text}");
         drop(guard);
         assert!(metrics.clone().encode().contains("filestorage_commands_in_flight 0\n"));
     }

@@ -166,7 +166,8 @@ impl Fault {
                 (kind, format!("nothing signs for {address}: {why}; {mend}"))
             }
             Self::NoBucket => {
-                let mend = format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it made");
+                let mend =
+                    format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it made");
                 (ErrorKind::Invalid, format!("{address} does not exist; make it with {mend}"))
             }
             Self::Unmade(answer) => {
@@ -194,9 +195,7 @@ fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
              gs://{bucket} --member=… --role=roles/storage.objectAdmin`"
         ),
         ErrorKind::Denied => format!("{address} does not accept these credentials ({said}); {LOGIN}"),
-        ErrorKind::Precondition => {
-            "another writer changed the object meanwhile; stat it and decide again".to_owned()
-        }
+        ErrorKind::Precondition => "another writer changed the object meanwhile; stat it and decide again".to_owned(),
         ErrorKind::Throttled => {
             format!("{address} asks for patience ({said}); try again later, and write one key at most once a second")
         }
@@ -244,10 +243,9 @@ impl From<google_cloud_storage::Error> for Fault {
             return Self::Answer(Answer::new(status, headers, body.unwrap_or_default()));
         }
         if error.is_authentication() {
-            return chain(&error).find_map(|cause| cause.downcast_ref()).map_or_else(
-                || Self::Login { passing: false, why: root(&error) },
-                super::login::fault,
-            );
+            return chain(&error)
+                .find_map(|cause| cause.downcast_ref())
+                .map_or_else(|| Self::Login { passing: false, why: root(&error) }, super::login::fault);
         }
         match chain(&error).find_map(|cause| cause.downcast_ref::<ReadError>()) {
             Some(ReadError::ChecksumMismatch(_)) => {
@@ -357,7 +355,11 @@ mod tests {
             (403, json("Too fast", "rateLimitExceeded"), ErrorKind::Throttled),
             (429, json("slow down", "rateLimitExceeded"), ErrorKind::Throttled),
             (412, json("conditionNotMet", "conditionNotMet"), ErrorKind::Precondition),
-            (400, json("Provided CRC32C \"a\" doesn't match calculated CRC32C \"b\".", "invalid"), ErrorKind::Integrity),
+            (
+                400,
+                json("Provided CRC32C \"a\" doesn't match calculated CRC32C \"b\".", "invalid"),
+                ErrorKind::Integrity,
+            ),
             (400, json("Metadata too large", "invalid"), ErrorKind::Invalid),
             (413, String::new(), ErrorKind::Invalid),
             (404, String::new(), ErrorKind::Unavailable),

@@ -157,7 +157,7 @@ impl fmt::Display for Gcs {
 #[async_trait]
 impl Backend for Gcs {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        let Put { condition, fence } = how;
+        let Put { condition, fence, .. } = how;
         let work = || self.write(key, &object, &condition, &fence);
         self.run(Operation::Store, Some(key), work).await.map(|()| Landing::Home)
     }
@@ -194,7 +194,9 @@ impl Backend for Gcs {
     fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
         let refused = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
         if key.as_str().starts_with(".well-known/acme-challenge/") {
-            return Err(refused("a bucket takes no key below `.well-known/acme-challenge/`; choose another".to_owned()));
+            return Err(refused(
+                "a bucket takes no key below `.well-known/acme-challenge/`; choose another".to_owned(),
+            ));
         }
         upload::metadata(attributes).map(|_| ()).map_err(refused)
     }
