@@ -11,8 +11,10 @@
 mod attempts;
 mod backend;
 mod clock;
+mod draft;
 mod engine;
 mod error;
+mod exchange;
 mod fence;
 mod key;
 #[allow(dead_code, reason = "used by the buckets that come next")]
@@ -22,6 +24,7 @@ mod memory;
 mod metadata;
 mod metered;
 mod object;
+mod open;
 mod options;
 mod payload;
 mod receipt;
@@ -29,13 +32,16 @@ mod redelivery;
 mod spool;
 mod stats;
 mod value;
+mod watch;
 
 pub use attempts::counted;
 pub use backend::{
     Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
 };
-pub use engine::{Engine, Retrieved};
+pub use draft::Draft;
+pub use engine::{Engine, Opened, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use exchange::{Buckets, Exchange, NoBuckets, Reference, ReferenceError, Scheme};
 pub use fence::Fence;
 pub use key::{Key, KeyError};
 pub use local::Local;
@@ -43,9 +49,10 @@ pub use memory::Memory;
 pub use metadata::{ContentType, Metadata, OptionError};
 pub use metered::Metered;
 pub use object::{Attributes, Checksum, Kind, Object, Seen};
-pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, StoreOptions};
+pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
 pub use payload::Payload;
 pub use receipt::{Place, Receipt, Stat, format_timestamp};
 pub use spool::{Intake, Spool};
 pub use stats::{Stats, StatsMetrics};
 pub use value::{Content, Value};
+pub use watch::{Watch, watched};
