@@ -151,8 +151,7 @@ pub static SETTINGS: &[Setting] = &[
         .availability(Availability::Idle),
     Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
         .availability(Availability::Idle),
-    Setting::unset("exchange_directories", Kind::Paths, "Folders below which commands may name files.")
-        .availability(Availability::Later),
+    Setting::unset("exchange_directories", Kind::Paths, "Folders below which commands may name files."),
     Setting::new(
         "celery_broker_url",
         Kind::BrokerUrls,

@@ -25,6 +25,8 @@ pub struct Settings {
 pub struct StorageSettings {
     /// `local_storage_path`: the folder everything lies in.
     pub local_storage_path: PathBuf,
+    /// `exchange_directories`: absolute; commands may name files below them.
+    pub exchange_directories: Vec<PathBuf>,
 }
 
 /// What the broker room is told.
@@ -176,7 +178,15 @@ impl Settings {
         let metrics =
             MetricsAddress { host: values.text("metrics_host")?.to_owned(), port: values.integer("metrics_port")? };
         Some(Self {
-            storage: StorageSettings { local_storage_path: values.text("local_storage_path")?.into() },
+            storage: StorageSettings {
+                local_storage_path: values.text("local_storage_path")?.into(),
+                exchange_directories: values
+                    .list("exchange_directories")
+                    .unwrap_or_default()
+                    .iter()
+                    .map(PathBuf::from)
+                    .collect(),
+            },
             queue: QueueSettings {
                 broker_urls: values.list("celery_broker_url")?.iter().map(Secret::new).collect(),
                 default_queue,

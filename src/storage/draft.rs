@@ -173,13 +173,14 @@ mod tests {
         names
     }
 
-    /// Begins a file with and without a name of its own.
-    fn drafts(path: &Path) -> [Draft; 2] {
-        let nameless = Draft::at(path).unwrap();
-        let mut other = Draft::at(path).unwrap();
-        let (file, temporary) = named(&other.folder).unwrap();
-        (other.file, other.temporary) = (Arc::new(file), Some(temporary));
-        [nameless, other]
+    /// Begins a file with or without a name meanwhile.
+    fn begin(path: &Path, with_name: bool) -> Draft {
+        let mut draft = Draft::at(path).unwrap();
+        if with_name {
+            let (file, temporary) = named(&draft.folder).unwrap();
+            (draft.file, draft.temporary) = (Arc::new(file), Some(temporary));
+        }
+        draft
     }
 
     #[tokio::test]
@@ -187,14 +188,16 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("out");
         let payload = Payload::Memory(Bytes::from(vec![b'x'; Payload::CHUNK + 9]));
-        for draft in drafts(&path) {
+        for with_name in [false, true] {
+            let draft = begin(&path, with_name);
             assert_eq!(draft.write(&payload).await.unwrap(), payload.checksum().await.unwrap());
             draft.sync().unwrap();
             assert!(!path.exists());
             drop(draft);
             assert_eq!(names(place.path()), [""; 0]);
         }
-        for (draft, mode) in drafts(&path).into_iter().zip([0o640, 0o600]) {
+        for (with_name, mode) in [(false, 0o640), (true, 0o600)] {
+            let draft = begin(&path, with_name);
             fs::write(&path, "old").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let old = File::open(&path).unwrap();
@@ -212,16 +215,16 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let (path, target) = (place.path().join("out"), place.path().join("target"));
         fs::write(&target, "mine").unwrap();
-        for draft in drafts(&path) {
+        for with_name in [false, true] {
             std::os::unix::fs::symlink(&target, &path).unwrap();
-            draft.place().unwrap();
+            begin(&path, with_name).place().unwrap();
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
             assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
             fs::remove_file(&path).unwrap();
         }
-        for draft in drafts(&path) {
+        for with_name in [false, true] {
             fs::create_dir(&path).unwrap();
-            assert!(draft.place().is_err());
+            assert!(begin(&path, with_name).place().is_err());
             fs::remove_dir(&path).unwrap();
             assert_eq!(names(place.path()), ["target"]);
         }
