@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::outcome::{Code, Failure};
 use crate::config::{Provider, StoragePlace, StorageSettings};
-use crate::storage::{Engine, Local, Metered, Place};
+use crate::storage::{Engine, Exchange, Local, Metered, NoBuckets, Place};
 use crate::telemetry::{Backend, Metrics};
 
 /// Folder of the local store below `local_storage_path`.
@@ -17,7 +17,8 @@ pub(super) fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<En
         return Err(Failure::new(Code::Configuration, "buckets are not wired yet; set storage_backend = local"));
     }
     let local = Metered::new(Arc::new(Local::open(root(settings))?), Backend::Local, metrics.clone());
-    Ok(Engine::new(Arc::new(local), Place::Local))
+    let exchange = Exchange::new(settings.exchange_directories.clone(), Arc::new(NoBuckets));
+    Ok(Engine::new(Arc::new(local), Place::Local).with_exchange(exchange))
 }
 
 /// Builds the stack for reading, or nothing where nothing was ever stored; makes no folder. Blocks.

@@ -58,7 +58,7 @@ const fn outcome_of(error: &Error) -> StorageOutcome {
         ErrorKind::Unavailable => StorageOutcome::Unavailable,
         ErrorKind::Throttled => StorageOutcome::Throttled,
         ErrorKind::Abandoned => StorageOutcome::Abandoned,
-        ErrorKind::Invalid | ErrorKind::Io => StorageOutcome::Failed,
+        ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::Io => StorageOutcome::Failed,
     }
 }
 

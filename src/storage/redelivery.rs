@@ -6,9 +6,10 @@
 
 use jiff::Timestamp;
 
+use super::engine::short;
 use super::{
     Attributes, Condition, Delete, DeleteOptions, Engine, Error, ErrorKind, Key, Landing, Object, Operation, Put,
-    Receipt, Redelivered, Result,
+    Receipt, Redelivered, Result, StoreOptions,
 };
 
 /// What to do with a redelivered command, as the object that is there now tells.
@@ -85,6 +86,21 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Answers a redelivered store whose value is not there any more with the object it wrote, if it did.
+    ///
+    /// As in [`is_same_write`], but by the id alone: the value that would be compared is gone.
+    pub(super) async fn written_before(&self, key: &Key, options: &StoreOptions) -> Result<Option<Receipt>> {
+        let (Some(again), Some(id)) = (options.redelivered, options.operation_id.clone()) else { return Ok(None) };
+        let own = self
+            .live(key)
+            .await
+            .map_err(|error| error.during(Operation::Store))?
+            .filter(|present| present.operation_id == Some(short(id)) && is_since(present, again));
+        let Some(own) = own else { return Ok(None) };
+        self.0.backend.flush(key).await?;
+        Ok(Some(Receipt::of(key, self.0.place, &own)))
     }
 
     async fn verdict(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Verdict> {
@@ -166,13 +182,16 @@ fn whole_microseconds(time: Timestamp) -> Timestamp {
 ///
 /// A time to live counts from each try, so of two expiries only whether there is one can be compared.
 pub(super) fn is_same_write(mine: &Attributes, present: &Attributes, again: Redelivered) -> bool {
-    // Writes are stamped in whole microseconds, and one may fall into the microsecond its command began in.
-    let since = again.started_at.map_or(i64::MIN, Timestamp::as_microsecond);
     mine.operation_id.is_some()
         && mine.operation_id == present.operation_id
         && (mine.kind, mine.size, mine.checksum) == (present.kind, present.size, present.checksum)
         && mine.content_type == present.content_type
         && mine.expires_at.is_some() == present.expires_at.is_some()
         && mine.metadata.as_ref().map(|text| text.get()) == present.metadata.as_ref().map(|text| text.get())
-        && present.stored_at.as_microsecond() >= since
+        && is_since(present, again)
+}
+
+/// Writes are stamped in whole microseconds, and one may fall into the microsecond its command began in.
+fn is_since(present: &Attributes, again: Redelivered) -> bool {
+    again.started_at.is_none_or(|began| present.stored_at.as_microsecond() >= began.as_microsecond())
 }

@@ -227,7 +227,7 @@ impl<'a> Tries<'a> {
                 breaker.answered();
             }
             // These may be said without asking the place.
-            ErrorKind::Invalid | ErrorKind::NoSpace | ErrorKind::Abandoned | ErrorKind::Io => {}
+            ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::NoSpace | ErrorKind::Abandoned | ErrorKind::Io => {}
         }
         if let Some(wait) = wait
             && breaker.pause(wait).await
@@ -249,6 +249,7 @@ impl<'a> Tries<'a> {
             ErrorKind::Integrity => matches!(self.operation, Operation::Store | Operation::Retrieve),
             ErrorKind::Invalid
             | ErrorKind::Precondition
+            | ErrorKind::Missing
             | ErrorKind::NoSpace
             | ErrorKind::Denied
             | ErrorKind::Abandoned

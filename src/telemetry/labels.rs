@@ -49,6 +49,8 @@ label_values! {
         Stat = "stat",
         /// `filestorage.get_stats`.
         GetStats = "get_stats",
+        /// `filestorage.signed_url`.
+        SignedUrl = "signed_url",
         /// Anything else, an unreadable message included.
         Other = "other",
     }

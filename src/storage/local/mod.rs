@@ -293,6 +293,9 @@ fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error)
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             (ErrorKind::Denied, format!("let this user read and write {place}"))
         }
+        io::ErrorKind::UnexpectedEof if operation == Operation::Store => {
+            (ErrorKind::Integrity, "the source became shorter while it was stored; store it again".to_owned())
+        }
         _ => (ErrorKind::Io, format!("look at {place} and the disk it is on")),
     };
     Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
