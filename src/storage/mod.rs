@@ -1,7 +1,7 @@
 //! The engine: values and bytes under keys. Knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Metered ─ Local | Memory
+//! Engine ─ Metered ─ Local | Memory | S3
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
@@ -15,7 +15,6 @@ mod engine;
 mod error;
 mod fence;
 mod key;
-#[allow(dead_code, reason = "used by the buckets that come next")]
 mod label;
 mod local;
 mod memory;
@@ -26,6 +25,7 @@ mod options;
 mod payload;
 mod receipt;
 mod redelivery;
+mod s3;
 mod spool;
 mod stats;
 mod value;
@@ -46,6 +46,7 @@ pub use object::{Attributes, Checksum, Kind, Object, Seen};
 pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, StoreOptions};
 pub use payload::Payload;
 pub use receipt::{Place, Receipt, Stat, format_timestamp};
+pub use s3::{S3, S3Options};
 pub use spool::{Intake, Spool};
 pub use stats::{Stats, StatsMetrics};
 pub use value::{Content, Value};
