@@ -1,7 +1,7 @@
 //! The engine: values and bytes under keys. Knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Metered ─ Local | Memory
+//! Engine ─ Metered ─ Local | Memory | S3
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
@@ -31,6 +31,7 @@ mod payload;
 mod receipt;
 mod redelivery;
 mod retry;
+mod s3;
 mod spool;
 mod stats;
 mod value;
@@ -58,6 +59,7 @@ pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, RetrieveOp
 pub use payload::Payload;
 pub use receipt::{Place, Receipt, Stat, format_timestamp};
 pub use retry::{Retry, RetryOptions};
+pub use s3::{S3, S3Options};
 pub use spool::{Intake, Spool};
 pub use stats::{Stats, StatsMetrics};
 pub use value::{Content, Value};

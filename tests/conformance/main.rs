@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+#[path = "../support/dev_s3.rs"]
+mod dev_s3;
 mod engine;
 mod interloper;
 mod local;
+mod s3;
 mod support;
 
 use std::sync::Arc;
@@ -37,7 +40,7 @@ async fn local_backend_by_two_instances_on_one_root() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engine_over_memory() {
     let tally = Tally::new("engine over memory");
-    engine::suite(&Engine::new(Arc::new(Memory::new()), Place::Local), &tally).await;
+    engine::suite(&Engine::new(Arc::new(Memory::new()), Place::Local), Profile::NEAR, &tally).await;
     tally.close();
 }
 
@@ -45,6 +48,6 @@ async fn engine_over_memory() {
 async fn engine_over_local() {
     let root = scratch();
     let tally = Tally::new("engine over local");
-    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), Place::Local), &tally).await;
+    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), Place::Local), Profile::NEAR, &tally).await;
     tally.close();
 }
