@@ -8,6 +8,7 @@ import threading
 import time
 from urllib.parse import quote, urlsplit
 
+import botocore.exceptions
 import google_crc32c
 import pytest
 
@@ -258,3 +259,20 @@ def test_a_black_hole_never_answers(way):
         raw("GET", url, timeout=0.5)
     proxy.up()
     assert raw("GET", url)[0] == 200
+
+
+def test_what_s3_refuses_is_refused(s3):
+    proxy, bucket = FaultProxy(s3.url, "s3"), s3.bucket()
+    try:
+        client = s3.connect(proxy.url)
+        client.put_object(Bucket=bucket, Key="a b/é", Body=b"x" * 100_000, Metadata={"k": "v" * 2047})
+        assert s3.read(bucket, "a b/é") == b"x" * 100_000
+        with pytest.raises(botocore.exceptions.ClientError, match="MetadataTooLarge"):
+            client.put_object(Bucket=bucket, Key="m", Body=b"x", Metadata={"k": "v" * 2048})
+        proxy.rule({"flip": {"side": "request", "find": "MARK"}})
+        with pytest.raises(botocore.exceptions.ClientError, match="BadDigest"):
+            client.put_object(Bucket=bucket, Key="m", Body=b"..MARK..")
+        assert s3.names(bucket) == ["a b/é"]
+    finally:
+        s3.remove(bucket)
+        proxy.close()

@@ -201,17 +201,13 @@ class Proxy:
 
     async def gated(self, gate, request, body, reader, writer, action, entry):
         """Passes on under the object's lock what the rules of the real service allow."""
-        size, held = request.size, None
-        if gate.held and (size is None or size <= HELD):
-            held = b"".join([piece async for piece in body])
-        elif not gate.held and size:
-            held = b"".join([piece async for piece in body])
+        size = request.size
+        held, body = await hold(body, HELD if gate.held and gate.kind != "multipart" else sys.maxsize)
         async with gate.lock:
             refused, instead = await self.enforce.refusal(gate, request, held)
             if refused is not None:
-                if held is None:
-                    async for _ in body:
-                        pass
+                async for _ in body:
+                    pass
             else:
                 if instead is not None:
                     body, size = once(instead), len(instead)
@@ -412,6 +408,24 @@ def bound(port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     return sock
+
+
+async def hold(body, limit):
+    """The whole body, or None where it is longer than that, and what is left to be read of it."""
+    taken, size = [], 0
+    async for piece in body:
+        taken.append(piece)
+        size += len(piece)
+        if size > limit:
+            return None, chain(taken, body)
+    return b"".join(taken), once(b"")
+
+
+async def chain(taken, rest):
+    for piece in taken:
+        yield piece
+    async for piece in rest:
+        yield piece
 
 
 async def once(data):
