@@ -6,6 +6,7 @@
 
 mod backend;
 mod engine;
+mod gcs;
 mod interloper;
 mod local;
 mod support;
