@@ -64,7 +64,8 @@ impl Client {
     pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
         let body = self.body(response, LONGEST_ANSWER).await?;
         // The parser's own words may quote what users wrote.
-        let place = |error: serde_json::Error| format!("no JSON of its kind, line {} column {}", error.line(), error.column());
+        let place =
+            |error: serde_json::Error| format!("no JSON of its kind, line {} column {}", error.line(), error.column());
         serde_json::from_slice(&body).map_err(|error| Fault::Unintelligible(place(error)))
     }
 

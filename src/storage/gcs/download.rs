@@ -78,7 +78,8 @@ impl Gcs {
         let checksum = highlights.checksums.and_then(|checksums| checksums.crc32c).map(Checksum);
         let attributes = label.zip(checksum).and_then(|(label, checksum)| {
             // Not every server says it in a header; then what arrives is counted against the label alone.
-            let size = u64::try_from(highlights.size).ok().filter(|size| *size > 0).or_else(|| labelled_size(&label))?;
+            let size =
+                u64::try_from(highlights.size).ok().filter(|size| *size > 0).or_else(|| labelled_size(&label))?;
             let ticket = Ticket {
                 content_type: Some(highlights.content_type),
                 content_encoding: None,

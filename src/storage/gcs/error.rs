@@ -166,7 +166,8 @@ impl Fault {
                 (kind, format!("nothing signs for {address}: {why}; {mend}"))
             }
             Self::NoBucket => {
-                let mend = format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it made");
+                let mend =
+                    format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it made");
                 (ErrorKind::Invalid, format!("{address} does not exist; make it with {mend}"))
             }
             Self::Unmade(answer) => {
@@ -194,9 +195,7 @@ fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
              gs://{bucket} --member=… --role=roles/storage.objectAdmin`"
         ),
         ErrorKind::Denied => format!("{address} does not accept these credentials ({said}); {LOGIN}"),
-        ErrorKind::Precondition => {
-            "another writer changed the object meanwhile; stat it and decide again".to_owned()
-        }
+        ErrorKind::Precondition => "another writer changed the object meanwhile; stat it and decide again".to_owned(),
         ErrorKind::Throttled => {
             format!("{address} asks for patience ({said}); try again later, and write one key at most once a second")
         }
@@ -244,10 +243,9 @@ impl From<google_cloud_storage::Error> for Fault {
             return Self::Answer(Answer::new(status, headers, body.unwrap_or_default()));
         }
         if error.is_authentication() {
-            return chain(&error).find_map(|cause| cause.downcast_ref()).map_or_else(
-                || Self::Login { passing: false, why: root(&error) },
-                super::login::fault,
-            );
+            return chain(&error)
+                .find_map(|cause| cause.downcast_ref())
+                .map_or_else(|| Self::Login { passing: false, why: root(&error) }, super::login::fault);
         }
         match chain(&error).find_map(|cause| cause.downcast_ref::<ReadError>()) {
             Some(ReadError::ChecksumMismatch(_)) => {
@@ -261,11 +259,10 @@ impl From<google_cloud_storage::Error> for Fault {
     }
 }
 
-impl Fault {
-    /// Turns a failed signature into a fault.
-    pub(super) fn from_signing(error: &SigningError) -> Self {
-        let cause = chain(error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
-        Self::Unsigned { passing: cause.is_some_and(signer::SigningError::is_transport), why: root(error) }
+impl From<SigningError> for Fault {
+    fn from(error: SigningError) -> Self {
+        let cause = chain(&error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
+        Self::Unsigned { passing: cause.is_some_and(signer::SigningError::is_transport), why: root(&error) }
     }
 }
 
@@ -357,7 +354,11 @@ mod tests {
             (403, json("Too fast", "rateLimitExceeded"), ErrorKind::Throttled),
             (429, json("slow down", "rateLimitExceeded"), ErrorKind::Throttled),
             (412, json("conditionNotMet", "conditionNotMet"), ErrorKind::Precondition),
-            (400, json("Provided CRC32C \"a\" doesn't match calculated CRC32C \"b\".", "invalid"), ErrorKind::Integrity),
+            (
+                400,
+                json("Provided CRC32C \"a\" doesn't match calculated CRC32C \"b\".", "invalid"),
+                ErrorKind::Integrity,
+            ),
             (400, json("Metadata too large", "invalid"), ErrorKind::Invalid),
             (413, String::new(), ErrorKind::Invalid),
             (404, String::new(), ErrorKind::Unavailable),
@@ -386,7 +387,7 @@ mod tests {
         assert_eq!(told(503, &headers, "").retry_after, Some(Duration::from_secs(7)));
         headers.insert("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
         assert_eq!(told(429, &headers, "").retry_after, Some(Duration::ZERO));
-        headers.insert("retry-after", "Fri, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
+        headers.insert("retry-after", "Tue, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
         assert!(told(429, &headers, "").retry_after > Some(Duration::from_secs(1_000_000)));
         headers.insert("retry-after", "soon".parse().unwrap());
         assert_eq!(told(429, &headers, "").retry_after, None);

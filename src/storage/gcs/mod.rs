@@ -3,7 +3,7 @@
 //! ```text
 //! names, attributes, writing    the JSON API, by one pool of connections
 //! reading                       Google's crate, which goes on where a read broke off
-//! signed URLs                   Google's crate
+//! signed URLs, credentials      Google's crates
 //! ```
 //!
 //! An object is an ordinary one of the bucket: its name is the key, its content type and encoding are the value's, and
@@ -194,7 +194,9 @@ impl Backend for Gcs {
     fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
         let refused = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
         if key.as_str().starts_with(".well-known/acme-challenge/") {
-            return Err(refused("a bucket takes no key below `.well-known/acme-challenge/`; choose another".to_owned()));
+            return Err(refused(
+                "a bucket takes no key below `.well-known/acme-challenge/`; choose another".to_owned(),
+            ));
         }
         upload::metadata(attributes).map(|_| ()).map_err(refused)
     }

@@ -10,8 +10,7 @@ use super::label::{self, LABEL, Ticket};
 use super::{Attributes, Checksum};
 
 /// Which members of an object's description are asked for.
-pub(super) const FIELDS: &str =
-    "name,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,metadata";
+pub(super) const FIELDS: &str = "name,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,metadata";
 
 /// What the API says of an object.
 #[derive(Debug, Deserialize)]
@@ -68,7 +67,9 @@ impl From<Resource> for Found {
         };
         let attributes = match ticket.stored_checksum {
             Some(checksum) => label::read(ticket, || checksum),
-            None => Err("the bucket tells no checksum of the object, as for objects under a customer's own key".to_owned()),
+            None => {
+                Err("the bucket tells no checksum of the object, as for objects under a customer's own key".to_owned())
+            }
         };
         Self { native, token, attributes }
     }

@@ -211,7 +211,9 @@ mod tests {
         for payload in [file(&bytes), Payload::Memory(bytes.clone().into())] {
             let broken = source(payload, &bytes, &fence);
             read(&broken, 0).await.unwrap_err();
-            assert!(matches!(broken.fault(), Some(Fault::Told(error)) if error.kind == super::super::ErrorKind::Abandoned));
+            assert!(
+                matches!(broken.fault(), Some(Fault::Told(error)) if error.kind == super::super::ErrorKind::Abandoned)
+            );
         }
         let Payload::File(_) = file(&[]) else { panic!("it is a file") };
         let short = Payload::file(Arc::new(tempfile::tempfile().unwrap()), 0, 5);

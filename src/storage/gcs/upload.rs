@@ -43,7 +43,13 @@ impl Gcs {
     /// Writes the object; a condition is checked against our token and enforced with the bucket's generation.
     ///
     /// Without a condition it is one upload and nothing else.
-    pub(super) async fn write(&self, key: &Key, object: &Object, condition: &Condition, fence: &Fence) -> Result<(), Fault> {
+    pub(super) async fn write(
+        &self,
+        key: &Key,
+        object: &Object,
+        condition: &Condition,
+        fence: &Fence,
+    ) -> Result<(), Fault> {
         match condition {
             Condition::Always => self.upload(key, object, None, fence).await,
             Condition::Generation(_) => {

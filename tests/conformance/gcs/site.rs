@@ -107,7 +107,8 @@ impl Site {
     pub(crate) async fn asked(&self) -> Vec<(String, u64)> {
         let url = format!("{}/__proxy/log", self.control);
         let log: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
-        let entry = |entry: &Value| (entry["method"].as_str().unwrap().to_owned(), entry["status"].as_u64().unwrap_or(0));
+        let entry =
+            |entry: &Value| (entry["method"].as_str().unwrap().to_owned(), entry["status"].as_u64().unwrap_or(0));
         log.as_array().unwrap().iter().map(entry).collect()
     }
 
