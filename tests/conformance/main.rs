@@ -8,6 +8,7 @@ mod backend;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
 mod engine;
+mod gcs;
 mod interloper;
 mod local;
 mod outage;
