@@ -10,6 +10,7 @@ mod nodename;
 mod open;
 mod outcome;
 mod output;
+mod progress;
 mod retrieve;
 mod schema;
 mod stat;

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use super::outcome::{Code, Failure};
 use crate::config::StorageSettings;
-use crate::storage::{Engine, Exchange, Local, Metered, NoBuckets, Place};
+use crate::storage::{Engine, Exchange, Local, Metered, NoBuckets, Place, Spool};
 use crate::telemetry::{Backend, Metrics};
+
+/// Folder of nameless files below `local_storage_path`: what is on its way and too much for memory.
+const SPOOL: &str = "spool";
 
 /// Folder of the local store below `local_storage_path`.
 const OBJECTS: &str = "objects";
@@ -22,6 +25,11 @@ pub(super) fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<En
 pub(super) fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failure> {
     let local = Local::open_existing(root(settings))?;
     Ok(local.map(|local| Engine::new(Arc::new(local), Place::Local)))
+}
+
+/// Returns where many bytes wait on their way.
+pub(super) fn spool(settings: &StorageSettings) -> Spool {
+    Spool::new(settings.local_storage_path.join(SPOOL))
 }
 
 /// The failure of a command that needs a value where nothing was ever stored.
