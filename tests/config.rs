@@ -194,7 +194,6 @@ fn what_this_version_cannot_do_stops_the_start() {
         ("STORAGE_BACKEND", "GCS"),
         ("STORAGE_BACKEND", "s3"),
         ("ENABLE_TRACING", "true"),
-        ("EXCHANGE_DIRECTORIES", "/srv"),
     ] {
         let faults = lines(from_environment(&[(name, value)]));
         assert!(faults.len() == 1 && faults[0].contains("not available in this version; unset it"), "{faults:?}");

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange, Grant, Key, Kind, Landing,
-    ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt, Result, Stat, Stats, StoreOptions,
-    Value, Want, open,
+    Attributes, Backend, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange, Fallback, Grant, Key, Kind,
+    Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt, Result, Stat, Stats,
+    StoreOptions, Value, Want, open,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -30,6 +30,7 @@ pub(super) struct Inner {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) place: Place,
     pub(super) exchange: Exchange,
+    pub(super) fallback: Option<Arc<Fallback>>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -55,13 +56,33 @@ impl Engine {
     /// Puts an engine over a backend; `place` is what receipts call it.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, place: Place) -> Self {
-        Self(Arc::new(Inner { backend, place, exchange: Exchange::default(), counters: Arc::default() }))
+        Self(Arc::new(Inner {
+            backend,
+            place,
+            exchange: Exchange::default(),
+            fallback: None,
+            counters: Arc::default(),
+        }))
     }
 
     /// Lets commands name files and objects outside the store.
     #[must_use]
-    pub fn with_exchange(self, exchange: Exchange) -> Self {
-        Self(Arc::new(Inner { exchange, ..Arc::unwrap_or_clone(self.0) }))
+    pub fn with_exchange(mut self, exchange: Exchange) -> Self {
+        Arc::make_mut(&mut self.0).exchange = exchange;
+        self
+    }
+
+    /// Names the fallback that is part of the backend's stack.
+    #[must_use]
+    pub fn with_fallback(mut self, fallback: Arc<Fallback>) -> Self {
+        Arc::make_mut(&mut self.0).fallback = Some(fallback);
+        self
+    }
+
+    /// Returns the fallback, where there is one.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&Arc<Fallback>> {
+        self.0.fallback.as_ref()
     }
 
     /// Returns where objects are kept.
@@ -77,6 +98,8 @@ impl Engine {
     /// alone and answers the receipt of the state that was replaced. Look and write are one step for every other
     /// writer: the write names the generation it saw. What remains: without a known start, a store repeats over what
     /// others wrote meanwhile; and with one, a delete in between leaves nothing to compare, so the value comes back.
+    /// Where a bucket that is away cannot be looked at, an unconditional one is left to the fallback, stamped with its
+    /// start, so that what others have written since is found when it is sent.
     ///
     /// # Errors
     ///
@@ -175,7 +198,7 @@ impl Engine {
         Stats {
             initialized: true,
             gcs_available: self.0.place == Place::Gcs,
-            local_fallback_enabled: false,
+            local_fallback_enabled: self.0.fallback.is_some(),
             cache_enabled: false,
             cache_size: 0,
             metrics: self.0.counters.read(),
@@ -210,10 +233,12 @@ impl Engine {
             None => self
                 .0
                 .backend
-                .put(key, object, Put { condition, fence })
+                .put(key, object, Put { condition, fence, ..Put::default() })
                 .await
                 .map(|landing| receipt.landed(landing))?,
-            Some(again) => self.store_again(key, object, Put { condition, fence }, again, receipt).await?,
+            Some(again) => {
+                self.store_again(key, object, Put { condition, fence, ..Put::default() }, again, receipt).await?
+            }
         };
         self.0.counters.stored(size);
         Ok(receipt)

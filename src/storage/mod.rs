@@ -15,6 +15,7 @@ mod draft;
 mod engine;
 mod error;
 mod exchange;
+mod fallback;
 mod fence;
 mod key;
 #[allow(dead_code, reason = "used by the buckets that come next")]
@@ -42,6 +43,7 @@ pub use draft::Draft;
 pub use engine::{Engine, Opened, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use exchange::{Buckets, Exchange, NoBuckets, Reference, ReferenceError, Scheme};
+pub use fallback::{Conflict, Fallback, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use fence::Fence;
 pub use key::{Key, KeyError};
 pub use local::Local;

@@ -261,7 +261,7 @@ async fn fences(one: &dyn Backend, profile: Profile, tally: &Tally) {
     tally.equal(&*bytes(one.get(&it, Want::default()).await.unwrap().unwrap()).await, b"2");
     // A condition that does not hold leaves the fence open: nothing was committed.
     let fence = Fence::default();
-    let how = Put { condition: Condition::Absent, fence: fence.clone() };
+    let how = Put { condition: Condition::Absent, fence: fence.clone(), ..Put::default() };
     tally.equal(kind(one.put(&it, object("4"), how).await), ErrorKind::Precondition);
     if profile.condition_before_fence {
         tally.equal(fence.abandon(), true);

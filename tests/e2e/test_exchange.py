@@ -373,6 +373,10 @@ def test_a_signed_url_needs_a_bucket(shared, key):
         assert type(failure(shared.send("signed_url", key, **options))) is TypeError
 
 
+def test_without_a_bucket_nothing_waits_to_be_sent(shared):
+    assert shared.call("sync") == 0
+
+
 def test_events_tell_of_the_value_that_passed(place, folder, key):
     data = b"x" * 1000
     (folder / "in").write_bytes(data)
