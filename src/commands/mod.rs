@@ -14,6 +14,7 @@ mod schemas;
 mod signed_url;
 mod stat;
 mod store;
+mod sync;
 
 use std::fmt;
 
@@ -41,6 +42,7 @@ pub static COMMANDS: &[&Definition] = &[
     &signed_url::DEFINITION,
     &stat::DEFINITION,
     &store::DEFINITION,
+    &sync::DEFINITION,
 ];
 
 /// Finds a task by its Celery name.

@@ -26,7 +26,7 @@ pub(super) static DEFINITION: Definition = Definition {
             ),
         ],
     },
-    less: "a part with offset and length",
+    less: "a part with offset and length, or name a destination",
     result: schemas::any_value,
     parse,
 };

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::storage::{
-    Attributes, Backend, Delete, Exchange, Grant, Landing, Listing, Local, Memory, NoBuckets, Object, Page, Place,
-    Probe, Put, Removal, Want,
+    Attributes, Backend, Delete, Exchange, Fallback, Grant, Landing, Listing, Local, Memory, NoBuckets, Object, Page,
+    Place, Probe, Put, Removal, Want,
 };
+use crate::telemetry::Metrics;
 
 fn json(text: &str) -> Json {
     crate::json::parse(text.as_bytes(), crate::json::Limits::default()).unwrap()
@@ -136,41 +138,54 @@ async fn faults_of_places_are_python_s_own_exceptions() {
     assert_eq!(call(&engine, "retrieve", r#"{"key":"k"}"#).await.unwrap(), "value");
 }
 
-/// A store in memory that signs.
+/// A bucket in memory, which signs and can be away.
 #[derive(Debug, Default)]
-struct Signer(Memory);
+struct Bucket {
+    inner: Memory,
+    away: AtomicBool,
+}
 
-impl fmt::Display for Signer {
+impl Bucket {
+    fn reach(&self) -> storage::Result<&Memory> {
+        if self.away.load(Ordering::Relaxed) {
+            let why = "the bucket cannot be reached";
+            return Err(storage::Error::new(storage::ErrorKind::Unavailable, storage::Operation::Probe, None, why));
+        }
+        Ok(&self.inner)
+    }
+}
+
+impl fmt::Display for Bucket {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("signer")
+        formatter.write_str("bucket")
     }
 }
 
 #[async_trait]
-impl Backend for Signer {
+impl Backend for Bucket {
     async fn put(&self, key: &Key, object: Object, how: Put) -> storage::Result<Landing> {
-        self.0.put(key, object, how).await
+        self.reach()?.put(key, object, how).await
     }
     async fn get(&self, key: &Key, want: Want) -> storage::Result<Option<Object>> {
-        self.0.get(key, want).await
+        self.reach()?.get(key, want).await
     }
     async fn stat(&self, key: &Key) -> storage::Result<Option<Attributes>> {
-        self.0.stat(key).await
+        self.reach()?.stat(key).await
     }
     async fn delete(&self, key: &Key, how: Delete) -> storage::Result<Removal> {
-        self.0.delete(key, how).await
+        self.reach()?.delete(key, how).await
     }
     async fn list(&self, page: &Page) -> storage::Result<Listing> {
-        self.0.list(page).await
+        self.reach()?.list(page).await
     }
     async fn flush(&self, key: &Key) -> storage::Result<()> {
-        self.0.flush(key).await
+        self.reach()?.flush(key).await
     }
     async fn probe(&self) -> storage::Result<Probe> {
-        self.0.probe().await
+        self.reach()?.probe().await
     }
     fn accept(&self, key: &Key, attributes: &Attributes) -> storage::Result<()> {
-        self.0.accept(key, attributes)
+        self.inner.accept(key, attributes)
     }
     async fn sign(&self, key: &Key, grant: &Grant) -> storage::Result<String> {
         Ok(format!("https://h/{key}?{}&{}&signature=hunter2", grant.method.as_str(), grant.lifetime.as_secs()))
@@ -178,8 +193,37 @@ impl Backend for Signer {
 }
 
 #[tokio::test]
+async fn sync_counts_what_has_reached_the_bucket() {
+    let folder = tempfile::tempdir().unwrap();
+    let bucket = Arc::new(Bucket::default());
+    let fallback = Fallback::open(Arc::clone(&bucket) as Arc<dyn Backend>, folder.path().join("o"), Metrics::new());
+    let fallback = Arc::new(fallback.unwrap());
+    let engine =
+        Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, Place::Gcs).with_fallback(Arc::clone(&fallback));
+    call(&engine, "store", r#"{"key":"gone","data":1}"#).await.unwrap();
+    assert_eq!(call(&engine, "sync", "{}").await.unwrap(), 0);
+    bucket.away.store(true, Ordering::Relaxed);
+    for key in ["a", "b", "a"] {
+        let receipt = call(&engine, "store", &format!(r#"{{"key":"{key}","data":2}}"#)).await.unwrap();
+        assert_eq!((&receipt["backend"], &receipt["pending_sync"]), (&"local".into(), &true.into()));
+    }
+    call(&engine, "delete", r#"{"key":"gone"}"#).await.unwrap();
+    let (exception, _) = refused(&engine, "sync", "{}").await;
+    assert_eq!(exception, Exception::StorageUnavailable);
+    bucket.away.store(false, Ordering::Relaxed);
+    assert!(parse("sync", "{}").unwrap().writes());
+    assert_eq!(call(&engine, "sync", "{}").await.unwrap(), 3);
+    assert_eq!(call(&engine, "sync", "{}").await.unwrap(), 0);
+    for (key, there) in [("a", true), ("b", true), ("gone", false)] {
+        assert_eq!(bucket.inner.stat(&Key::parse(key).unwrap()).await.unwrap().is_some(), there, "{key}");
+    }
+    let (_root, local) = site();
+    assert_eq!(call(&local, "sync", "{}").await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn a_signed_url_says_what_it_is_good_for() {
-    let engine = Engine::new(Arc::new(Signer::default()), Place::Gcs);
+    let engine = Engine::new(Arc::new(Bucket::default()), Place::Gcs);
     for (kwargs, method, seconds) in [
         (r#"{"key":"k"}"#, "GET", 3600),
         (r#"{"key":"k","method":null,"expires_in":null}"#, "GET", 3600),

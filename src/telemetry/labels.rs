@@ -51,6 +51,8 @@ label_values! {
         GetStats = "get_stats",
         /// `filestorage.signed_url`.
         SignedUrl = "signed_url",
+        /// `filestorage.sync`.
+        Sync = "sync",
         /// Anything else, an unreadable message included.
         Other = "other",
     }

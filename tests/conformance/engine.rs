@@ -13,6 +13,7 @@ use crate::support::{Tally, key, noise};
 pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     values(engine, tally).await;
     ranges(engine, tally).await;
+    opened(engine, tally).await;
     receipts(engine, tally).await;
     expiry(engine, tally).await;
     lists(engine, profile, tally).await;
@@ -91,6 +92,36 @@ async fn ranges(engine: &Engine, tally: &Tally) {
     tally.equal(engine.retrieve(&key("r"), small).await.unwrap().is_none(), true);
     engine.delete(&key("r"), DeleteOptions::default()).await.unwrap();
     tally.equal(engine.retrieve(&key("r"), range).await.unwrap().is_none(), true);
+}
+
+/// What is opened to be read piece by piece is the same as what is retrieved, wherever its bytes are.
+async fn opened(engine: &Engine, tally: &Tally) {
+    let many = Bytes::from(noise(3 << 20, 5));
+    for value in
+        [Value::Bytes(many.clone()), text(&"\u{fc}".repeat(1 << 20)), Value::Json("[NaN]".to_owned()), text("")]
+    {
+        let receipt = engine.store(&key("o"), value.clone(), StoreOptions::default()).await.unwrap();
+        for spooled in [true, false] {
+            let found = engine.open(&key("o"), Want { spooled, ..Want::default() }).await.unwrap().unwrap();
+            tally.equal((found.content.kind, found.receipt), (value.kind(), receipt.clone()));
+            assert!(spooled || found.content.payload.as_memory().is_some());
+            assert!(found.content.payload.into_memory().await.unwrap() == value.clone().into_bytes());
+            tally.case();
+        }
+    }
+    let range = Some(ByteRange { offset: 5, length: Some(2 << 20) });
+    let part = Want { range, spooled: true, ..Want::default() };
+    engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
+    let found = engine.open(&key("o"), part).await.unwrap().unwrap();
+    assert!(found.content.payload.into_memory().await.unwrap() == many.slice(5..5 + (2 << 20)));
+    engine.store(&key("o"), Value::Json("[]".to_owned()), StoreOptions::default()).await.unwrap();
+    tally.equal(engine.open(&key("o"), part).await.unwrap_err().kind, ErrorKind::Invalid);
+    let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
+    engine.store(&key("o"), text("past"), past).await.unwrap();
+    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    engine.delete(&key("o"), DeleteOptions::default()).await.unwrap();
+    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    tally.case();
 }
 
 async fn receipts(engine: &Engine, tally: &Tally) {

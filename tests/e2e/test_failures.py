@@ -37,6 +37,9 @@ def get_stats(): ...
 def signed_url(key, *, method="GET", expires_in=3600): ...
 
 
+def sync(): ...
+
+
 WRONG_CALLS = [
     (store, (), {}),
     (store, ("k",), {}),
@@ -72,6 +75,8 @@ WRONG_CALLS = [
     (signed_url, ("k", "PUT"), {}),
     (signed_url, ("k",), {"expires": 1}),
     (signed_url, ("k", "PUT", 60), {"method": "PUT"}),
+    (sync, (1,), {}),
+    (sync, (), {"prefix": "p"}),
     (get_stats, (1,), {}),
     (get_stats, (1, 2), {}),
     (get_stats, (), {"verbose": True}),
@@ -171,7 +176,7 @@ def check_dead(message, why):
 
 
 @pytest.mark.parametrize(
-    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.store_many", "filestorage.copy", "filestorage.sync"]
+    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.store_many", "filestorage.copy", "filestorage.verify"]
 )
 def test_an_unknown_task_is_not_registered_and_kept(shared, task):
     result = shared.app.send_task(task, ("a",), {"b": 1})

@@ -83,9 +83,9 @@ struct Outgoing {
     operation_id: Option<String>,
 }
 
-/// On whose behalf a reference is used; what errors name.
+/// What a reference is used for; what errors name.
 #[derive(Clone, Copy, Debug)]
-struct Errand<'a> {
+struct Purpose<'a> {
     operation: Operation,
     key: &'a Key,
     reference: &'a Reference,
@@ -99,24 +99,24 @@ impl Exchange {
     }
 
     /// Refuses a file outside the listed directories, without asking anybody.
-    fn check(&self, errand: Errand<'_>) -> Result<()> {
-        match &errand.reference.0 {
-            Target::File(path) => self.locate(errand, path).map(drop),
+    fn check(&self, purpose: Purpose<'_>) -> Result<()> {
+        match &purpose.reference.0 {
+            Target::File(path) => self.locate(purpose, path).map(drop),
             Target::Object { .. } => Ok(()),
         }
     }
 
     /// Opens what a reference names. A file's bytes are read later, checked against a checksum taken before.
-    async fn read(&self, errand: Errand<'_>) -> Result<Incoming> {
-        match &errand.reference.0 {
+    async fn read(&self, purpose: Purpose<'_>) -> Result<Incoming> {
+        match &purpose.reference.0 {
             Target::File(path) => {
-                let (directory, below) = self.locate(errand, path)?;
+                let (directory, below) = self.locate(purpose, path)?;
                 let opened = blocking(move || {
                     let file = Directory::open(&directory)?.read(&below)?;
                     let length = file.metadata()?.len();
                     Ok((file, length))
                 });
-                let (file, length): (File, u64) = opened.await.map_err(|fault| errand.fault(fault))?;
+                let (file, length): (File, u64) = opened.await.map_err(|fault| purpose.fault(fault))?;
                 let payload = Payload::file(Arc::new(file), 0, length);
                 let content = Content { kind: Kind::Bytes, payload };
                 Ok(Incoming { content, content_type: None, metadata: None })
@@ -126,28 +126,28 @@ impl Exchange {
                     let backend = self.buckets.open(*scheme, bucket).await?;
                     open(&*backend, key, Want { spooled: true, ..Want::default() }).await
                 };
-                match found.await.map_err(|error| errand.foreign(error))? {
-                    Some(object) => errand.take(object).await,
-                    None => Err(errand.fail(ErrorKind::Missing, "the object is not there")),
+                match found.await.map_err(|error| purpose.foreign(error))? {
+                    Some(object) => purpose.take(object).await,
+                    None => Err(purpose.fail(ErrorKind::Missing, "the object is not there")),
                 }
             }
         }
     }
 
     /// Writes to what a reference names, replacing what is there.
-    async fn write(&self, errand: Errand<'_>, outgoing: Outgoing, fence: Fence) -> Result<()> {
-        match &errand.reference.0 {
+    async fn write(&self, purpose: Purpose<'_>, outgoing: Outgoing, fence: Fence) -> Result<()> {
+        match &purpose.reference.0 {
             Target::File(path) => {
-                let (directory, below) = self.locate(errand, path)?;
+                let (directory, below) = self.locate(purpose, path)?;
                 let begun = blocking(move || Directory::open(&directory).map_err(Fault::Folder)?.write(&below));
-                let draft = begun.await.map_err(|fault| errand.fault(fault))?;
-                let written = draft.write(&outgoing.payload).await.map_err(|error| errand.fault(error.into()))?;
+                let draft = begun.await.map_err(|fault| purpose.fault(fault))?;
+                let written = draft.write(&outgoing.payload).await.map_err(|error| purpose.fault(error.into()))?;
                 if written != outgoing.checksum {
-                    return Err(errand.fail(ErrorKind::Integrity, "the value changed while it was read; try again"));
+                    return Err(purpose.fail(ErrorKind::Integrity, "the value changed while it was read; try again"));
                 }
-                let key = errand.key.clone();
+                let key = purpose.key.clone();
                 let placed = blocking(move || place(draft, &fence, &key));
-                placed.await.map_err(|fault| errand.fault(fault))?
+                placed.await.map_err(|fault| purpose.fault(fault))?
             }
             Target::Object { scheme, bucket, key } => {
                 let put = async {
@@ -156,20 +156,20 @@ impl Exchange {
                     backend.accept(key, &object.attributes)?;
                     backend.put(key, object, Put { fence, ..Put::default() }).await
                 };
-                put.await.map(drop).map_err(|error| errand.foreign(error))
+                put.await.map(drop).map_err(|error| purpose.foreign(error))
             }
         }
     }
 
     /// Finds the listed directory a path lies in, and the path below it; of nested ones the innermost.
-    fn locate(&self, errand: Errand<'_>, path: &Path) -> Result<(PathBuf, PathBuf)> {
+    fn locate(&self, purpose: Purpose<'_>, path: &Path) -> Result<(PathBuf, PathBuf)> {
         let within =
             self.directories.iter().filter_map(|directory| Some((directory, path.strip_prefix(directory).ok()?)));
         match within.min_by_key(|(_, below)| below.components().count()) {
             Some((directory, below)) => Ok((directory.clone(), below.to_owned())),
             None => {
                 let why = "is not below a directory that exchange_directories lists; move the file, or let the worker's operator list its folder";
-                Err(errand.fail(ErrorKind::Invalid, why))
+                Err(purpose.fail(ErrorKind::Invalid, why))
             }
         }
     }
@@ -208,7 +208,7 @@ impl Outgoing {
     }
 }
 
-impl Errand<'_> {
+impl Purpose<'_> {
     /// Takes an object of a bucket: what it is, it stays.
     async fn take(self, object: Object) -> Result<Incoming> {
         let Object { attributes, payload } = object;
@@ -247,7 +247,7 @@ impl Errand<'_> {
             .with_subject(reference.to_string())
     }
 
-    /// Makes a bucket's error one of this errand.
+    /// Makes a bucket's error one of this purpose.
     fn foreign(self, error: Error) -> Error {
         let retry_after = error.retry_after;
         self.fail(error.kind, error.message()).with_retry_after(retry_after).with_source(error)

@@ -1,6 +1,6 @@
 //! Values that come from a place outside the store, and go to one.
 
-use super::{Errand, Incoming, Outgoing, Reference};
+use super::{Incoming, Outgoing, Purpose, Reference};
 use crate::storage::open::open;
 use crate::storage::{
     Engine, Error, ErrorKind, Key, Kind, Metadata, Object, Operation, Receipt, Result, RetrieveOptions, StoreOptions,
@@ -40,8 +40,8 @@ impl Engine {
     }
 
     async fn store_from_uncounted(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
-        let errand = Errand { operation: Operation::Store, key, reference: source };
-        let Incoming { content, content_type, metadata } = match self.0.exchange.read(errand).await {
+        let purpose = Purpose { operation: Operation::Store, key, reference: source };
+        let Incoming { content, content_type, metadata } = match self.0.exchange.read(purpose).await {
             Err(error) if error.kind == ErrorKind::Missing => {
                 return self.written_before(key, &options).await?.ok_or(error);
             }
@@ -49,7 +49,7 @@ impl Engine {
         };
         let metadata = match (options.metadata, metadata) {
             (None, Some(kept)) => Some(Metadata::parse(kept.get()).map_err(|why| {
-                errand.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
+                purpose.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
             })?),
             (given, _) => given,
         };
@@ -64,9 +64,9 @@ impl Engine {
         options: RetrieveOptions,
     ) -> Result<Option<Receipt>> {
         let RetrieveOptions { range, operation_id, fence } = options;
-        let errand = Errand { operation: Operation::Retrieve, key, reference: destination };
+        let purpose = Purpose { operation: Operation::Retrieve, key, reference: destination };
         // A place that is refused is refused whatever the key has.
-        self.0.exchange.check(errand)?;
+        self.0.exchange.check(purpose)?;
         let want = Want { range, spooled: true, ..Want::default() };
         let Some(Object { attributes, payload }) = open(&*self.0.backend, key, want).await? else { return Ok(None) };
         let receipt = Receipt::of(key, self.0.place, &attributes);
@@ -79,7 +79,7 @@ impl Engine {
             }
         };
         let outgoing = Outgoing { kind, content_type, metadata: attributes.metadata, payload, checksum, operation_id };
-        self.0.exchange.write(errand, outgoing, fence).await?;
+        self.0.exchange.write(purpose, outgoing, fence).await?;
         Ok(Some(receipt))
     }
 }
