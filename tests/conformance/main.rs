@@ -5,7 +5,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+mod bucket;
 mod engine;
+mod fallback;
+mod fallback_kill;
+mod fallback_list;
+mod fallback_model;
+mod fallback_sync;
 mod interloper;
 mod local;
 mod support;
