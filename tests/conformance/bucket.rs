@@ -69,6 +69,16 @@ pub(crate) enum Fate {
     ReplyHeld(Arc<Semaphore>),
 }
 
+/// One change of one object that has come to pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: Key,
+    /// What is there since; nothing after a delete.
+    pub(crate) attributes: Option<Attributes>,
+    /// It named the state it replaced, as a synchronization always does.
+    pub(crate) conditional: bool,
+}
+
 type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
 
 /// A place whose requests fare as the weather says.
@@ -78,6 +88,7 @@ pub(crate) struct Bucket {
     requests: Mutex<Vec<Request>>,
     late: Mutex<Vec<(Key, Option<Object>, Put, Delete)>>,
     skew: Mutex<SignedDuration>,
+    history: tokio::sync::Mutex<Vec<Change>>,
     writing: AtomicUsize,
     most_writing: AtomicUsize,
 }
@@ -96,6 +107,7 @@ impl Bucket {
             requests: Mutex::default(),
             late: Mutex::default(),
             skew: Mutex::default(),
+            history: tokio::sync::Mutex::default(),
             writing: AtomicUsize::new(0),
             most_writing: AtomicUsize::new(0),
         })
@@ -135,8 +147,25 @@ impl Bucket {
             object.attributes.stored_at = received_at;
         }
         let attributes = object.attributes.clone();
-        self.inner.put(key, object, Put::default()).await.unwrap();
+        self.change(key, Some(object), Put::default(), Delete::default()).await.unwrap();
         attributes
+    }
+
+    /// Returns every change in the order in which they came to pass.
+    pub(crate) async fn history(&self) -> Vec<Change> {
+        self.history.lock().await.clone()
+    }
+
+    async fn change(&self, key: &Key, object: Option<Object>, put: Put, delete: Delete) -> Result<Removal> {
+        let mut history = self.history.lock().await;
+        let attributes = object.as_ref().map(|object| object.attributes.clone());
+        let conditional = put.condition != Condition::Always || delete.generation.is_some();
+        let removal = match object {
+            Some(object) => self.inner.put(key, object, put).await.map(|_| Removal::default())?,
+            None => self.inner.delete(key, delete).await?,
+        };
+        history.push(Change { key: key.clone(), attributes, conditional });
+        Ok(removal)
     }
 
     /// Carries out what its clients gave up on.
@@ -146,7 +175,7 @@ impl Bucket {
             // What does not fit any more is refused, and nobody hears of it.
             match object {
                 Some(object) => drop(self.write(&key, object, put).await),
-                None => drop(self.inner.delete(&key, delete).await),
+                None => drop(self.change(&key, None, Put::default(), delete).await),
             }
         }
     }
@@ -175,7 +204,7 @@ impl Bucket {
 
     async fn write(&self, key: &Key, mut object: Object, how: Put) -> Result<Landing> {
         object.attributes.seen.received_at = Some(self.now());
-        self.inner.put(key, object, how).await
+        self.change(key, Some(object), how, Delete::default()).await.map(|_| Landing::Home)
     }
 
     fn fate(&self, ask: Ask, key: Option<&Key>, condition: &Condition) -> Fate {
@@ -283,7 +312,7 @@ impl Backend for Bucket {
         let fate = self.fate(Ask::Delete, Some(key), &condition);
         let kept = (key.clone(), None, Put::default(), how.clone());
         let late = || self.late.lock().unwrap().push(kept);
-        self.meet(fate, Ask::Delete, Some(key), self.inner.delete(key, how), late).await
+        self.meet(fate, Ask::Delete, Some(key), self.change(key, None, Put::default(), how), late).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {

@@ -8,6 +8,7 @@ mod backend;
 mod bucket;
 mod engine;
 mod fallback;
+mod fallback_foreign;
 mod fallback_kill;
 mod fallback_list;
 mod fallback_model;
