@@ -39,14 +39,8 @@ impl Engine {
         loop {
             let verdict = if unseen { Ok(Verdict::Run(None)) } else { self.verdict(key, mine, again).await };
             let seen = match verdict {
-                Ok(Verdict::Own(attributes)) => {
-                    self.0.backend.flush(key).await?;
-                    return Ok(Receipt::of(key, self.0.place, &attributes));
-                }
-                Ok(Verdict::Overtaken) if unconditional => {
-                    self.0.backend.flush(key).await?;
-                    return Ok(receipt);
-                }
+                Ok(Verdict::Own(attributes)) => return Ok(Receipt::of(key, self.0.place, &attributes)),
+                Ok(Verdict::Overtaken) if unconditional => return Ok(receipt),
                 Ok(Verdict::Overtaken) => None,
                 Ok(Verdict::Run(seen)) => Some(seen),
                 // What cannot be read tells nothing; an unconditional write repairs it.
@@ -77,11 +71,11 @@ impl Engine {
                 Err(error) if guarded && self.can_wait(&error) => unseen = true,
                 Err(error) if error.kind == ErrorKind::Precondition => {
                     // The first try may still have been under way in a worker that lost its session.
-                    if let Ok(Verdict::Own(attributes)) = self.verdict(key, mine, again).await {
-                        self.0.backend.flush(key).await?;
-                        return Ok(Receipt::of(key, self.0.place, &attributes));
-                    }
-                    return Err(error);
+                    return match self.verdict(key, mine, again).await {
+                        Ok(Verdict::Own(attributes)) => Ok(Receipt::of(key, self.0.place, &attributes)),
+                        Err(unknown) if unknown.is_transient() => Err(unknown.during(Operation::Store)),
+                        _ => Err(error),
+                    };
                 }
                 Err(error) => return Err(error),
             }
@@ -103,7 +97,21 @@ impl Engine {
         Ok(Some(Receipt::of(key, self.0.place, &own)))
     }
 
+    /// Looks at the object; what is answered as done without doing it is on stable storage then.
     async fn verdict(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Verdict> {
+        let verdict = self.look(key, mine, again).await?;
+        let done = match verdict {
+            Verdict::Own(_) | Verdict::Overtaken => true,
+            Verdict::Run(None) => mine.is_none(),
+            Verdict::Run(Some(_)) => false,
+        };
+        if done {
+            self.0.backend.flush(key).await?;
+        }
+        Ok(verdict)
+    }
+
+    async fn look(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Verdict> {
         let Some(attributes) = self.0.backend.stat(key).await? else {
             return Ok(Verdict::Run(None));
         };
@@ -129,10 +137,7 @@ impl Engine {
                 None => None,
                 Some(again) => match self.verdict(key, None, again).await {
                     Ok(Verdict::Run(Some(seen))) => Some(seen),
-                    Ok(Verdict::Own(_) | Verdict::Overtaken | Verdict::Run(None)) => {
-                        self.0.backend.flush(key).await?;
-                        return self.landing(key).await;
-                    }
+                    Ok(Verdict::Own(_) | Verdict::Overtaken | Verdict::Run(None)) => return self.landing(key).await,
                     Err(error) if error.kind == ErrorKind::Integrity => None,
                     Err(error) if generation.is_none() && self.can_wait(&error) => {
                         unseen = true;

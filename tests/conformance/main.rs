@@ -5,9 +5,16 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+mod bucket;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
 mod engine;
+mod fallback;
+mod fallback_foreign;
+mod fallback_kill;
+mod fallback_list;
+mod fallback_model;
+mod fallback_sync;
 mod gcs;
 mod interloper;
 mod local;
