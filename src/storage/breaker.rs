@@ -10,7 +10,7 @@
 //!    └──────────────────────────────────────────── answered ────┘
 //! ```
 //!
-//! [`Circuit`] decides and is handed the time; [`Breaker`] is the handle that all share.
+//! `Circuit` decides and is handed the time; [`Breaker`] is the handle that all share.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

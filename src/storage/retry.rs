@@ -31,7 +31,8 @@ const SLOWEST: u64 = 1024 * 1024;
 pub struct RetryOptions {
     /// Attempts after the first.
     pub max_retries: u32,
-    /// Longest that one attempt may take; a write has a second more for each MiB.
+    /// Longest that one attempt may take. A write has a second more for each MiB; a read that may come as a file has no
+    /// limit but the backend's own, of each wait without progress.
     pub timeout: Duration,
 }
 
@@ -117,7 +118,7 @@ impl Retry {
             |look_in| format!("is due in {} s", look_in.as_secs() + u64::from(look_in.subsec_nanos() > 0)),
         );
         let why = format!(
-            "{} has not been reached for {} s, and the next look whether it can be {next}; look at the network and the \
+            "{} has not been reached for {} s, and the next look whether it can be {next}; see to the network and the \
              endpoint, or try again later",
             self.inner,
             outage.silence.as_secs()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use filestorage::storage::{Backend, BreakerState, Error, ErrorKind, Operation, Probe, counted};
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::retry::{Case, LOOK, TIMEOUT, timed};
 use crate::scripted::Turn;
@@ -78,6 +78,22 @@ async fn a_look_is_short() {
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Unavailable, 0));
     assert!(took >= LOOK && took < LOOK + Duration::from_secs(1), "{took:?}");
     assert_eq!((case.place.asked(Operation::Probe).len(), case.place.reset()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_cancelled_while_looking_has_had_its_look() {
+    let case = Case::opened().await;
+    case.place.always(Turn::Hangs);
+    for looks in 1..4 {
+        sleep(Duration::from_secs(1)).await;
+        assert!(timeout(Duration::from_secs(1), case.stat()).await.is_err());
+        assert_eq!((case.breaker.state(), case.place.under_way()), (BreakerState::Open, 0));
+        assert_eq!(case.stat().await.1, 0);
+        assert_eq!(case.place.asked(Operation::Probe).len(), looks);
+    }
+    sleep(Duration::from_secs(1)).await;
+    case.place.always(Turn::Done);
+    assert!(case.stat().await.0.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

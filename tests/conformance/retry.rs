@@ -9,7 +9,7 @@ use filestorage::storage::{
     RetryOptions, Want, counted,
 };
 use filestorage::telemetry::{self, Metrics};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::scripted::{Scripted, Turn};
 use crate::support::{bytes, key, object};
@@ -299,6 +299,16 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
         assert_eq!((error.kind, error.operation, made), (kind, Operation::Store, 3));
         assert_eq!(case.found().await.unwrap(), b"other");
     }
+    // Nor is it met any more once another writer has replaced what was written without an answer.
+    let case = Case::new();
+    case.place.next(Operation::Store, [Turn::Swallows]);
+    let other = async {
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(case.found().await.unwrap(), b"mine");
+        case.place.memory.put(&key("it"), object("other"), Put::default()).await.unwrap();
+    };
+    let ((outcome, made), ()) = tokio::join!(case.put(Condition::Absent, "mine"), other);
+    assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Precondition, 3));
     // Without an unknown attempt there is nothing to recognize.
     let case = Case::new();
     case.place.memory.put(&key("it"), object("other"), Put::default()).await.unwrap();
@@ -399,7 +409,8 @@ async fn who_is_cancelled_leaves_nothing_behind() {
         assert!(asking.await.unwrap_err().is_cancelled());
         assert_eq!(case.place.under_way(), 0);
         case.place.always(Turn::Done);
-        assert!(case.ask(Operation::Stat).await.0.is_ok());
+        let next = timeout(TIMEOUT, case.ask(Operation::Stat)).await;
+        assert!(next.expect("nobody waits for one who is gone").0.is_ok());
         case.place.reset();
     }
 }

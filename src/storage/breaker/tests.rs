@@ -1,3 +1,5 @@
+//! The state machine, step by step, and what its handle tells.
+
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
