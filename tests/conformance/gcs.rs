@@ -1,5 +1,9 @@
 //! Buckets of Google Cloud Storage, by an emulator behind the proxy that keeps the real service's rules.
 
+mod access;
+mod faults;
+mod objects;
+mod sessions;
 mod site;
 
 use std::sync::Arc;
