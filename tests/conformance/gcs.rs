@@ -1,11 +1,18 @@
 //! Buckets of Google Cloud Storage, by an emulator behind the proxy that keeps the real service's rules.
 
+mod access;
+mod faults;
+mod large;
+mod objects;
+mod patient;
+mod sessions;
 mod site;
 
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Engine, Gcs, Place};
+use filestorage::storage::{Backend, Engine, Gcs, GcsOptions, Page, Place, Spool};
 
+use self::patient::Patient;
 use self::site::{Site, open};
 use crate::backend::{self, Profile};
 use crate::engine;
@@ -40,5 +47,33 @@ async fn engine_over_bucket() {
     let site = Site::start();
     let tally = Tally::new("engine over gcs");
     engine::suite(&Engine::new(open(site.options()).await, Place::Local), BUCKET, &tally).await;
+    tally.close();
+}
+
+/// With the credentials of this machine; the bucket must be empty and is so again at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_bucket() {
+    let Ok(bucket) = std::env::var("FILESTORAGE_TEST_BUCKET") else {
+        println!("skipped: gcs::real_bucket - FILESTORAGE_TEST_BUCKET names no bucket");
+        return;
+    };
+    let options = GcsOptions {
+        bucket,
+        project: None,
+        location: "US".to_owned(),
+        credentials: None,
+        // Where there is no real one, its stand-in shows that the suite would run.
+        endpoint: std::env::var("FILESTORAGE_TEST_BUCKET_SERVER").ok(),
+        timeout: std::time::Duration::from_secs(30),
+        spool: Spool::new(std::env::temp_dir()),
+    };
+    let real: Arc<dyn Backend> = Arc::new(Patient(Gcs::open(options).await.unwrap()));
+    let present = real.list(&Page { limit: Some(1), ..Page::default() }).await.unwrap();
+    assert!(present.entries.is_empty() && !present.more, "the bucket is not empty; name one of the tests' own");
+    let tally = Tally::new("gcs, a real bucket");
+    backend::suite(&real, &real, BUCKET, &tally).await;
+    tally.close();
+    let tally = Tally::new("engine over gcs, a real bucket");
+    engine::suite(&Engine::new(real, Place::Local), &tally).await;
     tally.close();
 }

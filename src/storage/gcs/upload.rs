@@ -115,7 +115,7 @@ impl Gcs {
             .header(CONTENT_TYPE, format!("multipart/related; boundary={boundary}"))
             .header(CONTENT_LENGTH, length)
             .body(Body::wrap_stream(body));
-        self.send_from_source(request, source).await
+        self.send_from_source(request, source).await.map_err(Self::nowhere)
     }
 
     /// Sends attributes, then bytes, going on where they broke off for as long as that gets further.
@@ -152,11 +152,16 @@ impl Gcs {
             .header("x-upload-content-type", &attributes.content_type)
             .header("x-upload-content-length", attributes.stored_size)
             .body(insert);
-        let response = self.client.send(request).await?;
+        let response = self.client.send(request).await.map_err(Self::nowhere)?;
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         location
             .and_then(|location| Url::parse(location).ok())
             .ok_or_else(|| Fault::Unintelligible("it names no upload session".to_owned()))
+    }
+
+    /// A new object is missing nowhere, so what is missing is the bucket.
+    fn nowhere(fault: Fault) -> Fault {
+        if fault.status() == Some(404) { Fault::NoBucket } else { fault }
     }
 
     async fn send_from(

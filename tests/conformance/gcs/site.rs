@@ -103,13 +103,12 @@ impl Site {
         self.tell("rules", serde_json::json!({ "match": matching, "action": action })).await;
     }
 
-    /// What was asked since the last `clear`: method and status of each request.
-    pub(crate) async fn asked(&self) -> Vec<(String, u64)> {
+    /// Methods of the requests since the last time, each with a blank behind it.
+    pub(crate) async fn asked(&self) -> String {
         let url = format!("{}/__proxy/log", self.control);
         let log: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
-        let entry =
-            |entry: &Value| (entry["method"].as_str().unwrap().to_owned(), entry["status"].as_u64().unwrap_or(0));
-        log.as_array().unwrap().iter().map(entry).collect()
+        self.tell("clear", Value::Null).await;
+        log.as_array().unwrap().iter().map(|entry| format!("{} ", entry["method"].as_str().unwrap())).collect()
     }
 
     /// Writes an object as another tool does.
