@@ -5,12 +5,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+#[path = "../support/dev_s3.rs"]
+mod dev_s3;
 mod engine;
 mod interloper;
 mod local;
 mod s3;
-#[path = "../support/dev_s3.rs"]
-mod dev_s3;
 mod support;
 
 use std::sync::Arc;

@@ -107,8 +107,7 @@ pub(crate) async fn ask(
     headers: &[(&'static str, &str)],
     body: impl Into<Bytes>,
 ) -> reqwest::Response {
-    let credential =
-        AwsCredential { key_id: "test".to_owned(), secret_key: "test-secret".to_owned(), token: None };
+    let credential = AwsCredential { key_id: "test".to_owned(), secret_key: "test-secret".to_owned(), token: None };
     let body = body.into();
     let mut request = http::Request::new(body.clone().into());
     *request.uri_mut() = format!("{}/{path}", store().url).parse().unwrap();

@@ -71,7 +71,8 @@ impl Refusal {
         let fixed = |kind, mend: &str| (kind, mend.to_owned());
         match &*self.code {
             "NoSuchBucket" => {
-                let mend = format!("correct the bucket's name, or make it with `aws s3 mb s3://{bucket} --region {region}`");
+                let mend =
+                    format!("correct the bucket's name, or make it with `aws s3 mb s3://{bucket} --region {region}`");
                 return (ErrorKind::Invalid, mend);
             }
             "PreconditionFailed" | "ConditionalRequestConflict" => {
@@ -84,9 +85,16 @@ impl Refusal {
                 return fixed(ErrorKind::Denied, "set AWS_SESSION_TOKEN anew together with both keys");
             }
             "SignatureDoesNotMatch" | "InvalidAccessKeyId" => {
-                return fixed(ErrorKind::Denied, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a pair that is valid here");
+                return fixed(
+                    ErrorKind::Denied,
+                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a pair that is valid here",
+                );
             }
-            "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequests"
+            "SlowDown"
+            | "Throttling"
+            | "ThrottlingException"
+            | "RequestLimitExceeded"
+            | "TooManyRequests"
             | "OperationAborted" => return fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
             "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
                 return fixed(ErrorKind::Integrity, "the bytes were changed on the way; store them again");
@@ -97,7 +105,11 @@ impl Refusal {
             }
             "KeyTooLongError" => return fixed(ErrorKind::Invalid, "this store takes only shorter keys or segments"),
             "EntityTooLarge" | "MetadataTooLarge" => return fixed(ErrorKind::Invalid, "store less under one key"),
-            "NotImplemented" | "InvalidArgument" | "InvalidRequest" | "InvalidObjectName" | "XMinioInvalidObjectName" => {
+            "NotImplemented"
+            | "InvalidArgument"
+            | "InvalidRequest"
+            | "InvalidObjectName"
+            | "XMinioInvalidObjectName" => {
                 return fixed(ErrorKind::Invalid, "this store cannot do that");
             }
             "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" => {
@@ -151,7 +163,8 @@ impl Asked<'_> {
 
     /// The error of a connection that could not be made, broke or stalled.
     pub(super) fn broken(&self, cause: HttpError) -> Error {
-        let why = format!("{} cannot be reached: {}; is it up, and within reach from here?", self.address.url, chain(&cause));
+        let why =
+            format!("{} cannot be reached: {}; is it up, and within reach from here?", self.address.url, chain(&cause));
         self.error(ErrorKind::Unavailable, why).with_source(cause)
     }
 
@@ -274,7 +287,10 @@ mod tests {
         ] {
             let error = fault(status, code);
             assert_eq!(error.kind, kind, "{status} {code}");
-            assert!(error.message().contains("https://x/b") && error.message().contains(&status.to_string()), "{error}");
+            assert!(
+                error.message().contains("https://x/b") && error.message().contains(&status.to_string()),
+                "{error}"
+            );
             assert!(!error.message().contains("s3cret"), "{error}");
         }
         assert!(fault(404, "NoSuchBucket").message().contains("aws s3 mb s3://b"));

@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use http::{Method, header};
+use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::super::{Entry, ErrorKind, Key, Listing, Operation, Page, Result};
 use super::S3;
 use super::error::Asked;
 use super::read;
-use super::wire::{Call, Reply};
+use super::wire::Call;
 
 /// How many objects are asked about at once.
 const AT_ONCE: usize = 16;
@@ -145,7 +145,8 @@ impl S3 {
             (None, _) => {}
         }
         let reply = wire.demand(call).await?;
-        if goes_by_folder(&reply) {
+        // It lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
+        if wire.is_seaweedfs() {
             self.0.scattered.store(true, Ordering::Relaxed);
         }
         let asked = wire.asked(Operation::List, None);
@@ -162,11 +163,6 @@ impl S3 {
             Err(error) => return Err(error),
         }))
     }
-}
-
-/// SeaweedFS lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
-fn goes_by_folder(reply: &Reply) -> bool {
-    reply.header(header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS"))
 }
 
 fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
@@ -210,7 +206,8 @@ mod tests {
     #[test]
     fn names_of_every_kind_are_read_or_counted() {
         let listed = ["a//b", "dir/", "%2B+%2525/%C3%A9", "%EF%BF%BE", "x%00", "%FF", "+"];
-        let contents: String = listed.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
+        let contents: String =
+            listed.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
         let text = format!(
             "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name>\
              <IsTruncated>true</IsTruncated>{contents}<EncodingType>url</EncodingType>\
@@ -224,6 +221,9 @@ mod tests {
         let endless = text.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
         assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Io);
         assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Io);
-        assert_eq!(parsed("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap().keys.len(), 0);
+        assert_eq!(
+            parsed("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap().keys.len(),
+            0
+        );
     }
 }

@@ -36,8 +36,8 @@ use self::conditions::Conditions;
 pub use self::options::S3Options;
 use self::wire::{Call, Wire};
 use super::{
-    Attributes, Backend, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Method, Object, Operation, Page, Probe,
-    Put, Removal, Result, Spool, Want,
+    Attributes, Backend, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Method, Object, Operation, Page,
+    Probe, Put, Removal, Result, Spool, Want,
 };
 
 /// Longest a signed URL can last: a week.

@@ -140,7 +140,9 @@ fn endpoint_of(given: &str) -> Result<String> {
     let fits = uri.is_some_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.query().is_none()
-            && uri.authority().is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+            && uri
+                .authority()
+                .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
     });
     if !fits {
         let why = "the S3 endpoint is no URL of a store; write it like https://s3.example.com or http://127.0.0.1:9000";
@@ -231,7 +233,12 @@ mod tests {
                 "us-east-1",
             ),
             (Some("https://three"), with(&[("AWS_ENDPOINT_URL_S3", "https://two")]), "https://three/b", "us-east-1"),
-            (None, with(&[("AWS_ENDPOINT_URL", ""), ("AWS_UNHEARD_OF", "\n")]), "https://s3.us-east-1.amazonaws.com/b", "us-east-1"),
+            (
+                None,
+                with(&[("AWS_ENDPOINT_URL", ""), ("AWS_UNHEARD_OF", "\n")]),
+                "https://s3.us-east-1.amazonaws.com/b",
+                "us-east-1",
+            ),
         ] {
             let (address, _) = parse(&options(endpoint, &aws)).unwrap();
             assert_eq!((&*address.url, &*address.region), (url, region), "{aws:?}");

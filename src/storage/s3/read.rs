@@ -8,7 +8,9 @@ use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::super::label::{self, LABEL, Ticket};
-use super::super::{Attributes, Checksum, Error, ErrorKind, Intake, Key, Object, Operation, Payload, Result, Spool, Want};
+use super::super::{
+    Attributes, Checksum, Error, ErrorKind, Intake, Key, Object, Operation, Payload, Result, Spool, Want,
+};
 use super::error::{self, Asked};
 use super::wire::{self, Call, Reply, Wire};
 
@@ -33,14 +35,16 @@ impl Wire {
             found => return found,
         }
         // An answer to HEAD has no text. That to GET says why, and whether it is the bucket that is missing.
-        let call = Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+        let call =
+            Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
         let reply = self.send(call).await?;
         reply.map(|reply| ticket(&reply, &self.asked(operation, Some(key)))).transpose()
     }
 
     /// As [`Wire::look`] where the bucket is known to be there, so that a missing object costs one request.
     pub(super) async fn glance(&self, operation: Operation, key: &Key) -> Result<Option<Ticket>> {
-        let call = Call::new(operation, Method::HEAD, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+        let call =
+            Call::new(operation, Method::HEAD, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
         let reply = self.send(call).await?;
         reply.map(|reply| ticket(&reply, &self.asked(operation, Some(key)))).transpose()
     }
@@ -63,7 +67,8 @@ impl Wire {
 
     async fn read(&self, operation: Operation, key: &Key, want: Want, spool: &Spool) -> Result<Option<Object>> {
         let asked = self.asked(operation, Some(key));
-        let call = Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+        let call =
+            Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
         let Some(reply) = self.send(call).await? else { return Ok(None) };
         let ticket = ticket(&reply, &asked)?;
         let known = is_known(&ticket);
@@ -72,7 +77,8 @@ impl Wire {
             Operation::Stat => 0..0,
             _ => want.part(key, &attributes)?,
         };
-        let (payload, checksum) = take(reply, &asked, attributes.stored_size, part, want.spooled.then_some(spool)).await?;
+        let (payload, checksum) =
+            take(reply, &asked, attributes.stored_size, part, want.spooled.then_some(spool)).await?;
         if !known {
             (attributes.checksum, attributes.stored_checksum) = (checksum, checksum);
         }
@@ -138,7 +144,8 @@ fn room(asked: &Asked<'_>, bytes: u64) -> Result<Vec<u8>> {
 
 /// Cuts a chunk that begins at an offset to what of it is within the part.
 fn cut(chunk: &Bytes, offset: u64, part: &Range<u64>) -> Bytes {
-    let within = |position: u64| usize::try_from(position.saturating_sub(offset)).map_or(chunk.len(), |it| it.min(chunk.len()));
+    let within =
+        |position: u64| usize::try_from(position.saturating_sub(offset)).map_or(chunk.len(), |it| it.min(chunk.len()));
     let (begin, end) = (within(part.start), within(part.end));
     chunk.slice(begin..end.max(begin))
 }

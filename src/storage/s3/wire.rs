@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer, AwsCredential};
 use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, HttpRequest, HttpResponseBody};
@@ -37,6 +37,8 @@ pub(super) struct Wire {
     client: HttpClient,
     /// Credentials were had once.
     known: AtomicBool,
+    /// An answer was SeaweedFS's.
+    seaweedfs: AtomicBool,
 }
 
 /// What is asked.
@@ -94,7 +96,13 @@ impl Wire {
             .with_retry(once)
             .build()
             .map_err(|error| invalid(format!("{error}; correct the AWS_* variables")).with_source(error))?;
-        Ok(Self { address, store, client: HttpClient::new(client), known: AtomicBool::new(false) })
+        Ok(Self {
+            address,
+            store,
+            client: HttpClient::new(client),
+            known: AtomicBool::new(false),
+            seaweedfs: AtomicBool::new(false),
+        })
     }
 
     /// Asks once. `None` is the answer that no object is there; to a HEAD it may also mean that there is no bucket.
@@ -104,6 +112,9 @@ impl Wire {
         let request = self.signed(&asked, call).await?;
         let answer = self.client.execute(request).await.map_err(|cause| asked.broken(cause))?;
         let (parts, body) = answer.into_parts();
+        if text(&parts.headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS")) {
+            self.seaweedfs.store(true, Ordering::Relaxed);
+        }
         let reply = Reply { headers: parts.headers, body };
         if parts.status.is_success() {
             return Ok(Some(reply));
@@ -122,7 +133,14 @@ impl Wire {
     pub(super) async fn demand(&self, call: Call<'_>) -> Result<Reply> {
         let (operation, key) = (call.operation, call.key);
         let reply = self.send(call).await?;
-        reply.ok_or_else(|| error::Asked { address: &self.address, operation, key }.senseless("it knows of no such thing"))
+        reply.ok_or_else(|| {
+            error::Asked { address: &self.address, operation, key }.senseless("it knows of no such thing")
+        })
+    }
+
+    /// Tells whether SeaweedFS has answered, which differs where no answer shows it.
+    pub(super) fn is_seaweedfs(&self) -> bool {
+        self.seaweedfs.load(Ordering::Relaxed)
     }
 
     /// Says what the failure of an answer's body means.
@@ -140,7 +158,9 @@ impl Wire {
         if long {
             // Signing hashes the body; the loop has other things to do meanwhile.
             let signed = payload::hop(move || Ok(authorized(&credential, &region, request))).await;
-            return signed.map_err(|error| asked.senseless(&error.to_string()))?.map_err(|cause| asked.unsigned(&cause));
+            return signed
+                .map_err(|error| asked.senseless(&error.to_string()))?
+                .map_err(|cause| asked.unsigned(&cause));
         }
         authorized(&credential, &region, request).map_err(|cause| asked.unsigned(&cause))
     }
@@ -239,7 +259,9 @@ impl HttpConnector for Connector {
         let plain = options.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|allowed| allowed == "true");
         // These services are next door, or they are not there at all.
         let client = client(plain, Duration::from_secs(2), Duration::from_secs(10));
-        client.map(HttpClient::new).map_err(|source| object_store::Error::Generic { store: "S3", source: source.into() })
+        client
+            .map(HttpClient::new)
+            .map_err(|source| object_store::Error::Generic { store: "S3", source: source.into() })
     }
 }
 
@@ -263,4 +285,3 @@ fn client(plain: bool, connect: Duration, wait: Duration) -> Result<reqwest::Cli
         invalid(why).with_source(error)
     })
 }
-
