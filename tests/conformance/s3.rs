@@ -9,8 +9,16 @@ use crate::dev_s3::Bucket;
 use crate::engine;
 use crate::support::Tally;
 
-/// What SeaweedFS does differently; keys as on a file system, since it keeps its names in folders.
-const SEAWEEDFS: Profile = Profile { condition_before_fence: false, remote: true, unfit, ..Profile::NEAR };
+/// What SeaweedFS does differently, most of it because it keeps names in folders.
+const SEAWEEDFS: Profile = Profile {
+    exact_removal: false,
+    condition_before_fence: false,
+    remote: true,
+    same_bytes: false,
+    folders: true,
+    unfit,
+    ..Profile::NEAR
+};
 
 fn unfit(key: &Key) -> Option<&'static str> {
     if key.as_str().split('/').any(|segment| segment.len() > 255) {

@@ -18,32 +18,28 @@ use super::write::Guard;
 pub(super) struct Conditions {
     /// Conditions of a write in one request.
     pub(super) writes: bool,
-    /// Conditions of a write in parts.
+    /// Conditions of a write in parts. SeaweedFS looks and then acts, so that of writers at once several may win: that
+    /// is none.
     pub(super) uploads: bool,
     /// Conditions of a removal.
     pub(super) deletes: bool,
 }
 
 impl S3 {
-    /// Refuses what the store does not enforce, asking it the first time.
-    pub(super) async fn require(
-        &self,
-        key: &Key,
-        operation: Operation,
-        which: impl Fn(&Conditions) -> bool,
-        what: &str,
-    ) -> Result<()> {
+    /// Returns what the store enforces, asking it the first time.
+    pub(super) async fn conditions(&self, key: &Key, operation: Operation) -> Result<Conditions> {
         let found = self.0.conditions.get_or_try_init(|| self.try_conditions(key)).await;
-        let found = found.map_err(|error| {
+        found.copied().map_err(|error| {
             let mut error = error.during(operation);
             error.key = Some(key.clone());
             error
-        })?;
-        if which(found) {
-            return Ok(());
-        }
+        })
+    }
+
+    /// Makes the error of a condition that the store does not enforce.
+    pub(super) fn unenforced(&self, key: &Key, operation: Operation, what: &str) -> Error {
         let why = format!("{self} does not enforce {what}; leave it out, or use a store that does");
-        Err(Error::new(ErrorKind::Invalid, operation, Some(key), why))
+        Error::new(ErrorKind::Invalid, operation, Some(key), why)
     }
 
     async fn try_conditions(&self, near: &Key) -> Result<Conditions> {
@@ -64,7 +60,8 @@ impl S3 {
         let other = Guard::Same("0".repeat(32));
         let writes = refused(self.put_scratch(scratch, &Guard::Absent).await)?
             && refused(self.put_scratch(scratch, &other).await)?;
-        let uploads = refused(self.upload_scratch(scratch, &other).await)?
+        let uploads = !self.0.wire.is_seaweedfs()
+            && refused(self.upload_scratch(scratch, &other).await)?
             && refused(self.upload_scratch(scratch, &Guard::Absent).await)?;
         let removal = Call::new(Operation::Store, Method::DELETE, Some(scratch)).headers(other.headers());
         let deletes = refused(self.0.wire.send(removal).await.map(drop))?;

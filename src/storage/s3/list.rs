@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use http::{Method, header};
+use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::super::{Entry, ErrorKind, Key, Listing, Operation, Page, Result};
 use super::S3;
 use super::error::Asked;
 use super::read;
-use super::wire::{Call, Reply};
+use super::wire::Call;
 
 /// How many objects are asked about at once.
 const AT_ONCE: usize = 16;
@@ -145,7 +145,8 @@ impl S3 {
             (None, _) => {}
         }
         let reply = wire.demand(call).await?;
-        if goes_by_folder(&reply) {
+        // It lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
+        if wire.is_seaweedfs() {
             self.0.scattered.store(true, Ordering::Relaxed);
         }
         let asked = wire.asked(Operation::List, None);
@@ -162,11 +163,6 @@ impl S3 {
             Err(error) => return Err(error),
         }))
     }
-}
-
-/// SeaweedFS lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
-fn goes_by_folder(reply: &Reply) -> bool {
-    reply.header(header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS"))
 }
 
 fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {

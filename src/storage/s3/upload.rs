@@ -6,13 +6,13 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Result};
+use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Payload, Result};
 use super::error::Refusal;
 use super::read::{self, CHECKSUM};
 use super::wire::{Call, Reply, Wire};
 use super::write::Guard;
 
-/// Bytes of a part, and the most that go in one request. S3 wants at least 5 MiB in each part but the last.
+/// Bytes of a part, and the most of a file that goes in one request. S3 wants at least 5 MiB in each part but the last.
 const PART: u64 = 8 << 20;
 /// Most bytes of a part: so many, twice, are in memory during an upload.
 const LARGEST_PART: u64 = 64 << 20;
@@ -35,10 +35,12 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// Picks the usual form for so many bytes.
-    pub(super) fn of(size: u64) -> Self {
+    /// Picks the usual form: what is in memory anyway goes in one request, a file in parts that fit there.
+    pub(super) fn of(payload: &Payload) -> Self {
+        let size = payload.len();
+        let whole = if payload.as_memory().is_some() { LARGEST_PART } else { PART };
         let part = size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20).max(PART);
-        if size <= PART { Self::Whole } else { Self::Parts(part) }
+        if size <= whole { Self::Whole } else { Self::Parts(part) }
     }
 
     /// Picks a form that gives another tag than this one, should the bytes be the same.
@@ -251,19 +253,23 @@ mod tests {
 
     #[test]
     fn the_form_fits_the_size_and_differs_when_it_must() {
-        assert_eq!((Form::of(0), Form::of(PART)), (Form::Whole, Form::Whole));
-        assert_eq!(Form::of(PART + 1), Form::Parts(PART));
+        // Never read, so never there.
+        let file = |size| Payload::file(Arc::new(tempfile::tempfile().unwrap()), 0, size);
+        assert_eq!((Form::of(&file(0)), Form::of(&file(PART))), (Form::Whole, Form::Whole));
+        assert_eq!(Form::of(&file(PART + 1)), Form::Parts(PART));
+        assert_eq!(Form::of(&Bytes::from(vec![0; 9 << 20]).into()), Form::Whole);
         let large = PART * MOST_PARTS + 1;
-        assert_eq!(Form::of(large), Form::Parts(PART + (1 << 20)));
-        assert!(matches!(Form::of(MOST), Form::Parts(LARGEST_PART)));
+        assert_eq!(Form::of(&file(large)), Form::Parts(PART + (1 << 20)));
+        assert!(matches!(Form::of(&file(MOST)), Form::Parts(LARGEST_PART)));
         for size in [0, 5, PART, PART + 1, 3 * PART, large] {
             let tag = |form| match form {
                 Form::Whole => "9dd4".to_owned(),
                 Form::Parts(part) => format!("9dd4-{}", size.max(1).div_ceil(part)),
             };
-            let mut form = Form::of(size);
+            let usual = Form::of(&file(size));
+            let mut form = usual;
             for _ in 0..4 {
-                let next = Form::of(size).other_than(&tag(form), size);
+                let next = usual.other_than(&tag(form), size);
                 assert_ne!(tag(next), tag(form), "{size}");
                 form = next;
             }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer, AwsCredential};
 use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, HttpRequest, HttpResponseBody};
@@ -37,6 +37,8 @@ pub(super) struct Wire {
     client: HttpClient,
     /// Credentials were had once.
     known: AtomicBool,
+    /// An answer was SeaweedFS's.
+    seaweedfs: AtomicBool,
 }
 
 /// What is asked.
@@ -94,7 +96,13 @@ impl Wire {
             .with_retry(once)
             .build()
             .map_err(|error| invalid(format!("{error}; correct the AWS_* variables")).with_source(error))?;
-        Ok(Self { address, store, client: HttpClient::new(client), known: AtomicBool::new(false) })
+        Ok(Self {
+            address,
+            store,
+            client: HttpClient::new(client),
+            known: AtomicBool::new(false),
+            seaweedfs: AtomicBool::new(false),
+        })
     }
 
     /// Asks once. `None` is the answer that no object is there; to a HEAD it may also mean that there is no bucket.
@@ -104,6 +112,9 @@ impl Wire {
         let request = self.signed(&asked, call).await?;
         let answer = self.client.execute(request).await.map_err(|cause| asked.broken(cause))?;
         let (parts, body) = answer.into_parts();
+        if text(&parts.headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS")) {
+            self.seaweedfs.store(true, Ordering::Relaxed);
+        }
         let reply = Reply { headers: parts.headers, body };
         if parts.status.is_success() {
             return Ok(Some(reply));
@@ -125,6 +136,11 @@ impl Wire {
         reply.ok_or_else(|| {
             error::Asked { address: &self.address, operation, key }.senseless("it knows of no such thing")
         })
+    }
+
+    /// Tells whether SeaweedFS has answered, which differs where no answer shows it.
+    pub(super) fn is_seaweedfs(&self) -> bool {
+        self.seaweedfs.load(Ordering::Relaxed)
     }
 
     /// Says what the failure of an answer's body means.

@@ -1,10 +1,10 @@
 //! Writing and removing objects, and the conditions for it.
 //!
 //! A condition names our token. It is looked at first and then enforced with the entity tag of what was seen, where the
-//! store enforces that (see `conditions`). A tag is made of the bytes alone: so that each conditional write changes it
+//! store enforces that (see `conditions`). A tag is made of the bytes alone. So that each conditional write changes it
 //! even when it writes the bytes that are there already, such a one is sent in another form (in parts, or in parts of
-//! another size), of which the tag depends too. What remains: an unconditional write of the very same bytes between look
-//! and write is not noticed.
+//! another size), of which the tag depends too, where the store enforces conditions on that. What remains: a write of
+//! the very same bytes between look and write that is unconditional, or made at a store that does not, is not noticed.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
@@ -48,11 +48,16 @@ impl Guard {
 impl S3 {
     pub(super) async fn write(&self, key: &Key, object: &Object, how: &Put) -> Result<()> {
         let headers = describe(key, &object.attributes)?;
-        let form = Form::of(object.payload.len());
+        let form = Form::of(&object.payload);
         if how.condition == Condition::Always {
             return self.write_guarded(key, object, headers, form, &Guard::None, &how.fence).await;
         }
-        self.require(key, Operation::Store, |store| store.writes, "if_absent and if_generation").await?;
+        let enforced = self.conditions(key, Operation::Store).await?;
+        if !enforced.writes || (form != Form::Whole && !enforced.uploads) {
+            let parts = if enforced.writes { " on a value that is stored in several parts" } else { "" };
+            let what = format!("if_absent and if_generation{parts}");
+            return Err(self.unenforced(key, Operation::Store, &what));
+        }
         // Most often nothing is there. Many parts are not sent to find out.
         if how.condition == Condition::Absent && form == Form::Whole {
             let written = self.write_guarded(key, object, headers.clone(), form, &Guard::Absent, &how.fence).await;
@@ -67,15 +72,13 @@ impl S3 {
         let present = seen.clone().map(|ticket| read::attributes(ticket, &asked)).transpose()?;
         how.condition.check(Operation::Store, key, present.as_ref())?;
         let (guard, form) = match (seen, present) {
-            (Some(seen), Some(present)) => {
-                (Guard::Same(seen.generation.clone()), other_form(form, object, &seen, &present))
+            (Some(seen), Some(present)) if enforced.uploads => {
+                let form = other_form(form, object, &seen, &present);
+                (Guard::Same(seen.generation), form)
             }
-            _ => (Guard::Absent, form),
+            (Some(seen), _) => (Guard::Same(seen.generation), form),
+            (None, _) => (Guard::Absent, form),
         };
-        if form != Form::Whole {
-            self.require(key, Operation::Store, |store| store.uploads, "a condition on a write in several parts")
-                .await?;
-        }
         self.write_guarded(key, object, headers, form, &guard, &how.fence).await
     }
 
@@ -97,24 +100,20 @@ impl S3 {
     pub(super) async fn remove(&self, key: &Key, how: &Delete) -> Result<Removal> {
         let wire = &self.0.wire;
         let asked = wire.asked(Operation::Delete, Some(key));
-        let guarded = match &how.generation {
+        let enforced = match &how.generation {
             None => false,
-            Some(_) => {
-                let needed =
-                    self.require(key, Operation::Delete, |store| store.deletes, "a delete with if_generation").await;
-                match needed {
-                    Err(error) if error.kind == ErrorKind::Invalid && how.lenient => false,
-                    other => other.map(|()| true)?,
-                }
-            }
+            Some(_) => self.conditions(key, Operation::Delete).await?.deletes,
         };
+        if how.generation.is_some() && !enforced && !how.lenient {
+            return Err(self.unenforced(key, Operation::Delete, "if_generation of a delete"));
+        }
         // Whether something was there is for a look to say: the answer to a removal is the same either way.
         let seen = wire.glance(Operation::Delete, key).await?;
         let mut call = Call::new(Operation::Delete, Method::DELETE, Some(key));
         if let (Some(generation), Some(ticket)) = (&how.generation, &seen) {
             let present = read::attributes(ticket.clone(), &asked)?;
             Condition::Generation(generation.clone()).check(Operation::Delete, key, Some(&present))?;
-            if guarded {
+            if enforced {
                 call = call.headers(Guard::Same(ticket.generation.clone()).headers());
             }
         }
