@@ -1,5 +1,6 @@
 //! The program: arguments, settings, wiring, exit code. One file per subcommand.
 
+mod bucket;
 mod config;
 mod delete;
 mod doctor;
@@ -7,15 +8,18 @@ mod exists;
 mod flags;
 mod healthcheck;
 mod list;
+mod lookout;
 mod migrate;
 mod nodename;
 mod open;
 mod outcome;
 mod output;
+mod progress;
 mod retrieve;
 mod schema;
 mod stat;
 mod store;
+mod sync;
 mod worker;
 
 use std::path::PathBuf;
@@ -53,6 +57,7 @@ enum Command {
     Exists(exists::Arguments),
     List(list::Arguments),
     Stat(stat::Arguments),
+    Sync(sync::Arguments),
     Migrate(migrate::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
@@ -110,6 +115,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Exists(command) => open::block_on(command.run(settings, output)),
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
+        Command::Sync(command) => open::block_on(command.run(settings, output)),
         Command::Migrate(command) => open::block_on(command.run(settings, output)),
         Command::Doctor(command) => open::block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),

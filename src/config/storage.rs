@@ -59,7 +59,8 @@ pub struct GcsSettings {
 pub struct S3Settings {
     /// `s3_bucket_name`, whether or not values are kept there.
     pub bucket: Option<String>,
-    /// `s3_endpoint_url`; without it Amazon's own.
+    /// `s3_endpoint_url` or else `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, without a slash at its end; without any
+    /// of them Amazon's own.
     pub endpoint: Option<String>,
     /// `s3_region`.
     pub region: Option<String>,
@@ -71,6 +72,9 @@ impl StorageSettings {
     /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
     pub(super) fn from_values(values: &Values, aws: BTreeMap<String, Secret>) -> Option<Self> {
         let text = |name| values.text(name).map(str::to_owned);
+        // As the AWS tools do. Which store it is decides about the overlay, so it is settled here.
+        let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| aws.get(name));
+        let endpoint = text("s3_endpoint_url").or_else(|| named.map(|url| url.expose().to_owned()));
         let directories = values.list("exchange_directories").unwrap_or_default();
         Some(Self {
             local_storage_path: values.text("local_storage_path")?.into(),
@@ -85,7 +89,7 @@ impl StorageSettings {
             },
             s3: S3Settings {
                 bucket: text("s3_bucket_name"),
-                endpoint: text("s3_endpoint_url"),
+                endpoint: endpoint.map(|url| url.trim_end_matches('/').to_owned()),
                 region: text("s3_region"),
                 aws,
             },

@@ -39,6 +39,18 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+impl BreakerState {
+    /// Names the state.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
 /// What an operation that asks to be let through is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange, Fallback, Grant, Key, Kind,
-    Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt, Result, Stat, Stats,
-    StoreOptions, Value, Want, open,
+    Attributes, Backend, Breaker, BreakerState, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange,
+    Fallback, Grant, Key, Kind, Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt,
+    Result, Stat, Stats, StoreOptions, Value, Want, open,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -31,6 +31,7 @@ pub(super) struct Inner {
     pub(super) place: Place,
     pub(super) fallback: Option<Arc<Fallback>>,
     pub(super) exchange: Exchange,
+    breaker: Option<Breaker>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -56,8 +57,8 @@ impl Engine {
     /// Puts an engine over a backend; `place` is what receipts call it.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, place: Place) -> Self {
-        let exchange = Exchange::default();
-        Self(Arc::new(Inner { backend, place, fallback: None, exchange, counters: Arc::default() }))
+        let (fallback, exchange, breaker) = (None, Exchange::default(), None);
+        Self(Arc::new(Inner { backend, place, fallback, exchange, breaker, counters: Arc::default() }))
     }
 
     /// Lets commands name files and objects outside the store.
@@ -72,6 +73,19 @@ impl Engine {
     pub fn with_fallback(mut self, fallback: Arc<Fallback>) -> Self {
         Arc::make_mut(&mut self.0).fallback = Some(fallback);
         self
+    }
+
+    /// Names the breaker that is part of the backend's stack.
+    #[must_use]
+    pub fn with_breaker(mut self, breaker: Breaker) -> Self {
+        Arc::make_mut(&mut self.0).breaker = Some(breaker);
+        self
+    }
+
+    /// Returns the breaker of the bucket, where there is one.
+    #[must_use]
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.0.breaker.as_ref()
     }
 
     /// Returns the fallback, where there is one.
@@ -190,9 +204,10 @@ impl Engine {
     /// Reads the counters since start.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let asked = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
         Stats {
             initialized: true,
-            gcs_available: self.0.place == Place::Gcs,
+            gcs_available: self.0.place == Place::Gcs && asked,
             local_fallback_enabled: self.0.fallback.is_some(),
             cache_enabled: false,
             cache_size: 0,

@@ -37,7 +37,16 @@ impl Payload {
     /// Takes `length` bytes of an open file, from `begin` on.
     #[must_use]
     pub fn file(file: Arc<File>, begin: u64, length: u64) -> Self {
-        Self::File(Stretch { file, begin, length, watch: Watch::current() })
+        Self::File(Stretch { file, begin, length, watch: None })
+    }
+
+    /// Lets somebody hear how far the reading of a file has come.
+    #[must_use]
+    pub fn watched(self, watch: &Watch) -> Self {
+        match self {
+            Self::Memory(_) => self,
+            Self::File(stretch) => Self::File(Stretch { watch: Some(watch.clone()), ..stretch }),
+        }
     }
 
     /// Counts the bytes.

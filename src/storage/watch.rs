@@ -36,7 +36,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Runs work whose payloads in files and whose intakes, as far as the work itself makes them, are watched.
+/// Runs work whose intakes are watched, whichever backend makes them: what comes from a place is heard of as it comes.
 pub async fn watched<T>(watch: Watch, work: impl Future<Output = T>) -> T {
     CURRENT.scope(watch, work).await
 }
@@ -52,7 +52,7 @@ mod tests {
     use crate::storage::{Payload, Spool};
 
     #[tokio::test]
-    async fn what_is_taken_in_and_read_is_heard_of() {
+    async fn what_is_taken_in_or_read_is_heard_of() {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let watch = Watch::new({
             let heard = Arc::clone(&heard);
@@ -61,18 +61,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; Payload::CHUNK + 5]).unwrap();
-        let unwatched = Payload::file(Arc::new(file.try_clone().unwrap()), 0, 3);
-        let payload = watched(watch, async {
+        let whole = (Payload::CHUNK + 5) as u64;
+        let payload = Payload::file(Arc::new(file), 0, whole);
+        let take = async || {
             let mut intake = Spool::new(folder.path()).intake();
             intake.push(&Bytes::from_static(b"123")).await.unwrap();
             intake.push(&Bytes::from_static(b"45")).await.unwrap();
-            Payload::file(Arc::new(file), 0, (Payload::CHUNK + 5) as u64)
-        });
-        let payload = payload.await;
-        payload.checksum().await.unwrap();
-        payload.slice(1..3).into_memory().await.unwrap();
-        unwatched.into_memory().await.unwrap();
-        let whole = (Payload::CHUNK + 5) as u64;
+        };
+        watched(watch.clone(), take()).await;
+        let heard_of = payload.clone().watched(&watch);
+        heard_of.checksum().await.unwrap();
+        heard_of.slice(1..3).into_memory().await.unwrap();
+        // Nobody asked to hear of these.
+        take().await;
+        payload.into_memory().await.unwrap();
         assert_eq!(*heard.lock().unwrap(), [3, 5, Payload::CHUNK as u64, whole, 2]);
     }
 }

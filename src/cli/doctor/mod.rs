@@ -1,19 +1,28 @@
 //! `filestorage doctor`.
 
+mod credentials;
 mod disk;
+mod overlay;
 mod place;
 mod queue;
 mod report;
 
+use std::time::Duration;
+
 use clap::Args;
 
 use self::report::Report;
+use super::bucket::{Bucket, Creation};
 use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use super::worker::broker_options;
-use crate::config::{Faults, Loaded, Settings, StoragePlace, StorageSettings};
-use crate::storage::Local;
+use crate::config::{Faults, Loaded, Provider, Settings, StorageSettings};
+use crate::storage::{Backend as _, ErrorKind, Local, Page};
+use crate::telemetry::Metrics;
+
+/// Longest wait for one answer of a bucket.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Checks settings, broker, bucket and disk one by one, and says cause and mend of each fault.
 ///
@@ -77,9 +86,79 @@ async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Fail
 async fn storage(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
     disk::check(report, &settings.local_storage_path)?;
     disk::exchange(report, &settings.exchange_directories)?;
-    match &settings.place {
-        StoragePlace::Local => local(report, settings).await,
-        StoragePlace::Gcs(_) | StoragePlace::S3(_) => Ok(()),
+    match open::kept_in(settings) {
+        None => local(report, settings).await?,
+        Some((provider, name)) => {
+            bucket(report, settings, provider, name).await?;
+            unseen(report, settings, &open::url(provider, name)).await?;
+        }
+    }
+    overlay::check(report, settings).await
+}
+
+async fn bucket(
+    report: &mut Report<'_>,
+    settings: &StorageSettings,
+    provider: Provider,
+    name: &str,
+) -> Result<(), Failure> {
+    match provider {
+        Provider::Gcs => credentials::gcs(report, &settings.gcs)?,
+        Provider::S3 => credentials::s3(report, &settings.s3)?,
+    }
+    let shown = open::url(provider, name);
+    // Somebody is waiting.
+    let (max_retries, timeout) = (settings.max_retries.min(1), settings.timeout.min(PATIENCE));
+    let hasty = StorageSettings { max_retries, timeout, ..settings.clone() };
+    let why = match Bucket::open(&hasty, provider, name, Creation::Never, &Metrics::new()).await {
+        Err(error) => {
+            report.refused("credentials", &error)?;
+            "the credentials cannot be used"
+        }
+        Ok(bucket) => match bucket.backend.probe().await {
+            Ok(probe) => {
+                report.fine("bucket", format!("{shown} answers"))?;
+                place::clock(report, probe.skew)?;
+                return place::permissions(report, &*bucket.backend).await;
+            }
+            Err(error)
+                if error.kind == ErrorKind::Invalid && provider == Provider::Gcs && settings.gcs.project.is_some() =>
+            {
+                let made = "gcs_project_id is set, so the next start makes it if it is only missing";
+                report.note("bucket", format!("{shown}: {}; {made}", error.message()))?;
+                "the bucket cannot be used yet"
+            }
+            Err(error) => {
+                report.refused_by("bucket", &shown, &error)?;
+                "the bucket cannot be used"
+            }
+        },
+    };
+    for part in ["clock", "create", "conditions", "get", "list", "replace", "delete"] {
+        report.skipped(part, why)?;
+    }
+    Ok(())
+}
+
+/// Values of a local store that a named bucket hides.
+async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &str) -> Result<(), Failure> {
+    let folder = open::objects(&settings.local_storage_path);
+    let looked = async {
+        let Some(local) = Local::open_existing(&folder)? else { return Ok(false) };
+        let page = Page { limit: Some(1), ..Page::default() };
+        Ok(!local.list(&page).await?.entries.is_empty())
+    };
+    match looked.await {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            let mend = "`filestorage migrate` copies them";
+            let what = format!(
+                "{} holds values of a local store, which nobody sees while values are kept in {bucket}",
+                folder.display()
+            );
+            report.note("objects", format!("{what}; {mend}"))
+        }
+        Err(error) => report.refused("objects", &error),
     }
 }
 

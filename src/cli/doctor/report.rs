@@ -63,11 +63,12 @@ impl<'a> Report<'a> {
 
     /// Notes what a place answered when it was asked for something.
     pub(super) fn refused(&mut self, check: &str, error: &Error) -> Result<(), Failure> {
-        let code = match error.kind {
-            ErrorKind::Unavailable | ErrorKind::Throttled => Code::Unavailable,
-            _ => Code::Configuration,
-        };
-        self.fault(check, code, error.message())
+        self.fault(check, code(error), error.message())
+    }
+
+    /// Notes what the place of this name answered.
+    pub(super) fn refused_by(&mut self, check: &str, place: &str, error: &Error) -> Result<(), Failure> {
+        self.fault(check, code(error), format!("{place}: {}", error.message()))
     }
 
     /// Counts the faults so far.
@@ -100,5 +101,12 @@ impl<'a> Report<'a> {
         }
         self.findings.push(json!({"check": check, "status": verdict.as_str(), "text": what}));
         Ok(())
+    }
+}
+
+const fn code(error: &Error) -> Code {
+    match error.kind {
+        ErrorKind::Unavailable | ErrorKind::Throttled => Code::Unavailable,
+        _ => Code::Configuration,
     }
 }

@@ -1,6 +1,5 @@
 //! `filestorage migrate`.
 
-mod meter;
 mod mover;
 mod place;
 
@@ -11,13 +10,14 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 
-use self::meter::Meter;
 use self::mover::{Moved, Mover};
 use self::place::Place;
-use super::open::{self, Creation};
+use super::bucket::{Bucket, Creation};
+use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
-use crate::config::{Settings, StorageSettings};
+use super::progress::Progress;
+use crate::config::{Provider, Settings, StorageSettings};
 use crate::storage::{Backend, Error, ErrorKind, Key, Local, Memory, Page};
 use crate::telemetry::Metrics;
 
@@ -86,9 +86,6 @@ impl Arguments {
         if from == to {
             return Err(Failure::new(Code::Usage, format!("--from and --to are the same place, {from}")));
         }
-        for place in [&from, &to] {
-            refuse_pending(settings, place).await?;
-        }
         let mover = Mover {
             source: source(settings, &from).await?,
             target: self.target(settings, &to).await?,
@@ -107,7 +104,8 @@ impl Arguments {
             foreign: 0,
             complete: false,
         };
-        let mut run = Run { mover, summary, meter: Meter::new(), output, stopped: None };
+        let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
+        let mut run = Run { mover, summary, progress, output, stopped: None };
         run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
         run.close()
     }
@@ -122,7 +120,7 @@ impl Arguments {
             Place::Local(path) => Ok(Arc::new(Local::open(open::objects(path))?)),
             Place::Bucket(provider, name) => {
                 let creation = if self.dry_run { Creation::Never } else { Creation::WhenMissing };
-                open::ready_bucket(settings, *provider, name, creation, &Metrics::new()).await
+                bucket(settings, place, *provider, name, creation).await
             }
         }
     }
@@ -136,28 +134,39 @@ async fn source(settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Bac
                 Err(Failure::new(Code::NoInput, format!("nothing is stored under {}", open::objects(path).display())))
             }
         },
-        Place::Bucket(provider, name) => {
-            open::ready_bucket(settings, *provider, name, Creation::Never, &Metrics::new()).await
-        }
+        Place::Bucket(provider, name) => bucket(settings, place, *provider, name, Creation::Never).await,
     }
 }
 
-/// Refuses a bucket for which writes wait here: a copy from it would lack them, one to it would meet them later.
-async fn refuse_pending(settings: &StorageSettings, place: &Place) -> Result<(), Failure> {
-    let Place::Bucket(provider, name) = place else { return Ok(()) };
-    let waiting = open::waiting(settings, *provider, name).await?;
-    if waiting == 0 {
-        return Ok(());
+/// Opens a bucket that is the right one and for which nothing waits on this machine: a copy from it would lack that, one
+/// to it would meet it later.
+async fn bucket(
+    settings: &StorageSettings,
+    place: &Place,
+    provider: Provider,
+    name: &str,
+    creation: Creation,
+) -> Result<Arc<dyn Backend>, Failure> {
+    let bucket = Bucket::open(settings, provider, name, creation, &Metrics::new()).await.map_err(open::refused)?;
+    if let Some(fallback) = open::pending(settings, provider, name, &bucket)? {
+        let waiting = fallback.pending().await?.entries;
+        if waiting > 0 {
+            let mend = "run `filestorage sync` first, with this bucket in the settings";
+            let why = format!("{waiting} writes on this machine wait to be sent to {place}; {mend}");
+            return Err(Failure::new(Code::TryAgain, why));
+        }
     }
-    let why = format!("{waiting} writes on this machine wait to be sent to {place}; run `filestorage sync` first");
-    Err(Failure::new(Code::TryAgain, why))
+    match open::look(&bucket).await? {
+        None => Ok(bucket.backend),
+        Some(words) => Err(Failure::new(Code::Unavailable, format!("{place} cannot be reached: {words}"))),
+    }
 }
 
 /// One run over all keys.
 struct Run<'a> {
     mover: Mover,
     summary: Summary,
-    meter: Meter,
+    progress: Progress,
     output: &'a Output,
     /// Why the run ended early.
     stopped: Option<Failure>,
@@ -218,15 +227,14 @@ impl Run<'_> {
                 self.summary.failed += 1;
                 let ends = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NoSpace);
                 let failure = Failure::from(error);
-                self.meter.aside(|| self.output.fail(&failure));
+                self.progress.aside(|| self.output.fail(&failure));
                 if ends && self.stopped.is_none() {
                     let why = "stopped, since every other value would fail as this one did; run it again to continue";
                     self.stopped = Some(Failure::new(failure.code, why));
                 }
             }
         }
-        let done = self.summary.copied + self.summary.skipped;
-        self.meter.say(done, self.summary.copied_bytes, key.as_str());
+        self.progress.count(1, self.summary.copied_bytes, key.as_str());
     }
 
     /// What is under way is dropped: it is whole at the target, or not there.
@@ -235,8 +243,8 @@ impl Run<'_> {
     }
 
     fn close(self) -> Result<Code, Failure> {
-        let Self { summary, meter, output, stopped, .. } = self;
-        meter.finish();
+        let Self { summary, progress, output, stopped, .. } = self;
+        drop(progress);
         let did = if summary.dry_run { "would copy" } else { "copied" };
         let mut text = format!(
             "{did} {} values ({} bytes) from {} to {}, {} were there already, {} failed\n",

@@ -36,17 +36,15 @@ impl Mover {
     /// Copies the value of a key with all its attributes.
     pub(super) async fn copy(&self, key: &Key) -> Result<Moved> {
         let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(Moved::Gone) };
-        let condition = match self.target.stat(key).await {
-            Ok(present) => match live(present) {
-                None => Condition::Absent,
-                Some(present) if is_same(&present, &wanted) => return Ok(Moved::There),
-                Some(present) if self.overwrite => Condition::Generation(present.generation),
-                Some(present) => return Err(self.conflict(key, &present)),
-            },
+        match self.target.stat(key).await.map(live) {
+            Ok(Some(present)) if is_same(&present, &wanted) => return Ok(Moved::There),
+            Ok(Some(present)) if !self.overwrite => return Err(self.conflict(key, &present)),
+            Ok(_) => {}
             // What is damaged there cannot be compared; to replace it loses nothing.
-            Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => Condition::Always,
+            Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => {}
             Err(error) => return Err(error),
-        };
+        }
+        let condition = if self.overwrite { Condition::Always } else { Condition::Absent };
         self.target.accept(key, &wanted)?;
         if self.dry_run {
             return Ok(Moved::Copied(wanted.stored_size));

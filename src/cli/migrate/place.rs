@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 
+use super::super::open;
 use super::super::outcome::{Code, Failure};
 use crate::config::{Provider, StorageSettings};
 
@@ -68,8 +69,7 @@ impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(path) => write!(formatter, "{}", path.display()),
-            Self::Bucket(Provider::Gcs, name) => write!(formatter, "gs://{name}"),
-            Self::Bucket(Provider::S3, name) => write!(formatter, "s3://{name}"),
+            Self::Bucket(provider, name) => formatter.write_str(&open::url(*provider, name)),
         }
     }
 }

@@ -259,11 +259,10 @@ impl From<google_cloud_storage::Error> for Fault {
     }
 }
 
-impl Fault {
-    /// Turns a failed signature into a fault.
-    pub(super) fn from_signing(error: &SigningError) -> Self {
-        let cause = chain(error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
-        Self::Unsigned { passing: cause.is_some_and(signer::SigningError::is_transport), why: root(error) }
+impl From<SigningError> for Fault {
+    fn from(error: SigningError) -> Self {
+        let cause = chain(&error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
+        Self::Unsigned { passing: cause.is_some_and(signer::SigningError::is_transport), why: root(&error) }
     }
 }
 
@@ -388,7 +387,7 @@ mod tests {
         assert_eq!(told(503, &headers, "").retry_after, Some(Duration::from_secs(7)));
         headers.insert("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
         assert_eq!(told(429, &headers, "").retry_after, Some(Duration::ZERO));
-        headers.insert("retry-after", "Fri, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
+        headers.insert("retry-after", "Tue, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
         assert!(told(429, &headers, "").retry_after > Some(Duration::from_secs(1_000_000)));
         headers.insert("retry-after", "soon".parse().unwrap());
         assert_eq!(told(429, &headers, "").retry_after, None);

@@ -3,7 +3,7 @@
 //! ```text
 //! names, attributes, writing    the JSON API, by one pool of connections
 //! reading                       Google's crate, which goes on where a read broke off
-//! signed URLs                   Google's crate
+//! signed URLs, credentials      Google's crates
 //! ```
 //!
 //! An object is an ordinary one of the bucket: its name is the key, its content type and encoding are the value's, and

@@ -12,7 +12,7 @@ use super::{Error, ErrorKind, Gcs, Grant, Key, Method, Operation};
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Gcs {
-    /// Signs by version 4, with the key file's own key where there is one, else through Google's service for it.
+    /// Signs by Google's version 4: with the key file's own key where there is one, else by Google's service for it.
     pub(super) async fn signed(&self, key: &Key, grant: &Grant) -> Result<String, Fault> {
         let invalid = |why: &str| Fault::Told(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
         if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST {
@@ -27,6 +27,6 @@ impl Gcs {
             .with_method(method)
             .with_expiration(grant.lifetime)
             .with_endpoint(self.address.server());
-        within(self.patience, url.sign_with(signer)).await?.map_err(|error| Fault::from_signing(&error))
+        Ok(within(self.patience, url.sign_with(signer)).await??)
     }
 }

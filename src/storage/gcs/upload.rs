@@ -24,7 +24,6 @@ const LONGEST_METADATA: usize = 8192;
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Insert<'a> {
-    name: &'a str,
     content_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_encoding: Option<&'a str>,
@@ -112,7 +111,7 @@ impl Gcs {
         let body = piece(head).chain(source.stream(0)).chain(piece(tail));
         let request = self.client.request(Method::POST, &self.address.uploads()).await?;
         let request = request
-            .query(&query("multipart", native))
+            .query(&query("multipart", key, native))
             .header(CONTENT_TYPE, format!("multipart/related; boundary={boundary}"))
             .header(CONTENT_LENGTH, length)
             .body(Body::wrap_stream(body));
@@ -128,7 +127,7 @@ impl Gcs {
         source: &Source,
     ) -> Result<Stored, Fault> {
         let attributes = &object.attributes;
-        let session = self.session(insert(key, attributes)?, attributes, native).await?;
+        let session = self.session(key, attributes, native).await?;
         let mut from = 0;
         loop {
             let fault = match self.send_from(&session, attributes, source, from).await {
@@ -144,10 +143,11 @@ impl Gcs {
     }
 
     /// Begins a session; its URL lets anybody write the object and is told to nobody.
-    async fn session(&self, insert: String, attributes: &Attributes, native: Option<i64>) -> Result<Url, Fault> {
+    async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, Fault> {
+        let insert = insert(key, attributes)?;
         let request = self.client.request(Method::POST, &self.address.uploads()).await?;
         let request = request
-            .query(&query("resumable", native))
+            .query(&query("resumable", key, native))
             .header(CONTENT_TYPE, "application/json; charset=UTF-8")
             .header("x-upload-content-type", &attributes.content_type)
             .header("x-upload-content-length", attributes.stored_size)
@@ -207,8 +207,9 @@ enum Reached {
     Part(u64),
 }
 
-fn query(kind: &str, native: Option<i64>) -> Vec<(&'static str, String)> {
-    let mut query = vec![("uploadType", kind.to_owned()), ("fields", "size,crc32c".to_owned())];
+fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, String)> {
+    let name = key.as_str().to_owned();
+    let mut query = vec![("uploadType", kind.to_owned()), ("name", name), ("fields", "size,crc32c".to_owned())];
     query.extend(native.map(|native| ("ifGenerationMatch", native.to_string())));
     query
 }
@@ -220,7 +221,6 @@ fn insert(key: &Key, attributes: &Attributes) -> Result<String, Fault> {
     let compression = attributes.compression.as_deref();
     let checksum = attributes.stored_checksum.to_string();
     let insert = Insert {
-        name: key.as_str(),
         content_type: &attributes.content_type,
         content_encoding: compression,
         // Else a server in between may unpack it, and then neither size nor checksum fit.
