@@ -23,7 +23,9 @@ audit: ## checks dependencies against deploy/deny.toml and the advisory database
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }
 	cargo deny --config deploy/deny.toml check
 
-clean: ## stops the development broker and removes everything that was built
-	@deploy/dev-broker stop
+clean: ## stops the development servers and removes everything that was built
+	@for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
 	@DEV_BROKER_DIR=target/dev-broker-e2e deploy/dev-broker stop
+	@DEV_GCS_DIR=target/dev-gcs-e2e deploy/dev-gcs stop
+	@DEV_S3_DIR=target/dev-s3-e2e deploy/dev-s3 stop
 	cargo clean

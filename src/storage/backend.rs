@@ -150,9 +150,11 @@ impl Want {
         let bytes = part.end - part.start;
         let Some(limit) = self.limit.filter(|limit| bytes > *limit) else { return Ok(part) };
         let mend = match (self.range, attributes.kind) {
-            (_, Kind::Json) => "a JSON value has no parts: store it under several keys, or raise the limit",
-            (None, Kind::Text | Kind::Bytes) => "read it in parts with `offset` and `length`",
-            (Some(_), Kind::Text | Kind::Bytes) => "read it in smaller parts with `offset` and `length`",
+            (_, Kind::Json) => "have it written to a `destination`, or raise the limit: a JSON value has no parts",
+            (None, Kind::Text | Kind::Bytes) => "read it in parts with `offset` and `length`, or name a `destination`",
+            (Some(_), Kind::Text | Kind::Bytes) => {
+                "read smaller parts with `offset` and `length`, or name a `destination`"
+            }
         };
         refused(format!("{bytes} bytes of a value of {size} are wanted, and {limit} may be read at once; {mend}"))
     }
@@ -194,6 +196,9 @@ pub struct Put {
     pub condition: Condition,
     /// Asked at the commit point.
     pub fence: Fence,
+    /// Not to be done now: an overlay that has nothing of the key takes it, stamped as it is, for its synchronization to
+    /// weigh against what the bucket got since. Asked only of a stack that has an overlay.
+    pub deferred: bool,
 }
 
 /// How to delete.
@@ -205,6 +210,8 @@ pub struct Delete {
     pub lenient: bool,
     /// Asked at the commit point.
     pub fence: Fence,
+    /// Not to be done now, see [`Put::deferred`]: remembered as a delete of this time.
+    pub deferred: Option<Timestamp>,
 }
 
 /// Which part of a listing is wanted.

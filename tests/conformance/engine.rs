@@ -2,19 +2,21 @@
 
 use bytes::Bytes;
 use filestorage::storage::{
-    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata,
+    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata, Place,
     Redelivered, StoreOptions, Value, Want,
 };
 use jiff::{SignedDuration, Timestamp};
 
-use crate::support::{Tally, key, keys, noise};
+use crate::backend::Profile;
+use crate::support::{Tally, key, noise};
 
-pub(crate) async fn suite(engine: &Engine, tally: &Tally) {
+pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     values(engine, tally).await;
     ranges(engine, tally).await;
+    opened(engine, tally).await;
     receipts(engine, tally).await;
     expiry(engine, tally).await;
-    lists(engine, tally).await;
+    lists(engine, profile, tally).await;
     redelivered_stores(engine, tally).await;
     reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;
@@ -92,6 +94,36 @@ async fn ranges(engine: &Engine, tally: &Tally) {
     tally.equal(engine.retrieve(&key("r"), range).await.unwrap().is_none(), true);
 }
 
+/// What is opened to be read piece by piece is the same as what is retrieved, wherever its bytes are.
+async fn opened(engine: &Engine, tally: &Tally) {
+    let many = Bytes::from(noise(3 << 20, 5));
+    for value in
+        [Value::Bytes(many.clone()), text(&"\u{fc}".repeat(1 << 20)), Value::Json("[NaN]".to_owned()), text("")]
+    {
+        let receipt = engine.store(&key("o"), value.clone(), StoreOptions::default()).await.unwrap();
+        for spooled in [true, false] {
+            let found = engine.open(&key("o"), Want { spooled, ..Want::default() }).await.unwrap().unwrap();
+            tally.equal((found.content.kind, found.receipt), (value.kind(), receipt.clone()));
+            assert!(spooled || found.content.payload.as_memory().is_some());
+            assert!(found.content.payload.into_memory().await.unwrap() == value.clone().into_bytes());
+            tally.case();
+        }
+    }
+    let range = Some(ByteRange { offset: 5, length: Some(2 << 20) });
+    let part = Want { range, spooled: true, ..Want::default() };
+    engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
+    let found = engine.open(&key("o"), part).await.unwrap().unwrap();
+    assert!(found.content.payload.into_memory().await.unwrap() == many.slice(5..5 + (2 << 20)));
+    engine.store(&key("o"), Value::Json("[]".to_owned()), StoreOptions::default()).await.unwrap();
+    tally.equal(engine.open(&key("o"), part).await.unwrap_err().kind, ErrorKind::Invalid);
+    let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
+    engine.store(&key("o"), text("past"), past).await.unwrap();
+    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    engine.delete(&key("o"), DeleteOptions::default()).await.unwrap();
+    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    tally.case();
+}
+
 async fn receipts(engine: &Engine, tally: &Tally) {
     let options = StoreOptions {
         metadata: Some(Metadata::parse(r#"{"b": 1e400, "a": "ü"}"#).unwrap()),
@@ -107,7 +139,7 @@ async fn receipts(engine: &Engine, tally: &Tally) {
     });
     let wanted = [
         ("key", "ä/b".into()),
-        ("backend", "local".into()),
+        ("backend", engine.place().as_str().into()),
         ("pending_sync", false.into()),
         ("size", 1.into()),
         ("stored_size", 1.into()),
@@ -163,13 +195,14 @@ async fn expiry(engine: &Engine, tally: &Tally) {
     engine.delete(&key("e"), DeleteOptions::default()).await.unwrap();
 }
 
-async fn lists(engine: &Engine, tally: &Tally) {
+async fn lists(engine: &Engine, profile: Profile, tally: &Tally) {
+    let keys = profile.keys();
     let mut live = Vec::new();
-    for (number, key) in keys().into_iter().enumerate() {
+    for (number, key) in keys.iter().enumerate() {
         let expires_at = (number % 3 != 0).then(Timestamp::now);
-        engine.store(&key, text("x"), StoreOptions { expires_at, ..StoreOptions::default() }).await.unwrap();
+        engine.store(key, text("x"), StoreOptions { expires_at, ..StoreOptions::default() }).await.unwrap();
         if expires_at.is_none() {
-            live.push(key);
+            live.push(key.clone());
         }
     }
     tally.equal(engine.list(ListRequest::default()).await.unwrap(), live.clone());
@@ -182,7 +215,7 @@ async fn lists(engine: &Engine, tally: &Tally) {
     tally.equal(found, live[10..40].to_vec());
     let found = engine.list(ListRequest { prefix: Some("x".to_owned()), ..ListRequest::default() }).await.unwrap();
     tally.equal(found, live.iter().filter(|key| key.as_str().starts_with('x')).cloned().collect());
-    for key in keys() {
+    for key in keys {
         engine.delete(&key, DeleteOptions::default()).await.unwrap();
     }
 }
@@ -331,7 +364,7 @@ async fn counters(engine: &Engine, tally: &Tally) {
     let before = engine.stats();
     tally.equal(
         (before.initialized, before.gcs_available, before.cache_enabled, before.cache_size),
-        (true, false, false, 0),
+        (true, engine.place() == Place::Gcs, false, 0),
     );
     put(engine, "c", "12345").await;
     get(engine, "c").await;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use filestorage::storage::{Backend, ByteRange, Condition, Delete, ErrorKind, Key, Local, Page, Put, Want};
 
-use crate::support::{bytes, key, noise, object, scratch, text};
+use crate::support::{Small, bytes, key, noise, object, scratch, text};
 
 async fn stored(local: &Local, name: &str, payload: &str) -> (Key, PathBuf) {
     let key = key(name);
@@ -282,26 +282,6 @@ async fn what_the_file_system_refuses_is_no_miss() {
     let long = root.path().join("x".repeat(200)).join("x".repeat(200)).join("x".repeat(250)).join("x".repeat(250));
     assert_eq!(Local::open(long).unwrap_err().kind, ErrorKind::Invalid);
     assert!(names(&local.root().join("#tmp")).is_empty());
-}
-
-/// A small file system that is unmounted when dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(on: &Path) -> Result<Self, String> {
-        let run = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(on).output();
-        match run {
-            Ok(output) if output.status.success() => Ok(Self(on.to_owned())),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        assert!(Command::new("umount").arg("-l").arg(&self.0).status().unwrap().success());
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What the suites share.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -90,9 +92,9 @@ pub(crate) fn expired(payload: &'static str) -> Object {
     object
 }
 
-/// Attributes as text, to compare all of them.
+/// Attributes as text, to compare all of them but the origin, which a stack may add to what passes through it.
 pub(crate) fn text(attributes: &Attributes) -> String {
-    serde_json::to_string(attributes).unwrap()
+    serde_json::to_string(&Attributes { origin: None, ..attributes.clone() }).unwrap()
 }
 
 /// Bytes without pattern, the same each time.
@@ -101,7 +103,8 @@ pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     std::iter::repeat_with(|| random(&mut state) as u8).take(length).collect()
 }
 
-fn random(state: &mut u64) -> u64 {
+/// Draws the next number from a seed.
+pub(crate) fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
@@ -172,4 +175,24 @@ pub(crate) fn keys() -> BTreeSet<Key> {
         keys.extend(Key::parse(&characters.take(length).collect::<String>()));
     }
     keys
+}
+
+/// A file system of 512 KiB that is unmounted when dropped.
+pub(crate) struct Small(PathBuf);
+
+impl Small {
+    pub(crate) fn mount(on: &Path) -> Result<Self, String> {
+        let run = Command::new("mount").args(["-t", "tmpfs", "-o", "size=512k", "tmpfs"]).arg(on).output();
+        match run {
+            Ok(output) if output.status.success() => Ok(Self(on.to_owned())),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg("-l").arg(&self.0).status().unwrap().success());
+    }
 }

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from buckets import BucketSite, GcsServer, S3Server
 from harness import BINARY, Broker, Site
 
 
@@ -19,6 +20,30 @@ def broker():
     broker = Broker()
     yield broker
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """The emulator of Cloud Storage; each test makes buckets of its own."""
+    server = GcsServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The server of S3."""
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket_site(broker, gcs, tmp_path):
+    """A site of its own on a bucket of its own in Cloud Storage's emulator, behind a fault proxy; no worker yet."""
+    site = BucketSite(broker, tmp_path, gcs)
+    yield site
+    site.close()
 
 
 @pytest.fixture(scope="module")

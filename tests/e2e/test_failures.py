@@ -34,6 +34,12 @@ def stat(key): ...
 def get_stats(): ...
 
 
+def signed_url(key, *, method="GET", expires_in=3600): ...
+
+
+def sync(): ...
+
+
 WRONG_CALLS = [
     (store, (), {}),
     (store, ("k",), {}),
@@ -65,6 +71,12 @@ WRONG_CALLS = [
     (list_keys, ("p",), {"prefix": "p"}),
     (stat, (), {}),
     (stat, ("k", 2, 3), {}),
+    (signed_url, (), {}),
+    (signed_url, ("k", "PUT"), {}),
+    (signed_url, ("k",), {"expires": 1}),
+    (signed_url, ("k", "PUT", 60), {"method": "PUT"}),
+    (sync, (1,), {}),
+    (sync, (), {"prefix": "p"}),
     (get_stats, (1,), {}),
     (get_stats, (1, 2), {}),
     (get_stats, (), {"verbose": True}),
@@ -164,7 +176,7 @@ def check_dead(message, why):
 
 
 @pytest.mark.parametrize(
-    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.store_many", "filestorage.copy", "filestorage.sync"]
+    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.store_many", "filestorage.copy", "filestorage.verify"]
 )
 def test_an_unknown_task_is_not_registered_and_kept(shared, task):
     result = shared.app.send_task(task, ("a",), {"b": 1})

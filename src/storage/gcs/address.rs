@@ -1,0 +1,164 @@
+//! Where a bucket is: its name, and the server that has it.
+
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Url;
+
+use super::Key;
+
+/// Google's own server.
+const GOOGLE: &str = "https://storage.googleapis.com";
+
+/// Everything but the unreserved characters, so that an object's name is one segment of a path.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A bucket's name and its server, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    bucket: String,
+    /// Scheme, host and port; no slash at the end.
+    server: String,
+    emulator: bool,
+}
+
+impl Address {
+    /// Checks a bucket's name and the server's URL; Google's own without one.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and the mend.
+    pub(super) fn parse(bucket: &str, server: Option<&str>) -> Result<Self, String> {
+        if !is_bucket(bucket) {
+            let rule = "3 to 222 lower-case letters, digits, `-`, `_` and `.`, without `gs://`";
+            return Err(format!("{bucket:?} is no name of a bucket; correct gcs_bucket_name: {rule}"));
+        }
+        let server_url = server.map(parse_server).transpose()?;
+        Ok(Self {
+            bucket: bucket.to_owned(),
+            emulator: server_url.is_some(),
+            server: server_url.unwrap_or_else(|| GOOGLE.to_owned()),
+        })
+    }
+
+    pub(super) fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// Scheme, host and port; no slash at the end.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Tells whether the server is not Google's.
+    pub(super) const fn is_emulator(&self) -> bool {
+        self.emulator
+    }
+
+    /// Names the bucket as the crate does.
+    pub(super) fn resource(&self) -> String {
+        format!("projects/_/buckets/{}", self.bucket)
+    }
+
+    /// URL under which buckets are made.
+    pub(super) fn buckets(&self) -> String {
+        format!("{}/storage/v1/b", self.server)
+    }
+
+    /// URL under which objects are listed.
+    pub(super) fn objects(&self) -> String {
+        format!("{}/storage/v1/b/{}/o", self.server, self.bucket)
+    }
+
+    /// URL of one object's attributes.
+    pub(super) fn object(&self, key: &Key) -> String {
+        format!("{}/{}", self.objects(), utf8_percent_encode(key.as_str(), ENCODED))
+    }
+
+    /// URL under which objects are written.
+    pub(super) fn uploads(&self) -> String {
+        format!("{}/upload/storage/v1/b/{}/o", self.server, self.bucket)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "bucket {:?}", self.bucket)?;
+        if self.emulator { write!(formatter, " at {}", self.server) } else { Ok(()) }
+    }
+}
+
+fn is_bucket(name: &str) -> bool {
+    let ends = |end: Option<u8>| end.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
+    (3..=222).contains(&name.len())
+        && name.bytes().all(inner)
+        && ends(name.bytes().next())
+        && ends(name.bytes().last())
+        && !name.contains("..")
+}
+
+/// Takes what people write into `STORAGE_EMULATOR_HOST`: a URL, or host and port.
+fn parse_server(text: &str) -> Result<String, String> {
+    let given = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let fault = |why: &str| {
+        // What is wrong may be a password in it.
+        Err(format!("the server of the bucket {why}; write STORAGE_EMULATOR_HOST as `http://127.0.0.1:4443`"))
+    };
+    let Ok(url) = Url::parse(&given) else { return fault("is no URL") };
+    let Some(host) = url.host_str() else { return fault("has no host") };
+    if !matches!(url.scheme(), "http" | "https") {
+        return fault("is not reached by http or https");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return fault("has a user or a password in its URL");
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return fault("has a path in its URL");
+    }
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Ok(format!("{}://{host}{port}", url.scheme()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_buckets() {
+        for name in ["abc", "my-bucket", "a.b_c", "123", &"x".repeat(63)] {
+            assert_eq!(Address::parse(name, None).unwrap().bucket(), name);
+        }
+        for name in ["", "ab", "Abc", "a/b", "gs://abc", "-abc", "abc.", "a..b", "ab?c", "ä-b", &"x".repeat(223)] {
+            assert!(Address::parse(name, None).unwrap_err().contains("gcs_bucket_name"), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn servers() {
+        for (text, server) in [
+            ("http://127.0.0.1:4443", "http://127.0.0.1:4443"),
+            ("http://127.0.0.1:4443/", "http://127.0.0.1:4443"),
+            ("localhost:4443", "http://localhost:4443"),
+            ("gcs", "http://gcs"),
+            ("https://gcs.example:443", "https://gcs.example"),
+            ("http://[::1]:9", "http://[::1]:9"),
+        ] {
+            let address = Address::parse("abc", Some(text)).unwrap();
+            assert_eq!((address.server(), address.is_emulator()), (server, true));
+        }
+        for text in ["", "http://", "ftp://x", "http://x/storage/v1", "http://u:secret@x", "http://x?a=b"] {
+            let why = Address::parse("abc", Some(text)).unwrap_err();
+            assert!(why.contains("STORAGE_EMULATOR_HOST") && !why.contains("secret"), "{text:?}: {why}");
+        }
+        assert_eq!(Address::parse("abc", None).unwrap().server(), GOOGLE);
+    }
+
+    #[test]
+    fn a_key_is_one_segment_of_the_path() {
+        let address = Address::parse("abc", None).unwrap();
+        let url = address.object(&Key::parse("a/b c?d#e%2F+é...").unwrap());
+        assert_eq!(url, format!("{GOOGLE}/storage/v1/b/abc/o/a%2Fb%20c%3Fd%23e%252F%2B%C3%A9..."));
+        assert_eq!(Url::parse(&url).unwrap().as_str(), url);
+    }
+}

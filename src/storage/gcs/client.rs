@@ -1,0 +1,82 @@
+//! Requests to the JSON API: authorized, and never waited for without end.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::redirect::Policy;
+use reqwest::{Method, RequestBuilder, Response};
+use serde::de::DeserializeOwned;
+
+use super::error::{Answer, Fault};
+use super::login::Login;
+use super::progress::{Progress, within};
+
+/// Most bytes of an answer that are read; a page of a thousand objects with full metadata has less.
+const LONGEST_ANSWER: usize = 32 * 1024 * 1024;
+
+/// Most bytes of a refusal that are read.
+const LONGEST_REFUSAL: usize = 64 * 1024;
+
+/// One pool of connections to one server.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    login: Login,
+    patience: Duration,
+}
+
+impl Client {
+    pub(super) fn open(login: Login, patience: Duration) -> Result<Self, String> {
+        // A redirect would carry the token elsewhere; 308 is an answer of the upload protocol.
+        let http = reqwest::Client::builder().redirect(Policy::none()).build();
+        let http = http.map_err(|error| format!("no connection can be set up: {}", super::error::root(&error)))?;
+        Ok(Self { http, login, patience })
+    }
+
+    /// Begins a request without authorization.
+    pub(super) fn plain(&self, method: Method, url: &str) -> RequestBuilder {
+        self.http.request(method, url)
+    }
+
+    /// Begins an authorized request.
+    pub(super) async fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, Fault> {
+        Ok(self.http.request(method, url).headers(self.login.authorize().await?))
+    }
+
+    /// Sends a request with a small body; an answer that is no success is a fault.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Fault> {
+        self.stream(request, &Progress::new()).await
+    }
+
+    /// Sends a request whose body says when it moves; an answer that is no success is a fault.
+    pub(super) async fn stream(&self, request: RequestBuilder, progress: &Progress) -> Result<Response, Fault> {
+        let response = progress.watch(self.patience, request.send()).await??;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        // The status says enough where the rest does not arrive.
+        let body = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
+        Err(Fault::Answer(Answer::new(status, &headers, &body)))
+    }
+
+    /// Reads an answer's JSON.
+    pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
+        let body = self.body(response, LONGEST_ANSWER).await?;
+        // The parser's own words may quote what users wrote.
+        let place =
+            |error: serde_json::Error| format!("no JSON of its kind, line {} column {}", error.line(), error.column());
+        serde_json::from_slice(&body).map_err(|error| Fault::Unintelligible(place(error)))
+    }
+
+    async fn body(&self, mut response: Response, most: usize) -> Result<Bytes, Fault> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = within(self.patience, response.chunk()).await?? {
+            if body.len() + chunk.len() > most {
+                return Err(Fault::Unintelligible(format!("it has more than {most} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}

@@ -1,0 +1,137 @@
+//! What is asked and changed by name alone: attributes, removal, listing, the bucket itself.
+
+use http::header::DATE;
+use jiff::{SignedDuration, Timestamp};
+use reqwest::{Method, Response};
+use serde::Deserialize;
+
+use super::error::{Fault, Missing, date};
+use super::resource::{FIELDS, Found, Resource};
+use super::{Entry, Gcs, Key, Listing, Page};
+
+/// Most entries the API gives in one answer.
+const LONGEST_PAGE: usize = 1000;
+
+/// A clock that is less ahead or behind counts as right: dates of answers have whole seconds.
+const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1500);
+
+/// One answer of a listing.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Names {
+    #[serde(default)]
+    items: Vec<Resource>,
+    next_page_token: Option<String>,
+}
+
+impl Gcs {
+    /// Reads what the bucket says of a key, or of one generation of it; `None` when it has no such object.
+    pub(super) async fn look(&self, key: &Key, native: Option<i64>) -> Result<Option<Found>, Fault> {
+        let request = self.client.request(Method::GET, &self.address.object(key)).await?.query(&[("fields", FIELDS)]);
+        let request = native.into_iter().fold(request, |request, native| request.query(&[("generation", native)]));
+        match self.client.send(request).await {
+            Ok(response) => Ok(Some(self.client.json::<Resource>(response).await?.into())),
+            Err(fault) => self.gone(fault).await.map(|()| None),
+        }
+    }
+
+    /// Removes the object, or only this generation of it; tells whether it was there.
+    pub(super) async fn erase(&self, key: &Key, native: Option<i64>) -> Result<bool, Fault> {
+        let request = self.client.request(Method::DELETE, &self.address.object(key)).await?;
+        let only = |native: i64| ("ifGenerationMatch", native);
+        let request = native.into_iter().fold(request, |request, native| request.query(&[only(native)]));
+        match self.client.send(request).await {
+            Ok(_) => Ok(true),
+            Err(fault) => self.gone(fault).await.map(|()| false),
+        }
+    }
+
+    /// Lists keys in byte order, one page of ours from as many of the API's as it takes.
+    pub(super) async fn names(&self, page: &Page) -> Result<Listing, Fault> {
+        let wanted = page.limit.unwrap_or(usize::MAX);
+        let (mut listing, mut token) = (Listing::default(), None::<String>);
+        loop {
+            // One more tells whether there are more, and one may be the start itself, which the API includes.
+            let rest = wanted.saturating_sub(listing.entries.len()).saturating_add(2);
+            let items = format!("items({}),nextPageToken", FIELDS.replace("metadata", "metadata/filestorage"));
+            let mut query = vec![("fields", items), ("maxResults", rest.min(LONGEST_PAGE).to_string())];
+            query.extend((!page.prefix.is_empty()).then(|| ("prefix", page.prefix.clone())));
+            query.extend(page.start_after.clone().map(|start| ("startOffset", start)));
+            query.extend(token.map(|token| ("pageToken", token)));
+            let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
+            let answer: Names = match self.client.send(request).await {
+                Ok(response) => self.client.json(response).await?,
+                Err(fault) if fault.status() == Some(404) => return Err(Fault::NoBucket),
+                Err(fault) => return Err(fault),
+            };
+            for resource in answer.items {
+                if page.start_after.as_ref().is_some_and(|start| resource.name <= *start) {
+                    continue;
+                }
+                let Ok(key) = Key::parse(&resource.name) else {
+                    listing.foreign += 1;
+                    continue;
+                };
+                if listing.entries.len() == wanted {
+                    listing.more = true;
+                    return Ok(listing);
+                }
+                let attributes = Found::from(resource).attributes;
+                let nothing_known = || Entry { key: key.clone(), expires_at: None, tombstone: false };
+                listing.entries.push(attributes.map_or_else(|_| nothing_known(), |known| Entry::of(&key, &known)));
+            }
+            match answer.next_page_token {
+                Some(next) => token = Some(next),
+                None => return Ok(listing),
+            }
+        }
+    }
+
+    /// Asks for the least that can be asked of the bucket; returns how much its clock is ahead of ours.
+    pub(super) async fn ask(&self) -> Result<Option<SignedDuration>, Fault> {
+        let query = [("fields", "kind"), ("maxResults", "1")];
+        let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
+        let begun = Timestamp::now();
+        match self.client.send(request).await {
+            Ok(response) => Ok(skew(&response, begun, Timestamp::now())),
+            Err(fault) if fault.status() == Some(404) => Err(Fault::NoBucket),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Makes the bucket, where it is known for whom; one that somebody else made meanwhile is as good.
+    pub(super) async fn make(&self) -> Result<(), Fault> {
+        let Some(project) = &self.project else { return Err(Fault::NoBucket) };
+        let bucket = serde_json::json!({ "name": self.address.bucket(), "location": self.location });
+        let request = self.client.request(Method::POST, &self.address.buckets()).await?;
+        match self.client.send(request.query(&[("project", project)]).json(&bucket)).await {
+            Ok(_) => {
+                tracing::info!(bucket = self.address.bucket(), project, location = self.location, "made the bucket");
+                Ok(())
+            }
+            Err(Fault::Answer(answer)) if answer.status == 409 => Ok(()),
+            Err(Fault::Answer(answer)) if answer.status == 403 => Err(Fault::Unmade(answer)),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Succeeds when a failed request says for certain that the object is missing, and not its bucket.
+    pub(super) async fn gone(&self, fault: Fault) -> Result<(), Fault> {
+        let Fault::Answer(answer) = &fault else { return Err(fault) };
+        match (fault.status(), answer.missing()) {
+            (Some(404), Some(Missing::Object)) => Ok(()),
+            (Some(404), Some(Missing::Bucket)) => Err(Fault::NoBucket),
+            // An answer that does not say which, as emulators give them.
+            (Some(404), None) => self.ask().await.map(|_| ()),
+            _ => Err(fault),
+        }
+    }
+}
+
+/// Compares the answer's date with the middle of the time the question took.
+fn skew(response: &Response, begun: Timestamp, ended: Timestamp) -> Option<SignedDuration> {
+    let theirs = date(response.headers().get(DATE)?.to_str().ok()?)?;
+    let ours = begun + ended.duration_since(begun) / 2;
+    let skew = theirs.duration_since(ours);
+    Some(if skew.abs() < LEAST_SKEW { SignedDuration::ZERO } else { skew })
+}

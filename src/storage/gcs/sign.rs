@@ -1,0 +1,32 @@
+//! URLs by which anybody can read or write one object for a time.
+
+use std::time::Duration;
+
+use google_cloud_storage::builder::storage::SignedUrlBuilder;
+
+use super::error::Fault;
+use super::progress::within;
+use super::{Error, ErrorKind, Gcs, Grant, Key, Method, Operation};
+
+/// Longest life of a signed URL.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+impl Gcs {
+    /// Signs by Google's version 4: with the key file's own key where there is one, else by Google's service for it.
+    pub(super) async fn signed(&self, key: &Key, grant: &Grant) -> Result<String, Fault> {
+        let invalid = |why: &str| Fault::Told(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
+        if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST {
+            return Err(invalid("a signed URL lives for 1 second to 7 days; give expires_in as 1 to 604800"));
+        }
+        let signer = self.login.signer().map_err(invalid)?;
+        let method = match grant.method {
+            Method::Get => http::Method::GET,
+            Method::Put => http::Method::PUT,
+        };
+        let url = SignedUrlBuilder::for_object(self.address.resource(), key.as_str())
+            .with_method(method)
+            .with_expiration(grant.lifetime)
+            .with_endpoint(self.address.server());
+        Ok(within(self.patience, url.sign_with(signer)).await??)
+    }
+}

@@ -1,0 +1,347 @@
+//! A bucket that can be taken away, made slow or forgetful, and that has a clock of its own.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use filestorage::storage::{
+    Attributes, Backend, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Memory, Object, Operation,
+    Page, Probe, Put, Removal, Result, Want,
+};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Semaphore;
+
+use crate::support::object;
+
+/// What a bucket is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Put,
+    Get,
+    Stat,
+    Delete,
+    List,
+    Flush,
+    Probe,
+    Sign,
+}
+
+impl Ask {
+    const fn operation(self) -> Operation {
+        match self {
+            Self::Put | Self::Flush => Operation::Store,
+            Self::Get => Operation::Retrieve,
+            Self::Stat => Operation::Stat,
+            Self::Delete => Operation::Delete,
+            Self::List => Operation::List,
+            Self::Probe => Operation::Probe,
+            Self::Sign => Operation::Sign,
+        }
+    }
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) ask: Ask,
+    pub(crate) key: Option<Key>,
+    pub(crate) condition: Condition,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Fate {
+    /// It is carried out and answered.
+    Served,
+    /// It fails, and nothing happens.
+    Refused(ErrorKind),
+    /// It is carried out, and the answer is lost.
+    ReplyLost,
+    /// Its client gives up on it; it is carried out with [`Bucket::catch_up`].
+    Late,
+    /// It takes so long to get there.
+    Slow(Duration),
+    /// It waits for a permit before it is carried out.
+    Held(Arc<Semaphore>),
+    /// It is carried out and its answer waits for a permit.
+    ReplyHeld(Arc<Semaphore>),
+}
+
+/// One change of one object that has come to pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) key: Key,
+    /// What is there since; nothing after a delete.
+    pub(crate) attributes: Option<Attributes>,
+    /// It named the state it replaced, as a synchronization always does.
+    pub(crate) conditional: bool,
+}
+
+type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
+
+/// A place whose requests fare as the weather says.
+pub(crate) struct Bucket {
+    pub(crate) inner: Arc<dyn Backend>,
+    weather: Mutex<Weather>,
+    requests: Mutex<Vec<Request>>,
+    late: Mutex<Vec<(Key, Option<Object>, Put, Delete)>>,
+    skew: Mutex<SignedDuration>,
+    history: tokio::sync::Mutex<Vec<Change>>,
+    writing: AtomicUsize,
+    most_writing: AtomicUsize,
+}
+
+impl Bucket {
+    /// One that keeps its objects in memory.
+    pub(crate) fn new() -> Arc<Self> {
+        Self::over(Arc::new(Memory::new()))
+    }
+
+    /// One that keeps its objects in another place.
+    pub(crate) fn over(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            weather: Mutex::new(Arc::new(|_| Fate::Served)),
+            requests: Mutex::default(),
+            late: Mutex::default(),
+            skew: Mutex::default(),
+            history: tokio::sync::Mutex::default(),
+            writing: AtomicUsize::new(0),
+            most_writing: AtomicUsize::new(0),
+        })
+    }
+
+    /// Decides how requests fare from now on.
+    pub(crate) fn weather(&self, weather: impl Fn(&Request) -> Fate + Send + Sync + 'static) {
+        *self.weather.lock().unwrap() = Arc::new(weather);
+    }
+
+    /// Cannot be reached from now on.
+    pub(crate) fn leave(&self) {
+        self.weather(|_| Fate::Refused(ErrorKind::Unavailable));
+    }
+
+    /// Serves everything from now on.
+    pub(crate) fn come_back(&self) {
+        self.weather(|_| Fate::Served);
+    }
+
+    /// Sets how much its clock is ahead of ours.
+    pub(crate) fn set_skew(&self, skew: SignedDuration) {
+        *self.skew.lock().unwrap() = skew;
+    }
+
+    /// Returns the present time by its clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now() + *self.skew.lock().unwrap()
+    }
+
+    /// Writes as another tool does, received at a time of the bucket's clock; `None` for a bucket that does not tell.
+    pub(crate) async fn foreign(&self, key: &Key, payload: &'static str, received_at: Option<Timestamp>) -> Attributes {
+        let mut object = object(payload);
+        object.attributes.operation_id = None;
+        object.attributes.seen.received_at = received_at;
+        if let Some(received_at) = received_at {
+            object.attributes.stored_at = received_at;
+        }
+        let attributes = object.attributes.clone();
+        self.change(key, Some(object), Put::default(), Delete::default()).await.unwrap();
+        attributes
+    }
+
+    /// Returns every change in the order in which they came to pass.
+    pub(crate) async fn history(&self) -> Vec<Change> {
+        self.history.lock().await.clone()
+    }
+
+    async fn change(&self, key: &Key, object: Option<Object>, put: Put, delete: Delete) -> Result<Removal> {
+        let mut history = self.history.lock().await;
+        let attributes = object.as_ref().map(|object| object.attributes.clone());
+        let conditional = put.condition != Condition::Always || delete.generation.is_some();
+        let removal = match object {
+            Some(object) => self.inner.put(key, object, put).await.map(|_| Removal::default())?,
+            None => self.inner.delete(key, delete).await?,
+        };
+        history.push(Change { key: key.clone(), attributes, conditional });
+        Ok(removal)
+    }
+
+    /// Carries out what its clients gave up on.
+    pub(crate) async fn catch_up(&self) {
+        let late = std::mem::take(&mut *self.late.lock().unwrap());
+        for (key, object, put, delete) in late {
+            // What does not fit any more is refused, and nobody hears of it.
+            match object {
+                Some(object) => drop(self.write(&key, object, put).await),
+                None => drop(self.change(&key, None, Put::default(), delete).await),
+            }
+        }
+    }
+
+    /// Returns the writes and deletes it was asked for, and forgets all requests.
+    pub(crate) fn writes(&self) -> Vec<Request> {
+        let mut requests = std::mem::take(&mut *self.requests.lock().unwrap());
+        requests.retain(|request| matches!(request.ask, Ask::Put | Ask::Delete));
+        requests
+    }
+
+    /// Returns all it was asked for, and forgets it.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.requests.lock().unwrap())
+    }
+
+    /// Returns how many writes and deletes are under way.
+    pub(crate) fn writing(&self) -> usize {
+        self.writing.load(Ordering::SeqCst)
+    }
+
+    /// Returns how many writes and deletes were under way at once at most.
+    pub(crate) fn most_writing(&self) -> usize {
+        self.most_writing.load(Ordering::SeqCst)
+    }
+
+    async fn write(&self, key: &Key, mut object: Object, how: Put) -> Result<Landing> {
+        object.attributes.seen.received_at = Some(self.now());
+        self.change(key, Some(object), how, Delete::default()).await.map(|_| Landing::Home)
+    }
+
+    fn fate(&self, ask: Ask, key: Option<&Key>, condition: &Condition) -> Fate {
+        let request = Request { ask, key: key.cloned(), condition: condition.clone() };
+        let weather = Arc::clone(&self.weather.lock().unwrap());
+        let fate = weather(&request);
+        self.requests.lock().unwrap().push(request);
+        fate
+    }
+
+    /// Lets a request meet its fate; `late` remembers it for later.
+    async fn meet<T>(
+        &self,
+        fate: Fate,
+        ask: Ask,
+        key: Option<&Key>,
+        work: impl Future<Output = Result<T>>,
+        late: impl FnOnce(),
+    ) -> Result<T> {
+        let failed = |kind| Err(Error::new(kind, ask.operation(), key, "the bucket's weather; wait for a better one"));
+        match fate {
+            Fate::Served => work.await,
+            Fate::Refused(kind) => failed(kind),
+            Fate::ReplyLost => {
+                work.await?;
+                failed(ErrorKind::Unavailable)
+            }
+            Fate::Late => {
+                late();
+                failed(ErrorKind::Unavailable)
+            }
+            Fate::Slow(way) => {
+                tokio::time::sleep(way).await;
+                work.await
+            }
+            Fate::Held(gate) => {
+                gate.acquire().await.unwrap().forget();
+                work.await
+            }
+            Fate::ReplyHeld(gate) => {
+                let answer = work.await;
+                gate.acquire().await.unwrap().forget();
+                answer
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Bucket").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Bucket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("bucket")
+    }
+}
+
+/// Counts one write as under way while it lives.
+struct Writing<'a>(&'a AtomicUsize);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Backend for Bucket {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+        let now = self.writing.fetch_add(1, Ordering::SeqCst) + 1;
+        let _writing = Writing(&self.writing);
+        self.most_writing.fetch_max(now, Ordering::SeqCst);
+        let fate = self.fate(Ask::Put, Some(key), &how.condition);
+        // Like every bucket: asked right before the request leaves, whatever becomes of that.
+        if !matches!(fate, Fate::Refused(_)) && !how.fence.commit() {
+            return Err(Error::new(
+                ErrorKind::Abandoned,
+                Operation::Store,
+                Some(key),
+                "abandoned; nothing was changed",
+            ));
+        }
+        let kept = (key.clone(), Some(object.clone()), how.clone(), Delete::default());
+        let late = || self.late.lock().unwrap().push(kept);
+        self.meet(fate, Ask::Put, Some(key), self.write(key, object, how), late).await
+    }
+
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+        let fate = self.fate(Ask::Get, Some(key), &Condition::Always);
+        self.meet(fate, Ask::Get, Some(key), self.inner.get(key, want), || {}).await
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        let fate = self.fate(Ask::Stat, Some(key), &Condition::Always);
+        self.meet(fate, Ask::Stat, Some(key), self.inner.stat(key), || {}).await
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
+        let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
+        self.writing.fetch_add(1, Ordering::SeqCst);
+        let _writing = Writing(&self.writing);
+        let fate = self.fate(Ask::Delete, Some(key), &condition);
+        let kept = (key.clone(), None, Put::default(), how.clone());
+        let late = || self.late.lock().unwrap().push(kept);
+        self.meet(fate, Ask::Delete, Some(key), self.change(key, None, Put::default(), how), late).await
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let fate = self.fate(Ask::List, None, &Condition::Always);
+        self.meet(fate, Ask::List, None, self.inner.list(page), || {}).await
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        let fate = self.fate(Ask::Flush, Some(key), &Condition::Always);
+        self.meet(fate, Ask::Flush, Some(key), self.inner.flush(key), || {}).await
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        let fate = self.fate(Ask::Probe, None, &Condition::Always);
+        let skew = Some(*self.skew.lock().unwrap()).filter(|skew| !skew.is_zero());
+        self.meet(fate, Ask::Probe, None, async { Ok(Probe { skew }) }, || {}).await
+    }
+
+    /// Keeps a short operation id only, for a rule that an object can break.
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        if attributes.operation_id.as_ref().is_some_and(|id| id.len() > 1_000) {
+            return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), "the id is too long; shorten it"));
+        }
+        assert!(attributes.origin.is_some(), "a bucket judges what it will get");
+        Ok(())
+    }
+
+    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
+        let fate = self.fate(Ask::Sign, Some(key), &Condition::Always);
+        self.meet(fate, Ask::Sign, Some(key), async { Ok(format!("signed://{key}")) }, || {}).await
+    }
+}
