@@ -78,7 +78,7 @@ impl Answer {
 
     /// The table of statuses.
     fn kind(&self) -> ErrorKind {
-        let about_bytes = || ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
+        let about_bytes = || self.says("match") && ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
         match self.status {
             403 if self.says("rateLimitExceeded") || self.says("rate limit") => ErrorKind::Throttled,
             401 | 403 | 407 => ErrorKind::Denied,
@@ -379,6 +379,7 @@ mod tests {
                 ErrorKind::Integrity,
             ),
             (400, json("Metadata too large", "invalid"), ErrorKind::Invalid),
+            (400, json("Invalid name: md5/x", "invalid"), ErrorKind::Invalid),
             (413, String::new(), ErrorKind::Invalid),
             (404, String::new(), ErrorKind::Unavailable),
             (408, String::new(), ErrorKind::Unavailable),
