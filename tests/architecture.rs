@@ -237,6 +237,23 @@ fn decoders_outside_their_module(sources: &[Source]) -> Vec<String> {
     })
 }
 
+/// The crate, that is; a module of ours may bear the same name.
+fn backoff_outside_its_file(sources: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| !source.is_test() && source.path != "storage/retry.rs") {
+        let code: String = source.code.split_whitespace().collect::<Vec<_>>().join(" ");
+        let begins = |path: &str| {
+            let part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+            code.match_indices(path).any(|(at, _)| !code[..at].ends_with(part))
+        };
+        let module = code.contains("mod backoff;");
+        if begins("::backoff") || (!module && (begins("backoff::") || code.contains("use backoff "))) {
+            complaints.push(source.complain("uses the crate backoff"));
+        }
+    }
+    complaints
+}
+
 fn settings_read_elsewhere(sources: &[Source]) -> Vec<String> {
     let readers = ["var", "var_os", "vars", "vars_os", "args", "args_os"];
     let mut complaints = Vec::new();
@@ -350,6 +367,25 @@ fn compressed_bodies_are_opened_in_one_module() {
         decoders_outside_their_module,
         &[("celery/request.rs", "use flate2::read::ZlibDecoder;"), ("commands/store.rs", "zstd::decode_all(x);")],
         &[("celery/body.rs", "use bzip2::read::BzDecoder;"), ("celery/body/open.rs", "zstd::x();")],
+    );
+}
+
+#[test]
+fn only_the_retries_know_backoff() {
+    hold(
+        backoff_outside_its_file,
+        &[
+            ("worker/mod.rs", "use backoff::ExponentialBackoff;"),
+            ("worker/mod.rs", "use {std::fmt, backoff::ExponentialBackoff};"),
+            ("worker/mod.rs", "use backoff as waits;"),
+            ("storage/gcs/mod.rs", "fn f() { backoff::future::retry(a, b); }"),
+            ("broker/mod.rs", "mod backoff;\nuse ::backoff::Clock;"),
+        ],
+        &[
+            ("storage/retry.rs", "use backoff::backoff::Backoff;"),
+            ("broker/mod.rs", "mod backoff;\npub use backoff::Backoff;"),
+            ("worker/mod.rs", "use crate::broker::backoff::Backoff;\nfn f() { let mut backoff = 1; backoff.reset(); }"),
+        ],
     );
 }
 

@@ -1,10 +1,16 @@
 //! The real program: answers, exit codes, what it says when something is wrong.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/doctor.rs"]
+mod doctor;
+#[path = "cli/migrate.rs"]
+mod migrate;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -71,6 +77,14 @@ impl Place {
         assert_eq!(answer.code, 0, "{answer:?}");
     }
 
+    /// Names in a folder, sorted.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path().join(folder)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     /// Every file of the local store that holds an object.
     fn objects(&self) -> Vec<PathBuf> {
         let (mut folders, mut files) = (vec![self.path().join("storage/objects")], Vec::new());
@@ -85,6 +99,15 @@ impl Place {
             }
         }
         files
+    }
+}
+
+/// Waits for what must come about, with a deadline.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -116,11 +139,36 @@ fn a_value_goes_in_and_comes_out() {
     assert_eq!(place.run(&["exists", "a/b"]).text(), "true\n");
 
     let deleted = place.run(&["delete", "a/b", "copy", "never", "--json"]);
-    let entry = |key: &str| json!({"key": key, "ok": true});
+    let entry = |key: &str| json!({"key": key, "ok": true, "pending_sync": false});
     assert_eq!((deleted.code, deleted.json()), (0, json!([entry("a/b"), entry("copy"), entry("never")])));
     let gone = place.run(&["exists", "a/b", "--json"]);
     assert_eq!((gone.code, gone.json()), (66, json!(false)));
     assert_eq!(place.run(&["list", "--json"]).json(), json!([]));
+}
+
+/// Bytes without pattern, the same each time.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+/// Runs the program with files for its streams; returns the most memory it had, in bytes.
+fn memory_of(place: &Place, arguments: &[&str], input: &str, out: &str) -> usize {
+    let program = "import resource, subprocess, sys; \
+                   subprocess.run(sys.argv[3:], check=True, stdin=open(sys.argv[1]), stdout=open(sys.argv[2], 'w')); \
+                   print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let run = Command::new("python3")
+        .args(["-c", program, input, out, env!("CARGO_BIN_EXE_filestorage")])
+        .args(arguments)
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(run.stdout).unwrap();
+    1024 * told.trim().parse::<usize>().unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&run.stderr)))
 }
 
 #[test]
@@ -128,18 +176,137 @@ fn a_part_of_a_big_value_takes_little_memory() {
     let place = Place::new();
     let size = 64 << 20;
     place.store("big", &vec![b'x'; size]);
-    let program = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); \
-                   print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let arguments = ["retrieve", "big", "--offset", "33554432", "--length", "4", "-o", "part"];
+    let memory = memory_of(&place, &arguments, "/dev/null", "/dev/null");
+    assert_eq!(std::fs::read(place.path().join("part")).unwrap(), b"xxxx");
+    assert!(memory < size / 2, "{memory}");
+}
+
+#[test]
+fn big_values_stream_through_pipes_and_files_in_little_memory() {
+    let place = Place::new();
+    let bytes = noise(40 << 20);
+    let read = |name: &str| std::fs::read(place.path().join(name)).unwrap();
+    std::fs::write(place.path().join("in"), &bytes).unwrap();
+    let most = bytes.len() * 3 / 4;
+    for (store, retrieve) in [
+        (&["store", "k"][..], &["retrieve", "k"][..]),
+        (&["store", "k", "-"], &["retrieve", "k", "-o", "-"]),
+        (&["store", "k", "in"], &["retrieve", "k", "-o", "out"]),
+    ] {
+        let memory = memory_of(&place, store, "in", "receipt");
+        assert!(memory < most, "{store:?}: {memory}");
+        let memory = memory_of(&place, retrieve, "/dev/null", "printed");
+        assert!(memory < most, "{retrieve:?}: {memory}");
+        let out = if retrieve.contains(&"out") { "out" } else { "printed" };
+        assert!(read(out) == bytes, "{retrieve:?}");
+        assert_eq!(place.run(&["delete", "k"]).code, 0);
+    }
+    // Through real pipes as well, and in parts.
+    place.store("k", &bytes);
+    assert!(place.run(&["retrieve", "k"]).out == bytes);
+    let part = place.run(&["retrieve", "k", "--offset", "5", "--length", "3000000"]);
+    assert!(part.out == bytes[5..3_000_005]);
+    assert_eq!(place.names("storage/spool"), [""; 0]);
+    assert_eq!(place.names("."), ["in", "out", "printed", "receipt", "storage"]);
+}
+
+#[test]
+fn what_is_interrupted_leaves_nothing() {
+    let place = Place::new();
+    let bytes = noise(40 << 20);
+    let mut child = place.command(&["store", "half"], &[]).spawn().unwrap();
+    // Taken in as far as a pipe lets us know, and the end never comes.
+    child.stdin.as_mut().unwrap().write_all(&bytes).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert_eq!(place.names("storage"), ["spool"]);
+    assert_eq!(place.names("storage/spool"), [""; 0]);
+
+    place.store("k", &bytes);
+    std::fs::write(place.path().join("old"), "old").unwrap();
+    for name in ["new", "old"] {
+        // The kernel ends the program when it has written 10 MiB.
+        let limited = "ulimit -f 10240; exec \"$@\"";
+        let run = Command::new("bash")
+            .args(["-c", limited, "bash", env!("CARGO_BIN_EXE_filestorage"), "retrieve", "k", "-o", name])
+            .current_dir(place.path())
+            .output()
+            .unwrap();
+        let signal = std::os::unix::process::ExitStatusExt::signal(&run.status);
+        assert_eq!(signal, Some(rustix::process::Signal::XFSZ.as_raw()), "{run:?}");
+        assert_eq!(place.names("."), ["old", "storage"]);
+    }
+    assert_eq!(std::fs::read_to_string(place.path().join("old")).unwrap(), "old");
+}
+
+#[test]
+fn a_file_is_replaced_and_what_is_no_file_is_written_into() {
+    let place = Place::new();
+    let path = |name: &str| place.path().join(name);
+    place.store("k", b"value");
+    assert_eq!(place.run(&["retrieve", "k", "-o", "/dev/null"]).code, 0);
+    use std::os::unix::fs::FileTypeExt as _;
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    assert_eq!(place.run(&["retrieve", "k", "-o", "/dev/stdout"]).text(), "valuewrote 5 bytes to /dev/stdout\n");
+
+    std::fs::create_dir(path("folder")).unwrap();
+    std::fs::write(path("folder/target"), "a much longer old text").unwrap();
+    std::os::unix::fs::symlink("folder/target", path("link")).unwrap();
+    assert_eq!(place.run(&["retrieve", "k", "-o", "link"]).code, 0);
+    assert_eq!(std::fs::read_to_string(path("folder/target")).unwrap(), "value");
+    assert!(std::fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    for wrong in ["folder", "none/out"] {
+        let answer = place.run(&["retrieve", "k", "-o", wrong]);
+        assert!(answer.code == 74 && answer.errors.contains(wrong), "{answer:?}");
+    }
+    assert_eq!(place.names("folder"), ["target"]);
+    assert_eq!(place.run(&["store", "k", "folder"]).code, 66);
+    assert_eq!(place.run(&["store", "k", "/dev/stdin"]).code, 0, "a pipe by its name");
+    assert_eq!(place.run(&["retrieve", "k"]).text(), "");
+}
+
+/// Runs the program with a terminal for its standard error; returns what was shown there.
+fn shown(place: &Place, arguments: &[&str], out: &str) -> String {
+    let program = "import os, pty, subprocess, sys\n\
+                   terminal, end = pty.openpty()\n\
+                   child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=open(sys.argv[1], 'w'), stderr=end)\n\
+                   os.close(end)\n\
+                   shown = b''\n\
+                   while True:\n\
+                   \x20   try: shown += os.read(terminal, 65536)\n\
+                   \x20   except OSError: break\n\
+                   assert child.wait() == 0\n\
+                   sys.stdout.buffer.write(shown)";
     let run = Command::new("python3")
-        .args(["-c", program, env!("CARGO_BIN_EXE_filestorage")])
-        .args(["retrieve", "big", "--offset", "33554432", "--length", "4", "-o", "part"])
+        .args(["-c", program, out, env!("CARGO_BIN_EXE_filestorage")])
+        .args(arguments)
         .current_dir(place.path())
+        .env("TERM", "xterm")
         .output()
         .unwrap();
-    let output = String::from_utf8(run.stdout).unwrap();
-    let kibibytes: usize = output.lines().last().unwrap().parse().unwrap();
-    assert_eq!(std::fs::read(place.path().join("part")).unwrap(), b"xxxx");
-    assert!(kibibytes * 1024 < size / 2, "{output}");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).unwrap()
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_how_far_it_is_and_nobody_else_does() {
+    let place = Place::new();
+    std::fs::write(place.path().join("in"), noise(40 << 20)).unwrap();
+    let stored = shown(&place, &["store", "k", "in"], "receipt");
+    assert!(stored.contains("storing [") && stored.contains("/40.00 MiB"), "{stored:?}");
+    for arguments in [&["retrieve", "k"][..], &["retrieve", "k", "-o", "out"]] {
+        let retrieved = shown(&place, arguments, "printed");
+        assert!(retrieved.contains("retrieving [") && retrieved.contains("/40.00 MiB"), "{retrieved:?}");
+    }
+    assert!(std::fs::read(place.path().join("out")).unwrap().len() == 40 << 20);
+    for arguments in [&["store", "k", "in", "--json"][..], &["retrieve", "k", "-o", "out", "--json"]] {
+        assert_eq!(shown(&place, arguments, "printed"), "", "{arguments:?}");
+    }
+    // Where errors go into a pipe.
+    assert_eq!(place.run(&["store", "k", "in"]).errors, "");
+    assert_eq!(place.run(&["retrieve", "k"]).errors, "");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use filestorage::config::{
-    ConfigFile, Faults, Flag, Inputs, Loaded, LogLevel, MetricsAddress, QueueType, SETTINGS, Source, load, reference,
+    ConfigFile, Faults, Flag, GcsSettings, Inputs, Loaded, LogLevel, MetricsAddress, QueueType, S3Settings, SETTINGS,
+    Secret, Source, StoragePlace, load, reference,
 };
 
 fn inputs(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Inputs {
@@ -31,7 +32,7 @@ fn from_environment(environment: &[(&str, &str)]) -> Result<Loaded, Faults> {
 }
 
 fn effective(loaded: &Loaded, name: &str) -> (Option<String>, Source) {
-    let row = loaded.effective.iter().find(|row| row.setting.name == name).unwrap();
+    let row = loaded.effective.iter().find(|row| row.name == name).unwrap();
     (row.value.clone(), row.source.clone())
 }
 
@@ -44,7 +45,14 @@ fn lines(outcome: Result<Loaded, Faults>) -> Vec<String> {
 fn defaults_are_those_of_the_contract() {
     let loaded = load(&Inputs::default()).unwrap();
     let settings = &loaded.settings;
-    assert_eq!(settings.storage.local_storage_path.as_os_str(), "./storage");
+    let storage = &settings.storage;
+    assert_eq!((storage.local_storage_path.as_os_str(), &storage.place), ("./storage".as_ref(), &StoragePlace::Local));
+    assert_eq!((storage.local_fallback, storage.max_retries, storage.timeout), (true, 3, Duration::from_secs(30)));
+    assert!(storage.exchange_directories.is_empty());
+    let (location, nothing) = ("US".to_owned(), None);
+    let gcs = GcsSettings { bucket: None, project: None, location, credentials: None, emulator: nothing };
+    assert_eq!(storage.gcs, gcs);
+    assert_eq!(storage.s3, S3Settings { bucket: None, endpoint: None, region: None, aws: BTreeMap::new() });
     assert_eq!(settings.queue.broker_urls.len(), 1);
     assert_eq!(settings.queue.broker_urls[0].expose(), "amqp://guest:guest@localhost:5672//");
     assert_eq!(settings.queue.queues, ["filestorage"]);
@@ -183,26 +191,12 @@ fn the_nearest_name_is_found_by_spelling_alias_and_celery_name() {
 
 #[test]
 fn what_this_version_cannot_do_stops_the_start() {
-    for (name, value) in [
-        ("GCS_BUCKET_NAME", "b"),
-        ("GOOGLE_CLOUD_STORAGE_BUCKET", "b"),
-        ("S3_BUCKET_NAME", "b"),
-        ("S3_ENDPOINT_URL", "http://s3"),
-        ("S3_REGION", "r"),
-        ("ENABLE_ENCRYPTION", "yes"),
-        ("ENCRYPTION_KEY", "a2V5"),
-        ("STORAGE_BACKEND", "GCS"),
-        ("STORAGE_BACKEND", "s3"),
-        ("ENABLE_TRACING", "true"),
-        ("EXCHANGE_DIRECTORIES", "/srv"),
-    ] {
+    for (name, value) in [("ENABLE_ENCRYPTION", "yes"), ("ENCRYPTION_KEY", "a2V5"), ("ENABLE_TRACING", "true")] {
         let faults = lines(from_environment(&[(name, value)]));
         assert!(faults.len() == 1 && faults[0].contains("not available in this version; unset it"), "{faults:?}");
         assert!(faults[0].contains(name), "{faults:?}");
     }
-    for (name, value) in
-        [("ENABLE_ENCRYPTION", "false"), ("STORAGE_BACKEND", "local"), ("ENABLE_CACHE", "false"), ("MAX_RETRIES", "9")]
-    {
+    for (name, value) in [("ENABLE_ENCRYPTION", "false"), ("ENABLE_CACHE", "false"), ("CHUNK_SIZE", "9")] {
         assert!(from_environment(&[(name, value)]).is_ok(), "{name}");
     }
 }
@@ -219,6 +213,132 @@ fn values_that_do_not_go_together() {
     let pair = [("BROKER_TLS_CERTIFICATE_FILE", "/c.pem"), ("BROKER_TLS_KEY_FILE", "/k.pem")];
     let identity = from_environment(&pair).unwrap().settings.queue.tls_identity.unwrap();
     assert_eq!((identity.certificate_file, identity.key_file), ("/c.pem".into(), "/k.pem".into()));
+}
+
+#[test]
+fn the_bucket_that_is_named_is_where_values_are_kept() {
+    let (gcs, s3) = (("GCS_BUCKET_NAME", "one"), ("S3_BUCKET_NAME", "two"));
+    let backend = |word| ("STORAGE_BACKEND", word);
+    for (environment, place) in [
+        (&[gcs][..], StoragePlace::Gcs("one".to_owned())),
+        (&[("GOOGLE_CLOUD_STORAGE_BUCKET", "alias")], StoragePlace::Gcs("alias".to_owned())),
+        (&[s3], StoragePlace::S3("two".to_owned())),
+        (&[gcs, s3], StoragePlace::Gcs("one".to_owned())),
+        (&[gcs, s3, backend("S3")], StoragePlace::S3("two".to_owned())),
+        (&[gcs, s3, backend("gcs")], StoragePlace::Gcs("one".to_owned())),
+        (&[gcs, s3, backend("local")], StoragePlace::Local),
+        (&[backend("auto")], StoragePlace::Local),
+    ] {
+        let storage = from_environment(environment).unwrap().settings.storage;
+        assert_eq!(storage.place, place, "{environment:?}");
+        let named = |(name, bucket): (_, &str)| environment.contains(&(name, bucket)).then(|| bucket.to_owned());
+        assert_eq!(storage.s3.bucket, named(s3), "{environment:?}");
+    }
+    for (word, missing) in [("gcs", "gcs_bucket_name"), ("s3", "s3_bucket_name")] {
+        let faults = lines(from_environment(&[backend(word)]));
+        let start = format!("{missing} (together): must be set as well: storage_backend = {word} keeps values in");
+        assert!(faults.len() == 1 && faults[0].starts_with(&start), "{faults:?}");
+    }
+}
+
+#[test]
+fn settings_of_buckets_arrive_typed() {
+    let loaded = from_file(
+        r#"
+        gcs_bucket_name = "one"
+        gcs_project_id = "p"
+        gcs_location = "EUROPE-WEST3"
+        gcs_credentials_path = "/c.json"
+        storage_emulator_host = "localhost:4443"
+        s3_bucket_name = "two"
+        s3_endpoint_url = "https://minio.example.org"
+        s3_region = "eu-central-1"
+        enable_local_fallback = false
+        max_retries = 0
+        timeout_seconds = 0.5
+        exchange_directories = ["/a", "/b c"]
+        "#,
+    )
+    .unwrap();
+    let storage = &loaded.settings.storage;
+    let some = |text: &str| Some(text.to_owned());
+    let gcs = GcsSettings {
+        bucket: some("one"),
+        project: some("p"),
+        location: "EUROPE-WEST3".to_owned(),
+        credentials: Some("/c.json".into()),
+        emulator: some("http://localhost:4443"),
+    };
+    assert_eq!(storage.gcs, gcs);
+    let (endpoint, region) = (some("https://minio.example.org"), some("eu-central-1"));
+    assert_eq!(storage.s3, S3Settings { bucket: some("two"), endpoint, region, aws: BTreeMap::new() });
+    assert_eq!((storage.local_fallback, storage.max_retries, storage.timeout), (false, 0, Duration::from_millis(500)));
+    assert_eq!(storage.exchange_directories, [std::path::Path::new("/a"), std::path::Path::new("/b c")]);
+    let joined = from_environment(&[("EXCHANGE_DIRECTORIES", "/a:/b c")]).unwrap().settings.storage;
+    assert_eq!(joined.exchange_directories, storage.exchange_directories);
+    let emulator =
+        from_environment(&[("STORAGE_EMULATOR_HOST", "http://gcs:1/")]).unwrap().settings.storage.gcs.emulator;
+    assert_eq!(emulator, some("http://gcs:1"));
+}
+
+#[test]
+fn faults_of_buckets_are_told_all_at_once() {
+    let faults = lines(from_environment(&[
+        ("STORAGE_BACKEND", "gcs"),
+        ("GCS_BUCKET_NAME", "gs://My-Bucket"),
+        ("S3_BUCKET_NAME", "my_bucket"),
+        ("S3_ENDPOINT_URL", "http://user:hunter2@minio"),
+        ("STORAGE_EMULATOR_HOST", "ftp://localhost"),
+        ("EXCHANGE_DIRECTORIES", "relative"),
+        ("MAX_RETRIES", "-1"),
+        ("TIMEOUT_SECONDS", "0"),
+    ]));
+    for fault in [
+        "gcs_bucket_name = \"gs://My-Bucket\" (environment GCS_BUCKET_NAME): must be the bare name of a bucket: ",
+        "s3_bucket_name = \"my_bucket\" (environment S3_BUCKET_NAME): must be the bare name of a bucket: ",
+        "s3_endpoint_url = \"http://user:***@minio\" (environment S3_ENDPOINT_URL): must be an http:// or https:// URL",
+        "storage_emulator_host = \"ftp://localhost\" (environment STORAGE_EMULATOR_HOST): must be host:port or",
+        "exchange_directories = \"relative\" (environment EXCHANGE_DIRECTORIES): must be absolute paths",
+        "max_retries = \"-1\"",
+        "timeout_seconds = \"0\"",
+    ] {
+        assert!(faults.iter().any(|found| found.starts_with(fault)), "{fault}\nin {faults:#?}");
+    }
+    // A bucket whose name was refused is not also said to be missing.
+    assert_eq!(faults.len(), 7, "{faults:#?}");
+}
+
+#[test]
+fn the_credentials_of_s3_come_from_the_usual_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    std::fs::write(&path, "hunter3\n").unwrap();
+    let path = path.to_str().unwrap();
+    let bucket = ("S3_BUCKET_NAME", "two");
+    let (id, secret) = (("AWS_ACCESS_KEY_ID", "hunter2"), ("AWS_SECRET_ACCESS_KEY_FILE", path));
+    let others = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_REGION", "r"), ("AWS_SESSION_TOKEN", "")];
+    let loaded = from_environment(&[&[bucket, id, secret][..], &others].concat()).unwrap();
+    let aws = &loaded.settings.storage.s3.aws;
+    let exposed: Vec<_> = aws.iter().map(|(name, secret)| (name.as_str(), secret.expose())).collect();
+    let wanted = [id, others[1], ("AWS_SECRET_ACCESS_KEY", "hunter3"), others[0]];
+    assert_eq!(exposed, wanted);
+    assert!(!format!("{loaded:?}").contains("hunter"));
+    let stars = Some("***".to_owned());
+    let source = Source::Environment("AWS_SECRET_ACCESS_KEY_FILE".to_owned());
+    assert_eq!(effective(&loaded, "AWS_SECRET_ACCESS_KEY"), (stars.clone(), source));
+    assert_eq!(effective(&loaded, "AWS_ACCESS_KEY_ID").0, stars);
+    assert!(loaded.effective.iter().all(|row| row.name != "AWS_SESSION_TOKEN"), "an empty variable is unset");
+    assert_eq!(aws["AWS_REGION"], Secret::new("r"));
+
+    for (given, missing) in [(id, "AWS_SECRET_ACCESS_KEY"), (secret, "AWS_ACCESS_KEY_ID")] {
+        let faults = lines(from_environment(&[bucket, given]));
+        assert!(faults.len() == 1 && faults[0].starts_with(&format!("{missing} (together): must be")), "{faults:?}");
+        assert!(from_environment(&[given]).is_ok(), "without a bucket of S3 it concerns nobody");
+    }
+    let twice = lines(from_environment(&[secret, ("AWS_SECRET_ACCESS_KEY", "hunter4")]));
+    assert!(twice.len() == 1 && twice[0].contains("set one of the two") && !twice[0].contains("hunter"), "{twice:?}");
+    let nowhere = lines(from_environment(&[("AWS_SESSION_TOKEN_FILE", "/nowhere/token")]));
+    assert!(nowhere[0].starts_with("AWS_SESSION_TOKEN_FILE (environment AWS_SESSION_TOKEN_FILE): names a file"));
 }
 
 #[test]

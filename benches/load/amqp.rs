@@ -13,6 +13,9 @@ const FRAME_END: u8 = 0xCE;
 const BASIC: u16 = 60;
 const DELIVER: u16 = 60;
 const CHANNEL: u16 = 1;
+/// Longest frame, as agreed with the broker, and how much of it is no payload.
+const FRAME_MAX: u32 = 131_072;
+const FRAME_OVERHEAD: usize = 8;
 
 /// Writes the primitive types of the protocol into a frame payload.
 #[derive(Default)]
@@ -70,14 +73,16 @@ impl Payload {
     }
 }
 
-/// The three frames of one message to the default exchange; `properties` starts with the property flags.
+/// The frames of one message to the default exchange; `properties` starts with the property flags.
 pub(crate) fn publish_frames(queue: &str, properties: Payload, body: &[u8]) -> Vec<u8> {
     let method = Payload::method(BASIC, 40).short(0).short_text("").short_text(queue).octet(0);
     let mut header = Payload::method(BASIC, 0).long_long(body.len() as u64);
     header.0.extend(properties.0);
     let mut frames = method.into_frame(METHOD, CHANNEL);
     frames.extend(header.into_frame(HEADER, CHANNEL));
-    frames.extend(Payload(body.to_vec()).into_frame(BODY, CHANNEL));
+    for part in body.chunks(FRAME_MAX as usize - FRAME_OVERHEAD) {
+        frames.extend(Payload(part.to_vec()).into_frame(BODY, CHANNEL));
+    }
     frames
 }
 
@@ -123,7 +128,7 @@ impl Client {
         client.send(&start_ok.into_frame(METHOD, 0))?;
         client.expect(10, 30)?;
         // Heartbeat 0: a blocking client that waits for an answer could not send any.
-        let tune_ok = Payload::method(10, 31).short(16).long(131_072).short(0);
+        let tune_ok = Payload::method(10, 31).short(16).long(FRAME_MAX).short(0);
         let open =
             Payload::method(10, 40).short_text(if vhost.is_empty() { "/" } else { &vhost }).short_text("").octet(0);
         client.send(&[tune_ok.into_frame(METHOD, 0), open.into_frame(METHOD, 0)].concat())?;

@@ -15,6 +15,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 WARM_UP_KEYS = 800_000_000
 FIRST_KEY = 900_000_000
 SETTLE_SECONDS = 0.2
+SMALL = 200
 
 
 @dataclass
@@ -102,19 +103,19 @@ class Running:
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def measure(self, operation, commands, first=0, window=256):
+    def measure(self, operation, commands, first=0, window=256, size=SMALL):
         """Drives it with commands; adds what its processes cost to what the load generator saw."""
         time.sleep(SETTLE_SECONDS)
         before = self.cpu_seconds()
-        result = self._result(self._load(operation, commands, first, window))
+        result = self._result(self._load(operation, commands, first, window, size))
         # The last acknowledgements come after the last answer.
         time.sleep(SETTLE_SECONDS)
         result["cpu_seconds_per_1000"] = (self.cpu_seconds() - before) * 1000 / commands
         result["memory_bytes"] = self.memory()
         return result
 
-    def warm_up(self, commands):
-        self._result(self._load("store", commands, WARM_UP_KEYS))
+    def warm_up(self, commands, size=SMALL):
+        self._result(self._load("store", commands, WARM_UP_KEYS, min(commands, 256), size))
 
     def cpu_seconds(self):
         """User and system time of the process, its living descendants and those it has waited for."""
@@ -144,10 +145,10 @@ class Running:
             found.extend(children.get(pid, []))
         return found
 
-    def _load(self, operation, commands, first, window=256):
+    def _load(self, operation, commands, first, window=256, size=SMALL):
         command = [
             self.load_program, self.queue, "--broker", self.broker, "--operation", operation,
-            "--commands", str(commands), "--first", str(first), "--window", str(window),
+            "--commands", str(commands), "--first", str(first), "--window", str(window), "--size", str(size),
         ]  # fmt: skip
         if self.peer.stores:
             command.append("--check-values")

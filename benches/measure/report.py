@@ -17,6 +17,9 @@ class Report:
         self.results = defaultdict(dict)
         self.starts = defaultdict(list)
         self.sweep = defaultdict(list)
+        self.references = {}
+        self.inline = defaultdict(dict)
+        self.small = defaultdict(dict)
         self.faults = []
 
     def add(self, place, peer, operation, round_number, result):
@@ -29,6 +32,20 @@ class Report:
     def add_sweep(self, name, result):
         self.sweep[name].append(result)
         self._judge(f"store with {name}", result)
+
+    def add_reference(self, place, mebibytes, result):
+        self.references[place] = (mebibytes, result)
+        if not result["same"]:
+            self.faults.append(f"{mebibytes} MiB by reference through {place} came back as something else")
+
+    def add_inline(self, peer, operation, round_number, result):
+        self.inline[peer, operation][round_number] = result
+        self._judge(f"{peer} {operation} of 8 MiB", result)
+
+    def add_small(self, distance, name, round_number, result):
+        self.small[distance, name][round_number] = result
+        if name != "bare":
+            self._judge(f"stores in a bucket {distance}", result)
 
     def _judge(self, what, result):
         if result["errors"] or result["unexpected"]:
@@ -43,6 +60,9 @@ class Report:
             self._print_place(place)
         self._print_starts()
         self._print_sweep()
+        self._print_references()
+        self._print_inline()
+        self._print_small()
         self._print_load()
         for fault in self.faults:
             print(f"\n**FAULT** {fault}")
@@ -103,6 +123,64 @@ class Report:
                 median(result[field] for result in results) for field in ("commands_per_second", "p50_ms", "p99_ms")
             )
             row([name, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}"])
+
+    def _print_references(self):
+        if not self.references:
+            return
+        print("\n### A large value by reference\n")
+        row(["", "store MiB/s", "retrieve MiB/s", "peak of resident memory MiB"])
+        row(["---", "--:", "--:", "--:"])
+        for place, (mebibytes, result) in self.references.items():
+            rates = (mebibytes / result[operation] for operation in ("store", "retrieve"))
+            peak = result["peak_bytes"] / 2**20
+            row([f"{mebibytes} MiB, {place}", *(f"{rate:,.0f}" for rate in rates), f"{peak:.1f}"])
+
+    def _print_inline(self):
+        if not self.inline:
+            return
+        rivals = [name for name in ("plain", "aiecs") if (name, "store") in self.inline]
+        print("\n### Values of 8 MiB inside messages, two at a time\n")
+        row(["", "", "commands/s", "p50 ms", "CPU s / command", *(f"filestorage × {name}" for name in rivals)])
+        row(["---", "---", *["--:"] * (3 + len(rivals))])
+        for (name, operation), rounds in sorted(self.inline.items(), key=lambda item: item[0][1], reverse=True):
+            own = rounds.values()
+            row([
+                operation,
+                self.peers[name].title,
+                f"{median(result['commands_per_second'] for result in own):.1f}",
+                f"{median(result['p50_ms'] for result in own):.0f}",
+                f"{median(result['cpu_seconds_per_1000'] for result in own) / 1000:.3f}",
+                *(
+                    f"{self._times(self.inline, ('filestorage', operation), (rival, operation)):.1f}"
+                    if name == "filestorage"
+                    else ""
+                    for rival in rivals
+                ),
+            ])  # fmt: skip
+
+    @staticmethod
+    def _times(results, own, other):
+        """The median over the rounds of how much faster the one was."""
+        own, other = results[own], results[other]
+        return median(
+            own[number]["commands_per_second"] / other[number]["commands_per_second"] for number in own.keys() & other.keys()
+        )
+
+    def _print_small(self):
+        if not self.small:
+            return
+        print("\n### 200-byte stores in an emulated bucket, 64 under way\n")
+        row(["bucket", "", "stores/s", "worker / bare", "CPU s / 1,000"])
+        row(["---", "---", "--:", "--:", "--:"])
+        for (distance, name), rounds in self.small.items():
+            ratio = f"{self._times(self.small, (distance, 'worker'), (distance, 'bare')):.2f}" if name == "worker" else ""
+            row([
+                distance,
+                {"bare": "bare client", "worker": "filestorage"}[name],
+                f"{median(result['commands_per_second'] for result in rounds.values()):,.0f}",
+                ratio,
+                f"{median(result['cpu_seconds_per_1000'] for result in rounds.values()):.3f}",
+            ])  # fmt: skip
 
     def _print_load(self):
         fast = [

@@ -24,13 +24,13 @@ impl Arguments {
         let rows: Vec<_> = loaded
             .effective
             .iter()
-            .map(|row| json!({"setting": row.setting.name, "value": row.value, "source": row.source.to_string()}))
+            .map(|row| json!({"setting": row.name, "value": row.value, "source": row.source.to_string()}))
             .collect();
         let value = |row: &crate::config::Effective| row.value.clone().unwrap_or_else(|| "-".to_owned());
         let widest = loaded.effective.iter().map(|row| value(row).chars().count()).max().unwrap_or_default().min(48);
         let mut text = String::new();
         for row in &loaded.effective {
-            text.push_str(&format!("{:<36}{:<widest$}  {}\n", row.setting.name, value(row), row.source));
+            text.push_str(&format!("{:<36}{:<widest$}  {}\n", row.name, value(row), row.source));
         }
         output.answer(&rows, &text)?;
         Ok(Code::Success)

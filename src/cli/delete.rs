@@ -6,7 +6,7 @@ use serde_json::json;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
-use crate::storage::{DeleteOptions, Engine, Key};
+use crate::storage::{DeleteOptions, Engine, Key, Landing};
 use crate::telemetry::Metrics;
 
 /// Removes keys; one that is not there is fine.
@@ -24,13 +24,15 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Goes on after a key that failed; the first failure is the exit code.
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let engine = super::open::engine(&settings.storage, &Metrics::new())?;
+        let engine = super::open::engine(&settings.storage, &Metrics::new()).await?;
         let (mut first, mut answers, mut text) = (None, Vec::new(), String::new());
         for key in &self.keys {
             match self.delete(&engine, key).await {
-                Ok(()) => {
-                    answers.push(json!({"key": key, "ok": true}));
-                    text.push_str(&format!("deleted {key}\n"));
+                Ok(landing) => {
+                    let pending = landing == Landing::Overlay;
+                    answers.push(json!({"key": key, "ok": true, "pending_sync": pending}));
+                    let waits = if pending { "; the bucket is told when it is back" } else { "" };
+                    text.push_str(&format!("deleted {key}{waits}\n"));
                 }
                 Err(failure) => {
                     answers.push(json!({"key": key, "ok": false, "error": failure.message}));
@@ -43,9 +45,8 @@ impl Arguments {
         Ok(first.unwrap_or(Code::Success))
     }
 
-    async fn delete(&self, engine: &Engine, key: &str) -> Result<(), Failure> {
+    async fn delete(&self, engine: &Engine, key: &str) -> Result<Landing, Failure> {
         let options = DeleteOptions { generation: self.if_generation.clone(), ..DeleteOptions::default() };
-        engine.delete(&Key::parse(key)?, options).await?;
-        Ok(())
+        Ok(engine.delete(&Key::parse(key)?, options).await?)
     }
 }

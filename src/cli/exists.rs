@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let key = Key::parse(&self.key)?;
-        let Some(engine) = open::reader(&settings.storage)? else {
+        let Some(engine) = open::reader(&settings.storage).await? else {
             output.answer(&false, "false\n")?;
             return Err(open::nothing_stored(&settings.storage));
         };

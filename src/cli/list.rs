@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let request = ListRequest { prefix: self.prefix, start_after: self.start_after, limit: self.limit };
-        let keys = match super::open::reader(&settings.storage)? {
+        let keys = match super::open::reader(&settings.storage).await? {
             Some(engine) => engine.list(request).await?,
             None => Vec::new(),
         };

@@ -1,19 +1,25 @@
 //! The program: arguments, settings, wiring, exit code. One file per subcommand.
 
+mod bucket;
 mod config;
 mod delete;
+mod doctor;
 mod exists;
 mod flags;
 mod healthcheck;
 mod list;
+mod lookout;
+mod migrate;
 mod nodename;
 mod open;
 mod outcome;
 mod output;
+mod progress;
 mod retrieve;
 mod schema;
 mod stat;
 mod store;
+mod sync;
 mod worker;
 
 use std::path::PathBuf;
@@ -51,6 +57,9 @@ enum Command {
     Exists(exists::Arguments),
     List(list::Arguments),
     Stat(stat::Arguments),
+    Sync(sync::Arguments),
+    Migrate(migrate::Arguments),
+    Doctor(doctor::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
     Schema(schema::Arguments),
@@ -89,7 +98,10 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         quiet = LogLevel::Info;
     }
     let inputs = Inputs::of_process(flags, arguments.config.as_deref())?;
-    let loaded = crate::config::load(&inputs)?;
+    let (loaded, faults) = crate::config::survey(&inputs)?;
+    if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
+        return Err(faults.into());
+    }
     start_logs(&loaded, quiet)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -103,6 +115,9 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Exists(command) => open::block_on(command.run(settings, output)),
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
+        Command::Sync(command) => open::block_on(command.run(settings, output)),
+        Command::Migrate(command) => open::block_on(command.run(settings, output)),
+        Command::Doctor(command) => open::block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),
         Command::Healthcheck(command) => open::block_on(command.run(settings, output)),
@@ -111,7 +126,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
 
 /// Logs by the configured level, or by `quiet` when nobody configured one; `RUST_LOG` has the finer say.
 fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
-    let asked = loaded.effective.iter().any(|it| it.setting.name == "log_level" && it.source != Source::Default);
+    let asked = loaded.effective.iter().any(|it| it.name == "log_level" && it.source != Source::Default);
     let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
     let filter = match std::env::var("RUST_LOG") {
         // The client library logs payloads; who wants that must say so by its name.

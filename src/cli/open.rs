@@ -1,36 +1,189 @@
 //! The one place that builds the storage stack, and the runtime of a single command.
+//!
+//! ```text
+//! a bucket        Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3        below local_storage_path:
+//!                                    └─ Metered ─ Local                   overlay/…
+//! no bucket       Engine ─ Metered ─ Local                                objects/
+//! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::bucket::{Bucket, Creation, Named};
 use super::outcome::{Code, Failure};
-use crate::config::StorageSettings;
-use crate::storage::{Engine, Local, Metered, Place};
-use crate::telemetry::{Backend, Metrics};
+use crate::config::{Provider, StoragePlace, StorageSettings};
+use crate::storage::{Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Metered, Place, Spool};
+use crate::telemetry::{self, Metrics};
+
+/// Folder of nameless files below `local_storage_path`: what is on its way and too much for memory.
+const SPOOL: &str = "spool";
 
 /// Folder of the local store below `local_storage_path`.
 const OBJECTS: &str = "objects";
 
-/// Builds the stack the settings ask for. Blocks.
-pub(super) fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
-    let local = Metered::new(Arc::new(Local::open(root(settings))?), Backend::Local, metrics.clone());
-    Ok(Engine::new(Arc::new(local), Place::Local))
+/// Longest wait for a bucket that is only asked whether it is the right one.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the settings ask for.
+#[derive(Debug)]
+pub(super) struct Stack {
+    pub(super) engine: Engine,
+    /// The bucket below the fallback, where values are kept in one.
+    pub(super) bucket: Option<Bucket>,
 }
 
-/// Builds the stack for reading, or nothing where nothing was ever stored; makes no folder. Blocks.
-pub(super) fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failure> {
-    let local = Local::open_existing(root(settings))?;
-    Ok(local.map(|local| Engine::new(Arc::new(local), Place::Local)))
+/// Builds the stack; asks no bucket anything. Blocks.
+pub(super) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Result<Stack, Failure> {
+    let Some((provider, name)) = kept_in(settings) else {
+        let local = Local::open(objects(&settings.local_storage_path))?;
+        let local = Arc::new(Metered::new(Arc::new(local), telemetry::Backend::Local, metrics.clone()));
+        return Ok(Stack { engine: engine_over(settings, metrics, local, Place::Local), bucket: None });
+    };
+    let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, metrics).await.map_err(refused)?;
+    let primary = Arc::clone(&bucket.backend);
+    let fallback = if settings.local_fallback {
+        let folder = overlay(settings, provider, name);
+        Some(Arc::new(Fallback::open(primary, folder, metrics.clone())?))
+    } else {
+        None
+    };
+    let engine = over_bucket(settings, metrics, provider, &bucket, fallback);
+    Ok(Stack { engine, bucket: Some(bucket) })
+}
+
+/// Builds the stack for one command, and has a bucket say whether it can be used at all.
+pub(super) async fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
+    let stack = stack(settings, metrics).await?;
+    if let Some(bucket) = &stack.bucket {
+        look(bucket).await?;
+    }
+    Ok(stack.engine)
+}
+
+/// Builds the stack for reading, or nothing where nothing was ever stored; makes no folder and no bucket.
+pub(super) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failure> {
+    let metrics = Metrics::new();
+    let Some((provider, name)) = kept_in(settings) else {
+        let local = Local::open_existing(objects(&settings.local_storage_path))?;
+        return Ok(local.map(|local| engine_over(settings, &metrics, Arc::new(local), Place::Local)));
+    };
+    let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
+    let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
+    look(&bucket).await?;
+    Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)))
+}
+
+/// Opens what waits on this machine for a bucket, where that ever was anything; makes nothing. Blocks.
+pub(super) fn pending(
+    settings: &StorageSettings,
+    provider: Provider,
+    name: &str,
+    bucket: &Bucket,
+) -> Result<Option<Arc<Fallback>>, Failure> {
+    let (primary, folder) = (Arc::clone(&bucket.backend), overlay(settings, provider, name));
+    Ok(Fallback::open_existing(primary, folder, bucket.metrics.clone())?.map(Arc::new))
+}
+
+/// Tells in which bucket values are kept, if in one.
+pub(super) fn kept_in(settings: &StorageSettings) -> Option<(Provider, &str)> {
+    match &settings.place {
+        StoragePlace::Local => None,
+        StoragePlace::Gcs(name) => Some((Provider::Gcs, name)),
+        StoragePlace::S3(name) => Some((Provider::S3, name)),
+    }
+}
+
+/// Names a bucket as references do.
+pub(super) fn url(provider: Provider, name: &str) -> String {
+    match provider {
+        Provider::Gcs => format!("gs://{name}"),
+        Provider::S3 => format!("s3://{name}"),
+    }
+}
+
+/// Asks a bucket whether it can be used, so that a wrong name, key or permission is told for what it is.
+///
+/// One that cannot be reached, or takes long to answer, is left to what follows; returns what is the matter with it.
+pub(super) async fn look(bucket: &Bucket) -> Result<Option<String>, Failure> {
+    match tokio::time::timeout(LOOK, bucket.backend.probe()).await {
+        Ok(Ok(_)) => Ok(None),
+        Ok(Err(error)) if error.is_transient() => Ok(Some(error.message().to_owned())),
+        Ok(Err(error)) => Err(refused(error)),
+        Err(_) => Ok(Some(format!("no answer within {} s; look at the network", LOOK.as_secs()))),
+    }
+}
+
+/// The failure of a bucket that only a person can make usable.
+pub(super) fn refused(error: Error) -> Failure {
+    match error.kind {
+        ErrorKind::Invalid | ErrorKind::Denied => Failure::new(Code::Configuration, error.to_string()),
+        _ => error.into(),
+    }
+}
+
+fn over_bucket(
+    settings: &StorageSettings,
+    metrics: &Metrics,
+    provider: Provider,
+    bucket: &Bucket,
+    fallback: Option<Arc<Fallback>>,
+) -> Engine {
+    let place = match provider {
+        Provider::Gcs => Place::Gcs,
+        Provider::S3 => Place::S3,
+    };
+    let top: Arc<dyn Backend> = match &fallback {
+        Some(fallback) => Arc::<Fallback>::clone(fallback),
+        None => Arc::clone(&bucket.backend),
+    };
+    let engine = engine_over(settings, metrics, top, place).with_breaker(bucket.breaker.clone());
+    match fallback {
+        Some(fallback) => engine.with_fallback(fallback),
+        None => engine,
+    }
+}
+
+fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backend>, place: Place) -> Engine {
+    let buckets = Named::new(settings.clone(), metrics.clone(), Arc::clone(&top));
+    let exchange = Exchange::new(settings.exchange_directories.clone(), Arc::new(buckets));
+    Engine::new(top, place).with_exchange(exchange)
+}
+
+/// Returns the folder of a bucket's overlay.
+fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
+    overlays(settings).join(overlay_name(settings, provider, name))
+}
+
+/// Returns the folder that the overlays of all buckets lie in.
+pub(super) fn overlays(settings: &StorageSettings) -> PathBuf {
+    settings.local_storage_path.join("overlay")
+}
+
+/// Returns the name of a bucket's overlay in it.
+pub(super) fn overlay_name(settings: &StorageSettings, provider: Provider, name: &str) -> String {
+    let (backend, endpoint) = match provider {
+        Provider::Gcs => ("gcs", &settings.gcs.emulator),
+        Provider::S3 => ("s3", &settings.s3.endpoint),
+    };
+    crate::storage::overlay_folder(backend, endpoint.as_deref().unwrap_or_default(), name)
+}
+
+/// Returns where many bytes wait on their way.
+pub(super) fn spool(settings: &StorageSettings) -> Spool {
+    Spool::new(settings.local_storage_path.join(SPOOL))
 }
 
 /// The failure of a command that needs a value where nothing was ever stored.
 pub(super) fn nothing_stored(settings: &StorageSettings) -> Failure {
-    let why = format!("nothing is stored under {}; is local_storage_path the right one?", root(settings).display());
+    let folder = objects(&settings.local_storage_path);
+    let why = format!("nothing is stored under {}; is local_storage_path the right one?", folder.display());
     Failure::new(Code::NoInput, why)
 }
 
-fn root(settings: &StorageSettings) -> PathBuf {
-    settings.local_storage_path.join(OBJECTS)
+/// Returns the folder of the local store below what `local_storage_path` names.
+pub(super) fn objects(path: &Path) -> PathBuf {
+    path.join(OBJECTS)
 }
 
 /// Runs one command to its end.

@@ -61,6 +61,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error.kind {
             ErrorKind::Invalid | ErrorKind::Precondition | ErrorKind::Integrity => Code::BadData,
+            ErrorKind::Missing => Code::NoInput,
             ErrorKind::NoSpace | ErrorKind::Io => Code::Io,
             ErrorKind::Denied => Code::NoPermission,
             ErrorKind::Unavailable | ErrorKind::Throttled => Code::Unavailable,

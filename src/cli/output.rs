@@ -29,22 +29,22 @@ impl Output {
     /// Writes one answer: `value` as a line of JSON, or the text for people.
     pub(super) fn answer<T: Serialize + ?Sized>(&self, value: &T, text: &str) -> Result<(), Failure> {
         if !self.json {
-            return Self::bytes(text.as_bytes());
+            return Self::bytes(text.as_bytes()).map(drop);
         }
         let mut line = serde_json::to_string(value)
             .map_err(|error| Failure::new(Code::BadData, format!("the answer cannot be written as JSON: {error}")))?;
         line.push('\n');
-        Self::bytes(line.as_bytes())
+        Self::bytes(line.as_bytes()).map(drop)
     }
 
-    /// Writes bytes as they are. A reader that went away early has what it wanted, so that is no failure.
-    pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    /// Writes bytes as they are; tells whether anybody reads on. A reader that went away early has what it wanted, so
+    /// that is no failure.
+    pub(super) fn bytes(bytes: &[u8]) -> Result<bool, Failure> {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                Err(Failure::new(Code::Io, format!("cannot write to standard output: {error}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::new(Code::Io, format!("cannot write to standard output: {error}"))),
         }
     }
 

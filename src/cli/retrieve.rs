@@ -1,5 +1,7 @@
 //! `filestorage retrieve`.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -10,8 +12,9 @@ use serde_json::value::RawValue;
 use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
+use super::progress::Progress;
 use crate::config::Settings;
-use crate::storage::{ByteRange, Key, Receipt, Retrieved, Value, Want};
+use crate::storage::{ByteRange, Content, Draft, Key, Opened, Payload, Receipt, Retrieved, Value, Want, watched};
 
 /// Writes the value of a key to standard output or a file.
 #[derive(Debug, Args)]
@@ -46,39 +49,90 @@ impl Arguments {
         let key = Key::parse(&self.key)?;
         let range = (self.offset.is_some() || self.length.is_some())
             .then(|| ByteRange { offset: self.offset.unwrap_or_default(), length: self.length });
-        let want = Want { range, ..Want::default() };
-        let Some(engine) = open::reader(&settings.storage)? else {
+        let Some(engine) = open::reader(&settings.storage).await? else {
             return Err(open::nothing_stored(&settings.storage));
         };
-        let found = engine.retrieve(&key, want).await?;
-        let Some(Retrieved { value, receipt }) = found else { return Err(Failure::missing(&self.key)) };
-        match self.output.as_deref() {
-            Some(path) if path != Path::new("-") => {
-                let bytes = value.into_bytes();
-                std::fs::write(path, &bytes)
-                    .map_err(|error| Failure::new(Code::Io, format!("cannot write {}: {error}", path.display())))?;
-                output.answer(&receipt, &format!("wrote {} bytes to {}\n", bytes.len(), path.display()))?;
+        let missing = || Failure::missing(&self.key);
+        let file = self.output.as_deref().filter(|path| *path != Path::new("-"));
+        if file.is_none() && output.is_json() {
+            let Retrieved { value, receipt } =
+                engine.retrieve(&key, Want { range, ..Want::default() }).await?.ok_or_else(missing)?;
+            let (value, encoding) = embed(&value)?;
+            output.answer(&Answer { value, encoding, receipt: &receipt }, "")?;
+            return Ok(Code::Success);
+        }
+        let to_terminal = file.is_none() && Output::is_terminal();
+        // On the terminal that the value goes to, a bar would be in its way.
+        let progress = if to_terminal { Progress::none() } else { Progress::new(output, "retrieving") };
+        if progress.is_visible() && range.is_none() {
+            progress.expect(engine.stat(&key).await?.ok_or_else(missing)?.receipt.size);
+        }
+        let want = Want { range, spooled: true, ..Want::default() };
+        let opened = watched(progress.watch(), engine.open(&key, want)).await?;
+        let Opened { content: Content { payload, .. }, receipt } = opened.ok_or_else(missing)?;
+        progress.expect(payload.len());
+        let payload = payload.watched(&progress.watch());
+        match file {
+            Some(path) => {
+                write(path, &payload).await?;
+                drop(progress);
+                output.answer(&receipt, &format!("wrote {} bytes to {}\n", payload.len(), path.display()))?;
             }
-            _ if output.is_json() => {
-                let (value, encoding) = embed(&value)?;
-                output.answer(&Answer { value, encoding, receipt: &receipt }, "")?;
-            }
-            _ => print(&key, value)?,
+            None if to_terminal => show(&key, &payload).await?,
+            None => drop(print(&payload).await?),
         }
         Ok(Code::Success)
     }
 }
 
-fn print(key: &Key, value: Value) -> Result<(), Failure> {
-    let bytes = value.into_bytes();
-    if !Output::is_terminal() {
-        return Output::bytes(&bytes);
+/// Writes a file that is there whole or not at all; into what is no file, a pipe or a device, the bytes go as they come.
+async fn write(path: &Path, payload: &Payload) -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::new(Code::Io, format!("cannot write {}: {error}", path.display()));
+    let present = std::fs::metadata(path);
+    if present.as_ref().is_ok_and(|present| !present.is_file()) {
+        let mut sink = OpenOptions::new().write(true).open(path).map_err(cannot)?;
+        return pour(payload, |chunk| sink.write_all(chunk).map(|()| true).map_err(cannot)).await.map(drop);
     }
-    if std::str::from_utf8(&bytes).is_err() {
+    // What a link leads to is replaced, not the link.
+    let place = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
+    let draft = Draft::at(&place).map_err(cannot)?;
+    draft.write(payload).await.map_err(cannot)?;
+    draft.sync().and_then(|()| draft.place()).map_err(cannot)
+}
+
+/// Writes to standard output; tells whether anybody read on to the end.
+async fn print(payload: &Payload) -> Result<bool, Failure> {
+    pour(payload, Output::bytes).await
+}
+
+/// Hands all bytes on, piece by piece, as long as they are wanted.
+async fn pour(payload: &Payload, mut hand: impl FnMut(&[u8]) -> Result<bool, Failure>) -> Result<bool, Failure> {
+    let mut offset = 0;
+    while offset < payload.len() {
+        let chunk = payload.read(offset, Payload::CHUNK).await.map_err(unread)?;
+        offset += chunk.len() as u64;
+        if !hand(&chunk)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes to a terminal, which should get text only.
+async fn show(key: &Key, payload: &Payload) -> Result<(), Failure> {
+    if !payload.is_utf8().await.map_err(unread)? {
         return Err(Failure::new(Code::Usage, format!("{key} is binary; name a file with -o, or use a pipe")));
     }
-    Output::bytes(&bytes)?;
-    if bytes.ends_with(b"\n") { Ok(()) } else { Output::bytes(b"\n") }
+    let last = payload.read(payload.len().saturating_sub(1), 1).await.map_err(unread)?;
+    if print(payload).await? && last != b"\n".as_slice() {
+        Output::bytes(b"\n")?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn unread(error: io::Error) -> Failure {
+    Failure::new(Code::Io, format!("cannot read the value: {error}"))
 }
 
 fn embed(value: &Value) -> Result<(Box<RawValue>, Option<&'static str>), Failure> {

@@ -19,7 +19,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let key = Key::parse(&self.key)?;
-        let Some(engine) = open::reader(&settings.storage)? else {
+        let Some(engine) = open::reader(&settings.storage).await? else {
             return Err(open::nothing_stored(&settings.storage));
         };
         let found = engine.stat(&key).await?;

@@ -1,17 +1,25 @@
 //! `filestorage store`.
 
+use std::fs::File;
 use std::io::{Read as _, stdin};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
+use super::progress::Progress;
 use crate::config::Settings;
 use crate::json::{self, Json};
-use crate::storage::{Condition, ContentType, Key, Metadata, StoreOptions, Value};
+use crate::storage::{
+    Condition, Content, ContentType, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
+};
 use crate::telemetry::Metrics;
 
 /// Stores a file, or what comes in on standard input, under a key.
@@ -74,20 +82,77 @@ impl Arguments {
             },
             ..StoreOptions::default()
         };
-        let value = typed(self.kind, read(self.file.as_deref())?)?;
-        let receipt = super::open::engine(&settings.storage, &Metrics::new())?.store(&key, value, options).await?;
-        let text = format!("stored {key}: {} bytes, generation {}\n", receipt.size, receipt.generation);
+        let progress = Progress::new(output, "storing");
+        let file = self.file.as_deref().filter(|file| *file != Path::new("-"));
+        let content = match self.kind {
+            KindArgument::Bytes => bytes(file, &open::spool(&settings.storage), &progress).await?,
+            KindArgument::Text => text(read(file)?)?.into(),
+            KindArgument::Json => json(&read(file)?)?.into(),
+        };
+        let receipt = open::engine(&settings.storage, &Metrics::new()).await?.store(&key, content, options).await?;
+        drop(progress);
+        let waits = if receipt.pending_sync { "; it waits on this machine until the bucket is back" } else { "" };
+        let text = format!("stored {key}: {} bytes, generation {}{waits}\n", receipt.size, receipt.generation);
         output.answer(&receipt, &text)?;
         Ok(Code::Success)
     }
 }
 
+/// Takes bytes without keeping them in memory: those of a file stay where they are, others wait in the spool.
+async fn bytes(file: Option<&Path>, spool: &Spool, progress: &Progress) -> Result<Content, Failure> {
+    let payload = match file {
+        None => take_in(tokio::io::stdin(), "standard input", spool, progress).await?,
+        Some(path) => {
+            let cannot = |why| Failure::new(Code::NoInput, format!("cannot read {}: {why}", path.display()));
+            let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+            let (metadata, file) = opened.map_err(|error| cannot(error.to_string()))?;
+            if metadata.is_dir() {
+                return Err(cannot("it is a folder".to_owned()));
+            }
+            if metadata.is_file() {
+                Payload::file(Arc::new(file), 0, metadata.len())
+            } else {
+                take_in(tokio::fs::File::from_std(file), &path.display().to_string(), spool, progress).await?
+            }
+        }
+    };
+    progress.expect(payload.len());
+    Ok(Content { kind: Kind::Bytes, payload: payload.watched(&progress.watch()) })
+}
+
+/// Takes in what has no length that could be known.
+async fn take_in(
+    mut source: impl AsyncRead + Unpin,
+    name: &str,
+    spool: &Spool,
+    progress: &Progress,
+) -> Result<Payload, Failure> {
+    let unread = |error| Failure::new(Code::Io, format!("cannot read {name}: {error}"));
+    let unkept = |error| {
+        let folder = spool.folder().display();
+        Failure::new(Code::Io, format!("cannot keep what comes from {name} in {folder}: {error}"))
+    };
+    let taking = async {
+        let mut intake = spool.intake();
+        loop {
+            let mut chunk = BytesMut::with_capacity(Payload::CHUNK);
+            if source.read_buf(&mut chunk).await.map_err(unread)? == 0 {
+                break;
+            }
+            intake.push(&chunk.freeze()).await.map_err(unkept)?;
+        }
+        intake.finish().await.map_err(unkept)
+    };
+    let (payload, _) = watched(progress.watch(), taking).await?;
+    Ok(payload)
+}
+
 fn read(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     match file {
-        Some(path) if path != Path::new("-") => std::fs::read(path)
+        Some(path) => std::fs::read(path)
             .map_err(|error| Failure::new(Code::NoInput, format!("cannot read {}: {error}", path.display()))),
-        _ => stdin()
+        None => stdin()
             .lock()
             .read_to_end(&mut bytes)
             .map(|_| bytes)
@@ -95,18 +160,18 @@ fn read(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn typed(kind: KindArgument, bytes: Vec<u8>) -> Result<Value, Failure> {
-    let bad = |why: String| Failure::new(Code::BadData, why);
-    match kind {
-        KindArgument::Bytes => Ok(Value::Bytes(bytes.into())),
-        KindArgument::Text => String::from_utf8(bytes).map(Value::Text).map_err(|error| {
-            bad(format!("the value is not UTF-8: {}; store it with --kind bytes", error.utf8_error()))
-        }),
-        KindArgument::Json => match json::parse(&bytes, json::Limits::default()) {
-            Ok(Json::Text(text)) => Ok(Value::Text(text)),
-            Ok(value) => Ok(Value::Json(value.compact())),
-            Err(error) => Err(bad(format!("the value is not JSON: {error}"))),
-        },
+fn text(bytes: Vec<u8>) -> Result<Value, Failure> {
+    String::from_utf8(bytes).map(Value::Text).map_err(|error| {
+        let why = error.utf8_error();
+        Failure::new(Code::BadData, format!("the value is not UTF-8: {why}; store it with --kind bytes"))
+    })
+}
+
+fn json(bytes: &[u8]) -> Result<Value, Failure> {
+    match json::parse(bytes, json::Limits::default()) {
+        Ok(Json::Text(text)) => Ok(Value::Text(text)),
+        Ok(value) => Ok(Value::Json(value.compact())),
+        Err(error) => Err(Failure::new(Code::BadData, format!("the value is not JSON: {error}"))),
     }
 }
 

@@ -7,13 +7,15 @@ use clap::Args;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+use super::bucket::Bucket;
 use super::outcome::{Code, Failure};
-use super::{nodename, open};
+use super::{lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
 use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
-use crate::telemetry::{Admin, BindError, Component, Metrics, Readiness};
+use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness};
 use crate::worker::{self, Stop, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
@@ -92,29 +94,32 @@ async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOption
     let stop =
         worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
     tokio::spawn(end_when_cold(stop.clone()));
-    let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker]));
+    let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker, Component::Storage]));
     // The port first: a second worker with the same settings ends before it touches anything.
     let admin = match &settings.telemetry.metrics {
         Some(address) => Some(Admin::bind(&address.host, address.port).await?),
         None => None,
     };
-    let engine = open::engine(&settings.storage, &metrics)?;
+    let open::Stack { engine, bucket } = open::stack(&settings.storage, &metrics).await?;
     if settings.worker.send_task_events {
         tracing::info!("task events are asked for; this version sends none");
     }
-    let serving = admin.map(|admin| {
+    // All of them end with this set, however this function ends; nobody waits for them.
+    let mut aside = JoinSet::new();
+    if let Some(admin) = admin {
         let health = health_report(engine.clone(), readiness.clone());
         let (metrics, readiness) = (metrics.clone(), readiness.clone());
-        tokio::spawn(async move {
+        aside.spawn(async move {
             if let Err(error) = admin.serve(metrics, readiness, health).await {
                 tracing::error!(%error, "admin port closed");
             }
-        })
-    });
-    let outcome = worker::run(options, broker, engine, metrics, readiness, stop).await;
-    if let Some(serving) = serving {
-        serving.abort();
+        });
     }
+    match bucket {
+        Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut aside).await?,
+        None => readiness.set(Component::Storage, Condition::Ready),
+    }
+    let outcome = worker::run(options, broker, engine, metrics, readiness, stop).await;
     outcome.map(|()| Code::Success).map_err(|error| {
         let code = match &error {
             WorkerError::Broker(_) => Code::Configuration,
@@ -122,6 +127,28 @@ async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOption
         };
         Failure::new(code, error.to_string())
     })
+}
+
+/// Has the bucket say whether it is the right one, watches it from then on, and sees to what waits for it.
+///
+/// A bucket that cannot be reached stops nobody: it may come back, and until then the fallback stands in.
+async fn attend(
+    engine: &Engine,
+    bucket: Bucket,
+    readiness: &Readiness,
+    mut stop: watch::Receiver<Stop>,
+    aside: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    let mut watcher = lookout::Lookout::new(bucket, engine.fallback().is_some(), readiness.clone());
+    tokio::select! {
+        first = watcher.first() => first?,
+        _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+    }
+    aside.spawn(async move { watcher.watch().await });
+    if let Some(fallback) = engine.fallback().cloned() {
+        aside.spawn(async move { fallback.tend().await });
+    }
+    Ok(())
 }
 
 /// Ends the process shortly after a cold stop was asked for, whatever still waits for a broker or a disk.
@@ -161,7 +188,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
     })
 }
 
-fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
+pub(super) fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
     let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
     let urls = BrokerUrl::parse_all(&urls.join(";"))
         .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))?;
@@ -198,21 +225,38 @@ fn health_report(engine: Engine, readiness: Readiness) -> crate::telemetry::Heal
     Arc::new(move || -> BoxFuture<'static, Value> {
         let (engine, readiness) = (engine.clone(), readiness.clone());
         Box::pin(async move {
-            let status = match engine.probe().await {
-                Ok(_) if readiness.is_ready() => "healthy",
-                Ok(_) => "degraded",
-                Err(_) => "unhealthy",
+            let storage = storage(&engine, &readiness).await;
+            let status = match &storage {
+                Condition::Unready(_) => "unhealthy",
+                Condition::Ready if readiness.is_ready() => "healthy",
+                Condition::Ready | Condition::Degraded(_) => "degraded",
+            };
+            let pending = match engine.fallback() {
+                Some(fallback) => fallback.pending().await.ok().map(|pending| pending.entries),
+                None => Some(0),
             };
             let stats = engine.stats();
             json!({
                 "status": status,
-                "gcs_available": stats.gcs_available,
+                "gcs_available": stats.gcs_available && storage == Condition::Ready,
                 "local_fallback_enabled": stats.local_fallback_enabled,
                 "cache_enabled": stats.cache_enabled,
                 "cache_size": stats.cache_size,
-                "pending_sync": 0,
+                "pending_sync": pending,
+                "breaker": engine.breaker().map(|breaker| breaker.state().as_str()),
                 "metrics": stats.metrics,
             })
         })
     })
+}
+
+/// Tells how the storage stands: a bucket is watched all the time, a disk is asked now.
+async fn storage(engine: &Engine, readiness: &Readiness) -> Condition {
+    if engine.breaker().is_none() {
+        return match engine.probe().await {
+            Ok(_) => Condition::Ready,
+            Err(error) => Condition::Unready(error.to_string()),
+        };
+    }
+    readiness.conditions().remove(&Component::Storage).unwrap_or(Condition::Ready)
 }

@@ -24,8 +24,12 @@ pub(super) enum Kind {
     Metadata,
     /// A string.
     Text,
+    /// One of these strings.
+    Choice(&'static [&'static str]),
     /// An integer from 0.
     Count,
+    /// An integer from the first to the second.
+    Between(u64, u64),
     /// Seconds above 0.
     Seconds,
     /// ISO 8601.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::json::Json;
-use crate::storage::{Error, ErrorKind};
+use crate::storage::{Error, ErrorKind, Key};
 
 /// A failed command: the Python exception its caller raises, and whether trying again can help.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +23,10 @@ pub enum Exception {
     TypeError,
     /// A bad key, value or option.
     ValueError,
-    /// A file system or disk error: `[errno, text, key]`.
+    /// A file system or disk error: `[errno, text, name]`.
     OsError,
+    /// What a command needs is not there: `[2, text, name]`.
+    FileNotFoundError,
     /// The backend refuses.
     PermissionError,
     /// `if_absent` or `if_generation` not met.
@@ -43,6 +45,7 @@ impl Exception {
             Self::TypeError => ("TypeError", "builtins"),
             Self::ValueError => ("ValueError", "builtins"),
             Self::OsError => ("OSError", "builtins"),
+            Self::FileNotFoundError => ("FileNotFoundError", "builtins"),
             Self::PermissionError => ("PermissionError", "builtins"),
             Self::PreconditionFailed => ("PreconditionFailed", "filestorage.exceptions"),
             Self::IntegrityError => ("IntegrityError", "filestorage.exceptions"),
@@ -67,10 +70,11 @@ impl CommandError {
     }
 }
 
-/// `OSError`'s three arguments; Python makes the fitting subclass and `errno`, `strerror`, `filename` of them.
+/// `OSError`'s three arguments, the last naming the file or, without one, the key; Python makes the fitting subclass and `errno`, `strerror`, `filename` of them.
 fn os_error(errno: i64, text: &str, error: &Error) -> Vec<Json> {
     let mut args = vec![errno.into(), text.into()];
-    args.extend(error.key.as_ref().map(|key| key.as_str().into()));
+    let name = error.subject.as_deref().or(error.key.as_ref().map(Key::as_str));
+    args.extend(name.map(Json::from));
     args
 }
 
@@ -92,6 +96,7 @@ impl From<Error> for CommandError {
             ErrorKind::Invalid => (Exception::ValueError, text()),
             ErrorKind::Precondition => (Exception::PreconditionFailed, text()),
             ErrorKind::Integrity => (Exception::IntegrityError, text()),
+            ErrorKind::Missing => (Exception::FileNotFoundError, os_error(2, "No such file or directory", &error)),
             ErrorKind::NoSpace => (Exception::OsError, os_error(28, "No space left on device", &error)),
             ErrorKind::Io => (Exception::OsError, os_error(errno(&error).unwrap_or(EIO), &error.to_string(), &error)),
             ErrorKind::Denied => (Exception::PermissionError, os_error(13, &error.to_string(), &error)),

@@ -11,6 +11,7 @@ mod get_stats;
 mod list_keys;
 mod retrieve;
 mod schemas;
+mod signed_url;
 mod stat;
 mod store;
 
@@ -25,7 +26,7 @@ pub use schemas::schemas;
 pub use crate::storage::{Engine, Fence, Key, Redelivered};
 
 use crate::json::Json;
-use crate::storage::{self, Receipt};
+use crate::storage::{self, Receipt, Reference};
 
 /// The parameter nearly every task begins with.
 const KEY: Parameter = Parameter::new("key", Kind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
@@ -37,6 +38,7 @@ pub static COMMANDS: &[&Definition] = &[
     &get_stats::DEFINITION,
     &list_keys::DEFINITION,
     &retrieve::DEFINITION,
+    &signed_url::DEFINITION,
     &stat::DEFINITION,
     &store::DEFINITION,
 ];
@@ -175,7 +177,15 @@ fn key(arguments: &mut Arguments) -> Result<Key, CommandError> {
     Key::parse(&arguments.text("key")?).map_err(|error| CommandError::value_error(error.to_string()))
 }
 
+/// Reads a text that names a place outside the store.
+fn reference(name: &str, text: &str) -> Result<Reference, CommandError> {
+    Reference::parse(text).map_err(|error| CommandError::value_error(format!("{name}: {error}")))
+}
+
 /// Writes a serializable result; the types that come here have string keys only and cannot fail.
 fn json<T: serde::Serialize>(value: &T) -> Result<String, CommandError> {
     serde_json::to_string(value).map_err(|error| CommandError::value_error(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
 use crate::json::{typed, write_string};
-use crate::storage::{ByteRange, Value, Want};
+use crate::storage::{ByteRange, Reference, RetrieveOptions, Value, Want};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.retrieve",
@@ -19,7 +19,11 @@ pub(super) static DEFINITION: Definition = Definition {
         keyword_only: &[
             Parameter::new("offset", Kind::Count, "First byte of a text or bytes value; the answer is bytes."),
             Parameter::new("length", Kind::Count, "Bytes at most."),
-            Parameter::new("destination", Kind::Text, "Place to write the value to; not available in this version."),
+            Parameter::new(
+                "destination",
+                Kind::Text,
+                "Place to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
+            ),
         ],
     },
     less: "a part with offset and length",
@@ -31,18 +35,16 @@ pub(super) static DEFINITION: Definition = Definition {
 struct Retrieve {
     key: Key,
     range: Option<ByteRange>,
+    destination: Option<Reference>,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     let key = super::key(&mut arguments)?;
     let (offset, length) = (arguments.optional_count("offset")?, arguments.optional_count("length")?);
-    if arguments.optional_text("destination")?.is_some() {
-        return Err(CommandError::value_error(
-            "destination: this version cannot write a value elsewhere; leave it out and take the value from the result",
-        ));
-    }
+    let destination = arguments.optional_text("destination")?;
+    let destination = destination.map(|text| super::reference("destination", &text)).transpose()?;
     let range = (offset.is_some() || length.is_some()).then(|| ByteRange { offset: offset.unwrap_or(0), length });
-    Ok(Box::new(Retrieve { key, range }))
+    Ok(Box::new(Retrieve { key, range, destination }))
 }
 
 /// Writes a value as kombu's JSON: text and JSON as themselves, bytes typed.
@@ -68,21 +70,48 @@ impl Command for Retrieve {
         Some(&self.key)
     }
 
+    /// What lies at a destination may be in use by the time a redelivered command would write it again.
     fn writes(&self) -> bool {
-        false
+        self.destination.is_some()
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let mut facts = Facts::of(Some(&self.key), engine);
-        // JSON is never shorter than the bytes it carries.
-        let want = Want { range: self.range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
-        let result = engine.retrieve(&self.key, want).await;
-        if let Ok(Some(read)) = &result {
-            facts.note(&read.receipt);
+        let Self { key, range, destination } = *self;
+        match destination {
+            Some(destination) => write(engine, &key, range, &destination, context).await,
+            None => read(engine, &key, range, context).await,
         }
-        let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
-        Finished { result: result.map_err(CommandError::from), facts }
     }
+}
+
+/// Answers the value.
+async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Context) -> Finished {
+    let mut facts = Facts::of(Some(key), engine);
+    // JSON is never shorter than the bytes it carries.
+    let want = Want { range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
+    let result = engine.retrieve(key, want).await;
+    if let Ok(Some(read)) = &result {
+        facts.note(&read.receipt);
+    }
+    let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
+    Finished { result: result.map_err(CommandError::from), facts }
+}
+
+/// Writes the value elsewhere and answers the receipt.
+async fn write(
+    engine: &Engine,
+    key: &Key,
+    range: Option<ByteRange>,
+    destination: &Reference,
+    context: Context,
+) -> Finished {
+    let mut facts = Facts::of(Some(key), engine);
+    let options = RetrieveOptions { range, operation_id: Some(context.task_id), fence: context.fence };
+    let result = engine.retrieve_to(key, destination, options).await;
+    if let Ok(Some(receipt)) = &result {
+        facts.note(receipt);
+    }
+    Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts }
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub(super) fn of<T: JsonSchema>() -> Value {
 /// Any value, or null where there is none; bytes are typed as kombu types them.
 pub(super) fn any_value() -> Value {
     json!({
-        "description": "The value with its own type, or null. Bytes are {\"__type__\": \"bytes\" | \"base64\", \"__value__\": text}, which a Celery client decodes.",
+        "description": "The value with its own type, or null. Bytes are {\"__type__\": \"bytes\" | \"base64\", \"__value__\": text}, which a Celery client decodes. With a destination, the receipt instead of the value.",
     })
 }
 
@@ -69,7 +69,9 @@ fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
         Kind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
         Kind::Metadata => json!({"type": "object"}),
         Kind::Text => json!({"type": "string"}),
+        Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::Count => json!({"type": "integer", "minimum": 0}),
+        Kind::Between(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
         Kind::Seconds => json!({"type": "number", "exclusiveMinimum": 0}),
         Kind::Instant => json!({"type": "string", "format": "date-time"}),
         Kind::Flag => json!({"type": "boolean"}),
@@ -81,6 +83,9 @@ fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
         if let Some(kind) = members.remove("type") {
             let kind = if optional { json!([kind, "null"]) } else { kind };
             schema.insert("type".to_owned(), kind);
+        }
+        if let Some(Value::Array(words)) = members.get_mut("enum").filter(|_| optional) {
+            words.push(Value::Null);
         }
         schema.extend(members);
     }

@@ -8,14 +8,21 @@ use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
 use crate::json::{Json, typed};
-use crate::storage::{Condition, ContentType, Metadata, StoreOptions, Value};
+use crate::storage::{Condition, ContentType, Metadata, Reference, StoreOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.store",
     operation: Some("store"),
     signature: Signature {
         function: "store",
-        required: &[KEY, Parameter::new("data", Kind::Value, "Value to store; comes back with its own type.")],
+        required: &[
+            KEY,
+            Parameter::new(
+                "data",
+                Kind::Value,
+                "Value to store; comes back with its own type. {\"$ref\": \"file:///…\" | \"gs://…\" | \"s3://…\"} names a place to take it from.",
+            ),
+        ],
         optional: &[Parameter::new("metadata", Kind::Metadata, "Kept beside the value; 4 KiB of ASCII JSON at most.")],
         keyword_only: &[
             Parameter::new("content_type", Kind::Text, "MIME type; by default that of the value's type."),
@@ -36,8 +43,16 @@ const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
 #[derive(Debug)]
 struct Store {
     key: Key,
-    value: Value,
+    data: Data,
     options: StoreOptions,
+}
+
+/// What is to be stored.
+#[derive(Debug)]
+enum Data {
+    Value(Value),
+    /// What a place outside the store has.
+    Reference(Reference),
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
@@ -49,28 +64,29 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
         condition: condition(&mut arguments)?,
         ..StoreOptions::default()
     };
-    let value = value(arguments.take("data"))?;
-    Ok(Box::new(Store { key, value, options }))
+    let data = data(arguments.take("data"))?;
+    Ok(Box::new(Store { key, data, options }))
+}
+
+fn data(data: Json) -> Result<Data, CommandError> {
+    // What else a `$ref` may say, a JSON pointer for example, is a value.
+    if let Some([(name, Json::Text(text))]) = data.as_object()
+        && name == "$ref"
+        && Reference::is_meant(text)
+    {
+        return super::reference("data", text).map(Data::Reference);
+    }
+    value(data).map(Data::Value)
 }
 
 fn value(data: Json) -> Result<Value, CommandError> {
     match data {
         Json::Text(text) => Ok(Value::Text(text)),
-        Json::Object(members) if matches!(&members[..], [(name, Json::Text(place))] if name == "$ref" && is_place(place)) => {
-            Err(CommandError::value_error(
-                "data: a {\"$ref\": …} names a place to read the value from, which this version cannot do; send the value itself",
-            ))
-        }
         other => match typed::take(other).map_err(|error| CommandError::value_error(format!("data: {error}")))? {
             typed::Typed::Bytes(bytes) => Ok(Value::Bytes(bytes.into())),
             typed::Typed::Json(value) => Ok(Value::Json(value.compact())),
         },
     }
-}
-
-/// Tells a place from what else a `$ref` may say, a JSON pointer for example.
-fn is_place(text: &str) -> bool {
-    ["file:///", "gs://", "s3://"].iter().any(|scheme| text.starts_with(scheme))
 }
 
 fn metadata(value: Json, arguments: &Arguments) -> Result<Option<Metadata>, CommandError> {
@@ -147,12 +163,15 @@ impl Command for Store {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { key, value, mut options } = *self;
+        let Self { key, data, mut options } = *self;
         options.operation_id = Some(context.task_id);
         options.redelivered = context.redelivered;
         options.fence = context.fence;
         let mut facts = Facts::of(Some(&key), engine);
-        let result = engine.store(&key, value, options).await;
+        let result = match data {
+            Data::Value(value) => engine.store(&key, value, options).await,
+            Data::Reference(source) => engine.store_from(&key, &source, options).await,
+        };
         if let Ok(receipt) = &result {
             facts.note(receipt);
         }

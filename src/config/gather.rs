@@ -1,18 +1,21 @@
 //! Four sources to one value each, then to checked settings.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 
 use super::kind::{Parsed, Raw};
 use super::settings::Values;
-use super::{Availability, Fault, Faults, Inputs, SETTINGS, Secrecy, Setting, Settings, Source, redact_urls};
+use super::{
+    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, redact_urls, storage,
+};
 
 /// The checked settings and where each came from.
 #[derive(Debug)]
 pub struct Loaded {
     /// The checked settings.
     pub settings: Settings,
-    /// Every setting in force, in the order of the registry.
+    /// Every setting in force, in the order of the registry, and the `AWS_*` variables behind them.
     pub effective: Vec<Effective>,
     /// What looks like a mistake but stops nothing, one sentence each.
     pub warnings: Vec<String>,
@@ -21,8 +24,8 @@ pub struct Loaded {
 /// One setting in force.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    /// The row of the registry.
-    pub setting: &'static Setting,
+    /// Its name in files; of an `AWS_*` variable that in the environment.
+    pub name: String,
     /// Its value, redacted when it is secret; none when unset.
     pub value: Option<String>,
     /// Where the value was given.
@@ -35,11 +38,23 @@ pub struct Effective {
 ///
 /// Every fault at once: unknown keys of the file, values that are not allowed, values this version cannot honour.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
+    let (loaded, faults) = survey(inputs)?;
+    if faults.0.is_empty() { Ok(loaded) } else { Err(faults) }
+}
+
+/// Gathers as [`load`] does, and takes the default where a value is refused; for who looks at what is wrong.
+///
+/// # Errors
+///
+/// A setting the program needs has neither value nor default: a fault of its registry.
+pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let mut faults = Vec::new();
     let table = read_file(inputs, &mut faults);
+    let aws = aws::gather(inputs, &mut faults);
     let mut parsed = BTreeMap::new();
     let mut effective = Vec::new();
     for setting in SETTINGS {
+        let name = setting.name.to_owned();
         let found = match from_flags(setting, inputs, &mut faults)
             .or_else(|| from_environment(setting, inputs, &mut faults))
             .or_else(|| from_table(setting, inputs, &table, &mut faults))
@@ -48,33 +63,53 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
             None => setting.default.map(|text| Found { raw: Raw::Text(text.to_owned()), source: Source::Default }),
         };
         let Some(Found { raw, source }) = found else {
-            effective.push(Effective { setting, value: None, source: Source::Default });
+            effective.push(Effective { name, value: None, source: Source::Default });
             continue;
         };
         let shown = show(setting, &raw);
         match check(setting, &raw, &source) {
             Ok(value) => {
                 parsed.insert(setting.name, value);
-                effective.push(Effective { setting, value: Some(shown), source });
+                effective.push(Effective { name, value: Some(shown), source });
             }
             Err(message) => {
-                faults.push(Fault { setting: setting.name.to_owned(), value: Some(shown), source, message });
+                faults.push(Fault { setting: name, value: Some(shown), source, message });
             }
         }
     }
+    let shown = |(name, (_, source)): (&String, &(_, Source))| Effective {
+        name: name.clone(),
+        value: Some("***".to_owned()),
+        source: source.clone(),
+    };
+    effective.extend(aws.iter().map(shown));
+    let aws = aws.into_iter().map(|(name, (secret, _))| (name, secret)).collect();
     name_default_queue(&mut parsed, &mut effective);
     let values = Values(parsed);
-    for (setting, message) in values.combined_faults() {
-        faults.push(Fault { setting: setting.to_owned(), value: None, source: Source::Combination, message });
-    }
-    if !faults.is_empty() {
-        return Err(Faults(faults));
-    }
-    let settings = Settings::from_values(&values).ok_or_else(|| {
+    let refused = |name: &str| faults.iter().any(|fault| fault.setting == name);
+    let combined = values.combined_faults().into_iter().chain(storage::combined_faults(&values, refused, &aws));
+    let combined: Vec<_> = combined
+        .map(|(setting, message)| (setting.to_owned(), message))
+        .map(|(setting, message)| Fault { setting, value: None, source: Source::Combination, message })
+        .collect();
+    faults.extend(combined);
+    let values = Values(with_defaults(values.0));
+    let settings = Settings::from_values(&values, aws).ok_or_else(|| {
         let message = "a setting the program needs has no row in its registry".to_owned();
         Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
-    Ok(Loaded { settings, effective, warnings: near_misses(inputs) })
+    Ok((Loaded { settings, effective, warnings: near_misses(inputs) }, Faults(faults)))
+}
+
+/// Adds the defaults of settings whose values were refused.
+fn with_defaults(mut parsed: BTreeMap<&'static str, Parsed>) -> BTreeMap<&'static str, Parsed> {
+    for setting in SETTINGS {
+        let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
+        if let Some(default) = default {
+            parsed.entry(setting.name).or_insert(default);
+        }
+    }
+    parsed
 }
 
 /// Without a default queue of their own, those who say which queues are consumed mean the first of them: what follows a
@@ -82,7 +117,7 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
 fn name_default_queue(parsed: &mut BTreeMap<&'static str, Parsed>, effective: &mut [Effective]) {
     let Some(Parsed::List(queues)) = parsed.get("celery_task_queues") else { return };
     let Some(first) = queues.first().cloned() else { return };
-    let row = effective.iter_mut().find(|row| row.setting.name == "celery_task_default_queue");
+    let row = effective.iter_mut().find(|row| row.name == "celery_task_default_queue");
     let Some(row) = row.filter(|row| row.source == Source::Default) else { return };
     row.value = Some(first.clone());
     parsed.insert("celery_task_default_queue", Parsed::Text(first));
@@ -110,6 +145,8 @@ fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::P
 
 fn show(setting: &Setting, raw: &Raw) -> String {
     match setting.secrecy {
+        // Nobody should put a password there; who did must not read it in a log.
+        Secrecy::Plain if matches!(setting.kind, Kind::Url | Kind::Emulator) => redact_urls(&raw.show()),
         Secrecy::Plain => raw.show(),
         Secrecy::Urls => match raw {
             Raw::Text(text) => redact_urls(text),
@@ -130,11 +167,15 @@ fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Op
     Some(Found { raw: Raw::Text(flag.value.clone()), source })
 }
 
-/// A variable that is set but empty counts as unset, which is what compose files make of a missing one.
+/// Reads a variable; one that is set but empty counts as unset, which is what compose files make of a missing one.
+pub(super) fn set<'a>(inputs: &'a Inputs, name: &str) -> Option<&'a OsString> {
+    inputs.environment.get(name).filter(|value| !value.is_empty())
+}
+
 fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Option<Found> {
     let own = setting.environment();
     let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
-    let set = |name: &str| inputs.environment.get(name).filter(|value| !value.is_empty());
+    let set = |name: &str| set(inputs, name);
     let direct = names.into_iter().find_map(|name| Some((name, set(name)?)));
     let twin = setting.file_twin().map(|twin| twin.to_ascii_uppercase());
     let twin = twin.as_deref().and_then(|name| Some((name, set(name)?)));
@@ -205,11 +246,10 @@ fn raw_of(value: &toml::Value) -> Option<Raw> {
     }
 }
 
-/// Reads the file a twin names: lines trimmed, empty ones skipped, several joined as the setting joins them.
+/// Reads the file a twin names; several lines are joined as the setting joins them.
 fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<Fault>) -> Option<Found> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match read_lines(path) {
+        Ok(lines) => {
             let separator = if setting.secrecy == Secrecy::Urls { ";" } else { "," };
             Some(Found { raw: Raw::Text(lines.join(separator)), source })
         }
@@ -221,6 +261,12 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
             None
         }
     }
+}
+
+/// Reads a file of secrets: its lines without blanks around them, and without empty ones.
+pub(super) fn read_lines(path: &Path) -> std::io::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
 /// Reads the file's table and reports its unknown keys.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Provider;
+
 /// What a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
@@ -23,6 +25,12 @@ pub enum Kind {
     Text,
     /// One of these words, in any case.
     Choice(&'static [&'static str]),
+    /// Name of a bucket.
+    Bucket(Provider),
+    /// An `http` or `https` URL.
+    Url,
+    /// The same, or only its host and port.
+    Emulator,
     /// A path.
     Path,
     /// Absolute paths joined by `:`.
@@ -75,6 +83,9 @@ impl Kind {
             Self::Seconds { max } => format!("a number of seconds above 0, at most {max}"),
             Self::Text => "text that is not empty".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Bucket(provider) => provider.rule().to_owned(),
+            Self::Url => "an http:// or https:// URL, without user and password".to_owned(),
+            Self::Emulator => "host:port or an http:// URL of these".to_owned(),
             Self::Path => "a path".to_owned(),
             Self::Paths => "absolute paths joined by `:`".to_owned(),
             Self::Queues => "queue names of 1 to 255 bytes joined by commas".to_owned(),
@@ -106,6 +117,14 @@ impl Kind {
             Self::Choice(words) => {
                 let word = words.iter().find(|word| word.eq_ignore_ascii_case(text))?;
                 Some(Parsed::Text((*word).to_owned()))
+            }
+            Self::Bucket(provider) => provider.allows(text).then(|| Parsed::Text(text.to_owned())),
+            Self::Url => is_url(text).then(|| Parsed::Text(text.to_owned())),
+            Self::Emulator => {
+                let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+                let url = url.trim_end_matches('/');
+                // Nothing but scheme and place: three parts, the middle one empty.
+                (is_url(url) && url.split('/').count() == 3).then(|| Parsed::Text(url.to_owned()))
             }
             Self::Text | Self::Path => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
             Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
@@ -152,6 +171,20 @@ fn is_queue(name: &str) -> bool {
     (1..=255).contains(&name.len())
 }
 
+/// Checks a URL as far as a setting can be wrong: scheme, a host, a port that is one, no login, nothing behind the path.
+fn is_url(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let place = rest.split('/').next().unwrap_or_default();
+    let (host, port) = match place.rsplit_once(']') {
+        Some((host, port)) => (host, port.strip_prefix(':').unwrap_or(port)),
+        None => place.split_once(':').unwrap_or((place, "")),
+    };
+    matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https")
+        && !host.is_empty()
+        && (port.is_empty() || port.parse::<u16>().is_ok())
+        && !rest.contains(|character: char| matches!(character, '@' | '?' | '#') || character.is_whitespace())
+}
+
 /// Checks the outside of a URL: scheme and port. What stands between follows kombu's rules, which the queue knows.
 fn is_broker_url(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
@@ -196,6 +229,29 @@ mod tests {
         let levels = Kind::Choice(&["INFO", "ERROR"]);
         assert_eq!(parse(levels, "info"), Some(Parsed::Text("INFO".to_owned())));
         assert_eq!(parse(levels, "LOUD"), None);
+    }
+
+    #[test]
+    fn urls() {
+        for text in ["http://s3", "https://minio.example.org:9000", "HTTP://[::1]:9000/path/"] {
+            assert_eq!(parse(Kind::Url, text), Some(Parsed::Text(text.to_owned())));
+        }
+        for text in
+            ["", "minio:9000", "ftp://h", "http://", "http://:1", "http://u:p@h", "http://h?x", "http://h:99999"]
+        {
+            assert_eq!(parse(Kind::Url, text), None, "{text}");
+        }
+        for (text, url) in [
+            ("localhost:4443", "http://localhost:4443"),
+            ("http://localhost:4443/", "http://localhost:4443"),
+            ("https://gcs", "https://gcs"),
+            ("[::1]:4443", "http://[::1]:4443"),
+        ] {
+            assert_eq!(parse(Kind::Emulator, text), Some(Parsed::Text(url.to_owned())));
+        }
+        for text in ["localhost:x", "http://h/storage/v1", "h/p", "://h", "a b"] {
+            assert_eq!(parse(Kind::Emulator, text), None, "{text}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! called, what it takes, what it is by default and what it does; flags, errors, `filestorage config` and the table of
 //! the README come from it.
 
+mod aws;
+mod bucket;
 mod fault;
 mod gather;
 mod kind;
@@ -12,15 +14,17 @@ mod registry;
 mod secret;
 mod settings;
 mod source;
+mod storage;
 
+pub use bucket::Provider;
 pub use fault::{Fault, Faults};
-pub use gather::{Effective, Loaded, load};
+pub use gather::{Effective, Loaded, load, survey};
 pub use kind::Kind;
 pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
 pub use secret::{Secret, redact_urls};
 pub use settings::{
-    LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, StorageSettings, TelemetrySettings, TlsIdentity,
-    WorkerSettings,
+    LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, TelemetrySettings, TlsIdentity, WorkerSettings,
 };
 pub use source::{ConfigFile, DEFAULT_FILE, Flag, Inputs, Source};
+pub use storage::{GcsSettings, S3Settings, StoragePlace, StorageSettings};

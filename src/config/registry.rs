@@ -1,6 +1,6 @@
 //! The table of settings: one row each, in the order they are shown.
 
-use super::Kind;
+use super::{Kind, Provider};
 
 /// How much of a value may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,37 +100,50 @@ const DAY: u32 = 86_400;
 
 /// Every setting there is.
 pub static SETTINGS: &[Setting] = &[
-    Setting::new("local_storage_path", Kind::Path, "./storage", "Folder of the local store and of the journal."),
+    Setting::new(
+        "local_storage_path",
+        Kind::Path,
+        "./storage",
+        "Folder of the local store, of what waits for the bucket, and of the journal.",
+    ),
     Setting::new(
         "storage_backend",
         Kind::Choice(&["auto", "local", "gcs", "s3"]),
         "auto",
-        "Where values are kept; `auto` takes the bucket that is named, else the local store.",
+        "Where values are kept; `auto` takes the bucket that is named, Google's before S3's, else the local store.",
+    ),
+    Setting::unset(
+        "gcs_bucket_name",
+        Kind::Bucket(Provider::Gcs),
+        "Bucket of Google Cloud Storage; it is made when it is missing and its project known.",
     )
-    .availability(Availability::LaterFor(&["gcs", "s3"])),
-    Setting::unset("gcs_bucket_name", Kind::Text, "Bucket of Google Cloud Storage; unset keeps everything local.")
-        .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"])
-        .availability(Availability::Later),
-    Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project of the bucket.")
-        .aliases(&["GOOGLE_CLOUD_PROJECT_ID"])
-        .availability(Availability::Idle),
+    .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"]),
+    Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project, in which a missing bucket is made.")
+        .aliases(&["GOOGLE_CLOUD_PROJECT_ID"]),
     Setting::unset("gcs_credentials_path", Kind::Path, "Google's credentials file; unset uses the machine's own.")
-        .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"])
-        .availability(Availability::Idle),
-    Setting::new("gcs_location", Kind::Text, "US", "Where a bucket is created.").availability(Availability::Idle),
-    Setting::unset("storage_emulator_host", Kind::Text, "Host and port of a Google Cloud Storage emulator.")
-        .availability(Availability::Idle),
-    Setting::unset("s3_bucket_name", Kind::Text, "Bucket of S3 or a compatible store.")
-        .availability(Availability::Later),
-    Setting::unset("s3_endpoint_url", Kind::Text, "URL of a store compatible with S3.")
-        .availability(Availability::Later),
-    Setting::unset("s3_region", Kind::Text, "Region of the S3 bucket.").availability(Availability::Later),
-    Setting::new("enable_local_fallback", Kind::Bool, "true", "Keeps writes locally while the bucket is away.")
-        .availability(Availability::Idle),
-    Setting::new("max_retries", integer(0, 100), "3", "Attempts at the bucket after the first.")
-        .availability(Availability::Idle),
-    Setting::new("timeout_seconds", Kind::Seconds { max: DAY }, "30", "Longest one attempt at the bucket may take.")
-        .availability(Availability::Idle),
+        .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"]),
+    Setting::new("gcs_location", Kind::Text, "US", "Where a missing bucket is made."),
+    Setting::unset(
+        "storage_emulator_host",
+        Kind::Emulator,
+        "A Google Cloud Storage emulator, which is asked instead of Google and without credentials.",
+    ),
+    Setting::unset(
+        "s3_bucket_name",
+        Kind::Bucket(Provider::S3),
+        "Bucket of S3 or a compatible store; credentials come from the usual AWS_* variables.",
+    ),
+    Setting::unset("s3_endpoint_url", Kind::Url, "A store compatible with S3; unset is Amazon's."),
+    Setting::unset("s3_region", Kind::Text, "Region of the S3 bucket; unset takes AWS_REGION."),
+    Setting::new(
+        "enable_local_fallback",
+        Kind::Bool,
+        "true",
+        "Keeps writes locally while the bucket is away, and sends them when it is back.",
+    ),
+    Setting::new("max_retries", integer(0, 100), "3", "Attempts at the bucket after the first."),
+    Setting::new("timeout_seconds", Kind::Seconds { max: DAY }, "30", "Longest one attempt at the bucket may take."),
+    // 8 KiB, the default people know, would be a change of threads each; what streams moves in 256 KiB.
     Setting::new("chunk_size", integer(1, 1 << 30), "8192", "Bytes moved at a time when a value streams.")
         .availability(Availability::Idle),
     Setting::new("enable_compression", Kind::Bool, "true", "Compresses values above the threshold.")
@@ -151,8 +164,7 @@ pub static SETTINGS: &[Setting] = &[
         .availability(Availability::Idle),
     Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
         .availability(Availability::Idle),
-    Setting::unset("exchange_directories", Kind::Paths, "Folders below which commands may name files.")
-        .availability(Availability::Later),
+    Setting::unset("exchange_directories", Kind::Paths, "Folders below which commands may name files."),
     Setting::new(
         "celery_broker_url",
         Kind::BrokerUrls,

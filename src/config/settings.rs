@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Secret;
 use super::kind::Parsed;
+use super::{Secret, StorageSettings};
 
 /// Everything the program can be told, checked.
 #[derive(Clone, Debug)]
@@ -18,13 +18,6 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// Logs' and numbers'.
     pub telemetry: TelemetrySettings,
-}
-
-/// What the storage engine is told.
-#[derive(Clone, Debug)]
-pub struct StorageSettings {
-    /// `local_storage_path`: the folder everything lies in.
-    pub local_storage_path: PathBuf,
 }
 
 /// What the broker room is told.
@@ -159,7 +152,7 @@ impl LogLevel {
 
 impl Settings {
     /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
-    pub(super) fn from_values(values: &Values) -> Option<Self> {
+    pub(super) fn from_values(values: &Values, aws: BTreeMap<String, Secret>) -> Option<Self> {
         let default_queue = values.text("celery_task_default_queue")?.to_owned();
         let queues = values.list("celery_task_queues").map_or_else(|| vec![default_queue.clone()], <[_]>::to_vec);
         let queue_type = match values.text("celery_task_default_queue_type")? {
@@ -176,7 +169,7 @@ impl Settings {
         let metrics =
             MetricsAddress { host: values.text("metrics_host")?.to_owned(), port: values.integer("metrics_port")? };
         Some(Self {
-            storage: StorageSettings { local_storage_path: values.text("local_storage_path")?.into() },
+            storage: StorageSettings::from_values(values, aws)?,
             queue: QueueSettings {
                 broker_urls: values.list("celery_broker_url")?.iter().map(Secret::new).collect(),
                 default_queue,
@@ -245,32 +238,32 @@ impl Values {
         faults
     }
 
-    fn bool(&self, name: &str) -> bool {
+    pub(super) fn bool(&self, name: &str) -> bool {
         matches!(self.0.get(name), Some(Parsed::Bool(true)))
     }
 
-    fn integer<T: TryFrom<u64>>(&self, name: &str) -> Option<T> {
+    pub(super) fn integer<T: TryFrom<u64>>(&self, name: &str) -> Option<T> {
         match self.0.get(name) {
             Some(Parsed::Integer(number)) => T::try_from(*number).ok(),
             _ => None,
         }
     }
 
-    fn seconds(&self, name: &str) -> Option<Duration> {
+    pub(super) fn seconds(&self, name: &str) -> Option<Duration> {
         match self.0.get(name) {
             Some(Parsed::Seconds(duration)) => Some(*duration),
             _ => None,
         }
     }
 
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.0.get(name) {
             Some(Parsed::Text(text)) => Some(text),
             _ => None,
         }
     }
 
-    fn list(&self, name: &str) -> Option<&[String]> {
+    pub(super) fn list(&self, name: &str) -> Option<&[String]> {
         match self.0.get(name) {
             Some(Parsed::List(items)) => Some(items),
             _ => None,

@@ -194,6 +194,9 @@ pub struct Put {
     pub condition: Condition,
     /// Asked at the commit point.
     pub fence: Fence,
+    /// Not to be done now: an overlay that has nothing of the key takes it, stamped as it is, for its synchronization to
+    /// weigh against what the bucket got since. Asked only of a stack that has an overlay.
+    pub deferred: bool,
 }
 
 /// How to delete.
@@ -205,6 +208,8 @@ pub struct Delete {
     pub lenient: bool,
     /// Asked at the commit point.
     pub fence: Fence,
+    /// Not to be done now, see [`Put::deferred`]: remembered as a delete of this time.
+    pub deferred: Option<Timestamp>,
 }
 
 /// Which part of a listing is wanted.

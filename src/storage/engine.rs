@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, Content, DeleteOptions, Error, ErrorKind, Key, Kind, Landing, ListRequest, Metadata, Object,
-    Operation, Page, Place, Probe, Put, Receipt, Result, Seen, Stat, Stats, StoreOptions, Value, Want, clock,
+    Attributes, Backend, Breaker, BreakerState, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange,
+    Fallback, Grant, Key, Kind, Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt,
+    Result, Stat, Stats, StoreOptions, Value, Want, open,
 };
 
 /// Stores and retrieves typed values; cheap to clone.
@@ -24,11 +25,14 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Engine(pub(super) Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Inner {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) place: Place,
-    counters: Counters,
+    pub(super) fallback: Option<Arc<Fallback>>,
+    pub(super) exchange: Exchange,
+    breaker: Option<Breaker>,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// A value that was found and the receipt of the object it was read from.
@@ -40,11 +44,54 @@ pub struct Retrieved {
     pub receipt: Receipt,
 }
 
+/// A value that was found, its bytes in memory or in a file, and the receipt of the object it was read from.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The whole value, or the bytes of the range, which are bytes whatever the value is.
+    pub content: Content,
+    /// The object's receipt; sizes and checksum are those of the whole value.
+    pub receipt: Receipt,
+}
+
 impl Engine {
     /// Puts an engine over a backend; `place` is what receipts call it.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, place: Place) -> Self {
-        Self(Arc::new(Inner { backend, place, counters: Counters::default() }))
+        let (fallback, exchange, breaker) = (None, Exchange::default(), None);
+        Self(Arc::new(Inner { backend, place, fallback, exchange, breaker, counters: Arc::default() }))
+    }
+
+    /// Lets commands name files and objects outside the store.
+    #[must_use]
+    pub fn with_exchange(mut self, exchange: Exchange) -> Self {
+        Arc::make_mut(&mut self.0).exchange = exchange;
+        self
+    }
+
+    /// Names the fallback that is part of the backend's stack.
+    #[must_use]
+    pub fn with_fallback(mut self, fallback: Arc<Fallback>) -> Self {
+        Arc::make_mut(&mut self.0).fallback = Some(fallback);
+        self
+    }
+
+    /// Names the breaker that is part of the backend's stack.
+    #[must_use]
+    pub fn with_breaker(mut self, breaker: Breaker) -> Self {
+        Arc::make_mut(&mut self.0).breaker = Some(breaker);
+        self
+    }
+
+    /// Returns the breaker of the bucket, where there is one.
+    #[must_use]
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.0.breaker.as_ref()
+    }
+
+    /// Returns the fallback, where there is one.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&Arc<Fallback>> {
+        self.0.fallback.as_ref()
     }
 
     /// Returns where objects are kept.
@@ -60,6 +107,8 @@ impl Engine {
     /// alone and answers the receipt of the state that was replaced. Look and write are one step for every other
     /// writer: the write names the generation it saw. What remains: without a known start, a store repeats over what
     /// others wrote meanwhile; and with one, a delete in between leaves nothing to compare, so the value comes back.
+    /// Where a bucket that is away cannot be looked at, an unconditional one is left to the fallback, stamped with its
+    /// start, so that what others have written since is found when it is sent.
     ///
     /// # Errors
     ///
@@ -77,6 +126,25 @@ impl Engine {
     /// [`ErrorKind::Integrity`] for an object that is damaged.
     pub async fn retrieve(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
         self.0.counters.measure(self.retrieve_uncounted(key, want)).await
+    }
+
+    /// Opens a value, or some bytes of it, to be read piece by piece; whether a text is UTF-8 and JSON is JSON is not
+    /// looked at.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::retrieve`].
+    pub async fn open(&self, key: &Key, want: Want) -> Result<Option<Opened>> {
+        self.0.counters.measure(self.open_uncounted(key, want)).await
+    }
+
+    /// Makes a URL by which anyone can read or write the object for a time; the URL is a secret.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] where objects are not in a bucket; what the backend fails with.
+    pub async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        self.0.counters.measure(self.0.backend.sign(key, grant)).await
     }
 
     /// Removes the object; afterwards the key is gone, whoever removed it.
@@ -136,10 +204,11 @@ impl Engine {
     /// Reads the counters since start.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let asked = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
         Stats {
             initialized: true,
-            gcs_available: self.0.place == Place::Gcs,
-            local_fallback_enabled: false,
+            gcs_available: self.0.place == Place::Gcs && asked,
+            local_fallback_enabled: self.0.fallback.is_some(),
             cache_enabled: false,
             cache_size: 0,
             metrics: self.0.counters.read(),
@@ -147,11 +216,10 @@ impl Engine {
     }
 
     pub(super) async fn live(&self, key: &Key) -> Result<Option<Attributes>> {
-        let attributes = self.0.backend.stat(key).await?;
-        Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
+        open::live(&*self.0.backend, key).await
     }
 
-    async fn store_uncounted(&self, key: &Key, content: Content, options: StoreOptions) -> Result<Receipt> {
+    pub(super) async fn store_uncounted(&self, key: &Key, content: Content, options: StoreOptions) -> Result<Receipt> {
         let StoreOptions { metadata, content_type, expires_at, condition, operation_id, redelivered, fence } = options;
         let Content { kind, payload } = content;
         if let (Kind::Json, Some(json)) = (kind, payload.as_memory())
@@ -160,26 +228,14 @@ impl Engine {
             let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
         }
-        let checksum = payload.checksum().await.map_err(|error| unread(Operation::Store, key, error))?;
+        let checksum = payload.checksum().await.map_err(|error| Error::unread(Operation::Store, key, error))?;
         let size = payload.len();
+        let content_type = content_type.map_or_else(|| kind.content_type().to_owned(), ContentType::into_string);
         let attributes = Attributes {
-            kind,
-            content_type: content_type
-                .map_or_else(|| default_content_type(kind).to_owned(), |given| given.into_string()),
-            size,
-            checksum,
-            stored_size: size,
-            stored_checksum: checksum,
-            compression: None,
-            encrypted: false,
-            generation: Uuid::new_v4().simple().to_string(),
             operation_id: operation_id.map(short),
             metadata: metadata.map(Metadata::into_raw),
-            stored_at: clock::stamp(),
             expires_at,
-            origin: None,
-            tombstone: false,
-            seen: Seen::default(),
+            ..Attributes::new(kind, content_type, size, checksum)
         };
         let receipt = Receipt::of(key, self.0.place, &attributes);
         let object = Object { attributes, payload };
@@ -187,10 +243,12 @@ impl Engine {
             None => self
                 .0
                 .backend
-                .put(key, object, Put { condition, fence })
+                .put(key, object, Put { condition, fence, ..Put::default() })
                 .await
                 .map(|landing| receipt.landed(landing))?,
-            Some(again) => self.store_again(key, object, Put { condition, fence }, again, receipt).await?,
+            Some(again) => {
+                self.store_again(key, object, Put { condition, fence, ..Put::default() }, again, receipt).await?
+            }
         };
         self.0.counters.stored(size);
         Ok(receipt)
@@ -221,41 +279,28 @@ impl Engine {
     }
 
     async fn retrieve_uncounted(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
-        let found = match self.0.backend.get(key, want).await {
-            // What was refused may have expired, and then it is not there to be refused.
-            Err(error) if error.kind == ErrorKind::Invalid => match self.live(key).await {
-                Ok(None) => None,
-                Ok(Some(_)) => return Err(error),
-                Err(fault) => return Err(fault.during(Operation::Retrieve)),
-            },
-            found => found?,
-        };
-        let Some(Object { attributes, payload }) = found.filter(|it| !it.attributes.is_expired(Timestamp::now()))
-        else {
+        let Some(Opened { content: Content { kind, payload }, receipt }) = self.open_uncounted(key, want).await? else {
             return Ok(None);
         };
-        let damaged = |what: &str| {
-            let mend = "restore it from a backup or store it again";
-            Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {mend}"))
-        };
-        if attributes.compression.is_some() || attributes.encrypted {
-            return Err(damaged("the object is compressed or encrypted in a way this engine cannot undo"));
-        }
-        // The backend vouches for the bytes kept, which here are the value's bytes.
-        if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {
-            return Err(damaged("the value's size or checksum does not match its bytes"));
-        }
-        let receipt = Receipt::of(key, self.0.place, &attributes);
-        let payload = payload.into_memory().await.map_err(|error| unread(Operation::Retrieve, key, error))?;
-        let value = match (want.range, attributes.kind) {
-            (Some(_), _) | (None, Kind::Bytes) => Value::Bytes(payload),
-            (None, Kind::Text) => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
-            (None, Kind::Json) => {
+        let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
+        let damaged = |what| open::damaged(key, what);
+        let value = match kind {
+            Kind::Bytes => Value::Bytes(payload),
+            Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
+            Kind::Json => {
                 let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
                 Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
             }
         };
         Ok(Some(Retrieved { value, receipt }))
+    }
+
+    async fn open_uncounted(&self, key: &Key, want: Want) -> Result<Option<Opened>> {
+        let found = open::open(&*self.0.backend, key, want).await?;
+        Ok(found.map(|Object { attributes, payload }| {
+            let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
+            Opened { content: Content { kind, payload }, receipt: Receipt::of(key, self.0.place, &attributes) }
+        }))
     }
 }
 
@@ -263,22 +308,8 @@ impl Engine {
 const LONGEST_ID: usize = 128;
 
 /// Puts an id of its own in the place of a long one: the same for the same.
-fn short(id: String) -> String {
+pub(super) fn short(id: String) -> String {
     if id.len() <= LONGEST_ID { id } else { Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()).to_string() }
-}
-
-const fn default_content_type(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Text => "text/plain; charset=utf-8",
-        Kind::Bytes => "application/octet-stream",
-        Kind::Json => "application/json",
-    }
-}
-
-/// The error of bytes that lie in a file and cannot be read from there.
-fn unread(operation: Operation, key: &Key, error: std::io::Error) -> Error {
-    let why = format!("the value's bytes cannot be read: {error}; look at the disk they are on");
-    Error::new(ErrorKind::Io, operation, Some(key), why).with_source(error)
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

@@ -1,6 +1,7 @@
 //! One error for the whole room: kind, operation, key, source.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use super::Key;
@@ -17,6 +18,8 @@ pub enum ErrorKind {
     Precondition,
     /// Stored bytes do not match their checksum, cannot be decoded, or name another key.
     Integrity,
+    /// What is needed is not there: a source, or the folder of a destination. Never what a miss of a key is.
+    Missing,
     /// The disk is full.
     NoSpace,
     /// The backend refuses this identity.
@@ -77,6 +80,8 @@ pub struct Error {
     pub key: Option<Key>,
     /// How long the backend asks to wait before the next attempt.
     pub retry_after: Option<Duration>,
+    /// Which file or foreign object, when one beside the key is concerned.
+    pub subject: Option<String>,
     message: String,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -85,7 +90,15 @@ pub struct Error {
 impl Error {
     /// Makes an error; `message` says the cause and the mend.
     pub fn new(kind: ErrorKind, operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
-        Self { kind, operation, key: key.cloned(), retry_after: None, message: message.into(), source: None }
+        Self {
+            kind,
+            operation,
+            key: key.cloned(),
+            retry_after: None,
+            subject: None,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// Adds the underlying error.
@@ -101,6 +114,12 @@ impl Error {
         Self { retry_after, ..self }
     }
 
+    /// Adds which file or foreign object is concerned.
+    #[must_use]
+    pub fn with_subject(self, subject: impl Into<String>) -> Self {
+        Self { subject: Some(subject.into()), ..self }
+    }
+
     /// Makes the error of a write that its fence forbade.
     pub(super) fn abandoned(operation: Operation, key: &Key) -> Self {
         let why = "abandoned before its commit point; nothing was changed";
@@ -113,10 +132,28 @@ impl Error {
         Self::new(ErrorKind::Invalid, Operation::Sign, Some(key), why)
     }
 
+    /// Makes the error of bytes that lie in a file and cannot be read from there.
+    pub(super) fn unread(operation: Operation, key: &Key, error: io::Error) -> Self {
+        let (kind, why) = match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                (ErrorKind::Integrity, "the source became shorter while it was read; try again".to_owned())
+            }
+            _ => (ErrorKind::Io, format!("the value's bytes cannot be read: {error}; look at the disk they are on")),
+        };
+        Self::new(kind, operation, Some(key), why).with_source(error)
+    }
+
     /// Renames the operation: a step's error as that of the whole.
     #[must_use]
     pub(super) fn during(self, operation: Operation) -> Self {
         Self { operation, ..self }
+    }
+
+    /// Adds a remark behind cause and mend.
+    #[must_use]
+    pub(super) fn noting(mut self, remark: &str) -> Self {
+        self.message = format!("{}; {remark}", self.message);
+        self
     }
 
     /// Returns cause and mend without operation and key.

@@ -162,7 +162,7 @@ fn is_plain_value(value: &str) -> bool {
 }
 
 /// Writes everything outside ASCII as `\uXXXX`; in JSON such characters stand in strings only, where both mean the same.
-fn escape(json: &str) -> String {
+pub(super) fn escape(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let mut units = [0; 2];
     for character in json.chars() {

@@ -41,9 +41,7 @@ impl fmt::Display for Memory {
 impl Backend for Memory {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
         let Object { attributes, payload } = object;
-        let payload = payload.into_memory().await.map_err(|error| {
-            Error::new(ErrorKind::Io, Operation::Store, Some(key), format!("{error}; look at the disk of the source"))
-        })?;
+        let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Store, key, error))?;
         if attributes.stored_checksum != Checksum::of(&payload) {
             let why = "the source changed while it was stored; store it again";
             return Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why));

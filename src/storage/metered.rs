@@ -27,6 +27,18 @@ impl Metered {
         Self { inner, label, metrics }
     }
 
+    /// Measures a write that is done past the trait.
+    pub(super) async fn measure_put(
+        &self,
+        bytes: u64,
+        write: impl Future<Output = Result<Landing>> + Send,
+    ) -> Result<Landing> {
+        let started = Instant::now();
+        let result = write.await;
+        self.note(StorageOperation::Put, started, &result, true, bytes);
+        result
+    }
+
     fn note<T>(&self, operation: StorageOperation, started: Instant, result: &Result<T>, found: bool, bytes: u64) {
         let outcome = match result {
             Ok(_) if found => StorageOutcome::Succeeded,
@@ -46,7 +58,7 @@ const fn outcome_of(error: &Error) -> StorageOutcome {
         ErrorKind::Unavailable => StorageOutcome::Unavailable,
         ErrorKind::Throttled => StorageOutcome::Throttled,
         ErrorKind::Abandoned => StorageOutcome::Abandoned,
-        ErrorKind::Invalid | ErrorKind::Io => StorageOutcome::Failed,
+        ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::Io => StorageOutcome::Failed,
     }
 }
 
@@ -59,10 +71,7 @@ impl fmt::Display for Metered {
 #[async_trait]
 impl Backend for Metered {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        let (started, bytes) = (Instant::now(), object.payload.len());
-        let result = self.inner.put(key, object, how).await;
-        self.note(StorageOperation::Put, started, &result, true, bytes);
-        result
+        self.measure_put(object.payload.len(), self.inner.put(key, object, how)).await
     }
 
     async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {

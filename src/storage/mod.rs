@@ -1,18 +1,21 @@
 //! The engine: values and bytes under keys. Knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Metered ─ Local | Memory
+//! Engine ─ Metered ─ Local | Memory | S3
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
 //! objects. The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
 
-#[allow(dead_code, reason = "counted by the layers that come next")]
 mod attempts;
 mod backend;
+mod breaker;
 mod clock;
+mod draft;
 mod engine;
 mod error;
+mod exchange;
+mod fallback;
 mod fence;
 mod gcs;
 mod key;
@@ -22,20 +25,28 @@ mod memory;
 mod metadata;
 mod metered;
 mod object;
+mod open;
 mod options;
 mod payload;
 mod receipt;
 mod redelivery;
+mod retry;
+mod s3;
 mod spool;
 mod stats;
 mod value;
+mod watch;
 
 pub use attempts::counted;
 pub use backend::{
     Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
 };
-pub use engine::{Engine, Retrieved};
+pub use breaker::{Breaker, BreakerState};
+pub use draft::Draft;
+pub use engine::{Engine, Opened, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use exchange::{Buckets, Exchange, NoBuckets, Reference, ReferenceError, Scheme};
+pub use fallback::{Conflict, Fallback, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use fence::Fence;
 pub use gcs::{Gcs, GcsOptions};
 pub use key::{Key, KeyError};
@@ -44,9 +55,12 @@ pub use memory::Memory;
 pub use metadata::{ContentType, Metadata, OptionError};
 pub use metered::Metered;
 pub use object::{Attributes, Checksum, Kind, Object, Seen};
-pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, StoreOptions};
+pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
 pub use payload::Payload;
 pub use receipt::{Place, Receipt, Stat, format_timestamp};
+pub use retry::{Retry, RetryOptions};
+pub use s3::{S3, S3Options};
 pub use spool::{Intake, Spool};
 pub use stats::{Stats, StatsMetrics};
 pub use value::{Content, Value};
+pub use watch::{Watch, watched};

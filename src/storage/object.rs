@@ -4,8 +4,9 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
-use super::Payload;
+use super::{Payload, clock};
 
 /// Bytes and what is known about them.
 #[derive(Clone, Debug)]
@@ -26,6 +27,18 @@ pub enum Kind {
     Bytes,
     /// Any other JSON value.
     Json,
+}
+
+impl Kind {
+    /// Returns the MIME type of a value that is given none.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; charset=utf-8",
+            Self::Bytes => "application/octet-stream",
+            Self::Json => "application/json",
+        }
+    }
 }
 
 /// Everything kept beside the payload; the same fields on every backend.
@@ -84,6 +97,28 @@ const fn is_false(flag: &bool) -> bool {
 }
 
 impl Attributes {
+    /// Makes those of a new state that is written now: without codecs, metadata and expiry.
+    pub(super) fn new(kind: Kind, content_type: String, size: u64, checksum: Checksum) -> Self {
+        Self {
+            kind,
+            content_type,
+            size,
+            checksum,
+            stored_size: size,
+            stored_checksum: checksum,
+            compression: None,
+            encrypted: false,
+            generation: Uuid::new_v4().simple().to_string(),
+            operation_id: None,
+            metadata: None,
+            stored_at: clock::stamp(),
+            expires_at: None,
+            origin: None,
+            tombstone: false,
+            seen: Seen::default(),
+        }
+    }
+
     /// Tells whether the object is past its time.
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {

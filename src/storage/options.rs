@@ -23,6 +23,17 @@ pub struct StoreOptions {
     pub fence: Fence,
 }
 
+/// How to retrieve to another place.
+#[derive(Clone, Debug, Default)]
+pub struct RetrieveOptions {
+    /// Only these bytes of a text or bytes value; the whole by default.
+    pub range: Option<ByteRange>,
+    /// Id of the command that writes, kept in an object of a bucket.
+    pub operation_id: Option<String>,
+    /// Asked right before the write becomes visible.
+    pub fence: Fence,
+}
+
 /// How to delete.
 #[derive(Clone, Debug, Default)]
 pub struct DeleteOptions {

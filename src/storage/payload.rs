@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Checksum;
+use super::{Checksum, Watch};
 
 /// Bytes of an object; cheap to clone, never changed.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub struct Stretch {
     file: Arc<File>,
     begin: u64,
     length: u64,
+    watch: Option<Watch>,
 }
 
 impl Payload {
@@ -36,7 +37,16 @@ impl Payload {
     /// Takes `length` bytes of an open file, from `begin` on.
     #[must_use]
     pub fn file(file: Arc<File>, begin: u64, length: u64) -> Self {
-        Self::File(Stretch { file, begin, length })
+        Self::File(Stretch { file, begin, length, watch: None })
+    }
+
+    /// Lets somebody hear how far the reading of a file has come.
+    #[must_use]
+    pub fn watched(self, watch: &Watch) -> Self {
+        match self {
+            Self::Memory(_) => self,
+            Self::File(stretch) => Self::File(Stretch { watch: Some(watch.clone()), ..stretch }),
+        }
     }
 
     /// Counts the bytes.
@@ -71,7 +81,9 @@ impl Payload {
         match self {
             // Both are lengths of what is in memory.
             Self::Memory(bytes) => Self::Memory(bytes.slice(begin as usize..end as usize)),
-            Self::File(stretch) => Self::file(Arc::clone(&stretch.file), stretch.begin + begin, end - begin),
+            Self::File(stretch) => {
+                Self::File(Stretch { begin: stretch.begin + begin, length: end - begin, ..stretch.clone() })
+            }
         }
     }
 
@@ -89,6 +101,9 @@ impl Payload {
             Self::File(stretch) => {
                 let mut bytes = vec![0; length];
                 stretch.file.read_exact_at(&mut bytes, stretch.begin + offset)?;
+                if let Some(watch) = &stretch.watch {
+                    watch.hear(offset + length as u64);
+                }
                 Ok(bytes.into())
             }
         }
@@ -142,6 +157,38 @@ impl Payload {
         Ok(checksum)
     }
 
+    /// Tells whether the bytes are UTF-8, reading a file through.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub async fn is_utf8(&self) -> io::Result<bool> {
+        match self {
+            Self::Memory(bytes) => Ok(std::str::from_utf8(bytes).is_ok()),
+            Self::File(_) => {
+                let payload = self.clone();
+                hop(move || payload.is_utf8_blocking()).await
+            }
+        }
+    }
+
+    fn is_utf8_blocking(&self) -> io::Result<bool> {
+        // What is left of the chunk before: the beginning of a character.
+        let (mut rest, mut offset) = (Vec::new(), 0);
+        while offset < self.len() {
+            let chunk = self.read_at(offset, Self::CHUNK)?;
+            offset += chunk.len() as u64;
+            rest.extend_from_slice(&chunk);
+            let valid = match std::str::from_utf8(&rest) {
+                Ok(text) => text.len(),
+                Err(error) if error.error_len().is_none() => error.valid_up_to(),
+                Err(_) => return Ok(false),
+            };
+            rest.drain(..valid);
+        }
+        Ok(rest.is_empty())
+    }
+
     /// Computes the checksum, a file's on a thread that may block.
     ///
     /// # Errors
@@ -172,5 +219,43 @@ pub(super) async fn hop<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> 
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(error) => Err(io::Error::other(error)),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn in_file(bytes: &[u8]) -> Payload {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Payload::file(Arc::new(file), 0, bytes.len() as u64)
+    }
+
+    #[tokio::test]
+    async fn characters_may_lie_across_chunks() {
+        for (filler, tail, text) in [
+            ("", &b""[..], true),
+            ("", b"\xc3", false),
+            ("x", "\u{e9}".as_bytes(), true),
+            ("\u{e9}x", b"x\xff", false),
+            ("\u{1f980}\u{e9}x", "\u{1f980}".as_bytes(), true),
+            ("\u{1f980}\u{e9}x", b"\xf0\x9f\xa6", false),
+        ] {
+            let times = if filler.is_empty() { 0 } else { 2 * Payload::CHUNK / filler.len() };
+            let bytes = [filler.repeat(times).as_bytes(), tail].concat();
+            assert_eq!(in_file(&bytes).is_utf8().await.unwrap(), text, "{filler:?} {tail:?}");
+            assert_eq!(Payload::Memory(bytes.into()).is_utf8().await.unwrap(), text, "{filler:?} {tail:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_ends_unexpectedly() {
+        let payload = in_file(b"12345");
+        let Payload::File(stretch) = &payload else { unreachable!() };
+        stretch.file.set_len(3).unwrap();
+        assert_eq!(payload.checksum().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use super::{Checksum, Payload, payload};
+use super::{Checksum, Payload, Watch, payload};
 
 /// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
 ///
@@ -55,7 +55,14 @@ impl Spool {
     /// Begins to take bytes in.
     #[must_use]
     pub fn intake(&self) -> Intake {
-        Intake { spool: self.clone(), memory: BytesMut::new(), file: None, length: 0, checksum: Checksum::of(&[]) }
+        Intake {
+            spool: self.clone(),
+            memory: BytesMut::new(),
+            file: None,
+            length: 0,
+            checksum: Checksum::of(&[]),
+            watch: Watch::current(),
+        }
     }
 }
 
@@ -67,6 +74,7 @@ pub struct Intake {
     file: Option<Arc<File>>,
     length: u64,
     checksum: Checksum,
+    watch: Option<Watch>,
 }
 
 impl Intake {
@@ -82,6 +90,9 @@ impl Intake {
         self.checksum = self.checksum.append(bytes);
         self.length += bytes.len() as u64;
         self.memory.extend_from_slice(bytes);
+        if let Some(watch) = &self.watch {
+            watch.hear(self.length);
+        }
         // A file is written in pieces that are worth the change of threads.
         let most = if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY };
         if self.memory.len() > most { self.spill().await } else { Ok(()) }

@@ -11,7 +11,7 @@ use super::Result;
 pub struct Stats {
     /// Whether the engine can be used; true once it exists.
     pub initialized: bool,
-    /// Whether objects are kept in Google Cloud Storage.
+    /// Whether objects are kept in Google Cloud Storage, and it can be reached.
     pub gcs_available: bool,
     /// Whether stores land locally while a bucket is unreachable.
     pub local_fallback_enabled: bool,

@@ -49,6 +49,8 @@ label_values! {
         Stat = "stat",
         /// `filestorage.get_stats`.
         GetStats = "get_stats",
+        /// `filestorage.signed_url`.
+        SignedUrl = "signed_url",
         /// Anything else, an unreadable message included.
         Other = "other",
     }
@@ -191,6 +193,22 @@ label_values! {
         /// Abandoned before the commit point.
         Abandoned = "abandoned",
         /// Any other fault.
+        Failed = "failed",
+    }
+}
+
+label_values! {
+    /// What became of one entry of the overlay that was to be sent to the bucket.
+    SyncOutcome {
+        /// Written to the bucket.
+        Sent = "sent",
+        /// A delete that the bucket has now done, or had nothing to do for.
+        Deleted = "deleted",
+        /// The bucket had it: an earlier try whose answer was lost.
+        AlreadyThere = "already_there",
+        /// Somebody else changed the bucket's object since: set aside, or for a delete dropped.
+        Conflict = "conflict",
+        /// Refused or damaged; it stays.
         Failed = "failed",
     }
 }

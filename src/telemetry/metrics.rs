@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,8 +14,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome,
+    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome, SyncOutcome,
 };
+use super::pending::PendingCollector;
 use super::process::ProcessCollector;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +63,16 @@ struct PlaceLabels {
     backend: Backend,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabel {
+    backend: Backend,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SyncLabel {
+    outcome: SyncOutcome,
+}
+
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Every number the process counts; clones share the same numbers.
@@ -84,6 +96,10 @@ struct Inner {
     storage_durations: Durations<PlaceLabels>,
     storage_bytes: Family<PlaceLabels, Counter>,
     foreign_names: Counter,
+    storage_retries: Family<PlaceLabels, Counter>,
+    breaker_open: Family<BackendLabel, Gauge>,
+    synced: Family<SyncLabel, Counter>,
+    pending: PendingCollector,
 }
 
 /// From 250 µs, below a small value on tmpfs, to 65 s in factors of four.
@@ -137,6 +153,18 @@ impl Metrics {
         let foreign_names = Counter::default();
         let help = "Names met in listings that are no legal keys";
         ours.register("storage_foreign_names", help, foreign_names.clone());
+        let storage_retries = Family::default();
+        let help = "Attempts at a backend after the first of an operation";
+        ours.register("storage_retries", help, storage_retries.clone());
+        let breaker_open = Family::default();
+        let help = "1 while a backend cannot be reached and is asked only whether it can be again, else 0";
+        ours.register("storage_breaker_open", help, breaker_open.clone());
+
+        let synced = Family::default();
+        let help = "Entries of the overlay that were to be sent to the bucket, by what became of them";
+        ours.register("synced_entries", help, synced.clone());
+        let pending = PendingCollector::default();
+        ours.register_collector(Box::new(pending.clone()));
 
         Self(Arc::new(Inner {
             registry,
@@ -153,6 +181,10 @@ impl Metrics {
             storage_durations,
             storage_bytes,
             foreign_names,
+            storage_retries,
+            breaker_open,
+            synced,
+            pending,
         }))
     }
 
@@ -223,6 +255,26 @@ impl Metrics {
         self.0.foreign_names.inc_by(count);
     }
 
+    /// Counts one attempt at a backend after the first.
+    pub fn record_retry(&self, operation: StorageOperation, backend: Backend) {
+        self.0.storage_retries.get_or_create(&PlaceLabels { operation, backend }).inc();
+    }
+
+    /// Notes whether a backend's breaker is open.
+    pub fn record_breaker(&self, backend: Backend, open: bool) {
+        self.0.breaker_open.get_or_create(&BackendLabel { backend }).set(i64::from(open));
+    }
+
+    /// Counts one entry of the overlay that was to be sent.
+    pub fn record_synced(&self, outcome: SyncOutcome) {
+        self.0.synced.get_or_create(&SyncLabel { outcome }).inc();
+    }
+
+    /// Notes what waits in the overlay: entries, bytes of payload, and the stamp of the oldest.
+    pub fn record_pending(&self, entries: u64, bytes: u64, oldest: Option<Timestamp>) {
+        self.0.pending.record(entries, bytes, oldest);
+    }
+
     /// Writes everything as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -277,6 +329,12 @@ mod tests {
         let (operation, backend, outcome) = (StorageOperation::Put, Backend::Local, StorageOutcome::Succeeded);
         metrics.record_storage(operation, backend, outcome, Duration::from_micros(700), 200);
         metrics.record_foreign_names(2);
+        metrics.record_retry(StorageOperation::Get, Backend::Gcs);
+        metrics.record_breaker(Backend::S3, false);
+        metrics.record_breaker(Backend::Gcs, true);
+        metrics.record_synced(SyncOutcome::AlreadyThere);
+        assert!(!metrics.encode().contains("pending_sync"));
+        metrics.record_pending(3, 4_000, None);
         let text = metrics.encode();
         for line in [
             r#"filestorage_commands_total{command="store",outcome="succeeded"} 2"#,
@@ -293,11 +351,23 @@ mod tests {
             r#"filestorage_storage_operation_duration_seconds_count{operation="put",backend="local"} 1"#,
             r#"filestorage_storage_transferred_bytes_total{operation="put",backend="local"} 200"#,
             "filestorage_storage_foreign_names_total 2",
+            r#"filestorage_storage_retries_total{operation="get",backend="gcs"} 1"#,
+            r#"filestorage_storage_breaker_open{backend="gcs"} 1"#,
+            r#"filestorage_storage_breaker_open{backend="s3"} 0"#,
+            r#"filestorage_synced_entries_total{outcome="already_there"} 1"#,
+            "filestorage_pending_sync_entries 3.0",
+            "filestorage_pending_sync_bytes 4000.0",
+            "filestorage_pending_sync_oldest_age_seconds 0.0",
             concat!("filestorage_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
+        let minute = Timestamp::now() - jiff::SignedDuration::from_mins(1);
+        metrics.record_pending(1, 0, Some(minute));
+        let text = metrics.encode();
+        let age = text.lines().find_map(|line| line.strip_prefix("filestorage_pending_sync_oldest_age_seconds "));
+        assert!(age.unwrap().parse::<f64>().unwrap() >= 60.0, "{text}");
         drop(guard);
         assert!(metrics.clone().encode().contains("filestorage_commands_in_flight 0\n"));
     }

@@ -4,12 +4,13 @@ mod admin;
 mod labels;
 mod logs;
 mod metrics;
+mod pending;
 mod process;
 mod readiness;
 
 pub use admin::{Admin, BindError, HealthReport};
 pub use labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome,
+    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome, SyncOutcome,
 };
 pub use logs::{LogError, LogFormat, init as init_logs};
 pub use metrics::{InFlight, Metrics};

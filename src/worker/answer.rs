@@ -1,6 +1,6 @@
 //! What the journal keeps of a finished write or delete: enough to answer it again.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::EventData;
@@ -25,7 +25,7 @@ pub(super) struct Answer {
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     result: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exception: Option<KeptException>,
@@ -37,6 +37,11 @@ struct KeptException {
     module: String,
     name: String,
     args: Box<RawValue>,
+}
+
+/// A result of `null` is a result.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl Answer {
@@ -84,6 +89,7 @@ mod tests {
         for outcome in [
             Outcome::Success(r#"{"key":"é","size":3}"#.to_owned()),
             Outcome::Success("true".to_owned()),
+            Outcome::Success("null".to_owned()),
             Outcome::Failure(Exception::os_error(28, "No space left on device", "a\"b")),
             Outcome::Failure(Exception::custom("filestorage.exceptions", "PreconditionFailed", vec!["x".into()])),
         ] {

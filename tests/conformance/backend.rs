@@ -1,5 +1,6 @@
 //! What every backend must do, over `&dyn Backend` alone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use filestorage::storage::{
@@ -19,11 +20,27 @@ pub(crate) struct Profile {
     pub(crate) condition_before_fence: bool,
     /// Every question is a request over the wire: fewer of the many combinations are asked.
     pub(crate) remote: bool,
+    /// Says why the server behind the place cannot keep a legal key; such keys are left out.
+    pub(crate) unfit: fn(&Key) -> Option<&'static str>,
 }
 
 impl Profile {
     /// A place of this process or machine.
-    pub(crate) const NEAR: Self = Self { conditional_delete: true, condition_before_fence: true, remote: false };
+    pub(crate) const NEAR: Self =
+        Self { conditional_delete: true, condition_before_fence: true, remote: false, unfit: |_| None };
+
+    /// The keys that the server can keep; says which are left out.
+    pub(crate) fn keys(&self) -> BTreeSet<Key> {
+        let mut left_out = BTreeMap::<_, Vec<Key>>::new();
+        let fits =
+            |key: &Key| (self.unfit)(key).map(|why| left_out.entry(why).or_default().push(key.clone())).is_none();
+        let keys = keys().into_iter().filter(fits).collect();
+        for (why, keys) in left_out {
+            let names: Vec<_> = keys.iter().map(|key| key.as_str().chars().take(12).collect::<String>()).collect();
+            println!("conformance: left out {} keys, since {why}: {names:?}", keys.len());
+        }
+        keys
+    }
 }
 
 /// Runs all of it; the two may be one backend or two instances on one place.
@@ -128,7 +145,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
 }
 
 async fn every_key(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: &Tally) {
-    let keys: Vec<Key> = keys().into_iter().collect();
+    let keys: Vec<Key> = profile.keys().into_iter().collect();
     all(keys.iter().map(|key| one.put(key, object(key.as_str().to_owned()), Put::default()))).await;
     for key in &keys {
         tally.equal(&*bytes(other.get(key, Want::default()).await.unwrap().unwrap()).await, key.as_str().as_bytes());
@@ -267,7 +284,7 @@ async fn fences(one: &dyn Backend, profile: Profile, tally: &Tally) {
     tally.equal(&*bytes(one.get(&it, Want::default()).await.unwrap().unwrap()).await, b"2");
     // A condition that does not hold leaves the fence open: nothing was committed.
     let fence = Fence::default();
-    let how = Put { condition: Condition::Absent, fence: fence.clone() };
+    let how = Put { condition: Condition::Absent, fence: fence.clone(), ..Put::default() };
     tally.equal(kind(one.put(&it, object("4"), how).await), ErrorKind::Precondition);
     if profile.condition_before_fence {
         tally.equal(fence.abandon(), true);

@@ -2,19 +2,20 @@
 
 use bytes::Bytes;
 use filestorage::storage::{
-    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata,
+    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata, Place,
     Redelivered, StoreOptions, Value, Want,
 };
 use jiff::{SignedDuration, Timestamp};
 
-use crate::support::{Tally, key, keys, noise};
+use crate::backend::Profile;
+use crate::support::{Tally, key, noise};
 
-pub(crate) async fn suite(engine: &Engine, tally: &Tally) {
+pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     values(engine, tally).await;
     ranges(engine, tally).await;
     receipts(engine, tally).await;
     expiry(engine, tally).await;
-    lists(engine, tally).await;
+    lists(engine, profile, tally).await;
     redelivered_stores(engine, tally).await;
     reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;
@@ -107,7 +108,7 @@ async fn receipts(engine: &Engine, tally: &Tally) {
     });
     let wanted = [
         ("key", "ä/b".into()),
-        ("backend", "local".into()),
+        ("backend", engine.place().as_str().into()),
         ("pending_sync", false.into()),
         ("size", 1.into()),
         ("stored_size", 1.into()),
@@ -163,13 +164,14 @@ async fn expiry(engine: &Engine, tally: &Tally) {
     engine.delete(&key("e"), DeleteOptions::default()).await.unwrap();
 }
 
-async fn lists(engine: &Engine, tally: &Tally) {
+async fn lists(engine: &Engine, profile: Profile, tally: &Tally) {
+    let keys = profile.keys();
     let mut live = Vec::new();
-    for (number, key) in keys().into_iter().enumerate() {
+    for (number, key) in keys.iter().enumerate() {
         let expires_at = (number % 3 != 0).then(Timestamp::now);
-        engine.store(&key, text("x"), StoreOptions { expires_at, ..StoreOptions::default() }).await.unwrap();
+        engine.store(key, text("x"), StoreOptions { expires_at, ..StoreOptions::default() }).await.unwrap();
         if expires_at.is_none() {
-            live.push(key);
+            live.push(key.clone());
         }
     }
     tally.equal(engine.list(ListRequest::default()).await.unwrap(), live.clone());
@@ -182,7 +184,7 @@ async fn lists(engine: &Engine, tally: &Tally) {
     tally.equal(found, live[10..40].to_vec());
     let found = engine.list(ListRequest { prefix: Some("x".to_owned()), ..ListRequest::default() }).await.unwrap();
     tally.equal(found, live.iter().filter(|key| key.as_str().starts_with('x')).cloned().collect());
-    for key in keys() {
+    for key in keys {
         engine.delete(&key, DeleteOptions::default()).await.unwrap();
     }
 }
@@ -331,7 +333,7 @@ async fn counters(engine: &Engine, tally: &Tally) {
     let before = engine.stats();
     tally.equal(
         (before.initialized, before.gcs_available, before.cache_enabled, before.cache_size),
-        (true, false, false, 0),
+        (true, engine.place() == Place::Gcs, false, 0),
     );
     put(engine, "c", "12345").await;
     get(engine, "c").await;

@@ -19,7 +19,8 @@ use crate::engine;
 use crate::support::Tally;
 
 /// A bucket over the wire, whose uploads are refused only once they are under way.
-const BUCKET: Profile = Profile { conditional_delete: true, condition_before_fence: false, remote: true };
+const BUCKET: Profile =
+    Profile { conditional_delete: true, condition_before_fence: false, remote: true, ..Profile::NEAR };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bucket_by_two_instances() {
@@ -45,7 +46,7 @@ async fn bucket_whose_every_upload_is_a_session() {
 async fn engine_over_bucket() {
     let site = Site::start();
     let tally = Tally::new("engine over gcs");
-    engine::suite(&Engine::new(open(site.options()).await, Place::Local), &tally).await;
+    engine::suite(&Engine::new(open(site.options()).await, Place::Local), BUCKET, &tally).await;
     tally.close();
 }
 

@@ -5,17 +5,42 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+#[path = "../support/dev_s3.rs"]
+mod dev_s3;
 mod engine;
 mod gcs;
 mod interloper;
 mod local;
+mod outage;
+mod retry;
+mod s3;
+mod scripted;
+mod soak;
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backend::Profile;
-use filestorage::storage::{Backend, Engine, Local, Memory, Place};
+use filestorage::storage::{Backend, Engine, Local, Memory, Metered, Place, Retry, RetryOptions};
+use filestorage::telemetry::{self, Metrics};
 use support::{Tally, scratch};
+
+/// Puts retries before a backend, as before a bucket.
+fn retried(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(30) };
+    Arc::new(Retry::new(inner, options, telemetry::Backend::Memory, Metrics::new()))
+}
+
+/// Measures a backend.
+fn metered(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
+    Arc::new(Metered::new(inner, telemetry::Backend::Memory, Metrics::new()))
+}
+
+fn local(root: &Path) -> Arc<dyn Backend> {
+    Arc::new(Local::open(root.join("a/b/objects")).unwrap())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_backend() {
@@ -28,17 +53,40 @@ async fn memory_backend() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_backend_by_two_instances_on_one_root() {
     let root = scratch();
-    let one: Arc<dyn Backend> = Arc::new(Local::open(root.path().join("a/b/objects")).unwrap());
-    let other: Arc<dyn Backend> = Arc::new(Local::open(root.path().join("a/b/objects")).unwrap());
+    let (one, other) = (local(root.path()), local(root.path()));
     let tally = Tally::new("local, two instances on one root");
     backend::suite(&one, &other, Profile::NEAR, &tally).await;
     tally.close();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retry_over_memory() {
+    let stack = retried(Arc::new(Memory::new()));
+    let tally = Tally::new("retry over memory");
+    backend::suite(&stack, &stack, Profile::NEAR, &tally).await;
+    tally.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metered_over_retry_over_metered_over_local() {
+    let root = scratch();
+    let stack = || metered(retried(metered(local(root.path()))));
+    let tally = Tally::new("metered over retry over metered over local, two instances on one root");
+    backend::suite(&stack(), &stack(), Profile::NEAR, &tally).await;
+    tally.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn engine_over_metered_over_retry_over_memory() {
+    let tally = Tally::new("engine over metered over retry over memory");
+    engine::suite(&Engine::new(metered(retried(Arc::new(Memory::new()))), Place::Local), Profile::NEAR, &tally).await;
+    tally.close();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engine_over_memory() {
     let tally = Tally::new("engine over memory");
-    engine::suite(&Engine::new(Arc::new(Memory::new()), Place::Local), &tally).await;
+    engine::suite(&Engine::new(Arc::new(Memory::new()), Place::Local), Profile::NEAR, &tally).await;
     tally.close();
 }
 
@@ -46,6 +94,6 @@ async fn engine_over_memory() {
 async fn engine_over_local() {
     let root = scratch();
     let tally = Tally::new("engine over local");
-    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), Place::Local), &tally).await;
+    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), Place::Local), Profile::NEAR, &tally).await;
     tally.close();
 }

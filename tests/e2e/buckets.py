@@ -183,9 +183,13 @@ class S3Server(Server):
 
     def __init__(self):
         super().__init__()
-        self.client = boto3.client(
+        self.client = self.connect(self.url)
+
+    def connect(self, url):
+        """A boto3 client, by whichever way."""
+        return boto3.client(
             "s3",
-            endpoint_url=self.url,
+            endpoint_url=url,
             region_name=self.region,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,

@@ -85,18 +85,18 @@ def test_429_waits_as_long_as_it_is_told(hurt):
 
 
 def test_429_never_opens_the_breaker(hurt):
-    """One key that is written too often must not cut off the others."""
-    hurt.proxy.rule({"status": 429}, **UPLOAD)
-    outcomes = [hurt.send("store", "k", n) for n in range(8)]
+    """A key that is written too often must not cut off the others."""
+    hurt.proxy.rule({"status": 429}, **{**UPLOAD, "object": "^busy/"})
+    outcomes = [hurt.send("store", f"busy/{n}", n) for n in range(8)]
     for outcome in outcomes:
         answer = outcome.get(timeout=60)
         assert (answer["backend"], answer["pending_sync"]) == ("local", True)
     # Every single one was tried to the end: nobody was turned away unasked.
-    assert attempts_at(hurt, status=[429]) >= 4 * len(outcomes)
+    assert all(attempts_at(hurt, f"busy/{n}", status=[429]) >= 4 for n in range(8))
     assert hurt.call("store", "other", 1)["backend"] == hurt.kind
     hurt.proxy.forget()
     wait_until(lambda: not hurt.overlay(), 60, "what waited to be sent", step=0.2)
-    assert hurt.call("retrieve", "k") == 7
+    assert hurt.names() == sorted(["before", "other", *(f"busy/{n}" for n in range(8))])
 
 
 def test_a_connection_that_is_reset_is_tried_again(hurt):
@@ -129,8 +129,11 @@ def test_a_download_that_breaks_off_is_tried_again(hurt):
     value = random.Random(2).randbytes(900_000)
     hurt.call("store", "k", value)
     hurt.proxy.rule({"truncate": 500_000}, times=1, **READ)
+    hurt.proxy.forget_log()
     outcome, event = hurt.tell("retrieve", "k")
-    assert outcome == value and event["attempts"] == 2
+    assert outcome == value and attempts_at(hurt) == 2
+    # Google's crate goes on where it broke off, within the same attempt.
+    assert event["attempts"] == (1 if hurt.kind == "gcs" else 2)
 
 
 def test_a_download_that_always_breaks_off_is_no_value(hurt):
@@ -251,7 +254,8 @@ def test_a_missing_permission_is_said_at_once(hurt, status):
         outcome, event = hurt.tell(task, *arguments)
         failed(outcome, event, "PermissionError", 1)
         assert type(outcome) is PermissionError and "k" in str(outcome)
-    assert attempts_at(hurt) == 4
+    # Nothing was tried again; S3 says why it refuses a HEAD only to whoever asks by GET.
+    assert attempts_at(hurt) == (4 if hurt.kind == "gcs" else 5)
     assert not hurt.overlay()
     assert hurt.call("get_stats")["local_fallback_enabled"] is True
     hurt.proxy.forget()
@@ -278,7 +282,8 @@ def test_without_fallback_an_outage_is_said(hurt):
     assert type(failure(hurt.send("list_keys"))).__name__ == "StorageUnavailable"
     assert not hurt.overlay()
     hurt.proxy.up()
-    wait_until(lambda: hurt.send("store", "k", VALUE).get(timeout=60, propagate=False)["key"] == "k", 40, "the bucket")
+    answers = lambda: not isinstance(hurt.send("store", "k", VALUE).get(timeout=60, propagate=False), Exception)  # noqa: E731
+    wait_until(answers, 40, "the bucket", step=0.3)
     assert hurt.call("retrieve", "before") == 1
 
 

@@ -34,6 +34,9 @@ def stat(key): ...
 def get_stats(): ...
 
 
+def signed_url(key, *, method="GET", expires_in=3600): ...
+
+
 WRONG_CALLS = [
     (store, (), {}),
     (store, ("k",), {}),
@@ -65,6 +68,10 @@ WRONG_CALLS = [
     (list_keys, ("p",), {"prefix": "p"}),
     (stat, (), {}),
     (stat, ("k", 2, 3), {}),
+    (signed_url, (), {}),
+    (signed_url, ("k", "PUT"), {}),
+    (signed_url, ("k",), {"expires": 1}),
+    (signed_url, ("k", "PUT", 60), {"method": "PUT"}),
     (get_stats, (1,), {}),
     (get_stats, (1, 2), {}),
     (get_stats, (), {"verbose": True}),

@@ -8,6 +8,7 @@ import threading
 import time
 from urllib.parse import quote, urlsplit
 
+import botocore.exceptions
 import google_crc32c
 import pytest
 
@@ -34,8 +35,10 @@ def crc(data):
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
-def upload(base, bucket, name, data, metadata=None, trailing=None, **query):
-    """A multipart upload; returns (status, text)."""
+def upload(base, bucket, name, data, metadata=None, trailing=None, inside=False, **query):
+    """A multipart upload; returns (status, text). The name is in the address, or inside with the metadata."""
+    if inside:
+        metadata = {**(metadata or {}), "name": name}
     parts = [json.dumps(metadata or {}).encode(), data] + ([json.dumps(trailing).encode()] if trailing else [])
     body = b""
     for part in parts:
@@ -43,7 +46,8 @@ def upload(base, bucket, name, data, metadata=None, trailing=None, **query):
         body += f"--{BOUNDARY}\r\nContent-Type: text/x-test\r\n\r\n".encode() + part + b"\r\n"
     body += f"--{BOUNDARY}--\r\n".encode()
     extra = "".join(f"&{key}={value}" for key, value in query.items())
-    url = f"{base}/upload/storage/v1/b/{bucket}/o?uploadType=multipart&name={quote(name, safe='')}{extra}"
+    extra += "" if inside else f"&name={quote(name, safe='')}"
+    url = f"{base}/upload/storage/v1/b/{bucket}/o?uploadType=multipart{extra}"
     status, _, text = ask("POST", url, body, {"Content-Type": f"multipart/related; boundary={BOUNDARY}"})
     return status, text
 
@@ -65,12 +69,14 @@ def test_what_is_not_harmed_passes_unchanged(way):
         assert (entry["status"], entry["response_size"]) == (200, len(data))
 
 
-def test_conditions_of_uploads_deletes_and_reads_hold(way):
+@pytest.mark.parametrize("inside", [False, True], ids=["name in the address", "name in the metadata"])
+def test_conditions_of_uploads_deletes_and_reads_hold(way, inside):
     proxy, gcs, bucket = way
-    assert upload(proxy.url, bucket, "c", b"1", ifGenerationMatch=0)[0] == 200
+    assert upload(proxy.url, bucket, "c", b"1", inside=inside, ifGenerationMatch=0)[0] == 200
+    assert proxy.log()[-1]["object"] == "c"
     generation = gcs.stat(bucket, "c")["generation"]
-    assert upload(proxy.url, bucket, "c", b"2", ifGenerationMatch=0)[0] == 412
-    assert upload(proxy.url, bucket, "c", b"2", ifGenerationMatch=1)[0] == 412
+    assert upload(proxy.url, bucket, "c", b"2", inside=inside, ifGenerationMatch=0)[0] == 412
+    assert upload(proxy.url, bucket, "c", b"2", inside=inside, ifGenerationMatch=1)[0] == 412
     assert gcs.read(bucket, "c") == b"1"
     assert ask("GET", address(proxy, bucket, "c", f"?alt=media&ifGenerationMatch={generation}"))[0] == 200
     assert ask("GET", address(proxy, bucket, "c", "?alt=media&ifGenerationMatch=1"))[0] == 412
@@ -258,3 +264,20 @@ def test_a_black_hole_never_answers(way):
         raw("GET", url, timeout=0.5)
     proxy.up()
     assert raw("GET", url)[0] == 200
+
+
+def test_what_s3_refuses_is_refused(s3):
+    proxy, bucket = FaultProxy(s3.url, "s3"), s3.bucket()
+    try:
+        client = s3.connect(proxy.url)
+        client.put_object(Bucket=bucket, Key="a b/é", Body=b"x" * 100_000, Metadata={"k": "v" * 2047})
+        assert s3.read(bucket, "a b/é") == b"x" * 100_000
+        with pytest.raises(botocore.exceptions.ClientError, match="MetadataTooLarge"):
+            client.put_object(Bucket=bucket, Key="m", Body=b"x", Metadata={"k": "v" * 2048})
+        proxy.rule({"flip": {"side": "request", "find": "MARK"}})
+        with pytest.raises(botocore.exceptions.ClientError, match="BadDigest"):
+            client.put_object(Bucket=bucket, Key="m", Body=b"..MARK..")
+        assert s3.names(bucket) == ["a b/é"]
+    finally:
+        s3.remove(bucket)
+        proxy.close()

@@ -6,8 +6,6 @@ import json
 import urllib.parse
 from datetime import datetime, timedelta, timezone
 
-import boto3
-import botocore.config
 import google_crc32c
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -55,14 +53,7 @@ class BotoTool:
 
     def __init__(self, server, bucket):
         self.bucket = bucket
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=server.url,
-            region_name=server.region,
-            aws_access_key_id=server.access_key,
-            aws_secret_access_key=server.secret_key,
-            config=botocore.config.Config(s3={"addressing_style": "path"}),
-        )
+        self.client = server.client
 
     def read(self, name):
         answer = self.client.get_object(Bucket=self.bucket, Key=name)

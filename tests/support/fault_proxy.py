@@ -61,7 +61,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from proxy.enforce import HELD, S3, Gcs, object_name  # noqa: E402
+from proxy.enforce import HELD, S3, Gcs, name_inside, names_itself, object_name  # noqa: E402
 from proxy.rules import Rules  # noqa: E402
 from proxy.wire import (  # noqa: E402
     HEAD_LIMIT,
@@ -144,7 +144,13 @@ class Proxy:
     # --- one request ----------------------------------------------------------------------------------------------
 
     async def handle(self, request, reader, writer):
-        name = object_name(request)
+        name, body = object_name(request), pieces(reader, request.size)
+        if request.get("expect").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.set("Expect", None)
+        if names_itself(request):
+            held, _ = await hold(body, sys.maxsize)
+            name, body = name_inside(request, held), once(held)
         action = self.rules.find(request, name) if self.rules else None
         begun = time.time()
         entry = {
@@ -157,17 +163,13 @@ class Proxy:
         if action is not None:
             self.counters["faults"] += 1
         try:
-            if request.get("expect").lower() == "100-continue":
-                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request.set("Expect", None)
-            await self.perform(request, reader, writer, action or {}, entry)
+            await self.perform(request, self.counted(body, entry), reader, writer, action or {}, entry)
         finally:
             entry["seconds"] = round(time.time() - begun, 6)
             if entry["status"] is not None:
                 self.counters[f"status {entry['status']}"] += 1
 
-    async def perform(self, request, reader, writer, action, entry):
-        body = self.counted(pieces(reader, request.size), entry)
+    async def perform(self, request, body, reader, writer, action, entry):
         if "delay" in action:
             await asyncio.sleep(action["delay"])
         ends_here = "status" in action or "reset" in action and "truncate" not in action
@@ -187,7 +189,7 @@ class Proxy:
         flip = action.get("flip")
         if flip and flip["side"] == "request":
             body = flipped(body, flip)
-        gate = self.enforce.gate(request) if self.enforce else None
+        gate = self.enforce.gate(request, entry["object"]) if self.enforce else None
         if gate is None:
             answer, upstream = await self.send(request, body, request.size)
             await self.deliver(request, answer, upstream, reader, writer, action, entry)
@@ -201,17 +203,13 @@ class Proxy:
 
     async def gated(self, gate, request, body, reader, writer, action, entry):
         """Passes on under the object's lock what the rules of the real service allow."""
-        size, held = request.size, None
-        if gate.held and (size is None or size <= HELD):
-            held = b"".join([piece async for piece in body])
-        elif not gate.held and size:
-            held = b"".join([piece async for piece in body])
+        size = request.size
+        held, body = await hold(body, HELD if gate.held and gate.kind != "multipart" else sys.maxsize)
         async with gate.lock:
             refused, instead = await self.enforce.refusal(gate, request, held)
             if refused is not None:
-                if held is None:
-                    async for _ in body:
-                        pass
+                async for _ in body:
+                    pass
             else:
                 if instead is not None:
                     body, size = once(instead), len(instead)
@@ -412,6 +410,24 @@ def bound(port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     return sock
+
+
+async def hold(body, limit):
+    """The whole body, or None where it is longer than that, and what is left to be read of it."""
+    taken, size = [], 0
+    async for piece in body:
+        taken.append(piece)
+        size += len(piece)
+        if size > limit:
+            return None, chain(taken, body)
+    return b"".join(taken), once(b"")
+
+
+async def chain(taken, rest):
+    for piece in taken:
+        yield piece
+    async for piece in rest:
+        yield piece
 
 
 async def once(data):

@@ -157,7 +157,7 @@ impl fmt::Display for Gcs {
 #[async_trait]
 impl Backend for Gcs {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        let Put { condition, fence } = how;
+        let Put { condition, fence, .. } = how;
         let work = || self.write(key, &object, &condition, &fence);
         self.run(Operation::Store, Some(key), work).await.map(|()| Landing::Home)
     }

@@ -1,6 +1,7 @@
 //! Listing: a walk that leaves out every folder that cannot hold a wanted key.
 
 use std::collections::BinaryHeap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -78,7 +79,7 @@ impl Walk<'_> {
             let entry = entry?;
             let name = entry.file_name();
             let kind = entry.file_type()?;
-            if path.is_empty() && kind.is_dir() && is_own(&name) {
+            if path.is_empty() && is_own(&name, kind.is_dir()) {
                 continue;
             }
             let part = path::decode_name(&name, kind.is_dir()).filter(|_| kind.is_dir() || kind.is_file());
@@ -121,6 +122,11 @@ impl Walk<'_> {
     }
 }
 
-fn is_own(name: &std::ffi::OsStr) -> bool {
-    name == super::locks::FOLDER || name == super::temporary::FOLDER
+/// Tells whether a name in the root is that of a folder or file of the program's own.
+fn is_own(name: &OsStr, is_folder: bool) -> bool {
+    if is_folder {
+        [super::locks::FOLDER, super::temporary::FOLDER, super::aside::FOLDER].iter().any(|own| name == *own)
+    } else {
+        name == super::identity::FILE
+    }
 }

@@ -1,6 +1,6 @@
 //! One lock a shard of keys, held against every writer of the root.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ pub(super) const FOLDER: &str = "#locks";
 
 const SHARDS: usize = 256;
 
-/// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process.
+/// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process; and named ones.
 ///
 /// A file lock belongs to the open file, which this process's threads share, so a mutex keeps them apart.
 #[derive(Debug)]
@@ -34,13 +34,7 @@ impl Locks {
             Some(opened) => opened,
             None => self.open(shard)?,
         };
-        loop {
-            match opened.lock() {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        lock(&opened)?;
         *file = Some(opened);
         Ok(Held(file))
     }
@@ -53,8 +47,29 @@ impl Locks {
         file.as_ref().is_some_and(|file| file.try_lock().is_ok() && file.unlock().is_ok())
     }
 
+    /// Takes the lock of this name if nobody has it, not even this process; it is let go when dropped.
+    pub(super) fn take(&self, name: &str) -> io::Result<Option<File>> {
+        let file = self.file(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Waits for the lock of this name.
+    pub(super) fn wait(&self, name: &str) -> io::Result<File> {
+        let file = self.file(name)?;
+        lock(&file)?;
+        Ok(file)
+    }
+
     fn open(&self, shard: usize) -> io::Result<File> {
-        let path = self.folder.join(format!("{shard:02x}"));
+        self.file(&format!("{shard:02x}"))
+    }
+
+    fn file(&self, name: &str) -> io::Result<File> {
+        let path = self.folder.join(name);
         let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -62,6 +77,15 @@ impl Locks {
                 open()
             }
             result => result,
+        }
+    }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }

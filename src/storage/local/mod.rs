@@ -6,10 +6,18 @@
 //! <root>/#locks/00 … ff            locks of the shards of keys
 //! ```
 //!
-//! Several processes may share a root. Folders that became empty stay.
+//! Several processes may share a root. Folders that became empty stay. A root that is an overlay has more of its own:
+//!
+//! ```text
+//! <root>/#origin                   the overlay's id
+//! <root>/#locks/sync               lock of the one pass of synchronization
+//! <root>/#aside/<generation>/…     losers of conflicts, each below a root of its own
+//! ```
 
+mod aside;
 mod folders;
 mod header;
+mod identity;
 mod list;
 mod locks;
 mod path;
@@ -24,14 +32,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
+pub(super) use self::aside::Aside;
 use self::folders::Folders;
 use self::locks::Locks;
 use self::read::Fault;
 use self::temporary::Nursery;
+use self::write::Needs;
 use super::{
-    Attributes, Backend, Delete, Entry, Error, ErrorKind, Grant, Key, Landing, Listing, Object, Operation, Page, Probe,
-    Put, Removal, Result, Want,
+    Attributes, Backend, Delete, Entry, Error, ErrorKind, Fence, Grant, Key, Landing, Listing, Object, Operation, Page,
+    Probe, Put, Removal, Result, Want,
 };
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
@@ -58,6 +69,15 @@ struct Root {
     nursery: Nursery,
     /// The file system is a tmpfs.
     in_memory: bool,
+}
+
+/// What [`Local::survey`] tells of one key.
+#[derive(Clone, Debug)]
+pub(super) struct Mark {
+    pub(super) key: Key,
+    /// Nothing where the file is damaged.
+    pub(super) stored_at: Option<Timestamp>,
+    pub(super) stored_size: u64,
 }
 
 /// Largest value in bytes that is worth doing in place: far below what the thread of the loop would be missed for.
@@ -107,10 +127,47 @@ impl Local {
         self.hop(Operation::Probe, false, Root::sweep).await
     }
 
+    /// Counts what [`Local::sweep`] would remove. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub fn leftovers(&self) -> Result<u64> {
+        let counted = self.0.nursery.count_abandoned();
+        counted.map_err(|error| fault(Operation::Probe, None, self.0.nursery.folder(), error))
+    }
+
     /// Returns the root folder.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.0.root
+    }
+
+    /// Replaces this very state of the key, expired or not, or nothing at all; else it is [`ErrorKind::Precondition`].
+    pub(super) async fn exchange(
+        &self,
+        key: &Key,
+        object: Object,
+        present: Option<String>,
+        fence: Fence,
+    ) -> Result<Landing> {
+        let in_place = self.0.is_near(object.payload.len()) && self.0.locks.is_free(key);
+        let key = key.clone();
+        let work = move |root: &Root| root.put(&key, &object, Needs::State(present.as_deref()), &fence);
+        self.hop(Operation::Store, in_place, work).await
+    }
+
+    /// Looks at everything there is, in the order of keys.
+    pub(super) async fn survey(&self) -> Result<Vec<Mark>> {
+        self.hop(Operation::List, false, Root::survey).await
+    }
+
+    /// Takes the root's lock of this name if nobody has it, not even this process; it is let go when dropped.
+    pub(super) async fn turn(&self, name: &'static str) -> Result<Option<fs::File>> {
+        let work = move |root: &Root| {
+            root.locks.take(name).map_err(|error| fault(Operation::Store, None, &root.root.join(locks::FOLDER), error))
+        };
+        self.hop(Operation::Store, self.0.in_memory, work).await
     }
 
     async fn hop<T: Send + 'static>(
@@ -191,6 +248,24 @@ impl Root {
         }
     }
 
+    fn survey(&self) -> Result<Vec<Mark>> {
+        let found = list::walk(&self.root, &Page::default());
+        let found = found.map_err(|error| fault(Operation::List, None, &self.root, error))?;
+        let mut marks = Vec::with_capacity(found.keys.len());
+        for key in found.keys {
+            match read::attributes(&self.path(&key), &key) {
+                Ok(Some(attributes)) => {
+                    let Attributes { stored_at, stored_size, .. } = attributes;
+                    marks.push(Mark { key, stored_at: Some(stored_at), stored_size });
+                }
+                // Removed since the walk.
+                Ok(None) => {}
+                Err(_) => marks.push(Mark { key, stored_at: None, stored_size: 0 }),
+            }
+        }
+        Ok(marks)
+    }
+
     /// Turns a failed read into the room's error.
     fn unread(operation: Operation, key: &Key, path: &Path, cause: Fault) -> Error {
         match cause {
@@ -218,6 +293,9 @@ fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error)
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             (ErrorKind::Denied, format!("let this user read and write {place}"))
         }
+        io::ErrorKind::UnexpectedEof if operation == Operation::Store => {
+            (ErrorKind::Integrity, "the source became shorter while it was stored; store it again".to_owned())
+        }
         _ => (ErrorKind::Io, format!("look at {place} and the disk it is on")),
     };
     Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
@@ -234,7 +312,8 @@ impl Backend for Local {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
         let key = key.clone();
         let in_place = self.0.is_near(object.payload.len()) && self.0.locks.is_free(&key);
-        self.hop(Operation::Store, in_place, move |root| root.put(&key, &object, &how)).await
+        let work = move |root: &Root| root.put(&key, &object, Needs::Condition(&how.condition), &how.fence);
+        self.hop(Operation::Store, in_place, work).await
     }
 
     async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {

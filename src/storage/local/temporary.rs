@@ -102,7 +102,17 @@ impl Nursery {
 
     /// Removes the files whose writers are gone; returns how many.
     pub(super) fn sweep(&self) -> io::Result<u64> {
-        let mut removed = 0;
+        self.visit_abandoned(|path| fs::remove_file(path))
+    }
+
+    /// Counts the files whose writers are gone.
+    pub(super) fn count_abandoned(&self) -> io::Result<u64> {
+        self.visit_abandoned(|_| Ok(()))
+    }
+
+    /// Visits the files whose writers are gone, holding the lock of each; returns how many there are.
+    fn visit_abandoned(&self, visit: impl Fn(&Path) -> io::Result<()>) -> io::Result<u64> {
+        let mut visited = 0;
         let entries = match fs::read_dir(&self.folder) {
             // Somebody removed it; the next write makes it again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -123,14 +133,14 @@ impl Nursery {
                 Err(TryLockError::WouldBlock) => continue,
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            match fs::remove_file(entry.path()) {
-                Ok(()) => removed += 1,
+            match visit(&entry.path()) {
+                Ok(()) => visited += 1,
                 // Its writer renamed it between the listing and the lock.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(removed)
+        Ok(visited)
     }
 }
 

@@ -11,11 +11,33 @@ use std::path::Path;
 use super::temporary::Temporary;
 use super::{Root, TRIES, fault, header, read};
 use crate::storage::{
-    Checksum, Condition, Delete, Error, ErrorKind, Key, Landing, Object, Operation, Put, Removal, Result,
+    Attributes, Checksum, Condition, Delete, Error, ErrorKind, Fence, Key, Landing, Object, Operation, Removal, Result,
 };
 
+/// What must be there for the visible step to be taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Needs<'a> {
+    /// What the condition says.
+    Condition(&'a Condition),
+    /// This very state, expired or not, or nothing at all.
+    State(Option<&'a str>),
+}
+
+impl Needs<'_> {
+    fn check(self, operation: Operation, key: &Key, present: Option<&Attributes>) -> Result<()> {
+        match self {
+            Self::Condition(condition) => condition.check(operation, key, present),
+            Self::State(wanted) if wanted == present.map(|present| present.generation.as_str()) => Ok(()),
+            Self::State(_) => {
+                let why = "somebody else was quicker; look again and decide again";
+                Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
+            }
+        }
+    }
+}
+
 impl Root {
-    pub(super) fn put(&self, key: &Key, object: &Object, how: &Put) -> Result<Landing> {
+    pub(super) fn put(&self, key: &Key, object: &Object, needs: Needs<'_>, fence: &Fence) -> Result<Landing> {
         let path = self.path(key);
         let folder = path.parent().unwrap_or(&self.root);
         let head = header::encode(key, &object.attributes)
@@ -32,12 +54,8 @@ impl Root {
         let mut temporary = checked(write().map_err(failed)?)?;
         let mut tries = 0;
         loop {
-            let committed = self.commit(key, &how.condition, Operation::Store, || {
-                if how.fence.commit() {
-                    Ok(temporary.rename(&path))
-                } else {
-                    Err(Error::abandoned(Operation::Store, key))
-                }
+            let committed = self.commit(key, needs, Operation::Store, || {
+                if fence.commit() { Ok(temporary.rename(&path)) } else { Err(Error::abandoned(Operation::Store, key)) }
             })?;
             tries += 1;
             match committed {
@@ -60,7 +78,7 @@ impl Root {
         let path = self.path(key);
         let failed = |error| fault(Operation::Delete, Some(key), &path, error);
         let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
-        let removed = self.commit(key, &condition, Operation::Delete, || {
+        let removed = self.commit(key, Needs::Condition(&condition), Operation::Delete, || {
             if how.fence.commit() { Ok(fs::remove_file(&path)) } else { Err(Error::abandoned(Operation::Delete, key)) }
         })?;
         let removed = match removed {
@@ -74,21 +92,21 @@ impl Root {
     }
 
     /// Runs the visible step under the key's lock, if the condition holds.
-    fn commit<T>(
+    pub(super) fn commit<T>(
         &self,
         key: &Key,
-        condition: &Condition,
+        needs: Needs<'_>,
         operation: Operation,
         step: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         let path = self.path(key);
         let held = self.locks.lock(key).map_err(|error| fault(operation, Some(key), &path, error))?;
         // Unconditional writes and deletes do not look, so that they mend what is damaged.
-        if *condition != Condition::Always {
+        if !matches!(needs, Needs::Condition(Condition::Always)) {
             let present = read::attributes(&path, key).map_err(|fault| Self::unread(operation, key, &path, fault))?;
             // A delete is content with a missing object.
             if present.is_some() || operation != Operation::Delete {
-                condition.check(operation, key, present.as_ref())?;
+                needs.check(operation, key, present.as_ref())?;
             }
         }
         let done = step();

@@ -50,6 +50,24 @@ def object_name(request):
     return unquote(parts[2]) if len(parts) == 3 else ""
 
 
+def names_itself(request):
+    """Whether the name of the object to be uploaded is in the body, beside the metadata."""
+    return request.method == "POST" and bool(_UPLOAD.match(request.target.partition("?")[0])) and not object_name(request)
+
+
+def name_inside(request, body):
+    """The name of the object in the metadata of an upload's body; empty where there is none."""
+    if request.parameter("uploadType") == "multipart":
+        parts = _parts(request, body)
+        metadata = parts[0] if parts else {}
+    else:
+        try:
+            metadata = json.loads(body)
+        except ValueError:
+            metadata = {}
+    return str(metadata.get("name") or "") if isinstance(metadata, dict) else ""
+
+
 def _b64(number_or_bytes):
     raw = number_or_bytes if isinstance(number_or_bytes, bytes) else number_or_bytes.to_bytes(4, "big")
     return base64.b64encode(raw).decode()
@@ -109,8 +127,8 @@ class Gcs:
             self._locks[place] = lock = asyncio.Lock()
         return lock
 
-    def gate(self, request):
-        """The gate a request has to pass, or None for one that nothing is asked of."""
+    def gate(self, request, name):
+        """The gate a request about this object has to pass, or None for one that nothing is asked of."""
         method, path = request.method, request.target.partition("?")[0]
         conditions = {name: value for name in CONDITIONS if (value := request.parameter(name)) is not None}
         if found := _UPLOAD.match(path):
@@ -119,7 +137,7 @@ class Gcs:
                 upload = self._uploads[number]
                 return Gate(self, upload.place, upload.conditions, writes=True, held=True, upload=upload, kind="chunk")
             kind = request.parameter("uploadType") or "media"
-            place = (found[1], quote(request.parameter("name") or "", safe=""))
+            place = (found[1], quote(name, safe=""))
             return Gate(self, place, conditions, writes=True, held=True, kind=kind)
         if found := _OBJECT.match(path):
             writes = method in ("DELETE", "PATCH", "PUT", "POST")
@@ -297,7 +315,7 @@ class S3:
 
     lock = Gcs.lock
 
-    def gate(self, request):
+    def gate(self, request, name):
         parts = request.target.partition("?")[0].split("/", 2)
         if request.method != "PUT" or len(parts) != 3 or not parts[2]:
             return None

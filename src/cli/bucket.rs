@@ -1,0 +1,145 @@
+//! Opens buckets: the store's own, and those that references and `migrate` name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::open;
+use crate::config::{Provider, StorageSettings};
+use crate::storage::{
+    Backend, Breaker, Buckets, Error, ErrorKind, Gcs, GcsOptions, Metered, Operation, Result, Retry, RetryOptions, S3,
+    S3Options, Scheme,
+};
+use crate::telemetry::{self, Metrics};
+
+/// Buckets kept open beside the store's own; beyond these all are let go, which costs connections.
+const KEPT: usize = 64;
+
+/// Whether a bucket that is missing is made, where its project is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Creation {
+    WhenMissing,
+    Never,
+}
+
+/// A bucket with its retries and its breaker, measured.
+#[derive(Clone)]
+pub(super) struct Bucket {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) breaker: Breaker,
+    pub(super) metrics: Metrics,
+}
+
+impl Bucket {
+    /// Opens a bucket by the settings; asks it nothing.
+    pub(super) async fn open(
+        settings: &StorageSettings,
+        provider: Provider,
+        name: &str,
+        creation: Creation,
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        Self::measured(settings, provider, name, creation, (metrics, metrics)).await
+    }
+
+    /// Opens a bucket whose retries and breaker are measured apart from its operations.
+    async fn measured(
+        settings: &StorageSettings,
+        provider: Provider,
+        name: &str,
+        creation: Creation,
+        (metrics, own): (&Metrics, &Metrics),
+    ) -> Result<Self> {
+        let (bucket, timeout, spool) = (name.to_owned(), settings.timeout, open::spool(settings));
+        let (place, label): (Arc<dyn Backend>, _) = match provider {
+            Provider::Gcs => {
+                let gcs = &settings.gcs;
+                let options = GcsOptions {
+                    bucket,
+                    project: gcs.project.clone().filter(|_| creation == Creation::WhenMissing),
+                    location: gcs.location.clone(),
+                    credentials: gcs.credentials.clone(),
+                    endpoint: gcs.emulator.clone(),
+                    timeout,
+                    spool,
+                };
+                (Arc::new(Gcs::open(options).await?), telemetry::Backend::Gcs)
+            }
+            Provider::S3 => {
+                let s3 = &settings.s3;
+                let exposed =
+                    |(name, value): (&String, &crate::config::Secret)| (name.clone(), value.expose().to_owned());
+                let options = S3Options {
+                    bucket,
+                    endpoint: s3.endpoint.clone(),
+                    region: s3.region.clone(),
+                    aws: s3.aws.iter().map(exposed).collect(),
+                    timeout,
+                    spool,
+                };
+                (Arc::new(S3::open(options)?), telemetry::Backend::S3)
+            }
+        };
+        let options = RetryOptions { max_retries: settings.max_retries, timeout };
+        let retry = Retry::new(place, options, label, own.clone());
+        let breaker = retry.breaker();
+        let backend = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
+        Ok(Self { backend, breaker, metrics: metrics.clone() })
+    }
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Bucket").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+/// The buckets that references name: the store's own, and others that the same credentials open.
+#[derive(Debug)]
+pub(super) struct Named {
+    settings: StorageSettings,
+    metrics: Metrics,
+    /// Retries and breakers of these are not those of the store's bucket, whose state the metrics show.
+    apart: Metrics,
+    own: Arc<dyn Backend>,
+    opened: Mutex<HashMap<(Scheme, String), Arc<dyn Backend>>>,
+}
+
+impl Named {
+    /// `own` is the store's stack.
+    pub(super) fn new(settings: StorageSettings, metrics: Metrics, own: Arc<dyn Backend>) -> Self {
+        Self { settings, metrics, apart: Metrics::new(), own, opened: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Buckets for Named {
+    async fn open(&self, scheme: Scheme, name: &str) -> Result<Arc<dyn Backend>> {
+        let provider = match scheme {
+            Scheme::Gcs => Provider::Gcs,
+            Scheme::S3 => Provider::S3,
+        };
+        if !provider.allows(name) {
+            let why = format!("{name:?} is no bucket; it must be {}", provider.rule());
+            return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
+        }
+        if open::kept_in(&self.settings) == Some((provider, name)) {
+            return Ok(Arc::clone(&self.own));
+        }
+        let mut opened = self.opened.lock().await;
+        if let Some(backend) = opened.get(&(scheme, name.to_owned())) {
+            return Ok(Arc::clone(backend));
+        }
+        let measures = (&self.metrics, &self.apart);
+        let Bucket { backend, .. } =
+            Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
+        if opened.len() >= KEPT {
+            opened.clear();
+        }
+        opened.insert((scheme, name.to_owned()), Arc::clone(&backend));
+        Ok(backend)
+    }
+}

@@ -1,0 +1,116 @@
+//! What waits on this machine for buckets, and what was set aside.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use indicatif::{HumanBytes, HumanDuration};
+use jiff::Timestamp;
+
+use super::super::open;
+use super::super::outcome::Failure;
+use super::report::Report;
+use crate::config::{Provider, StorageSettings};
+use crate::storage::{Fallback, Local, Memory, Result};
+use crate::telemetry::Metrics;
+
+/// Most writes that were set aside which are told one by one.
+const TOLD: usize = 50;
+
+/// Looks at the overlay of the bucket values are kept in, and for those of others.
+pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
+    let kept_in = open::kept_in(settings);
+    let own = kept_in.map(|(provider, name)| open::overlay_name(settings, provider, name));
+    if let Some(own) = &own {
+        let folder = open::overlays(settings).join(own);
+        mine(report, settings, &folder).await?;
+    }
+    let folders = std::fs::read_dir(open::overlays(settings)).into_iter().flatten().filter_map(std::result::Result::ok);
+    for entry in folders {
+        let name = entry.file_name();
+        if own.as_deref().is_none_or(|own| name != own) {
+            other(report, &entry.path(), bucket_of(settings, &name.to_string_lossy())).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens an overlay to be looked at, which asks no bucket.
+fn inspect(folder: &Path) -> Result<Option<Fallback>> {
+    Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
+}
+
+async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path) -> Result<(), Failure> {
+    let shown = folder.display();
+    let opened = match inspect(folder) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return report.fine("overlay", "nothing has ever waited for this bucket"),
+        Err(error) => return report.refused("overlay", &error),
+    };
+    match opened.pending().await {
+        Ok(pending) if pending.entries == 0 => report.fine("overlay", "nothing waits for this bucket")?,
+        Ok(pending) => {
+            let since = pending.oldest.map_or_else(String::new, |oldest| {
+                let age = Timestamp::now().duration_since(oldest).unsigned_abs();
+                format!(", the oldest for {}", HumanDuration(age))
+            });
+            let sends = if settings.local_fallback {
+                "a worker sends them when the bucket is back, `filestorage sync` does it now"
+            } else {
+                "enable_local_fallback is off, so no worker sends them and no command sees them: run `filestorage sync`"
+            };
+            let (entries, bytes) = (pending.entries, HumanBytes(pending.bytes));
+            report.note("overlay", format!("{entries} writes ({bytes}) wait in {shown}{since}; {sends}"))?;
+        }
+        Err(error) => report.refused("overlay", &error)?,
+    }
+    match opened.conflicts().await {
+        Ok(conflicts) => {
+            for conflict in conflicts.iter().take(TOLD) {
+                let (key, path) = (&conflict.key, conflict.path.display());
+                let mend =
+                    "if it is to stand, store it again (the value follows the file's first line), then remove the file";
+                let why = "somebody else had changed the key in the bucket since";
+                report
+                    .note("conflicts", format!("{key}: a write of this key was set aside in {path}, {why}; {mend}"))?;
+            }
+            if conflicts.len() > TOLD {
+                report.note("conflicts", format!("and {} more below {shown}/#aside", conflicts.len() - TOLD))?;
+            }
+        }
+        Err(error) => report.refused("conflicts", &error)?,
+    }
+    match Local::open_existing(folder) {
+        Ok(Some(files)) => super::leftovers(report, &files),
+        Ok(None) => Ok(()),
+        Err(error) => report.refused("leftovers", &error),
+    }
+}
+
+/// Tells of an overlay that nobody looks after with these settings.
+async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -> Result<(), Failure> {
+    let shown = folder.display();
+    let counted = async {
+        let Some(opened) = inspect(folder)? else { return Ok((0, 0)) };
+        Ok((opened.pending().await?.entries, opened.conflicts().await?.len()))
+    };
+    match counted.await {
+        Ok((0, 0)) => Ok(()),
+        Ok((waiting, aside)) => {
+            let bucket = bucket.unwrap_or_else(|| "another bucket".to_owned());
+            let what =
+                format!("{shown} is the overlay of {bucket}: {waiting} writes wait there, {aside} were set aside");
+            let mend = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
+            report.note("overlay", format!("{what}; {mend}"))
+        }
+        Err(error) => report.refused("overlay", &error),
+    }
+}
+
+/// Finds the bucket an overlay belongs to among those that the settings name.
+fn bucket_of(settings: &StorageSettings, folder: &str) -> Option<String> {
+    let named = [(Provider::Gcs, &settings.gcs.bucket), (Provider::S3, &settings.s3.bucket)];
+    named.into_iter().find_map(|(provider, name)| {
+        let name = name.as_ref()?;
+        (open::overlay_name(settings, provider, name) == folder).then(|| open::url(provider, name))
+    })
+}

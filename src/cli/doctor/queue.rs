@@ -1,0 +1,117 @@
+//! The broker: whether it answers, which of our queues are there, what this user may do.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::super::outcome::{Code, Failure};
+use super::report::Report;
+use crate::broker::{
+    BrokerOptions, Confirmation, Error, ErrorKind, Look, Presence, PublishError, QueueSpec, QueueType, Session,
+    Topology,
+};
+use crate::celery::message::{Address, Message, Publication};
+
+/// Longest wait for any one answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Looks at every broker that is named, and through the first that answers at queues and permissions.
+pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queues: &[String]) -> Result<(), Failure> {
+    let mut session = None;
+    for url in &options.urls {
+        let one = BrokerOptions { urls: vec![url.clone()], timeout: PATIENCE, ..options.clone() };
+        match Session::open(&one).await {
+            Ok(opened) => {
+                report.fine("broker", format!("{url} answers"))?;
+                session.get_or_insert(opened);
+            }
+            Err(error) => report.fault("broker", code(&error), error.to_string())?,
+        }
+    }
+    let Some(session) = session else {
+        for part in ["queues", "publish", "declare"] {
+            report.skipped(part, "no broker answers")?;
+        }
+        return Ok(());
+    };
+    let topology = session.topology();
+    let mut missing = Vec::new();
+    for queue in queues.iter().map(String::as_str).chain(["filestorage.dead", "filestorage.metrics"]) {
+        match topology.look(queue).await {
+            Ok(Look::Present { messages, consumers }) => {
+                report.fine("queues", format!("{queue}: {messages} messages wait, {consumers} consumers"))?;
+            }
+            Ok(Look::Missing) => missing.push(queue),
+            Ok(Look::Down(words)) => {
+                let mend = "start the node of the cluster that holds it";
+                report.fault("queues", Code::Unavailable, format!("{queue} cannot be reached: {words}; {mend}"))?;
+            }
+            Err(error) => report.fault("queues", code(&error), format!("{queue}: {error}"))?,
+        }
+    }
+    declare(report, &topology, &missing).await?;
+    publish(report, &session).await?;
+    session.close().await;
+    Ok(())
+}
+
+/// Makes a queue that goes with this connection, which tells whether this user may make any.
+async fn declare(report: &mut Report<'_>, topology: &Topology, missing: &[&str]) -> Result<(), Failure> {
+    let spec = QueueSpec {
+        durable: false,
+        exclusive: true,
+        auto_delete: true,
+        ..QueueSpec::durable(format!("filestorage.doctor-{}", Uuid::new_v4().simple()), QueueType::Classic)
+    };
+    let made = topology.ensure_queue(&spec).await;
+    let missing = missing.join(", ");
+    match made {
+        Ok(Presence::Created | Presence::Present) if missing.is_empty() => {
+            report.fine("declare", "this user may make queues")
+        }
+        Ok(Presence::Created | Presence::Present) => {
+            report.note("queues", format!("{missing}: not there yet; the first worker makes them"))
+        }
+        Ok(Presence::Denied(words)) if missing.is_empty() => {
+            let what = "what is needed is there, but commands with countdown or eta need delay queues";
+            report.note("declare", format!("this user may make no queues ({words}): {what}"))
+        }
+        Ok(Presence::Denied(words)) => {
+            let mend = format!("let another user make {missing}, or grant it");
+            report.fault("queues", Code::Configuration, format!("{missing}: not there, and {words}; {mend}"))
+        }
+        Ok(Presence::Down(words)) => report.fault("declare", Code::Unavailable, words),
+        Err(error) => report.fault("declare", code(&error), error.to_string()),
+    }
+}
+
+/// Publishes to a queue that does not exist: it is returned, and nobody gets it.
+async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
+    let nowhere = Address::queue(format!("filestorage.doctor-{}", Uuid::new_v4().simple()));
+    let publication = Publication { address: nowhere, message: Message::default() };
+    let publisher = session.publisher();
+    // A broker with an alarm takes nothing until it is over, and does not say until when.
+    let Ok(mut answers) = tokio::time::timeout(PATIENCE, publisher.publish(vec![publication], true)).await else {
+        let why = format!("{:?}", session.state());
+        let mend = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
+        return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {mend}"));
+    };
+    match answers.pop() {
+        Some(Ok(Confirmation::Routed | Confirmation::Returned { .. })) => {
+            report.fine("publish", "this user may answer commands")
+        }
+        Some(Err(PublishError::Refused { code, text })) => {
+            let mend = "grant the write permission on amq.default with rabbitmqctl set_permissions";
+            report.fault("publish", Code::Configuration, format!("the broker answered {code} {text}; {mend}"))
+        }
+        Some(Err(error)) => report.fault("publish", Code::Unavailable, format!("{error}; try again")),
+        None => report.skipped("publish", "the broker said nothing"),
+    }
+}
+
+fn code(error: &Error) -> Code {
+    match error.kind() {
+        ErrorKind::Unreachable | ErrorKind::Lost | ErrorKind::Down => Code::Unavailable,
+        _ => Code::Configuration,
+    }
+}

@@ -1,0 +1,90 @@
+//! Keeps an eye on the bucket, so that `/readyz` tells the truth also while no command asks for anything.
+
+use std::time::Duration;
+
+use super::bucket::Bucket;
+use super::open;
+use super::outcome::Failure;
+use crate::storage::{Error, ErrorKind};
+use crate::telemetry::{Component, Condition, Readiness};
+
+/// How long a bucket that answered is believed to be there, unless its breaker says otherwise.
+const CALM: Duration = Duration::from_secs(30);
+
+/// How soon one that did not is asked again. While its breaker is open, that sends a request only when one is due.
+const ALERT: Duration = Duration::from_secs(1);
+
+/// How the bucket stands; the words that come with it are those of the first answer of the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    Ready,
+    Away,
+    Refused,
+}
+
+/// Watches one bucket.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    bucket: Bucket,
+    /// Writes land locally while the bucket is away.
+    fallback: bool,
+    readiness: Readiness,
+    seen: Option<View>,
+}
+
+impl Lookout {
+    pub(super) const fn new(bucket: Bucket, fallback: bool, readiness: Readiness) -> Self {
+        Self { bucket, fallback, readiness, seen: None }
+    }
+
+    /// Looks for the first time; fails for a bucket that only a person can make usable.
+    pub(super) async fn first(&mut self) -> Result<(), Failure> {
+        match open::look(&self.bucket).await? {
+            None => self.tell(View::Ready, ""),
+            Some(words) => self.tell(View::Away, &words),
+        };
+        Ok(())
+    }
+
+    /// Watches from now on.
+    pub(super) async fn watch(mut self) -> ! {
+        loop {
+            let view = match self.bucket.backend.probe().await {
+                Ok(_) => self.tell(View::Ready, ""),
+                Err(error) => self.tell(view(&error), error.message()),
+            };
+            if view == View::Ready {
+                tokio::select! {
+                    () = tokio::time::sleep(CALM) => {}
+                    () = self.bucket.breaker.opened() => {}
+                }
+            } else {
+                tokio::time::sleep(ALERT).await;
+            }
+        }
+    }
+
+    /// Says how the bucket stands, if that is news: what is said of one that is away differs from look to look.
+    fn tell(&mut self, view: View, words: &str) -> View {
+        if self.seen.replace(view) == Some(view) {
+            return view;
+        }
+        let condition = match view {
+            View::Ready => Condition::Ready,
+            View::Away if self.fallback => {
+                Condition::Degraded(format!("the bucket is away, writes wait on this machine: {words}"))
+            }
+            View::Away => Condition::Unready(format!("the bucket is away: {words}")),
+            View::Refused => Condition::Unready(words.to_owned()),
+        };
+        self.readiness.set(Component::Storage, condition);
+        view
+    }
+}
+
+fn view(error: &Error) -> View {
+    match error.kind {
+        ErrorKind::Unavailable | ErrorKind::Throttled => View::Away,
+        _ => View::Refused,
+    }
+}

@@ -1,0 +1,268 @@
+//! `filestorage migrate`.
+
+mod mover;
+mod place;
+
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use serde::Serialize;
+
+use self::mover::{Moved, Mover};
+use self::place::Place;
+use super::bucket::{Bucket, Creation};
+use super::open;
+use super::outcome::{Code, Failure};
+use super::output::Output;
+use super::progress::Progress;
+use crate::config::{Provider, Settings, StorageSettings};
+use crate::storage::{Backend, Error, ErrorKind, Key, Local, Memory, Page};
+use crate::telemetry::Metrics;
+
+/// Keys listed at a time; a local store is walked once for each page.
+const PAGE: usize = 10_000;
+
+/// Copies every value from one place to another: from the local store to a bucket, back, or from bucket to bucket.
+///
+/// A place is `local`, `gcs` or `s3`, which stand for what the settings name, or a URL: gs://BUCKET, s3://BUCKET,
+/// file:///PATH (a folder as `local_storage_path` names one). Credentials are those of the settings.
+///
+/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum.
+/// Nothing is ever removed. A value the target already has is skipped, so after an interruption, or to fetch what was
+/// stored meanwhile, run it again. What has expired is left out. Another value under the same key is a failure, unless
+/// --overwrite is given. Failures are told one a line, the rest goes on.
+///
+/// Exit codes: 0 all values are at the target; 75 some are not; 66 nothing is at the source; 69 a place cannot be
+/// reached, run it again later; 78 a place refuses for good.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Place to copy from.
+    #[arg(long, value_name = "PLACE")]
+    from: String,
+
+    /// Place to copy to.
+    #[arg(long, value_name = "PLACE")]
+    to: String,
+
+    /// Only keys that begin with this text.
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+
+    /// Says what would be copied and what would fail, and writes nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Replaces other values under the same keys at the target.
+    #[arg(long)]
+    overwrite: bool,
+
+    /// Values copied at once.
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    parallel: u16,
+}
+
+/// What was done, for people and programs.
+#[derive(Debug, Serialize)]
+struct Summary {
+    from: String,
+    to: String,
+    dry_run: bool,
+    copied: u64,
+    copied_bytes: u64,
+    skipped: u64,
+    failed: u64,
+    /// Names at the source that are no keys.
+    foreign: u64,
+    /// Whether every key was looked at.
+    complete: bool,
+}
+
+impl Arguments {
+    pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let settings = &settings.storage;
+        let (from, to) = (Place::parse(&self.from, settings)?, Place::parse(&self.to, settings)?);
+        if from == to {
+            return Err(Failure::new(Code::Usage, format!("--from and --to are the same place, {from}")));
+        }
+        let mover = Mover {
+            source: source(settings, &from).await?,
+            target: self.target(settings, &to).await?,
+            overwrite: self.overwrite,
+            dry_run: self.dry_run,
+            read_back: matches!(to, Place::Local(_)),
+        };
+        let summary = Summary {
+            from: from.to_string(),
+            to: to.to_string(),
+            dry_run: self.dry_run,
+            copied: 0,
+            copied_bytes: 0,
+            skipped: 0,
+            failed: 0,
+            foreign: 0,
+            complete: false,
+        };
+        let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
+        let mut run = Run { mover, summary, progress, output, stopped: None };
+        run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
+        run.close()
+    }
+
+    /// Opens the place to copy to; a trial makes nothing there.
+    async fn target(&self, settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
+        match place {
+            Place::Local(path) if self.dry_run => Ok(match Local::open_existing(open::objects(path))? {
+                Some(local) => Arc::new(local),
+                None => Arc::new(Memory::new()),
+            }),
+            Place::Local(path) => Ok(Arc::new(Local::open(open::objects(path))?)),
+            Place::Bucket(provider, name) => {
+                let creation = if self.dry_run { Creation::Never } else { Creation::WhenMissing };
+                bucket(settings, place, *provider, name, creation).await
+            }
+        }
+    }
+}
+
+async fn source(settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
+    match place {
+        Place::Local(path) => match Local::open_existing(open::objects(path))? {
+            Some(local) => Ok(Arc::new(local)),
+            None => {
+                Err(Failure::new(Code::NoInput, format!("nothing is stored under {}", open::objects(path).display())))
+            }
+        },
+        Place::Bucket(provider, name) => bucket(settings, place, *provider, name, Creation::Never).await,
+    }
+}
+
+/// Opens a bucket that is the right one and for which nothing waits on this machine: a copy from it would lack that, one
+/// to it would meet it later.
+async fn bucket(
+    settings: &StorageSettings,
+    place: &Place,
+    provider: Provider,
+    name: &str,
+    creation: Creation,
+) -> Result<Arc<dyn Backend>, Failure> {
+    let bucket = Bucket::open(settings, provider, name, creation, &Metrics::new()).await.map_err(open::refused)?;
+    if let Some(fallback) = open::pending(settings, provider, name, &bucket)? {
+        let waiting = fallback.pending().await?.entries;
+        if waiting > 0 {
+            let mend = "run `filestorage sync` first, with this bucket in the settings";
+            let why = format!("{waiting} writes on this machine wait to be sent to {place}; {mend}");
+            return Err(Failure::new(Code::TryAgain, why));
+        }
+    }
+    match open::look(&bucket).await? {
+        None => Ok(bucket.backend),
+        Some(words) => Err(Failure::new(Code::Unavailable, format!("{place} cannot be reached: {words}"))),
+    }
+}
+
+/// One run over all keys.
+struct Run<'a> {
+    mover: Mover,
+    summary: Summary,
+    progress: Progress,
+    output: &'a Output,
+    /// Why the run ended early.
+    stopped: Option<Failure>,
+}
+
+impl Run<'_> {
+    /// Copies page by page, so many values at once.
+    async fn walk(&mut self, prefix: String, parallel: usize) {
+        let mover = self.mover.clone();
+        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut page = Page { prefix, start_after: None, limit: Some(PAGE) };
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            let listing = tokio::select! {
+                listing = mover.source.list(&page) => listing,
+                _ = &mut interrupted => return self.interrupt(),
+            };
+            let listing = match listing {
+                Ok(listing) => listing,
+                Err(error) => return self.stopped = Some(error.into()),
+            };
+            self.summary.foreign += listing.foreign;
+            page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+            let mut keys = listing.entries.into_iter().map(|entry| entry.key);
+            loop {
+                while under_way.len() < parallel
+                    && self.stopped.is_none()
+                    && let Some(key) = keys.next()
+                {
+                    under_way.push(one(&mover, key));
+                }
+                // What is under way when a place goes away comes to its end like everything else.
+                let moved = tokio::select! {
+                    moved = under_way.next() => moved,
+                    _ = &mut interrupted => return self.interrupt(),
+                };
+                let Some((key, moved)) = moved else { break };
+                self.note(&key, moved);
+            }
+            if self.stopped.is_some() {
+                return;
+            }
+            if !listing.more || page.start_after.is_none() {
+                return self.summary.complete = true;
+            }
+        }
+    }
+
+    fn note(&mut self, key: &Key, moved: Result<Moved, Error>) {
+        match moved {
+            Ok(Moved::Copied(bytes)) => {
+                self.summary.copied += 1;
+                self.summary.copied_bytes += bytes;
+            }
+            Ok(Moved::There) => self.summary.skipped += 1,
+            Ok(Moved::Gone) => {}
+            Err(error) => {
+                self.summary.failed += 1;
+                let ends = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NoSpace);
+                let failure = Failure::from(error);
+                self.progress.aside(|| self.output.fail(&failure));
+                if ends && self.stopped.is_none() {
+                    let why = "stopped, since every other value would fail as this one did; run it again to continue";
+                    self.stopped = Some(Failure::new(failure.code, why));
+                }
+            }
+        }
+        self.progress.count(1, self.summary.copied_bytes, key.as_str());
+    }
+
+    /// What is under way is dropped: it is whole at the target, or not there.
+    fn interrupt(&mut self) {
+        self.stopped = Some(Failure::new(Code::TryAgain, "interrupted; run it again to continue"));
+    }
+
+    fn close(self) -> Result<Code, Failure> {
+        let Self { summary, progress, output, stopped, .. } = self;
+        drop(progress);
+        let did = if summary.dry_run { "would copy" } else { "copied" };
+        let mut text = format!(
+            "{did} {} values ({} bytes) from {} to {}, {} were there already, {} failed\n",
+            summary.copied, summary.copied_bytes, summary.from, summary.to, summary.skipped, summary.failed
+        );
+        if summary.foreign > 0 {
+            text.push_str(&format!("{} names at the source are no keys and were left out\n", summary.foreign));
+        }
+        output.answer(&summary, &text)?;
+        match stopped {
+            Some(failure) => Err(failure),
+            None if summary.failed > 0 => Ok(Code::TryAgain),
+            None => Ok(Code::Success),
+        }
+    }
+}
+
+async fn one(mover: &Mover, key: Key) -> (Key, Result<Moved, Error>) {
+    let moved = mover.copy(&key).await;
+    (key, moved)
+}

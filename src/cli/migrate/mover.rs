@@ -1,0 +1,106 @@
+//! Copies one value from one place to another, whole and verified or not at all.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::storage::{
+    Attributes, Backend, Condition, Error, ErrorKind, Key, Operation, Put, Result, Want, format_timestamp,
+};
+
+/// Copies values between two places; never removes one.
+#[derive(Clone, Debug)]
+pub(super) struct Mover {
+    pub(super) source: Arc<dyn Backend>,
+    pub(super) target: Arc<dyn Backend>,
+    /// Another value at the target is replaced.
+    pub(super) overwrite: bool,
+    /// Nothing is written.
+    pub(super) dry_run: bool,
+    /// What was written is read again: the target does not say by itself what it has kept.
+    pub(super) read_back: bool,
+}
+
+/// What became of one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// So many bytes were copied, or would be.
+    Copied(u64),
+    /// The target has this very value already.
+    There,
+    /// The source has it no more: deleted meanwhile, or expired.
+    Gone,
+}
+
+impl Mover {
+    /// Copies the value of a key with all its attributes.
+    pub(super) async fn copy(&self, key: &Key) -> Result<Moved> {
+        let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(Moved::Gone) };
+        match self.target.stat(key).await.map(live) {
+            Ok(Some(present)) if is_same(&present, &wanted) => return Ok(Moved::There),
+            Ok(Some(present)) if !self.overwrite => return Err(self.conflict(key, &present)),
+            Ok(_) => {}
+            // What is damaged there cannot be compared; to replace it loses nothing.
+            Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => {}
+            Err(error) => return Err(error),
+        }
+        let condition = if self.overwrite { Condition::Always } else { Condition::Absent };
+        self.target.accept(key, &wanted)?;
+        if self.dry_run {
+            return Ok(Moved::Copied(wanted.stored_size));
+        }
+        let want = Want { spooled: true, ..Want::default() };
+        let Some(object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
+        let wanted = object.attributes.clone();
+        match self.target.put(key, object, Put { condition, ..Put::default() }).await {
+            Ok(_) => self.verify(key, &wanted).await,
+            // The answer to an earlier attempt may have got lost, and then what is in the way is our own.
+            Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
+                Some(present) if is_same(&present, &wanted) => Ok(Moved::Copied(wanted.stored_size)),
+                Some(present) => Err(self.conflict(key, &present)),
+                None => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares what the target has with what was read at the source.
+    async fn verify(&self, key: &Key, wanted: &Attributes) -> Result<Moved> {
+        let kept = if self.read_back {
+            let want = Want { spooled: true, ..Want::default() };
+            self.target.get(key, want).await?.map(|object| object.attributes)
+        } else {
+            self.target.stat(key).await?
+        };
+        match kept {
+            Some(kept) if is_same(&kept, wanted) => Ok(Moved::Copied(wanted.stored_size)),
+            Some(kept) => Err(self.conflict(key, &kept)),
+            // It may have expired on the way.
+            None if wanted.is_expired(Timestamp::now()) => Ok(Moved::Gone),
+            None => {
+                let why = format!("the copy was removed from {} by somebody else; run it again", self.target);
+                Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why))
+            }
+        }
+    }
+
+    fn conflict(&self, key: &Key, present: &Attributes) -> Error {
+        let written = format_timestamp(present.stored_at);
+        let why = format!(
+            "{} has another value there, of {} bytes, written {written}; replace it with --overwrite, or move it away",
+            self.target, present.size
+        );
+        Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why)
+    }
+}
+
+fn live(attributes: Option<Attributes>) -> Option<Attributes> {
+    attributes.filter(|attributes| !attributes.tombstone && !attributes.is_expired(Timestamp::now()))
+}
+
+/// The token alone is copied on purpose, so the bytes are compared as well.
+fn is_same(one: &Attributes, other: &Attributes) -> bool {
+    one.generation == other.generation
+        && one.stored_checksum == other.stored_checksum
+        && one.stored_size == other.stored_size
+}

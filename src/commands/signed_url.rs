@@ -1,0 +1,93 @@
+//! `filestorage.signed_url`.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use super::arguments::{Kind, Parameter};
+use super::{
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+};
+use crate::storage::{Grant, Method, format_timestamp};
+
+pub(super) static DEFINITION: Definition = Definition {
+    task: "filestorage.signed_url",
+    operation: Some("signed_url"),
+    signature: Signature {
+        function: "signed_url",
+        required: &[KEY],
+        optional: &[],
+        keyword_only: &[
+            Parameter::new("method", Kind::Choice(&["GET", "PUT"]), "What the URL allows; GET by default."),
+            Parameter::new(
+                "expires_in",
+                Kind::Between(1, MAX_LIFETIME),
+                "Seconds the URL is good for; 3600 by default.",
+            ),
+        ],
+    },
+    less: "nothing",
+    result: schemas::of::<SignedUrl>,
+    parse,
+};
+
+/// Seconds a URL is good for when nobody says.
+const LIFETIME: u64 = 3600;
+/// Longest such time: seven days, of both signatures.
+const MAX_LIFETIME: u64 = 604_800;
+
+/// A URL by which anyone can read or write one object for a time. The URL is a secret.
+#[derive(serde::Serialize, schemars::JsonSchema)]
+struct SignedUrl {
+    /// The URL itself.
+    url: String,
+    /// `GET` or `PUT`.
+    method: &'static str,
+    /// When it stops being good: ISO 8601 in UTC with microseconds and offset.
+    #[schemars(extend("format" = "date-time"))]
+    expires_at: String,
+}
+
+#[derive(Debug)]
+struct Sign {
+    key: Key,
+    grant: Grant,
+}
+
+fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    let key = super::key(&mut arguments)?;
+    let method = match arguments.optional_text("method")?.as_deref() {
+        None | Some("GET") => Method::Get,
+        Some("PUT") => Method::Put,
+        Some(_) => return Err(CommandError::value_error("method must be GET or PUT")),
+    };
+    let seconds = arguments.optional_count("expires_in")?.unwrap_or(LIFETIME);
+    if !(1..=MAX_LIFETIME).contains(&seconds) {
+        return Err(CommandError::value_error(format!("expires_in must be 1 to {MAX_LIFETIME} seconds")));
+    }
+    Ok(Box::new(Sign { key, grant: Grant { method, lifetime: Duration::from_secs(seconds) } }))
+}
+
+#[async_trait]
+impl Command for Sign {
+    fn key(&self) -> Option<&Key> {
+        Some(&self.key)
+    }
+
+    /// Writes nothing, and so nothing of the URL is kept in the journal.
+    fn writes(&self) -> bool {
+        false
+    }
+
+    async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
+        // Signatures count in whole seconds, from the one they are made in or a later one.
+        let begin = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
+        let expires_at = begin.saturating_add(self.grant.lifetime).unwrap_or(Timestamp::MAX);
+        let result = engine.sign(&self.key, &self.grant).await.map_err(CommandError::from).and_then(|url| {
+            let expires_at = format_timestamp(expires_at);
+            super::json(&SignedUrl { url, method: self.grant.method.as_str(), expires_at })
+        });
+        Finished { result, facts: Facts::of(Some(&self.key), engine) }
+    }
+}

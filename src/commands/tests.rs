@@ -1,0 +1,218 @@
+//! Calls as they come from the queue, up to the exception or the JSON their callers get.
+
+use std::fmt;
+use std::fs;
+use std::sync::Arc;
+
+use super::*;
+use crate::storage::{
+    Attributes, Backend, Delete, Exchange, Grant, Landing, Listing, Local, Memory, NoBuckets, Object, Page, Place,
+    Probe, Put, Removal, Want,
+};
+
+fn json(text: &str) -> Json {
+    crate::json::parse(text.as_bytes(), crate::json::Limits::default()).unwrap()
+}
+
+/// Reads a call with its keyword arguments, written as a JSON object.
+fn parse(task: &str, kwargs: &str) -> Result<Box<dyn Command>, CommandError> {
+    let Json::Object(kwargs) = json(kwargs) else { panic!("no object: {kwargs}") };
+    find(&format!("filestorage.{task}")).unwrap().parse(Vec::new(), kwargs)
+}
+
+async fn call(engine: &Engine, task: &str, kwargs: &str) -> Result<serde_json::Value, CommandError> {
+    let finished = run(parse(task, kwargs)?, engine, Context::default()).await;
+    finished.result.map(|text| serde_json::from_str(&text).unwrap())
+}
+
+/// Calls what must fail: the class of the exception and its arguments.
+async fn refused(engine: &Engine, task: &str, kwargs: &str) -> (Exception, Vec<serde_json::Value>) {
+    let error = call(engine, task, kwargs).await.unwrap_err();
+    let args = error.args.iter().map(|arg| serde_json::from_str(&arg.compact()).unwrap()).collect();
+    (error.exception, args)
+}
+
+/// An engine over local files with one exchange directory.
+fn site() -> (tempfile::TempDir, Engine) {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("exchange")).unwrap();
+    let local = Local::open(root.path().join("objects")).unwrap();
+    let exchange = Exchange::new(vec![root.path().join("exchange")], Arc::new(NoBuckets));
+    let engine = Engine::new(Arc::new(local), Place::Local).with_exchange(exchange);
+    (root, engine)
+}
+
+#[tokio::test]
+async fn only_what_names_a_place_is_a_reference() {
+    let (_root, engine) = site();
+    for value in [
+        r##"{"$ref":"#/definitions/a"}"##,
+        r#"{"$ref":"other.json"}"#,
+        r#"{"$ref":"https://h/file:///a"}"#,
+        r#"{"$ref":1}"#,
+        r#"{"$ref":"file:///a","more":1}"#,
+        r#"[{"$ref":"file:///a"}]"#,
+        r#"{"ref":"file:///a"}"#,
+        r#""file:///a""#,
+    ] {
+        call(&engine, "store", &format!(r#"{{"key":"k","data":{value}}}"#)).await.unwrap();
+        let wanted: serde_json::Value = serde_json::from_str(value).unwrap();
+        assert_eq!(call(&engine, "retrieve", r#"{"key":"k"}"#).await.unwrap(), wanted);
+    }
+    for place in ["file:///a/../b", "file://host/a", "FILE:///a%2Fb", "gs://b", "s3://b/../a"] {
+        let error = parse("store", &format!(r#"{{"key":"k","data":{{"$ref":"{place}"}}}}"#)).unwrap_err();
+        assert!(error.exception == Exception::ValueError && error.to_string().starts_with("data: "), "{error}");
+        let error = parse("retrieve", &format!(r#"{{"key":"k","destination":"{place}"}}"#)).unwrap_err();
+        assert!(error.exception == Exception::ValueError && error.to_string().starts_with("destination: "), "{error}");
+    }
+    let secret = r#"{"key":"k","destination":"https://h/o?X-Goog-Signature=hunter2"}"#;
+    let error = parse("retrieve", secret).unwrap_err().to_string();
+    assert!(error.contains("file:///") && !error.contains("hunter2"), "{error}");
+    let error = parse("retrieve", r#"{"key":"k","destination":1}"#).unwrap_err();
+    assert_eq!(error.to_string(), "retrieve() argument 'destination' must be str or None, not int");
+}
+
+#[tokio::test]
+async fn a_file_comes_in_and_goes_out() {
+    let (root, engine) = site();
+    let path = |name: &str| root.path().join("exchange").join(name).display().to_string();
+    fs::write(path("in"), b"\x00\xffbytes").unwrap();
+    let store = format!(r#"{{"key":"k","data":{{"$ref":"file://{}"}},"content_type":"image/png"}}"#, path("in"));
+    let receipt = call(&engine, "store", &store).await.unwrap();
+    assert_eq!(
+        (&receipt["kind"], &receipt["content_type"], &receipt["size"]),
+        (&"bytes".into(), &"image/png".into(), &7.into())
+    );
+    let retrieve = format!(r#"{{"key":"k","destination":"file://{}"}}"#, path("out"));
+    assert_eq!(call(&engine, "retrieve", &retrieve).await.unwrap(), receipt);
+    assert_eq!(fs::read(path("out")).unwrap(), b"\x00\xffbytes");
+    let part = format!(r#"{{"key":"k","offset":2,"length":3,"destination":"file://{}"}}"#, path("part"));
+    let command = parse("retrieve", &part).unwrap();
+    assert!(command.writes() && !parse("retrieve", r#"{"key":"k"}"#).unwrap().writes());
+    // What a reply may carry does not concern what goes elsewhere.
+    let finished = run(command, &engine, Context { max_reply_bytes: Some(1), ..Context::default() }).await;
+    finished.result.unwrap();
+    assert_eq!((finished.facts.size, finished.facts.backend.as_deref()), (Some(7), Some("local")));
+    assert_eq!(fs::read(path("part")).unwrap(), b"byt");
+    let none = format!(r#"{{"key":"none","destination":"file://{}"}}"#, path("none"));
+    assert_eq!(call(&engine, "retrieve", &none).await.unwrap(), serde_json::Value::Null);
+    assert!(!fs::exists(path("none")).unwrap());
+}
+
+#[tokio::test]
+async fn faults_of_places_are_python_s_own_exceptions() {
+    let (root, engine) = site();
+    let path = |name: &str| root.path().join("exchange").join(name).display().to_string();
+    let from = |name: &str| format!(r#"{{"key":"k","data":{{"$ref":"file://{}"}}}}"#, path(name));
+    let to = |name: &str| format!(r#"{{"key":"k","destination":"file://{}"}}"#, path(name));
+    let gone = "No such file or directory";
+    let missing = |name: &str| (Exception::FileNotFoundError, vec![2.into(), gone.into(), path(name).into()]);
+    assert_eq!(refused(&engine, "store", &from("none")).await, missing("none"));
+    assert_eq!(refused(&engine, "store", &from("none/a")).await, missing("none/a"));
+    call(&engine, "store", r#"{"key":"k","data":"value"}"#).await.unwrap();
+    assert_eq!(refused(&engine, "retrieve", &to("none/a")).await, missing("none"));
+    let (exception, args) = refused(&engine, "store", &from("../up")).await;
+    assert_eq!(exception, Exception::ValueError, "{args:?}");
+    let outside = r#"{"key":"k","data":{"$ref":"file:///etc/hostname"}}"#;
+    let (exception, args) = refused(&engine, "store", outside).await;
+    assert!(
+        exception == Exception::ValueError && args[0].as_str().unwrap().contains("exchange_directories"),
+        "{args:?}"
+    );
+    assert!(!args[0].as_str().unwrap().contains(root.path().to_str().unwrap()), "{args:?}");
+    fs::write(path("file"), "").unwrap();
+    let (exception, args) = refused(&engine, "store", &from("file/a")).await;
+    assert_eq!((exception, &args[0], &args[2]), (Exception::OsError, &20.into(), &path("file/a").into()));
+    for (task, call) in [
+        ("store", r#"{"key":"k","data":{"$ref":"gs://b/a"}}"#),
+        ("retrieve", r#"{"key":"k","destination":"s3://b/a"}"#),
+    ] {
+        let (exception, args) = refused(&engine, task, call).await;
+        assert!(
+            exception == Exception::ValueError && args[0].as_str().unwrap().contains("no access to buckets"),
+            "{args:?}"
+        );
+    }
+    assert_eq!(call(&engine, "retrieve", r#"{"key":"k"}"#).await.unwrap(), "value");
+}
+
+/// A store in memory that signs.
+#[derive(Debug, Default)]
+struct Signer(Memory);
+
+impl fmt::Display for Signer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("signer")
+    }
+}
+
+#[async_trait]
+impl Backend for Signer {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> storage::Result<Landing> {
+        self.0.put(key, object, how).await
+    }
+    async fn get(&self, key: &Key, want: Want) -> storage::Result<Option<Object>> {
+        self.0.get(key, want).await
+    }
+    async fn stat(&self, key: &Key) -> storage::Result<Option<Attributes>> {
+        self.0.stat(key).await
+    }
+    async fn delete(&self, key: &Key, how: Delete) -> storage::Result<Removal> {
+        self.0.delete(key, how).await
+    }
+    async fn list(&self, page: &Page) -> storage::Result<Listing> {
+        self.0.list(page).await
+    }
+    async fn flush(&self, key: &Key) -> storage::Result<()> {
+        self.0.flush(key).await
+    }
+    async fn probe(&self) -> storage::Result<Probe> {
+        self.0.probe().await
+    }
+    fn accept(&self, key: &Key, attributes: &Attributes) -> storage::Result<()> {
+        self.0.accept(key, attributes)
+    }
+    async fn sign(&self, key: &Key, grant: &Grant) -> storage::Result<String> {
+        Ok(format!("https://h/{key}?{}&{}&signature=hunter2", grant.method.as_str(), grant.lifetime.as_secs()))
+    }
+}
+
+#[tokio::test]
+async fn a_signed_url_says_what_it_is_good_for() {
+    let engine = Engine::new(Arc::new(Signer::default()), Place::Gcs);
+    for (kwargs, method, seconds) in [
+        (r#"{"key":"k"}"#, "GET", 3600),
+        (r#"{"key":"k","method":null,"expires_in":null}"#, "GET", 3600),
+        (r#"{"key":"k","method":"PUT","expires_in":1}"#, "PUT", 1),
+        (r#"{"key":"k","method":"GET","expires_in":604800}"#, "GET", 604_800),
+    ] {
+        let before = jiff::Timestamp::now().as_second();
+        let command = parse("signed_url", kwargs).unwrap();
+        assert!(!command.writes(), "the journal keeps nothing of it");
+        let finished = run(command, &engine, Context::default()).await;
+        assert!(!format!("{:?}", finished.facts).contains("hunter2"));
+        let answer: serde_json::Value = serde_json::from_str(&finished.result.unwrap()).unwrap();
+        assert_eq!(answer["url"], format!("https://h/k?{method}&{seconds}&signature=hunter2"));
+        assert_eq!(answer["method"], method);
+        let expires_at: jiff::Timestamp = answer["expires_at"].as_str().unwrap().parse().unwrap();
+        let after = jiff::Timestamp::now().as_second();
+        assert!((before + seconds..=after + seconds).contains(&expires_at.as_second()), "{answer}");
+    }
+    for kwargs in [
+        r#"{"key":"k","method":"get"}"#,
+        r#"{"key":"k","method":"DELETE"}"#,
+        r#"{"key":"k","method":""}"#,
+        r#"{"key":"k","expires_in":0}"#,
+        r#"{"key":"k","expires_in":604801}"#,
+        r#"{"key":"k","expires_in":-1}"#,
+        r#"{"key":"../k"}"#,
+    ] {
+        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, Exception::ValueError, "{kwargs}");
+    }
+    for kwargs in [r#"{"key":"k","method":1}"#, r#"{"key":"k","expires_in":1.5}"#, r#"{"key":"k","expires_in":true}"#] {
+        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, Exception::TypeError, "{kwargs}");
+    }
+    let (_root, local) = site();
+    let (exception, args) = refused(&local, "signed_url", r#"{"key":"k"}"#).await;
+    assert!(exception == Exception::ValueError && args[0].as_str().unwrap().contains("bucket"), "{args:?}");
+}

@@ -1,0 +1,85 @@
+//! Names of buckets, by the rule of whoever keeps them.
+
+/// Who keeps buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// Google Cloud Storage.
+    Gcs,
+    /// Amazon S3 and what is compatible with it.
+    S3,
+}
+
+impl Provider {
+    /// Says how a name must look, to follow "must be".
+    #[must_use]
+    pub const fn rule(self) -> &'static str {
+        match self {
+            Self::Gcs => {
+                "the bare name of a bucket: 3 to 63 characters (with dots 222, each part 63), \
+                 lower-case letters, digits, `-`, `_` and `.`, a letter or digit at both ends, no IP address"
+            }
+            Self::S3 => {
+                "the bare name of a bucket: 3 to 63 characters, lower-case letters, digits, `-` and `.`, \
+                 a letter or digit at both ends and beside each `.`, no IP address"
+            }
+        }
+    }
+
+    /// Tells whether a bucket can have this name.
+    ///
+    /// Names that only Google itself may give (those with `goog`) can be had: its public buckets can be read.
+    #[must_use]
+    pub fn allows(self, name: &str) -> bool {
+        let edge = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let ends = |text: &str| edge(text.as_bytes().first()) && edge(text.as_bytes().last());
+        let inside = |byte: u8| match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' => true,
+            b'_' => self == Self::Gcs,
+            _ => false,
+        };
+        let longest = if self == Self::Gcs && name.contains('.') { 222 } else { 63 };
+        let parts = match self {
+            Self::Gcs => name.split('.').all(|part| (1..=63).contains(&part.len())),
+            Self::S3 => name.split('.').all(ends),
+        };
+        (3..=longest).contains(&name.len())
+            && ends(name)
+            && name.bytes().all(inside)
+            && parts
+            && name.parse::<std::net::Ipv4Addr>().is_err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let (long, dotted) = ("x".repeat(63), format!("{0}.{0}.{0}", "x".repeat(63)));
+        for name in ["abc", "my-bucket", "www.example.org", "1st", "1.2.3.4.5", &long] {
+            assert!(Provider::Gcs.allows(name) && Provider::S3.allows(name), "{name}");
+        }
+        let longer = format!("{long}x");
+        for name in [
+            "",
+            "ab",
+            "-abc",
+            "abc-",
+            "Abc",
+            "a b",
+            "a/b",
+            "gs://abc",
+            "a..b",
+            ".abc",
+            "192.168.5.4",
+            "bücket",
+            &longer,
+        ] {
+            assert!(!Provider::Gcs.allows(name) && !Provider::S3.allows(name), "{name}");
+        }
+        for name in ["my_bucket", "a-.b", &dotted] {
+            assert!(Provider::Gcs.allows(name) && !Provider::S3.allows(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Places outside the store that commands may name: files below the exchange directories, objects of buckets.
+//!
+//! [`Reference`] names one, [`Directory`] keeps files within their directory, [`Exchange`] reads and writes. What a
+//! command does with it is in `transfer`: [`Engine::store_from`](super::Engine::store_from) and
+//! [`Engine::retrieve_to`](super::Engine::retrieve_to).
+
+mod directory;
+mod reference;
+mod transfer;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+
+use self::directory::{Directory, Fault};
+use self::reference::Target;
+pub use self::reference::{Reference, ReferenceError, Scheme};
+use super::draft::Draft;
+use super::engine::short;
+use super::open::open;
+use super::payload::hop;
+use super::{
+    Attributes, Backend, Checksum, Content, ContentType, Error, ErrorKind, Fence, Key, Kind, Object, Operation,
+    Payload, Put, Result, Want,
+};
+
+/// Largest JSON value taken from a bucket, in bytes: it is read whole to see that it is JSON.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+
+/// Opens buckets by name.
+#[async_trait]
+pub trait Buckets: std::fmt::Debug + Send + Sync {
+    /// Opens a bucket. The store's own is the store's own stack, so that what waits in its overlay is seen.
+    async fn open(&self, scheme: Scheme, bucket: &str) -> Result<Arc<dyn Backend>>;
+}
+
+/// Opens no bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBuckets;
+
+#[async_trait]
+impl Buckets for NoBuckets {
+    async fn open(&self, _: Scheme, _: &str) -> Result<Arc<dyn Backend>> {
+        let why = "this store has no access to buckets; name a file:/// below one of the exchange_directories";
+        Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why))
+    }
+}
+
+/// Reads and writes what references name; cheap to clone.
+///
+/// # Contract
+///
+/// - Nothing but regular files below the listed directories is read or written; no link is followed, none leads out.
+/// - A file is written whole or not at all and synced; its folder must be there.
+/// - Values pass in bounded memory.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    directories: Arc<[PathBuf]>,
+    buckets: Arc<dyn Buckets>,
+}
+
+/// What was read from a reference.
+#[derive(Debug)]
+struct Incoming {
+    content: Content,
+    /// As the source says it, where it does.
+    content_type: Option<ContentType>,
+    metadata: Option<Box<RawValue>>,
+}
+
+/// What is to be written to a reference.
+#[derive(Debug)]
+struct Outgoing {
+    kind: Kind,
+    content_type: String,
+    metadata: Option<Box<RawValue>>,
+    payload: Payload,
+    checksum: Checksum,
+    operation_id: Option<String>,
+}
+
+/// On whose behalf a reference is used; what errors name.
+#[derive(Clone, Copy, Debug)]
+struct Errand<'a> {
+    operation: Operation,
+    key: &'a Key,
+    reference: &'a Reference,
+}
+
+impl Exchange {
+    /// Lets commands name files below these directories, which are absolute paths, and objects of these buckets.
+    #[must_use]
+    pub fn new(directories: Vec<PathBuf>, buckets: Arc<dyn Buckets>) -> Self {
+        Self { directories: directories.into(), buckets }
+    }
+
+    /// Refuses a file outside the listed directories, without asking anybody.
+    fn check(&self, errand: Errand<'_>) -> Result<()> {
+        match &errand.reference.0 {
+            Target::File(path) => self.locate(errand, path).map(drop),
+            Target::Object { .. } => Ok(()),
+        }
+    }
+
+    /// Opens what a reference names. A file's bytes are read later, checked against a checksum taken before.
+    async fn read(&self, errand: Errand<'_>) -> Result<Incoming> {
+        match &errand.reference.0 {
+            Target::File(path) => {
+                let (directory, below) = self.locate(errand, path)?;
+                let opened = blocking(move || {
+                    let file = Directory::open(&directory)?.read(&below)?;
+                    let length = file.metadata()?.len();
+                    Ok((file, length))
+                });
+                let (file, length): (File, u64) = opened.await.map_err(|fault| errand.fault(fault))?;
+                let payload = Payload::file(Arc::new(file), 0, length);
+                let content = Content { kind: Kind::Bytes, payload };
+                Ok(Incoming { content, content_type: None, metadata: None })
+            }
+            Target::Object { scheme, bucket, key } => {
+                let found = async {
+                    let backend = self.buckets.open(*scheme, bucket).await?;
+                    open(&*backend, key, Want { spooled: true, ..Want::default() }).await
+                };
+                match found.await.map_err(|error| errand.foreign(error))? {
+                    Some(object) => errand.take(object).await,
+                    None => Err(errand.fail(ErrorKind::Missing, "the object is not there")),
+                }
+            }
+        }
+    }
+
+    /// Writes to what a reference names, replacing what is there.
+    async fn write(&self, errand: Errand<'_>, outgoing: Outgoing, fence: Fence) -> Result<()> {
+        match &errand.reference.0 {
+            Target::File(path) => {
+                let (directory, below) = self.locate(errand, path)?;
+                let begun = blocking(move || Directory::open(&directory).map_err(Fault::Folder)?.write(&below));
+                let draft = begun.await.map_err(|fault| errand.fault(fault))?;
+                let written = draft.write(&outgoing.payload).await.map_err(|error| errand.fault(error.into()))?;
+                if written != outgoing.checksum {
+                    return Err(errand.fail(ErrorKind::Integrity, "the value changed while it was read; try again"));
+                }
+                let key = errand.key.clone();
+                let placed = blocking(move || place(draft, &fence, &key));
+                placed.await.map_err(|fault| errand.fault(fault))?
+            }
+            Target::Object { scheme, bucket, key } => {
+                let put = async {
+                    let backend = self.buckets.open(*scheme, bucket).await?;
+                    let object = outgoing.into_object();
+                    backend.accept(key, &object.attributes)?;
+                    backend.put(key, object, Put { fence, ..Put::default() }).await
+                };
+                put.await.map(drop).map_err(|error| errand.foreign(error))
+            }
+        }
+    }
+
+    /// Finds the listed directory a path lies in, and the path below it; of nested ones the innermost.
+    fn locate(&self, errand: Errand<'_>, path: &Path) -> Result<(PathBuf, PathBuf)> {
+        let within =
+            self.directories.iter().filter_map(|directory| Some((directory, path.strip_prefix(directory).ok()?)));
+        match within.min_by_key(|(_, below)| below.components().count()) {
+            Some((directory, below)) => Ok((directory.clone(), below.to_owned())),
+            None => {
+                let why = "is not below a directory that exchange_directories lists; move the file, or let the worker's operator list its folder";
+                Err(errand.fail(ErrorKind::Invalid, why))
+            }
+        }
+    }
+}
+
+/// Gives a finished file its name if nobody has forbidden it; a forbidden one is the inner error.
+fn place(draft: Draft, fence: &Fence, key: &Key) -> Result<Result<()>, Fault> {
+    draft.sync()?;
+    if !fence.commit() {
+        return Ok(Err(Error::abandoned(Operation::Retrieve, key)));
+    }
+    draft.place()?;
+    Ok(Ok(()))
+}
+
+/// Runs work that opens and syncs on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    hop(move || Ok(work())).await?
+}
+
+/// Knows no directory and no bucket.
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::new(Vec::new(), Arc::new(NoBuckets))
+    }
+}
+
+impl Outgoing {
+    fn into_object(self) -> Object {
+        let attributes = Attributes {
+            metadata: self.metadata,
+            operation_id: self.operation_id.map(short),
+            ..Attributes::new(self.kind, self.content_type, self.payload.len(), self.checksum)
+        };
+        Object { attributes, payload: self.payload }
+    }
+}
+
+impl Errand<'_> {
+    /// Takes an object of a bucket: what it is, it stays.
+    async fn take(self, object: Object) -> Result<Incoming> {
+        let Object { attributes, payload } = object;
+        let kind = attributes.kind;
+        let unread = |error| Error::unread(self.operation, self.key, error);
+        let payload = match kind {
+            Kind::Bytes => payload,
+            Kind::Text if payload.is_utf8().await.map_err(unread)? => payload,
+            Kind::Text => {
+                let why = "the object is text by its content type, but not UTF-8; give the object a content type that is not text/*";
+                return Err(self.fail(ErrorKind::Invalid, why));
+            }
+            // The engine looks whether it is JSON when it is in memory.
+            Kind::Json if payload.len() <= MAX_JSON_BYTES => {
+                Payload::Memory(payload.into_memory().await.map_err(unread)?)
+            }
+            Kind::Json => {
+                let why = format!(
+                    "a JSON value of {} bytes; at most {MAX_JSON_BYTES} are taken from a bucket; give the object the content type application/octet-stream",
+                    payload.len()
+                );
+                return Err(self.fail(ErrorKind::Invalid, why));
+            }
+        };
+        Ok(Incoming {
+            content: Content { kind, payload },
+            // What no header may hold is left out.
+            content_type: ContentType::parse(&attributes.content_type).ok(),
+            metadata: attributes.metadata,
+        })
+    }
+
+    fn fail(self, kind: ErrorKind, why: impl std::fmt::Display) -> Error {
+        let reference = self.reference;
+        Error::new(kind, self.operation, Some(self.key), format!("{reference:?}: {why}"))
+            .with_subject(reference.to_string())
+    }
+
+    /// Makes a bucket's error one of this errand.
+    fn foreign(self, error: Error) -> Error {
+        let retry_after = error.retry_after;
+        self.fail(error.kind, error.message()).with_retry_after(retry_after).with_source(error)
+    }
+
+    /// Turns what the file system said into the room's error: the one place where its kinds are read.
+    fn fault(self, fault: Fault) -> Error {
+        let (error, of_folder) = match fault {
+            Fault::Link => {
+                let why = "a symbolic link stands in this path, and none is followed below exchange_directories; name the file itself";
+                return self.fail(ErrorKind::Invalid, why);
+            }
+            Fault::NoFile => return self.fail(ErrorKind::Invalid, "is no regular file; name one"),
+            Fault::Io(error) => (error, false),
+            Fault::Folder(error) => (error, true),
+        };
+        let (kind, mend) = match error.kind() {
+            io::ErrorKind::NotFound if of_folder => (ErrorKind::Missing, "make its folder first"),
+            io::ErrorKind::NotFound => (ErrorKind::Missing, "look whether the name is right"),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (ErrorKind::NoSpace, "free space or inodes on its file system")
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (ErrorKind::Denied, "let the worker's user at it")
+            }
+            io::ErrorKind::UnexpectedEof => {
+                (ErrorKind::Integrity, "the value became shorter while it was read; try again")
+            }
+            _ => (ErrorKind::Io, "look at the path and the disk it is on"),
+        };
+        let failed = self.fail(kind, format!("{error}; {mend}")).with_source(error);
+        match &self.reference.0 {
+            Target::File(path) if of_folder => failed.with_subject(path.parent().unwrap_or(path).display().to_string()),
+            _ => failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

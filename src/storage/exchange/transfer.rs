@@ -1,0 +1,85 @@
+//! Values that come from a place outside the store, and go to one.
+
+use super::{Errand, Incoming, Outgoing, Reference};
+use crate::storage::open::open;
+use crate::storage::{
+    Engine, Error, ErrorKind, Key, Kind, Metadata, Object, Operation, Receipt, Result, RetrieveOptions, StoreOptions,
+    Want,
+};
+
+impl Engine {
+    /// Stores what a reference names: a file as bytes, an object of a bucket as what it is.
+    ///
+    /// Content type and metadata are those of the options, else those of the source. A redelivered store whose source is
+    /// gone answers the object it wrote at its first try.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Missing`] for a source that is not there; [`ErrorKind::Invalid`] for one that no command may read
+    /// or that is not what it says; [`ErrorKind::Integrity`] for one that changes meanwhile; else as [`Engine::store`].
+    pub async fn store_from(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
+        self.0.counters.measure(self.store_from_uncounted(key, source, options)).await
+    }
+
+    /// Writes a value, or some bytes of it, to where a reference says; answers the receipt of the object it was read
+    /// from, or `None`, and nothing is written, when the key has none.
+    ///
+    /// An object in a bucket keeps kind, content type and metadata; some bytes of a value are bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Missing`] for a folder that is not there; [`ErrorKind::Invalid`] for a place no command may write to
+    /// and for a range of a JSON value; [`ErrorKind::Abandoned`]; what either place fails with.
+    pub async fn retrieve_to(
+        &self,
+        key: &Key,
+        destination: &Reference,
+        options: RetrieveOptions,
+    ) -> Result<Option<Receipt>> {
+        self.0.counters.measure(self.retrieve_to_uncounted(key, destination, options)).await
+    }
+
+    async fn store_from_uncounted(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
+        let errand = Errand { operation: Operation::Store, key, reference: source };
+        let Incoming { content, content_type, metadata } = match self.0.exchange.read(errand).await {
+            Err(error) if error.kind == ErrorKind::Missing => {
+                return self.written_before(key, &options).await?.ok_or(error);
+            }
+            incoming => incoming?,
+        };
+        let metadata = match (options.metadata, metadata) {
+            (None, Some(kept)) => Some(Metadata::parse(kept.get()).map_err(|why| {
+                errand.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
+            })?),
+            (given, _) => given,
+        };
+        let content_type = options.content_type.or(content_type);
+        self.store_uncounted(key, content, StoreOptions { metadata, content_type, ..options }).await
+    }
+
+    async fn retrieve_to_uncounted(
+        &self,
+        key: &Key,
+        destination: &Reference,
+        options: RetrieveOptions,
+    ) -> Result<Option<Receipt>> {
+        let RetrieveOptions { range, operation_id, fence } = options;
+        let errand = Errand { operation: Operation::Retrieve, key, reference: destination };
+        // A place that is refused is refused whatever the key has.
+        self.0.exchange.check(errand)?;
+        let want = Want { range, spooled: true, ..Want::default() };
+        let Some(Object { attributes, payload }) = open(&*self.0.backend, key, want).await? else { return Ok(None) };
+        let receipt = Receipt::of(key, self.0.place, &attributes);
+        let (kind, content_type, checksum) = match range {
+            None => (attributes.kind, attributes.content_type, attributes.checksum),
+            Some(_) => {
+                let checksum = payload.checksum().await;
+                let checksum = checksum.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
+                (Kind::Bytes, Kind::Bytes.content_type().to_owned(), checksum)
+            }
+        };
+        let outgoing = Outgoing { kind, content_type, metadata: attributes.metadata, payload, checksum, operation_id };
+        self.0.exchange.write(errand, outgoing, fence).await?;
+        Ok(Some(receipt))
+    }
+}

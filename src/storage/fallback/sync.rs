@@ -1,0 +1,157 @@
+//! Sending what waits: one pass over the overlay, the oldest first.
+//!
+//! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
+//! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
+//! request that is carried out late does nothing. A pass that dies anywhere is made good by the next: what the bucket has
+//! already is told by its generation token.
+
+use std::fs::File;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use jiff::{SignedDuration, Timestamp};
+
+use super::conflict::{Standing, compare};
+use super::{Fallback, SyncProgress, SyncReport};
+use crate::storage::local::Mark;
+use crate::storage::{Attributes, Condition, Delete, Error, ErrorKind, Key, Object, Operation, Put, Result, Want};
+use crate::telemetry::SyncOutcome;
+
+/// Most entries under way at once.
+const IN_FLIGHT: usize = 8;
+
+/// How often an entry is tried in one pass while others keep changing its key in the bucket.
+const TRIES: usize = 5;
+
+impl Fallback {
+    /// Sends what waits now to the bucket; waits for a pass that is under way, in this process or another.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached, at the beginning or in between: what was not sent
+    /// stays. What the bucket refuses of a single entry is no error but counted, see [`SyncReport::failed`].
+    pub async fn sync(&self, progress: &dyn SyncProgress) -> Result<SyncReport> {
+        let turn = self.overlay.wait_turn().await?;
+        let skew = self.skew().await?;
+        let waiting = self.overlay.waiting().await?;
+        self.pass(turn, waiting, skew, progress).await
+    }
+
+    /// Sends what waits unless somebody else is at it; asks the bucket only when something waits.
+    pub(super) async fn sync_in_turn(&self) -> Result<Option<SyncReport>> {
+        let Some(turn) = self.overlay.turn().await? else { return Ok(None) };
+        let waiting = self.overlay.waiting().await?;
+        if waiting.is_empty() {
+            return Ok(Some(SyncReport::default()));
+        }
+        let skew = self.skew().await?;
+        self.pass(turn, waiting, skew, &()).await.map(Some)
+    }
+
+    /// Asks the bucket whether it is there and how much its clock is ahead of ours.
+    async fn skew(&self) -> Result<SignedDuration> {
+        Ok(self.heard(self.primary.probe().await)?.skew.unwrap_or_default())
+    }
+
+    async fn pass(
+        &self,
+        turn: File,
+        waiting: Vec<Mark>,
+        skew: SignedDuration,
+        progress: &dyn SyncProgress,
+    ) -> Result<SyncReport> {
+        progress.total(waiting.len() as u64, waiting.iter().map(|mark| mark.stored_size).sum());
+        let (mut report, mut stopped) = (SyncReport::default(), None);
+        let (mut waiting, mut under_way) = (waiting.into_iter(), FuturesUnordered::new());
+        loop {
+            while stopped.is_none()
+                && under_way.len() < IN_FLIGHT
+                && let Some(mark) = waiting.next()
+            {
+                under_way.push(async move { (self.send(&mark.key, skew).await, mark) });
+            }
+            let Some((sent, mark)) = under_way.next().await else { break };
+            let outcome = match sent {
+                Ok(Some(outcome)) => outcome,
+                Ok(None) => continue,
+                Err(error) if error.is_transient() => {
+                    // What is under way ends; nothing more is begun.
+                    stopped.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(key = %mark.key, %error, "a pending write cannot be sent; it stays");
+                    SyncOutcome::Failed
+                }
+            };
+            report.count(outcome);
+            self.metrics.record_synced(outcome);
+            progress.step(outcome, mark.stored_size);
+        }
+        drop(turn);
+        report.remaining = self.pending().await?.entries;
+        tracing::info!(?report, "synchronized");
+        match stopped {
+            Some(error) => Err(error),
+            None => Ok(report),
+        }
+    }
+
+    /// Deals with one entry; `None` when it is gone.
+    async fn send(&self, key: &Key, skew: SignedDuration) -> Result<Option<SyncOutcome>> {
+        let want = Want { spooled: true, ..Want::default() };
+        for _ in 0..TRIES {
+            let Some(entry) = self.overlay.get(key, want).await? else { return Ok(None) };
+            let present = self.heard(self.primary.stat(key).await)?;
+            let standing = present.as_ref().map(|present| compare(&entry.attributes, present, skew));
+            let outcome = match standing {
+                Some(Standing::Newer) => {
+                    if self.give_way(key, &entry.attributes).await? {
+                        return Ok(Some(SyncOutcome::Conflict));
+                    }
+                    continue;
+                }
+                Some(Standing::Same) => SyncOutcome::AlreadyThere,
+                Some(Standing::Older) | None => match self.carry_out(key, &entry, present.as_ref()).await {
+                    // Somebody else changed the object since the look, or the answer of an earlier try was lost.
+                    Err(error) if error.kind == ErrorKind::Precondition => continue,
+                    outcome => outcome?,
+                },
+            };
+            self.overlay.settle(key, entry.attributes.generation).await?;
+            return Ok(Some(outcome));
+        }
+        let why = "others keep changing the key in the bucket; it is tried again later";
+        Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why))
+    }
+
+    /// Replaces or removes exactly what was seen in the bucket.
+    async fn carry_out(&self, key: &Key, entry: &Object, present: Option<&Attributes>) -> Result<SyncOutcome> {
+        if entry.attributes.tombstone {
+            if let Some(present) = present {
+                let how = Delete { generation: Some(present.generation.clone()), lenient: true, ..Delete::default() };
+                self.heard(self.primary.delete(key, how).await)?;
+            }
+            return Ok(SyncOutcome::Deleted);
+        }
+        let live = present.filter(|present| !present.is_expired(Timestamp::now()));
+        let condition = live.map_or(Condition::Absent, |live| Condition::Generation(live.generation.clone()));
+        let how = Put { condition, ..Put::default() };
+        self.heard(self.primary.put(key, entry.clone(), how).await)?;
+        Ok(SyncOutcome::Sent)
+    }
+
+    /// Leaves the key to what somebody else put into the bucket; `false` when a newer entry has come meanwhile.
+    async fn give_way(&self, key: &Key, entry: &Attributes) -> Result<bool> {
+        if entry.tombstone {
+            self.overlay.settle(key, entry.generation.clone()).await?;
+            tracing::warn!(%key, "a pending delete was dropped: somebody else has changed the key in the bucket since");
+            return Ok(true);
+        }
+        let Some(path) = self.overlay.files().set_aside(key, entry.generation.clone()).await? else {
+            return Ok(false);
+        };
+        let path = path.display();
+        tracing::warn!(%key, %path, "a pending write was set aside: somebody else has changed the key in the bucket since");
+        Ok(true)
+    }
+}

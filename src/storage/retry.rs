@@ -1,0 +1,384 @@
+//! Tries again what may pass: the one place that does, and the one that gives an attempt its time.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backoff::backoff::Backoff as _;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use tokio::time::{Instant, timeout};
+
+use super::breaker::{Admission, Look, Outage};
+use super::{
+    Attributes, Backend, Breaker, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Object, Operation,
+    Page, Probe, Put, Removal, Result, Want, attempts,
+};
+use crate::telemetry::{self, Metrics, StorageOperation};
+
+/// Waits between attempts: about the first, doubling, at most the last.
+const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Longest that a look whether a place can be reached may take.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+
+/// Bytes a second at which a payload must at least get away.
+const SLOWEST: u64 = 1024 * 1024;
+
+/// How often and how long a place is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOptions {
+    /// Attempts after the first.
+    pub max_retries: u32,
+    /// Longest that one attempt may take; a write has a second more for each MiB.
+    pub timeout: Duration,
+}
+
+/// A remote place whose passing faults are tried again, and that is left alone while it cannot be reached.
+///
+/// # Contract
+///
+/// - Tried again are [`ErrorKind::Unavailable`], [`ErrorKind::Throttled`], and [`ErrorKind::Integrity`] of reads and
+///   writes, which bytes damaged on their way look like; every other error is the answer at once.
+/// - All attempts together take no longer than all of them may take one by one. What the place asks to wait is waited,
+///   or the operation fails at once if it has not that much time left.
+/// - A conditional write whose condition fails only because an earlier attempt of its own was carried out without an
+///   answer has succeeded. That is told by its token: if someone has replaced the object since, it is
+///   [`ErrorKind::Precondition`].
+/// - The last error is the answer; its message says how often was tried.
+/// - What the place cannot answer while its [`Breaker`] is open fails at once, without an attempt.
+#[derive(Debug)]
+pub struct Retry {
+    inner: Arc<dyn Backend>,
+    options: RetryOptions,
+    label: telemetry::Backend,
+    metrics: Metrics,
+    breaker: Breaker,
+}
+
+impl Retry {
+    /// Puts retries and a breaker before a backend.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Backend>, options: RetryOptions, label: telemetry::Backend, metrics: Metrics) -> Self {
+        let breaker = Breaker::new(options.timeout, label, metrics.clone());
+        Self { inner, options, label, metrics, breaker }
+    }
+
+    /// Returns the breaker, to be looked at.
+    #[must_use]
+    pub fn breaker(&self) -> Breaker {
+        self.breaker.clone()
+    }
+
+    /// Carries an operation out whose attempts may each be repeated without a second thought.
+    async fn run<T, F>(&self, mut tries: Tries<'_>, attempt: impl Fn() -> F + Send + Sync) -> Result<T>
+    where
+        T: Send,
+        F: Future<Output = Result<T>> + Send,
+    {
+        loop {
+            if let Some(answer) = tries.attempt(attempt()).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Begins an operation as soon as the breaker lets it through; an attempt takes at most the limit.
+    async fn begin<'a>(
+        &'a self,
+        operation: Operation,
+        key: Option<&'a Key>,
+        limit: Option<Duration>,
+    ) -> Result<Tries<'a>> {
+        loop {
+            match self.breaker.admit() {
+                Admission::Pass => return Ok(Tries::new(self, operation, key, limit)),
+                Admission::Wait => self.breaker.settled().await,
+                // Whether it was answered is told by what the breaker says next.
+                Admission::Look(look) => drop(self.look(look).await),
+                Admission::Refuse(outage) => return Err(self.refused(operation, key, outage)),
+            }
+        }
+    }
+
+    /// Looks whether the place can be reached; any answer but that it cannot is one.
+    async fn look(&self, look: Look) -> Result<Probe> {
+        let limit = self.options.timeout.min(LONGEST_LOOK);
+        let result = within(limit, Operation::Probe, None, self.inner.probe()).await;
+        look.end(!matches!(&result, Err(error) if error.kind == ErrorKind::Unavailable));
+        result
+    }
+
+    fn refused(&self, operation: Operation, key: Option<&Key>, outage: Outage) -> Error {
+        let next = outage.look_in.map_or_else(
+            || "is under way".to_owned(),
+            // Rounded up: before that there is no use in asking.
+            |look_in| format!("is due in {} s", look_in.as_secs() + u64::from(look_in.subsec_nanos() > 0)),
+        );
+        let why = format!(
+            "{} has not been reached for {} s, and the next look whether it can be {next}; look at the network and the \
+             endpoint, or try again later",
+            self.inner,
+            outage.silence.as_secs()
+        );
+        Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.look_in)
+    }
+
+    /// Answers a conditional write that failed though an earlier attempt may have been carried out.
+    async fn own(&self, tries: &Tries<'_>, key: &Key, generation: &str, error: Error) -> Result<Landing> {
+        let refused = error.kind == ErrorKind::Precondition;
+        let seen = async {
+            let mut look = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
+            if refused {
+                look.left = look.left.min(tries.left.max(LONGEST_LOOK));
+            } else {
+                // The last attempt had no answer, so this one is made on the chance.
+                (look.most, look.left) = (1, self.options.timeout.min(LONGEST_LOOK));
+            }
+            self.run(look, || self.inner.stat(key)).await
+        };
+        match seen.await {
+            Ok(Some(present)) if present.generation == generation && !tries.damaged => {
+                self.inner.flush(key).await?;
+                Ok(Landing::Home)
+            }
+            Ok(Some(present)) if present.generation == generation => {
+                let why = "what was written may have been damaged on its way; delete the key and store it again";
+                Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
+            }
+            Err(fault) if refused => {
+                Err(fault.during(Operation::Store).noting("whether the object was written is not known"))
+            }
+            _ => Err(error),
+        }
+    }
+}
+
+/// The attempts of one operation.
+struct Tries<'a> {
+    retry: &'a Retry,
+    operation: Operation,
+    key: Option<&'a Key>,
+    limit: Option<Duration>,
+    /// What is left of the operation's time.
+    left: Duration,
+    most: u32,
+    made: u32,
+    waits: ExponentialBackoff,
+    /// Whether an attempt may have been carried out without an answer.
+    unknown: bool,
+    /// Whether an attempt's bytes were damaged on their way.
+    damaged: bool,
+}
+
+impl<'a> Tries<'a> {
+    fn new(retry: &'a Retry, operation: Operation, key: Option<&'a Key>, limit: Option<Duration>) -> Self {
+        let most = retry.options.max_retries.saturating_add(1);
+        let left = limit.unwrap_or(retry.options.timeout).saturating_mul(most);
+        let waits = ExponentialBackoffBuilder::new()
+            .with_initial_interval(WAITS.0)
+            .with_multiplier(2.0)
+            .with_max_interval(WAITS.1)
+            // Time is kept here, by a clock that tests can hold.
+            .with_max_elapsed_time(None)
+            .build();
+        Self { retry, operation, key, limit, left, most, made: 0, waits, unknown: false, damaged: false }
+    }
+
+    /// Makes one attempt; `None` when another is to be made.
+    async fn attempt<T: Send>(&mut self, work: impl Future<Output = Result<T>> + Send) -> Result<Option<T>> {
+        attempts::note();
+        self.made += 1;
+        if self.made > 1 {
+            self.retry.metrics.record_retry(label(self.operation), self.retry.label);
+        }
+        let began = Instant::now();
+        let result = match self.limit {
+            Some(limit) => within(limit.min(self.left), self.operation, self.key, work).await,
+            None => work.await,
+        };
+        if self.limit.is_some() {
+            self.spend(began);
+        }
+        match result {
+            Ok(answer) => {
+                self.retry.breaker.answered();
+                Ok(Some(answer))
+            }
+            Err(error) => self.failed(began, error).await.map(|()| None),
+        }
+    }
+
+    /// Waits for the next attempt, or gives the error back when there is to be none.
+    async fn failed(&mut self, began: Instant, error: Error) -> Result<()> {
+        let breaker = &self.retry.breaker;
+        let wait = self.wait_after(&error);
+        let since = Instant::now();
+        match error.kind {
+            ErrorKind::Unavailable => {
+                self.unknown = true;
+                if let Some(look) = breaker.unanswered(began, wait.is_none()) {
+                    drop(self.retry.look(look).await);
+                }
+            }
+            ErrorKind::Precondition | ErrorKind::Integrity | ErrorKind::Denied | ErrorKind::Throttled => {
+                self.damaged |= error.kind == ErrorKind::Integrity;
+                breaker.answered();
+            }
+            // These may be said without asking the place.
+            ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::NoSpace | ErrorKind::Abandoned | ErrorKind::Io => {}
+        }
+        if let Some(wait) = wait
+            && breaker.pause(wait).await
+        {
+            self.spend(since);
+            if !self.left.is_zero() {
+                tracing::debug!(attempts = self.made, %error, "trying again");
+                return Ok(());
+            }
+        }
+        Err(self.last(error))
+    }
+
+    /// Tells whether another attempt may help.
+    const fn may_pass(&self, error: &Error) -> bool {
+        match error.kind {
+            ErrorKind::Unavailable | ErrorKind::Throttled => true,
+            // Bytes that were damaged on their way.
+            ErrorKind::Integrity => matches!(self.operation, Operation::Store | Operation::Retrieve),
+            ErrorKind::Invalid
+            | ErrorKind::Precondition
+            | ErrorKind::Missing
+            | ErrorKind::NoSpace
+            | ErrorKind::Denied
+            | ErrorKind::Abandoned
+            | ErrorKind::Io => false,
+        }
+    }
+
+    /// Returns how long to wait after this error, if another attempt may help and there is time for it.
+    fn wait_after(&mut self, error: &Error) -> Option<Duration> {
+        if !self.may_pass(error) || self.made >= self.most {
+            return None;
+        }
+        let wait = self.waits.next_backoff()?.min(WAITS.1).max(error.retry_after.unwrap_or_default());
+        (wait < self.left).then_some(wait)
+    }
+
+    /// Says in the last error how often was tried, where trying again could have helped or did.
+    fn last(&self, error: Error) -> Error {
+        let remark = match self.made {
+            1 if !self.may_pass(&error) => return error,
+            1 => "tried once".to_owned(),
+            made => format!("tried {made} times"),
+        };
+        match error.retry_after {
+            Some(asked) if self.made < self.most && asked >= self.left => {
+                error.noting(&format!("{remark}, since it asks to wait {asked:.0?}"))
+            }
+            _ => error.noting(&remark),
+        }
+    }
+
+    fn spend(&mut self, since: Instant) {
+        self.left = self.left.saturating_sub(since.elapsed());
+    }
+}
+
+/// Waits for an answer no longer than the limit.
+async fn within<T>(
+    limit: Duration,
+    operation: Operation,
+    key: Option<&Key>,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {limit:.0?}; look at the network, or raise timeout_seconds");
+        Err(Error::new(ErrorKind::Unavailable, operation, key, why))
+    })
+}
+
+const fn label(operation: Operation) -> StorageOperation {
+    match operation {
+        Operation::Store => StorageOperation::Put,
+        Operation::Retrieve => StorageOperation::Get,
+        Operation::Stat => StorageOperation::Stat,
+        Operation::Delete => StorageOperation::Delete,
+        Operation::List => StorageOperation::List,
+        Operation::Probe => StorageOperation::Probe,
+        Operation::Sign => StorageOperation::Sign,
+    }
+}
+
+impl fmt::Display for Retry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "retry({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl Backend for Retry {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+        let limit = self.options.timeout.saturating_add(Duration::from_secs(object.payload.len() / SLOWEST));
+        let mut tries = self.begin(Operation::Store, Some(key), Some(limit)).await?;
+        let error = loop {
+            // The same object with the same token, so an unconditional write can be repeated.
+            match tries.attempt(self.inner.put(key, object.clone(), how.clone())).await {
+                Ok(Some(landing)) => return Ok(landing),
+                Ok(None) => {}
+                Err(error) => break error,
+            }
+        };
+        let doubtful = (tries.unknown || tries.damaged) && error.kind != ErrorKind::Abandoned;
+        if how.condition == Condition::Always || !doubtful {
+            return Err(error);
+        }
+        self.own(&tries, key, &object.attributes.generation, error).await
+    }
+
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+        // A large value takes as long as it takes: of one that may come as a file, the backend itself bounds each wait
+        // without progress, and only what lies between the attempts counts.
+        let limit = (!want.spooled).then_some(self.options.timeout);
+        let tries = self.begin(Operation::Retrieve, Some(key), limit).await?;
+        self.run(tries, || self.inner.get(key, want)).await
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        let tries = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
+        self.run(tries, || self.inner.stat(key)).await
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
+        let tries = self.begin(Operation::Delete, Some(key), Some(self.options.timeout)).await?;
+        self.run(tries, || self.inner.delete(key, how.clone())).await
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let tries = self.begin(Operation::List, None, Some(self.options.timeout)).await?;
+        self.run(tries, || self.inner.list(page)).await
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        self.inner.flush(key).await
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        // While the breaker is open, this is the look itself, if one is due.
+        if let Admission::Look(look) = self.breaker.admit() {
+            return self.look(look).await;
+        }
+        let tries = self.begin(Operation::Probe, None, Some(self.options.timeout)).await?;
+        self.run(tries, || self.inner.probe()).await
+    }
+
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.inner.accept(key, attributes)
+    }
+
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        // Not a question to the place, so neither tried again nor a sign of life; but a key may be kept by a service.
+        within(self.options.timeout, Operation::Sign, Some(key), self.inner.sign(key, grant)).await
+    }
+}

@@ -1,0 +1,116 @@
+//! Which conditions the store enforces, found out by trying.
+//!
+//! A store that does not know `If-Match` writes or removes nevertheless and says that all went well. So each condition
+//! is tried once, on an object of its own that is gone afterwards, with a tag that cannot match.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use uuid::Uuid;
+
+use super::super::{Error, ErrorKind, Key, Operation, Result};
+use super::S3;
+use super::upload::{self, Upload};
+use super::wire::Call;
+use super::write::Guard;
+
+/// What the store enforces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions {
+    /// Conditions of a write in one request.
+    pub(super) writes: bool,
+    /// Conditions of a write in parts.
+    pub(super) uploads: bool,
+    /// Conditions of a removal.
+    pub(super) deletes: bool,
+}
+
+impl S3 {
+    /// Refuses what the store does not enforce, asking it the first time.
+    pub(super) async fn require(
+        &self,
+        key: &Key,
+        operation: Operation,
+        which: impl Fn(&Conditions) -> bool,
+        what: &str,
+    ) -> Result<()> {
+        let found = self.0.conditions.get_or_try_init(|| self.try_conditions(key)).await;
+        let found = found.map_err(|error| {
+            let mut error = error.during(operation);
+            error.key = Some(key.clone());
+            error
+        })?;
+        if which(found) {
+            return Ok(());
+        }
+        let why = format!("{self} does not enforce {what}; leave it out, or use a store that does");
+        Err(Error::new(ErrorKind::Invalid, operation, Some(key), why))
+    }
+
+    async fn try_conditions(&self, near: &Key) -> Result<Conditions> {
+        let scratch = scratch(near)?;
+        self.put_scratch(&scratch, &Guard::None).await?;
+        let tried = self.try_on(&scratch).await;
+        let tidy = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
+        if let Err(error) = self.0.wire.send(tidy).await {
+            tracing::warn!(%error, "an object that tried the store's conditions is left behind");
+        }
+        let found = tried?;
+        let Conditions { writes, uploads, deletes } = found;
+        tracing::info!(writes, uploads, deletes, backend = %self, "found out which conditions the store enforces");
+        Ok(found)
+    }
+
+    async fn try_on(&self, scratch: &Key) -> Result<Conditions> {
+        let other = Guard::Same("0".repeat(32));
+        let writes = refused(self.put_scratch(scratch, &Guard::Absent).await)?
+            && refused(self.put_scratch(scratch, &other).await)?;
+        let uploads = refused(self.upload_scratch(scratch, &other).await)?
+            && refused(self.upload_scratch(scratch, &Guard::Absent).await)?;
+        let removal = Call::new(Operation::Store, Method::DELETE, Some(scratch)).headers(other.headers());
+        let deletes = refused(self.0.wire.send(removal).await.map(drop))?;
+        Ok(Conditions { writes, uploads, deletes })
+    }
+
+    async fn put_scratch(&self, scratch: &Key, guard: &Guard) -> Result<()> {
+        upload::put(&self.0.wire, scratch, Bytes::from_static(b"tried"), HeaderMap::new(), guard).await
+    }
+
+    async fn upload_scratch(&self, scratch: &Key, guard: &Guard) -> Result<()> {
+        let upload = Upload::begin(&self.0.wire, scratch, HeaderMap::new()).await?;
+        let part = upload.send(1, Bytes::from_static(b"tried")).await?;
+        upload.complete(&[part], guard).await
+    }
+}
+
+/// Tells whether the store refused; only that it did something else shows that it does not know the condition.
+fn refused(outcome: Result<()>) -> Result<bool> {
+    match outcome {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind == ErrorKind::Precondition => Ok(true),
+        // Said in so many words.
+        Err(error) if error.kind == ErrorKind::Invalid => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A name in the same folder, since an identity may be allowed some folders only.
+fn scratch(near: &Key) -> Result<Key> {
+    let name = format!("filestorage-tries-conditions-{}", Uuid::new_v4().simple());
+    let folder = near.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let key = Key::parse(&format!("{folder}/{name}")).or_else(|_| Key::parse(&name));
+    key.map_err(|error| Error::new(ErrorKind::Invalid, Operation::Store, Some(near), error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_tried_on_lies_beside_the_key_where_it_can() {
+        let near = |text: &str| scratch(&Key::parse(text).unwrap()).unwrap();
+        assert!(near("a/b/c").as_str().starts_with("a/b/filestorage-tries-"));
+        assert!(near("a").as_str().starts_with("filestorage-tries-"));
+        let long = format!("{}/x", "é".repeat(500));
+        assert!(near(&long).as_str().starts_with("filestorage-tries-"));
+    }
+}

@@ -1,0 +1,292 @@
+//! Writers over a place that fails at random, before or after it has done what it was asked.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use filestorage::storage::{
+    Attributes, Backend, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Memory, Object, Operation,
+    Page, Probe, Put, Removal, Result, Retry, RetryOptions, Want,
+};
+use filestorage::telemetry::{self, Metrics};
+use futures_util::future::join_all;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::sleep;
+
+use crate::support::{Tally, bytes, key, object};
+
+/// Objects in memory, with faults drawn from a seed; keeps which writes were carried out.
+#[derive(Debug)]
+struct Flaky {
+    memory: Memory,
+    draws: Mutex<StdRng>,
+    written: Mutex<Vec<String>>,
+    /// Requests that were carried out without an answer.
+    lost: AtomicUsize,
+}
+
+impl Flaky {
+    fn draw(&self, most: u32) -> u32 {
+        self.draws.lock().unwrap().random_range(0..most)
+    }
+
+    fn was_written(&self, token: &str) -> usize {
+        self.written.lock().unwrap().iter().filter(|written| *written == token).count()
+    }
+
+    async fn turn<T>(&self, operation: Operation, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let fault = |kind| Err(Error::new(kind, operation, None, "as drawn; draw again"));
+        sleep(Duration::from_millis(self.draw(40).into())).await;
+        let answer = match self.draw(100) {
+            0..20 => return fault(ErrorKind::Unavailable),
+            20..25 => return fault(ErrorKind::Throttled),
+            25..28 => std::future::pending().await,
+            28..31 if operation == Operation::Retrieve => return fault(ErrorKind::Integrity),
+            31..46 => {
+                drop(work.await);
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                fault(ErrorKind::Unavailable)
+            }
+            46..49 => {
+                drop(work.await);
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                std::future::pending().await
+            }
+            _ => work.await,
+        };
+        sleep(Duration::from_millis(self.draw(40).into())).await;
+        answer
+    }
+}
+
+impl fmt::Display for Flaky {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("flaky")
+    }
+}
+
+#[async_trait]
+impl Backend for Flaky {
+    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+        let token = object.attributes.generation.clone();
+        let work = async {
+            let landing = self.memory.put(key, object, how).await?;
+            self.written.lock().unwrap().push(token);
+            Ok(landing)
+        };
+        self.turn(Operation::Store, work).await
+    }
+
+    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+        self.turn(Operation::Retrieve, self.memory.get(key, want)).await
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        self.turn(Operation::Stat, self.memory.stat(key)).await
+    }
+
+    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
+        self.turn(Operation::Delete, self.memory.delete(key, how)).await
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        self.turn(Operation::List, self.memory.list(page)).await
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        self.memory.flush(key).await
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        self.turn(Operation::Probe, self.memory.probe()).await
+    }
+
+    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.memory.accept(key, attributes)
+    }
+
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        self.memory.sign(key, grant).await
+    }
+}
+
+/// A place of a seed and retries before it.
+fn stack(seed: u64) -> (Arc<Flaky>, Arc<Retry>) {
+    let place = Arc::new(Flaky {
+        memory: Memory::new(),
+        draws: Mutex::new(StdRng::seed_from_u64(seed)),
+        written: Mutex::default(),
+        lost: AtomicUsize::new(0),
+    });
+    let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(10) };
+    let inner = Arc::clone(&place) as Arc<dyn Backend>;
+    let retry = Arc::new(Retry::new(inner, options, telemetry::Backend::Gcs, Metrics::new()));
+    (place, retry)
+}
+
+/// Tells that an error leaves open whether the write has happened.
+fn is_open(error: &Error) -> bool {
+    assert!(matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled), "{error}");
+    true
+}
+
+/// A writer alone on its key: what it reads is what it wrote last, or what it was not told about.
+async fn alone(retry: &Retry, it: &Key, mut draws: StdRng, tally: &Tally) {
+    // The tokens that may be there; `None` is no object.
+    let mut states: Vec<Option<String>> = vec![None];
+    for _ in 0..120 {
+        sleep(Duration::from_millis(100)).await;
+        let known = (states.len() == 1).then(|| states[0].clone());
+        match (draws.random_range(0..8), known) {
+            (0..3, known) => {
+                let (condition, met) = match (known, draws.random_range(0..3)) {
+                    (Some(Some(token)), 0) => (Condition::Generation(token), true),
+                    (Some(None), 0) => (Condition::Generation("none".to_owned()), false),
+                    (Some(there), 1) => (Condition::Absent, there.is_none()),
+                    _ => (Condition::Always, true),
+                };
+                let mine = object("x");
+                let token = Some(mine.attributes.generation.clone());
+                match retry.put(it, mine, Put { condition, ..Put::default() }).await {
+                    Ok(_) => {
+                        assert!(met);
+                        states = vec![token];
+                    }
+                    Err(error) if error.kind == ErrorKind::Precondition => assert!(!met, "{error}"),
+                    Err(error) => {
+                        if is_open(&error) && met {
+                            states.push(token);
+                        }
+                    }
+                }
+            }
+            (3, known) => {
+                let generation = known.flatten();
+                match retry.delete(it, Delete { generation, ..Delete::default() }).await {
+                    Ok(_) => states = vec![None],
+                    Err(error) => {
+                        if is_open(&error) {
+                            states.push(None);
+                        }
+                    }
+                }
+            }
+            (4, _) => {
+                let page = Page { prefix: it.as_str().to_owned(), ..Page::default() };
+                if let Ok(listing) = retry.list(&page).await {
+                    states.retain(|state| state.is_some() == (listing.entries.len() == 1));
+                }
+            }
+            (5, _) => {
+                if let Ok(found) = retry.stat(it).await {
+                    let found = found.map(|attributes| attributes.generation);
+                    states.retain(|state| *state == found);
+                }
+            }
+            _ => {
+                if let Ok(found) = retry.get(it, Want::default()).await {
+                    let found = found.map(|object| object.attributes.generation);
+                    states.retain(|state| *state == found);
+                }
+            }
+        }
+        states.dedup();
+        assert!(!states.is_empty(), "{it:?} has a state nobody has written");
+        tally.case();
+    }
+}
+
+/// Counts up by reading and writing on condition; returns how many writes were confirmed.
+async fn count_up(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) -> u64 {
+    let mut confirmed = 0;
+    for _ in 0..40 {
+        let (condition, count) = match retry.get(it, Want::default()).await {
+            Err(error) => {
+                sleep(error.retry_after.unwrap_or(Duration::from_millis(100))).await;
+                continue;
+            }
+            Ok(None) => (Condition::Absent, 0),
+            Ok(Some(object)) => {
+                let token = object.attributes.generation.clone();
+                let count: u64 = std::str::from_utf8(&bytes(object).await).unwrap().parse().unwrap();
+                (Condition::Generation(token), count)
+            }
+        };
+        let next = object((count + 1).to_string());
+        let token = next.attributes.generation.clone();
+        let outcome = retry.put(it, next, Put { condition, ..Put::default() }).await;
+        let written = place.was_written(&token);
+        match outcome {
+            Ok(_) => {
+                assert_eq!(written, 1);
+                confirmed += 1;
+            }
+            Err(error) if error.kind == ErrorKind::Precondition => {
+                // Or it was written and replaced before it could be recognized.
+                let there = place.memory.stat(it).await.unwrap().unwrap();
+                assert!(written == 0 || there.generation != token);
+            }
+            Err(error) => assert!(is_open(&error) && written <= 1),
+        }
+        tally.case();
+    }
+    confirmed
+}
+
+/// Several writers on the same condition: never two of them win, and one does if all of them know how it ended.
+async fn race(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) {
+    let condition = match place.memory.stat(it).await.unwrap() {
+        None => Condition::Absent,
+        Some(present) => Condition::Generation(present.generation),
+    };
+    let contenders: Vec<_> = (0..4).map(|_| object("x")).collect();
+    let outcomes = join_all(contenders.iter().map(|object| {
+        let how = Put { condition: condition.clone(), ..Put::default() };
+        retry.put(it, object.clone(), how)
+    }))
+    .await;
+    let winners: Vec<_> = (0..4).filter(|&number| outcomes[number].is_ok()).collect();
+    let unknown = outcomes
+        .iter()
+        .filter_map(|outcome| outcome.as_ref().err())
+        .filter(|error| error.kind != ErrorKind::Precondition && is_open(error));
+    assert!(winners.len() == 1 || (winners.is_empty() && unknown.count() > 0), "{outcomes:?}");
+    if let Some(&winner) = winners.first() {
+        let there = place.memory.stat(it).await.unwrap().unwrap();
+        assert_eq!(there.generation, contenders[winner].attributes.generation);
+    }
+    tally.case();
+}
+
+#[tokio::test(start_paused = true)]
+async fn promises_hold_over_a_place_that_fails_at_random() {
+    let tally = Tally::new("retry over a place that fails at random");
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let (place, retry) = stack(seed);
+        join_all((0..4).map(|writer| {
+            let (retry, tally) = (&retry, &tally);
+            async move {
+                alone(retry, &key(&format!("own/{writer}")), StdRng::seed_from_u64(seed * 10 + writer), tally).await
+            }
+        }))
+        .await;
+        let it = key("counter");
+        let before = place.written.lock().unwrap().len();
+        let confirmed: u64 = join_all((0..3).map(|_| count_up(&place, &retry, &it, &tally))).await.into_iter().sum();
+        let counted = place.memory.get(&it, Want::default()).await.unwrap().unwrap();
+        let counted: u64 = std::str::from_utf8(&bytes(counted).await).unwrap().parse().unwrap();
+        // Nothing confirmed was lost, and nothing was carried out twice.
+        assert!(confirmed > 0 && confirmed <= counted);
+        tally.equal(counted as usize, place.written.lock().unwrap().len() - before);
+        for round in 0..40 {
+            race(&place, &retry, &key(&format!("race/{}", round % 3)), &tally).await;
+        }
+        assert!(place.lost.load(Ordering::Relaxed) > 50, "the faults were drawn");
+    }
+    tally.close();
+}
