@@ -11,6 +11,7 @@ mod engine;
 mod interloper;
 mod local;
 mod s3;
+mod s3_faults;
 mod support;
 
 use std::sync::Arc;
