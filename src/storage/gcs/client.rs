@@ -55,6 +55,9 @@ impl Client {
             return Ok(response);
         }
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        if status == 401 {
+            self.login.renew().await;
+        }
         // The status says enough where the rest does not arrive.
         let body = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
         Err(Fault::Answer(Answer::new(status, &headers, &body)))

@@ -49,7 +49,12 @@ impl Gcs {
         for _ in 0..READS {
             let download = match self.download(key).await {
                 Ok(download) => download,
-                Err(fault) => return self.gone(fault).await.map(|()| None),
+                Err(fault) => {
+                    if fault.status() == Some(401) {
+                        self.login.renew().await;
+                    }
+                    return self.gone(fault).await.map(|()| None);
+                }
             };
             let attributes = match download.attributes {
                 Some(attributes) => attributes,

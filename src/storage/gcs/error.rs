@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use google_cloud_auth::errors::CredentialsError;
 use google_cloud_auth::signer;
 use google_cloud_storage::error::{ReadError, SigningError};
 use http::HeaderMap;
@@ -77,7 +78,7 @@ impl Answer {
 
     /// The table of statuses.
     fn kind(&self) -> ErrorKind {
-        let about_bytes = || ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
+        let about_bytes = || self.says("match") && ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
         match self.status {
             403 if self.says("rateLimitExceeded") || self.says("rate limit") => ErrorKind::Throttled,
             401 | 403 | 407 => ErrorKind::Denied,
@@ -87,7 +88,7 @@ impl Answer {
             // A name, a size or an option that the bucket will not take.
             400 | 411 | 413 | 414 | 422 | 431 => ErrorKind::Invalid,
             // A conflict with another request, a session or a position that got lost, and the server's own trouble.
-            404 | 408..=410 | 416 | 500..=599 => ErrorKind::Unavailable,
+            308 | 404 | 408..=410 | 416 | 500..=599 => ErrorKind::Unavailable,
             _ => ErrorKind::Io,
         }
     }
@@ -124,7 +125,8 @@ impl Fault {
     pub(super) fn may_go_on(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Stalled(_) => true,
-            Self::Answer(answer) => matches!(answer.status, 408 | 500..=599),
+            // 308 says itself that not everything has arrived.
+            Self::Answer(answer) => matches!(answer.status, 308 | 408 | 500..=599),
             _ => false,
         }
     }
@@ -154,10 +156,10 @@ impl Fault {
                 (ErrorKind::Unavailable, format!("{address} gave an answer without meaning: {why}; {mend}"))
             }
             Self::Login { passing: true, why } => {
-                (ErrorKind::Unavailable, format!("no token for {address} could be had: {why}; try again, or {LOGIN}"))
+                (ErrorKind::Unavailable, format!("no token for {address} can be had now: {why}; try again, or {LOGIN}"))
             }
             Self::Login { passing: false, why } => {
-                (ErrorKind::Denied, format!("the credentials for {address} are worth nothing: {why}; {LOGIN}"))
+                (ErrorKind::Denied, format!("no token for {address} can be had: {why}; {LOGIN}"))
             }
             Self::Unsigned { passing, why } => {
                 let kind = if passing { ErrorKind::Unavailable } else { ErrorKind::Denied };
@@ -243,9 +245,8 @@ impl From<google_cloud_storage::Error> for Fault {
             return Self::Answer(Answer::new(status, headers, body.unwrap_or_default()));
         }
         if error.is_authentication() {
-            return chain(&error)
-                .find_map(|cause| cause.downcast_ref())
-                .map_or_else(|| Self::Login { passing: false, why: root(&error) }, super::login::fault);
+            let cause = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>());
+            return cause.map_or_else(|| Self::Login { passing: false, why: root(&error) }, Self::from);
         }
         match chain(&error).find_map(|cause| cause.downcast_ref::<ReadError>()) {
             Some(ReadError::ChecksumMismatch(_)) => {
@@ -259,11 +260,29 @@ impl From<google_cloud_storage::Error> for Fault {
     }
 }
 
+impl From<&CredentialsError> for Fault {
+    fn from(error: &CredentialsError) -> Self {
+        if nobody_is_logged_in(error) {
+            return Self::Login { passing: false, why: "nobody has logged in on this machine".to_owned() };
+        }
+        Self::Login { passing: error.is_transient(), why: root(error) }
+    }
+}
+
 impl From<SigningError> for Fault {
     fn from(error: SigningError) -> Self {
         let cause = chain(&error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
-        Self::Unsigned { passing: cause.is_some_and(signer::SigningError::is_transport), why: root(&error) }
+        let passing = cause.is_some_and(signer::SigningError::is_transport) && !nobody_is_logged_in(&error);
+        Self::Unsigned { passing, why: root(&error) }
     }
+}
+
+/// Tells whether credentials were last looked for at a metadata server whose name means nothing here.
+///
+/// It has one inside Google Cloud only. Elsewhere nobody has logged in, which does not pass.
+fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
+    chain(error).any(|cause| cause.to_string().contains("metadata.google.internal"))
+        && chain(error).any(|cause| cause.to_string() == "dns error")
 }
 
 /// An error and what is behind it.
@@ -360,6 +379,7 @@ mod tests {
                 ErrorKind::Integrity,
             ),
             (400, json("Metadata too large", "invalid"), ErrorKind::Invalid),
+            (400, json("Invalid name: md5/x", "invalid"), ErrorKind::Invalid),
             (413, String::new(), ErrorKind::Invalid),
             (404, String::new(), ErrorKind::Unavailable),
             (408, String::new(), ErrorKind::Unavailable),

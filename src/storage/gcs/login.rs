@@ -15,7 +15,7 @@ use google_cloud_auth::signer::Signer;
 use http::{Extensions, HeaderMap};
 use serde_json::Value;
 
-use super::error::{Fault, chain, root};
+use super::error::Fault;
 
 /// How somebody gets a key file.
 const MEND: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
@@ -23,8 +23,8 @@ const MEND: &str = "name a service account's key or an external account's config
 
 /// Gives requests their authorization. Cheap to clone.
 ///
-/// Credentials that were refused for good are built anew for the next request, so that a key file replaced or a right
-/// restored is noticed without a restart.
+/// Credentials or tokens that were refused are had anew for the next request, so that a key file that was replaced, or a
+/// token that ran out while the machine slept, needs no restart.
 #[derive(Clone)]
 pub(super) struct Login(Arc<Inner>);
 
@@ -77,7 +77,15 @@ impl Login {
         match self.headers(Extensions::new()).await {
             Ok(CacheableResource::New { data, .. }) => Ok(data),
             Ok(CacheableResource::NotModified) => Ok(HeaderMap::new()),
-            Err(error) => Err(fault(&error)),
+            Err(error) => Err(Fault::from(&error)),
+        }
+    }
+
+    /// Builds the credentials anew for the next request, after the present ones were refused.
+    pub(super) async fn renew(&self) {
+        // What cannot be built now leaves the old ones, whose error says more.
+        if let Ok(fresh) = self.0.source.build().await {
+            *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         }
     }
 
@@ -102,10 +110,8 @@ impl CredentialsProvider for Login {
             let seconds = self.0.patience.as_secs_f64();
             return Err(CredentialsError::from_msg(true, format!("no answer within {seconds} s")));
         };
-        if outcome.as_ref().is_err_and(|error| !error.is_transient())
-            && let Ok(fresh) = self.0.source.build().await
-        {
-            *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if outcome.as_ref().is_err_and(|error| !error.is_transient()) {
+            self.renew().await;
         }
         outcome
     }
@@ -143,16 +149,6 @@ impl Source {
             }
         }
     }
-}
-
-/// Turns failed credentials into a fault.
-pub(super) fn fault(error: &CredentialsError) -> Fault {
-    let says = |word: &str| chain(error).any(|cause| cause.to_string().contains(word));
-    // Only inside Google Cloud has its metadata server a name; elsewhere nobody has logged in, which does not pass.
-    if says("application-default login") && says("dns error") {
-        return Fault::Login { passing: false, why: "nobody has logged in on this machine".to_owned() };
-    }
-    Fault::Login { passing: error.is_transient(), why: root(error) }
 }
 
 async fn read(file: &Path) -> Result<Value, String> {
@@ -201,4 +197,88 @@ fn flaw(error: &BuildError) -> &'static str {
 
 fn unusable(file: &Path, why: &str) -> String {
     format!("the credentials file {} {why}; {MEND}", file.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn private_key() -> String {
+        let arguments = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+        String::from_utf8(Command::new("openssl").args(arguments).output().unwrap().stdout).unwrap()
+    }
+
+    fn write(file: &Path, key: &str, identity: &str) {
+        let json = serde_json::json!({
+            "type": "service_account",
+            "client_email": identity,
+            "private_key_id": "1",
+            "private_key": key,
+            "project_id": "p",
+        });
+        std::fs::write(file, json.to_string()).unwrap();
+    }
+
+    /// Who a token was made for, by its own words.
+    fn issuer(headers: &HeaderMap) -> String {
+        use base64::Engine as _;
+        let token = headers[http::header::AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap();
+        let claims = token.split('.').nth(1).unwrap();
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap();
+        serde_json::from_slice::<Value>(&claims).unwrap()["iss"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_key_file_authorizes_without_asking_anybody_and_may_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, key) = (folder.path().join("key.json"), private_key());
+        write(&file, &key, "one@p.iam");
+        let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "one@p.iam");
+        write(&file, &key, "two@p.iam");
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "one@p.iam");
+        login.renew().await;
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
+        // What is no key file any more leaves the old one.
+        std::fs::write(&file, "{").unwrap();
+        login.renew().await;
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
+        assert!(login.signer().is_ok() && !format!("{login:?}").contains("PRIVATE"));
+    }
+
+    #[tokio::test]
+    async fn an_emulator_is_told_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key.json");
+        write(&file, &private_key(), "one@p.iam");
+        let login = Login::open(Some(&file), true, PATIENCE).await.unwrap();
+        assert!(login.authorize().await.unwrap().is_empty() && login.signer().is_ok());
+        let login = Login::open(None, true, PATIENCE).await.unwrap();
+        assert!(login.authorize().await.unwrap().is_empty());
+        assert!(login.signer().unwrap_err().contains("gcs_credentials_path"));
+    }
+
+    #[tokio::test]
+    async fn an_external_account_is_taken_and_does_not_sign() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, token) = (folder.path().join("account.json"), folder.path().join("token"));
+        std::fs::write(&token, "subject").unwrap();
+        let json = serde_json::json!({
+            "type": "external_account",
+            "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/k",
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": "http://127.0.0.1:1/token",
+            "credential_source": { "file": token },
+        });
+        std::fs::write(&file, json.to_string()).unwrap();
+        let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
+        assert!(login.signer().unwrap_err().contains("cannot sign"));
+        // Its server is away, which may pass.
+        let fault = login.authorize().await.unwrap_err();
+        assert!(matches!(&fault, Fault::Login { passing: true, .. }), "{fault:?}");
+    }
 }

@@ -42,7 +42,7 @@ use super::{
 use super::Kind;
 
 /// Objects of at least so many bytes are written in sessions that go on where they broke off.
-const RESUMABLE_FROM: u64 = 8 * 1024 * 1024;
+const RESUMABLE_FROM: u64 = 16 * 1024 * 1024;
 
 /// Where a bucket is and how it is used.
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl Gcs {
         })
     }
 
-    /// Writes objects of at least so many bytes in sessions that go on where they broke off; 8 MiB by default.
+    /// Writes objects of at least so many bytes in sessions that go on where they broke off; 16 MiB by default.
     #[must_use]
     pub fn with_resumable_from(self, bytes: u64) -> Self {
         Self { resumable_from: bytes.max(1), ..self }

@@ -128,10 +128,34 @@ impl Gcs {
     }
 }
 
-/// Compares the answer's date with the middle of the time the question took.
+/// Reads the answer's date against ours.
 fn skew(response: &Response, begun: Timestamp, ended: Timestamp) -> Option<SignedDuration> {
     let theirs = date(response.headers().get(DATE)?.to_str().ok()?)?;
+    Some(ahead(theirs, begun, ended))
+}
+
+/// Tells how much later a time is than the middle of the time that asking for it took.
+fn ahead(theirs: Timestamp, begun: Timestamp, ended: Timestamp) -> SignedDuration {
     let ours = begun + ended.duration_since(begun) / 2;
-    let skew = theirs.duration_since(ours);
-    Some(if skew.abs() < LEAST_SKEW { SignedDuration::ZERO } else { skew })
+    let ahead = theirs.duration_since(ours);
+    if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_differences_of_clocks_are_none() {
+        let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
+        for (theirs, begun, ended, skew) in [
+            (10_000, 10_000, 10_000, 0),
+            (10_000, 10_999, 11_500, 0),
+            (10_000, 11_000, 12_000, -1_500),
+            (20_000, 10_000, 12_000, 9_000),
+            (5_000, 10_000, 12_000, -6_000),
+        ] {
+            assert_eq!(ahead(at(theirs), at(begun), at(ended)), SignedDuration::from_millis(skew));
+        }
+    }
 }

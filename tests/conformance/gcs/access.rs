@@ -90,8 +90,7 @@ async fn a_missing_bucket_is_never_an_answer_about_an_object() {
 async fn a_look_tells_how_far_the_clocks_are_apart() {
     let site = Site::start();
     let bucket = open(site.options()).await;
-    assert_eq!(bucket.probe().await.unwrap().skew, Some(SignedDuration::ZERO));
-    for hours in [-2_i64, 3] {
+    for hours in [-2_i64, 0, 3] {
         let there = jiff::Timestamp::now() + SignedDuration::from_hours(hours);
         let date = there.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
         site.rule(json!({}), json!({ "patch": { "Date": date } })).await;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Checksum, Condition, Delete, Error, ErrorKind, Fence, GcsOptions, Object, Page, Payload, Put, Want,
+    Backend, ByteRange, Checksum, Condition, Delete, Error, ErrorKind, Fence, Gcs, GcsOptions, Object, Page, Payload,
+    Put, Want,
 };
 use serde_json::{Value, json};
 
@@ -83,8 +84,8 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     let site = Site::start();
     let options = site.options();
     let patient = open(options.clone()).await;
-    let bucket = open(GcsOptions { timeout: Duration::from_millis(300), ..options }).await;
-    for error in errors(&site, &*bucket, json!({ "stall": 60 })).await {
+    let bucket = Gcs::open(GcsOptions { timeout: Duration::from_millis(300), ..options }).await.unwrap();
+    for error in errors(&site, &bucket, json!({ "stall": 60 })).await {
         assert_eq!(error.kind, ErrorKind::Unavailable);
         assert!(error.message().contains("0.3 s"), "{error}");
     }
@@ -112,7 +113,7 @@ async fn nobody_there_is_unavailable_and_names_no_session() {
     }
     site.tell("up", Value::Null).await;
     bucket.put(&key("it"), object("x"), Put::default()).await.unwrap();
-    let sessions = filestorage::storage::Gcs::open(options).await.unwrap().with_resumable_from(1);
+    let sessions = Gcs::open(options).await.unwrap().with_resumable_from(1);
     site.rule(json!({ "method": "PUT" }), json!({ "reset": true })).await;
     let error = sessions.put(&key("it"), object("x"), Put::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
@@ -148,7 +149,7 @@ async fn a_bit_flipped_on_the_way_is_never_handed_out() {
         bucket.put(&key("it"), object(wanted.clone()), Put::default()).await.unwrap();
         site.rule(json!({ "method": "GET" }), json!({ "flip": { "side": "response", "offset": at, "bit": 3 } })).await;
         for spooled in [false, true] {
-            let part = Some(filestorage::storage::ByteRange { offset: 4, length: Some(1) });
+            let part = Some(ByteRange { offset: 4, length: Some(1) });
             for range in [None, part] {
                 let error = bucket.get(&key("it"), Want { range, spooled, limit: None }).await.unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
@@ -215,8 +216,7 @@ async fn a_file_that_changed_meanwhile_is_not_stored() {
     for site in [Site::start(), Site::lenient()] {
         let options = site.options();
         let bucket = open(options.clone()).await;
-        let sessions: Arc<dyn Backend> =
-            Arc::new(filestorage::storage::Gcs::open(options).await.unwrap().with_resumable_from(1));
+        let sessions: Arc<dyn Backend> = Arc::new(Gcs::open(options).await.unwrap().with_resumable_from(1));
         for (size, bucket) in [(5, &bucket), (700_000, &bucket), (5, &sessions), (700_000, &sessions)] {
             let mut changed = in_file(&noise(size, 6));
             changed.attributes.stored_checksum = Checksum(changed.attributes.stored_checksum.0 ^ 1);

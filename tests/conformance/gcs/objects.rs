@@ -1,6 +1,6 @@
 //! Objects as other tools see them, and other tools' objects as we see them.
 
-use filestorage::storage::{Condition, Delete, ErrorKind, Gcs, Kind, Page, Put, Want};
+use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Gcs, Kind, Page, Put, Want};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ async fn what_we_write_is_an_ordinary_object() {
     let metadata = |text: &str| Some(RawValue::from_string(text.to_owned()).unwrap());
     for resumable in [false, true] {
         let put = async |name: &str, object| match resumable {
-            true => filestorage::storage::Backend::put(&sessions, &key(name), object, Put::default()).await,
+            true => Backend::put(&sessions, &key(name), object, Put::default()).await,
             false => bucket.put(&key(name), object, Put::default()).await,
         };
         let mut plain = object("a,b\n");

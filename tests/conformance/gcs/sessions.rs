@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
@@ -19,6 +18,8 @@ use crate::support::{key, noise, object};
 enum Fate {
     /// So many of its bytes are kept, then the server fails.
     Broken(usize),
+    /// So many of its bytes are kept, and the server says so.
+    Short(usize),
     /// All of it is kept, and nobody hears of it.
     Unheard,
 }
@@ -40,6 +41,13 @@ fn stored(server: &Server) -> Response {
     json!({ "size": server.kept.len().to_string(), "crc32c": crc32c }).to_string().into_response()
 }
 
+fn reached(server: &Server) -> Response {
+    match server.kept.len() {
+        0 => StatusCode::PERMANENT_REDIRECT.into_response(),
+        some => (StatusCode::PERMANENT_REDIRECT, [("range", format!("bytes=0-{}", some - 1))], "").into_response(),
+    }
+}
+
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     let range = |headers: &HeaderMap| headers.get("content-range").unwrap().to_str().unwrap().to_owned();
     if request.method() == "POST" {
@@ -50,11 +58,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     let total: usize = range.split_once('/').unwrap().1.parse().unwrap();
     if range.starts_with("bytes */") {
         let server = shared.lock().unwrap();
-        return match server.kept.len() {
-            all if all == total => stored(&server),
-            0 => StatusCode::PERMANENT_REDIRECT.into_response(),
-            some => (StatusCode::PERMANENT_REDIRECT, [("range", format!("bytes=0-{}", some - 1))], "").into_response(),
-        };
+        return if server.kept.len() == total { stored(&server) } else { reached(&server) };
     }
     let from: usize = range.trim_start_matches("bytes ").split_once('-').unwrap().0.parse().unwrap();
     let fate = {
@@ -65,11 +69,10 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
         server.fates.pop_front()
     };
     let most = match fate {
-        Some(Fate::Broken(most)) => most,
+        Some(Fate::Broken(most) | Fate::Short(most)) => most,
         Some(Fate::Unheard) | None => usize::MAX,
     };
-    let (mut body, mut taken): (Body, usize) = (request.into_body(), 0);
-    let mut pieces = std::mem::take(&mut body).into_data_stream();
+    let (mut pieces, mut taken) = (request.into_body().into_data_stream(), 0);
     while taken < most
         && let Some(Ok(piece)) = pieces.next().await
     {
@@ -79,7 +82,8 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     }
     match fate {
         None => stored(&shared.lock().unwrap()),
-        Some(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Some(Fate::Short(_)) => reached(&shared.lock().unwrap()),
+        Some(Fate::Broken(_) | Fate::Unheard) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }
 
@@ -115,9 +119,11 @@ async fn a_session_goes_on_where_it_broke_off_for_as_long_as_it_gets_further() {
         (vec![], Ok(()), vec![0]),
         (vec![Fate::Broken(300_000)], Ok(()), vec![0, 300_000]),
         (vec![Fate::Broken(1), Fate::Broken(700_000), Fate::Broken(1)], Ok(()), vec![0, 1, 700_001, 700_002]),
+        (vec![Fate::Short(262_144), Fate::Short(1)], Ok(()), vec![0, 262_144, 262_145]),
         (vec![Fate::Unheard], Ok(()), vec![0]),
         (vec![Fate::Broken(5), Fate::Unheard], Ok(()), vec![0, 5]),
         // Nothing was gained: whoever tries again begins anew.
+        (vec![Fate::Short(0)], Err(ErrorKind::Unavailable), vec![0]),
         (vec![Fate::Broken(0)], Err(ErrorKind::Unavailable), vec![0]),
         (vec![Fate::Broken(5), Fate::Broken(0)], Err(ErrorKind::Unavailable), vec![0, 5]),
     ] {
