@@ -1,6 +1,8 @@
 //! The real program: answers, exit codes, what it says when something is wrong.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/bucket.rs"]
+mod bucket;
 #[path = "cli/doctor.rs"]
 mod doctor;
 #[path = "cli/migrate.rs"]
@@ -522,8 +524,13 @@ struct Worker {
 
 impl Worker {
     fn start(place: &Place) -> Self {
-        let url = ("CELERY_BROKER_URL", "amqp://guest:hunter2@127.0.0.1:1//");
-        let mut child = place.command(&["worker", "-n", "w@%n"], &[url, ("METRICS_PORT", "0")]).spawn().unwrap();
+        Self::start_with(place, &[])
+    }
+
+    fn start_with(place: &Place, settings: &[(&str, &str)]) -> Self {
+        let own = [("CELERY_BROKER_URL", "amqp://guest:hunter2@127.0.0.1:1//"), ("METRICS_PORT", "0")];
+        let environment = [&own[..], settings].concat();
+        let mut child = place.command(&["worker", "-n", "w@%n"], &environment).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let port = lines.by_ref().find_map(|line| {
             let line: Value = serde_json::from_str(&line.unwrap()).unwrap();

@@ -9,6 +9,8 @@ mod tcp_proxy;
 
 #[path = "live_broker/consuming.rs"]
 mod consuming;
+#[path = "live_broker/doctor.rs"]
+mod doctor;
 #[path = "live_broker/faults.rs"]
 mod faults;
 #[path = "live_broker/foreign.rs"]

@@ -13,7 +13,7 @@ const SPINNER: &str = "{spinner} {prefix} {bytes} ({bytes_per_sec})";
 const BAR: &str = "{prefix} [{bar:30}] {bytes}/{total_bytes} ({bytes_per_sec}, {eta})";
 
 /// What is shown of many values while it is not known how many there are.
-const COUNTING: &str = "{spinner} {prefix} {human_pos} values ({per_sec}), {wide_msg}";
+const COUNTING: &str = "{spinner} {prefix} {human_pos} values, {wide_msg}";
 /// What is shown once it is.
 const COUNTED: &str = "{prefix} [{bar:30}] {human_pos}/{human_len} values ({eta}), {wide_msg}";
 

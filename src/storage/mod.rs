@@ -1,7 +1,9 @@
 //! The engine: values and bytes under keys. Knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Metered ─ Local | Memory | S3
+//! Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
+//!                    └─ Metered ─ Local                the overlay
+//! Engine ─ Metered ─ Local | Memory
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole

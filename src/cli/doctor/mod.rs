@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// Every check runs, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in
 /// the place values are kept in, and removed again; at the broker a queue that goes with the connection, and a message
-/// that nobody gets. Nothing else is changed, and no message is taken.
+/// that nobody gets. Nothing else is changed, and no message is taken: whether this user may consume a queue is told only
+/// by a worker.
 ///
 /// Each line begins with `ok`, `note` (works, and somebody should know), `fault`, or `skipped`.
 ///
