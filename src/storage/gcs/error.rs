@@ -280,7 +280,7 @@ impl From<SigningError> for Fault {
 /// Tells whether credentials were last looked for at a metadata server whose name means nothing here.
 ///
 /// It has one inside Google Cloud only. Elsewhere nobody has logged in, which does not pass.
-fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
+pub(super) fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
     chain(error).any(|cause| cause.to_string().contains("metadata.google.internal"))
         && chain(error).any(|cause| cause.to_string() == "dns error")
 }

@@ -111,14 +111,16 @@ impl Gcs {
         Self { resumable_from: bytes.max(1), ..self }
     }
 
-    /// Runs a command's work; where the bucket turns out to be missing, makes it if it is known for whom, and runs again.
+    /// Runs a command's work; where the bucket turns out to be missing, a write creates it if it is known for whom, and
+    /// runs again. To everything else a bucket that is gone is a fault: an empty one in its place would answer that
+    /// nothing is there.
     async fn run<T, F>(&self, operation: Operation, key: Option<&Key>, work: impl Fn() -> F + Send + Sync) -> Result<T>
     where
         T: Send,
         F: Future<Output = Result<T, Fault>> + Send,
     {
         let outcome = match work().await {
-            Err(Fault::NoBucket) => match self.make().await {
+            Err(Fault::NoBucket) if operation == Operation::Store => match self.make().await {
                 Ok(()) => work().await,
                 Err(fault) => Err(fault),
             },

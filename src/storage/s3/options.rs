@@ -99,7 +99,8 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
     for (name, value) in &options.aws {
         let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-        if value.is_empty() || !is_known(&key) {
+        // Another spelling of the endpoint, which no tool of Amazon knows and which the overlay's name does not cover.
+        if value.is_empty() || !is_known(&key) || name.eq_ignore_ascii_case("AWS_ENDPOINT") {
             continue;
         }
         // What ends up in a header must be able to.

@@ -54,6 +54,13 @@ impl S3 {
         }
         let enforced = self.conditions(key, Operation::Store).await?;
         if !enforced.writes || (form != Form::Whole && !enforced.uploads) {
+            if how.lenient {
+                let asked = self.0.wire.asked(Operation::Store, Some(key));
+                let seen = self.0.wire.look(Operation::Store, key).await?;
+                let present = seen.map(|ticket| read::attributes(ticket, &asked)).transpose()?;
+                how.condition.check(Operation::Store, key, present.as_ref())?;
+                return self.write_guarded(key, object, headers, form, &Guard::None, &how.fence).await;
+            }
             let parts = if enforced.writes { " on a value that is stored in several parts" } else { "" };
             let what = format!("if_absent and if_generation{parts}");
             return Err(self.unenforced(key, Operation::Store, &what));
