@@ -8,6 +8,8 @@ mod backend;
 mod bucket;
 mod engine;
 mod fallback;
+mod fallback_conflict;
+mod fallback_engine;
 mod fallback_foreign;
 mod fallback_kill;
 mod fallback_list;
