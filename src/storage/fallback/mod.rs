@@ -158,6 +158,8 @@ impl Fallback {
             let present = Some(entry).filter(|entry| !entry.tombstone);
             how.condition.check(Operation::Store, key, present)?;
         } else if !how.deferred {
+            // Somebody who shares the folder may put an entry here before the bucket answers. Both are under way then, so
+            // either may end as the last; readers see the entry, and its synchronization goes by the stamps.
             match self.heard(self.primary.put(key, object.clone(), how.clone()).await) {
                 Err(error) if error.is_transient() && how.condition == Condition::Always => {}
                 Err(error) if error.is_transient() => return Err(undecided(error)),
