@@ -79,6 +79,9 @@ pub(crate) struct Change {
     pub(crate) conditional: bool,
 }
 
+/// A write or delete that is carried out later: its key, the object if it is a write, and how.
+type Late = (Key, Option<Object>, Put, Delete);
+
 type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
 
 /// A place whose requests fare as the weather says.
@@ -86,7 +89,7 @@ pub(crate) struct Bucket {
     pub(crate) inner: Arc<dyn Backend>,
     weather: Mutex<Weather>,
     requests: Mutex<Vec<Request>>,
-    late: Mutex<Vec<(Key, Option<Object>, Put, Delete)>>,
+    late: Mutex<Vec<Late>>,
     skew: Mutex<SignedDuration>,
     history: tokio::sync::Mutex<Vec<Change>>,
     writing: AtomicUsize,

@@ -10,6 +10,8 @@ mod bucket;
 mod dev_s3;
 mod engine;
 mod fallback;
+mod fallback_conflict;
+mod fallback_engine;
 mod fallback_foreign;
 mod fallback_kill;
 mod fallback_list;

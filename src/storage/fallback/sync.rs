@@ -2,8 +2,9 @@
 //!
 //! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
 //! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
-//! request that is carried out late does nothing. A pass that dies anywhere is made good by the next: what the bucket has
-//! already is told by its generation token.
+//! request that is carried out late does nothing; only where the bucket enforces no such condition is it looked at once
+//! more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
+//! token.
 
 use std::fs::File;
 
@@ -39,11 +40,11 @@ impl Fallback {
     /// Sends what waits unless somebody else is at it; asks the bucket only when something waits.
     pub(super) async fn sync_in_turn(&self) -> Result<Option<SyncReport>> {
         let Some(turn) = self.overlay.turn().await? else { return Ok(None) };
-        let waiting = self.overlay.waiting().await?;
-        if waiting.is_empty() {
+        if self.overlay.is_empty().await? {
             return Ok(Some(SyncReport::default()));
         }
         let skew = self.skew().await?;
+        let waiting = self.overlay.waiting().await?;
         self.pass(turn, waiting, skew, &()).await.map(Some)
     }
 
@@ -136,8 +137,23 @@ impl Fallback {
         let live = present.filter(|present| !present.is_expired(Timestamp::now()));
         let condition = live.map_or(Condition::Absent, |live| Condition::Generation(live.generation.clone()));
         let how = Put { condition, ..Put::default() };
-        self.heard(self.primary.put(key, entry.clone(), how).await)?;
+        match self.heard(self.primary.put(key, entry.clone(), how).await) {
+            Err(error) if error.kind == ErrorKind::Invalid => self.look_and_put(key, entry, present).await?,
+            sent => drop(sent?),
+        }
         Ok(SyncOutcome::Sent)
+    }
+
+    /// Does one after the other what a place that enforces no condition cannot do in one step, as a lenient delete does.
+    ///
+    /// What is refused for another reason is refused again.
+    async fn look_and_put(&self, key: &Key, entry: &Object, seen: Option<&Attributes>) -> Result<()> {
+        let present = self.heard(self.primary.stat(key).await)?;
+        if present.as_ref().map(|present| &present.generation) != seen.map(|seen| &seen.generation) {
+            let why = "the object has changed since it was looked at; it is looked at again";
+            return Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why));
+        }
+        self.heard(self.primary.put(key, entry.clone(), Put::default()).await).map(drop)
     }
 
     /// Leaves the key to what somebody else put into the bucket; `false` when a newer entry has come meanwhile.
