@@ -74,6 +74,6 @@ async fn real_bucket() {
     backend::suite(&real, &real, BUCKET, &tally).await;
     tally.close();
     let tally = Tally::new("engine over gcs, a real bucket");
-    engine::suite(&Engine::new(real, Place::Local), &tally).await;
+    engine::suite(&Engine::new(real, Place::Local), BUCKET, &tally).await;
     tally.close();
 }
