@@ -21,6 +21,7 @@ mod local;
 mod outage;
 mod retry;
 mod s3;
+mod s3_faults;
 mod scripted;
 mod soak;
 mod support;
