@@ -243,6 +243,29 @@ def test_a_delete_during_the_upload_wins(bucket_site):
     assert site.call("exists", "k") is False
 
 
+def test_a_worker_killed_between_its_write_and_the_answer_has_written_once(away):
+    """The bucket has the object, nobody was told: the command comes again and finds its own."""
+    site = away
+    site.start()
+    site.call("store", "k", "before")
+    upload = {"method": ["POST", "PUT"], "object": "^k$"}
+    site.proxy.rule({"stall": 60, "after": 0}, **upload)
+    result = site.send("store", "k", "after")
+    wait_until(lambda: site.server.read(site.bucket, "k") == b"after", what="the write")
+    written = site.server.stat(site.bucket, "k")
+    site.workers[-1].kill()
+    site.proxy.forget()
+    site.proxy.forget_log()
+    site.start()
+    receipt = result.get(timeout=60)
+    assert (receipt["backend"], receipt["pending_sync"]) == (site.kind, False)
+    assert site.call("retrieve", "k") == "after"
+    assert site.call("stat", "k")["generation"] == receipt["generation"]
+    assert not [entry for entry in site.proxy.log(object="k") if entry["method"] in upload["method"]], "written again"
+    unchanged = site.server.stat(site.bucket, "k")
+    assert unchanged == written or unchanged["LastModified"] == written["LastModified"]
+
+
 def payload(path):
     """The value in a local file: what follows its first line."""
     return path.read_bytes().partition(b"\n")[2]
