@@ -119,7 +119,7 @@ def test_a_migration_that_was_killed_is_finished_by_the_next(filled):
     site, values, receipts = filled
     site.proxy.rule({"delay": 0.05}, method="POST")
     command = [str(BINARY), "migrate", "--from", "local", "--to", "gcs", "--parallel", "2"]
-    for ended in (signal.SIGKILL, signal.SIGINT):
+    for ended in (signal.SIGKILL, signal.SIGTERM):
         before = len(site.names())
         process = subprocess.Popen(command, env=site.env(), cwd=site.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until(lambda before=before: len(site.names()) >= before + 20, 60, "progress", step=0.01)
