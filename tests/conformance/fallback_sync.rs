@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::bucket::{Ask, Bucket, Fate};
-use crate::fallback::{open, put, read, site};
+use crate::fallback::{kind, open, put, read, site, when};
 use crate::support::{bytes, expired, key, noise, object};
 
 /// Longest wait for what must come by itself.
@@ -95,7 +95,7 @@ async fn a_late_write_between_look_and_deed_is_told_for_what_it_is() {
     }
 }
 
-/// A store that enforces no condition on a write gets it after one more look.
+/// A bucket that enforces no condition on a write takes it after one more look.
 #[tokio::test]
 async fn where_no_condition_is_enforced_a_second_look_must_do() {
     let (bucket, fallback, _folder) = site();
@@ -106,10 +106,8 @@ async fn where_no_condition_is_enforced_a_second_look_must_do() {
     for it in [&new, &old, &changed] {
         put(&*fallback, it, "2").await;
     }
-    bucket.weather(|request| match (request.ask, &request.condition) {
-        (Ask::Put, Condition::Always) | (Ask::Stat | Ask::Probe, _) => Fate::Served,
-        _ => Fate::Refused(ErrorKind::Invalid),
-    });
+    bucket.weather(|_| Fate::Unenforced);
+    assert_eq!(kind(bucket.put(&new, object("3"), when(Condition::Absent)).await), ErrorKind::Invalid);
     assert_eq!(sync(&fallback).await, report(3, 0, 0, 0));
     // Somebody's change between the two looks is seen.
     bucket.leave();
@@ -118,11 +116,9 @@ async fn where_no_condition_is_enforced_a_second_look_must_do() {
     assert_eq!(first.as_deref(), Some("2"));
     let gate = Arc::new(Semaphore::new(0));
     let (held, counting) = (Arc::clone(&gate), Arc::clone(&looks));
-    bucket.weather(move |request| match (request.ask, &request.condition) {
-        (Ask::Put, Condition::Always) | (Ask::Probe, _) => Fate::Served,
-        (Ask::Stat, _) if counting.fetch_add(1, Ordering::SeqCst) == 1 => Fate::Held(Arc::clone(&held)),
-        (Ask::Stat, _) => Fate::Served,
-        _ => Fate::Refused(ErrorKind::Invalid),
+    bucket.weather(move |request| match request.ask {
+        Ask::Stat if counting.fetch_add(1, Ordering::SeqCst) == 1 => Fate::Held(Arc::clone(&held)),
+        _ => Fate::Unenforced,
     });
     let syncing = tokio::spawn({
         let fallback = Arc::clone(&fallback);
@@ -341,19 +337,19 @@ async fn one_that_is_refused_stays_and_the_others_go_on() {
     let primary = Arc::clone(&bucket) as Arc<dyn Backend>;
     let fallback = Fallback::open(primary, folder.path().to_owned(), metrics.clone()).unwrap();
     bucket.leave();
-    for name in ["a", "denied", "m", "invalid", "z"] {
+    for name in ["a", "busy", "m", "invalid", "z"] {
         put(&fallback, &key(name), "x").await;
     }
     bucket.weather(|request| match (request.ask, request.key.as_ref().map(Key::as_str)) {
-        (Ask::Put, Some("denied")) => Fate::Refused(ErrorKind::Denied),
+        (Ask::Put, Some("busy")) => Fate::Refused(ErrorKind::Throttled),
         (Ask::Put, Some("invalid")) => Fate::Refused(ErrorKind::Invalid),
         _ => Fate::Served,
     });
     let outcome = sync(&fallback).await;
     assert_eq!(outcome, SyncReport { failed: 2, remaining: 2, ..report(3, 0, 0, 0) });
-    assert_eq!(read(&fallback, &key("denied")).await.as_deref(), Some("x"), "it is still to be read");
+    assert_eq!(read(&fallback, &key("busy")).await.as_deref(), Some("x"), "it is still to be read");
     bucket.come_back();
-    bucket.foreign(&key("denied"), "theirs", Some(bucket.now() + SignedDuration::from_secs(5))).await;
+    bucket.foreign(&key("busy"), "theirs", Some(bucket.now() + SignedDuration::from_secs(5))).await;
     assert_eq!(sync(&fallback).await, report(1, 0, 0, 1));
     let shown = metrics.encode();
     for line in [
@@ -368,7 +364,7 @@ async fn one_that_is_refused_stays_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_goes_away_again_ends_the_pass() {
+async fn a_bucket_that_goes_away_again_or_lets_us_not_in_ends_the_pass() {
     let (bucket, fallback, _folder) = site();
     bucket.leave();
     assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Unavailable, "also with nothing to send");
@@ -378,16 +374,18 @@ async fn a_bucket_that_goes_away_again_ends_the_pass() {
     bucket.requests();
     assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(bucket.requests().iter().map(|it| it.ask).collect::<Vec<_>>(), [Ask::Probe]);
-    let count = AtomicU64::new(0);
-    bucket.weather(move |request| match request.ask {
-        Ask::Put if count.fetch_add(1, Ordering::SeqCst) >= 30 => Fate::Refused(ErrorKind::Throttled),
-        _ => Fate::Served,
-    });
-    assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Throttled);
-    assert!(bucket.writes().len() < 30 + 2 * 8, "no more than what was under way is asked for");
-    assert_eq!(fallback.pending().await.unwrap().entries, 70);
+    for (ends, left) in [(ErrorKind::Unavailable, 70), (ErrorKind::Denied, 40)] {
+        let count = AtomicU64::new(0);
+        bucket.weather(move |request| match request.ask {
+            Ask::Put if count.fetch_add(1, Ordering::SeqCst) >= 30 => Fate::Refused(ends),
+            _ => Fate::Served,
+        });
+        assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ends);
+        assert!(bucket.writes().len() < 30 + 2 * 8, "no more than what was under way is asked for");
+        assert_eq!(fallback.pending().await.unwrap().entries, left);
+    }
     bucket.come_back();
-    assert_eq!(sync(&fallback).await, report(70, 0, 0, 0));
+    assert_eq!(sync(&fallback).await, report(40, 0, 0, 0));
 }
 
 #[tokio::test]

@@ -129,6 +129,10 @@ impl Fallback {
 
     /// Notes from an answer of the bucket whether it can be reached.
     fn heard<T>(&self, answer: Result<T>) -> Result<T> {
+        // A request for patience says neither: one busy key would have it come and go all the time.
+        if answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Throttled) {
+            return answer;
+        }
         let away = answer.as_ref().is_err_and(Error::is_transient);
         if self.away.load(Ordering::Relaxed) != away && self.away.swap(away, Ordering::Relaxed) && !away {
             self.returned.notify_one();

@@ -29,7 +29,7 @@ pub struct SyncReport {
     pub already_there: u64,
     /// Writes set aside and deletes dropped, because somebody else had changed the key in the bucket since.
     pub conflicts: u64,
-    /// Entries that were refused or are damaged; they stay.
+    /// Entries that were refused, wait for the bucket's patience with their key, or are damaged; they stay.
     pub failed: u64,
     /// Entries in the overlay when the pass was over: those that failed, and what was written meanwhile.
     pub remaining: u64,

@@ -2,8 +2,7 @@
 //!
 //! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
 //! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
-//! request that is carried out late does nothing; only where the bucket enforces no such condition is it looked at once
-//! more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
+//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
 //! token.
 
 use std::fs::File;
@@ -28,8 +27,9 @@ impl Fallback {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached, at the beginning or in between: what was not sent
-    /// stays. What the bucket refuses of a single entry is no error but counted, see [`SyncReport::failed`].
+    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached and [`ErrorKind::Denied`] when it lets us not in, at
+    /// the beginning or in between: what was not sent stays. What the bucket refuses of a single entry, or asks to be
+    /// patient with, is no error but counted, see [`SyncReport::failed`].
     pub async fn sync(&self, progress: &dyn SyncProgress) -> Result<SyncReport> {
         let turn = self.overlay.wait_turn().await?;
         let skew = self.skew().await?;
@@ -74,8 +74,8 @@ impl Fallback {
             let outcome = match sent {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) => continue,
-                Err(error) if error.is_transient() => {
-                    // What is under way ends; nothing more is begun.
+                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Denied) => {
+                    // It concerns the whole bucket. What is under way ends; nothing more is begun.
                     stopped.get_or_insert(error);
                     continue;
                 }
@@ -136,24 +136,9 @@ impl Fallback {
         }
         let live = present.filter(|present| !present.is_expired(Timestamp::now()));
         let condition = live.map_or(Condition::Absent, |live| Condition::Generation(live.generation.clone()));
-        let how = Put { condition, ..Put::default() };
-        match self.heard(self.primary.put(key, entry.clone(), how).await) {
-            Err(error) if error.kind == ErrorKind::Invalid => self.look_and_put(key, entry, present).await?,
-            sent => drop(sent?),
-        }
+        let how = Put { condition, lenient: true, ..Put::default() };
+        self.heard(self.primary.put(key, entry.clone(), how).await)?;
         Ok(SyncOutcome::Sent)
-    }
-
-    /// Does one after the other what a place that enforces no condition cannot do in one step, as a lenient delete does.
-    ///
-    /// What is refused for another reason is refused again.
-    async fn look_and_put(&self, key: &Key, entry: &Object, seen: Option<&Attributes>) -> Result<()> {
-        let present = self.heard(self.primary.stat(key).await)?;
-        if present.as_ref().map(|present| &present.generation) != seen.map(|seen| &seen.generation) {
-            let why = "the object has changed since it was looked at; it is looked at again";
-            return Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why));
-        }
-        self.heard(self.primary.put(key, entry.clone(), Put::default()).await).map(drop)
     }
 
     /// Leaves the key to what somebody else put into the bucket; `false` when a newer entry has come meanwhile.
