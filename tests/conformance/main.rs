@@ -26,6 +26,7 @@ mod s3;
 mod s3_faults;
 mod scripted;
 mod soak;
+mod stack;
 mod support;
 
 use std::path::Path;

@@ -16,7 +16,7 @@ use crate::engine;
 use crate::support::{Tally, bytes, key, noise, object, text};
 
 /// What SeaweedFS does differently, most of it because it keeps names in folders.
-const SEAWEEDFS: Profile = Profile {
+pub(crate) const SEAWEEDFS: Profile = Profile {
     exact_removal: false,
     condition_before_fence: false,
     remote: true,
