@@ -29,10 +29,15 @@ const PAGE: usize = 10_000;
 /// A place is `local`, `gcs` or `s3`, which stand for what the settings name, or a URL: gs://BUCKET, s3://BUCKET,
 /// file:///PATH (a folder as `local_storage_path` names one). Credentials are those of the settings.
 ///
-/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum.
-/// Nothing is ever removed. A value the target already has is skipped, so after an interruption, or to fetch what was
-/// stored meanwhile, run it again. What has expired is left out. Another value under the same key is a failure, unless
-/// --overwrite is given. Failures are told one a line, the rest goes on.
+/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum;
+/// but for GCS, which verifies what it keeps, it is read again for that. Nothing is ever removed. A value the target
+/// already has is skipped, so after an interruption, or to fetch what was stored meanwhile, run it again. What has expired
+/// is left out. Another value under the same key is a failure, unless --overwrite is given. Failures are told one a line,
+/// the rest goes on.
+///
+/// The source may be in use. A key that is stored again there after it was copied keeps the old value at the target: the
+/// next run tells it as another value, and --overwrite fetches the new one. A key that is deleted there after it was
+/// copied stays at the target.
 ///
 /// Exit codes: 0 all values are at the target; 75 some are not; 66 nothing is at the source; 69 a place cannot be
 /// reached, run it again later; 78 a place refuses for good.
@@ -91,7 +96,7 @@ impl Arguments {
             target: self.target(settings, &to).await?,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
-            read_back: matches!(to, Place::Local(_)),
+            read_back: !matches!(to, Place::Bucket(Provider::Gcs, _)),
         };
         let summary = Summary {
             from: from.to_string(),
