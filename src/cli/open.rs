@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::bucket::{Bucket, Creation, Named};
 use super::outcome::{Code, Failure};
 use crate::config::{Provider, StoragePlace, StorageSettings};
-use crate::storage::{Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Metered, Place, Spool};
+use crate::storage::{Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Memory, Metered, Place, Spool};
 use crate::telemetry::{self, Metrics};
 
 /// Folder of nameless files below `local_storage_path`: what is on its way and too much for memory.
@@ -150,8 +150,13 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backe
     Engine::new(top, place).with_exchange(exchange)
 }
 
+/// Opens an overlay to be looked at, if it is there; asks no bucket. Blocks.
+pub(super) fn inspect(folder: &Path) -> crate::storage::Result<Option<Fallback>> {
+    Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
+}
+
 /// Returns the folder of a bucket's overlay.
-fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
+pub(super) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
     overlays(settings).join(overlay_name(settings, provider, name))
 }
 

@@ -1,7 +1,6 @@
 //! What waits on this machine for buckets, and what was set aside.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use indicatif::{HumanBytes, HumanDuration};
 use jiff::Timestamp;
@@ -10,8 +9,7 @@ use super::super::open;
 use super::super::outcome::Failure;
 use super::report::Report;
 use crate::config::{Provider, StorageSettings};
-use crate::storage::{Fallback, Local, Memory, Result};
-use crate::telemetry::Metrics;
+use crate::storage::Local;
 
 /// Most writes that were set aside which are told one by one.
 const TOLD: usize = 50;
@@ -34,14 +32,9 @@ pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -
     Ok(())
 }
 
-/// Opens an overlay to be looked at, which asks no bucket.
-fn inspect(folder: &Path) -> Result<Option<Fallback>> {
-    Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
-}
-
 async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path) -> Result<(), Failure> {
     let shown = folder.display();
-    let opened = match inspect(folder) {
+    let opened = match open::inspect(folder) {
         Ok(Some(opened)) => opened,
         Ok(None) => return report.fine("overlay", "nothing has ever waited for this bucket"),
         Err(error) => return report.refused("overlay", &error),
@@ -59,7 +52,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
                 "enable_local_fallback is off, so no worker sends them and no command sees them: run `filestorage sync`"
             };
             let (entries, bytes) = (pending.entries, HumanBytes(pending.bytes));
-            report.note("overlay", format!("{entries} writes ({bytes}) wait in {shown}{since}; {sends}"))?;
+            report.note("overlay", format!("{entries} entries ({bytes}) wait in {shown}{since}; {sends}"))?;
         }
         Err(error) => report.refused("overlay", &error)?,
     }
@@ -90,7 +83,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
 async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -> Result<(), Failure> {
     let shown = folder.display();
     let counted = async {
-        let Some(opened) = inspect(folder)? else { return Ok((0, 0)) };
+        let Some(opened) = open::inspect(folder)? else { return Ok((0, 0)) };
         Ok((opened.pending().await?.entries, opened.conflicts().await?.len()))
     };
     match counted.await {
@@ -98,7 +91,7 @@ async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -
         Ok((waiting, aside)) => {
             let bucket = bucket.unwrap_or_else(|| "another bucket".to_owned());
             let what =
-                format!("{shown} is the overlay of {bucket}: {waiting} writes wait there, {aside} were set aside");
+                format!("{shown} is the overlay of {bucket}: {waiting} entries wait there, {aside} were set aside");
             let mend = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
             report.note("overlay", format!("{what}; {mend}"))
         }
