@@ -166,13 +166,28 @@ fn doctor_tells_what_waits_for_which_bucket() {
     let other = [AWAY[1], AWAY[2], ("GCS_BUCKET_NAME", "bucket-2")];
     let lying = of(&other)("overlay");
     assert_eq!(lying[0], "ok nothing has ever waited for this bucket");
-    assert!(lying[1].contains("is the overlay of another bucket: 1 entries wait there"), "{lying:?}");
+    assert!(
+        lying[1].contains("is the overlay of gs://bucket-1 at http://127.0.0.1:1: 1 entries wait there"),
+        "{lying:?}"
+    );
+    let overlays = place.path().join("storage/overlay");
+    let own: Vec<_> = std::fs::read_dir(&overlays).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let owner: Value = serde_json::from_slice(&std::fs::read(own[0].join("#bucket")).unwrap()).unwrap();
+    assert_eq!(owner, json!({"backend": "gcs", "endpoint": "http://127.0.0.1:1", "bucket": "bucket-1"}));
     let local = [&AWAY[..], &[("STORAGE_BACKEND", "local")]].concat();
     let lying = of(&local)("overlay");
     assert!(
-        lying.len() == 1 && lying[0].contains("is the overlay of gs://bucket-1: 1 entries wait there"),
+        lying.len() == 1
+            && lying[0].contains("is the overlay of gs://bucket-1 at http://127.0.0.1:1: 1 entries wait there"),
         "{lying:?}"
     );
+
+    // A folder that cannot be read is said to be one.
+    std::fs::rename(&overlays, place.path().join("kept")).unwrap();
+    std::fs::write(&overlays, "").unwrap();
+    assert!(of(&local)("overlay")[0].starts_with("fault what waits for other buckets"));
+    std::fs::remove_file(&overlays).unwrap();
+    std::fs::rename(place.path().join("kept"), &overlays).unwrap();
 
     // Values of a local store that a bucket hides.
     assert!(of(&AWAY)("objects").is_empty());
@@ -305,6 +320,19 @@ fn credentials_that_cannot_be_used_end_every_start() {
         let doctor = run(&place, &environment, &["doctor"]);
         assert!(doctor.code == 78 && doctor.text().contains("fault   credentials"), "{doctor:?}");
         assert!(!doctor.text().contains("hunter"), "{doctor:?}");
+    }
+}
+
+#[test]
+fn doctor_makes_a_missing_bucket_a_note_only_where_it_will_be_created() {
+    let missing = r#"{"error":{"code":404,"message":"The specified bucket does not exist."}}"#;
+    let wrong = r#"{"error":{"code":400,"message":"no such thing"}}"#;
+    for (status, body, found) in [("404 Not Found", missing, "note"), ("400 Bad Request", wrong, "fault")] {
+        let server = answering(status, body);
+        let environment = [AWAY[0], ("STORAGE_EMULATOR_HOST", &*server), ("GCS_PROJECT_ID", "project-1")];
+        let doctor = run(&Place::new(), &environment, &["doctor"]);
+        let begin = format!("{found:<8}bucket ");
+        assert!(doctor.text().lines().any(|line| line.starts_with(&begin)), "{found}: {doctor:?}");
     }
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::mover::{Moved, Mover};
 use self::place::Place;
@@ -183,7 +184,7 @@ impl Run<'_> {
     /// Copies page by page, so many values at once.
     async fn walk(&mut self, prefix: String, parallel: usize) {
         let mover = self.mover.clone();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut interrupted = std::pin::pin!(interruption());
         let mut page = Page { prefix, start_after: None, limit: Some(PAGE) };
         let (mut under_way, mut listed) = (FuturesUnordered::new(), 0);
         loop {
@@ -276,6 +277,19 @@ impl Run<'_> {
             None if summary.failed > 0 => Ok(Code::TryAgain),
             None => Ok(Code::Success),
         }
+    }
+}
+
+/// Waits until somebody, or whoever runs the program, wants it to end.
+async fn interruption() {
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = interrupt => {}
+            _ = terminate.recv() => {}
+        },
+        // Without a handler it ends the program as ever.
+        Err(_) => drop(interrupt.await),
     }
 }
 
