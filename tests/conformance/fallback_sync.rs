@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Condition, Delete, ErrorKind, Fallback, Key, Landing, Page, Put, SyncProgress, SyncReport, Want,
+    Backend, Condition, Delete, Error, ErrorKind, Fallback, Key, Landing, Page, Put, SyncProgress, SyncReport, Want,
 };
 use filestorage::telemetry::{Metrics, SyncOutcome};
 use jiff::{SignedDuration, Timestamp};
@@ -275,6 +275,10 @@ impl SyncProgress for Watcher {
 
     fn step(&self, outcome: SyncOutcome, bytes: u64) {
         self.steps.lock().unwrap().push((outcome, bytes));
+    }
+
+    fn failed(&self, key: &Key, error: Error) {
+        panic!("{key}: {error}");
     }
 }
 

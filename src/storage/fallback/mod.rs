@@ -33,6 +33,7 @@
 mod conflict;
 mod merge;
 mod overlay;
+mod owner;
 mod report;
 mod sync;
 mod tend;
@@ -48,6 +49,7 @@ use tokio::sync::Notify;
 pub use self::conflict::Conflict;
 use self::overlay::Overlay;
 pub use self::overlay::{Pending, overlay_folder};
+pub use self::owner::Owner;
 pub use self::report::{SyncProgress, SyncReport};
 use super::{
     Attributes, Backend, Condition, Delete, Error, ErrorKind, Fence, Grant, Key, Landing, Listing, Object, Operation,

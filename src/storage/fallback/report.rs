@@ -1,5 +1,6 @@
 //! What a synchronization tells of itself, while it runs and when it is done.
 
+use crate::storage::{Error, Key};
 use crate::telemetry::SyncOutcome;
 
 /// Is told how a synchronization gets on, for a progress bar.
@@ -9,13 +10,20 @@ pub trait SyncProgress: Send + Sync {
 
     /// One entry of so many bytes is dealt with.
     fn step(&self, outcome: SyncOutcome, bytes: u64);
+
+    /// The entry of this key cannot be sent and stays, for this reason; its step follows.
+    fn failed(&self, key: &Key, error: Error);
 }
 
-/// Nobody watches.
+/// Nobody watches, so what fails is logged.
 impl SyncProgress for () {
     fn total(&self, _: u64, _: u64) {}
 
     fn step(&self, _: SyncOutcome, _: u64) {}
+
+    fn failed(&self, key: &Key, error: Error) {
+        tracing::warn!(%key, %error, "a pending entry cannot be sent; it stays");
+    }
 }
 
 /// What one pass of synchronization has done.

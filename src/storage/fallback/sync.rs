@@ -80,7 +80,7 @@ impl Fallback {
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(key = %mark.key, %error, "a pending write cannot be sent; it stays");
+                    progress.failed(&mark.key, error);
                     SyncOutcome::Failed
                 }
             };

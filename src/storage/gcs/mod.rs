@@ -50,9 +50,9 @@ const RESUMABLE_FROM: u64 = 16 * 1024 * 1024;
 pub struct GcsOptions {
     /// The bucket's name.
     pub bucket: String,
-    /// The project for which a missing bucket is made.
+    /// The project for which a missing bucket is created.
     pub project: Option<String>,
-    /// Where a missing bucket is made.
+    /// Where a missing bucket is created.
     pub location: String,
     /// A key file, or the configuration of an external account; application default credentials without.
     pub credentials: Option<PathBuf>,

@@ -72,7 +72,7 @@ impl Refusal {
         match &*self.code {
             "NoSuchBucket" => {
                 let mend =
-                    format!("correct the bucket's name, or make it with `aws s3 mb s3://{bucket} --region {region}`");
+                    format!("correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`");
                 return (ErrorKind::Invalid, mend);
             }
             "PreconditionFailed" | "ConditionalRequestConflict" => {
