@@ -2,8 +2,8 @@
 //!
 //! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
 //! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
-//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
-//! token.
+//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead.
+//! A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation token.
 
 use std::fs::File;
 
