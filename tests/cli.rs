@@ -221,7 +221,7 @@ fn what_is_interrupted_leaves_nothing() {
     // Taken in as far as a pipe lets us know, and the end never comes.
     child.stdin.as_mut().unwrap().write_all(&bytes).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
     assert_eq!(place.names("storage"), ["spool"]);
     assert_eq!(place.names("storage/spool"), [""; 0]);

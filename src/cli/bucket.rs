@@ -18,7 +18,7 @@ use crate::telemetry::{self, Metrics};
 /// Buckets kept open beside the store's own; beyond these all are let go, which costs connections.
 const KEPT: usize = 64;
 
-/// Whether a bucket that is missing is made, where its project is known.
+/// Whether a bucket that is missing is created, where its project is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Creation {
     WhenMissing,

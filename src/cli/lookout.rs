@@ -72,7 +72,7 @@ impl Lookout {
         let condition = match view {
             View::Ready => Condition::Ready,
             View::Away if self.fallback => {
-                Condition::Degraded(format!("the bucket is away, writes wait on this machine: {words}"))
+                Condition::Degraded(format!("the bucket is away, entries wait on this machine: {words}"))
             }
             View::Away => Condition::Unready(format!("the bucket is away: {words}")),
             View::Refused => Condition::Unready(words.to_owned()),

@@ -13,7 +13,9 @@ use std::time::Duration;
 use super::bucket::{Bucket, Creation, Named};
 use super::outcome::{Code, Failure};
 use crate::config::{Provider, StoragePlace, StorageSettings};
-use crate::storage::{Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Metered, Place, Spool};
+use crate::storage::{
+    Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Memory, Metered, Owner, Place, Spool,
+};
 use crate::telemetry::{self, Metrics};
 
 /// Folder of nameless files below `local_storage_path`: what is on its way and too much for memory.
@@ -44,7 +46,9 @@ pub(super) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     let primary = Arc::clone(&bucket.backend);
     let fallback = if settings.local_fallback {
         let folder = overlay(settings, provider, name);
-        Some(Arc::new(Fallback::open(primary, folder, metrics.clone())?))
+        let fallback = Fallback::open(primary, folder, metrics.clone())?;
+        fallback.say_owner(&owner(settings, provider, name))?;
+        Some(Arc::new(fallback))
     } else {
         None
     };
@@ -150,8 +154,13 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backe
     Engine::new(top, place).with_exchange(exchange)
 }
 
+/// Opens an overlay to be looked at, if it is there; asks no bucket. Blocks.
+pub(super) fn inspect(folder: &Path) -> crate::storage::Result<Option<Fallback>> {
+    Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
+}
+
 /// Returns the folder of a bucket's overlay.
-fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
+pub(super) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
     overlays(settings).join(overlay_name(settings, provider, name))
 }
 
@@ -162,11 +171,17 @@ pub(super) fn overlays(settings: &StorageSettings) -> PathBuf {
 
 /// Returns the name of a bucket's overlay in it.
 pub(super) fn overlay_name(settings: &StorageSettings, provider: Provider, name: &str) -> String {
+    let Owner { backend, endpoint, bucket } = owner(settings, provider, name);
+    crate::storage::overlay_folder(&backend, endpoint.as_deref().unwrap_or_default(), &bucket)
+}
+
+/// Returns what tells a bucket from every other.
+fn owner(settings: &StorageSettings, provider: Provider, name: &str) -> Owner {
     let (backend, endpoint) = match provider {
         Provider::Gcs => ("gcs", &settings.gcs.emulator),
         Provider::S3 => ("s3", &settings.s3.endpoint),
     };
-    crate::storage::overlay_folder(backend, endpoint.as_deref().unwrap_or_default(), name)
+    Owner { backend: backend.to_owned(), endpoint: endpoint.clone(), bucket: name.to_owned() }
 }
 
 /// Returns where many bytes wait on their way.

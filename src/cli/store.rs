@@ -1,7 +1,7 @@
 //! `filestorage store`.
 
 use std::fs::File;
-use std::io::{Read as _, stdin};
+use std::io::{IsTerminal as _, Read as _, stdin};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,8 +82,10 @@ impl Arguments {
             },
             ..StoreOptions::default()
         };
-        let progress = Progress::new(output, "storing");
         let file = self.file.as_deref().filter(|file| *file != Path::new("-"));
+        // What is typed would be drawn over.
+        let typed = file.is_none() && stdin().is_terminal();
+        let progress = if typed { Progress::none() } else { Progress::new(output, "storing") };
         let content = match self.kind {
             KindArgument::Bytes => bytes(file, &open::spool(&settings.storage), &progress).await?,
             KindArgument::Text => text(read(file)?)?.into(),

@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
+use indicatif::HumanBytes;
+use serde::Serialize;
 
 use super::bucket::{Bucket, Creation};
 use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use super::progress::Progress;
-use crate::config::Settings;
-use crate::storage::{Fallback, SyncProgress, SyncReport};
+use crate::config::{Provider, Settings, StorageSettings};
+use crate::storage::{Error, ErrorKind, Fallback, Key, SyncProgress, SyncReport, format_timestamp};
 use crate::telemetry::{Metrics, SyncOutcome};
 
 /// Sends what waits on this machine to the bucket, the oldest first.
@@ -25,7 +27,29 @@ use crate::telemetry::{Metrics, SyncOutcome};
 /// Exit codes: 0 nothing waits any more; 75 something still does; 69 the bucket cannot be reached; 78 it refuses, or none
 /// is named.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Says what waits and what was set aside; asks the bucket nothing and sends nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What waits, for people and programs.
+#[derive(Debug, Default, Serialize)]
+struct Waiting {
+    /// Writes and deletes.
+    entries: u64,
+    bytes: u64,
+    /// When the oldest was stored or deleted.
+    oldest: Option<String>,
+    conflicts: Vec<SetAside>,
+}
+
+/// A write that gave way to what somebody else had put into the bucket.
+#[derive(Debug, Serialize)]
+struct SetAside {
+    key: String,
+    path: String,
+}
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
@@ -35,16 +59,19 @@ impl Arguments {
                 "values are kept on this machine, so nothing waits to be sent; set gcs_bucket_name or s3_bucket_name";
             return Err(Failure::new(Code::Configuration, why));
         };
+        if self.dry_run {
+            return look(settings, provider, name, output).await;
+        }
         let metrics = Metrics::new();
         let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, &metrics).await;
         let bucket = bucket.map_err(open::refused)?;
         // Also where the fallback is off now: what it took earlier waits all the same.
-        let report = match open::pending(settings, provider, name, &bucket)? {
+        let (report, denied) = match open::pending(settings, provider, name, &bucket)? {
             Some(fallback) if fallback.pending().await?.entries > 0 => {
                 open::look(&bucket).await?;
                 send(&fallback, output).await?
             }
-            _ => SyncReport::default(),
+            _ => (SyncReport::default(), 0),
         };
         let SyncReport { sent, deleted, already_there, conflicts, failed, remaining } = report;
         let mut text = format!(
@@ -56,32 +83,68 @@ impl Arguments {
             ));
         }
         output.answer(&report, &text)?;
+        if denied > 0 && denied == failed && sent + deleted + already_there + conflicts == 0 {
+            let why = "the bucket refuses every entry; give this identity the right to store there, and run it again";
+            return Err(Failure::new(Code::Configuration, why));
+        }
         Ok(if remaining > 0 { Code::TryAgain } else { Code::Success })
     }
 }
 
-async fn send(fallback: &Fallback, output: &Output) -> Result<SyncReport, Failure> {
-    let shown = Shown { progress: Progress::counting(output, "sending"), bytes: AtomicU64::new(0) };
+/// Says what waits, and asks no bucket.
+async fn look(settings: &StorageSettings, provider: Provider, name: &str, output: &Output) -> Result<Code, Failure> {
+    let waiting = match open::inspect(&open::overlay(settings, provider, name))? {
+        None => Waiting::default(),
+        Some(overlay) => {
+            let pending = overlay.pending().await?;
+            let aside = overlay.conflicts().await?.into_iter();
+            let conflicts = aside
+                .map(|one| SetAside { key: one.key.as_str().to_owned(), path: one.path.display().to_string() })
+                .collect();
+            let oldest = pending.oldest.map(format_timestamp);
+            Waiting { entries: pending.entries, bytes: pending.bytes, oldest, conflicts }
+        }
+    };
+    let mut text = format!("{} entries ({}) wait", waiting.entries, HumanBytes(waiting.bytes));
+    if let Some(oldest) = &waiting.oldest {
+        text.push_str(&format!(", the oldest since {oldest}"));
+    }
+    text.push('\n');
+    for SetAside { key, path } in &waiting.conflicts {
+        text.push_str(&format!("{key}: set aside in {path}\n"));
+    }
+    output.answer(&waiting, &text)?;
+    Ok(if waiting.entries > 0 { Code::TryAgain } else { Code::Success })
+}
+
+/// Sends what waits; tells as well how much of it this identity may not send.
+async fn send(fallback: &Fallback, output: &Output) -> Result<(SyncReport, u64), Failure> {
+    let progress = Progress::counting(output, "sending");
+    let shown = Shown { progress, output, bytes: AtomicU64::new(0), denied: AtomicU64::new(0) };
     let outcome = fallback.sync(&shown).await;
+    let denied = shown.denied.load(Ordering::Relaxed);
     drop(shown);
     match outcome {
-        Ok(report) => Ok(report),
+        Ok(report) => Ok((report, denied)),
         Err(error) => {
             let waiting = fallback.pending().await?.entries;
             let mut failure = open::refused(error);
-            failure.message.push_str(&format!("; {waiting} writes still wait on this machine"));
+            failure.message.push_str(&format!("; {waiting} entries still wait on this machine"));
             Err(failure)
         }
     }
 }
 
-/// Moves the bar.
-struct Shown {
+/// Moves the bar, and tells each failure.
+struct Shown<'a> {
     progress: Progress,
+    output: &'a Output,
     bytes: AtomicU64,
+    /// Entries that this identity may not send.
+    denied: AtomicU64,
 }
 
-impl SyncProgress for Shown {
+impl SyncProgress for Shown<'_> {
     fn total(&self, entries: u64, _: u64) {
         self.progress.expect_values(entries);
     }
@@ -89,5 +152,14 @@ impl SyncProgress for Shown {
     fn step(&self, outcome: SyncOutcome, bytes: u64) {
         let bytes = bytes + self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.progress.count(1, bytes, outcome.as_str());
+    }
+
+    fn failed(&self, key: &Key, error: Error) {
+        if error.kind == ErrorKind::Denied {
+            self.denied.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut failure = Failure::from(error);
+        failure.message = format!("{key}: {}; it stays on this machine", failure.message);
+        self.progress.aside(|| self.output.fail(&failure));
     }
 }

@@ -9,9 +9,15 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("sync"),
     signature: Signature { function: "sync", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
-    result: schemas::of::<u64>,
+    result: schemas::of::<Sent>,
     parse,
 };
+
+/// How many entries, writes and deletes that had waited on this machine, the bucket has confirmed.
+///
+/// Without a fallback none ever waits. What was set aside or refused is not among them, see `filestorage doctor`.
+#[derive(Debug, serde::Serialize, schemars::JsonSchema)]
+struct Sent(u64);
 
 #[derive(Debug)]
 struct Sync;
@@ -32,15 +38,14 @@ impl Command for Sync {
         true
     }
 
-    /// Answers how many writes and deletes have reached the bucket; without a fallback none ever waits.
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
         let result = match engine.fallback() {
-            None => Ok(0),
+            None => Ok(Sent(0)),
             Some(fallback) => {
-                fallback.sync(&()).await.map(|report| report.sent + report.deleted + report.already_there)
+                fallback.sync(&()).await.map(|report| Sent(report.sent + report.deleted + report.already_there))
             }
         };
-        let result = result.map(|sent| sent.to_string()).map_err(CommandError::from);
+        let result = result.map_err(CommandError::from).and_then(|sent| super::json(&sent));
         Finished { result, facts: Facts::of(None, engine) }
     }
 }

@@ -115,14 +115,14 @@ pub static SETTINGS: &[Setting] = &[
     Setting::unset(
         "gcs_bucket_name",
         Kind::Bucket(Provider::Gcs),
-        "Bucket of Google Cloud Storage; it is made when it is missing and its project known.",
+        "Bucket of Google Cloud Storage; it is created when it is missing and its project known.",
     )
     .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"]),
-    Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project, in which a missing bucket is made.")
+    Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project, in which a missing bucket is created.")
         .aliases(&["GOOGLE_CLOUD_PROJECT_ID"]),
     Setting::unset("gcs_credentials_path", Kind::Path, "Google's credentials file; unset uses the machine's own.")
         .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"]),
-    Setting::new("gcs_location", Kind::Text, "US", "Where a missing bucket is made."),
+    Setting::new("gcs_location", Kind::Text, "US", "Where a missing bucket is created."),
     Setting::unset(
         "storage_emulator_host",
         Kind::Emulator,

@@ -9,7 +9,7 @@ tokio::task_local! {
 
 /// Runs one command's work; returns its outcome and how often a place was asked for it.
 ///
-/// Layers below say so with [`note`]; they run in the task that asked, so nothing has to be handed through them.
+/// Layers below say so with `note`; they run in the task that asked, so nothing has to be handed through them.
 pub async fn counted<T>(work: impl Future<Output = T>) -> (T, u32) {
     let counting = async {
         let outcome = work.await;

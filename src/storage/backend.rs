@@ -127,7 +127,7 @@ pub struct Want {
     pub range: Option<ByteRange>,
     /// More bytes than these are refused.
     pub limit: Option<u64>,
-    /// Many bytes may come as a file ([`Payload::File`]) instead of in memory.
+    /// Many bytes may come as a file ([`Payload::File`](super::Payload::File)) instead of in memory.
     pub spooled: bool,
 }
 
@@ -194,6 +194,8 @@ impl Condition {
 pub struct Put {
     /// Checked at the commit point, atomically with it.
     pub condition: Condition,
+    /// A place that cannot check and write in one step may look first instead of refusing.
+    pub lenient: bool,
     /// Asked at the commit point.
     pub fence: Fence,
     /// Not to be done now: an overlay that has nothing of the key takes it, stamped as it is, for its synchronization to

@@ -19,7 +19,8 @@ use super::{
 /// # Contract
 ///
 /// - A store or delete that returned is on stable storage; one that failed changed nothing, except with
-///   [`ErrorKind::Unavailable`] or [`ErrorKind::Io`], where the outcome may be either.
+///   [`ErrorKind::Unavailable`], [`ErrorKind::Throttled`] (an earlier attempt may have been carried out) or
+///   [`ErrorKind::Io`], where the outcome may be either.
 /// - `None` and `false` mean that nothing is there for certain; every fault is an error.
 /// - An expired object is not there for every operation, whether or not it has been removed already.
 #[derive(Clone, Debug)]

@@ -64,7 +64,8 @@ impl Engine {
             if let Some(start) = start {
                 (object.attributes.stored_at, receipt.stored_at) = (start, start);
             }
-            let put = Put { condition, fence: how.fence.clone(), deferred: start.is_some() };
+            // A guard of our own only narrows a window; the caller's condition must hold or be refused.
+            let put = Put { condition, lenient: guarded, fence: how.fence.clone(), deferred: start.is_some() };
             match self.0.backend.put(key, object, put).await {
                 Ok(landing) => return Ok(receipt.landed(landing)),
                 Err(error) if error.kind == ErrorKind::Precondition && (guarded || start.is_some()) => unseen = false,
@@ -148,7 +149,6 @@ impl Engine {
             };
             let guarded = generation.is_none() && seen.is_some();
             let expected = generation.clone().or_else(|| seen.map(|seen| seen.generation));
-            // A guard of our own only narrows a window; the caller's condition must hold or be refused.
             let deferred = start.filter(|_| unseen);
             let how = Delete { generation: expected, lenient: guarded, fence: fence.clone(), deferred };
             match self.0.backend.delete(key, how).await {

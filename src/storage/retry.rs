@@ -287,6 +287,9 @@ impl<'a> Tries<'a> {
     }
 }
 
+/// Most keys asked for in one attempt: a page of Google's and of Amazon's.
+const PIECE: usize = 1000;
+
 /// Waits for an answer no longer than the limit.
 async fn within<T>(
     limit: Duration,
@@ -321,8 +324,12 @@ impl fmt::Display for Retry {
 #[async_trait]
 impl Backend for Retry {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        let limit = self.options.timeout.saturating_add(Duration::from_secs(object.payload.len() / SLOWEST));
-        let mut tries = self.begin(Operation::Store, Some(key), Some(limit)).await?;
+        // A file takes as long as it takes: the backend itself bounds each wait without progress.
+        let limit = object
+            .payload
+            .as_memory()
+            .map(|bytes| self.options.timeout.saturating_add(Duration::from_secs(bytes.len() as u64 / SLOWEST)));
+        let mut tries = self.begin(Operation::Store, Some(key), limit).await?;
         let error = loop {
             // The same object with the same token, so an unconditional write can be repeated.
             match tries.attempt(self.inner.put(key, object.clone(), how.clone())).await {
@@ -339,9 +346,9 @@ impl Backend for Retry {
     }
 
     async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
-        // A large value takes as long as it takes: of one that may come as a file, the backend itself bounds each wait
-        // without progress, and only what lies between the attempts counts.
-        let limit = (!want.spooled).then_some(self.options.timeout);
+        // A large value takes as long as it takes: of one that may come as a file, and of a part, for which the whole is
+        // read, the backend itself bounds each wait without progress, and only what lies between the attempts counts.
+        let limit = (!want.spooled && want.range.is_none()).then_some(self.options.timeout);
         let tries = self.begin(Operation::Retrieve, Some(key), limit).await?;
         self.run(tries, || self.inner.get(key, want)).await
     }
@@ -357,8 +364,21 @@ impl Backend for Retry {
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
-        let tries = self.begin(Operation::List, None, Some(self.options.timeout)).await?;
-        self.run(tries, || self.inner.list(page)).await
+        // One attempt is for one piece of the page, or no attempt would ever be long enough for a large bucket.
+        let (mut page, mut found) = (page.clone(), Listing::default());
+        let wanted = page.limit.unwrap_or(usize::MAX);
+        loop {
+            page.limit = Some(PIECE.min(wanted - found.entries.len()));
+            let tries = self.begin(Operation::List, None, Some(self.options.timeout)).await?;
+            let piece = self.run(tries, || self.inner.list(&page)).await?;
+            page.start_after = piece.entries.last().map(|entry| entry.key.as_str().to_owned());
+            found.foreign += piece.foreign;
+            found.more = piece.more;
+            found.entries.extend(piece.entries);
+            if !found.more || found.entries.len() >= wanted || page.start_after.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     async fn flush(&self, key: &Key) -> Result<()> {

@@ -3,6 +3,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -76,7 +78,7 @@ fn while_the_bucket_is_away_writes_land_here_and_say_so() {
 
         let sync = run(&["sync"]);
         assert_eq!(sync.code, 69, "{sync:?}");
-        assert!(sync.errors.ends_with("; 2 writes still wait on this machine\n"), "{sync:?}");
+        assert!(sync.errors.ends_with("; 2 entries still wait on this machine\n"), "{sync:?}");
         assert_eq!(entries(&overlay).len(), 2);
         assert!(!format!("{sync:?}").contains("hunter"));
     }
@@ -124,7 +126,7 @@ fn migrate_refuses_a_bucket_that_is_away_or_has_writes_waiting() {
     for (from, to) in [("local", "gcs"), ("gcs", "local")] {
         let answer = run(&place, &AWAY, &["migrate", "--from", from, "--to", to]);
         assert_eq!(answer.code, 75, "{answer:?}");
-        assert!(answer.errors.contains("1 writes on this machine wait to be sent to gs://bucket-1"), "{answer:?}");
+        assert!(answer.errors.contains("1 entries on this machine wait to be sent to gs://bucket-1"), "{answer:?}");
         assert!(answer.errors.contains("filestorage sync"), "{answer:?}");
     }
 }
@@ -157,17 +159,35 @@ fn doctor_tells_what_waits_for_which_bucket() {
 
     assert_eq!(run(&place, &AWAY, &["store", "k"]).code, 0);
     let waiting = of(&AWAY)("overlay");
-    assert!(waiting.len() == 1 && waiting[0].starts_with("note 1 writes (5 B) wait in "), "{waiting:?}");
+    assert!(waiting.len() == 1 && waiting[0].starts_with("note 1 entries (5 B) wait in "), "{waiting:?}");
     assert!(waiting[0].contains("`filestorage sync`"), "{waiting:?}");
 
     // With other settings it is nobody's, and said to be.
     let other = [AWAY[1], AWAY[2], ("GCS_BUCKET_NAME", "bucket-2")];
     let lying = of(&other)("overlay");
     assert_eq!(lying[0], "ok nothing has ever waited for this bucket");
-    assert!(lying[1].contains("is the overlay of another bucket: 1 writes wait there"), "{lying:?}");
+    assert!(
+        lying[1].contains("is the overlay of gs://bucket-1 at http://127.0.0.1:1: 1 entries wait there"),
+        "{lying:?}"
+    );
+    let overlays = place.path().join("storage/overlay");
+    let own: Vec<_> = std::fs::read_dir(&overlays).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let owner: Value = serde_json::from_slice(&std::fs::read(own[0].join("#bucket")).unwrap()).unwrap();
+    assert_eq!(owner, json!({"backend": "gcs", "endpoint": "http://127.0.0.1:1", "bucket": "bucket-1"}));
     let local = [&AWAY[..], &[("STORAGE_BACKEND", "local")]].concat();
     let lying = of(&local)("overlay");
-    assert!(lying.len() == 1 && lying[0].contains("is the overlay of gs://bucket-1: 1 writes wait there"), "{lying:?}");
+    assert!(
+        lying.len() == 1
+            && lying[0].contains("is the overlay of gs://bucket-1 at http://127.0.0.1:1: 1 entries wait there"),
+        "{lying:?}"
+    );
+
+    // A folder that cannot be read is said to be one.
+    std::fs::rename(&overlays, place.path().join("kept")).unwrap();
+    std::fs::write(&overlays, "").unwrap();
+    assert!(of(&local)("overlay")[0].starts_with("fault what waits for other buckets"));
+    std::fs::remove_file(&overlays).unwrap();
+    std::fs::rename(place.path().join("kept"), &overlays).unwrap();
 
     // Values of a local store that a bucket hides.
     assert!(of(&AWAY)("objects").is_empty());
@@ -177,11 +197,18 @@ fn doctor_tells_what_waits_for_which_bucket() {
 
 /// Answers every request with this status and body until the test ends.
 fn answering(status: &'static str, body: &'static str) -> String {
+    answering_by(move |_| (status, body))
+}
+
+/// Answers each request with the status and body that its first line asks for.
+fn answering_by(answer: impl Fn(&str) -> (&'static str, &'static str) + Clone + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answer = move |mut stream: TcpStream| {
         let mut request = [0; 4096];
-        while stream.read(&mut request).is_ok_and(|read| read > 0) {
+        while let Ok(read @ 1..) = stream.read(&mut request) {
+            let first = String::from_utf8_lossy(&request[..read]);
+            let (status, body) = answer(first.lines().next().unwrap_or_default());
             let length = body.len();
             let head =
                 format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
@@ -192,6 +219,7 @@ fn answering(status: &'static str, body: &'static str) -> String {
     };
     std::thread::spawn(move || {
         for stream in listener.incoming() {
+            let answer = answer.clone();
             std::thread::spawn(move || answer(stream.unwrap()));
         }
     });
@@ -228,6 +256,55 @@ fn a_bucket_that_only_a_person_can_make_usable_ends_every_start() {
     }
 }
 
+const LISTED: (&str, &str) = ("200 OK", r#"{"kind":"storage#objects"}"#);
+const FORBIDDEN: (&str, &str) = ("403 Forbidden", r#"{"error":{"code":403,"message":"no access"}}"#);
+const AWAY_FOR_NOW: (&str, &str) = ("503 Service Unavailable", r#"{"error":{"code":503,"message":"later"}}"#);
+
+#[test]
+fn a_bucket_that_may_be_listed_and_no_more_ends_sync_and_migrate() {
+    let back = Arc::new(AtomicBool::new(false));
+    let server = answering_by({
+        let back = Arc::clone(&back);
+        move |line| match () {
+            () if !back.load(Ordering::SeqCst) => AWAY_FOR_NOW,
+            () if line.starts_with("GET") && line.contains("/o?") => LISTED,
+            () => FORBIDDEN,
+        }
+    });
+    let place = Place::new();
+    let environment = [AWAY[0], ("STORAGE_EMULATOR_HOST", &*server), AWAY[2]];
+    for key in ["one", "two"] {
+        assert_eq!(run(&place, &environment, &["store", key]).code, 0);
+    }
+    let trial = run(&place, &environment, &["sync", "--dry-run", "--json"]);
+    let waiting = trial.json();
+    assert_eq!((trial.code, &waiting["entries"], &waiting["bytes"]), (75, &json!(2), &json!(10)), "{trial:?}");
+    assert!(waiting["oldest"].is_string() && waiting["conflicts"] == json!([]), "{trial:?}");
+    let text = run(&place, &environment, &["sync", "--dry-run"]);
+    assert!(text.code == 75 && text.text().starts_with("2 entries (10 B) wait, the oldest since 2"), "{text:?}");
+
+    back.store(true, Ordering::SeqCst);
+    let sync = run(&place, &environment, &["sync", "--json"]);
+    let report = sync.json();
+    assert_eq!((sync.code, &report["failed"], &report["remaining"]), (78, &json!(2), &json!(2)), "{sync:?}");
+    let lines: Vec<&str> = sync.errors.lines().collect();
+    for key in ["one", "two"] {
+        assert_eq!(lines.iter().filter(|line| line.contains(key)).count(), 1, "{sync:?}");
+    }
+    assert!(lines.len() == 3 && lines[2].contains("the bucket refuses every entry"), "{sync:?}");
+
+    for number in 0..20 {
+        place.store(&format!("k/{number}"), b"1");
+    }
+    let environment = [("STORAGE_EMULATOR_HOST", &*server), AWAY[2]];
+    let arguments = ["migrate", "--from", "local", "--to", "gs://bucket-2", "--parallel", "2", "--json"];
+    let migrate = run(&place, &environment, &arguments);
+    assert_eq!(migrate.code, 78, "{migrate:?}");
+    let summary = migrate.json();
+    assert_eq!((&summary["failed"], &summary["complete"]), (&json!(2), &json!(false)), "{migrate:?}");
+    assert!(migrate.errors.contains("a place refuses this identity"), "{migrate:?}");
+}
+
 #[test]
 fn credentials_that_cannot_be_used_end_every_start() {
     let place = Place::new();
@@ -243,6 +320,19 @@ fn credentials_that_cannot_be_used_end_every_start() {
         let doctor = run(&place, &environment, &["doctor"]);
         assert!(doctor.code == 78 && doctor.text().contains("fault   credentials"), "{doctor:?}");
         assert!(!doctor.text().contains("hunter"), "{doctor:?}");
+    }
+}
+
+#[test]
+fn doctor_makes_a_missing_bucket_a_note_only_where_it_will_be_created() {
+    let missing = r#"{"error":{"code":404,"message":"The specified bucket does not exist."}}"#;
+    let wrong = r#"{"error":{"code":400,"message":"no such thing"}}"#;
+    for (status, body, found) in [("404 Not Found", missing, "note"), ("400 Bad Request", wrong, "fault")] {
+        let server = answering(status, body);
+        let environment = [AWAY[0], ("STORAGE_EMULATOR_HOST", &*server), ("GCS_PROJECT_ID", "project-1")];
+        let doctor = run(&Place::new(), &environment, &["doctor"]);
+        let begin = format!("{found:<8}bucket ");
+        assert!(doctor.text().lines().any(|line| line.starts_with(&begin)), "{found}: {doctor:?}");
     }
 }
 

@@ -227,7 +227,7 @@ fn an_interrupted_run_leaves_whole_values_and_is_continued() {
     let written = || std::fs::read_dir(objects.join("#tmp")).is_ok_and(|entries| entries.count() == 2);
     super::wait_until("two values are under way", written);
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let mut out = String::new();
     let mut stdout = child.stdout.take().unwrap();
     // The summary comes at once, the end when what was on its way has become whole.

@@ -55,6 +55,8 @@ pub(crate) struct Request {
 pub(crate) enum Fate {
     /// It is carried out and answered.
     Served,
+    /// Likewise, but no condition of a write is enforced: a lenient one is looked at first, any other is refused.
+    Unenforced,
     /// It fails, and nothing happens.
     Refused(ErrorKind),
     /// It is carried out, and the answer is lost.
@@ -79,6 +81,9 @@ pub(crate) struct Change {
     pub(crate) conditional: bool,
 }
 
+/// A write or delete that is carried out later: its key, the object if it is a write, and how.
+type Late = (Key, Option<Object>, Put, Delete);
+
 type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
 
 /// A place whose requests fare as the weather says.
@@ -86,7 +91,7 @@ pub(crate) struct Bucket {
     pub(crate) inner: Arc<dyn Backend>,
     weather: Mutex<Weather>,
     requests: Mutex<Vec<Request>>,
-    late: Mutex<Vec<(Key, Option<Object>, Put, Delete)>>,
+    late: Mutex<Vec<Late>>,
     skew: Mutex<SignedDuration>,
     history: tokio::sync::Mutex<Vec<Change>>,
     writing: AtomicUsize,
@@ -207,6 +212,22 @@ impl Bucket {
         self.change(key, Some(object), how, Delete::default()).await.map(|_| Landing::Home)
     }
 
+    /// Does one after the other what it cannot do in one step.
+    async fn look_and_write(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+        let refused =
+            |kind| Err(Error::new(kind, Operation::Store, Some(key), "as the double says; write the test anew"));
+        if !how.lenient {
+            return refused(ErrorKind::Invalid);
+        }
+        let present = self.stat(key).await?;
+        match (&how.condition, present) {
+            (Condition::Absent, None) => {}
+            (Condition::Generation(wanted), Some(present)) if *wanted == present.generation => {}
+            _ => return refused(ErrorKind::Precondition),
+        }
+        self.write(key, object, Put { condition: Condition::Always, ..how }).await
+    }
+
     fn fate(&self, ask: Ask, key: Option<&Key>, condition: &Condition) -> Fate {
         let request = Request { ask, key: key.cloned(), condition: condition.clone() };
         let weather = Arc::clone(&self.weather.lock().unwrap());
@@ -226,7 +247,7 @@ impl Bucket {
     ) -> Result<T> {
         let failed = |kind| Err(Error::new(kind, ask.operation(), key, "the bucket's weather; wait for a better one"));
         match fate {
-            Fate::Served => work.await,
+            Fate::Served | Fate::Unenforced => work.await,
             Fate::Refused(kind) => failed(kind),
             Fate::ReplyLost => {
                 work.await?;
@@ -289,6 +310,9 @@ impl Backend for Bucket {
                 Some(key),
                 "abandoned; nothing was changed",
             ));
+        }
+        if matches!(fate, Fate::Unenforced) && how.condition != Condition::Always {
+            return self.look_and_write(key, object, how).await;
         }
         let kept = (key.clone(), Some(object.clone()), how.clone(), Delete::default());
         let late = || self.late.lock().unwrap().push(kept);

@@ -33,7 +33,7 @@ async fn write(worker: Arc<Fallback>, overlay: usize, mut seed: u64) -> Vec<Land
     for _ in 0..120 {
         let it = key(&format!("it/{}", random(&mut seed) as usize % KEYS));
         let begin = Timestamp::now();
-        let (landing, generation) = if random(&mut seed) % 4 == 0 {
+        let (landing, generation) = if random(&mut seed).is_multiple_of(4) {
             (worker.delete(&it, Delete::default()).await.unwrap().landing, None)
         } else {
             let mut object = object("ours");

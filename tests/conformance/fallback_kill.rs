@@ -30,7 +30,7 @@ fn bucket(folder: &Path) -> Arc<Bucket> {
     let seed = std::sync::Mutex::new(u64::from(std::process::id()));
     bucket.weather(move |request| match (away.exists(), request.ask) {
         (true, _) => Fate::Refused(ErrorKind::Unavailable),
-        (false, Ask::Put | Ask::Delete) if random(&mut seed.lock().unwrap()) % 5 == 0 => Fate::ReplyLost,
+        (false, Ask::Put | Ask::Delete) if random(&mut seed.lock().unwrap()).is_multiple_of(5) => Fate::ReplyLost,
         _ => Fate::Served,
     });
     bucket
@@ -57,7 +57,8 @@ async fn live(folder: PathBuf, life: String) {
             let mut seed = number + life.parse::<u64>().unwrap() * 1_000;
             for command in 0_u64.. {
                 let name = format!("{number}/{}", random(&mut seed) % 3);
-                let value = if random(&mut seed) % 4 == 0 { "-".to_owned() } else { format!("{life}.{command}") };
+                let value =
+                    if random(&mut seed).is_multiple_of(4) { "-".to_owned() } else { format!("{life}.{command}") };
                 say(format!("begins {name} {value}"));
                 if value == "-" {
                     engine.delete(&key(&name), DeleteOptions::default()).await.unwrap();
@@ -90,12 +91,12 @@ fn a_worker_that_is_killed_again_and_again_loses_nothing() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+        let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
         let lifetime = 40 + random(&mut seed) % 400;
         let mut said = 0;
         let mut killed = false;
         // What was said before the end is heard to the end.
-        while let Some(line) = lines.next() {
+        for line in lines {
             let line = line.unwrap();
             let Some(line) = line.strip_prefix("victim ") else { continue };
             let (verb, rest) = line.split_once(' ').unwrap();

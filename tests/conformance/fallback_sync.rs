@@ -1,13 +1,12 @@
 //! What becomes of what waits: sent once, in order, and never over somebody else's change.
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Condition, Delete, ErrorKind, Fallback, Key, Landing, Local, Page, Put, SyncProgress, SyncReport, Want,
+    Backend, Condition, Delete, Error, ErrorKind, Fallback, Key, Landing, Page, Put, SyncProgress, SyncReport, Want,
 };
 use filestorage::telemetry::{Metrics, SyncOutcome};
 use jiff::{SignedDuration, Timestamp};
@@ -15,22 +14,22 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::bucket::{Ask, Bucket, Fate};
-use crate::fallback::{open, put, read, site};
+use crate::fallback::{kind, open, put, read, site, when};
 use crate::support::{bytes, expired, key, noise, object};
 
 /// Longest wait for what must come by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a pass has done, of which nothing remains.
-fn report(sent: u64, deleted: u64, already_there: u64, conflicts: u64) -> SyncReport {
+pub(crate) fn report(sent: u64, deleted: u64, already_there: u64, conflicts: u64) -> SyncReport {
     SyncReport { sent, deleted, already_there, conflicts, failed: 0, remaining: 0 }
 }
 
-async fn sync(fallback: &Fallback) -> SyncReport {
+pub(crate) async fn sync(fallback: &Fallback) -> SyncReport {
     fallback.sync(&()).await.unwrap()
 }
 
-async fn until(what: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: impl AsyncFn() -> bool) {
     let wait = async {
         while !what().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -39,7 +38,7 @@ async fn until(what: impl AsyncFn() -> bool) {
     timeout(PATIENCE, wait).await.unwrap();
 }
 
-fn ago(seconds: i64) -> Timestamp {
+pub(crate) fn ago(seconds: i64) -> Timestamp {
     Timestamp::now() - SignedDuration::from_secs(seconds)
 }
 
@@ -96,134 +95,40 @@ async fn a_late_write_between_look_and_deed_is_told_for_what_it_is() {
     }
 }
 
+/// A bucket that enforces no condition on a write takes it after one more look.
 #[tokio::test]
-async fn what_somebody_else_changed_since_is_told_by_the_buckets_clock() {
-    for hours in [-2, 0, 2] {
-        for (seconds, is_newer) in [(-30, false), (30, true)] {
-            for delete in [false, true] {
-                let (bucket, fallback, folder) = site();
-                let it = key("dir/it");
-                bucket.set_skew(SignedDuration::from_hours(hours));
-                bucket.leave();
-                if delete {
-                    fallback.delete(&it, Delete::default()).await.unwrap();
-                } else {
-                    put(&*fallback, &it, "ours").await;
-                }
-                let received = bucket.now() + SignedDuration::from_secs(seconds);
-                bucket.foreign(&it, "theirs", Some(received)).await;
-                bucket.come_back();
-                let report = sync(&fallback).await;
-                let case = format!("{hours} h, {seconds} s, delete: {delete}: {report:?}");
-                assert_eq!((report.conflicts == 1, report.remaining), (is_newer, 0), "{case}");
-                let wanted = match (is_newer, delete) {
-                    (true, _) => Some("theirs"),
-                    (false, false) => Some("ours"),
-                    (false, true) => None,
-                };
-                assert_eq!(read(&*bucket.inner, &it).await.as_deref(), wanted, "{case}");
-                assert_eq!(read(&*fallback, &it).await.as_deref(), wanted, "{case}");
-                let kept = fallback.conflicts().await.unwrap();
-                assert_eq!(kept.len(), usize::from(is_newer && !delete), "{case}");
-                for kept in kept {
-                    loser_is_readable(&kept.path, &it).await;
-                    assert_eq!((kept.key, kept.size), (it.clone(), 4));
-                    assert!(kept.stored_at.is_some_and(|stored_at| stored_at <= Timestamp::now()));
-                }
-                let plain = Local::open_existing(folder.path().join("overlay")).unwrap().unwrap();
-                assert_eq!(plain.list(&Page::default()).await.unwrap().entries.len(), 0, "{case}");
-            }
-        }
-    }
-}
-
-/// The loser's file is an object below a root of its own.
-async fn loser_is_readable(path: &Path, it: &Key) {
-    assert!(path.ends_with("dir/it.obj"), "{path:?}");
-    assert!(fs::read_to_string(path).unwrap().ends_with("\nours"));
-    let root = path.ancestors().nth(2).unwrap();
-    let plain = Local::open_existing(root).unwrap().unwrap();
-    assert_eq!(read(&plain, it).await.as_deref(), Some("ours"));
-    assert_eq!(root.file_name().unwrap().to_str().unwrap(), plain.stat(it).await.unwrap().unwrap().generation);
-}
-
-#[tokio::test]
-async fn a_bucket_that_tells_no_time_is_taken_by_the_objects_own() {
+async fn where_no_condition_is_enforced_a_second_look_must_do() {
     let (bucket, fallback, _folder) = site();
+    let (new, old, changed) = (key("new"), key("old"), key("changed"));
+    put(&*fallback, &old, "1").await;
+    put(&*fallback, &changed, "1").await;
     bucket.leave();
-    put(&*fallback, &key("it"), "ours").await;
-    bucket.foreign(&key("it"), "theirs", None).await;
-    bucket.come_back();
-    // The double's objects are stamped in September 2026, long before.
-    assert_eq!(sync(&fallback).await, report(1, 0, 0, 0));
+    for it in [&new, &old, &changed] {
+        put(&*fallback, it, "2").await;
+    }
+    bucket.weather(|_| Fate::Unenforced);
+    assert_eq!(kind(bucket.put(&new, object("3"), when(Condition::Absent)).await), ErrorKind::Invalid);
+    assert_eq!(sync(&fallback).await, report(3, 0, 0, 0));
+    // Somebody's change between the two looks is seen.
     bucket.leave();
-    let mut old = object("ours");
-    old.attributes.stored_at = Timestamp::from_second(1_000_000_000).unwrap();
-    fallback.put(&key("it"), old, Put::default()).await.unwrap();
-    bucket.foreign(&key("it"), "theirs", None).await;
-    bucket.come_back();
-    assert_eq!(sync(&fallback).await, report(0, 0, 0, 1));
-}
-
-/// A sibling that could reach the bucket is told by its stamps, whatever the bucket's clock says.
-#[tokio::test]
-async fn those_who_share_the_folder_are_told_by_their_stamps() {
-    for hours in [-5, 5] {
-        for (theirs, ours, conflicts) in [(20, 10, 0), (10, 20, 1)] {
-            let (bucket, fallback, folder) = site();
-            let sibling = open(&bucket, &folder.path().join("overlay"));
-            bucket.set_skew(SignedDuration::from_hours(hours));
-            let it = key("it");
-            let stamped = |payload, seconds| {
-                let mut object = object(payload);
-                object.attributes.stored_at = ago(seconds);
-                object
-            };
-            // The sibling sees no entry and waits for the bucket, while ours lands.
-            let gate = Arc::new(Semaphore::new(0));
-            let held = Arc::clone(&gate);
-            bucket.weather(move |_| Fate::Held(Arc::clone(&held)));
-            let writing = tokio::spawn({
-                let (it, object) = (it.clone(), stamped("theirs", theirs));
-                async move { sibling.put(&it, object, Put::default()).await.unwrap() }
-            });
-            until(async || bucket.writing() == 1).await;
-            bucket.leave();
-            fallback.put(&it, stamped("ours", ours), Put::default()).await.unwrap();
-            gate.add_permits(1);
-            assert_eq!(writing.await.unwrap(), Landing::Home);
-            bucket.come_back();
-            assert_eq!(sync(&fallback).await, report(1 - conflicts, 0, 0, conflicts), "{hours} h");
-            let wanted = if conflicts == 0 { "ours" } else { "theirs" };
-            assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some(wanted));
-            assert_eq!(fallback.conflicts().await.unwrap().len() as u64, conflicts);
-        }
-    }
-}
-
-/// Two workers with a folder each: the first to be sent stays, the other is kept.
-#[tokio::test]
-async fn of_two_folders_one_wins_and_the_other_is_kept() {
-    for first in [0, 1] {
-        let bucket = Bucket::new();
-        let folders = [crate::support::scratch(), crate::support::scratch()];
-        let workers = [open(&bucket, folders[0].path()), open(&bucket, folders[1].path())];
-        let it = key("it");
-        bucket.leave();
-        put(&*workers[0], &it, "of 0").await;
-        assert!(workers[1].stat(&it).await.is_err(), "pending writes of another folder are not seen");
-        put(&*workers[1], &it, "of 1").await;
-        bucket.come_back();
-        let second = 1 - first;
-        assert_eq!(sync(&workers[first]).await, report(1, 0, 0, 0));
-        assert_eq!(sync(&workers[second]).await, report(0, 0, 0, 1));
-        let wanted = ["of 0", "of 1"];
-        for worker in &workers {
-            assert_eq!(read(&**worker, &it).await.as_deref(), Some(wanted[first]));
-        }
-        let kept = workers[second].conflicts().await.unwrap();
-        assert!(fs::read_to_string(&kept[0].path).unwrap().ends_with(wanted[second]));
-    }
+    put(&*fallback, &changed, "3").await;
+    let (first, looks) = (read(&*bucket.inner, &changed).await, Arc::new(AtomicU64::new(0)));
+    assert_eq!(first.as_deref(), Some("2"));
+    let gate = Arc::new(Semaphore::new(0));
+    let (held, counting) = (Arc::clone(&gate), Arc::clone(&looks));
+    bucket.weather(move |request| match request.ask {
+        Ask::Stat if counting.fetch_add(1, Ordering::SeqCst) == 1 => Fate::Held(Arc::clone(&held)),
+        _ => Fate::Unenforced,
+    });
+    let syncing = tokio::spawn({
+        let fallback = Arc::clone(&fallback);
+        async move { sync(&fallback).await }
+    });
+    until(async || looks.load(Ordering::SeqCst) == 2).await;
+    bucket.foreign(&changed, "theirs", Some(bucket.now() + SignedDuration::from_secs(9))).await;
+    gate.add_permits(1);
+    assert_eq!(syncing.await.unwrap(), report(0, 0, 0, 1));
+    assert_eq!(read(&*bucket.inner, &changed).await.as_deref(), Some("theirs"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -371,6 +276,10 @@ impl SyncProgress for Watcher {
     fn step(&self, outcome: SyncOutcome, bytes: u64) {
         self.steps.lock().unwrap().push((outcome, bytes));
     }
+
+    fn failed(&self, key: &Key, error: Error) {
+        panic!("{key}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -432,19 +341,19 @@ async fn one_that_is_refused_stays_and_the_others_go_on() {
     let primary = Arc::clone(&bucket) as Arc<dyn Backend>;
     let fallback = Fallback::open(primary, folder.path().to_owned(), metrics.clone()).unwrap();
     bucket.leave();
-    for name in ["a", "denied", "m", "invalid", "z"] {
+    for name in ["a", "busy", "m", "invalid", "z"] {
         put(&fallback, &key(name), "x").await;
     }
     bucket.weather(|request| match (request.ask, request.key.as_ref().map(Key::as_str)) {
-        (Ask::Put, Some("denied")) => Fate::Refused(ErrorKind::Denied),
+        (Ask::Put, Some("busy")) => Fate::Refused(ErrorKind::Throttled),
         (Ask::Put, Some("invalid")) => Fate::Refused(ErrorKind::Invalid),
         _ => Fate::Served,
     });
     let outcome = sync(&fallback).await;
     assert_eq!(outcome, SyncReport { failed: 2, remaining: 2, ..report(3, 0, 0, 0) });
-    assert_eq!(read(&fallback, &key("denied")).await.as_deref(), Some("x"), "it is still to be read");
+    assert_eq!(read(&fallback, &key("busy")).await.as_deref(), Some("x"), "it is still to be read");
     bucket.come_back();
-    bucket.foreign(&key("denied"), "theirs", Some(bucket.now() + SignedDuration::from_secs(5))).await;
+    bucket.foreign(&key("busy"), "theirs", Some(bucket.now() + SignedDuration::from_secs(5))).await;
     assert_eq!(sync(&fallback).await, report(1, 0, 0, 1));
     let shown = metrics.encode();
     for line in [
@@ -459,7 +368,7 @@ async fn one_that_is_refused_stays_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_goes_away_again_ends_the_pass() {
+async fn a_bucket_that_goes_away_again_or_lets_us_not_in_ends_the_pass() {
     let (bucket, fallback, _folder) = site();
     bucket.leave();
     assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Unavailable, "also with nothing to send");
@@ -469,16 +378,18 @@ async fn a_bucket_that_goes_away_again_ends_the_pass() {
     bucket.requests();
     assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(bucket.requests().iter().map(|it| it.ask).collect::<Vec<_>>(), [Ask::Probe]);
-    let count = AtomicU64::new(0);
-    bucket.weather(move |request| match request.ask {
-        Ask::Put if count.fetch_add(1, Ordering::SeqCst) >= 30 => Fate::Refused(ErrorKind::Throttled),
-        _ => Fate::Served,
-    });
-    assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Throttled);
-    assert!(bucket.writes().len() < 30 + 2 * 8, "no more than what was under way is asked for");
-    assert_eq!(fallback.pending().await.unwrap().entries, 70);
+    for (ends, left) in [(ErrorKind::Unavailable, 70), (ErrorKind::Denied, 40)] {
+        let count = AtomicU64::new(0);
+        bucket.weather(move |request| match request.ask {
+            Ask::Put if count.fetch_add(1, Ordering::SeqCst) >= 30 => Fate::Refused(ends),
+            _ => Fate::Served,
+        });
+        assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ends);
+        assert!(bucket.writes().len() < 30 + 2 * 8, "no more than what was under way is asked for");
+        assert_eq!(fallback.pending().await.unwrap().entries, left);
+    }
     bucket.come_back();
-    assert_eq!(sync(&fallback).await, report(70, 0, 0, 0));
+    assert_eq!(sync(&fallback).await, report(40, 0, 0, 0));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod large;
 mod objects;
 mod patient;
 mod sessions;
-mod site;
+pub(crate) mod site;
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::engine;
 use crate::support::Tally;
 
 /// A bucket over the wire, whose uploads are refused only once they are under way.
-const BUCKET: Profile =
+pub(crate) const BUCKET: Profile =
     Profile { conditional_delete: true, condition_before_fence: false, remote: true, ..Profile::NEAR };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from buckets import BucketSite
-from harness import failure, same, wait_until
+from harness import events_of, failure, same, wait_until
 
 # A value short enough for one request, with a mark by which a bit of it can be found on its way.
 VALUE = {"text": "the value with its MARK", "n": [1, 2.5, None]}
@@ -30,6 +31,11 @@ def hurt(request, broker, tmp_path):
         site.workers[-1].assert_alive()
     finally:
         site.close()
+
+
+def metrics(site):
+    """What `/metrics` shows."""
+    return site.workers[-1].http("/metrics")[1]
 
 
 def attempts_at(site, name="k", **fields):
@@ -288,18 +294,32 @@ def test_without_fallback_an_outage_is_said(hurt):
 
 
 def test_an_outage_costs_one_look_an_interval_and_not_a_command(hurt):
+    open_now = lambda: re.search(rf'^filestorage_storage_breaker_open{{backend="{hurt.kind}"}} (\d)$', metrics(hurt), re.M)[1]  # noqa: E731
+    assert (hurt.health()["breaker"], open_now()) == ("closed", "0")
     hurt.proxy.down()
     for n in range(4):
         assert hurt.call("store", f"opening/{n}", n)["pending_sync"] is True
-    hurt.proxy.forget_log()
-    begun = time.monotonic()
-    for result in [hurt.send("store", f"open/{n}", n) for n in range(300)]:
+    wait_until(lambda: hurt.health()["breaker"] == "open", what="the breaker to open")
+    assert open_now() == "1"
+    before = hurt.proxy.counters()["connections"]
+    results = {result.id: result for result in [hurt.send("store", f"open/{n}", n) for n in range(100)]}
+    for result in results.values():
         assert result.get(timeout=60)["pending_sync"] is True
+    # Each of them by itself would have been four; looks come a second, two, four … apart.
+    assert hurt.proxy.counters()["connections"] - before <= 20
+    attempts = {}
+
+    def all_told():
+        attempts.update((event["data"]["task_id"], event["data"]["attempts"]) for event in events_of(hurt.raw))
+        return results.keys() <= attempts.keys()
+
+    wait_until(all_told, what="the events of the stores")
+    # None reached out; the event says one for what was done here.
+    assert {attempts[task] for task in results} == {1}
     hurt.proxy.up()
-    # A connection that is reset before its request leaves no line; what came through after `up` may have.
-    assert time.monotonic() - begun < 60
     wait_until(lambda: not hurt.overlay(), 60, "what waited to be sent", step=0.2)
-    assert {f"open/{n}" for n in range(300)} <= set(hurt.names())
+    wait_until(lambda: (hurt.health()["breaker"], open_now()) == ("closed", "0"), what="the breaker to close")
+    assert {f"open/{n}" for n in range(100)} <= set(hurt.names())
 
 
 @pytest.fixture

@@ -123,10 +123,14 @@ async fn bucket(
                 return place::permissions(report, &*bucket.backend).await;
             }
             Err(error)
-                if error.kind == ErrorKind::Invalid && provider == Provider::Gcs && settings.gcs.project.is_some() =>
+                if error.kind == ErrorKind::Invalid
+                    // Other requests that are wrong are no bucket that is missing.
+                    && error.message().contains(" does not exist; create it with ")
+                    && provider == Provider::Gcs
+                    && settings.gcs.project.is_some() =>
             {
-                let made = "gcs_project_id is set, so the next start makes it if it is only missing";
-                report.note("bucket", format!("{shown}: {}; {made}", error.message()))?;
+                report
+                    .note("bucket", format!("{shown} does not exist; gcs_project_id is set, so a worker creates it"))?;
                 "the bucket cannot be used yet"
             }
             Err(error) => {

@@ -1,17 +1,17 @@
 //! What waits on this machine for buckets, and what was set aside.
 
+use std::ffi::OsString;
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use indicatif::{HumanBytes, HumanDuration};
 use jiff::Timestamp;
 
 use super::super::open;
-use super::super::outcome::Failure;
+use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::config::{Provider, StorageSettings};
-use crate::storage::{Fallback, Local, Memory, Result};
-use crate::telemetry::Metrics;
+use crate::storage::{Local, Owner};
 
 /// Most writes that were set aside which are told one by one.
 const TOLD: usize = 50;
@@ -24,24 +24,35 @@ pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -
         let folder = open::overlays(settings).join(own);
         mine(report, settings, &folder).await?;
     }
-    let folders = std::fs::read_dir(open::overlays(settings)).into_iter().flatten().filter_map(std::result::Result::ok);
-    for entry in folders {
-        let name = entry.file_name();
+    let folder = open::overlays(settings);
+    let names = match names(&folder) {
+        Ok(names) => names,
+        Err(error) => {
+            let (shown, mend) = (folder.display(), "let this user read it");
+            let what = format!("what waits for other buckets in {shown} cannot be looked at: {error}; {mend}");
+            return report.fault("overlay", Code::Configuration, what);
+        }
+    };
+    for name in names {
         if own.as_deref().is_none_or(|own| name != own) {
-            other(report, &entry.path(), bucket_of(settings, &name.to_string_lossy())).await?;
+            other(report, &folder.join(&name), bucket_of(settings, &name.to_string_lossy())).await?;
         }
     }
     Ok(())
 }
 
-/// Opens an overlay to be looked at, which asks no bucket.
-fn inspect(folder: &Path) -> Result<Option<Fallback>> {
-    Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
+/// Names of the overlays of all buckets; none where there never was one.
+fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path) -> Result<(), Failure> {
     let shown = folder.display();
-    let opened = match inspect(folder) {
+    let opened = match open::inspect(folder) {
         Ok(Some(opened)) => opened,
         Ok(None) => return report.fine("overlay", "nothing has ever waited for this bucket"),
         Err(error) => return report.refused("overlay", &error),
@@ -59,7 +70,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
                 "enable_local_fallback is off, so no worker sends them and no command sees them: run `filestorage sync`"
             };
             let (entries, bytes) = (pending.entries, HumanBytes(pending.bytes));
-            report.note("overlay", format!("{entries} writes ({bytes}) wait in {shown}{since}; {sends}"))?;
+            report.note("overlay", format!("{entries} entries ({bytes}) wait in {shown}{since}; {sends}"))?;
         }
         Err(error) => report.refused("overlay", &error)?,
     }
@@ -90,20 +101,27 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
 async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -> Result<(), Failure> {
     let shown = folder.display();
     let counted = async {
-        let Some(opened) = inspect(folder)? else { return Ok((0, 0)) };
-        Ok((opened.pending().await?.entries, opened.conflicts().await?.len()))
+        let Some(opened) = open::inspect(folder)? else { return Ok((0, 0, None)) };
+        Ok((opened.pending().await?.entries, opened.conflicts().await?.len(), opened.owner()?))
     };
     match counted.await {
-        Ok((0, 0)) => Ok(()),
-        Ok((waiting, aside)) => {
-            let bucket = bucket.unwrap_or_else(|| "another bucket".to_owned());
+        Ok((0, 0, _)) => Ok(()),
+        Ok((waiting, aside, owner)) => {
+            let bucket = owner.map(named).or(bucket).unwrap_or_else(|| "another bucket".to_owned());
             let what =
-                format!("{shown} is the overlay of {bucket}: {waiting} writes wait there, {aside} were set aside");
+                format!("{shown} is the overlay of {bucket}: {waiting} entries wait there, {aside} were set aside");
             let mend = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
             report.note("overlay", format!("{what}; {mend}"))
         }
         Err(error) => report.refused("overlay", &error),
     }
+}
+
+/// Names the bucket that an overlay says it belongs to.
+fn named(Owner { backend, endpoint, bucket }: Owner) -> String {
+    let scheme = if backend == "gcs" { "gs" } else { &*backend };
+    let at = endpoint.map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
+    format!("{scheme}://{bucket}{at}")
 }
 
 /// Finds the bucket an overlay belongs to among those that the settings name.

@@ -9,6 +9,7 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::mover::{Moved, Mover};
 use self::place::Place;
@@ -29,13 +30,18 @@ const PAGE: usize = 10_000;
 /// A place is `local`, `gcs` or `s3`, which stand for what the settings name, or a URL: gs://BUCKET, s3://BUCKET,
 /// file:///PATH (a folder as `local_storage_path` names one). Credentials are those of the settings.
 ///
-/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum.
-/// Nothing is ever removed. A value the target already has is skipped, so after an interruption, or to fetch what was
-/// stored meanwhile, run it again. What has expired is left out. Another value under the same key is a failure, unless
-/// --overwrite is given. Failures are told one a line, the rest goes on.
+/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum;
+/// but for GCS, which verifies what it keeps, it is read again for that. Nothing is ever removed. A value the target
+/// already has is skipped, so after an interruption, or to fetch what was stored meanwhile, run it again. What has expired
+/// is left out. Another value under the same key is a failure, unless --overwrite is given. Failures are told one a line,
+/// the rest goes on.
+///
+/// The source may be in use. A key that is stored again there after it was copied keeps the old value at the target: the
+/// next run tells it as another value, and --overwrite fetches the new one. A key that is deleted there after it was
+/// copied stays at the target.
 ///
 /// Exit codes: 0 all values are at the target; 75 some are not; 66 nothing is at the source; 69 a place cannot be
-/// reached, run it again later; 78 a place refuses for good.
+/// reached, run it again later; 78 a place refuses for good, which a refused value is taken for while none was copied.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Place to copy from.
@@ -91,7 +97,7 @@ impl Arguments {
             target: self.target(settings, &to).await?,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
-            read_back: matches!(to, Place::Local(_)),
+            read_back: !matches!(to, Place::Bucket(Provider::Gcs, _)),
         };
         let summary = Summary {
             from: from.to_string(),
@@ -105,7 +111,7 @@ impl Arguments {
             complete: false,
         };
         let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
-        let mut run = Run { mover, summary, progress, output, stopped: None };
+        let mut run = Run { mover, summary, progress, output, refusal: None, stopped: None };
         run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
         run.close()
     }
@@ -152,7 +158,7 @@ async fn bucket(
         let waiting = fallback.pending().await?.entries;
         if waiting > 0 {
             let mend = "run `filestorage sync` first, with this bucket in the settings";
-            let why = format!("{waiting} writes on this machine wait to be sent to {place}; {mend}");
+            let why = format!("{waiting} entries on this machine wait to be sent to {place}; {mend}");
             return Err(Failure::new(Code::TryAgain, why));
         }
     }
@@ -168,6 +174,8 @@ struct Run<'a> {
     summary: Summary,
     progress: Progress,
     output: &'a Output,
+    /// The place has refused before anything was copied: perhaps all of it, which what is under way tells.
+    refusal: Option<Failure>,
     /// Why the run ended early.
     stopped: Option<Failure>,
 }
@@ -176,9 +184,9 @@ impl Run<'_> {
     /// Copies page by page, so many values at once.
     async fn walk(&mut self, prefix: String, parallel: usize) {
         let mover = self.mover.clone();
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut interrupted = std::pin::pin!(interruption());
         let mut page = Page { prefix, start_after: None, limit: Some(PAGE) };
-        let mut under_way = FuturesUnordered::new();
+        let (mut under_way, mut listed) = (FuturesUnordered::new(), 0);
         loop {
             let listing = tokio::select! {
                 listing = mover.source.list(&page) => listing,
@@ -186,14 +194,17 @@ impl Run<'_> {
             };
             let listing = match listing {
                 Ok(listing) => listing,
-                Err(error) => return self.stopped = Some(error.into()),
+                Err(error) => return self.stopped = Some(open::refused(error)),
             };
             self.summary.foreign += listing.foreign;
+            listed += listing.entries.len() as u64;
+            self.progress.expect_values(listed);
             page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
             let mut keys = listing.entries.into_iter().map(|entry| entry.key);
             loop {
                 while under_way.len() < parallel
                     && self.stopped.is_none()
+                    && self.refusal.is_none()
                     && let Some(key) = keys.next()
                 {
                     under_way.push(one(&mover, key));
@@ -206,6 +217,7 @@ impl Run<'_> {
                 let Some((key, moved)) = moved else { break };
                 self.note(&key, moved);
             }
+            self.stopped = self.stopped.take().or(self.refusal.take());
             if self.stopped.is_some() {
                 return;
             }
@@ -220,17 +232,23 @@ impl Run<'_> {
             Ok(Moved::Copied(bytes)) => {
                 self.summary.copied += 1;
                 self.summary.copied_bytes += bytes;
+                self.refusal = None;
             }
             Ok(Moved::There) => self.summary.skipped += 1,
             Ok(Moved::Gone) => {}
             Err(error) => {
                 self.summary.failed += 1;
                 let ends = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NoSpace);
+                let refused = error.kind == ErrorKind::Denied && self.summary.copied == 0;
                 let failure = Failure::from(error);
                 self.progress.aside(|| self.output.fail(&failure));
                 if ends && self.stopped.is_none() {
                     let why = "stopped, since every other value would fail as this one did; run it again to continue";
                     self.stopped = Some(Failure::new(failure.code, why));
+                }
+                if refused {
+                    let why = "stopped, since a place refuses this identity; give it the right, and run it again";
+                    self.refusal = Some(Failure::new(Code::Configuration, why));
                 }
             }
         }
@@ -259,6 +277,19 @@ impl Run<'_> {
             None if summary.failed > 0 => Ok(Code::TryAgain),
             None => Ok(Code::Success),
         }
+    }
+}
+
+/// Waits until somebody, or whoever runs the program, wants it to end.
+async fn interruption() {
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = interrupt => {}
+            _ = terminate.recv() => {}
+        },
+        // Without a handler it ends the program as ever.
+        Err(_) => drop(interrupt.await),
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) struct Mover {
     pub(super) overwrite: bool,
     /// Nothing is written.
     pub(super) dry_run: bool,
-    /// What was written is read again: the target does not say by itself what it has kept.
+    /// What was written is read again: the target does not say by itself that it has kept it whole.
     pub(super) read_back: bool,
 }
 
@@ -34,17 +34,19 @@ pub(super) enum Moved {
 
 impl Mover {
     /// Copies the value of a key with all its attributes.
+    ///
+    /// Only what was seen at the target is replaced: what somebody stores there in between stays, and is a failure.
     pub(super) async fn copy(&self, key: &Key) -> Result<Moved> {
         let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(Moved::Gone) };
-        match self.target.stat(key).await.map(live) {
+        let condition = match self.target.stat(key).await.map(live) {
             Ok(Some(present)) if is_same(&present, &wanted) => return Ok(Moved::There),
-            Ok(Some(present)) if !self.overwrite => return Err(self.conflict(key, &present)),
-            Ok(_) => {}
+            Ok(Some(present)) if self.overwrite => Condition::Generation(present.generation),
+            Ok(Some(present)) => return Err(self.conflict(key, &present)),
+            Ok(None) => Condition::Absent,
             // What is damaged there cannot be compared; to replace it loses nothing.
-            Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => {}
+            Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => Condition::Always,
             Err(error) => return Err(error),
-        }
-        let condition = if self.overwrite { Condition::Always } else { Condition::Absent };
+        };
         self.target.accept(key, &wanted)?;
         if self.dry_run {
             return Ok(Moved::Copied(wanted.stored_size));
@@ -52,7 +54,9 @@ impl Mover {
         let want = Want { spooled: true, ..Want::default() };
         let Some(object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
         let wanted = object.attributes.clone();
-        match self.target.put(key, object, Put { condition, ..Put::default() }).await {
+        // Some stores enforce no condition on a value in several parts; a second look is the best there is then.
+        let how = Put { condition, lenient: true, ..Put::default() };
+        match self.target.put(key, object, how).await {
             Ok(_) => self.verify(key, &wanted).await,
             // The answer to an earlier attempt may have got lost, and then what is in the way is our own.
             Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
@@ -86,10 +90,13 @@ impl Mover {
 
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
         let written = format_timestamp(present.stored_at);
-        let why = format!(
-            "{} has another value there, of {} bytes, written {written}; replace it with --overwrite, or move it away",
-            self.target, present.size
-        );
+        let mend = if self.overwrite {
+            "it came meanwhile; run it again to replace that too"
+        } else {
+            "replace it with --overwrite, or move it away"
+        };
+        let (target, size) = (&self.target, present.size);
+        let why = format!("{target} has another value there, of {size} bytes, written {written}; {mend}");
         Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why)
     }
 }

@@ -28,11 +28,12 @@
 //!
 //! What remains is what no client of a bucket can rule out: a request that the bucket carries out only after it has
 //! answered later ones. A write that was given up, landed here and was sent, reappears when its first request is carried
-//! out after the key was changed again.
+//! out after the key was changed again. And a bucket that enforces no conditions can be changed between look and write.
 
 mod conflict;
 mod merge;
 mod overlay;
+mod owner;
 mod report;
 mod sync;
 mod tend;
@@ -48,6 +49,7 @@ use tokio::sync::Notify;
 pub use self::conflict::Conflict;
 use self::overlay::Overlay;
 pub use self::overlay::{Pending, overlay_folder};
+pub use self::owner::Owner;
 pub use self::report::{SyncProgress, SyncReport};
 use super::{
     Attributes, Backend, Condition, Delete, Error, ErrorKind, Fence, Grant, Key, Landing, Listing, Object, Operation,
@@ -129,6 +131,10 @@ impl Fallback {
 
     /// Notes from an answer of the bucket whether it can be reached.
     fn heard<T>(&self, answer: Result<T>) -> Result<T> {
+        // A request for patience says neither: one busy key would have it come and go all the time.
+        if answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Throttled) {
+            return answer;
+        }
         let away = answer.as_ref().is_err_and(Error::is_transient);
         if self.away.load(Ordering::Relaxed) != away && self.away.swap(away, Ordering::Relaxed) && !away {
             self.returned.notify_one();
@@ -158,6 +164,8 @@ impl Fallback {
             let present = Some(entry).filter(|entry| !entry.tombstone);
             how.condition.check(Operation::Store, key, present)?;
         } else if !how.deferred {
+            // Somebody who shares the folder may put an entry here before the bucket answers. Both are under way then, so
+            // either may end as the last; readers see the entry, and its synchronization goes by the stamps.
             match self.heard(self.primary.put(key, object.clone(), how.clone()).await) {
                 Err(error) if error.is_transient() && how.condition == Condition::Always => {}
                 Err(error) if error.is_transient() => return Err(undecided(error)),
@@ -336,5 +344,31 @@ impl Backend for Fallback {
             return Err(Error::new(ErrorKind::Unavailable, Operation::Sign, Some(key), why));
         }
         self.heard(self.primary.sign(key, grant).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::storage::Memory;
+
+    #[test]
+    fn a_bucket_that_answers_again_wakes_the_background() {
+        let folder = tempfile::tempdir().unwrap();
+        let fallback = Fallback::open(Arc::new(Memory::new()), folder.path().to_owned(), Metrics::new()).unwrap();
+        let woken = || fallback.returned.notified().now_or_never().is_some();
+        let fails = |kind| assert!(fallback.heard::<()>(Err(Error::new(kind, Operation::Stat, None, "x"))).is_err());
+        fallback.heard(Ok(())).unwrap();
+        assert!(!woken(), "it was never away");
+        fails(ErrorKind::Unavailable);
+        fails(ErrorKind::Throttled);
+        assert!(!woken());
+        // A refusal is an answer, too.
+        fails(ErrorKind::Denied);
+        assert!(woken());
+        fallback.heard(Ok(())).unwrap();
+        assert!(!woken(), "once");
     }
 }

@@ -152,6 +152,12 @@ impl Overlay {
         }
     }
 
+    /// Tells whether nothing waits, without looking at all of it.
+    pub(super) async fn is_empty(&self) -> Result<bool> {
+        let first = Page { limit: Some(1), ..Page::default() };
+        Ok(self.files.list(&first).await?.entries.is_empty())
+    }
+
     /// Lists every entry, the oldest first; what cannot be read comes before all.
     pub(super) async fn waiting(&self) -> Result<Vec<Mark>> {
         let mut marks = self.files.survey().await?;

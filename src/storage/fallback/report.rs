@@ -1,5 +1,6 @@
 //! What a synchronization tells of itself, while it runs and when it is done.
 
+use crate::storage::{Error, Key};
 use crate::telemetry::SyncOutcome;
 
 /// Is told how a synchronization gets on, for a progress bar.
@@ -9,13 +10,20 @@ pub trait SyncProgress: Send + Sync {
 
     /// One entry of so many bytes is dealt with.
     fn step(&self, outcome: SyncOutcome, bytes: u64);
+
+    /// The entry of this key cannot be sent and stays, for this reason; its step follows.
+    fn failed(&self, key: &Key, error: Error);
 }
 
-/// Nobody watches.
+/// Nobody watches, so what fails is logged.
 impl SyncProgress for () {
     fn total(&self, _: u64, _: u64) {}
 
     fn step(&self, _: SyncOutcome, _: u64) {}
+
+    fn failed(&self, key: &Key, error: Error) {
+        tracing::warn!(%key, %error, "a pending entry cannot be sent; it stays");
+    }
 }
 
 /// What one pass of synchronization has done.
@@ -29,7 +37,7 @@ pub struct SyncReport {
     pub already_there: u64,
     /// Writes set aside and deletes dropped, because somebody else had changed the key in the bucket since.
     pub conflicts: u64,
-    /// Entries that were refused or are damaged; they stay.
+    /// Entries that were refused, wait for the bucket's patience with their key, or are damaged; they stay.
     pub failed: u64,
     /// Entries in the overlay when the pass was over: those that failed, and what was written meanwhile.
     pub remaining: u64,

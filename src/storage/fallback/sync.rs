@@ -2,8 +2,8 @@
 //!
 //! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
 //! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
-//! request that is carried out late does nothing. A pass that dies anywhere is made good by the next: what the bucket has
-//! already is told by its generation token.
+//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
+//! token.
 
 use std::fs::File;
 
@@ -27,8 +27,9 @@ impl Fallback {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached, at the beginning or in between: what was not sent
-    /// stays. What the bucket refuses of a single entry is no error but counted, see [`SyncReport::failed`].
+    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached and [`ErrorKind::Denied`] when it lets us not in, at
+    /// the beginning or in between: what was not sent stays. What the bucket refuses of a single entry, or asks to be
+    /// patient with, is no error but counted, see [`SyncReport::failed`].
     pub async fn sync(&self, progress: &dyn SyncProgress) -> Result<SyncReport> {
         let turn = self.overlay.wait_turn().await?;
         let skew = self.skew().await?;
@@ -39,11 +40,11 @@ impl Fallback {
     /// Sends what waits unless somebody else is at it; asks the bucket only when something waits.
     pub(super) async fn sync_in_turn(&self) -> Result<Option<SyncReport>> {
         let Some(turn) = self.overlay.turn().await? else { return Ok(None) };
-        let waiting = self.overlay.waiting().await?;
-        if waiting.is_empty() {
+        if self.overlay.is_empty().await? {
             return Ok(Some(SyncReport::default()));
         }
         let skew = self.skew().await?;
+        let waiting = self.overlay.waiting().await?;
         self.pass(turn, waiting, skew, &()).await.map(Some)
     }
 
@@ -73,13 +74,13 @@ impl Fallback {
             let outcome = match sent {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) => continue,
-                Err(error) if error.is_transient() => {
-                    // What is under way ends; nothing more is begun.
+                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Denied) => {
+                    // It concerns the whole bucket. What is under way ends; nothing more is begun.
                     stopped.get_or_insert(error);
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(key = %mark.key, %error, "a pending write cannot be sent; it stays");
+                    progress.failed(&mark.key, error);
                     SyncOutcome::Failed
                 }
             };
@@ -135,7 +136,7 @@ impl Fallback {
         }
         let live = present.filter(|present| !present.is_expired(Timestamp::now()));
         let condition = live.map_or(Condition::Absent, |live| Condition::Generation(live.generation.clone()));
-        let how = Put { condition, ..Put::default() };
+        let how = Put { condition, lenient: true, ..Put::default() };
         self.heard(self.primary.put(key, entry.clone(), how).await)?;
         Ok(SyncOutcome::Sent)
     }

@@ -37,7 +37,7 @@ pub(super) enum Fault {
     Unsigned { passing: bool, why: String },
     /// The bucket does not exist.
     NoBucket,
-    /// The bucket does not exist, and this identity may not make it.
+    /// The bucket does not exist, and this identity may not create it.
     Unmade(Answer),
     /// The object is replaced faster than it can be read.
     Restless,
@@ -169,12 +169,12 @@ impl Fault {
             }
             Self::NoBucket => {
                 let mend =
-                    format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it made");
-                (ErrorKind::Invalid, format!("{address} does not exist; make it with {mend}"))
+                    format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it created");
+                (ErrorKind::Invalid, format!("{address} does not exist; create it with {mend}"))
             }
             Self::Unmade(answer) => {
-                let mend = format!("have it made with `gcloud storage buckets create gs://{bucket}`");
-                let why = format!("{address} does not exist, and this identity may not make it ({answer}); {mend}");
+                let mend = format!("have it created with `gcloud storage buckets create gs://{bucket}`");
+                let why = format!("{address} does not exist, and this identity may not create it ({answer}); {mend}");
                 (ErrorKind::Denied, why)
             }
             Self::Restless => {
@@ -280,7 +280,7 @@ impl From<SigningError> for Fault {
 /// Tells whether credentials were last looked for at a metadata server whose name means nothing here.
 ///
 /// It has one inside Google Cloud only. Elsewhere nobody has logged in, which does not pass.
-fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
+pub(super) fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
     chain(error).any(|cause| cause.to_string().contains("metadata.google.internal"))
         && chain(error).any(|cause| cause.to_string() == "dns error")
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use google_cloud_auth::signer::Signer;
 use http::{Extensions, HeaderMap};
 use serde_json::Value;
 
-use super::error::Fault;
+use super::error::{Fault, nobody_is_logged_in, root};
 
 /// How somebody gets a key file.
 const MEND: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
@@ -32,6 +33,8 @@ struct Inner {
     source: Source,
     patience: Duration,
     current: Mutex<Credentials>,
+    /// A token was had once: whoever gives it is known here.
+    known: AtomicBool,
     signer: Result<Signer, String>,
 }
 
@@ -68,8 +71,8 @@ impl Login {
                     .to_owned()
             }),
         };
-        let current = Mutex::new(source.build().await?);
-        Ok(Self(Arc::new(Inner { source, patience, current, signer })))
+        let (current, known) = (Mutex::new(source.build().await?), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { source, patience, current, known, signer })))
     }
 
     /// Returns the headers that authorize a request.
@@ -110,10 +113,20 @@ impl CredentialsProvider for Login {
             let seconds = self.0.patience.as_secs_f64();
             return Err(CredentialsError::from_msg(true, format!("no answer within {seconds} s")));
         };
-        if outcome.as_ref().is_err_and(|error| !error.is_transient()) {
-            self.renew().await;
+        match outcome {
+            Ok(headers) => {
+                self.0.known.store(true, Ordering::Relaxed);
+                Ok(headers)
+            }
+            Err(error) => {
+                if !error.is_transient() {
+                    self.renew().await;
+                }
+                // Who was logged in is so still: the names of this network are not to be had just now.
+                let passes = self.0.known.load(Ordering::Relaxed) && nobody_is_logged_in(&error);
+                Err(if passes { CredentialsError::from_msg(true, root(&error)) } else { error })
+            }
         }
-        outcome
     }
 
     /// Only Google's own: asking would be a request to the metadata server before anything else.

@@ -24,6 +24,7 @@ mod upload;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -49,9 +50,9 @@ const RESUMABLE_FROM: u64 = 16 * 1024 * 1024;
 pub struct GcsOptions {
     /// The bucket's name.
     pub bucket: String,
-    /// The project for which a missing bucket is made.
+    /// The project for which a missing bucket is created.
     pub project: Option<String>,
-    /// Where a missing bucket is made.
+    /// Where a missing bucket is created.
     pub location: String,
     /// A key file, or the configuration of an external account; application default credentials without.
     pub credentials: Option<PathBuf>,
@@ -77,6 +78,8 @@ pub struct Gcs {
     patience: Duration,
     resumable_from: u64,
     spool: Spool,
+    /// The bucket was there once.
+    seen: AtomicBool,
 }
 
 impl Gcs {
@@ -102,6 +105,7 @@ impl Gcs {
             patience: timeout,
             resumable_from: RESUMABLE_FROM,
             spool,
+            seen: AtomicBool::new(false),
         })
     }
 
@@ -111,20 +115,31 @@ impl Gcs {
         Self { resumable_from: bytes.max(1), ..self }
     }
 
-    /// Runs a command's work; where the bucket turns out to be missing, makes it if it is known for whom, and runs again.
+    /// Runs a command's work; where the bucket turns out to be missing, it may be created and the work runs again.
     async fn run<T, F>(&self, operation: Operation, key: Option<&Key>, work: impl Fn() -> F + Send + Sync) -> Result<T>
     where
         T: Send,
         F: Future<Output = Result<T, Fault>> + Send,
     {
         let outcome = match work().await {
-            Err(Fault::NoBucket) => match self.make().await {
+            Err(Fault::NoBucket) if self.may_create(operation) => match self.make().await {
                 Ok(()) => work().await,
                 Err(fault) => Err(fault),
             },
             outcome => outcome,
         };
         outcome.map_err(|fault| fault.tell(&self.address, operation, key))
+    }
+
+    /// Tells whether an operation creates the bucket it misses: a write does, and what looks whether there is one at all.
+    ///
+    /// To everything else a bucket that is gone is a fault: an empty one in its place would say that nothing is there.
+    fn may_create(&self, operation: Operation) -> bool {
+        match operation {
+            Operation::Store => true,
+            Operation::Probe => !self.seen.load(Ordering::Relaxed),
+            _ => false,
+        }
     }
 
     async fn remove(&self, key: &Key, how: &Delete) -> Result<Removal, Fault> {
@@ -188,7 +203,9 @@ impl Backend for Gcs {
     }
 
     async fn probe(&self) -> Result<Probe> {
-        self.run(Operation::Probe, None, || self.ask()).await.map(|skew| Probe { skew })
+        let skew = self.run(Operation::Probe, None, || self.ask()).await?;
+        self.seen.store(true, Ordering::Relaxed);
+        Ok(Probe { skew })
     }
 
     fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {

@@ -106,7 +106,7 @@ impl Gcs {
         let request = self.client.request(Method::POST, &self.address.buckets()).await?;
         match self.client.send(request.query(&[("project", project)]).json(&bucket)).await {
             Ok(_) => {
-                tracing::info!(bucket = self.address.bucket(), project, location = self.location, "made the bucket");
+                tracing::info!(bucket = self.address.bucket(), project, location = self.location, "created the bucket");
                 Ok(())
             }
             Err(Fault::Answer(answer)) if answer.status == 409 => Ok(()),

@@ -1,4 +1,4 @@
-//! The id of a root: made once, the same for every process that shares it.
+//! What a root says of itself, written once: its id, the same for every process that shares it, and whose it is.
 
 use std::fs;
 use std::io;
@@ -10,6 +10,9 @@ use crate::storage::{Operation, Payload, Result};
 
 /// Name of the file below the root.
 pub(super) const FILE: &str = "#origin";
+
+/// Name of the file below the root that says to which bucket it belongs.
+pub(super) const BUCKET: &str = "#bucket";
 
 /// Name of the lock under which it is made.
 const LOCK: &str = "origin";
@@ -23,6 +26,32 @@ impl Local {
     /// Returns the root's id if there is one; makes nothing. Blocks.
     pub(in crate::storage) fn known_identity(&self) -> Result<Option<String>> {
         self.0.read_identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(FILE), error))
+    }
+
+    /// Writes whose the root is, unless it says so already. Blocks.
+    pub(in crate::storage) fn say_owner(&self, line: &str) -> Result<()> {
+        let path = self.0.root.join(BUCKET);
+        let write = || -> io::Result<()> {
+            if path.try_exists()? {
+                return Ok(());
+            }
+            let text = format!("{line}\n");
+            let (mut temporary, _) = self.0.nursery.write(text.as_bytes(), &Payload::Memory(Vec::new().into()))?;
+            // Two at once write the same.
+            temporary.rename(&path)?;
+            self.0.folders.sync(&self.0.root)
+        };
+        write().map_err(|error| fault(Operation::Probe, None, &path, error))
+    }
+
+    /// Reads whose the root is, if it says so. Blocks.
+    pub(in crate::storage) fn owner(&self) -> Result<Option<String>> {
+        let path = self.0.root.join(BUCKET);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fault(Operation::Probe, None, &path, error)),
+        }
     }
 }
 

@@ -127,6 +127,6 @@ fn is_own(name: &OsStr, is_folder: bool) -> bool {
     if is_folder {
         [super::locks::FOLDER, super::temporary::FOLDER, super::aside::FOLDER].iter().any(|own| name == *own)
     } else {
-        name == super::identity::FILE
+        [super::identity::FILE, super::identity::BUCKET].iter().any(|own| name == *own)
     }
 }

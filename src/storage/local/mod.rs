@@ -10,6 +10,7 @@
 //!
 //! ```text
 //! <root>/#origin                   the overlay's id
+//! <root>/#bucket                   the bucket it belongs to, for people
 //! <root>/#locks/sync               lock of the one pass of synchronization
 //! <root>/#aside/<generation>/…     losers of conflicts, each below a root of its own
 //! ```

@@ -84,15 +84,23 @@ fn refused(outcome: Result<()>) -> Result<bool> {
     match outcome {
         Ok(()) => Ok(false),
         Err(error) if error.kind == ErrorKind::Precondition => Ok(true),
-        // Said in so many words.
-        Err(error) if error.kind == ErrorKind::Invalid => Ok(false),
+        // Said in so many words, or not for this identity to find out.
+        Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Denied) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
+/// Begin of the last segment of what conditions are tried on.
+const SCRATCH: &str = "filestorage-tries-conditions-";
+
+/// Tells whether a key is that of something conditions were tried on: not for listings, also where one was left behind.
+pub(super) fn is_scratch(key: &Key) -> bool {
+    key.as_str().rsplit('/').next().is_some_and(|name| name.starts_with(SCRATCH))
+}
+
 /// A name in the same folder, since an identity may be allowed some folders only.
 fn scratch(near: &Key) -> Result<Key> {
-    let name = format!("filestorage-tries-conditions-{}", Uuid::new_v4().simple());
+    let name = format!("{SCRATCH}{}", Uuid::new_v4().simple());
     let folder = near.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
     let key = Key::parse(&format!("{folder}/{name}")).or_else(|_| Key::parse(&name));
     key.map_err(|error| Error::new(ErrorKind::Invalid, Operation::Store, Some(near), error.to_string()))

@@ -72,7 +72,7 @@ impl Refusal {
         match &*self.code {
             "NoSuchBucket" => {
                 let mend =
-                    format!("correct the bucket's name, or make it with `aws s3 mb s3://{bucket} --region {region}`");
+                    format!("correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`");
                 return (ErrorKind::Invalid, mend);
             }
             "PreconditionFailed" | "ConditionalRequestConflict" => {
@@ -132,6 +132,10 @@ impl Refusal {
             429 => fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
             507 => fixed(ErrorKind::NoSpace, "make room in the store"),
             500..=599 => fixed(ErrorKind::Unavailable, "try again later"),
+            // Of something in between, while the store itself is away: a store names what is missing.
+            404 | 408 | 425 if self.code.is_empty() => {
+                fixed(ErrorKind::Unavailable, "is the store itself up? try again later")
+            }
             _ => fixed(ErrorKind::Io, "look at the store's own log"),
         }
     }
@@ -156,7 +160,7 @@ impl Asked<'_> {
         let Refusal { status, code, message, retry_after, .. } = refusal;
         let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };
         let dash = if message.is_empty() { "" } else { ": " };
-        let message = message.trim_end_matches('.');
+        let message = cut(message.trim_end_matches('.'));
         let why = format!("{} answered {code}{dash}{message}; {mend}", self.address.url);
         self.error(kind, why).with_retry_after(retry_after)
     }
@@ -170,7 +174,8 @@ impl Asked<'_> {
 
     /// The error of an answer that no store should give.
     pub(super) fn senseless(&self, what: &str) -> Error {
-        self.error(ErrorKind::Io, format!("{} cannot be understood: {what}; is it an S3 store?", self.address.url))
+        let why = format!("{} cannot be understood: {}; is it an S3 store, and up?", self.address.url, cut(what));
+        self.error(ErrorKind::Unavailable, why)
     }
 
     /// The error of bytes that are not those they are said to be.
@@ -199,6 +204,15 @@ impl Asked<'_> {
     pub(super) fn unsigned(&self, cause: &object_store::Error) -> Error {
         self.error(ErrorKind::Io, format!("the request cannot be signed: {}; report this", chain(cause)))
     }
+}
+
+/// Longest text of a store that is passed on, in characters.
+const LONGEST_TEXT: usize = 300;
+
+/// Shortens what a store says, and keeps it in one line.
+fn cut(text: &str) -> String {
+    let plain = |character: char| if character.is_control() { ' ' } else { character };
+    text.chars().take(LONGEST_TEXT).map(plain).collect()
 }
 
 /// Seconds, or a date.
@@ -264,7 +278,8 @@ mod tests {
             (403, "RequestTimeTooSkewed", ErrorKind::Denied),
             (404, "NoSuchBucket", ErrorKind::Invalid),
             (404, "NoSuchUpload", ErrorKind::Unavailable),
-            (404, "", ErrorKind::Io),
+            (404, "", ErrorKind::Unavailable),
+            (404, "NoSuchWebsiteConfiguration", ErrorKind::Io),
             (412, "PreconditionFailed", ErrorKind::Precondition),
             (412, "", ErrorKind::Precondition),
             (409, "ConditionalRequestConflict", ErrorKind::Precondition),

@@ -156,13 +156,25 @@ impl S3 {
     /// Asks for the expiry of a listed object; `None` when it has been removed meanwhile.
     async fn entry(&self, key: Key) -> Result<Option<Entry>> {
         let wire = &self.0.wire;
-        let Some(ticket) = wire.glance(Operation::List, &key).await? else { return Ok(None) };
+        let ticket = match wire.glance(Operation::List, &key).await {
+            Ok(Some(ticket)) => ticket,
+            Ok(None) => return Ok(None),
+            // One object's own: its key of encryption, for example. That the bucket may be listed is known.
+            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid) => return Ok(Some(unread(key))),
+            Err(error) => return Err(error),
+        };
         Ok(Some(match read::attributes(ticket, &wire.asked(Operation::List, Some(&key))) {
             Ok(attributes) => Entry::of(&key, &attributes),
-            Err(error) if error.kind == ErrorKind::Integrity => Entry { key, expires_at: None, tombstone: false },
+            // It is there, whatever else may be said of it.
+            Err(error) if error.kind == ErrorKind::Integrity => unread(key),
             Err(error) => return Err(error),
         }))
     }
+}
+
+/// An object whose attributes cannot be read.
+fn unread(key: Key) -> Entry {
+    Entry { key, expires_at: None, tombstone: false }
 }
 
 fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
@@ -170,7 +182,8 @@ fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
     let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
     let count = document.contents.len() as u64;
     let names = document.contents.into_iter().map(|content| name(content.key, escaped));
-    let keys: Vec<Key> = names.filter_map(|name| Key::parse(&name?).ok()).collect();
+    let keys: Vec<Key> =
+        names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !super::conditions::is_scratch(key))).collect();
     let next = match (document.is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),

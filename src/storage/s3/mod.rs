@@ -97,7 +97,6 @@ impl fmt::Debug for S3 {
 #[async_trait]
 impl Backend for S3 {
     async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        write::accept(key, &object.attributes)?;
         self.write(key, &object, &how).await.map(|()| Landing::Home)
     }
 
@@ -106,7 +105,7 @@ impl Backend for S3 {
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        self.0.wire.stat(key, &self.0.spool).await
+        self.0.wire.stat(key).await
     }
 
     async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
@@ -138,7 +137,7 @@ impl Backend for S3 {
     }
 
     fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        write::accept(key, attributes)
+        write::accept(key, attributes).map(drop)
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {

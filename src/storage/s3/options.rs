@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use http::Uri;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use reqwest::Url;
 
 use super::super::{Error, ErrorKind, Operation, Result, Spool};
 
@@ -99,12 +99,22 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
     for (name, value) in &options.aws {
         let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-        if value.is_empty() || !is_known(&key) {
+        // Another spelling of the endpoint, which no tool of Amazon knows and which the overlay's name does not cover.
+        if value.is_empty() || !is_known(&key) || name.eq_ignore_ascii_case("AWS_ENDPOINT") {
             continue;
         }
         // What ends up in a header must be able to.
         if !value.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return Err(invalid(format!("{name} holds something else than printable ASCII; set it anew")));
+        }
+        let service = matches!(
+            key,
+            AmazonS3ConfigKey::StsEndpoint
+                | AmazonS3ConfigKey::MetadataEndpoint
+                | AmazonS3ConfigKey::ContainerCredentialsFullUri
+        );
+        if service && Url::parse(value).is_err() {
+            return Err(invalid(format!("{name} is no URL; correct it")));
         }
         builder = builder.with_config(key, value);
     }
@@ -134,21 +144,19 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     Ok((Address { bucket: bucket.clone(), region, url, only_instance_credentials }, builder))
 }
 
-/// Checks an endpoint; returns it without a slash at its end.
+/// Checks an endpoint; returns it as requests will have it, without a slash at its end.
 fn endpoint_of(given: &str) -> Result<String> {
-    let uri = given.parse::<Uri>().ok();
-    let fits = uri.is_some_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.query().is_none()
-            && uri
-                .authority()
-                .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+    // The very parser that requests go through later, where it may no longer fail.
+    let url = Url::parse(given).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.host().is_some()
+            && (url.username(), url.password(), url.query(), url.fragment()) == ("", None, None, None)
     });
-    if !fits {
+    let url = url.ok_or_else(|| {
         let why = "the S3 endpoint is no URL of a store; write it like https://s3.example.com or http://127.0.0.1:9000";
-        return Err(invalid(why.to_owned()));
-    }
-    Ok(given.trim_end_matches('/').to_owned())
+        invalid(why.to_owned())
+    })?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 /// Checks what is there of the credentials; tells whether only an instance's metadata service is left to ask.
@@ -252,6 +260,9 @@ mod tests {
         for (endpoint, aws, named) in [
             (Some("127.0.0.1:9000"), KEYS.to_vec(), "endpoint"),
             (Some("ftp://x"), KEYS.to_vec(), "endpoint"),
+            (Some("http://256.256.256.256"), KEYS.to_vec(), "endpoint"),
+            (Some("http://x/?a=b"), KEYS.to_vec(), "endpoint"),
+            (None, vec![("AWS_METADATA_ENDPOINT", "http://256.256.256.256")], "AWS_METADATA_ENDPOINT"),
             (Some("https://user:very-secret@x"), KEYS.to_vec(), "endpoint"),
             (None, vec![KEYS[0]], "AWS_SECRET_ACCESS_KEY"),
             (None, vec![KEYS[1]], "AWS_ACCESS_KEY_ID"),

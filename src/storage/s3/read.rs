@@ -12,7 +12,7 @@ use super::super::{
     Attributes, Checksum, Error, ErrorKind, Intake, Key, Object, Operation, Payload, Result, Spool, Want,
 };
 use super::error::{self, Asked};
-use super::wire::{self, Call, Reply, Wire};
+use super::wire::{Call, Reply, Wire};
 
 /// Metadata of the caller; the names come back in lower case.
 pub(super) const METADATA: &str = "x-amz-meta-";
@@ -30,55 +30,57 @@ impl Wire {
     /// Asks what the store says of an object; `None` when it is certain that none is there.
     pub(super) async fn look(&self, operation: Operation, key: &Key) -> Result<Option<Ticket>> {
         match self.glance(operation, key).await {
-            Ok(None) => {}
-            Err(error) if !error.is_transient() => {}
-            found => return found,
+            // Only the answer to GET says whether it is the object or the bucket that is missing.
+            Ok(None) => self.ask(operation, Method::GET, key).await,
+            found => found,
         }
-        // An answer to HEAD has no text. That to GET says why, and whether it is the bucket that is missing.
-        let call =
-            Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
-        let reply = self.send(call).await?;
-        reply.map(|reply| ticket(&reply, &self.asked(operation, Some(key)))).transpose()
     }
 
     /// As [`Wire::look`] where the bucket is known to be there, so that a missing object costs one request.
     pub(super) async fn glance(&self, operation: Operation, key: &Key) -> Result<Option<Ticket>> {
-        let call =
-            Call::new(operation, Method::HEAD, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
-        let reply = self.send(call).await?;
+        match self.ask(operation, Method::HEAD, key).await {
+            // An answer to HEAD has no text; that to GET says why.
+            Err(error) if !error.is_transient() => self.ask(operation, Method::GET, key).await,
+            found => found,
+        }
+    }
+
+    async fn ask(&self, operation: Operation, method: Method, key: &Key) -> Result<Option<Ticket>> {
+        let reply = self.send(whole(operation, method, key)).await?;
         reply.map(|reply| ticket(&reply, &self.asked(operation, Some(key)))).transpose()
     }
 
     /// Reads an object in one request, whatever part is wanted: the checksum is that of the whole.
     pub(super) async fn get(&self, key: &Key, want: Want, spool: &Spool) -> Result<Option<Object>> {
-        self.read(Operation::Retrieve, key, want, spool).await
+        let part = |attributes: &Attributes| want.part(key, attributes);
+        self.read(Operation::Retrieve, key, part, want.spooled.then_some(spool)).await
     }
 
     /// Reads the attributes. An object of another tool whose checksum the store does not know is read through once.
-    pub(super) async fn stat(&self, key: &Key, spool: &Spool) -> Result<Option<Attributes>> {
+    pub(super) async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         let Some(ticket) = self.look(Operation::Stat, key).await? else { return Ok(None) };
         if is_known(&ticket) {
             return attributes(ticket, &self.asked(Operation::Stat, Some(key))).map(Some);
         }
-        let nothing = Want { limit: None, spooled: false, range: None };
-        let whole = self.read(Operation::Stat, key, nothing, spool).await?;
-        Ok(whole.map(|object| object.attributes))
+        let through = self.read(Operation::Stat, key, |_| Ok(0..0), None).await?;
+        Ok(through.map(|object| object.attributes))
     }
 
-    async fn read(&self, operation: Operation, key: &Key, want: Want, spool: &Spool) -> Result<Option<Object>> {
+    async fn read(
+        &self,
+        operation: Operation,
+        key: &Key,
+        part: impl FnOnce(&Attributes) -> Result<Range<u64>>,
+        spool: Option<&Spool>,
+    ) -> Result<Option<Object>> {
         let asked = self.asked(operation, Some(key));
-        let call =
-            Call::new(operation, Method::GET, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
-        let Some(reply) = self.send(call).await? else { return Ok(None) };
+        let Some(reply) = self.send(whole(operation, Method::GET, key)).await? else { return Ok(None) };
         let ticket = ticket(&reply, &asked)?;
         let known = is_known(&ticket);
         let mut attributes = attributes(ticket, &asked)?;
-        let part = match operation {
-            Operation::Stat => 0..0,
-            _ => want.part(key, &attributes)?,
-        };
-        let (payload, checksum) =
-            take(reply, &asked, attributes.stored_size, part, want.spooled.then_some(spool)).await?;
+        // Refused before the bytes are read.
+        let part = part(&attributes)?;
+        let (payload, checksum) = take(reply, &asked, attributes.stored_size, part, spool).await?;
         if !known {
             (attributes.checksum, attributes.stored_checksum) = (checksum, checksum);
         }
@@ -87,6 +89,11 @@ impl Wire {
         }
         Ok(Some(Object { attributes, payload }))
     }
+}
+
+/// Asks for an object with all that the store knows of it.
+fn whole(operation: Operation, method: Method, key: &Key) -> Call<'_> {
+    Call::new(operation, method, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"))
 }
 
 /// Reads a body of so many bytes through; returns a part of it and the checksum of all.
@@ -192,11 +199,6 @@ fn metadata(headers: &HeaderMap) -> BTreeMap<String, String> {
 /// Writes a checksum as the store's header has it.
 pub(super) fn checksum_value(checksum: Checksum) -> String {
     checksum.to_string().trim_start_matches("crc32c:").to_owned()
-}
-
-/// Returns one header's text, for answers of which nothing else is wanted.
-pub(super) fn etag(reply: &Reply) -> Option<&str> {
-    wire::text(&reply.headers, header::ETAG.as_str())
 }
 
 #[cfg(test)]

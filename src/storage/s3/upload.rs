@@ -1,10 +1,11 @@
 //! Sending an object's bytes: in one request, or in parts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Payload, Result};
 use super::error::Refusal;
@@ -117,11 +118,14 @@ pub(super) async fn parts(
 }
 
 /// An upload in parts, which is called off unless it is completed, also when its future is dropped half-way.
+///
+/// What the store keeps something of (the upload, its parts) is asked for by tasks that outlive that future and hold the
+/// upload. So it is called off behind the last of them: a part that arrives later would be kept, and paid for, for ever.
 pub(super) struct Upload {
     wire: Arc<Wire>,
     key: Key,
     id: String,
-    completed: bool,
+    completed: AtomicBool,
 }
 
 /// A part that has arrived.
@@ -139,18 +143,29 @@ struct Begun {
 }
 
 impl Upload {
-    pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Self> {
-        let call = Call::new(Operation::Store, Method::POST, Some(key))
+    pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Arc<Self>> {
+        let (wire, wanted) = (Arc::clone(wire), key.clone());
+        outliving(key, async move { Self::asked_for(wire, wanted, headers).await }).await
+    }
+
+    async fn asked_for(wire: Arc<Wire>, key: Key, headers: HeaderMap) -> Result<Arc<Self>> {
+        let call = Call::new(Operation::Store, Method::POST, Some(&key))
             .query("uploads", "")
             .headers(headers)
             .header(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
-        let asked = wire.asked(Operation::Store, Some(key));
+        let asked = wire.asked(Operation::Store, Some(&key));
         let text = wire.demand(call).await?.into_text(&asked).await?;
         let begun: Begun = quick_xml::de::from_str(&text).map_err(|error| asked.senseless(&error.to_string()))?;
-        Ok(Self { wire: Arc::clone(wire), key: key.clone(), id: begun.upload_id, completed: false })
+        Ok(Arc::new(Self { wire, key, id: begun.upload_id, completed: AtomicBool::new(false) }))
     }
 
-    pub(super) async fn send(&self, number: u32, bytes: Bytes) -> Result<Part> {
+    /// Sends a part from now on, whether or not anyone waits for it.
+    pub(super) fn send(self: &Arc<Self>, number: u32, bytes: Bytes) -> impl Future<Output = Result<Part>> + use<> {
+        let upload = Arc::clone(self);
+        outliving(&self.key, async move { upload.put_part(number, bytes).await })
+    }
+
+    async fn put_part(&self, number: u32, bytes: Bytes) -> Result<Part> {
         let checksum = Checksum::of(&bytes);
         let call = Call::new(Operation::Store, Method::PUT, Some(&self.key))
             .query("partNumber", number.to_string())
@@ -158,11 +173,11 @@ impl Upload {
             .body(bytes);
         let reply = self.wire.demand(with_checksum(call, checksum)).await?;
         let asked = self.wire.asked(Operation::Store, Some(&self.key));
-        let etag = read::etag(&reply).ok_or_else(|| asked.senseless("a part has no ETag"))?.to_owned();
+        let etag = reply.header(header::ETAG.as_str()).ok_or_else(|| asked.senseless("a part has no ETag"))?.to_owned();
         Ok(Part { number, etag, checksum })
     }
 
-    pub(super) async fn complete(mut self, parts: &[Part], guard: &Guard) -> Result<()> {
+    pub(super) async fn complete(&self, parts: &[Part], guard: &Guard) -> Result<()> {
         let list: String = parts.iter().map(Part::listed).collect();
         let body = format!(
             "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"
@@ -178,7 +193,7 @@ impl Upload {
         match Refusal::within(&headers, &text) {
             Some(refusal) => Err(asked.refused(refusal)),
             None => {
-                self.completed = true;
+                self.completed.store(true, Ordering::Relaxed);
                 Ok(())
             }
         }
@@ -191,9 +206,31 @@ impl Upload {
     }
 }
 
+/// Starts work that goes on when nobody waits for it any more.
+fn outliving<T, W>(key: &Key, work: W) -> impl Future<Output = Result<T>> + use<T, W>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>> + Send + 'static,
+{
+    let (task, key) = (tokio::spawn(work), key.clone());
+    async move {
+        let error = match task.await {
+            Ok(outcome) => return outcome,
+            Err(error) => error,
+        };
+        match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                let why = "the program is shutting down; try again once it runs";
+                Err(Error::new(ErrorKind::Unavailable, Operation::Store, Some(&key), why).with_source(error))
+            }
+        }
+    }
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
-        let (true, Ok(runtime)) = (!self.completed, tokio::runtime::Handle::try_current()) else { return };
+        let (true, Ok(runtime)) = (!*self.completed.get_mut(), tokio::runtime::Handle::try_current()) else { return };
         let (wire, key, id) = (Arc::clone(&self.wire), self.key.clone(), std::mem::take(&mut self.id));
         runtime.spawn(async move {
             match Self::call_off(&wire, &key, &id).await {

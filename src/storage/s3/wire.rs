@@ -19,7 +19,7 @@ use object_store::{ClientOptions, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::super::{Key, Operation, Payload, Result, payload};
-use super::error;
+use super::error::{Asked, Refusal};
 use super::options::{Address, invalid};
 
 /// RFC 3986's unreserved characters stay; the store computes the signature over this very form.
@@ -108,7 +108,7 @@ impl Wire {
     /// Asks once. `None` is the answer that no object is there; to a HEAD it may also mean that there is no bucket.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Option<Reply>> {
         let (operation, key, is_head) = (call.operation, call.key, call.method == Method::HEAD);
-        let asked = error::Asked { address: &self.address, operation, key };
+        let asked = self.asked(operation, key);
         let request = self.signed(&asked, call).await?;
         let answer = self.client.execute(request).await.map_err(|cause| asked.broken(cause))?;
         let (parts, body) = answer.into_parts();
@@ -125,17 +125,14 @@ impl Wire {
         let Reply { headers, body } = reply;
         // Without its text an answer is still one: the status alone has to do then.
         let text = collect(body).await.unwrap_or_default();
-        let refusal = error::Refusal::read(parts.status, &headers, &text);
+        let refusal = Refusal::read(parts.status, &headers, &text);
         if refusal.is_missing() { Ok(None) } else { Err(asked.refused(refusal)) }
     }
 
     /// Asks for what is there whenever the bucket is.
     pub(super) async fn demand(&self, call: Call<'_>) -> Result<Reply> {
-        let (operation, key) = (call.operation, call.key);
-        let reply = self.send(call).await?;
-        reply.ok_or_else(|| {
-            error::Asked { address: &self.address, operation, key }.senseless("it knows of no such thing")
-        })
+        let asked = self.asked(call.operation, call.key);
+        self.send(call).await?.ok_or_else(|| asked.senseless("it knows of no such thing"))
     }
 
     /// Tells whether SeaweedFS has answered, which differs where no answer shows it.
@@ -143,12 +140,12 @@ impl Wire {
         self.seaweedfs.load(Ordering::Relaxed)
     }
 
-    /// Says what the failure of an answer's body means.
-    pub(super) fn asked<'a>(&'a self, operation: Operation, key: Option<&'a Key>) -> error::Asked<'a> {
-        error::Asked { address: &self.address, operation, key }
+    /// Returns who makes errors of what follows.
+    pub(super) fn asked<'a>(&'a self, operation: Operation, key: Option<&'a Key>) -> Asked<'a> {
+        Asked { address: &self.address, operation, key }
     }
 
-    async fn signed(&self, asked: &error::Asked<'_>, call: Call<'_>) -> Result<HttpRequest> {
+    async fn signed(&self, asked: &Asked<'_>, call: Call<'_>) -> Result<HttpRequest> {
         let credential = self.store.credentials().get_credential().await;
         let credential = credential.map_err(|cause| asked.unknown(cause, self.known.load(Ordering::Relaxed)))?;
         self.known.store(true, Ordering::Relaxed);
@@ -177,7 +174,7 @@ impl Wire {
             url.push('=');
             url.extend(utf8_percent_encode(value, &QUERY));
         }
-        let asked = error::Asked { address: &self.address, operation: call.operation, key: call.key };
+        let asked = self.asked(call.operation, call.key);
         let sends = matches!(call.method, Method::PUT | Method::POST);
         let mut request: HttpRequest = Request::new(call.body.into());
         *request.method_mut() = call.method;
@@ -211,7 +208,7 @@ impl Reply {
     }
 
     /// Reads the whole body as text.
-    pub(super) async fn into_text(self, asked: &error::Asked<'_>) -> Result<String> {
+    pub(super) async fn into_text(self, asked: &Asked<'_>) -> Result<String> {
         match collect(self.body).await {
             Ok(text) => Ok(text),
             Err(Cut::Broken(cause)) => Err(asked.broken(cause)),

@@ -47,13 +47,20 @@ impl Guard {
 
 impl S3 {
     pub(super) async fn write(&self, key: &Key, object: &Object, how: &Put) -> Result<()> {
-        let headers = describe(key, &object.attributes)?;
+        let headers = accept(key, &object.attributes)?;
         let form = Form::of(&object.payload);
         if how.condition == Condition::Always {
             return self.write_guarded(key, object, headers, form, &Guard::None, &how.fence).await;
         }
         let enforced = self.conditions(key, Operation::Store).await?;
         if !enforced.writes || (form != Form::Whole && !enforced.uploads) {
+            if how.lenient {
+                let asked = self.0.wire.asked(Operation::Store, Some(key));
+                let seen = self.0.wire.look(Operation::Store, key).await?;
+                let present = seen.map(|ticket| read::attributes(ticket, &asked)).transpose()?;
+                how.condition.check(Operation::Store, key, present.as_ref())?;
+                return self.write_guarded(key, object, headers, form, &Guard::None, &how.fence).await;
+            }
             let parts = if enforced.writes { " on a value that is stored in several parts" } else { "" };
             let what = format!("if_absent and if_generation{parts}");
             return Err(self.unenforced(key, Operation::Store, &what));
@@ -108,7 +115,11 @@ impl S3 {
             return Err(self.unenforced(key, Operation::Delete, "if_generation of a delete"));
         }
         // Whether something was there is for a look to say: the answer to a removal is the same either way.
-        let seen = wire.glance(Operation::Delete, key).await?;
+        let seen = match &how.generation {
+            None => wire.glance(Operation::Delete, key).await?,
+            // Nothing may be asked after it, so it has to be certain.
+            Some(_) => wire.look(Operation::Delete, key).await?,
+        };
         let mut call = Call::new(Operation::Delete, Method::DELETE, Some(key));
         if let (Some(generation), Some(ticket)) = (&how.generation, &seen) {
             let present = read::attributes(ticket.clone(), &asked)?;
@@ -128,15 +139,15 @@ impl S3 {
     }
 }
 
-/// Refuses what no store like S3 keeps.
-pub(super) fn accept(key: &Key, attributes: &Attributes) -> Result<()> {
-    describe(key, attributes)?;
-    if attributes.stored_size <= upload::MOST {
-        return Ok(());
+/// Refuses what no store like S3 keeps; returns the attributes as headers.
+pub(super) fn accept(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
+    let (size, most) = (attributes.stored_size, upload::MOST);
+    if size > most {
+        let why =
+            format!("{size} bytes are more than the {most} that an object in S3 can have; store it under several keys");
+        return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
     }
-    let why =
-        format!("{} bytes are more than the {} an object in S3 can have here", attributes.stored_size, upload::MOST);
-    Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), format!("{why}; store it under several keys")))
+    describe(key, attributes)
 }
 
 /// Writes the attributes as headers.

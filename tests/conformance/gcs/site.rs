@@ -61,7 +61,8 @@ impl Site {
         Self::before(emulator(), &[])
     }
 
-    fn before(upstream: &str, arguments: &[&str]) -> Self {
+    /// Before another server.
+    pub(crate) fn before(upstream: &str, arguments: &[&str]) -> Self {
         let mut proxy = Command::new("python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fault_proxy.py"))
             .args(["--upstream", upstream, "--until-eof"])

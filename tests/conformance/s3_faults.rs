@@ -1,0 +1,232 @@
+//! What a store can answer that no store here does: by a server whose every answer is written down beforehand.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use filestorage::storage::{
+    Backend, Condition, Delete, ErrorKind, Listing, Page, Put, Removal, S3, S3Options, Spool, Want,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{key, object};
+
+/// A server that answers each request line by a rule, and remembers what it was asked.
+struct Scripted {
+    url: String,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+type Rule = fn(&str) -> String;
+
+impl Scripted {
+    async fn serve(rule: Rule) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let asked = Arc::clone(&heads);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(answer(client, rule, Arc::clone(&asked)));
+            }
+        });
+        Self { url, heads }
+    }
+
+    fn options(&self) -> S3Options {
+        let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "the-secret")];
+        S3Options {
+            bucket: "b".to_owned(),
+            endpoint: Some(self.url.clone()),
+            region: None,
+            aws: keys.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            timeout: Duration::from_secs(20),
+            spool: Spool::new("/nowhere"),
+        }
+    }
+
+    fn open(&self) -> S3 {
+        S3::open(self.options()).unwrap()
+    }
+
+    /// Opens with these variables in the place of the keys.
+    fn open_with(&self, aws: &[(&str, &str)]) -> S3 {
+        let aws = aws.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        S3::open(S3Options { aws, ..self.options() }).unwrap()
+    }
+
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+/// Answers one request and closes.
+async fn answer(mut client: TcpStream, rule: Rule, heads: Arc<Mutex<Vec<String>>>) {
+    let mut taken = Vec::new();
+    let head = loop {
+        let mut buffer = [0; 4096];
+        let length = client.read(&mut buffer).await.unwrap_or(0);
+        taken.extend_from_slice(&buffer[..length]);
+        if let Some(end) = taken.windows(4).position(|window| window == b"\r\n\r\n") {
+            break String::from_utf8_lossy(&taken.drain(..end + 4).collect::<Vec<_>>()).to_lowercase();
+        }
+        if length == 0 {
+            return;
+        }
+    };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    let mut rest = vec![0; length.unwrap_or(0).saturating_sub(taken.len())];
+    client.read_exact(&mut rest).await.unwrap();
+    heads.lock().unwrap().push(head.clone());
+    client.write_all(rule(head.lines().next().unwrap()).as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+}
+
+/// Writes an answer with its length.
+fn reply(status: &str, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}", body.len())
+}
+
+fn fault(status: &str, headers: &str, code: &str) -> String {
+    reply(status, headers, &format!("<Error><Code>{code}</Code><Message>m</Message></Error>"))
+}
+
+#[tokio::test]
+async fn a_store_that_ignores_conditions_is_never_trusted_with_one() {
+    let server = Scripted::serve(|line| match line {
+        line if line.contains("?uploads=") => reply("200 OK", "", "<R><UploadId>1</UploadId></R>"),
+        line if line.starts_with("head") => {
+            reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", "")
+        }
+        _ => reply("200 OK", "ETag: \"e\"\r\n", "<R><ETag>e</ETag></R>"),
+    })
+    .await;
+    let s3 = server.open();
+    for condition in [Condition::Absent, Condition::Generation("e".to_owned())] {
+        let refused = s3.put(&key("f/it"), object("x"), Put { condition, ..Put::default() }).await.unwrap_err();
+        assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("if_absent"), "{refused}");
+    }
+    let only = |lenient| Delete { generation: Some("e".to_owned()), lenient, ..Delete::default() };
+    let refused = s3.delete(&key("f/it"), only(false)).await.unwrap_err();
+    assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("delete"), "{refused}");
+    assert!(server.heads().iter().all(|head| !head.contains("/b/f/it")), "nothing was asked of the object itself");
+    assert!(server.heads().iter().any(|head| head.starts_with("delete /b/f/filestorage-tries-conditions-")));
+    assert_eq!(s3.delete(&key("f/it"), only(true)).await.unwrap(), Removal { found: true, ..Removal::default() });
+    s3.put(&key("f/it"), object("x"), Put::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn patience_is_asked_for_with_a_time() {
+    let server = Scripted::serve(|_| fault("503 Slow Down", "Retry-After: 7\r\n", "SlowDown")).await;
+    let error = server.open().put(&key("it"), object("x"), Put::default()).await.unwrap_err();
+    assert_eq!((error.kind, error.retry_after), (ErrorKind::Throttled, Some(Duration::from_secs(7))));
+    let server = Scripted::serve(|_| reply("503 Service Unavailable", "", "")).await;
+    let error = server.open().get(&key("it"), Want::default()).await.unwrap_err();
+    assert_eq!((error.kind, error.retry_after), (ErrorKind::Unavailable, None));
+    // Once: trying again is another layer's.
+    assert_eq!(server.heads().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_cut_short_or_changed_is_never_handed_out() {
+    const OBJECT: &str = "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n";
+    let server = Scripted::serve(|_| format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{OBJECT}\r\nshort")).await;
+    assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(server.open().stat(&key("it")).await.unwrap_err().kind, ErrorKind::Unavailable);
+    let server =
+        Scripted::serve(|_| reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==\r\n"), "x")).await;
+    assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Integrity);
+    // The sum of the sums of parts says nothing of the whole.
+    let server =
+        Scripted::serve(|_| reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==-2\r\n"), "x")).await;
+    assert!(server.open().get(&key("it"), Want::default()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_listing_is_whole_or_fails() {
+    // One of the listed objects cannot be asked about; another has gone meanwhile.
+    const NAMES: &str = "<R><IsTruncated>false</IsTruncated><Contents><Key>gone</Key></Contents>\
+                         <Contents><Key>kept</Key></Contents></R>";
+    let server = Scripted::serve(|line| match line {
+        line if line.starts_with("get /b?") => reply("200 OK", "", NAMES),
+        line if line.contains("/gone") => reply("404 Not Found", "", ""),
+        _ => reply("500 Internal Server Error", "", ""),
+    })
+    .await;
+    assert_eq!(server.open().list(&Page::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
+    let server = Scripted::serve(|line| match line {
+        line if line.starts_with("get /b?") => reply("200 OK", "", NAMES),
+        line if line.contains("/gone") => reply("404 Not Found", "", ""),
+        _ => reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", ""),
+    })
+    .await;
+    let Listing { entries, foreign, more } = server.open().list(&Page::default()).await.unwrap();
+    assert_eq!((entries.len(), entries[0].key.as_str(), foreign, more), (1, "kept", 0, false));
+}
+
+#[tokio::test]
+async fn the_clock_of_the_store_is_compared() {
+    let server = Scripted::serve(|_| {
+        let ahead = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+        let date = ahead.strftime("%a, %d %b %Y %H:%M:%S GMT");
+        reply("200 OK", &format!("Date: {date}\r\n"), "<R/>")
+    })
+    .await;
+    let skew = server.open().probe().await.unwrap().skew.unwrap();
+    assert!((skew - jiff::SignedDuration::from_hours(1)).abs() < jiff::SignedDuration::from_mins(1), "{skew:?}");
+    let server = Scripted::serve(|_| reply("200 OK", "", "<R/>")).await;
+    assert_eq!(server.open().probe().await.unwrap().skew, None);
+}
+
+#[tokio::test]
+async fn the_right_region_is_named() {
+    let server = Scripted::serve(|_| {
+        fault(
+            "301 Moved Permanently",
+            "x-amz-bucket-region: eu-west-9\r\nLocation: http://127.0.0.1:1/\r\n",
+            "PermanentRedirect",
+        )
+    })
+    .await;
+    let error = server.open().probe().await.unwrap_err();
+    assert!(error.kind == ErrorKind::Invalid && error.message().contains("eu-west-9"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_had_say_what_to_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "Bearer very-secret").unwrap();
+    let token = token.to_str().unwrap();
+    let container = |server: &Scripted, given: &Scripted| {
+        server.open_with(&[
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &format!("{}/credentials", given.url)),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
+        ])
+    };
+    let store = Scripted::serve(|_| reply("200 OK", "", "<R/>")).await;
+    // A refusal is no outage, and an outage is no refusal.
+    let refuses = Scripted::serve(|_| reply("403 Forbidden", "", "very-secret")).await;
+    let error = container(&store, &refuses).probe().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+    let fails = Scripted::serve(|_| reply("500 Internal Server Error", "", "")).await;
+    let error = container(&store, &fails).probe().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+    assert_eq!(fails.heads().len(), 1, "asked once");
+    assert!(store.heads().is_empty());
+    // What was given is used, the session's token too.
+    let gives = Scripted::serve(|_| {
+        let expiry = "2999-01-01T00:00:00Z";
+        let secrets = r#""AccessKeyId":"given","SecretAccessKey":"s","Token":"session""#;
+        reply("200 OK", "", &format!("{{{secrets},\"Expiration\":\"{expiry}\"}}"))
+    })
+    .await;
+    container(&store, &gives).probe().await.unwrap();
+    assert!(gives.heads()[0].contains("authorization: bearer very-secret"));
+    assert!(
+        store.heads()[0].contains("credential=given/") && store.heads()[0].contains("x-amz-security-token: session")
+    );
+    // Nothing is set at all, and this is no machine of Amazon's.
+    let error = store.open_with(&[("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")]).probe().await.unwrap_err();
+    assert!(error.kind == ErrorKind::Denied && error.message().contains("AWS_ACCESS_KEY_ID"), "{error}");
+}
