@@ -61,8 +61,9 @@ class GcsServer(Server):
 
     script, variable = "dev-gcs", "FILESTORAGE_TEST_GCS_URL"
 
-    def bucket(self, name=None):
-        name = name or f"e2e-{uuid.uuid4().hex[:12]}"
+    def bucket(self):
+        """An empty bucket."""
+        name = f"e2e-{uuid.uuid4().hex[:12]}"
         status, _, text = http(
             "POST",
             f"{self.url}/storage/v1/b?project=e2e",
@@ -184,6 +185,7 @@ class S3Server(Server):
     def __init__(self):
         super().__init__()
         self.client = self.connect(self.url)
+        self._free, self._made = [], []
 
     def connect(self, url):
         """A boto3 client, by whichever way."""
@@ -196,16 +198,26 @@ class S3Server(Server):
             config=botocore.config.Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3}),
         )
 
-    def bucket(self, name=None):
-        name = name or f"e2e-{uuid.uuid4().hex[:12]}"
-        self.client.create_bucket(Bucket=name)
-        return name
+    def bucket(self):
+        """An empty bucket. One that is new makes SeaweedFS set room aside, of which it has little and which takes long."""
+        if not self._free:
+            self._free.append(f"e2e-{uuid.uuid4().hex[:12]}")
+            self._made.append(self._free[-1])
+            self.client.create_bucket(Bucket=self._free[-1])
+        return self._free.pop()
 
-    def remove(self, bucket):
-        """Removes a bucket with all it holds: each takes room that the next one needs."""
+    def give_back(self, bucket):
+        """Empties a bucket for the next one who needs it."""
         for name in self.names(bucket):
             self.delete(bucket, name)
-        self.client.delete_bucket(Bucket=bucket)
+        self._free.append(bucket)
+
+    def close(self):
+        for bucket in self._made:
+            for name in self.names(bucket):
+                self.delete(bucket, name)
+            self.client.delete_bucket(Bucket=bucket)
+        super().close()
 
     def names(self, bucket):
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
@@ -301,4 +313,4 @@ class BucketSite(Site):
         finally:
             self.proxy.close()
             if self._own_bucket and self.kind == "s3":
-                self.server.remove(self.bucket)
+                self.server.give_back(self.bucket)

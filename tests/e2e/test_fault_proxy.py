@@ -292,5 +292,5 @@ def test_what_s3_refuses_is_refused(s3):
             client.put_object(Bucket=bucket, Key="m", Body=b"..MARK..")
         assert s3.names(bucket) == ["a b/é"]
     finally:
-        s3.remove(bucket)
+        s3.give_back(bucket)
         proxy.close()
