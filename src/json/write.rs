@@ -74,15 +74,18 @@ pub fn write_string(out: &mut String, text: &str) {
 }
 
 fn write_text(out: &mut String, text: &str, escape: Escape) {
+    let special = |byte: &u8| match escape {
+        Escape::Needed => matches!(byte, b'"' | b'\\' | 0..=0x1f),
+        Escape::Ascii => matches!(byte, b'"' | b'\\' | 0..=0x1f | 0x80..),
+    };
     out.push('"');
     let mut plain = 0;
-    for (at, character) in text.char_indices() {
-        let needed = matches!(character, '"' | '\\' | '\0'..='\x1f');
-        if !needed && (matches!(escape, Escape::Needed) || character.is_ascii()) {
-            continue;
-        }
-        out.push_str(&text[plain..at]);
-        plain = at + character.len_utf8();
+    // Byte by byte, for large texts have millions of them; a byte found is the first of its character.
+    while let Some(ahead) = text.as_bytes()[plain..].iter().position(special) {
+        let (before, from) = text[plain..].split_at(ahead);
+        out.push_str(before);
+        let Some(character) = from.chars().next() else { break };
+        plain += ahead + character.len_utf8();
         match character {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
