@@ -5,6 +5,9 @@ use crate::amqp::{Payload, publish_frames};
 /// Stands in the prebuilt frames wherever the number of the command belongs; as long as a number in hexadecimal.
 const PLACEHOLDER: &str = "__NUMBER____";
 
+/// Most characters of a value in the header that describes the arguments.
+const SHOWN: usize = 1_000;
+
 /// What the commands of one run do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -30,7 +33,9 @@ impl Template {
         let value = value(size);
         let (name, arguments, repr) = match operation {
             Operation::Store => {
-                ("filestorage.store", format!(r#"["{key}", "{value}"]"#), format!("('{key}', '{value}')"))
+                // Celery cuts what it shows of the arguments.
+                let shown = if size > SHOWN { format!("{}...", &value[..SHOWN]) } else { value.clone() };
+                ("filestorage.store", format!(r#"["{key}", "{value}"]"#), format!("('{key}', '{shown}')"))
             }
             Operation::Retrieve => ("filestorage.retrieve", format!(r#"["{key}"]"#), format!("('{key}',)")),
             Operation::Delete => ("filestorage.delete", format!(r#"["{key}"]"#), format!("('{key}',)")),
