@@ -26,7 +26,14 @@ pub(crate) struct Template {
 
 impl Template {
     /// Prebuilds the frames; `size` is the length of the value, `run` makes the task ids of this run unique.
-    pub(crate) fn new(operation: Operation, queue: &str, reply_to: &str, size: usize, run: u32) -> Self {
+    pub(crate) fn new(
+        operation: Operation,
+        queue: &str,
+        reply_to: &str,
+        size: usize,
+        with_metadata: bool,
+        run: u32,
+    ) -> Self {
         let id_prefix = format!("{run:08x}-0000-4000-8000-");
         let id = format!("{id_prefix}{PLACEHOLDER}");
         let key = format!("bench/{PLACEHOLDER}");
@@ -35,7 +42,9 @@ impl Template {
             Operation::Store => {
                 // Celery cuts what it shows of the arguments.
                 let shown = if size > SHOWN { format!("{}...", &value[..SHOWN]) } else { value.clone() };
-                ("filestorage.store", format!(r#"["{key}", "{value}"]"#), format!("('{key}', '{shown}')"))
+                let metadata = if with_metadata { r#", {"n": 1}"# } else { "" };
+                let arguments = format!(r#"["{key}", "{value}"{metadata}]"#);
+                ("filestorage.store", arguments, format!("('{key}', '{shown}'{metadata})"))
             }
             Operation::Retrieve => ("filestorage.retrieve", format!(r#"["{key}"]"#), format!("('{key}',)")),
             Operation::Delete => ("filestorage.delete", format!(r#"["{key}"]"#), format!("('{key}',)")),

@@ -99,8 +99,7 @@ def inline(bench, number, commands):
         say(f"values of 8 MiB: {name} on {place}")
         with bench.start(bench.peers[name], place) as running:
             running.warm_up(4, INLINE_BYTES)
-            # The class answers None for what it has stored compressed: nothing to be compared with.
-            for operation in ("store",) if name == "aiecs" else ("store", "retrieve"):
+            for operation in ("store", "retrieve"):
                 # Two at a time: as many as there are processes of the Python peers.
                 result = running.measure(operation, commands, window=2, size=INLINE_BYTES)
                 bench.report.add_inline(name, operation, number, result)
