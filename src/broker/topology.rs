@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lapin::{
     Channel, ExchangeKind,
-    options::{ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{FieldTable, ShortString},
 };
 
@@ -167,32 +167,6 @@ impl Topology {
     /// As [`Topology::ensure_queue`].
     pub async fn ensure_dead(&self) -> Result<Presence> {
         self.ensure_queue(&QueueSpec::durable(DEAD, self.link.options.queue_type)).await
-    }
-
-    /// Tells whether `filestorage.events` is there; if so, fails where this user may not publish to it. Changes nothing.
-    ///
-    /// A message would reach whoever counts. To take away a binding that never was needs the same permission first.
-    ///
-    /// # Errors
-    /// `Denied` names the missing permission; `Lost`.
-    pub async fn try_events(&self) -> Result<bool> {
-        let events = Exchange { name: EVENTS.to_owned(), kind: ExchangeType::Topic, durable: true };
-        match declare_exchange(&self.link, &events, true).await {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::Missing => return Ok(false),
-            Err(error) => return Err(error),
-        }
-        let channel = self.link.channel().await?;
-        let (name, key) = (name_of("exchange", EVENTS)?, name_of("binding key", "filestorage.doctor")?);
-        let options = ExchangeUnbindOptions::default();
-        let unbound = channel.exchange_unbind(name.clone(), name, key, options, FieldTable::default());
-        match self.link.answer("trying the exchange of events", unbound).await {
-            Ok(()) => Link::done(&channel),
-            // Reading is asked for after writing, and not needed to publish.
-            Err(error) if error.kind() == ErrorKind::Denied && error.to_string().contains("read access") => {}
-            Err(error) => return Err(self.link.name_permission(error, "write", &format!("exchange '{EVENTS}'"))),
-        }
-        Ok(true)
     }
 
     /// Makes sure of the topic exchange `filestorage.events` and of `filestorage.metrics`, bounded to `max_length` messages

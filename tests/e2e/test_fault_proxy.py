@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, urlsplit
 
 import botocore.exceptions
@@ -221,6 +222,18 @@ def test_each_harm_is_what_it_is_called(way):
     assert (status, headers["Date"]) == (200, "Thu, 01 Jan 1970 00:00:00 GMT") and time.monotonic() - begun >= 0.3
     proxy.forget(rule)
     assert raw("GET", read)[1] == data
+
+    proxy.forget_log()
+    rule = proxy.rule({"hold": True})
+    with pytest.raises(TimeoutError):
+        raw("GET", read, timeout=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(raw, "GET", read)
+        wait_until(lambda: proxy.applied(rule) == 2, what="the request to be held")
+        assert [entry["status"] for entry in proxy.log()] == [None, None] and not answer.done()
+        proxy.forget(rule)
+        assert answer.result(20)[1] == data
+    assert [entry["status"] for entry in proxy.log()] == [None, 200], "whoever has gone gets nothing done"
 
 
 def raw(method, url, timeout=10):

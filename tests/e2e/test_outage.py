@@ -143,17 +143,15 @@ def test_the_outage_story(away):
         load.until(100)
         site.proxy.down("reset")
         load.until(250)
-        slow = site.proxy.rule({"delay": 0.3}, object="^load/", method=["POST", "PUT", "DELETE"])
-        waiting = len(site.overlay())
-        assert waiting > 5
-        sent_before = len(site.proxy.log())
+        assert len(site.overlay()) > 5
+        # Nothing of it gets through before the worker is dead.
+        held = site.proxy.rule({"hold": True}, object="^load/", method=["POST", "PUT", "DELETE"])
         site.proxy.up()
-        wait_until(lambda: len(site.proxy.log()) > sent_before + 4, 60, "the sync to begin", step=0.005)
+        wait_until(lambda: site.proxy.applied(held) >= 3, 60, "the sync to begin")
+        assert site.overlay(), "the worker is killed after the sync, not during it"
         worker.kill()
-        assert site.overlay(), "the worker was killed after the sync, not during it"
-        time.sleep(0.2)
         worker = site.start()
-        site.proxy.forget(slow)
+        site.proxy.forget(held)
         load.until(100)
         site.proxy.blackhole()
         load.until(60)
@@ -201,13 +199,17 @@ def test_a_worker_killed_again_and_again_during_the_sync_sends_everything_once_m
     wanted = {f"k/{n}": value_of(n) for n in range(80)}
     for result in [site.send("store", key, value) for key, value in wanted.items()]:
         result.get(timeout=60)
-    site.proxy.rule({"delay": 0.1}, method="POST")
+    # Of each worker nine uploads get through.
+    held = site.proxy.rule({"hold": True}, method="POST", nth=10)
     site.proxy.up()
     for _ in range(4):
-        before = len(site.proxy.log())
-        wait_until(lambda before=before: len(site.proxy.log()) > before + 6, 60, "the sync to go on", step=0.005)
+        wait_until(lambda held=held: site.proxy.applied(held), 60, "the sync to go on")
+        assert site.overlay(), "the worker is killed after the sync, not during it"
         site.workers[-1].kill()
+        site.proxy.forget(held)
+        held = site.proxy.rule({"hold": True}, method="POST", nth=10)
         site.start()
+    site.proxy.forget(held)
     all_sent(site)
     holds(site, wanted)
 
@@ -217,11 +219,12 @@ def test_a_newer_write_during_the_upload_wins(bucket_site):
     site.proxy.down()
     site.start()
     site.call("store", "k", "older")
-    site.proxy.rule({"delay": 1.5}, method="POST", object="^k$", times=1)
+    held = site.proxy.rule({"hold": True}, method="POST", object="^k$", times=1)
     site.proxy.up()
-    wait_until(lambda: site.proxy.log(object="k", method="POST"), 60, "the upload to begin", step=0.005)
+    wait_until(lambda: site.proxy.applied(held), 60, "the upload to begin")
     receipt = site.call("store", "k", "newer")
     assert site.call("retrieve", "k") == "newer"
+    site.proxy.forget(held)
     all_sent(site)
     assert site.server.read(site.bucket, "k") == b"newer"
     assert site.call("stat", "k")["generation"] == receipt["generation"]
@@ -233,11 +236,12 @@ def test_a_delete_during_the_upload_wins(bucket_site):
     site.proxy.down()
     site.start()
     site.call("store", "k", "older")
-    site.proxy.rule({"delay": 1.5}, method="POST", object="^k$", times=1)
+    held = site.proxy.rule({"hold": True}, method="POST", object="^k$", times=1)
     site.proxy.up()
-    wait_until(lambda: site.proxy.log(object="k", method="POST"), 60, "the upload to begin", step=0.005)
+    wait_until(lambda: site.proxy.applied(held), 60, "the upload to begin")
     assert site.call("delete", "k") is True
     assert site.call("retrieve", "k") is None
+    site.proxy.forget(held)
     all_sent(site)
     assert site.server.stat(site.bucket, "k") is None
     assert site.call("exists", "k") is False
@@ -309,7 +313,6 @@ def test_a_foreign_change_before_ours_is_overwritten(bucket_site):
     site.call("store", "k", "from before")
     site.proxy.down()
     site.server.write(site.bucket, "k", b"theirs", "text/plain")
-    time.sleep(0.1)
     site.call("store", "k", "ours")
     site.proxy.up()
     all_sent(site)
@@ -324,10 +327,11 @@ def test_a_foreign_change_between_look_and_upload_is_not_overwritten(bucket_site
     site.call("store", "k", "from before")
     site.proxy.down()
     site.call("store", "k", "ours")
-    site.proxy.rule({"delay": 1.5}, method="POST", object="^k$", times=1)
+    held = site.proxy.rule({"hold": True}, method="POST", object="^k$", times=1)
     site.proxy.up()
-    wait_until(lambda: site.proxy.log(object="k", method="POST"), 60, "the upload to begin", step=0.005)
+    wait_until(lambda: site.proxy.applied(held), 60, "the upload to begin")
     site.server.write(site.bucket, "k", b"theirs", "text/plain")
+    site.proxy.forget(held)
     all_sent(site)
     assert {site.server.read(site.bucket, "k")} | {payload(path) for path in site.aside()} == {b"ours", b"theirs"}
 

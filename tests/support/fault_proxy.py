@@ -39,6 +39,8 @@ many), "probability" and "seed". The first rule that applies is the request's.
             "truncate": n        ends the connection after n bytes of the answer's body, its declared length kept
             "flip": {"side": "request"|"response", "offset": n, "bit": b} or with "find": "text" instead of the offset
             "delay": seconds     waits before passing on
+            "hold": true         takes the request and passes it on once the rule is removed; never, if its client is
+                                 gone by then
             "patch": {name: value}  replaces headers of the answer
 
 `--enforce gcs` adds what the emulator leaves out: the preconditions of uploads (of resumable ones at the end as well),
@@ -172,6 +174,13 @@ class Proxy:
     async def perform(self, request, body, reader, writer, action, entry):
         if "delay" in action:
             await asyncio.sleep(action["delay"])
+        if "hold" in action:
+            held, _ = await hold(body, sys.maxsize)
+            while self.rules.stands(action):
+                if reader.at_eof():
+                    raise Gone
+                await asyncio.sleep(0.02)
+            body = once(held)
         ends_here = "status" in action or "reset" in action and "truncate" not in action
         if ends_here or ("stall" in action and "after" not in action):
             async for _ in body:

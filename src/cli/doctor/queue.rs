@@ -29,7 +29,7 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
         }
     }
     let Some(session) = session else {
-        for part in ["queues", "publish", "events", "declare"] {
+        for part in ["queues", "publish", "declare"] {
             report.skipped(part, "no broker answers")?;
         }
         return Ok(());
@@ -51,11 +51,6 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
     }
     declare(report, &topology, &missing).await?;
     publish(report, &session).await?;
-    match topology.try_events().await {
-        Ok(true) => report.fine("events", "this user may publish events")?,
-        Ok(false) => report.note("events", "filestorage.events: not there yet; the first worker makes it")?,
-        Err(error) => report.fault("events", code(&error), error.to_string())?,
-    }
     session.close().await;
     Ok(())
 }

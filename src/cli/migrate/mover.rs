@@ -111,3 +111,113 @@ fn is_same(one: &Attributes, other: &Attributes) -> bool {
         && one.stored_checksum == other.stored_checksum
         && one.stored_size == other.stored_size
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::storage::{Checksum, Delete, Grant, Kind, Landing, Listing, Memory, Object, Page, Probe, Removal, Seen};
+
+    fn object(text: &'static str) -> Object {
+        let payload = bytes::Bytes::from_static(text.as_bytes());
+        let (checksum, size) = (Checksum::of(&payload), payload.len() as u64);
+        let attributes = Attributes {
+            kind: Kind::Text,
+            content_type: "text/plain".to_owned(),
+            size,
+            checksum,
+            stored_size: size,
+            stored_checksum: checksum,
+            compression: None,
+            encrypted: false,
+            generation: format!("generation of {text}"),
+            operation_id: None,
+            metadata: None,
+            stored_at: Timestamp::now(),
+            expires_at: None,
+            origin: None,
+            tombstone: false,
+            seen: Seen::default(),
+        };
+        Object { attributes, payload: payload.into() }
+    }
+
+    /// A source at whose reading somebody else writes to the target.
+    #[derive(Debug)]
+    struct Meddled {
+        inner: Memory,
+        target: Arc<Memory>,
+    }
+
+    impl std::fmt::Display for Meddled {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            self.inner.fmt(formatter)
+        }
+    }
+
+    #[async_trait]
+    impl Backend for Meddled {
+        async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+            self.inner.put(key, object, how).await
+        }
+
+        async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+            self.target.put(key, object("theirs"), Put::default()).await?;
+            self.inner.get(key, want).await
+        }
+
+        async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+            self.inner.stat(key).await
+        }
+
+        async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
+            self.inner.delete(key, how).await
+        }
+
+        async fn list(&self, page: &Page) -> Result<Listing> {
+            self.inner.list(page).await
+        }
+
+        async fn flush(&self, key: &Key) -> Result<()> {
+            self.inner.flush(key).await
+        }
+
+        async fn probe(&self) -> Result<Probe> {
+            self.inner.probe().await
+        }
+
+        fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+            self.inner.accept(key, attributes)
+        }
+
+        async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+            self.inner.sign(key, grant).await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_to_the_target_between_look_and_write_stays() {
+        let key = Key::parse("k").unwrap();
+        for before in [None, Some("older")] {
+            let target = Arc::new(Memory::new());
+            if let Some(before) = before {
+                target.put(&key, object(before), Put::default()).await.unwrap();
+            }
+            let source = Meddled { inner: Memory::new(), target: Arc::clone(&target) };
+            source.inner.put(&key, object("ours"), Put::default()).await.unwrap();
+            let mover = Mover {
+                source: Arc::new(source),
+                target: Arc::<Memory>::clone(&target),
+                overwrite: true,
+                dry_run: false,
+                read_back: true,
+            };
+            let error = mover.copy(&key).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Precondition);
+            assert!(error.to_string().contains("run it again to replace that too"), "{error}");
+            let kept = target.stat(&key).await.unwrap().unwrap();
+            assert_eq!(kept.generation, "generation of theirs");
+        }
+    }
+}

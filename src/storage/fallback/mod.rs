@@ -362,6 +362,9 @@ mod tests {
         let fails = |kind| assert!(fallback.heard::<()>(Err(Error::new(kind, Operation::Stat, None, "x"))).is_err());
         fallback.heard(Ok(())).unwrap();
         assert!(!woken(), "it was never away");
+        fails(ErrorKind::Throttled);
+        fallback.heard(Ok(())).unwrap();
+        assert!(!woken(), "it was there when it asked for patience");
         fails(ErrorKind::Unavailable);
         fails(ErrorKind::Throttled);
         assert!(!woken());

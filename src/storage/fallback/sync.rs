@@ -2,8 +2,8 @@
 //!
 //! An entry leaves the overlay only when the bucket has confirmed it and only if it is still the same entry. Every write
 //! to the bucket names the very state that was just seen there, so that nobody's change in between is overwritten and a
-//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead. A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation
-//! token.
+//! request that is carried out late does nothing; only a bucket that enforces no such condition looks once more instead.
+//! A pass that dies anywhere is made good by the next: what the bucket has already is told by its generation token.
 
 use std::fs::File;
 
@@ -27,9 +27,9 @@ impl Fallback {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached and [`ErrorKind::Denied`] when it lets us not in, at
-    /// the beginning or in between: what was not sent stays. What the bucket refuses of a single entry, or asks to be
-    /// patient with, is no error but counted, see [`SyncReport::failed`].
+    /// [`ErrorKind::Unavailable`] when the bucket cannot be reached, at the beginning or in between, and whatever else its
+    /// probe ends with: what was not sent stays. What the bucket refuses of a single entry is no error but counted, see
+    /// [`SyncReport::failed`].
     pub async fn sync(&self, progress: &dyn SyncProgress) -> Result<SyncReport> {
         let turn = self.overlay.wait_turn().await?;
         let skew = self.skew().await?;
@@ -74,8 +74,9 @@ impl Fallback {
             let outcome = match sent {
                 Ok(Some(outcome)) => outcome,
                 Ok(None) => continue,
-                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Denied) => {
-                    // It concerns the whole bucket. What is under way ends; nothing more is begun.
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    // It concerns the whole bucket. What is under way ends; nothing more is begun. A refusal need not: an
+                    // identity may be allowed some folders only, and the others must not wait behind one that is not.
                     stopped.get_or_insert(error);
                     continue;
                 }

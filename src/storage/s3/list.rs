@@ -232,8 +232,8 @@ mod tests {
         let plain = parsed(&text.replace("<EncodingType>url</EncodingType>", "")).unwrap();
         assert_eq!(plain.keys[0].as_str(), "%2B+%2525/%C3%A9");
         let endless = text.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
-        assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Io);
-        assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Io);
+        assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(
             parsed("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap().keys.len(),
             0

@@ -7,7 +7,7 @@ import random
 import re
 
 MATCH = {"method", "path", "query", "object", "headers", "min_size", "max_size"}
-ACTION = {"status", "headers", "body", "reset", "stall", "after", "truncate", "flip", "swallow", "delay", "patch"}
+ACTION = {"status", "headers", "body", "reset", "stall", "after", "truncate", "flip", "swallow", "delay", "hold", "patch"}
 RULE = {"match", "action", "nth", "times", "probability", "seed"}
 
 
@@ -76,6 +76,10 @@ class Rules:
             if rule.applies(request, name):
                 return rule.action
         return None
+
+    def stands(self, action):
+        """Whether the rule with this action has not been removed."""
+        return any(rule.action is action for rule in self._rules)
 
     def report(self):
         return [rule.report() for rule in self._rules]
