@@ -177,9 +177,10 @@ class Proxy:
         if "hold" in action:
             held, _ = await hold(body, sys.maxsize)
             while self.rules.stands(action):
+                await asyncio.sleep(0.02)
+                # Also when the rule has just gone: whoever left before that gets nothing done.
                 if reader.at_eof():
                     raise Gone
-                await asyncio.sleep(0.02)
             body = once(held)
         ends_here = "status" in action or "reset" in action and "truncate" not in action
         if ends_here or ("stall" in action and "after" not in action):
