@@ -5,6 +5,9 @@ use crate::amqp::{Payload, publish_frames};
 /// Stands in the prebuilt frames wherever the number of the command belongs; as long as a number in hexadecimal.
 const PLACEHOLDER: &str = "__NUMBER____";
 
+/// Most characters of a value in the header that describes the arguments.
+const SHOWN: usize = 1_000;
+
 /// What the commands of one run do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -23,14 +26,25 @@ pub(crate) struct Template {
 
 impl Template {
     /// Prebuilds the frames; `size` is the length of the value, `run` makes the task ids of this run unique.
-    pub(crate) fn new(operation: Operation, queue: &str, reply_to: &str, size: usize, run: u32) -> Self {
+    pub(crate) fn new(
+        operation: Operation,
+        queue: &str,
+        reply_to: &str,
+        size: usize,
+        with_metadata: bool,
+        run: u32,
+    ) -> Self {
         let id_prefix = format!("{run:08x}-0000-4000-8000-");
         let id = format!("{id_prefix}{PLACEHOLDER}");
         let key = format!("bench/{PLACEHOLDER}");
         let value = value(size);
         let (name, arguments, repr) = match operation {
             Operation::Store => {
-                ("filestorage.store", format!(r#"["{key}", "{value}"]"#), format!("('{key}', '{value}')"))
+                // Celery cuts what it shows of the arguments.
+                let shown = if size > SHOWN { format!("{}...", &value[..SHOWN]) } else { value.clone() };
+                let metadata = if with_metadata { r#", {"n": 1}"# } else { "" };
+                let arguments = format!(r#"["{key}", "{value}"{metadata}]"#);
+                ("filestorage.store", arguments, format!("('{key}', '{shown}'{metadata})"))
             }
             Operation::Retrieve => ("filestorage.retrieve", format!(r#"["{key}"]"#), format!("('{key}',)")),
             Operation::Delete => ("filestorage.delete", format!(r#"["{key}"]"#), format!("('{key}',)")),

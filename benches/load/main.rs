@@ -39,6 +39,9 @@ struct Arguments {
     /// Bytes of a value.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(12..))]
     size: u32,
+    /// Stores metadata beside the value.
+    #[arg(long)]
+    metadata: bool,
     /// Seconds without any answer after which the rest counts as failed.
     #[arg(long, default_value_t = 30)]
     silence: u64,
@@ -154,7 +157,8 @@ impl Run {
 fn measure(arguments: &Arguments, queue: &str) -> Result<serde_json::Value> {
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos() ^ std::process::id();
     let reply_to = format!("load-{run:08x}");
-    let template = Template::new(arguments.operation, queue, &reply_to, arguments.size as usize, run);
+    let (size, with_metadata) = (arguments.size as usize, arguments.metadata);
+    let template = Template::new(arguments.operation, queue, &reply_to, size, with_metadata, run);
     let mut client = Client::connect(&arguments.broker, Duration::from_secs(arguments.silence))?;
     client.declare(queue, false)?;
     client.purge(queue)?;

@@ -152,6 +152,9 @@ class Running:
         ]  # fmt: skip
         if self.peer.stores:
             command.append("--check-values")
+        # The Python class answers None for what it compressed and stored without any.
+        if size != SMALL and operation == "store":
+            command.append("--metadata")
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _result(self, load):

@@ -5,6 +5,8 @@ import platform
 from collections import defaultdict
 from statistics import median
 
+from measure.buckets import PARALLEL
+
 OPERATIONS = ("store", "retrieve", "delete")
 RIVALS = (("limit", "× limit"), ("plain", "× plain files"), ("plain-fsync", "× plain, fsync"), ("aiecs", "× aiecs"))
 
@@ -105,6 +107,8 @@ class Report:
         return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
     def _print_starts(self):
+        if not self.starts:
+            return
         print("\n### Start and idle\n")
         row(["", "start to first answer s", "idle memory MiB", "one store at a time, p50 ms"])
         row(["---", "--:", "--:", "--:"])
@@ -152,7 +156,7 @@ class Report:
                 f"{median(result['cpu_seconds_per_1000'] for result in own) / 1000:.3f}",
                 *(
                     f"{self._times(self.inline, ('filestorage', operation), (rival, operation)):.1f}"
-                    if name == "filestorage"
+                    if name == "filestorage" and (rival, operation) in self.inline
                     else ""
                     for rival in rivals
                 ),
@@ -169,13 +173,13 @@ class Report:
     def _print_small(self):
         if not self.small:
             return
-        print("\n### 200-byte stores in an emulated bucket, 64 under way\n")
+        print("\n### 200-byte stores in an emulated bucket\n")
         row(["bucket", "", "stores/s", "worker / bare", "CPU s / 1,000"])
         row(["---", "---", "--:", "--:", "--:"])
-        for (distance, name), rounds in self.small.items():
+        for (distance, name), rounds in sorted(self.small.items(), reverse=True, key=lambda item: item[0][0]):
             ratio = f"{self._times(self.small, (distance, 'worker'), (distance, 'bare')):.2f}" if name == "worker" else ""
             row([
-                distance,
+                f"{distance}, {PARALLEL[distance]} under way",
                 {"bare": "bare client", "worker": "filestorage"}[name],
                 f"{median(result['commands_per_second'] for result in rounds.values()):,.0f}",
                 ratio,

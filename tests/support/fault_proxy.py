@@ -201,7 +201,12 @@ class Proxy:
             body = flipped(body, flip)
         gate = self.enforce.gate(request, entry["object"]) if self.enforce else None
         if gate is None:
-            answer, upstream = await self.send(request, body, request.size)
+            size = request.size
+            if size is None:
+                held, body = await hold(body, PIECE)
+                if held is not None:
+                    body, size = once(held), len(held)
+            answer, upstream = await self.send(request, body, size)
             await self.deliver(request, answer, upstream, reader, writer, action, entry)
         else:
             await self.gated(gate, request, body, reader, writer, action, entry)
