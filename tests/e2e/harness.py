@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import amqp
+import pytest
 from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -465,3 +466,28 @@ def failure(result, timeout=TIMEOUT):
 
 if sys.platform == "win32":
     raise RuntimeError("the end-to-end tests need a Unix system")
+
+
+def on_small_disk(site):
+    """Starts a worker whose storage folder is a tmpfs of 4 MiB, for a fixture; what it yields is the site."""
+    site.storage.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "filestorage-e2e", str(site.storage)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        try:
+            site.start()
+            yield site
+        finally:
+            for worker in site.workers:
+                worker.close()
+            subprocess.run(["umount", "-l", str(site.storage)], check=True)
+        return
+    # Without the right to mount, a namespace where one is root; the disk is the worker's own and goes with it.
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    tried = subprocess.run([*apart, *mount], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"a small tmpfs can be mounted neither here ({done.stderr.strip()}) nor apart ({tried.stderr.strip()})")
+    site.wrapper = (*apart, "sh", "-c", '"$0" "$1" "$2" "$3" "$4" "$5" "$6" && shift 6 && exec "$@"', *mount)
+    worker = site.start()
+    site.storage = Path(f"/proc/{worker.pid}/root{site.storage}")
+    yield site

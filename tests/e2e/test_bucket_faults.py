@@ -4,14 +4,12 @@ import errno
 import json
 import random
 import re
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from buckets import BucketSite
-from harness import events_of, failure, same, wait_until
+from harness import events_of, failure, on_small_disk, same, wait_until
 
 # A value short enough for one request, with a mark by which a bit of it can be found on its way.
 VALUE = {"text": "the value with its MARK", "n": [1, 2.5, None]}
@@ -326,27 +324,7 @@ def test_an_outage_costs_one_look_an_interval_and_not_a_command(hurt):
 @pytest.fixture
 def small_overlay(bucket_site):
     """A site whose storage folder, and so its overlay, is a tmpfs of 4 MiB."""
-    site = bucket_site
-    site.storage.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "filestorage-e2e", str(site.storage)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        try:
-            site.start()
-            yield site
-        finally:
-            for worker in site.workers:
-                worker.close()
-            subprocess.run(["umount", "-l", str(site.storage)], check=True)
-        return
-    apart = ["unshare", "--user", "--map-root-user", "--mount"]
-    tried = subprocess.run([*apart, *mount], capture_output=True, text=True, check=False)
-    if tried.returncode != 0:
-        pytest.skip(f"a small tmpfs can be mounted neither here ({done.stderr.strip()}) nor apart ({tried.stderr.strip()})")
-    site.wrapper = (*apart, "sh", "-c", '"$0" "$1" "$2" "$3" "$4" "$5" "$6" && shift 6 && exec "$@"', *mount)
-    worker = site.start()
-    site.storage = Path(f"/proc/{worker.pid}/root{site.storage}")
-    yield site
+    yield from on_small_disk(bucket_site)
 
 
 def test_a_full_overlay_is_a_full_disk_and_loses_nothing(small_overlay):
