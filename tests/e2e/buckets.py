@@ -248,8 +248,8 @@ class S3Server(Server):
 class BucketSite(Site):
     """A site whose workers keep their values in a bucket behind a fault proxy."""
 
-    def __init__(self, broker, folder, server, *, enforce=True, bucket=None):
-        super().__init__(broker, folder)
+    def __init__(self, broker, folder, server, *, enforce=True, bucket=None, **rights):
+        super().__init__(broker, folder, **rights)
         self.kind = "gcs" if isinstance(server, GcsServer) else "s3"
         self.server = server
         self._own_bucket = bucket is None
