@@ -69,3 +69,18 @@ def stack(images):
         yield stack
     finally:
         stack.close()
+
+
+@pytest.fixture
+def stacks(images):
+    """Makes projects of docker-compose.yml that are removed with the test: stacks(**variables)."""
+    made = []
+
+    def make(name="test", **environment):
+        stack = Stack(name, images, ports=PORTS, **environment)
+        made.append(stack)
+        return stack
+
+    yield make
+    for stack in made:
+        stack.close()
