@@ -1,12 +1,12 @@
-"""The manifests of deploy/kubernetes: every overlay and every combination of components, rendered, validated, related."""
+"""The manifests of deploy/kubernetes: every overlay and combination of components is rendered, validated, related."""
 
 import copy
+import json
 import re
 
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 from kubernetes_validate.utils import all_versions
 
 from manifests import checks, custom_resources, rendering
@@ -18,16 +18,10 @@ VERSIONS = sorted({tuple(map(int, version.split(".")))[:2] for version in all_ve
 SUPPORTED = [".".join(map(str, version)) + ".0" for version in VERSIONS if version >= OLDEST]
 
 
-def name(combination):
-    return "+".join(combination)
-
-
-@pytest.fixture(scope="module", params=[*rendering.OVERLAYS, *rendering.COMBINATIONS], ids=lambda p: p if isinstance(p, str) else name(p))
+@pytest.fixture(scope="module", params=[*rendering.OVERLAYS, *rendering.COMBINATIONS], ids=rendering.title)
 def documents(request, tmp_path_factory):
     """One rendering: an overlay as it stands, or base with a combination of components."""
-    if isinstance(request.param, str):
-        return rendering.overlay(request.param)
-    return rendering.compose(request.param, tmp_path_factory.mktemp("overlay"))
+    return rendering.documents(request.param, tmp_path_factory.mktemp("overlay"))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +106,15 @@ def test_keys_of_secrets_are_those_that_the_manual_makes(everything):
         assert command and f"--from-file={key}=" in command[0], (secret, key)
 
 
+def test_the_try_out_has_the_images_of_compose():
+    compose = rendering.ROOT / "docker-compose.yml"
+    if not compose.exists():
+        pytest.skip("there is no docker-compose.yml to compare with")
+    for name in ("rabbitmq", "gcs"):
+        image = Cluster(rendering.overlay("dev")).named("Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+        assert f":-{image['image']}}}" in compose.read_text(), image["image"]
+
+
 def worker(documents):
     return Cluster(documents).worker
 
@@ -128,7 +131,8 @@ def pod(documents):
     return Cluster(documents).pod
 
 
-# Where, what is planted there, and a word of the complaint.
+SETTINGS = "name of the ConfigMap"
+# Where, what is planted there, and a part of the complaint.
 FAULTS = {
     "a grace shorter than the drain": (pod, {"terminationGracePeriodSeconds": 30}, "a stop may take 33.0 s"),
     "a longer drain": (settings, {"SHUTDOWN_GRACE_SECONDS": "40"}, "a stop may take 48.0 s"),
@@ -168,7 +172,7 @@ FAULTS = {
     ),
     "an environment out of a Secret": (
         worker,
-        {"envFrom": [{"configMapRef": {"name": "filestorage-settings"}}, {"secretRef": {"name": "filestorage-broker"}}]},
+        {"envFrom": [{"configMapRef": {"name": SETTINGS}}, {"secretRef": {"name": "filestorage-broker"}}]},
         "takes its environment from a Secret",
     ),
     "a file outside its Secret": (
@@ -190,6 +194,8 @@ FAULTS = {
     "values in the pod": (settings, {"STORAGE_BACKEND": "auto"}, "may keep values in a pod"),
     "nobody left to sync": (spec("ScaledObject"), {"minReplicaCount": 0}, "nobody sends what waits for the bucket"),
     "two who set the number": (spec("Deployment"), {"replicas": 2}, "and so does KEDA"),
+    "another queue": (settings, {"CELERY_TASK_DEFAULT_QUEUE": "other"}, "which nobody consumes"),
+    "a worker for what one holds": (settings, {"CELERY_WORKER_CONCURRENCY": "300"}, "holds, 300 messages"),
     "more messages than memory": (settings, {"CELERY_WORKER_PREFETCH_MULTIPLIER": "8"}, "do not fit 1Gi of memory"),
     "messages without end": (settings, {"CELERY_WORKER_PREFETCH_MULTIPLIER": "0"}, "0 messages of 16 MiB do not fit"),
     "a writable image": (worker, {"securityContext": {}}, "the worker can write to its image"),
@@ -210,11 +216,9 @@ FAULTS = {
 def test_a_planted_fault_is_found(everything, fault):
     place, change, words = FAULTS[fault]
     planted = copy.deepcopy(everything)
-    renamed = yaml.safe_load(yaml.safe_dump(change))
-    for source in renamed.get("envFrom", []):
-        if "configMapRef" in source:
-            source["configMapRef"]["name"] = worker(planted)["envFrom"][0]["configMapRef"]["name"]
-    place(planted).update(renamed)
+    # The name of the ConfigMap ends in a hash.
+    settings_name = worker(planted)["envFrom"][0]["configMapRef"]["name"]
+    place(planted).update(json.loads(json.dumps(change).replace(SETTINGS, settings_name)))
     assert complaints(everything) == []
     assert any(words in complaint for complaint in complaints(planted)), complaints(planted)
 

@@ -18,14 +18,10 @@ BINARY = os.environ.get("FILESTORAGE_BIN", str(rendering.ROOT / "target" / "debu
 EVERYTHING = [(cloud, *rendering.COMPONENTS) for cloud in rendering.CLOUDS]
 
 
-@pytest.fixture(params=[*rendering.OVERLAYS, *EVERYTHING], ids=lambda p: p if isinstance(p, str) else "+".join(p))
+@pytest.fixture(params=[*rendering.OVERLAYS, *EVERYTHING], ids=rendering.title)
 def environment(request, tmp_path):
     """The worker's environment, with files of our own where its Secrets are mounted, and its container."""
-    if isinstance(request.param, str):
-        documents = rendering.overlay(request.param)
-    else:
-        documents = rendering.compose(request.param, tmp_path)
-    cluster = Cluster(documents)
+    cluster = Cluster(rendering.documents(request.param, tmp_path))
     settings = dict(cluster.settings)
     for name in [name for name in settings if name.endswith("_FILE")]:
         path = tmp_path / name
@@ -41,7 +37,8 @@ def closed_port():
 
 
 def run(*arguments, environment):
-    return subprocess.run([BINARY, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [BINARY, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_every_setting_is_known_and_taken(environment):
@@ -66,7 +63,8 @@ def test_base_without_a_bucket_does_not_start(tmp_path):
     settings = Cluster(rendering.render(rendering.FOLDER / "base")).settings
     broker = tmp_path / "broker"
     broker.write_text("amqp://127.0.0.1:1//")
-    done = run("worker", environment=settings | {"CELERY_BROKER_URL_FILE": str(broker), "LOCAL_STORAGE_PATH": str(tmp_path)})
+    settings |= {"CELERY_BROKER_URL_FILE": str(broker), "LOCAL_STORAGE_PATH": str(tmp_path)}
+    done = run("worker", environment=settings)
     assert done.returncode == 78 and "gcs_bucket_name" in done.stderr, done.stderr
 
 

@@ -66,7 +66,8 @@ def references(cluster):
     for name, _, spec in cluster.pods():
         named = [("ServiceAccount", spec.get("serviceAccountName"))]
         for container in spec["containers"]:
-            named += [("ConfigMap", source.get("configMapRef", {}).get("name")) for source in container.get("envFrom", [])]
+            for source in container.get("envFrom", []):
+                named.append(("ConfigMap", source.get("configMapRef", {}).get("name")))
             volumes = {volume["name"] for volume in spec["volumes"]}
             mounts = {mount["name"] for mount in container["volumeMounts"]}
             if volumes != mounts:
@@ -149,15 +150,14 @@ def scaling(cluster):
             yield "without any worker nobody sends what waits for the bucket"
         if not spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]:
             yield f"{label(scaled)}: the fallback is not between the smallest and the largest number"
-        held = int(cluster.settings["CELERY_WORKER_CONCURRENCY"]) * int(cluster.settings["CELERY_WORKER_PREFETCH_MULTIPLIER"])
         for trigger in spec["triggers"]:
             metadata = trigger["metadata"]
             if metadata["queueName"] != cluster.settings["CELERY_TASK_DEFAULT_QUEUE"]:
                 yield f"{label(scaled)} counts the queue {metadata['queueName']}, which nobody consumes"
             if metadata["protocol"] != "http" or metadata["excludeUnacknowledged"] != "false":
                 yield f"{label(scaled)} does not count what workers hold"
-            if float(metadata["value"]) < 2 * held:
-                yield f"{label(scaled)} asks for another worker for what one holds, {held} messages"
+            if float(metadata["value"]) < 2 * cluster.held:
+                yield f"{label(scaled)} asks for another worker for what one holds, {cluster.held} messages"
 
 
 def storage(cluster):
@@ -187,9 +187,8 @@ def storage(cluster):
 def resources(cluster):
     """The limits hold what the settings let in."""
     limits = cluster.worker["resources"]["limits"]
-    held = int(cluster.settings["CELERY_WORKER_CONCURRENCY"]) * int(cluster.settings["CELERY_WORKER_PREFETCH_MULTIPLIER"])
-    if held == 0 or held * MESSAGE > 0.75 * size(limits["memory"]):
-        yield f"{held} messages of 16 MiB do not fit {limits['memory']} of memory with a quarter to spare"
+    if cluster.held == 0 or cluster.held * MESSAGE > 0.75 * size(limits["memory"]):
+        yield f"{cluster.held} messages of 16 MiB do not fit {limits['memory']} of memory with a quarter to spare"
     if "cpu" in limits:
         yield "a CPU limit makes a busy worker miss its heartbeats"
     scratch = sum(size(volume["emptyDir"]["sizeLimit"]) for volume in cluster.pod["volumes"] if "emptyDir" in volume)

@@ -33,6 +33,12 @@ class Cluster:
         return self.pod["containers"][0]
 
     @property
+    def held(self):
+        """Messages that a worker holds at once."""
+        settings = self.settings
+        return int(settings["CELERY_WORKER_CONCURRENCY"]) * int(settings["CELERY_WORKER_PREFETCH_MULTIPLIER"])
+
+    @property
     def settings(self):
         """The worker's environment, as the ConfigMap gives it."""
         return self.named("ConfigMap", self.worker["envFrom"][0]["configMapRef"]["name"])["data"]

@@ -1,7 +1,7 @@
 """Schemas of the custom resources, which Kubernetes' own do not know: strict, and only the fields in use.
 
-Written from the documentation of KEDA (ScaledObject, TriggerAuthentication, rabbitmq trigger; fields of 2.12 and newer) and
-of the Prometheus Operator (monitoring.coreos.com/v1).
+Written from the documentation of KEDA 2.15 (ScaledObject, TriggerAuthentication, trigger `rabbitmq`) and of the
+Prometheus Operator (monitoring.coreos.com/v1).
 """
 
 import jsonschema
@@ -22,9 +22,31 @@ DURATION = {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"}
 BOOLEAN_TEXT = {"enum": ["true", "false"]}
 METADATA = exactly({"name": NAME}, {"namespace": NAME, "labels": TEXTS, "annotations": TEXTS})
 
-POLICY = exactly({"type": {"enum": ["Pods", "Percent"]}, "value": {"type": "integer", "minimum": 1}, "periodSeconds": {"type": "integer", "minimum": 1, "maximum": 1800}})
-# As in autoscaling/v2, to which KEDA hands it on.
-RULES = exactly({}, {"stabilizationWindowSeconds": {"type": "integer", "minimum": 0, "maximum": 3600}, "policies": {"type": "array", "items": POLICY, "minItems": 1}, "selectPolicy": {"enum": ["Max", "Min", "Disabled"]}})
+
+def some(items):
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+def between(least, most):
+    return {"type": "integer", "minimum": least, "maximum": most}
+
+
+# As in autoscaling/v2, to which KEDA hands them on.
+POLICY = exactly(
+    {
+        "type": {"enum": ["Pods", "Percent"]},
+        "value": {"type": "integer", "minimum": 1},
+        "periodSeconds": between(1, 1800),
+    }
+)
+RULES = exactly(
+    {},
+    {
+        "stabilizationWindowSeconds": between(0, 3600),
+        "policies": some(POLICY),
+        "selectPolicy": {"enum": ["Max", "Min", "Disabled"]},
+    },
+)
 
 # KEDA takes every value of a trigger as text.
 RABBITMQ = exactly(
@@ -44,14 +66,14 @@ RABBITMQ = exactly(
 )
 TRIGGER = exactly(
     {"type": {"const": "rabbitmq"}, "metadata": RABBITMQ},
-    {"name": TEXT, "authenticationRef": exactly({"name": NAME}, {"kind": {"enum": ["TriggerAuthentication", "ClusterTriggerAuthentication"]}})},
+    {"name": TEXT, "authenticationRef": exactly({"name": NAME})},
 )
 
 SCHEMAS = {
     ("keda.sh/v1alpha1", "ScaledObject"): exactly(
         {
-            "scaleTargetRef": exactly({"name": NAME}, {"apiVersion": TEXT, "kind": TEXT, "envSourceContainerName": NAME}),
-            "triggers": {"type": "array", "items": TRIGGER, "minItems": 1},
+            "scaleTargetRef": exactly({"name": NAME}, {"apiVersion": TEXT, "kind": TEXT}),
+            "triggers": some(TRIGGER),
         },
         {
             "pollingInterval": SECONDS,
@@ -73,24 +95,12 @@ SCHEMAS = {
         },
     ),
     ("keda.sh/v1alpha1", "TriggerAuthentication"): exactly(
-        {
-            "secretTargetRef": {
-                "type": "array",
-                "items": exactly({"parameter": TEXT, "name": NAME, "key": TEXT}),
-                "minItems": 1,
-            }
-        }
+        {"secretTargetRef": some(exactly({"parameter": TEXT, "name": NAME, "key": TEXT}))}
     ),
     ("monitoring.coreos.com/v1", "ServiceMonitor"): exactly(
         {
             "selector": exactly({"matchLabels": TEXTS}),
-            "endpoints": {
-                "type": "array",
-                "items": exactly(
-                    {"port": TEXT}, {"path": TEXT, "interval": DURATION, "scrapeTimeout": DURATION, "scheme": {"enum": ["http", "https"]}}
-                ),
-                "minItems": 1,
-            },
+            "endpoints": some(exactly({"port": TEXT}, {"path": TEXT, "interval": DURATION, "scrapeTimeout": DURATION})),
         },
         {"namespaceSelector": exactly({"matchNames": {"type": "array", "items": NAME}})},
     ),
@@ -102,6 +112,7 @@ def validate(document):
     kind = (document["apiVersion"], document["kind"])
     if kind not in SCHEMAS:
         return False
-    whole = exactly({"apiVersion": {"const": kind[0]}, "kind": {"const": kind[1]}, "metadata": METADATA, "spec": SCHEMAS[kind]})
+    head = {"apiVersion": {"const": kind[0]}, "kind": {"const": kind[1]}, "metadata": METADATA}
+    whole = exactly(head | {"spec": SCHEMAS[kind]})
     jsonschema.Draft202012Validator(whole).validate(document)
     return True

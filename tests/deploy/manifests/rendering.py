@@ -15,7 +15,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
-CLOUDS = {"gke": {"GCS_BUCKET_NAME": "some-bucket"}, "eks": {"S3_BUCKET_NAME": "some-bucket", "S3_REGION": "eu-central-1"}}
+# What an overlay must say beside the component of its cloud.
+CLOUDS = {
+    "gke": {"GCS_BUCKET_NAME": "some-bucket"},
+    "eks": {"S3_BUCKET_NAME": "some-bucket", "S3_REGION": "eu-central-1"},
+}
 COMPONENTS = sorted({path.name for path in (FOLDER / "components").iterdir()} - set(CLOUDS))
 COMBINATIONS = [
     (cloud, *chosen)
@@ -31,7 +35,7 @@ def renderer():
     for command in (("kustomize", "build"), ("kubectl", "kustomize")):
         if shutil.which(command[0]):
             return command
-    pytest.skip("nothing was rendered: neither kustomize nor kubectl is on PATH; only the files themselves were checked")
+    pytest.skip("not rendered: neither kustomize nor kubectl is on PATH; only the files themselves were checked")
 
 
 def render(folder):
@@ -61,6 +65,15 @@ def compose(combination, folder):
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return render(folder)
+
+
+def documents(which, folder):
+    """Renders an overlay by its name, or a combination by its components."""
+    return overlay(which) if isinstance(which, str) else compose(which, folder)
+
+
+def title(which):
+    return which if isinstance(which, str) else "+".join(which)
 
 
 def written():
