@@ -63,13 +63,17 @@ def test_the_archive_holds_what_an_installation_needs(made, program, tmp_path):
         members = {member.name: member for member in tar}
         tar.extractall(tmp_path, filter="fully_trusted")
     for name in ["filestorage", "LICENSE", "README.md", "CHANGELOG.md", "docs/systemd.md", "filestorage.example.toml",
-                 "schemas/event.json", "systemd/filestorage.service", "systemd/filestorage@.service", "systemd/broker-url"]:
+                 "schemas/event.json", "THIRD-PARTY-LICENSES.txt", "systemd/filestorage.service", "systemd/filestorage@.service", "systemd/broker-url"]:
         assert f"{top}/{name}" in members
     for member in members.values():
         assert (member.uid, member.gid, member.mtime) == (0, 0, EPOCH), member
         private = member.name == f"{top}/systemd/broker-url"
         executable = member.isdir() or member.name == f"{top}/filestorage"
         assert member.mode == (0o600 if private else 0o755 if executable else 0o644), member
+    licences = (tmp_path / top / "THIRD-PARTY-LICENSES.txt").read_text()
+    for name in ["lapin", "tokio", "aws-lc-sys", "zstd-sys", "tikv-jemalloc-sys"]:
+        assert re.search(rf"\b{name} \d", licences), name
+    assert str(ROOT) not in licences
     assert (tmp_path / top / "filestorage").read_bytes() == program.read_bytes()
     said = subprocess.run([tmp_path / top / "filestorage", "--version"], capture_output=True, text=True, check=True).stdout
     assert top.startswith(said.strip().replace(" ", "-"))
