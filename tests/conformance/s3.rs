@@ -291,8 +291,8 @@ async fn a_bucket_that_cannot_be_used_is_never_an_empty_one() {
         change(&mut options);
         S3::open(options).unwrap()
     };
-    let missing = with(|options| options.bucket = "no-such-bucket".to_owned());
-    all_fail(&missing, ErrorKind::Invalid, "aws s3 mb s3://no-such-bucket").await;
+    let missing = with(|options| options.bucket = "filestorage-test-missing".to_owned());
+    all_fail(&missing, ErrorKind::Invalid, "aws s3 mb s3://filestorage-test-missing").await;
     let wrong = with(|options| drop(options.aws.insert("AWS_SECRET_ACCESS_KEY".to_owned(), "other-secret".to_owned())));
     all_fail(&wrong, ErrorKind::Denied, "AWS_SECRET_ACCESS_KEY").await;
     let away = with(|options| options.endpoint = Some("http://127.0.0.1:1".to_owned()));
