@@ -136,6 +136,7 @@ pub async fn run(
             }
             Err(error) => {
                 doubted = false;
+                bench.readiness.set_started();
                 error.to_string()
             }
         };
@@ -180,6 +181,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<
         "worker ready"
     );
     bench.readiness.set(Component::Worker, Condition::Ready);
+    bench.readiness.set_started();
     Ok(Shift::new(bench, session, deliveries, settler))
 }
 
