@@ -14,7 +14,8 @@ pub(super) fn certificates(path: &Path) -> Result<String> {
 pub(super) fn key(path: &Path) -> Result<String> {
     let text = read(path)?;
     if block(&text, "ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
-        let mend = "is protected by a pass phrase, which nobody could enter; write it without: openssl pkey -in … -out …";
+        let mend =
+            "is protected by a pass phrase, which nobody could enter; write it without: openssl pkey -in … -out …";
         return Err(fault(path, mend));
     }
     let known = ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"];

@@ -185,6 +185,7 @@ def test_a_folder_that_cannot_be_made_stops_the_start(site):
     assert str(site.storage) in text_of(done)
 
 
+@pytest.mark.full_rights("a worker with all rights makes the queues first")
 def test_a_user_who_may_only_consume_and_publish_is_enough(site):
     site.start().stop()
     user = f"plain-{site.vhost}"
@@ -200,6 +201,7 @@ def test_a_user_who_may_only_consume_and_publish_is_enough(site):
         site.broker.ctl("delete_user", user)
 
 
+@pytest.mark.full_rights("the producer makes the queue")
 @pytest.mark.parametrize("kind", ["quorum", "priority"])
 def test_a_queue_declared_by_the_producer_is_taken_as_it_is(site, kind):
     arguments = {"quorum": {"x-queue-type": "quorum"}, "priority": {"x-max-priority": 10}}[kind]
@@ -214,6 +216,7 @@ def test_a_queue_declared_by_the_producer_is_taken_as_it_is(site, kind):
     assert site.call("retrieve", "k/49") == 49
 
 
+@pytest.mark.full_rights("the worker makes the queue again")
 def test_a_queue_that_is_deleted_comes_back(site):
     worker = site.start()
     site.call("store", "k", 1)
