@@ -1,47 +1,36 @@
 """TLS to a real RabbitMQ that asks for client certificates, with certificates made here."""
 
-import os
 import shutil
-import socket
 import ssl
 
 import pytest
 
 from certificates import Authority
-from harness import Broker, Site, wait_until
+from harness import Site, wait_until
+from private import PrivateBroker, free_port
 
 # What the broker's own log would repeat for a minute is told within this.
 SOON = 30
 
 
-class Encrypted(Broker):
-    """A node of its own with a plain listener for rabbitmqctl's sake and one that takes known certificates only."""
+class Encrypted(PrivateBroker):
+    """A node with a plain listener for the test's own sake and one that takes known certificates only."""
 
     def __init__(self, folder):
         self.folder = folder
         self.authority, self.foreign = Authority(folder, "authority"), Authority(folder, "foreign")
         self.show_server("localhost", "127.0.0.1")
         self.client = self.authority.sign("client")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.tls_port = free.getsockname()[1]
-        settings = folder / "tls.conf"
-        options = {
-            "cacertfile": self.authority.file, "certfile": folder / "server.pem", "keyfile": folder / "server.key",
-            "verify": "verify_peer", "fail_if_no_peer_cert": "true",
-        }  # fmt: skip
-        lines = [f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}"]
-        settings.write_text("\n".join(lines + [f"ssl_options.{name} = {value}" for name, value in options.items()]) + "\n")
-        os.environ.update(DEV_BROKER_CONF=str(settings))
-        given = {name: os.environ.pop(name) for name in ("FILESTORAGE_TEST_BROKER_URL", "FILESTORAGE_TEST_RABBITMQCTL") if name in os.environ}
-        kept = os.environ.get("DEV_BROKER_DIR")
-        os.environ["DEV_BROKER_DIR"] = str(folder / "broker")
-        try:
-            super().__init__()
-        finally:
-            os.environ.update(given)
-            del os.environ["DEV_BROKER_CONF"], os.environ["DEV_BROKER_DIR"]
-            if kept is not None:
-                os.environ["DEV_BROKER_DIR"] = kept
+        self.tls_port = free_port()
+        settings = {
+            "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
+            "ssl_options.cacertfile": self.authority.file,
+            "ssl_options.certfile": folder / "server.pem",
+            "ssl_options.keyfile": folder / "server.key",
+            "ssl_options.verify": "verify_peer",
+            "ssl_options.fail_if_no_peer_cert": "true",
+        }
+        super().__init__(folder, settings)
 
     def show_server(self, *hosts, authority=None, expired=False):
         """Gives the broker another certificate."""
