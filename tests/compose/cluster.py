@@ -12,7 +12,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from harness import ROOT, wait_until
-from stack import Stack, docker
+from stack import Stack
 
 BROKERS = ("rabbitmq1", "rabbitmq2", "rabbitmq3")
 WORKERS = ("worker1", "worker2", "worker3")
@@ -98,9 +98,9 @@ class Cluster(Stack):
     def wait_synced(self, timeout=120):
         wait_until(lambda: self.pending() == 0, timeout, lambda: f"the sync: {self.pending()} wait", step=0.2)
 
-    def operations(self):
-        """How many storage operations each worker has done since it started."""
-        return {worker: operations(self.http(worker, "/metrics")) for worker in WORKERS}
+    def commands(self):
+        """How many commands each worker has answered since it started."""
+        return {worker: commands(self.http(worker, "/metrics")) for worker in WORKERS}
 
     def upgrade(self, worker, image):
         """Replaces a worker's container by one of another image."""
@@ -114,11 +114,6 @@ class Cluster(Stack):
         return storage.Client("filestorage", AnonymousCredentials(), client_options=endpoint).bucket(BUCKET)
 
 
-def operations(metrics):
-    """The sum of a worker's finished operations in Prometheus' text."""
-    return int(sum(float(value) for value in re.findall(r"^filestorage_operations_total\{[^}]*\} (\S+)$", metrics, re.M)))
-
-
-def restart(cluster, service, seconds=60):
-    """Stops a container as an operator does, with its grace, and starts it again."""
-    docker("restart", "-t", str(seconds), cluster.container(service))
+def commands(metrics):
+    """The sum of a worker's commands in Prometheus' text."""
+    return int(sum(float(value) for value in re.findall(r"^filestorage_commands_total\{[^}]*\} (\S+)$", metrics, re.M)))

@@ -11,9 +11,11 @@ import random
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from celery import Celery
-from kombu import Connection, Consumer, Queue
+from google.cloud.exceptions import NotFound
+from kombu import Consumer, Queue
 
 from ledger import ABSENT, UNKNOWN, Command, Ledger
 
@@ -21,6 +23,7 @@ from ledger import ABSENT, UNKNOWN, Command, Ledger
 MIX = {"new": 40, "overwrite": 20, "retrieve": 20, "delete": 8, "stat": 5, "exists": 5, "list_keys": 2}
 HOT_KEYS = 5
 CONFIRM_SECONDS = 30
+TRIES = 20
 REPLY_EXPIRES_MS = 900_000
 
 
@@ -58,16 +61,20 @@ class Load:
         self._lock = threading.Lock()
         self._keys, self._busy, self._versions, self._open = [], set(), {}, set()
         self._next = 0.0
+        self._mine, self._producers = threading.local(), []
+        self.begun = self.clock()
         with self._connect() as connection:
             self._reply_queue(connection.default_channel).declare()
-        self._threads = [threading.Thread(target=self._consume, name="replies", daemon=True)]
+        self._replies = threading.Thread(target=self._consume, name="replies", daemon=True)
         self._senders = [threading.Thread(target=self._send, name=f"sender {n}", daemon=True) for n in range(senders)]
-        self._threads[0].start()
+        self._replies.start()
+
+    clock = staticmethod(time.monotonic)
 
     # --- steering ---------------------------------------------------------------------------------------------------
 
     def start(self):
-        self.begun = time.monotonic()
+        self.begun = self.clock()
         self.sending.set()
         for thread in self._senders:
             thread.start()
@@ -94,7 +101,7 @@ class Load:
         self.sending.clear()
         for thread in self._senders:
             thread.join(CONFIRM_SECONDS * 2)
-        self.stopped = time.monotonic()
+        self.stopped = self.clock()
 
     def drain(self, timeout=120):
         """Waits for the answer to everything that was confirmed; whoever waits after `timeout` waits for ever."""
@@ -106,8 +113,8 @@ class Load:
     def read_back(self, timeout=120):
         """Retrieves every key through the workers; returns value by key, UNKNOWN where no usable answer came."""
         keys = self.ledger.keys()
-        with self._producer() as producer:
-            asked = {key: self._publish(producer, "retrieve", key, ABSENT, [key]) for key in keys}
+        with ThreadPoolExecutor(len(self._senders)) as pool:
+            asked = dict(zip(keys, pool.map(self._retrieve, keys)))
         self.drain(timeout)
         found = {}
         for key, command in asked.items():
@@ -118,8 +125,9 @@ class Load:
     def close(self):
         self.sending.clear()
         self._end.set()
-        for thread in self._threads:
-            thread.join(10)
+        self._replies.join(10)
+        for producer in self._producers:
+            hang_up(producer)
         try:
             with self._connect() as connection:
                 self._reply_queue(connection.default_channel).delete()
@@ -138,59 +146,59 @@ class Load:
         return self.app.amqp.Producer(self._connect(), auto_declare=False)
 
     def _send(self):
-        producer = None
         while self.sending.is_set():
-            if not self._may_send():
+            if self._may_send():
+                self._until_confirmed(*self._draw())
+            else:
                 time.sleep(0.002)
-                continue
-            op, key, args, kwargs = self._draw()
-            for _ in range(20):  # an unconfirmed command is sent again, as another command
-                try:
-                    producer = producer or self._producer()
-                except Exception as error:  # noqa: BLE001 - any way of failing to connect is the fault's doing
-                    self._trouble("no connection", error)
-                    continue
-                value = ABSENT
-                if op == "store":
-                    value, args = self._another(key)
-                if self._publish(producer, op, key, value, args, kwargs) is not None:
-                    break
-                # A late confirm on this channel would be taken for that of the next publish.
-                hang_up(producer.connection)
-                producer = None
-        if producer is not None:
-            hang_up(producer.connection)
 
-    def _publish(self, producer, op, key, value, args, kwargs=None):
-        """Publishes one command and waits for its confirm; None when that did not come."""
-        command = Command(str(uuid.uuid4()), op, key, value, time.monotonic())
+    def _retrieve(self, key):
+        return self._until_confirmed("retrieve", key, [key], {})
+
+    def _until_confirmed(self, op, key, args, kwargs):
+        """Sends a command, and another one like it for each that is not confirmed; returns the last, or None."""
+        for _ in range(TRIES):
+            value = ABSENT
+            if op == "store":
+                value, args = self._another(key)
+            command = Command(str(uuid.uuid4()), op, key, value, self.clock())
+            try:
+                self._publish(command, args, kwargs)
+                self.ledger.confirm(command.id)
+                return command
+            except Exception as error:  # noqa: BLE001 - whatever it was, there is no confirm
+                self._trouble(f"{op} not confirmed", error)
+                with self._lock:
+                    self._open.discard(command.id)
+                # A late confirm on this channel would be taken for that of the next publish.
+                hang_up(self._mine.__dict__.pop("producer", None))
+        return None
+
+    def _publish(self, command, args, kwargs):
+        """Publishes one command on this thread's own connection and waits for the confirm."""
+        if not hasattr(self._mine, "producer"):
+            self._mine.producer = self.app.amqp.Producer(self._connect(), auto_declare=False)
+            with self._lock:
+                self._producers.append(self._mine.producer)
+        command.sent = self.clock()
         self.ledger.send(command)
         with self._lock:
             self._open.add(command.id)
-        try:
-            self.app.send_task(
-                f"filestorage.{op}",
-                args,
-                kwargs or {},
-                task_id=command.id,
-                reply_to=self.reply_to,
-                producer=producer,
-                exchange="",
-                routing_key=self.queue,
-                declare=[],
-                confirm_timeout=CONFIRM_SECONDS,
-                retry=False,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever it was, there is no confirm
-            self._trouble(f"{op} not confirmed", error)
-            with self._lock:
-                self._open.discard(command.id)
-            return None
-        self.ledger.confirm(command.id)
-        return command
+        self.app.send_task(
+            f"filestorage.{command.op}",
+            args,
+            kwargs,
+            task_id=command.id,
+            reply_to=self.reply_to,
+            producer=self._mine.producer,
+            exchange="",
+            routing_key=self.queue,
+            confirm_timeout=CONFIRM_SECONDS,
+            retry=False,
+        )
 
     def _trouble(self, what, error):
-        self.troubles.append(f"{time.monotonic() - self.begun:.1f} s: {what}: {type(error).__name__} {str(error)[:120]}")
+        self.troubles.append(f"{self.clock() - self.begun:.1f} s: {what}: {type(error).__name__} {str(error)[:120]}")
 
     def _may_send(self):
         """Holds the rate, and the number of commands that wait at once."""
@@ -264,7 +272,7 @@ class Load:
     def _on_reply(self, reply, message):
         id = message.properties.get("correlation_id")
         again = bool(message.delivery_info.get("redelivered"))
-        command = self.ledger.answer(id, time.monotonic(), reply["status"], reply["result"], again)
+        command = self.ledger.answer(id, self.clock(), reply["status"], reply["result"], again)
         message.ack()
         with self._lock:
             self._open.discard(id)
@@ -272,20 +280,16 @@ class Load:
                 self._busy.discard(command.key)
 
 
-def hang_up(connection):
-    """Closes a connection that may be broken."""
+def hang_up(producer):
+    """Closes the connection of a producer, which may be broken or None."""
     try:
-        connection.close()
+        producer.connection.close()
     except Exception:  # noqa: BLE001, S110 - it is gone either way
         pass
 
 
 def direct(bucket, keys, threads=8):
     """Reads the keys straight from a bucket of google-cloud-storage; bytes by key, None for nothing."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from google.cloud.exceptions import NotFound
-
     def read(key):
         try:
             return key, bucket.blob(key).download_as_bytes(raw_download=True)
