@@ -128,7 +128,10 @@ class Ledger:
 
 
 class Verdict:
-    """What is to be said of a run. `lost`, `doubled`, `wrong` and `unanswered` are lists of sentences: empty is good."""
+    """What is to be said of a run. `lost`, `doubled`, `wrong` and `unanswered` are lists of sentences: empty is good.
+
+    `legal_errors` are those that a read may answer under the fault; no write may fail.
+    """
 
     def __init__(self, commands, strangers, legal_errors):
         self.commands = commands
@@ -158,7 +161,7 @@ class Verdict:
         if first.status != "SUCCESS":
             error = first.result.get("exc_type") if isinstance(first.result, dict) else repr(first.result)
             self.errors[error] += 1
-            if error not in self.legal_errors:
+            if command.writes or error not in self.legal_errors:
                 self.wrong.append(f"{command.op} {command.key} ({command.id}) answered {brief(first)}")
             return
         fault = getattr(self, f"_{command.op}")(command, first.result)

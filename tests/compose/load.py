@@ -122,6 +122,16 @@ class Load:
             found[key] = command.first.result if good else UNKNOWN
         return found
 
+    def verdict(self, bucket, errors=frozenset(), timeout=120):
+        """Compares every key with the ledger, as the workers give it and as it lies in the bucket."""
+        kept = self.read_back(timeout)
+        verdict = self.ledger.judge(errors)
+        for key, value in kept.items():
+            verdict.settle(key, value, "the workers")
+        for key, data in direct(bucket, kept).items():
+            verdict.settle_bytes(key, data, "the bucket")
+        return verdict
+
     def close(self):
         self.sending.clear()
         self._end.set()
@@ -134,6 +144,13 @@ class Load:
         except Exception as error:  # noqa: BLE001 - the queue expires by itself
             self.troubles.append(f"reply queue not deleted: {error!r}")
         self.app.close()
+
+    def plant_reply(self, id, result):
+        """Sends a reply as a worker would: for a test of the ledger."""
+        with self._connect() as connection, connection.Producer() as producer:
+            reply = {"task_id": id, "status": "SUCCESS", "result": result, "traceback": None, "children": []}
+            producer.publish(reply, exchange="", routing_key=self.reply_to, correlation_id=id, serializer="json")
+        self._wait(lambda: len(self.ledger.commands[id].answers) > 1, 20, "the planted reply")
 
     # --- sending ----------------------------------------------------------------------------------------------------
 

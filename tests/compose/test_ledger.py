@@ -187,8 +187,16 @@ def test_who_is_never_answered_is_named(book):
     assert [command.id for command in book.waiting()] == [id]
 
 
-def test_an_error_is_wrong_unless_the_fault_explains_it(book):
-    book.reply(book.ask("retrieve"), {"exc_type": "StorageUnavailable", "exc_message": ["away"]}, "FAILURE")
+AWAY = {"exc_type": "StorageUnavailable", "exc_message": ["away"]}
+
+
+def test_a_write_may_not_fail(book):
+    book.reply(book.ask("store", value="one"), AWAY, "FAILURE")
+    assert len(book.judge({"StorageUnavailable"}).wrong) == 1
+
+
+def test_an_error_of_a_read_is_wrong_unless_the_fault_explains_it(book):
+    book.reply(book.ask("retrieve"), AWAY, "FAILURE")
     assert len(book.judge().wrong) == 1
     assert book.judge({"StorageUnavailable"}).faults() == []
     assert book.judge({"StorageUnavailable"}).errors == {"StorageUnavailable": 1}
