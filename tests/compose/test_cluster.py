@@ -10,6 +10,7 @@ from typing import Callable
 import pytest
 
 from cluster import BROKERS, QUEUE, WORKERS, Cluster
+from harness import wait_until
 from images import worker_image
 from ledger import ABSENT, table
 from load import Load
@@ -97,8 +98,9 @@ def broker_paused(cluster, load, lost):
 
 def bucket_cut(cluster, load, lost):
     networks = cluster.disconnect("gcs")
+    # The first attempts wait for their time-out, the rest finds the breaker open.
+    wait_until(cluster.pending, PATIENCE, "a write that waits for the bucket", 0.2)
     load.wait_flowing(ANSWERS)
-    assert cluster.pending() > 0
     cluster.connect("gcs", networks)
     load.wait_flowing(ANSWERS)
     cluster.wait_synced(PATIENCE)
