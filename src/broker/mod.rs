@@ -14,6 +14,7 @@ mod ledger;
 mod options;
 mod pool;
 mod publish;
+mod rights;
 mod scrubber;
 mod session;
 mod state;

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Two connections that live and die together; dropping it closes both, whoever still holds a part of it.
 #[derive(Debug)]
 pub struct Session {
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
     publisher: Publisher,
 }
 

@@ -160,6 +160,8 @@ async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
 /// Opens a session, sees to our own queues and begins to consume.
 async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<'b>, Error> {
     let session = Session::open(broker).await?;
+    // Without it every command would be done and none answered.
+    session.may_answer().await?;
     let topology = session.topology();
     note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
     if bench.options.events {

@@ -92,8 +92,10 @@ impl Parcel {
             (Err(PublishError::Refused { code, text }), _) if role == Role::Dead => {
                 Verdict::Held(format!("the dead copy is refused: {code} {text}"))
             }
+            // Only for want of the right to answer at all: whoever has it shall find the command.
+            (Err(PublishError::Refused { code: 403, text }), _) if role == Role::Reply => Verdict::Lost(text),
             (Err(PublishError::Refused { code, text }), _) => Verdict::Refused(role, format!("{code} {text}")),
-            (Err(PublishError::Lost(_)), _) => Verdict::Lost,
+            (Err(PublishError::Lost(_)), _) => Verdict::Lost("a publication was not confirmed".to_owned()),
         };
         match &verdict {
             Verdict::Fine => self.replied |= role == Role::Reply,
@@ -216,7 +218,7 @@ enum Verdict {
     Unrouted(Role),
     Held(String),
     Refused(Role, String),
-    Lost,
+    Lost(String),
 }
 
 impl Verdict {
@@ -227,7 +229,7 @@ impl Verdict {
             Self::Unrouted(_) => 2,
             Self::Held(_) => 3,
             Self::Refused(..) => 4,
-            Self::Lost => 5,
+            Self::Lost(_) => 5,
         }
     }
 
@@ -248,8 +250,8 @@ impl Batch {
             match slot {
                 Slot::Own { parcel, role, kept } => {
                     let verdict = self.parcels[parcel].taken(role, kept, answer);
-                    if let Verdict::Lost = verdict {
-                        answered.lost = Some("a publication was not confirmed".to_owned());
+                    if let Verdict::Lost(reason) = &verdict {
+                        answered.lost = Some(reason.clone());
                     }
                     verdicts[parcel].worsen(verdict);
                 }
@@ -267,8 +269,8 @@ impl Batch {
                         answered.events_refused = Some(format!("{code} {text}"));
                     }
                     Err(PublishError::Lost(reason)) => {
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost(reason.clone())));
                         answered.lost = Some(reason);
-                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost));
                     }
                 },
             }
@@ -281,7 +283,7 @@ impl Batch {
                 Verdict::Held(reason) => answered.held.push((parcel, reason)),
                 Verdict::Unrouted(role) => answered.unrouted.push((parcel, role)),
                 Verdict::Refused(role, text) => answered.refused.push((parcel, role, text)),
-                Verdict::Lost => drop(parcel),
+                Verdict::Lost(_) => drop(parcel),
             }
         }
         answered

@@ -17,6 +17,7 @@ import botocore.exceptions
 
 from harness import BINARY, ROOT, Site, events_of, wait_until
 
+ROLE = ROOT / "deploy" / "bucket" / "gcs-role.yaml"
 PROXY = ROOT / "tests" / "support" / "fault_proxy.py"
 
 
@@ -28,6 +29,12 @@ def http(method, url, body=None, headers=None, timeout=20):
             return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()
+
+
+def gcs_role():
+    """The permissions in deploy/bucket/gcs-role.yaml."""
+    listed = ROLE.read_text().split("\nincludedPermissions:\n")[1]
+    return [line[2:] for line in listed.splitlines() if line.startswith("- ")]
 
 
 class Server:
@@ -115,8 +122,10 @@ class GcsServer(Server):
 class FaultProxy:
     """tests/support/fault_proxy.py before a server; see its head for rules and control."""
 
-    def __init__(self, upstream, enforce=None, keep_host=False):
+    def __init__(self, upstream, enforce=None, keep_host=False, permit=(), on=()):
         command = [sys.executable, str(PROXY), "--upstream", upstream, "--until-eof"]
+        if permit:
+            command += ["--permit", ",".join(permit), "--on", ",".join(on)]
         if enforce:
             command += ["--enforce", enforce]
         if keep_host:
@@ -180,7 +189,9 @@ class S3Server(Server):
     """SeaweedFS; what the tests look at behind the worker's back goes through boto3, a tool that is not ours."""
 
     script, variable = "dev-s3", "FILESTORAGE_TEST_S3_URL"
-    access_key, secret_key, region = "test", "test-secret", "us-east-1"
+    region = "us-east-1"
+    access_key, secret_key = "test", "test-secret"  # of the administrator, who makes and empties buckets
+    worker_access_key, worker_secret_key = "worker", "worker-secret"  # of deploy/bucket/s3-policy.json
 
     def __init__(self):
         super().__init__()
@@ -201,7 +212,7 @@ class S3Server(Server):
     def bucket(self):
         """An empty bucket. One that is new makes SeaweedFS set room aside, of which it has little and which takes long."""
         if not self._free:
-            self._free.append(f"e2e-{uuid.uuid4().hex[:12]}")
+            self._free.append(f"filestorage-test-{uuid.uuid4().hex[:12]}")
             self._made.append(self._free[-1])
             self.client.create_bucket(Bucket=self._free[-1])
         return self._free.pop()
@@ -248,13 +259,15 @@ class S3Server(Server):
 class BucketSite(Site):
     """A site whose workers keep their values in a bucket behind a fault proxy."""
 
-    def __init__(self, broker, folder, server, *, enforce=True, bucket=None):
-        super().__init__(broker, folder)
+    def __init__(self, broker, folder, server, *, enforce=True, bucket=None, permit=None, **rights):
+        super().__init__(broker, folder, **rights)
         self.kind = "gcs" if isinstance(server, GcsServer) else "s3"
         self.server = server
         self._own_bucket = bucket is None
         self.bucket = bucket or server.bucket()
-        self.proxy = FaultProxy(server.url, self.kind if enforce else None, keep_host=self.kind == "s3")
+        # Workers may do in the bucket what deploy/bucket/ says, and nothing else; an S3 server sees to it itself.
+        role = {"permit": gcs_role() if permit is None else permit} if self.kind == "gcs" else {}
+        self.proxy = FaultProxy(server.url, self.kind if enforce else None, keep_host=self.kind == "s3", **role)
 
     def env(self, **extra):
         if self.kind == "gcs":
@@ -264,8 +277,8 @@ class BucketSite(Site):
                 "S3_BUCKET_NAME": self.bucket,
                 "S3_ENDPOINT_URL": self.proxy.url,
                 "S3_REGION": self.server.region,
-                "AWS_ACCESS_KEY_ID": self.server.access_key,
-                "AWS_SECRET_ACCESS_KEY": self.server.secret_key,
+                "AWS_ACCESS_KEY_ID": self.server.worker_access_key,
+                "AWS_SECRET_ACCESS_KEY": self.server.worker_secret_key,
             }
         # An attempt at a server on this machine takes milliseconds; what hangs is given up soon.
         return super().env(**{"TIMEOUT_SECONDS": 5, **bucket, **extra})

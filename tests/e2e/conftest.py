@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from buckets import BucketSite, GcsServer, S3Server
-from harness import BINARY, Broker, Site
+from harness import BINARY, LEAST_PRIVILEGE, Broker, Site
 
 
 def pytest_sessionstart(session):
@@ -13,6 +13,11 @@ def pytest_sessionstart(session):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not session.config.option.collectonly and not BINARY.exists():
         raise pytest.UsageError(f"{BINARY} does not exist; run: cargo build")
+
+
+def full_rights(request):
+    """Whether a test is marked so: `full_rights("why")`."""
+    return not LEAST_PRIVILEGE or request.node.get_closest_marker("full_rights") is not None
 
 
 @pytest.fixture(scope="session")
@@ -39,17 +44,17 @@ def s3():
 
 
 @pytest.fixture
-def bucket_site(broker, gcs, tmp_path):
+def bucket_site(request, broker, gcs, tmp_path):
     """A site of its own on a bucket of its own in Cloud Storage's emulator, behind a fault proxy; no worker yet."""
-    site = BucketSite(broker, tmp_path, gcs)
+    site = BucketSite(broker, tmp_path, gcs, full_rights=full_rights(request))
     yield site
     site.close()
 
 
 @pytest.fixture(scope="module")
-def shared(broker, tmp_path_factory):
+def shared(request, broker, tmp_path_factory):
     """A site with a running worker that the tests of one file share; each uses keys of its own."""
-    site = Site(broker, tmp_path_factory.mktemp("shared"))
+    site = Site(broker, tmp_path_factory.mktemp("shared"), full_rights(request))
     try:
         worker = site.start()
         yield site
@@ -59,9 +64,9 @@ def shared(broker, tmp_path_factory):
 
 
 @pytest.fixture
-def site(broker, tmp_path):
-    """A site of its own: empty vhost, empty folder, no worker yet."""
-    site = Site(broker, tmp_path)
+def site(request, broker, tmp_path):
+    """A site of its own: a vhost without messages, an empty folder, no worker yet."""
+    site = Site(broker, tmp_path, full_rights(request))
     yield site
     site.close()
 

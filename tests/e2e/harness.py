@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,11 +26,15 @@ from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("FILESTORAGE_BIN", ROOT / "target" / "debug" / "filestorage"))
+ROLES = ("worker", "producer", "monitor")
 TIMEOUT = 20.0  # seconds any single answer may take before the test calls it lost
 QUEUE = "filestorage"
 DEAD = "filestorage.dead"
 METRICS = "filestorage.metrics"
 LOCKS = "#locks"
+# Workers and clients log in as users who may do no more than they must, as deploy/rabbitmq/definitions says; `0` turns it
+# off. A test marked `full_rights` gets an empty vhost, in which everybody is the broker's own user.
+LEAST_PRIVILEGE = os.environ.get("FILESTORAGE_TEST_LEAST_PRIVILEGE", "1") != "0"
 
 # Celery takes these before what its application says; the tests name their broker themselves.
 for inherited in [name for name in os.environ if name.startswith("CELERY_")]:
@@ -80,8 +86,10 @@ class Broker:
         self.port = int(port)
         # Only what deploy/dev-broker started can be restarted; a broker given from outside is left alone.
         self.can_restart = any(part.endswith("dev-broker") for part in self._ctl)
-        self._vhosts = []
+        self._vhosts = {True: [], False: []}
         self._made = []
+        self.prefix = f"e2e-{uuid.uuid4().hex[:8]}-"
+        self._users = []
 
     def _run(self, *args):
         done = subprocess.run(
@@ -101,21 +109,52 @@ class Broker:
     def url(self, vhost, user=None, password=None):
         return f"amqp://{user or self.user}:{password or self.password}@{self.host}:{self.port}/{vhost}"
 
-    def new_vhost(self):
-        """Hands out an empty vhost; several are made at a time because each rabbitmqctl costs half a second."""
-        if not self._vhosts:
-            names = [f"e2e-{uuid.uuid4().hex[:8]}" for _ in range(6)]
+    def least(self, vhost, role):
+        """The URL of the user `worker`, `producer` or `monitor` of `definitions`."""
+        return self.url(vhost, user=self.prefix + role, password=self.prefix + role)
+
+    def definitions(self, vhost, *options):
+        """What deploy/rabbitmq/definitions prints, for users whose names are this run's own."""
+        command = [str(ROOT / "deploy" / "rabbitmq" / "definitions"), "--queue-type", "classic", "--vhost", vhost, *options]
+        with tempfile.TemporaryDirectory() as passwords:
+            for role in ROLES:
+                (Path(passwords) / role).write_text(f"{self.prefix}{role}\n")
+            done = subprocess.run([*command, "--passwords", passwords], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        what = json.loads(done.stdout)
+        for user in what["users"]:
+            user["name"] = self.prefix + user["name"]
+        for permission in what["permissions"]:
+            permission["user"] = self.prefix + permission["user"]
+        self._users = [user["name"] for user in what["users"]]
+        return what
+
+    @staticmethod
+    def _import(what):
+        text = base64.b64encode(json.dumps(what, separators=(",", ":")).encode()).decode()
+        return f'ok = rabbit_definitions:import_raw(base64:decode("{text}"))'
+
+    def import_definitions(self, what):
+        """Imports them as `rabbitmqctl import_definitions` does, which wants a file on the broker's side."""
+        self.ctl("eval", self._import(what) + ", ok.")
+
+    def new_vhost(self, full_rights=True):
+        """Hands out a vhost; several are made at a time because each rabbitmqctl costs half a second."""
+        pool = self._vhosts[full_rights]
+        if not pool:
+            pool += [f"e2e-{uuid.uuid4().hex[:8]}" for _ in range(6)]
             lines = []
-            for name in names:
+            for name in pool:
                 lines.append(f'ok = rabbit_vhost:add(<<"{name}">>, <<"e2e">>)')
                 lines.append(
                     f'rabbit_auth_backend_internal:set_permissions(<<"{self.user}">>, <<"{name}">>,'
                     ' <<".*">>, <<".*">>, <<".*">>, <<"e2e">>)'
                 )
+                if not full_rights:
+                    lines.append(self._import(self.definitions(name)))
             self.ctl("eval", ", ".join(lines) + ", ok.")
-            self._vhosts = names
-            self._made += names
-        return self._vhosts.pop()
+            self._made += pool
+        return pool.pop()
 
     def restart(self):
         self._run("restart")
@@ -137,8 +176,12 @@ class Broker:
         if self._own:
             self._run("stop")
         elif self._made:
-            names = ", ".join(f'<<"{name}">>' for name in self._made)
-            self.ctl("eval", f'[catch rabbit_vhost:delete(V, <<"e2e">>) || V <- [{names}]], ok.')
+            names, users = (", ".join(f'<<"{name}">>' for name in some) for some in (self._made, self._users))
+            self.ctl(
+                "eval",
+                f'[catch rabbit_vhost:delete(V, <<"e2e">>) || V <- [{names}]],'
+                f' [catch rabbit_auth_backend_internal:delete_user(U, <<"e2e">>) || U <- [{users}]], ok.',
+            )
 
 
 class Worker:
@@ -246,12 +289,13 @@ class Worker:
 class Site:
     """A vhost, a storage folder, a Celery client and the workers on them."""
 
-    def __init__(self, broker, folder):
+    def __init__(self, broker, folder, full_rights=not LEAST_PRIVILEGE):
         self.broker = broker
         self.folder = folder
         self.storage = folder / "storage"
-        self.vhost = broker.new_vhost()
-        self.url = broker.url(self.vhost)
+        self.vhost = broker.new_vhost(full_rights)
+        self.url = broker.url(self.vhost) if full_rights else broker.least(self.vhost, "worker")
+        self.client_url = broker.url(self.vhost) if full_rights else broker.least(self.vhost, "producer")
         self.app = self.client()
         self.workers = []
         self.wrapper = ()  # a command that runs the worker
@@ -260,7 +304,7 @@ class Site:
 
     def client(self, **settings):
         """An unmodified Celery application with the rpc:// result backend."""
-        app = Celery("e2e", broker=self.url, backend="rpc://", set_as_current=False)
+        app = Celery("e2e", broker=self.client_url, backend="rpc://", set_as_current=False)
         app.conf.update(task_default_queue=QUEUE, broker_connection_retry_on_startup=True, **settings)
         return app
 

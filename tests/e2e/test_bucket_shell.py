@@ -242,5 +242,5 @@ def test_no_secret_is_ever_said(patient):
     site = patient
     site.proxy.down()
     text = said(site.run("doctor", MAX_RETRIES=0)) + said(site.run("config")) + said(site.run("sync"))
-    assert "test-secret" not in text
+    assert "worker-secret" not in text
     assert f":{site.broker.password}@" not in text

@@ -62,14 +62,14 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     pub(crate) async fn make() -> Self {
-        let name = format!("test-{}", Uuid::new_v4().simple());
+        let name = format!("filestorage-test-{}", Uuid::new_v4().simple());
         let answer = ask(Method::PUT, &format!("{name}/"), &[], "").await;
         assert!(answer.status().is_success(), "{answer:?}");
         Self { name, folder: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn options(&self) -> S3Options {
-        let keys = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test-secret")];
+        let keys = [("AWS_ACCESS_KEY_ID", "worker"), ("AWS_SECRET_ACCESS_KEY", "worker-secret")];
         S3Options {
             bucket: self.name.clone(),
             endpoint: Some(store().url.clone()),

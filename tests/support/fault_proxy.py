@@ -2,7 +2,7 @@
 """An HTTP proxy between the program under test and its bucket: passes on, and does harm when told to.
 
     tests/support/fault_proxy.py --upstream http://127.0.0.1:4443 [--port 0] [--enforce gcs|s3]
-                                 [--keep-host] [--until-eof]
+                                 [--permit PERMISSION,…] [--on BUCKET,…] [--keep-host] [--until-eof]
 
 Plain Python 3.10, nothing to install (with google-crc32c importable, checksums of large bodies cost less). Listens on
 127.0.0.1 and prints two lines once it does:
@@ -45,8 +45,9 @@ many), "probability" and "seed". The first rule that applies is the request's.
 
 `--enforce gcs` adds what the emulator leaves out: the preconditions of uploads (of resumable ones at the end as well),
 deletes and reads, atomically for each object; declared checksums; at most 8 KiB of metadata. `--enforce s3`: declared
-checksums, at most 2 KB of metadata, and `--keep-host`: the Host header stays, since signatures cover it. `--until-eof`
-ends the proxy when its standard input ends.
+checksums, at most 2 KB of metadata, and `--keep-host`: the Host header stays, since signatures cover it. `--permit` names
+the permissions of Cloud Storage that are granted, on the buckets `--on` or on all: what needs another is answered 403.
+`--until-eof` ends the proxy when its standard input ends.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from proxy.enforce import HELD, S3, Gcs, name_inside, names_itself, object_name  # noqa: E402
+from proxy.rights import Rights  # noqa: E402
 from proxy.rules import Rules  # noqa: E402
 from proxy.wire import (  # noqa: E402
     HEAD_LIMIT,
@@ -83,8 +85,8 @@ LOG_LENGTH = 200_000
 
 
 class Proxy:
-    def __init__(self, upstream, enforce, keep_host, port):
-        self.upstream, self.enforce = upstream, enforce
+    def __init__(self, upstream, enforce, rights, keep_host, port):
+        self.upstream, self.enforce, self.rights = upstream, enforce, rights
         self.keep_host = keep_host or (enforce is not None and enforce.keep_host)
         self.rules, self.mode, self.server = Rules(), "up", None
         self.listening = bound(port)
@@ -196,6 +198,12 @@ class Proxy:
             writer.write(answer_bytes(action["status"], text.encode(), action.get("headers"), request.method))
             await writer.drain()
             return
+        refused = await self.rights.refusal(request, entry["object"]) if self.rights else None
+        if refused is not None:
+            async for _ in body:
+                pass
+            await self.refuse(refused, writer, entry)
+            return
         flip = action.get("flip")
         if flip and flip["side"] == "request":
             body = flipped(body, flip)
@@ -240,12 +248,15 @@ class Proxy:
                     self.enforce.answered(gate, answer, text)
                     upstream = text
         if refused is not None:
-            entry["status"] = int(refused[9:12])
-            self.counters["refused"] += 1
-            writer.write(refused)
-            await writer.drain()
+            await self.refuse(refused, writer, entry)
             return
         await self.deliver(request, answer, upstream, reader, writer, action, entry)
+
+    async def refuse(self, refused, writer, entry):
+        entry["status"] = int(refused[9:12])
+        self.counters["refused"] += 1
+        writer.write(refused)
+        await writer.drain()
 
     async def send(self, request, body, size):
         """Passes the request on; returns the answer's head and the connection its body is on."""
@@ -474,7 +485,8 @@ async def run(arguments):
     address = urlsplit(arguments.upstream)
     upstream = Upstream(address.hostname, address.port or 80)
     enforce = {"gcs": Gcs, "s3": S3}[arguments.enforce](upstream) if arguments.enforce else None
-    proxy = Proxy(upstream, enforce, arguments.keep_host, arguments.port)
+    rights = Rights(upstream, arguments.permit.split(","), filter(None, arguments.on.split(","))) if arguments.permit else None
+    proxy = Proxy(upstream, enforce, rights, arguments.keep_host, arguments.port)
     await proxy.listen()
     control = await asyncio.start_server(proxy.serve_control, "127.0.0.1", 0)
     print(f"ready http://127.0.0.1:{proxy.port}")
@@ -490,6 +502,8 @@ def main():
     parser.add_argument("--upstream", required=True, help="the server, http://host:port")
     parser.add_argument("--port", type=int, default=0, help="where to listen; 0 takes a free port")
     parser.add_argument("--enforce", choices=["gcs", "s3"], help="whose rules to enforce")
+    parser.add_argument("--permit", help="the permissions of Cloud Storage that are granted, joined by commas")
+    parser.add_argument("--on", default="", help="the buckets on which they are; all unless named")
     parser.add_argument("--keep-host", action="store_true", help="leave the Host header as it is")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     try:
