@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench audit clean
+.PHONY: help demo test check bench image audit clean
 
 help: ## shows this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ check: ## format, lints and docs only; needs no broker
 
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
 	@benches/run
+
+image: ## builds the container image from source; FILESTORAGE_IMAGE names it, RUST_IMAGE and RUNTIME_IMAGE its bases
+	@deploy/image/build
 
 audit: ## checks dependencies against deploy/deny.toml and the advisory database; needs cargo-deny and a network
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }

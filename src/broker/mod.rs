@@ -12,6 +12,7 @@ mod delay;
 mod error;
 mod ledger;
 mod options;
+mod pem;
 mod pool;
 mod publish;
 mod rights;

@@ -1,12 +1,13 @@
 """Fixtures: the images, and the stack of docker-compose.yml that the tests share."""
 
+import json
 import signal
 
 import pytest
 
 import images as catalogue
 from harness import BINARY
-from stack import FIGURES, Stack
+from stack import FIGURES, Stack, figure, seconds
 
 PORTS = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "GCS_PORT", "WORKER_PORT", "S3_PORT", "WORKER_S3_PORT")
 
@@ -46,6 +47,28 @@ def built(bases):
 def images(bases, built):
     """Every image by its variable, for the environment of Compose."""
     return {**bases, "FILESTORAGE_IMAGE": built[0]}
+
+
+def since_broker(stack):
+    """Seconds between the first good health check of the broker and the worker's word that it is ready."""
+    checks = json.loads(stack.inspect("rabbitmq", "{{json .State.Health.Log}}"))
+    broker = min(seconds(check["End"]) for check in checks if check["ExitCode"] == 0)
+    lines = stack.log_lines("worker")
+    return next(seconds(line["timestamp"]) for line in lines if line["message"] == "worker ready") - broker
+
+
+@pytest.fixture(scope="session")
+def stack(images):
+    """The stack that tests share who leave it as they found it: broker, both buckets, both workers, all healthy."""
+    stack = Stack("shared", images, ports=PORTS)
+    stack.profiles = ["s3", "demo"]
+    try:
+        stack.up("worker", "worker-s3")
+        stack.wait_healthy("worker", "worker-s3")
+        figure(f"compose: worker ready {since_broker(stack):.2f} s after RabbitMQ's first good health check")
+        yield stack
+    finally:
+        stack.close()
 
 
 @pytest.fixture

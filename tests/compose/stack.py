@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import uuid
+from datetime import datetime
 
 from celery import Celery
 
@@ -210,6 +211,12 @@ class Stack:
         )
         self._apps.append(app)
         return app
+
+
+def seconds(stamp):
+    """The Unix time of a time stamp in a log of Docker's or ours: RFC 3339, of any precision."""
+    whole, fraction, zone = re.fullmatch(r"(\S{19})(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", stamp).groups()
+    return datetime.fromisoformat(whole + zone.replace("Z", "+00:00")).timestamp() + float(f"0.{fraction or 0}")
 
 
 def call(app, task, *args, _timeout=TIMEOUT, **kwargs):
