@@ -92,8 +92,14 @@ class Load:
     def _wait(self, condition, timeout, what):
         deadline = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < deadline, f"waited {timeout} s for {what}; last troubles: {self.troubles[-3:]}"
+            assert time.monotonic() < deadline, f"waited {timeout} s for {what}; {self.state()}"
             time.sleep(0.05)
+
+    def state(self):
+        """What is under way and what went wrong, for the message of a failed test."""
+        waiting = [f"{command.op} {command.key} {command.id}" for command in self.ledger.waiting()]
+        alive = sum(thread.is_alive() for thread in self._senders)
+        return f"{len(waiting)} without answer {waiting[:3]}, {alive} senders alive, last troubles {self.troubles[-3:]}"
 
     def stop(self, least=0, timeout=300):
         """Ends the sending once at least so many commands were sent."""
