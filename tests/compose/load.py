@@ -21,6 +21,8 @@ from ledger import ABSENT, UNKNOWN, Command, Ledger
 
 # What a send draws from, and how often: a store of a new key, one over an old value, and so on.
 MIX = {"new": 40, "overwrite": 20, "retrieve": 20, "delete": 8, "stat": 5, "exists": 5, "list_keys": 2}
+# What the ledger calls otherwise than the worker does.
+TASKS = {"read_back": "retrieve"}
 HOT_KEYS = 5
 CONFIRM_SECONDS = 30
 TRIES = 20
@@ -176,7 +178,7 @@ class Load:
                 time.sleep(0.002)
 
     def _retrieve(self, key):
-        return self._until_confirmed("retrieve", key, [key], {})
+        return self._until_confirmed("read_back", key, [key], {})
 
     def _until_confirmed(self, op, key, args, kwargs):
         """Sends a command, and another one like it for each that is not confirmed; returns the last, or None."""
@@ -208,7 +210,7 @@ class Load:
         with self._lock:
             self._open.add(command.id)
         self.app.send_task(
-            f"filestorage.{command.op}",
+            f"filestorage.{TASKS.get(command.op, command.op)}",
             args,
             kwargs,
             task_id=command.id,
