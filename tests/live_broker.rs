@@ -17,6 +17,8 @@ mod faults;
 mod foreign;
 #[path = "live_broker/publishing.rs"]
 mod publishing;
+#[path = "live_broker/quorum.rs"]
+mod quorum;
 #[path = "live_broker/topology.rs"]
 mod topology;
 

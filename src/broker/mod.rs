@@ -10,6 +10,7 @@ mod consume;
 mod convert;
 mod delay;
 mod error;
+mod heard;
 mod ledger;
 mod options;
 mod pem;

@@ -38,7 +38,7 @@ pub enum Confirmation {
 }
 
 /// Why a publication is not known to be taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PublishError {
     /// The broker refuses this very publication and will again: too large, a foreign `user_id`, no write permission, no
     /// such exchange. Code 0: it cannot be put on the wire at all (a name over 255 bytes, headers larger than a frame).
@@ -49,9 +49,10 @@ pub enum PublishError {
         /// The broker's words, or ours with code 0.
         text: String,
     },
-    /// The broker cannot take it now (a negative confirmation, twice): a queue is full or has no leader.
+    /// The broker cannot take it now (a negative confirmation, twice): its queue is full, crashed or has no leader. Here it
+    /// is back, to be tried again.
     #[error("not taken: the broker answered with a negative confirmation, twice; is a queue full?")]
-    Nacked,
+    Nacked(Box<Publication>),
     /// Nobody knows: the connection ended, or the confirmation did not come in time. It may have been taken.
     #[error("not confirmed: {0}")]
     Lost(String),
@@ -112,7 +113,7 @@ impl Publisher {
                 outcomes[place] = self.attempt_one(all[place], mandatory).await;
             }
         }
-        outcomes.into_iter().map(Outcome::into_result).collect()
+        outcomes.into_iter().zip(batch).map(|(outcome, publication)| outcome.into_result(publication)).collect()
     }
 
     async fn attempt_one(&self, publication: &Publication, mandatory: bool) -> Outcome {
@@ -139,12 +140,12 @@ impl Publisher {
 }
 
 impl Outcome {
-    fn into_result(self) -> std::result::Result<Confirmation, PublishError> {
+    fn into_result(self, publication: Publication) -> std::result::Result<Confirmation, PublishError> {
         match self {
             Self::Done(confirmation) => Ok(confirmation),
             Self::Suspect(Reply { code, text }) => Err(PublishError::Refused { code, text }),
             Self::Invalid(text) => Err(PublishError::Refused { code: 0, text }),
-            Self::Nacked => Err(PublishError::Nacked),
+            Self::Nacked => Err(PublishError::Nacked(Box::new(publication))),
             Self::Lost(text) => Err(PublishError::Lost(text)),
         }
     }
@@ -162,7 +163,8 @@ struct Attempt<'a> {
     channel: &'a Channel,
     batch: &'a [&'a Publication],
     mandatory: bool,
-    /// Longest wait for one step: the session's, and a second for each MiB that has to go over the wire before.
+    /// Longest wait for one step: the session's and half as much again, for a quorum queue confirms nothing while it elects
+    /// a leader, which takes up to 11 s with a node cut off; and a second for each MiB that has to go over the wire before.
     limit: Duration,
     outcomes: Vec<Option<Outcome>>,
     confirms: Vec<(usize, PublisherConfirm)>,
@@ -180,7 +182,7 @@ impl<'a> Attempt<'a> {
             channel,
             batch,
             mandatory,
-            limit: link.options.timeout + Duration::from_secs((bytes >> 20) as u64),
+            limit: link.options.timeout.mul_f32(1.5) + Duration::from_secs((bytes >> 20) as u64),
             outcomes: vec![None; batch.len()],
             confirms: Vec::with_capacity(batch.len()),
             failed: Vec::new(),

@@ -7,18 +7,21 @@ use lapin::{
     Channel, Connection, ConnectionProperties, Event,
     tcp::{OwnedIdentity, OwnedTLSConfig},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, pem, state::StateCell, stream, subscribe,
+    Subscription, Tls, Topology, consume, error, heard::Heard, pem, state::StateCell, stream, subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
 const HEARTBEAT: u16 = 8;
 
-/// A connection can end without an event (an orderly close by the broker); so often it is looked at.
+/// A connection can end without an event (an orderly close by the broker, a cut cable); so often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Longest wait for one URL while another is untried.
+const HASTE: Duration = Duration::from_secs(3);
 
 /// Two connections that live and die together; dropping it closes both, whoever still holds a part of it.
 #[derive(Debug)]
@@ -50,10 +53,24 @@ impl Session {
     /// # Errors
     /// Names each URL's fault and its mend; permanent only when every one is.
     pub async fn open(options: &BrokerOptions) -> Result<Self> {
+        Self::open_next(options, &mut 0).await
+    }
+
+    /// Connects as [`Session::open`] does, but begins with the URL at `next` and leaves the place behind the one that
+    /// answered there: whoever loses that session, or cannot use it, goes on with another URL, as Celery does.
+    ///
+    /// # Errors
+    /// As [`Session::open`]; `next` stays as it is.
+    pub async fn open_next(options: &BrokerOptions, next: &mut usize) -> Result<Self> {
         let mut faults: Vec<Error> = Vec::new();
-        for url in &options.urls {
-            match Link::open(url, options).await {
+        let count = options.urls.len();
+        for tried in 0..count {
+            let place = (*next + tried) % count;
+            // Behind a cut cable nothing answers at all, and others may; the last one is given its time.
+            let limit = if tried + 1 < count { options.timeout.min(HASTE) } else { options.timeout };
+            match Link::open(&options.urls[place], options, limit).await {
                 Ok(link) => {
+                    *next = place + 1;
                     let link = Arc::new(link);
                     let publisher = Publisher::new(&link)?;
                     return Ok(Self { link, publisher });
@@ -156,12 +173,12 @@ impl Drop for Session {
 }
 
 impl Link {
-    async fn open(url: &BrokerUrl, options: &BrokerOptions) -> Result<Self> {
+    async fn open(url: &BrokerUrl, options: &BrokerOptions, limit: Duration) -> Result<Self> {
         let state = StateCell::new();
-        let consuming = connect(url, options, "consume").await?;
-        let publishing = connect(url, options, "publish").await?;
-        watch_over(&consuming, state.clone(), "consuming");
-        watch_over(&publishing, state.clone(), "publishing");
+        let (consuming, heard) = connect(url, options, "consume", limit).await?;
+        let (publishing, publishing_heard) = connect(url, options, "publish", limit).await?;
+        watch_over(&consuming, heard, state.clone(), "consuming");
+        watch_over(&publishing, publishing_heard, state.clone(), "publishing");
         Ok(Self { consuming, publishing, state, url: url.clone(), options: options.clone(), delays: Mutex::default() })
     }
 
@@ -199,19 +216,20 @@ impl Link {
     }
 }
 
-async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str) -> Result<Connection> {
+async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Duration) -> Result<(Connection, Heard)> {
     let properties = ConnectionProperties::default()
         .with_connection_name(format!("{} {role}", options.connection_name).into())
         .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let uri = url.to_lapin(HEARTBEAT, options.timeout);
-    let connection = stream::connect(uri, properties, certificates(&options.tls)?);
-    match tokio::time::timeout(options.timeout, connection).await {
-        Ok(Ok(connection)) => Ok(connection),
+    let uri = url.to_lapin(HEARTBEAT, limit);
+    let heard = Heard::new();
+    let connection = stream::connect(uri, properties, certificates(&options.tls)?, heard.clone());
+    match tokio::time::timeout(limit, connection).await {
+        Ok(Ok(connection)) => Ok((connection, heard)),
         Ok(Err(fault)) => Err(error::opening(&fault, url)),
         Err(_) => Err(Error::new(
             ErrorKind::Unreachable,
-            format!("{url} does not answer within {} s: is it a broker, and up?", options.timeout.as_secs_f32()),
+            format!("{url} does not answer within {} s: is it a broker, and up?", limit.as_secs_f32()),
         )),
     }
 }
@@ -233,13 +251,18 @@ fn certificates(tls: &Tls) -> Result<OwnedTLSConfig> {
 }
 
 /// Follows one connection until the session ends.
-fn watch_over(connection: &Connection, state: StateCell, role: &'static str) {
+fn watch_over(connection: &Connection, heard: Heard, state: StateCell, role: &'static str) {
     let status = connection.status().clone();
+    // A broker with nothing to say sends a heartbeat after half of it. The library waits for two whole ones and looks
+    // every four seconds: with a new session to be opened that may be too late for the 20 s that are promised.
+    let patience = Duration::from_secs(connection.configuration().heartbeat().into()).mul_f32(1.5);
     let events = connection.events_listener();
     tokio::spawn(async move {
         let mut events = pin!(events);
         let mut lost = pin!(state.lost());
         let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_silent = false;
         loop {
             let fault = tokio::select! {
                 event = events.next() => match event {
@@ -255,7 +278,16 @@ fn watch_over(connection: &Connection, state: StateCell, role: &'static str) {
                     Some(_) => None,
                     None => return,
                 },
-                _ = look.tick() => Some("closed by the broker".to_owned()),
+                _ = look.tick() => {
+                    let silent = !patience.is_zero() && heard.silence() > patience;
+                    // Twice: a process that was stopped itself reads what has come meanwhile first.
+                    if silent && was_silent {
+                        let seconds = patience.as_secs_f32();
+                        state.lose(format!("the {role} connection is dead: nothing heard for {seconds} s"));
+                    }
+                    was_silent = silent;
+                    Some("closed by the broker".to_owned())
+                }
                 _ = &mut lost => return,
             };
             // A channel's error comes as an event too and ends nothing but the channel.

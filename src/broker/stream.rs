@@ -18,19 +18,24 @@ use lapin::{
     uri::AMQPUri,
 };
 
-use super::scrubber::{self, Scrubber};
+use super::{
+    heard::Heard,
+    scrubber::{self, Scrubber},
+};
 
-/// Opens a connection on which no message's text can break the library; with TLS, what is decrypted is scrubbed.
+/// Opens a connection on which no message's text can break the library; with TLS, what is decrypted is scrubbed. Each read is
+/// noted in `heard`.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
+    heard: Heard,
 ) -> lapin::Result<Connection> {
     let tokio = TokioRuntime::tokio_current();
-    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Network(Tokio::current())));
+    let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Network(Tokio::current(), heard.clone())));
     let dial = async move |uri: AMQPUri, _| {
         let stream = uri.connect_with_config_async(tls.as_ref(), &tokio).await?;
-        Ok(AsyncTcpStream::Plain(Scrubbed::new(stream)))
+        Ok(AsyncTcpStream::Plain(Scrubbed::new(stream, heard.clone())))
     };
     Connection::connector(uri, runtime, dial, properties).await
 }
@@ -42,6 +47,7 @@ pub(super) async fn connect(
 #[derive(Debug)]
 struct Scrubbed<S> {
     inner: S,
+    heard: Heard,
     scrubber: Scrubber,
     /// A frame that began in an earlier read.
     held: Vec<u8>,
@@ -51,8 +57,8 @@ struct Scrubbed<S> {
 }
 
 impl<S> Scrubbed<S> {
-    fn new(inner: S) -> Self {
-        Self { inner, scrubber: Scrubber::default(), held: Vec::new(), ready: 0, passed: 0 }
+    fn new(inner: S, heard: Heard) -> Self {
+        Self { inner, heard, scrubber: Scrubber::default(), held: Vec::new(), ready: 0, passed: 0 }
     }
 
     fn pass_held(&mut self, buffer: &mut [u8]) -> usize {
@@ -76,6 +82,7 @@ impl<S: AsyncRead + Unpin> Scrubbed<S> {
         let read = Pin::new(&mut self.inner).poll_read(context, &mut self.held[begun..]);
         let count = if let Poll::Ready(Ok(count)) = &read { *count } else { 0 };
         self.held.truncate(begun + count);
+        self.heard.note();
         self.ready = match ready!(read)? {
             // The stream ends inside a frame.
             0 => begun,
@@ -98,6 +105,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
                 continue;
             }
             let count = ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
+            this.heard.note();
             let passed = this.scrubber.scrub(&mut buffer[..count]);
             this.held.extend_from_slice(&buffer[passed..count]);
             if passed > 0 || count == 0 {
@@ -133,7 +141,7 @@ type TokioStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// Tokio's reactor, but for the type of its streams: that is how the library learns which stream it is given.
 #[derive(Clone, Debug)]
-struct Network(Tokio);
+struct Network(Tokio, Heard);
 
 impl Reactor for Network {
     type TcpStream = Scrubbed<TokioStream>;
@@ -158,8 +166,8 @@ impl Reactor for Network {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        let stream = self.0.tcp_connect_addr(address);
-        async move { Ok(Scrubbed::new(AsyncTcpStream::Plain(stream.await?))) }
+        let (stream, heard) = (self.0.tcp_connect_addr(address), self.1.clone());
+        async move { Ok(Scrubbed::new(AsyncTcpStream::Plain(stream.await?), heard)) }
     }
 }
 
@@ -200,7 +208,7 @@ mod tests {
 
     /// Reads to the end with a buffer of this size.
     fn read(pieces: Pieces, size: usize) -> Vec<u8> {
-        let mut stream = Scrubbed::new(pieces);
+        let mut stream = Scrubbed::new(pieces, Heard::new());
         let mut context = Context::from_waker(std::task::Waker::noop());
         let (mut all, mut buffer) = (Vec::new(), vec![0; size]);
         loop {
@@ -243,7 +251,7 @@ mod tests {
     #[test]
     fn a_large_body_is_read_straight_into_the_callers_buffer() {
         let body = frame(3, &[0xff; 100_000]);
-        let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)));
+        let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)), Heard::new());
         let mut context = Context::from_waker(std::task::Waker::noop());
         let (mut counts, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
         while counts.last() != Some(&0) {

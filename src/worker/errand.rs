@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::METRICS_QUEUE;
 use super::desk::DEAD_QUEUE;
 use super::outbox::{Parcel, Role};
+use super::{METRICS_LENGTH, METRICS_QUEUE, note};
 use crate::broker::{Delay, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
 use crate::celery::message::{Address, Message, Publication};
 use crate::telemetry::{Component, Condition, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one of our own queues may be back before that is noticed.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often a follow-up that comes back is tried again with its queue in place.
 const MAX_TRIES: u8 = 3;
 
@@ -27,6 +29,21 @@ pub(super) enum Errand {
     Unheard(Vec<Parcel>),
     /// The session is lost.
     Lost(String),
+}
+
+/// Looks again, after a while, at those of our own queues that were down or missing, and says how they stand.
+pub(super) async fn look_again(topology: Topology, readiness: Readiness, dead: bool, events: bool) {
+    tokio::time::sleep(LOOK_AGAIN).await;
+    let mut looked = Ok(());
+    if dead {
+        looked = note(&readiness, Component::DeadQueue, topology.ensure_dead().await);
+    }
+    if events && looked.is_ok() {
+        looked = note(&readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await);
+    }
+    if let Err(error) = looked {
+        tracing::debug!(%error, "looking at our own queues");
+    }
 }
 
 /// Waits a while with something the broker cannot take now.

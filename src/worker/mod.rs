@@ -103,13 +103,14 @@ pub async fn run(
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
     let mut bench = Bench { options, engine, journal, metrics, readiness };
     let mut backoff = Backoff::default();
+    let mut next_url = 0;
     let mut had_session = false;
     let mut doubted = false;
     while *stop.borrow() == Stop::No {
         bench.metrics.record_session(telemetry::Session::Connecting);
         let mut began = None;
         let opened = tokio::select! {
-            opened = open(&mut bench, &broker) => opened,
+            opened = open(&mut bench, &broker, &mut next_url) => opened,
             _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
         };
         let reason = match opened {
@@ -159,8 +160,8 @@ async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
 }
 
 /// Opens a session, sees to our own queues and begins to consume.
-async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions) -> Result<Shift<'b>, Error> {
-    let session = Session::open(broker).await?;
+async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut usize) -> Result<Shift<'b>, Error> {
+    let session = Session::open_next(broker, next_url).await?;
     // Without it every command would be done and none answered.
     session.may_answer().await?;
     let topology = session.topology();

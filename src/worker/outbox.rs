@@ -11,6 +11,9 @@ use crate::celery::error::Exception;
 use crate::celery::message::Publication;
 use crate::celery::reply::ReplyTo;
 
+/// How often an answer is tried again whose queue takes nothing.
+const REPLY_TRIES: u8 = 3;
+
 /// What a publication is for; decides what it means when the broker did not take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -84,10 +87,17 @@ impl Parcel {
     ) -> Verdict {
         let verdict = match (answer, kept.is_some()) {
             (Ok(Confirmation::Routed), _) => Verdict::Fine,
-            // Nobody waits for it any more, or its queue is full: that is its owner's business.
-            (Ok(Confirmation::Returned { .. }) | Err(PublishError::Nacked), false) => Verdict::Fine,
+            // Nobody waits for it any more.
+            (Ok(Confirmation::Returned { .. }), false) => Verdict::Fine,
             (Ok(Confirmation::Returned { .. }), true) => Verdict::Unrouted(role),
-            (Err(PublishError::Nacked), true) => Verdict::Held(format!("{role:?}: its queue takes nothing now")),
+            // A queue that crashed comes back; one that stays full is its owner's business.
+            (Err(PublishError::Nacked(publication)), false) if self.tries < REPLY_TRIES => {
+                self.tries += 1;
+                self.first.push((role, *publication));
+                Verdict::Held(format!("{role:?}: its queue takes nothing now"))
+            }
+            (Err(PublishError::Nacked(_)), false) => Verdict::Fine,
+            (Err(PublishError::Nacked(_)), true) => Verdict::Held(format!("{role:?}: its queue takes nothing now")),
             // Without its dead copy nothing may be lost: it is tried again for ever.
             (Err(PublishError::Refused { code, text }), _) if role == Role::Dead => {
                 Verdict::Held(format!("the dead copy is refused: {code} {text}"))
@@ -260,7 +270,7 @@ impl Batch {
                     Ok(Confirmation::Returned { .. }) => {
                         members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
                     }
-                    Err(PublishError::Nacked) => {
+                    Err(PublishError::Nacked(_)) => {
                         let held = || Verdict::Held("the queue of events takes none now".to_owned());
                         members.iter().for_each(|&member| verdicts[member].worsen(held()));
                     }
@@ -295,7 +305,7 @@ impl Answered {
         match answer {
             Ok(Confirmation::Routed) => self.counts[0] += 1,
             Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
-            Err(PublishError::Refused { .. } | PublishError::Nacked) => self.counts[2] += 1,
+            Err(PublishError::Refused { .. } | PublishError::Nacked(_)) => self.counts[2] += 1,
             Err(PublishError::Lost(_)) => {}
         }
     }

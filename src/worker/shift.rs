@@ -80,8 +80,10 @@ pub(super) struct Shift<'b> {
     /// Parcels whose queue is being seen to, or that wait for it.
     errands: FuturesUnordered<BoxFuture<'static, Errand>>,
     events_on: bool,
-    /// Until then events that come back are known to have no listener.
+    /// Until then events that come back are known to have no listener; set until one is heard again.
     unheard_until: Option<Instant>,
+    /// Looks after those of our own queues that were not there.
+    looking: Option<BoxFuture<'static, ()>>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
 }
@@ -102,6 +104,7 @@ impl<'b> Shift<'b> {
             flights: FuturesUnordered::new(),
             errands: FuturesUnordered::new(),
             unheard_until: None,
+            looking: None,
             stop: Stop::No,
             deadline: None,
         }
@@ -138,6 +141,7 @@ impl<'b> Shift<'b> {
     async fn run(&mut self, stop: &mut watch::Receiver<Stop>) -> Result<(), String> {
         let mut state = self.session.watch();
         let mut blocked = self.note_state(&state.borrow_and_update().clone())?;
+        self.look_after_queues();
         loop {
             let asked = *stop.borrow();
             if asked > self.stop {
@@ -176,6 +180,10 @@ impl<'b> Shift<'b> {
                     }
                 }
                 Some(errand) = self.errands.next() => self.errand(errand)?,
+                () = looked(&mut self.looking) => {
+                    self.looking = None;
+                    self.look_after_queues();
+                }
                 batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
                     Ok(batch) => self.receive(batch),
                     Err(end) => return Err(format!("{end:?}")),
@@ -233,6 +241,11 @@ impl<'b> Shift<'b> {
             let kind =
                 if delivery.origin.redelivered { telemetry::Delivery::Redelivered } else { telemetry::Delivery::First };
             self.bench.metrics.record_delivery(kind);
+            if let Some(count) = delivery.message.headers.get("x-delivery-count") {
+                // Told, never counted: most of them were only fetched ahead by a worker that went away.
+                let id = delivery.message.properties.correlation_id.as_deref();
+                tracing::debug!(task_id = id, delivery_count = ?count, "redelivered");
+            }
             match self.desk.decide(delivery, &mut self.bench.journal) {
                 Decision::Run(job) => self.schedule.submit(*job),
                 Decision::End(parcel, outcome) => {
@@ -387,6 +400,9 @@ impl<'b> Shift<'b> {
             }
         }
         self.bench.metrics.record_events(telemetry::Event::Published, events);
+        if events > 0 && self.unheard_until.take().is_some() {
+            self.bench.readiness.set(Component::Events, Condition::Ready);
+        }
         self.settler.settle(tickets).map_err(|error| error.to_string())?;
         ids.iter().for_each(|id| self.bench.journal.settled(id));
         Ok(())
@@ -402,6 +418,19 @@ impl<'b> Shift<'b> {
         }
     }
 
+    /// Has our own queues looked at again as long as one is not there: nothing else may ever ask for it.
+    fn look_after_queues(&mut self) {
+        let conditions = self.bench.readiness.conditions();
+        let is_degraded = |component| matches!(conditions.get(&component), Some(Condition::Degraded(_)));
+        let dead = is_degraded(Component::DeadQueue);
+        // Events that are refused, or that nobody listens to, are no matter of a queue that comes back.
+        let events = is_degraded(Component::Events) && self.events_on && self.unheard_until.is_none();
+        if (dead || events) && self.looking.is_none() {
+            let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
+            self.looking = Some(Box::pin(errand::look_again(topology, readiness, dead, events)));
+        }
+    }
+
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
@@ -412,6 +441,7 @@ impl<'b> Shift<'b> {
             }
             Errand::Lost(reason) => return Err(reason),
         }
+        self.look_after_queues();
         Ok(())
     }
 
@@ -488,6 +518,13 @@ fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinErro
     match joined {
         Ok((id, ended)) => (id, Ok(ended)),
         Err(error) => (error.id(), Err(error)),
+    }
+}
+
+async fn looked(looking: &mut Option<BoxFuture<'static, ()>>) {
+    match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -156,7 +156,7 @@ def test_is_the_first_process_healthy_and_ends_cleanly(stack, container):
 def test_is_not_healthy_without_its_broker(container):
     one = container(
         "--network", "none", "--tmpfs", "/app/storage:uid=65532",
-        "--health-interval", "1s", "--health-retries", "1", "--health-start-period", "0s",
+        "--health-interval", "1s", "--health-retries", "1", "--health-start-period", "1s",
     )  # fmt: skip
     wait_until(lambda: health(one) == "unhealthy", 60, lambda: docker("logs", one, both=True), 0.1)
     last = json.loads(docker("inspect", "-f", "{{json .State.Health.Log}}", one))[-1]

@@ -47,6 +47,12 @@ def test_the_main_job(app, bucket):
     assert call(app, "retrieve", "reports/1.txt") is None
 
 
+def test_a_command_with_a_countdown_waits_in_the_broker(app):
+    """The worker may declare nothing: the queues of delayed commands are there."""
+    delayed = app.send_task("filestorage.store", ["later/1", "x"], countdown=0.5)
+    assert delayed.get(timeout=20)["key"] == "later/1"
+
+
 def test_a_large_value_goes_by_an_upload_session(app, bucket):
     """The emulator names the session's address: the worker must be able to reach it."""
     value = bytes(range(256)) * 40_000

@@ -8,12 +8,17 @@ use super::*;
 
 /// Exit code, and status and text of every line by its check.
 fn doctor(url: &str) -> (i32, Vec<(String, String)>) {
+    doctor_of(url, "classic")
+}
+
+fn doctor_of(url: &str, queue_type: &str) -> (i32, Vec<(String, String)>) {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_filestorage"))
         .args(["doctor", "--json", "--celery-task-queues", "q,filestorage"])
         .current_dir(folder.path())
         .env_clear()
         .env("CELERY_BROKER_URL", url)
+        .env("CELERY_TASK_DEFAULT_QUEUE_TYPE", queue_type)
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -39,6 +44,8 @@ fn doctor_looks_at_queues_and_takes_nothing() {
         let missing = "q, filestorage, filestorage.dead, filestorage.metrics: not there yet";
         says(&fresh, "queues", "note ", missing);
         says(&fresh, "publish", "ok ", "");
+        assert!(!fresh.iter().any(|(_, text)| text.contains("delivery-limit")), "{fresh:#?}");
+        says(&doctor_of(&url, "quorum").1, "queues", "note ", "delivery-limit");
 
         let session = open(node, &vhost).await;
         consume(&session, "q", 1).await.1.close().await.unwrap();

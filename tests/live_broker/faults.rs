@@ -52,6 +52,25 @@ fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
 }
 
 #[test]
+fn the_next_session_begins_behind_the_url_that_answered() {
+    live(async |node, vhost| {
+        let other = node.vhost();
+        let both = [&vhost, &other].map(|vhost| node.url_for("guest:guest", vhost)).join(";");
+        let (both, mut next) = (options(&both), 0);
+        for expected in [&vhost, &other, &vhost] {
+            let session = Session::open_next(&both, &mut next).await.unwrap();
+            assert_eq!(session.url().vhost(), expected);
+        }
+        // One that takes connections and says nothing is soon left for the next.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = silent.local_addr().unwrap();
+        let urls = format!("amqp://{place};{}", node.url_for("guest:guest", &vhost));
+        let soon = tokio::time::timeout(Duration::from_secs(8), Session::open(&options(&urls))).await;
+        assert_eq!(soon.expect("it waits too long").unwrap().url().vhost(), vhost);
+    });
+}
+
+#[test]
 fn a_killed_connection_ends_the_session_and_the_next_one_gets_the_rest() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
@@ -160,6 +179,9 @@ fn a_silent_peer_is_noticed_by_its_missing_heartbeat() {
         let taken = take(&mut deliveries, 1).await;
         proxy.fall_silent();
         let publisher = session.publisher();
+        // With time left of 20 s to open the next session.
+        let reason = tokio::time::timeout(Duration::from_secs(16), until_lost(&session)).await;
+        assert!(reason.expect("it is noticed too late").contains("nothing heard for 12 s"));
         let (end, results, look) = tokio::join!(deliveries.next(), publisher.publish(numbered("q", 3), true), async {
             session.topology().look("q").await
         },);

@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks at every broker that is named, and through the first that answers at queues and permissions.
 pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queues: &[String]) -> Result<(), Failure> {
+    let quorum = options.queue_type == QueueType::Quorum;
     let mut session = None;
     for url in &options.urls {
         let one = BrokerOptions { urls: vec![url.clone()], timeout: PATIENCE, ..options.clone() };
@@ -50,6 +51,12 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
         }
     }
     declare(report, &topology, &missing).await?;
+    if quorum {
+        // Neither a policy nor the limit can be seen by AMQP.
+        let limit =
+            "RabbitMQ 4 drops what came back 20 times from a quorum queue, unless a policy says `delivery-limit` -1";
+        report.note("queues", format!("{limit}; `rabbitmqctl list_policies` shows it (RabbitMQ 3 has no limit)"))?;
+    }
     publish(report, &session).await?;
     session.close().await;
     Ok(())
