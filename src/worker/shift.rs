@@ -154,10 +154,9 @@ impl<'b> Shift<'b> {
             }
             self.start_ready();
             self.send();
-            if self.flights.is_empty() {
-                // Nothing will write the last lines for us: what was acknowledged must not look open after a crash.
-                self.commit_journal();
-            }
+            // Not only before the next flight, which may wait long for its confirms: when the broker takes this session for
+            // dead before we do, a sibling is given what ended here meanwhile and must find its answer.
+            self.commit_journal();
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
                 let last = tokio::time::Instant::now() + 2 * PATIENCE;
