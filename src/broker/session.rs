@@ -34,6 +34,7 @@ pub struct Session {
 pub(super) struct Link {
     pub(super) consuming: Connection,
     pub(super) publishing: Connection,
+    heard: [Heard; 2],
     pub(super) state: StateCell,
     pub(super) url: BrokerUrl,
     pub(super) options: BrokerOptions,
@@ -96,6 +97,13 @@ impl Session {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<State> {
         self.link.state.watch()
+    }
+
+    /// Tells how long the broker has said nothing on either connection. An idle one is heard every 8 s at least.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        let [consuming, publishing] = &self.link.heard;
+        consuming.silence().min(publishing.silence())
     }
 
     /// Declares the session over, for a reason that only the caller knows; every wait in it ends.
@@ -177,9 +185,11 @@ impl Link {
         let state = StateCell::new();
         let (consuming, heard) = connect(url, options, "consume", limit).await?;
         let (publishing, publishing_heard) = connect(url, options, "publish", limit).await?;
-        watch_over(&consuming, heard, state.clone(), "consuming");
-        watch_over(&publishing, publishing_heard, state.clone(), "publishing");
-        Ok(Self { consuming, publishing, state, url: url.clone(), options: options.clone(), delays: Mutex::default() })
+        watch_over(&consuming, heard.clone(), state.clone(), "consuming");
+        watch_over(&publishing, publishing_heard.clone(), state.clone(), "publishing");
+        let heard = [heard, publishing_heard];
+        let (url, options) = (url.clone(), options.clone());
+        Ok(Self { consuming, publishing, heard, state, url, options, delays: Mutex::default() })
     }
 
     /// Waits for one answer of the broker, as long as the session allows.

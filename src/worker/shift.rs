@@ -29,6 +29,11 @@ use crate::worker::answer::{Answer, Outcome};
 
 /// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
 const FLIGHTS: usize = 1;
+/// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
+const HUSH: Duration = Duration::from_secs(1);
+/// After so long it may have taken us for dead and given what we hold to somebody else: nothing more is begun. Brokers of a
+/// cluster give each other up after 6 s at the earliest (`net_ticktime` 8); we give them up after 12.
+const DOUBT: Duration = Duration::from_millis(5500);
 /// How long an orderly goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(3);
 /// How long writes past their commit point are waited for when a session is lost.
@@ -152,11 +157,16 @@ impl<'b> Shift<'b> {
             if self.stop == Stop::Cold {
                 return Ok(());
             }
-            self.start_ready();
+            let silence = self.session.silence();
+            if silence < DOUBT {
+                self.start_ready();
+            }
             self.send();
-            // Not only before the next flight, which may wait long for its confirms: when the broker takes this session for
-            // dead before we do, a sibling is given what ended here meanwhile and must find its answer.
-            self.commit_journal();
+            // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
+            // may never land, and a sibling that is given what ended here meanwhile must find its answer.
+            if self.flights.is_empty() || silence > HUSH {
+                self.commit_journal();
+            }
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
                 let last = tokio::time::Instant::now() + 2 * PATIENCE;
@@ -187,6 +197,8 @@ impl<'b> Shift<'b> {
                     Ok(batch) => self.receive(batch),
                     Err(end) => return Err(format!("{end:?}")),
                 },
+                // The broker's silence wakes nobody by itself.
+                () = tokio::time::sleep(HUSH), if !self.flights.is_empty() || silence >= DOUBT => {}
                 () = sleep_until(deadline) => {
                     tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
                     return Ok(());
