@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench audit clean
+.PHONY: help demo test check bench image dist audit clean
 
 help: ## shows this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,9 +19,15 @@ check: ## format, lints and docs only; needs no broker
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
 	@benches/run
 
+image: ## builds the container image from source; FILESTORAGE_IMAGE names it, RUST_IMAGE and RUNTIME_IMAGE its bases
+	@deploy/image/build
+
 audit: ## checks dependencies against deploy/deny.toml and the advisory database; needs cargo-deny and a network
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }
 	cargo deny --config deploy/deny.toml check
+
+dist: ## builds what is handed out, into target/dist: program, units, documents, SBOM, checksums
+	@deploy/dist
 
 clean: ## stops the development servers and removes everything that was built
 	@for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done

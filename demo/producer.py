@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from celery import Celery, chain
+from kombu import Connection
 
 queue = os.environ["DEMO_QUEUE"]
 app = Celery("demo", broker=os.environ["CELERY_BROKER_URL"], backend="rpc://")
@@ -85,8 +86,7 @@ show("retrieve | store | retrieve", steps.apply_async().get(timeout=20))
 print("\nthe metric event of one command, asked for with the header metrics_reply_to")
 with app.connection_for_read() as connection:
     # Exclusive: it goes away with its connection. The events of everybody else stay in filestorage.metrics.
-    events = f"{queue}-events"
-    connection.default_channel.queue_declare(events, exclusive=True)
+    events = connection.default_channel.queue_declare("", exclusive=True).queue
     app.send_task("filestorage.store", ["demo/watched", "x" * 1000], headers={"metrics_reply_to": events}).get(timeout=20)
     deadline = time.monotonic() + 20
     while (message := connection.default_channel.basic_get(events, no_ack=True)) is None:
@@ -94,7 +94,24 @@ with app.connection_for_read() as connection:
         time.sleep(0.05)
     print("  " + json.dumps(json.loads(message.body), indent=2).replace("\n", "\n  "))
 
-files = [path for path in Path(os.environ["DEMO_STORAGE"], "objects").rglob("*") if path.is_file() and b"hello" in path.read_bytes()]
-print("\none of the files, as it lies on disk")
-print("  " + str(files[0]))
-print("  " + files[0].read_bytes().decode("utf-8", "replace").replace("\n", "\n  "))
+if metrics := os.environ.get("DEMO_METRICS_URL"):
+    print("\nthe metric events of all commands, taken from the queue filestorage.metrics")
+    with Connection(metrics) as connection:
+        channel = connection.default_channel
+        count = 0
+        while (message := channel.basic_get("filestorage.metrics", no_ack=True)) is not None:
+            # Events that end together travel as one message, an array.
+            body = json.loads(message.body)
+            for event in body if isinstance(body, list) else [body]:
+                data = event["data"]
+                count += 1
+                what = f"{data['operation']} {data['key'] or ''} {data['outcome']}"
+                print(f"  {what:<44} {data['duration_seconds'] * 1000:.1f} ms, {data['error'] or 'no error'}")
+    assert count, "no event in filestorage.metrics"
+
+if folder := os.environ.get("DEMO_STORAGE"):
+    found = (path for path in Path(folder, "objects").rglob("*") if path.is_file())
+    file = next(path for path in found if b"hello" in path.read_bytes())
+    print("\none of the files, as it lies on disk")
+    print(f"  {file}")
+    print("  " + file.read_bytes().decode("utf-8", "replace").replace("\n", "\n  "))

@@ -238,3 +238,21 @@ fn errbacks_that_can_be_sent_are_sent() {
     assert_eq!(tasks, ["e", "b"]);
     assert_eq!(body(&after.publications[1]).as_array().unwrap()[0].compact(), r#"["parent","own"]"#);
 }
+
+#[test]
+fn a_message_full_of_tasks_is_not_multiplied() {
+    let many = |task: &str| {
+        let one = |n: usize| format!(r#"{{"task": "{task}", "options": {{"task_id": "{n}", "reply_to": "client"}}}}"#);
+        (0..5_000).map(one).collect::<Vec<_>>().join(",")
+    };
+    for embed in ["callbacks", "chain"].map(|name| format!(r#"{{"{name}": [{}]}}"#, many("t"))) {
+        let refused = success(&embed).unwrap_err();
+        assert!(refused.to_string().contains("1000 is the most"), "{refused}");
+    }
+    let steps = failure(&parent(&format!(r#"{{"chain": [{}]}}"#, many("t"))));
+    assert_eq!(steps.publications.len(), 1_000);
+    assert_eq!(steps.publications[0].message.properties.correlation_id.as_deref(), Some("0"), "the last step is told");
+    let errbacks = failure(&parent(&format!(r#"{{"errbacks": [{}]}}"#, many("t"))));
+    assert_eq!(errbacks.publications, []);
+    assert!(errbacks.unsupported.unwrap().to_string().contains("5000 errbacks"));
+}

@@ -24,6 +24,9 @@ struct Arguments {
     broker: String,
     /// Queue of the worker under test; declared durable, emptied before the run. Without it nothing is done.
     queue: Option<String>,
+    /// The queue is there: it is neither declared, whatever its type, nor emptied.
+    #[arg(long)]
+    existing: bool,
     /// `store`, `retrieve` or `delete`.
     #[arg(long, default_value = "store", value_parser = operation)]
     operation: Operation,
@@ -160,8 +163,10 @@ fn measure(arguments: &Arguments, queue: &str) -> Result<serde_json::Value> {
     let (size, with_metadata) = (arguments.size as usize, arguments.metadata);
     let template = Template::new(arguments.operation, queue, &reply_to, size, with_metadata, run);
     let mut client = Client::connect(&arguments.broker, Duration::from_secs(arguments.silence))?;
-    client.declare(queue, false)?;
-    client.purge(queue)?;
+    if !arguments.existing {
+        client.declare(queue, false)?;
+        client.purge(queue)?;
+    }
     client.declare(&reply_to, true)?;
     client.consume(&reply_to)?;
 

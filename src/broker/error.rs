@@ -98,7 +98,10 @@ pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
         _ if url.is_tls() => {
             (ErrorKind::Unreachable, "is the broker up, does it speak TLS there, is its authority trusted?".to_owned())
         }
-        _ => (ErrorKind::Unreachable, "is the broker up and its address right?".to_owned()),
+        _ => {
+            let mend = "is the broker up and its address right? a port that wants TLS needs amqps://";
+            (ErrorKind::Unreachable, mend.to_owned())
+        }
     };
     Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", classify(error)))
 }

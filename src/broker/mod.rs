@@ -13,6 +13,7 @@ mod error;
 mod heard;
 mod ledger;
 mod options;
+mod pem;
 mod pool;
 mod publish;
 mod rights;

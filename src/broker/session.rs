@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, heard::Heard, state::StateCell, stream, subscribe,
+    Subscription, Tls, Topology, consume, error, heard::Heard, pem, state::StateCell, stream, subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -235,24 +235,18 @@ async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Du
 }
 
 fn certificates(tls: &Tls) -> Result<OwnedTLSConfig> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| Error::new(ErrorKind::Setting, format!("{}: {error}", path.display())))
-    };
     let identity = match (&tls.certificate_file, &tls.key_file) {
-        (Some(certificate), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? }),
+        (Some(certificate), Some(key)) => Some(OwnedIdentity::PKCS8 {
+            pem: pem::certificates(certificate)?.into_bytes(),
+            key: pem::key(key)?.into_bytes(),
+        }),
         (None, None) => None,
         _ => {
             let text = "a client certificate needs both its certificate file and its key file";
             return Err(Error::new(ErrorKind::Setting, text));
         }
     };
-    let cert_chain = match &tls.ca_file {
-        Some(path) => Some(
-            String::from_utf8(read(path)?)
-                .map_err(|_| Error::new(ErrorKind::Setting, format!("{}: not a PEM file", path.display())))?,
-        ),
-        None => None,
-    };
+    let cert_chain = tls.ca_file.as_deref().map(pem::certificates).transpose()?;
     Ok(OwnedTLSConfig { identity, cert_chain })
 }
 

@@ -73,7 +73,7 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     Ok(())
 }
 
-/// Tasks one message may carry along: each is held, cloned and published while its parent waits to be acknowledged.
+/// Tasks one message may carry along, and answers its failure may have: each is held, cloned and published while its parent waits to be acknowledged.
 const MAX_CARRIED: usize = 1000;
 /// Bytes of results in all callbacks of one task together.
 const MAX_HANDED_ON: usize = 256 << 20;
@@ -286,7 +286,8 @@ fn context<'a>(request: &'a TaskRequest, first: First<'a>, options: &'a CanvasOp
 /// Makes the messages that follow a failure.
 ///
 /// Every remaining task of the chain that somebody waits for fails with the same exception, unless results are
-/// ignored; then the errbacks are sent as one new group, with the failed id as their first argument.
+/// ignored; then the errbacks are sent as one new group, with the failed id as their first argument. Of more tasks than
+/// a message may carry along the last steps are told, and none of the errbacks is sent.
 #[must_use]
 pub fn after_failure(
     request: &TaskRequest,
@@ -302,7 +303,8 @@ pub fn after_failure(
         for step in &request.chain {
             waiting_for(&step.options, &step.kwargs, step.kind != Kind::Task, &mut waiting);
         }
-        after.publications.extend(waiting.iter_mut().map(|to| {
+        // The last step stands first, and it is the one that is waited for.
+        after.publications.extend(waiting.iter_mut().take(MAX_CARRIED).map(|to| {
             to.task.clone_from(&request.task);
             reply_to(to, &State::Failure(exception), None, replies, now)
         }));
@@ -310,7 +312,10 @@ pub fn after_failure(
     let (plain, other): (Vec<_>, Vec<_>) =
         request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
     after.unsupported = other.first().and_then(|errback| startable(&request.task, errback).err());
-    if !plain.is_empty() {
+    let errbacks = request.errbacks.iter().map(Signature::tasks).sum::<usize>();
+    if errbacks > MAX_CARRIED {
+        after.unsupported = Some(Unsupported(format!("{errbacks} errbacks are more than {MAX_CARRIED}: none is sent")));
+    } else if !plain.is_empty() {
         let mut text = String::new();
         json::write_string(&mut text, &request.id);
         let first = First { text: &text, value: Json::Text(request.id.clone()) };

@@ -15,7 +15,7 @@ use super::{lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
 use crate::config::{self, Flag, QueueSettings, Settings};
 use crate::storage::Engine;
-use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness};
+use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
 use crate::worker::{self, Stop, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
@@ -84,17 +84,44 @@ pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
         .max_blocking_threads(settings.worker.concurrency + SPARE_THREADS)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    let outcome = runtime.block_on(serve(settings, options, broker));
+    let outcome = runtime.block_on(supervised(settings, options, broker));
     // What a cold stop left on the blocking pool must not hold the process up.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
-    let stop =
+/// Serves, and tells the service manager how that goes where there is one.
+async fn supervised(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
+    let mut stop =
         worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
+    let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
+    let work = serve(settings, options, broker, readiness.clone(), stop.clone());
+    match ServiceManager::find(|name| std::env::var_os(name)) {
+        Ok(Some(manager)) => {
+            let stopping = async move {
+                if stop.wait_for(|stop| *stop != Stop::No).await.is_err() {
+                    std::future::pending().await
+                }
+            };
+            manager.accompany(work, &readiness, stopping).await
+        }
+        Ok(None) => work.await,
+        Err(error) => {
+            tracing::warn!(%error, "the service manager is told nothing");
+            work.await
+        }
+    }
+}
+
+async fn serve(
+    settings: &Settings,
+    options: WorkerOptions,
+    broker: BrokerOptions,
+    readiness: Readiness,
+    stop: watch::Receiver<Stop>,
+) -> Result<Code, Failure> {
     tokio::spawn(end_when_cold(stop.clone()));
-    let (metrics, readiness) = (Metrics::new(), Readiness::new(&[Component::Broker, Component::Storage]));
+    let metrics = Metrics::new();
     // The port first: a second worker with the same settings ends before it touches anything.
     let admin = match &settings.telemetry.metrics {
         Some(address) => Some(Admin::bind(&address.host, address.port).await?),

@@ -1,4 +1,4 @@
-//! Logs, metrics, readiness and the admin port.
+//! Logs, metrics, readiness, the admin port and what the service manager is told.
 
 mod admin;
 mod labels;
@@ -7,6 +7,7 @@ mod metrics;
 mod pending;
 mod process;
 mod readiness;
+mod service_manager;
 
 pub use admin::{Admin, BindError, HealthReport};
 pub use labels::{
@@ -15,3 +16,4 @@ pub use labels::{
 pub use logs::{LogError, LogFormat, init as init_logs};
 pub use metrics::{InFlight, Metrics};
 pub use readiness::{Component, Condition, Readiness};
+pub use service_manager::{NotifyError, ServiceManager};

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 /// A part of the process that readiness depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,47 +54,69 @@ pub enum Condition {
     Unready(String),
 }
 
+/// What is known of the process at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    pub(super) conditions: BTreeMap<Component, Condition>,
+    /// The start is over: work is taken, or what is waited for may come by itself.
+    pub(super) started: bool,
+}
+
+impl Standing {
+    fn is_ready(&self) -> bool {
+        !self.conditions.values().any(|condition| matches!(condition, Condition::Unready(_)))
+    }
+}
+
 /// The conditions of all components; clones share them.
 #[derive(Clone, Debug)]
-pub struct Readiness(Arc<Mutex<BTreeMap<Component, Condition>>>);
+pub struct Readiness(watch::Sender<Standing>);
 
 impl Readiness {
     /// Starts with the given components unready, because `starting`; others count once they are set.
     #[must_use]
     pub fn new(awaited: &[Component]) -> Self {
         let starting = Condition::Unready("starting".to_owned());
-        Self(Arc::new(Mutex::new(awaited.iter().map(|&component| (component, starting.clone())).collect())))
+        let conditions = awaited.iter().map(|&component| (component, starting.clone())).collect();
+        Self(watch::Sender::new(Standing { conditions, started: false }))
     }
 
     /// Notes how a component stands and logs a change once.
     pub fn set(&self, component: Component, condition: Condition) {
-        let mut conditions = self.lock();
-        if conditions.get(&component) == Some(&condition) {
-            return;
-        }
-        match &condition {
-            Condition::Ready => tracing::info!(%component, "ready"),
-            Condition::Degraded(reason) => tracing::warn!(%component, %reason, "degraded"),
-            Condition::Unready(reason) => tracing::warn!(%component, %reason, "not ready"),
-        }
-        conditions.insert(component, condition);
+        self.0.send_if_modified(|standing| {
+            if standing.conditions.get(&component) == Some(&condition) {
+                return false;
+            }
+            match &condition {
+                Condition::Ready => tracing::info!(%component, "ready"),
+                Condition::Degraded(reason) => tracing::warn!(%component, %reason, "degraded"),
+                Condition::Unready(reason) => tracing::warn!(%component, %reason, "not ready"),
+            }
+            standing.conditions.insert(component, condition);
+            true
+        });
+    }
+
+    /// Notes that the start is over: work is taken, or what is waited for may come by itself.
+    pub fn set_started(&self) {
+        self.0.send_if_modified(|standing| !std::mem::replace(&mut standing.started, true));
     }
 
     /// Tells whether every component can do its work.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.lock().values().any(|condition| matches!(condition, Condition::Unready(_)))
+        self.0.borrow().is_ready()
     }
 
     /// Returns every component and how it stands.
     #[must_use]
     pub fn conditions(&self) -> BTreeMap<Component, Condition> {
-        self.lock().clone()
+        self.0.borrow().conditions.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Component, Condition>> {
-        // A writer that panicked left a whole map behind: every change is one insert.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Follows every change from now on.
+    pub(super) fn follow(&self) -> watch::Receiver<Standing> {
+        self.0.subscribe()
     }
 }
 

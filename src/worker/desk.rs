@@ -19,10 +19,14 @@ use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, St
 use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
 use crate::commands::{self, Command, Definition, Facts, Key, Redelivered};
+use crate::json::Json;
 use crate::telemetry::CommandOutcome;
 
 /// Queue that keeps what cannot be run.
 pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
+
+/// Bytes of one text in an exception; Linux has no longer path.
+const LONGEST_TEXT: usize = 4096;
 
 /// One delivery that is a task, and what its end needs to know of it.
 #[derive(Debug)]
@@ -362,7 +366,19 @@ impl Desk {
 /// Maps a command's error to the exception its caller raises.
 pub(super) fn exception(error: commands::CommandError) -> Exception {
     let (name, module) = error.exception.class();
-    Exception::custom(module, name, error.args)
+    Exception::custom(module, name, error.args.into_iter().map(cropped).collect())
+}
+
+/// Shortens what a producer had repeated: it would stand in the reply, the event, the log, and in the failure of every
+/// step that waits for this one.
+fn cropped(arg: Json) -> Json {
+    match arg {
+        Json::Text(text) if text.len() > LONGEST_TEXT => {
+            let shown = &text[..text.floor_char_boundary(LONGEST_TEXT)];
+            Json::Text(format!("{shown}… ({} bytes)", text.len()))
+        }
+        other => other,
+    }
 }
 
 /// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.

@@ -137,6 +137,7 @@ pub async fn run(
             }
             Err(error) => {
                 doubted = false;
+                bench.readiness.set_started();
                 error.to_string()
             }
         };
@@ -181,6 +182,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
         "worker ready"
     );
     bench.readiness.set(Component::Worker, Condition::Ready);
+    bench.readiness.set_started();
     Ok(Shift::new(bench, session, deliveries, settler))
 }
 

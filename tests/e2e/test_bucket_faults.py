@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from buckets import BucketSite
+from buckets import BucketSite, gcs_role
 from harness import events_of, failure, on_small_disk, same, wait_until
 
 # A value short enough for one request, with a mark by which a bit of it can be found on its way.
@@ -369,11 +369,15 @@ def test_a_bucket_that_is_missing_stops_the_start_and_names_the_mend(bucket_site
     assert "no-such-bucket" in said and "gcloud storage buckets create" in said
 
 
-def test_a_bucket_that_is_missing_is_made_where_the_project_is_known(bucket_site):
-    name = f"{bucket_site.bucket}-made"
-    bucket_site.start(GCS_BUCKET_NAME=name, GCS_PROJECT_ID="e2e", GCS_LOCATION="EU")
-    assert bucket_site.call("store", "k", 1)["backend"] == "gcs"
-    assert bucket_site.server.names(name) == ["k"]
+def test_a_bucket_that_is_missing_is_made_where_the_project_is_known(broker, gcs, tmp_path):
+    site = BucketSite(broker, tmp_path, gcs, permit=[*gcs_role(), "storage.buckets.create"])
+    try:
+        name = f"{site.bucket}-made"
+        site.start(GCS_BUCKET_NAME=name, GCS_PROJECT_ID="e2e", GCS_LOCATION="EU")
+        assert site.call("store", "k", 1)["backend"] == "gcs"
+        assert site.server.names(name) == ["k"]
+    finally:
+        site.close()
 
 
 def test_a_forbidden_bucket_stops_the_start_and_names_the_mend(bucket_site):

@@ -243,4 +243,4 @@ def test_no_secret_is_ever_said(patient):
     site.proxy.down()
     text = said(site.run("doctor", MAX_RETRIES=0)) + said(site.run("config")) + said(site.run("sync"))
     assert "worker-secret" not in text
-    assert f":{site.broker.password}@" not in text
+    assert f":{site.url.partition('@')[0].rpartition(':')[2]}@" not in text

@@ -19,6 +19,11 @@ def run(site, *args, timeout=30, stdin=b"", **env):
     )
 
 
+def password_of(site):
+    """The worker's, as it stands in its URL."""
+    return site.url.partition("@")[0].rpartition(":")[2]
+
+
 def text_of(done):
     return (done.stdout + done.stderr).decode()
 
@@ -61,7 +66,7 @@ def test_the_log_is_json_lines_without_payload_or_password(site):
     lines = worker.log().splitlines()
     assert lines and all(isinstance(json.loads(line), dict) for line in lines)
     assert "a-payload-nobody-logs" not in worker.log()
-    assert f":{site.broker.password}@" not in worker.log()
+    assert f":{password_of(site)}@" not in worker.log()
 
 
 def test_a_wrong_password_ends_with_78_and_the_mend(site):
@@ -180,6 +185,7 @@ def test_a_folder_that_cannot_be_made_stops_the_start(site):
     assert str(site.storage) in text_of(done)
 
 
+@pytest.mark.full_rights("a worker with all rights makes the queues first")
 def test_a_user_who_may_only_consume_and_publish_is_enough(site):
     site.start().stop()
     user = f"plain-{site.vhost}"
@@ -195,6 +201,7 @@ def test_a_user_who_may_only_consume_and_publish_is_enough(site):
         site.broker.ctl("delete_user", user)
 
 
+@pytest.mark.full_rights("the producer makes the queue")
 @pytest.mark.parametrize("kind", ["quorum", "priority"])
 def test_a_queue_declared_by_the_producer_is_taken_as_it_is(site, kind):
     arguments = {"quorum": {"x-queue-type": "quorum"}, "priority": {"x-max-priority": 10}}[kind]
@@ -209,6 +216,7 @@ def test_a_queue_declared_by_the_producer_is_taken_as_it_is(site, kind):
     assert site.call("retrieve", "k/49") == 49
 
 
+@pytest.mark.full_rights("the worker makes the queue again")
 def test_a_queue_that_is_deleted_comes_back(site):
     worker = site.start()
     site.call("store", "k", 1)

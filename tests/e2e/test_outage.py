@@ -339,6 +339,11 @@ def test_a_foreign_change_between_look_and_upload_is_not_overwritten(bucket_site
 OTHER = "other"
 
 
+def add_queue(site):
+    """Lets everybody use the other queue as well."""
+    site.broker.import_definitions(site.broker.definitions(site.vhost, "--queue", QUEUE, "--queue", OTHER))
+
+
 def second_worker(site, storage, name="second", **env):
     """Another worker on another queue."""
     env = site.env(**{"LOCAL_STORAGE_PATH": storage, **env})
@@ -349,6 +354,7 @@ def second_worker(site, storage, name="second", **env):
 
 def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
     site = away
+    add_queue(site)
     site.proxy.down()
     site.start()
     second_worker(site, site.storage)
@@ -379,6 +385,7 @@ def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
 
 def test_two_workers_with_overlays_of_their_own_both_hand_back(bucket_site):
     site = bucket_site
+    add_queue(site)
     site.proxy.down()
     site.start()
     other = site.folder / "other-storage"

@@ -1,7 +1,10 @@
 """Users who may do no more than they must, as deploy/rabbitmq/definitions says: they can work, and they can do nothing else."""
 
+import base64
 import json
 import subprocess
+import urllib.error
+import urllib.request
 from datetime import datetime, timedelta, timezone
 
 import amqp
@@ -9,6 +12,7 @@ import kombu
 import pytest
 
 from harness import DEAD, METRICS, QUEUE, ROLES, ROOT, TIMEOUT, Site, events_of, failure, wait_events, wait_until
+from private import PrivateBroker, free_port
 
 DELAYS = [100 << doublings for doublings in range(25)]
 GENERATOR = ROOT / "deploy" / "rabbitmq" / "definitions"
@@ -211,6 +215,37 @@ def test_the_monitor_can_do_nothing(guarded):
     users = dict(line.split("\t") for line in guarded.broker.ctl("list_users").splitlines()[1:])
     assert users[guarded.broker.prefix + "monitor"] == "[monitoring]"
     assert users[guarded.broker.prefix + "worker"] == users[guarded.broker.prefix + "producer"] == "[]"
+
+
+def test_the_monitor_sees_the_queues_over_http_and_takes_nothing(tmp_path):
+    port = free_port()
+    settings = {"management.tcp.port": port, "management.tcp.ip": "127.0.0.1"}
+    node = PrivateBroker(tmp_path, settings, plugins="rabbitmq_management")
+    try:
+        vhost = node.new_vhost(full_rights=False)
+
+        def ask(method, path, body=None):
+            headers = {"Authorization": "Basic " + base64.b64encode(f"{node.prefix}monitor:{node.prefix}monitor".encode()).decode()}
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}", data, headers, method=method)
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                    return answer.status, json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                return error.code, None
+
+        status, queue = wait_until(lambda: (found := ask("GET", f"queues/{vhost}/{QUEUE}"))[0] == 200 and found, what="the queue")
+        assert queue["name"] == QUEUE
+        assert ask("GET", "overview")[0] == 200
+        take = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
+        for name in (QUEUE, DEAD, METRICS):
+            assert ask("POST", f"queues/{vhost}/{name}/get", take)[0] in (400, 401, 403)
+            assert ask("DELETE", f"queues/{vhost}/{name}/contents")[0] in (400, 401, 403)
+            assert ask("DELETE", f"queues/{vhost}/{name}")[0] in (400, 401, 403)
+        assert ask("PUT", "users/mine", {"password": "x", "tags": "administrator"})[0] in (401, 403)
+        assert QUEUE in node.queues(vhost)
+    finally:
+        node.close()
 
 
 # --- what is said when a right is missing ----------------------------------------------------------------------------

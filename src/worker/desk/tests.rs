@@ -144,6 +144,19 @@ fn follow_ups_leave_before_the_reply_and_keep_their_ids() {
 }
 
 #[test]
+fn what_a_producer_has_repeated_is_shortened() {
+    let mut table = Table::new();
+    let long = "é".repeat(100_000);
+    let (sent, _) = table.end(task("filestorage.store", &json!([["k", "v"], {long: 1}, {}])), false);
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    for publication in &sent {
+        assert!(publication.message.body.len() < 32_000, "{}", publication.message.body.len());
+    }
+    let text = body(&sent[0])["result"]["exc_message"][0].as_str().unwrap().to_owned();
+    assert!(text.starts_with("store() got an unexpected keyword argument 'éé") && text.ends_with(" bytes)"), "{text}");
+}
+
+#[test]
 fn failure_answers_with_the_exception() {
     let mut table = Table::new();
     let job = table.job(store(), false);

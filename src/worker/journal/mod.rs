@@ -381,7 +381,8 @@ fn gate(folder: &Path) -> io::Result<File> {
 
 /// Takes the lock of a writer unless it lives or was taken over before.
 fn lock_if_dead(path: &Path) -> io::Result<Option<File>> {
-    let file = match File::open(path) {
+    // Writable, though nothing is written: NFS refuses an exclusive lock on a file that is open for reading only.
+    let file = match OpenOptions::new().write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(at(path, &error)),

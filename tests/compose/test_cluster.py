@@ -1,0 +1,220 @@
+"""A cluster under load while parts of it are killed, cut off, paused, restarted and replaced.
+
+A client on the surviving nodes keeps a ledger. Nothing that was confirmed may be lost, answered in two ways or wrongly, and
+nobody may wait for ever. What was measured is printed at the end of the run.
+"""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import pytest
+
+from cluster import BROKERS, QUEUE, WORKERS, Cluster
+from harness import wait_until
+from images import worker_image
+from ledger import ABSENT, table
+from load import Load
+from stack import FIGURES, call, figure
+
+# Commands sent while each fault lasts, at least.
+COMMANDS = 2000
+ANSWERS = 200
+# Seconds after the end of a fault in which everything must have been answered: above every time-out of worker and broker.
+PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def cluster(images):
+    cluster = Cluster(images)
+    try:
+        yield cluster.up(timeout=400).wait_serving()
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """The table of the faults, printed at the end of the run."""
+    rows = []
+    yield rows
+    FIGURES.extend(table(rows))
+
+
+@pytest.fixture(scope="module")
+def newer(bases):
+    """A second image of the worker, as an upgrade brings it."""
+    return worker_image(bases, "filestorage-test:newer")[0]
+
+
+@dataclass
+class Fault:
+    """What happens to the cluster. `strike` does it and undoes it; the load goes on meanwhile."""
+
+    name: str
+    strike: Callable
+    # Brokers that are lost: the client is on the others.
+    lost: Callable = lambda cluster: []
+    # What a read may answer meanwhile, when only the fault can be the reason.
+    errors: frozenset = frozenset()
+
+    def __str__(self):
+        return self.name
+
+
+def nothing(cluster, load, lost):
+    pass
+
+
+def worker_killed(cluster, load, lost):
+    cluster.signal(WORKERS[0])
+    load.wait_flowing(ANSWERS)
+    cluster.wait_workers()
+
+
+def broker_killed(cluster, load, lost):
+    cluster.compose("kill", *lost)
+    load.wait_flowing(ANSWERS)
+    for broker in lost:
+        cluster.start(broker)
+    cluster.wait_brokers()
+
+
+def broker_cut(cluster, load, lost):
+    cut = {broker: cluster.disconnect(broker) for broker in lost}
+    load.wait_flowing(ANSWERS)
+    for broker, networks in cut.items():
+        cluster.connect(broker, networks)
+    cluster.wait_brokers()
+
+
+def broker_paused(cluster, load, lost):
+    for broker in lost:
+        cluster.pause(broker)
+    load.wait_flowing(ANSWERS)
+    for broker in lost:
+        cluster.unpause(broker)
+    cluster.wait_brokers()
+
+
+def bucket_cut(cluster, load, lost):
+    networks = cluster.disconnect("gcs")
+    # The first attempts wait for their time-out, the rest finds the breaker open.
+    wait_until(cluster.pending, PATIENCE, "a write that waits for the bucket", 0.2)
+    load.wait_flowing(ANSWERS)
+    cluster.connect("gcs", networks)
+    load.wait_flowing(ANSWERS)
+    cluster.wait_synced(PATIENCE)
+
+
+def workers_restarted(cluster, load, lost):
+    for worker in WORKERS:
+        cluster.stop(worker)
+        cluster.start(worker)
+        cluster.wait_workers()
+
+
+def brokers_restarted(cluster, load, lost):
+    for broker in BROKERS:
+        cluster.stop(broker)
+        cluster.start(broker)
+        cluster.wait_brokers()
+
+
+def workers_upgraded(cluster, load, lost):
+    image = cluster.newer
+    for worker in WORKERS:
+        cluster.upgrade(worker, image)
+        cluster.wait_workers()
+        assert cluster.inspect(worker, "{{.Config.Image}}") == image
+
+
+def leading(cluster):
+    """The broker that leads the queue: the one whose loss is felt."""
+    return [cluster.leader(QUEUE)]
+
+
+READS = frozenset({"StorageUnavailable"})
+FAULTS = [
+    Fault("nothing", nothing),
+    Fault("worker killed", worker_killed),
+    Fault("broker killed", broker_killed, leading),
+    Fault("broker cut from its network", broker_cut, leading),
+    Fault("broker paused", broker_paused, leading),
+    Fault("bucket cut from its network", bucket_cut, errors=READS),
+    Fault("workers restarted in turn", workers_restarted),
+    Fault("workers upgraded in turn", workers_upgraded),
+    Fault("brokers restarted in turn", brokers_restarted),
+]
+
+
+def test_the_main_job(cluster):
+    app = cluster.app(";".join(cluster.urls()), task_default_queue_type="quorum")
+    receipt = call(app, "store", "main/job", {"n": 1}, {"author": "Ada"})
+    assert (receipt["backend"], receipt["pending_sync"]) == ("gcs", False)
+    assert call(app, "retrieve", "main/job") == {"n": 1}
+    assert call(app, "stat", "main/job")["metadata"] == {"author": "Ada"}
+    assert cluster.bucket().blob("main/job").download_as_bytes() == b'{"n":1}'
+    assert call(app, "delete", "main/job") is True
+    assert call(app, "exists", "main/job") is False
+
+
+def test_the_ledger_sees_what_is_planted(cluster):
+    load = Load(cluster.urls())
+    try:
+        load.start().stop(ANSWERS)
+        load.drain(PATIENCE)
+        clean = load.ledger.judge()
+        held = [key for key in load.ledger.keys() if clean.legal(key)[0] is not ABSENT]
+        bucket = cluster.bucket()
+        bucket.blob(held[0]).delete()
+        bucket.blob(held[1]).upload_from_string(b"planted")
+        store = next(command for command in load.ledger.snapshot() if command.op == "store")
+        load.plant_reply(store.id, {**store.first.result, "generation": "planted"})
+        verdict = load.verdict(bucket)
+    finally:
+        load.close()
+    assert len(verdict.lost) == 2 and all(held[0] in text for text in verdict.lost)  # by the workers and in the bucket
+    assert verdict.wrong and all(held[1] in text for text in verdict.wrong)
+    assert len(verdict.doubled) == 1 and store.id in verdict.doubled[0]
+    assert verdict.unanswered == []
+
+
+def test_three_workers_share_one_queue(cluster):
+    before = {worker: cluster.commands(worker) for worker in WORKERS}
+    load = Load(cluster.urls(), rate=5000, window=1000, senders=8)
+    try:
+        load.start().stop(COMMANDS)
+        load.drain(PATIENCE)
+        verdict = load.ledger.judge()
+    finally:
+        load.close()
+    done = {worker: cluster.commands(worker) - before[worker] for worker in WORKERS}
+    total = sum(done.values())
+    shares = " / ".join(f"{100 * count / total:.0f} %" for count in done.values())
+    figure(f"three workers on one queue: {verdict.numbers()['rate']:.0f} commands/s from one Python client, shares {shares}")
+    assert total == len(load.ledger.commands) and verdict.faults() == []
+    # The broker hands out in turn; a worker that gets nothing is broken, whatever the machine.
+    assert min(done.values()) > total / 10
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_nothing_is_lost_doubled_or_wrong(cluster, rows, newer, fault):
+    lost = fault.lost(cluster)
+    load = Load(cluster.urls(without=lost))
+    cluster.newer = newer
+    try:
+        load.start().wait_flowing(ANSWERS)
+        fault.strike(cluster, load, lost)
+        load.wait_flowing(ANSWERS)
+        load.stop(COMMANDS)
+        load.drain(PATIENCE)
+        cluster.wait_workers()
+        cluster.wait_synced(PATIENCE)
+        verdict = load.verdict(cluster.bucket(), fault.errors, PATIENCE)
+    finally:
+        load.close()
+    row = {"fault": fault.name, **verdict.numbers(until=load.stopped)}
+    rows.append(row)
+    print(*table([row]), *load.troubles[:20], sep="\n")
+    assert verdict.faults() == [], f"{len(verdict.faults())} faults; the first: {verdict.faults()[:10]}"
+    assert row["sent"] >= COMMANDS and row["confirmed"] > COMMANDS / 2

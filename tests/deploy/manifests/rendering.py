@@ -1,0 +1,87 @@
+"""Renders the overlays and every combination of components, as `kubectl apply -k` would."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "deploy" / "kubernetes"
+OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+# What an overlay must say beside the component of its cloud.
+CLOUDS = {
+    "gke": {"GCS_BUCKET_NAME": "some-bucket"},
+    "eks": {"S3_BUCKET_NAME": "some-bucket", "S3_REGION": "eu-central-1"},
+}
+COMPONENTS = sorted({path.name for path in (FOLDER / "components").iterdir()} - set(CLOUDS))
+COMBINATIONS = [
+    (cloud, *chosen)
+    for cloud in CLOUDS
+    for count in range(len(COMPONENTS) + 1)
+    for chosen in itertools.combinations(COMPONENTS, count)
+]
+
+
+@lru_cache
+def renderer():
+    """Returns the command that renders a folder; skips, with the reason, where there is none."""
+    for command in (("kustomize", "build"), ("kubectl", "kustomize")):
+        if shutil.which(command[0]):
+            return command
+    pytest.skip("not rendered: neither kustomize nor kubectl is on PATH; only the files themselves were checked")
+
+
+def render(folder):
+    """Returns the documents that the kustomization in a folder makes."""
+    done = subprocess.run([*renderer(), str(folder)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{folder} cannot be rendered:\n{done.stderr}"
+    assert "deprecated" not in done.stderr, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+@lru_cache
+def overlay(name):
+    return render(FOLDER / "overlays" / name)
+
+
+def compose(combination, folder):
+    """Renders base with these components, as an overlay that somebody wrote would."""
+    relative = os.path.relpath(FOLDER, folder)
+    settings = [f"{name}={value}" for name, value in CLOUDS[combination[0]].items()]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "somewhere",
+        "resources": [f"{relative}/base"],
+        "components": [f"{relative}/components/{component}" for component in combination],
+        "configMapGenerator": [{"name": "filestorage-settings", "behavior": "merge", "literals": settings}],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return render(folder)
+
+
+def documents(which, folder):
+    """Renders an overlay by its name, or a combination by its components."""
+    return overlay(which) if isinstance(which, str) else compose(which, folder)
+
+
+def title(which):
+    return which if isinstance(which, str) else "+".join(which)
+
+
+def written():
+    """Yields every document of the files that kustomizations name as resources, with its file."""
+    for kustomization in sorted(FOLDER.rglob("kustomization.yaml")):
+        for name in yaml.safe_load(kustomization.read_text()).get("resources", []):
+            path = kustomization.parent / name
+            assert path.exists(), f"{kustomization.relative_to(ROOT)} names {name}, which does not exist"
+            if path.is_file():
+                for document in yaml.safe_load_all(path.read_text()):
+                    yield path.relative_to(ROOT), document
