@@ -13,9 +13,9 @@ pub struct Backoff {
 }
 
 impl Default for Backoff {
-    /// 0.1 s to 5 s: a broker that is back is not left waiting.
+    /// 0.1 s to 1 s: a broker that is back is not left waiting.
     fn default() -> Self {
-        Self::new(Duration::from_millis(100), Duration::from_secs(5))
+        Self::new(Duration::from_millis(100), Duration::from_secs(1))
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
         }
         assert_eq!(ceilings[0], Duration::from_millis(100));
         assert_eq!(ceilings[3], Duration::from_millis(800));
-        assert_eq!(ceilings[69], Duration::from_secs(5));
+        assert_eq!(ceilings[69], Duration::from_secs(1));
         backoff.reset();
         assert_eq!(backoff.ceiling(), Duration::from_millis(100));
     }
