@@ -352,6 +352,20 @@ def second_worker(site, storage, name="second", **env):
     return site.workers[-1].wait_ready()
 
 
+def wait_looked(site, *queues):
+    """Waits until the worker of each queue has found out that the bucket is back."""
+
+    def looked():
+        try:
+            return all(site.call("exists", "nobody", _queue=queue) is False for queue in queues)
+        except Exception as error:
+            if type(error).__name__ != "StorageUnavailable":
+                raise
+            return False
+
+    wait_until(looked, 60, "both workers to reach the bucket", step=0.2)
+
+
 def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
     site = away
     add_queue(site)
@@ -370,6 +384,7 @@ def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
     site.proxy.forget_log()
     site.proxy.up()
     all_sent(site)
+    wait_looked(site, QUEUE, OTHER)
     holds(site, wanted)
     assert not site.aside()
     # The one who is killed leaves the other its entries.
@@ -380,6 +395,7 @@ def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
     site.workers[1].kill()
     site.proxy.up()
     wait_until(lambda: not site.overlay(), 90, "an empty overlay", step=0.1)
+    wait_looked(site, QUEUE)
     holds(site, wanted)
 
 
