@@ -52,6 +52,7 @@ class Load:
         self.urls = list(urls)
         self.queue = queue
         self.app = client(urls, queue, queue_type)
+        self.queue_type = queue_type
         self.prefix = f"ledger/{uuid.uuid4().hex[:8]}"
         self.reply_to = str(uuid.uuid4())
         self.ledger = Ledger()
@@ -267,7 +268,9 @@ class Load:
     # --- replies ----------------------------------------------------------------------------------------------------
 
     def _reply_queue(self, channel):
-        arguments = {"x-queue-type": "quorum", "x-expires": REPLY_EXPIRES_MS}
+        # Of the same type as the commands' queue. On a lone RabbitMQ 4.0 that was killed a young quorum queue may stay without
+        # a leader: it takes no reply and no consumer (541).
+        arguments = {"x-queue-type": self.queue_type, "x-expires": REPLY_EXPIRES_MS}
         return Queue(self.reply_to, channel=channel, durable=True, queue_arguments=arguments)
 
     def _consume(self):
