@@ -1,12 +1,19 @@
-//! When a connection was last heard.
+//! When a connection was last heard, and when it was not.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+/// A broker that has said nothing for so long may have been given up by its cluster, or may have given us up: what it handed
+/// out may be with somebody else. Brokers of a cluster give each other up after 6 s at the earliest (`net_ticktime` 8); we
+/// give them up after 12.
+pub const DOUBT: Duration = Duration::from_millis(5500);
+/// What comes so soon after such a silence may have been on its way since before it.
+const LATE: Duration = Duration::from_secs(2);
 
 /// When something was last read from one connection; clones share it.
 #[derive(Clone, Debug)]
@@ -14,22 +21,40 @@ pub(super) struct Heard {
     began: Instant,
     /// Milliseconds after `began`.
     last: Arc<AtomicU64>,
+    /// The last silence of [`DOUBT`] that ended: from when until when.
+    gap: Arc<Mutex<Option<(Instant, Instant)>>>,
 }
 
 impl Heard {
     /// Counts the beginning as heard.
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), last: Arc::default() }
+        Self { began: Instant::now(), last: Arc::default(), gap: Arc::default() }
     }
 
     /// Notes that something was read.
     pub(super) fn note(&self) {
+        self.note_after(DOUBT);
+    }
+
+    fn note_after(&self, doubt: Duration) {
+        let silence = self.silence();
+        if silence >= doubt {
+            let now = Instant::now();
+            let from = now.checked_sub(silence).unwrap_or(self.began);
+            *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, now));
+        }
         self.last.store(self.age(), Ordering::Relaxed);
     }
 
     /// Tells how long nothing was read.
     pub(super) fn silence(&self) -> Duration {
         Duration::from_millis(self.age().saturating_sub(self.last.load(Ordering::Relaxed)))
+    }
+
+    /// Tells since when the connection was silent if what was received at this time may have been sent before.
+    pub(super) fn late_since(&self, received: Instant) -> Option<Instant> {
+        let gap = *self.gap.lock().unwrap_or_else(PoisonError::into_inner);
+        gap.filter(|(_, until)| received < *until + LATE).map(|(from, _)| from)
     }
 
     fn age(&self) -> u64 {
@@ -39,14 +64,36 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
+    use std::thread::sleep;
+
     use super::*;
+
+    const PAUSE: Duration = Duration::from_millis(30);
 
     #[test]
     fn silence_lasts_from_what_was_last_read() {
         let heard = Heard::new();
-        std::thread::sleep(Duration::from_millis(30));
-        assert!(heard.silence() >= Duration::from_millis(30));
+        sleep(PAUSE);
+        assert!(heard.silence() >= PAUSE);
         heard.clone().note();
-        assert!(heard.silence() < Duration::from_millis(30));
+        assert!(heard.silence() < PAUSE);
+    }
+
+    #[test]
+    fn what_comes_around_a_long_silence_is_late_and_what_comes_well_after_is_not() {
+        let heard = Heard::new();
+        let received = Instant::now();
+        sleep(PAUSE);
+        heard.note();
+        assert_eq!(heard.late_since(received), None, "a short silence is none");
+        let silent = Instant::now();
+        sleep(2 * PAUSE);
+        heard.clone().note_after(PAUSE);
+        let heard_again = Instant::now();
+        for received in [received, silent, heard_again, heard_again + LATE / 2] {
+            let since = heard.late_since(received).unwrap();
+            assert!(since + PAUSE > silent && since < silent + PAUSE, "{received:?}: {since:?} {silent:?}");
+        }
+        assert_eq!(heard.late_since(heard_again + LATE), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Two connections that live and die together.
 
-use std::{collections::HashSet, fmt, pin::pin, sync::Arc, sync::Mutex, time::Duration};
+use std::{collections::HashSet, fmt, pin::pin, sync::Arc, sync::Mutex, time::Duration, time::Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -34,6 +34,7 @@ pub struct Session {
 pub(super) struct Link {
     pub(super) consuming: Connection,
     pub(super) publishing: Connection,
+    /// Of the consuming and of the publishing connection.
     heard: [Heard; 2],
     pub(super) state: StateCell,
     pub(super) url: BrokerUrl,
@@ -104,6 +105,15 @@ impl Session {
     pub fn silence(&self) -> Duration {
         let [consuming, publishing] = &self.link.heard;
         consuming.silence().min(publishing.silence())
+    }
+
+    /// Tells since when the broker was silent if a delivery received at this time may have been handed out before: a
+    /// silence of [`DOUBT`] that ended since, or shortly before. Somebody else may have been given it meanwhile.
+    ///
+    /// [`DOUBT`]: super::DOUBT
+    #[must_use]
+    pub fn late_since(&self, received: Instant) -> Option<Instant> {
+        self.link.heard[0].late_since(received)
     }
 
     /// Declares the session over, for a reason that only the caller knows; every wait in it ends.

@@ -82,12 +82,10 @@ impl<S: AsyncRead + Unpin> Scrubbed<S> {
         let read = Pin::new(&mut self.inner).poll_read(context, &mut self.held[begun..]);
         let count = if let Poll::Ready(Ok(count)) = &read { *count } else { 0 };
         self.held.truncate(begun + count);
+        let count = ready!(read)?;
         self.heard.note();
-        self.ready = match ready!(read)? {
-            // The stream ends inside a frame.
-            0 => begun,
-            _ => self.scrubber.scrub(&mut self.held),
-        };
+        // The stream may end inside a frame.
+        self.ready = if count == 0 { begun } else { self.scrubber.scrub(&mut self.held) };
         Poll::Ready(Ok(()))
     }
 }

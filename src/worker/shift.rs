@@ -13,14 +13,14 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument as _;
 
 use super::WorkerOptions;
-use super::desk::{Case, Decision, Desk, End, Job, exception};
+use super::desk::{self, Case, Decision, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::journal::Journal;
 use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
-use crate::broker::{BATCH, Deliveries, Delivery, Session, Settler, State};
+use crate::broker::{BATCH, DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
 use crate::celery::park;
 use crate::commands::{Context, Definition, Engine, Facts, Fence, Key};
@@ -31,9 +31,8 @@ use crate::worker::answer::{Answer, Outcome};
 const FLIGHTS: usize = 1;
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
-/// After so long it may have taken us for dead and given what we hold to somebody else: nothing more is begun. Brokers of a
-/// cluster give each other up after 6 s at the earliest (`net_ticktime` 8); we give them up after 12.
-const DOUBT: Duration = Duration::from_millis(5500);
+/// How far the clocks of two workers may differ.
+const SKEW: Duration = Duration::from_secs(2);
 /// How long an orderly goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(3);
 /// How long writes past their commit point are waited for when a session is lost.
@@ -158,6 +157,7 @@ impl<'b> Shift<'b> {
                 return Ok(());
             }
             let silence = self.session.silence();
+            // In doubt, somebody else may have been given what we hold: nothing more is begun.
             if silence < DOUBT {
                 self.start_ready();
             }
@@ -277,10 +277,17 @@ impl<'b> Shift<'b> {
     /// Begins what may run, after writing down that it does.
     fn start_ready(&mut self) {
         let mut jobs = Vec::new();
-        while let Some(job) = self.schedule.next() {
+        while let Some(mut job) = self.schedule.next() {
             if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
                 self.schedule.done(job.command.key());
                 self.outbox.push(self.desk.close(job.case, &End::Expired));
+                continue;
+            }
+            let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
+            if let Some(answer) = desk::reconsider(&mut job, late_since, &mut self.bench.journal) {
+                self.schedule.done(job.command.key());
+                self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
+                self.outbox.push(self.desk.close(job.case, &End::Answered(&answer)));
                 continue;
             }
             self.bench.journal.started(&job.case.request.id);
@@ -530,6 +537,11 @@ fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinErro
         Ok((id, ended)) => (id, Ok(ended)),
         Err(error) => (error.id(), Err(error)),
     }
+}
+
+/// Tells the time so long ago.
+fn before(age: Duration) -> Timestamp {
+    Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 async fn looked(looking: &mut Option<BoxFuture<'static, ()>>) {

@@ -243,6 +243,52 @@ fn a_redelivered_finished_write_is_answered_again() {
     assert_eq!(outcome, CommandOutcome::Replayed, "its acknowledgement was never sent");
 }
 
+/// Begins to run the same id somewhere else, and ends it with this answer.
+fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
+    sibling.started("id-1");
+    if let Some(answer) = answer {
+        sibling.finished("id-1", &answer.write().unwrap());
+    }
+    sibling.commit().unwrap();
+    sibling
+}
+
+#[test]
+fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_not_say_so() {
+    let mut table = Table::new();
+    let silent = Timestamp::now();
+    let mut job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none());
+    assert!(job.redelivered.is_none(), "nobody else has it");
+
+    let running = elsewhere(&table, None);
+    assert!(reconsider(&mut job, None, &mut table.journal).is_none());
+    assert!(job.redelivered.is_none(), "without a silence it is nobody's but ours");
+    assert!(reconsider(&mut job, Some(Timestamp::now()), &mut table.journal).is_none());
+    assert!(job.redelivered.is_none(), "what was begun before the silence was another message under this id");
+    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none());
+    let redelivered = job.redelivered.as_ref().expect("a sibling runs it");
+    assert!(redelivered.started_at.is_some_and(|at| at >= silent), "{redelivered:?}");
+    drop(running);
+
+    let finished = elsewhere(&table, Some(&answer));
+    let mut job = table.job(store(), false);
+    assert_eq!(reconsider(&mut job, Some(silent), &mut table.journal).unwrap().write(), answer.write());
+    drop(finished);
+}
+
+#[test]
+fn what_is_redelivered_is_looked_up_again_before_it_runs() {
+    let mut table = Table::new();
+    let mut job = table.job(store(), true);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    assert!(reconsider(&mut job, None, &mut table.journal).is_none());
+    let _sibling = elsewhere(&table, Some(&answer));
+    assert_eq!(reconsider(&mut job, None, &mut table.journal).unwrap().write(), answer.write());
+}
+
 #[test]
 fn a_command_that_crashed_too_often_is_given_up() {
     let mut table = Table::new();

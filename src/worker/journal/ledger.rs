@@ -20,16 +20,24 @@ pub(super) struct Crash {
     pub(super) at: i64,
 }
 
+/// An answer that was given.
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    place: Place,
+    /// When the command began to run, in Unix microseconds; 0 when that is not known.
+    began: i64,
+}
+
 /// The state of every command one writer wrote about.
 ///
-/// Answers are indexed by a hash of their id, 40 bytes each; whoever reads the line compares the id itself.
+/// Answers are indexed by a hash of their id, 48 bytes each; whoever reads the line compares the id itself.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Started and not over: id to Unix microseconds.
     pub(super) running: HashMap<Box<str>, i64>,
     /// What was running when a worker died and is not over.
     pub(super) crashes: HashMap<Box<str>, Crash>,
-    answers: HashMap<u64, Place>,
+    answers: HashMap<u64, Answered>,
     /// Answered and not known to be acknowledged.
     unsettled: HashSet<u64>,
     /// Those of them that were so when this session began.
@@ -66,8 +74,9 @@ impl Ledger {
 
     pub(super) fn finished(&mut self, id: &str, place: Place) {
         let hash = self.hash(id);
+        let began = self.running.get(id).copied().unwrap_or_default();
         self.over(id);
-        self.answers.insert(hash, place);
+        self.answers.insert(hash, Answered { place, began });
         self.unsettled.insert(hash);
     }
 
@@ -95,7 +104,14 @@ impl Ledger {
 
     /// Finds where the answer to an id stands.
     pub(super) fn answer(&self, id: &str) -> Option<Place> {
-        self.answers.get(&self.hash(id)).copied()
+        self.answers.get(&self.hash(id)).map(|answered| answered.place)
+    }
+
+    /// Tells whether the command began to run at this time (Unix microseconds) or later, and runs still or was answered.
+    pub(super) fn has_begun(&self, id: &str, since: i64) -> bool {
+        let running = self.running.get(id).copied();
+        let answered = self.answers.get(&self.hash(id)).map(|answered| answered.began);
+        running.max(answered).is_some_and(|began| began >= since)
     }
 
     /// Begins a session: what is unsettled now was answered in an earlier one.
@@ -115,7 +131,7 @@ impl Ledger {
 
     /// Returns the places of answers whose acknowledgement is not known to be sent.
     pub(super) fn open_answers(&self) -> impl Iterator<Item = Place> {
-        self.unsettled.iter().filter_map(|hash| self.answers.get(hash).copied())
+        self.unsettled.iter().filter_map(|hash| self.answers.get(hash).map(|answered| answered.place))
     }
 
     /// Keeps the answers only: what ran and crashed is written down by whoever took this writer over.
@@ -127,13 +143,13 @@ impl Ledger {
 
     /// Drops what would stand beyond the end of a segment.
     pub(super) fn forget_at(&mut self, segment: u64, end: u64) {
-        self.answers.retain(|_, place| place.segment != segment || place.offset < end);
+        self.answers.retain(|_, Answered { place, .. }| place.segment != segment || place.offset < end);
         self.prune();
     }
 
     /// Drops what stands in segments that no longer exist.
     pub(super) fn forget_before(&mut self, segment: u64) {
-        self.answers.retain(|_, place| place.segment >= segment);
+        self.answers.retain(|_, answered| answered.place.segment >= segment);
         self.prune();
     }
 

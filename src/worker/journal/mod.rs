@@ -218,6 +218,18 @@ impl Journal {
         })
     }
 
+    /// Tells whether a sibling has begun to run this id since then, and has not given it up: the broker gave it the
+    /// delivery that we hold.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers.
+    pub(super) fn is_taken(&mut self, id: &str, since: Timestamp) -> io::Result<bool> {
+        self.follow()?;
+        let since = since.as_microsecond();
+        Ok(self.siblings.values().any(|reader| reader.ledger.has_begun(id, since)))
+    }
+
     /// Looks an id up here and at all siblings.
     ///
     /// # Errors

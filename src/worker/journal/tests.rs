@@ -64,6 +64,31 @@ fn a_living_sibling_has_not_crashed() {
 }
 
 #[test]
+fn an_id_is_taken_while_a_sibling_runs_it_and_once_it_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
+    let since = Timestamp::now();
+    own.started("own");
+    for id in ["runs", "answered", "read"] {
+        sibling.started(id);
+    }
+    sibling.finished("answered", "{}");
+    sibling.settled("answered");
+    sibling.ended("read");
+    assert!(!own.is_taken("runs", since).unwrap(), "not written yet");
+    sibling.commit().unwrap();
+    let later = Timestamp::now();
+    for (id, taken) in [("runs", true), ("answered", true), ("read", false), ("own", false), ("unknown", false)] {
+        assert_eq!(own.is_taken(id, since).unwrap(), taken, "{id}");
+        assert!(!own.is_taken(id, later).unwrap(), "{id}: begun before");
+    }
+    kill(sibling);
+    let mut third = open(folder.path());
+    assert!(third.is_taken("answered", since).unwrap(), "an answer outlives its worker");
+    assert!(!third.is_taken("runs", since).unwrap(), "a dead one runs nothing");
+}
+
+#[test]
 fn only_an_earlier_session_s_unsettled_ids_are_open() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
