@@ -53,7 +53,11 @@ pub enum PublishError {
     /// is back, to be tried again.
     #[error("not taken: the broker answered with a negative confirmation, twice; is a queue full?")]
     Nacked(Box<Publication>),
-    /// Nobody knows: the connection ended, or the confirmation did not come in time. It may have been taken.
+    /// The broker answered neither yes nor no in time: the queue has no leader, or the whole broker stands still. It may have
+    /// been taken; here it is back. The session is not touched.
+    #[error("not confirmed in time")]
+    Unconfirmed(Box<Publication>),
+    /// Nobody knows: the connection ended. It may have been taken.
     #[error("not confirmed: {0}")]
     Lost(String),
 }
@@ -71,6 +75,8 @@ enum Outcome {
     Done(Confirmation),
     /// A negative confirmation.
     Nacked,
+    /// No confirmation in time.
+    Late,
     /// The channel died before it was confirmed; the broker closes it because of exactly one publication.
     Suspect(Reply),
     /// It cannot be put on the wire.
@@ -93,16 +99,33 @@ impl Publisher {
         batch: Vec<Publication>,
         mandatory: bool,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
+        self.publish_within(self.patience(), batch, mandatory).await
+    }
+
+    /// Returns how long a confirm is waited for: the session's time-out and half as much again, for a quorum queue confirms
+    /// nothing while it elects a leader, which takes up to 11 s with a node cut off.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.link.options.timeout.mul_f32(1.5)
+    }
+
+    /// Publishes as [`Publisher::publish`] does, with a wait of its own for the confirms.
+    pub async fn publish_within(
+        &self,
+        limit: Duration,
+        batch: Vec<Publication>,
+        mandatory: bool,
+    ) -> Vec<std::result::Result<Confirmation, PublishError>> {
         if batch.is_empty() {
             return Vec::new();
         }
         let all: Vec<&Publication> = batch.iter().collect();
-        let mut outcomes = self.attempt(&all, mandatory).await;
+        let mut outcomes = self.attempt(limit, &all, mandatory).await;
 
         let nacked = places(&outcomes, |outcome| matches!(outcome, Outcome::Nacked));
         if !nacked.is_empty() {
             let again: Vec<&Publication> = nacked.iter().map(|place| all[*place]).collect();
-            let second = self.attempt(&again, mandatory).await;
+            let second = self.attempt(limit, &again, mandatory).await;
             for (place, outcome) in nacked.into_iter().zip(second) {
                 outcomes[place] = outcome;
             }
@@ -110,32 +133,28 @@ impl Publisher {
         let suspects = places(&outcomes, |outcome| matches!(outcome, Outcome::Suspect(_)));
         if suspects.len() > 1 {
             for place in suspects {
-                outcomes[place] = self.attempt_one(all[place], mandatory).await;
+                let alone = self.attempt(limit, &[all[place]], mandatory).await.pop();
+                outcomes[place] = alone.unwrap_or_else(not_tried);
             }
         }
         outcomes.into_iter().zip(batch).map(|(outcome, publication)| outcome.into_result(publication)).collect()
     }
 
-    async fn attempt_one(&self, publication: &Publication, mandatory: bool) -> Outcome {
-        let outcome = self.attempt(&[publication], mandatory).await.pop();
-        outcome.unwrap_or_else(|| Outcome::Lost("not tried".to_owned()))
-    }
-
     /// Writes all to one channel, then waits for all confirms.
-    async fn attempt(&self, batch: &[&Publication], mandatory: bool) -> Vec<Outcome> {
+    async fn attempt(&self, limit: Duration, batch: &[&Publication], mandatory: bool) -> Vec<Outcome> {
         let loan = match self.pool.lend().await {
             Ok(loan) => loan,
             Err(error) => return vec![Outcome::Lost(error.to_string()); batch.len()],
         };
-        let not_tried = || Outcome::Lost("not tried".to_owned());
         let Some(channel) = loan.channel() else { return vec![not_tried(); batch.len()] };
-        let mut attempt = Attempt::new(&self.link, channel, batch, mandatory);
+        let mut attempt = Attempt::new(&self.link, channel, limit, batch, mandatory);
         attempt.write().await;
         attempt.confirm().await;
-        let Attempt { outcomes, .. } = attempt;
-        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(not_tried)).collect();
-        loan.give_back();
-        outcomes
+        let Attempt { outcomes, late, .. } = attempt;
+        if !late {
+            loan.give_back();
+        }
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(not_tried)).collect()
     }
 }
 
@@ -146,9 +165,14 @@ impl Outcome {
             Self::Suspect(Reply { code, text }) => Err(PublishError::Refused { code, text }),
             Self::Invalid(text) => Err(PublishError::Refused { code: 0, text }),
             Self::Nacked => Err(PublishError::Nacked(Box::new(publication))),
+            Self::Late => Err(PublishError::Unconfirmed(Box::new(publication))),
             Self::Lost(text) => Err(PublishError::Lost(text)),
         }
     }
+}
+
+fn not_tried() -> Outcome {
+    Outcome::Lost("not tried".to_owned())
 }
 
 fn places(outcomes: &[Outcome], wanted: impl Fn(&Outcome) -> bool) -> Vec<usize> {
@@ -163,8 +187,7 @@ struct Attempt<'a> {
     channel: &'a Channel,
     batch: &'a [&'a Publication],
     mandatory: bool,
-    /// Longest wait for one step: the session's and half as much again, for a quorum queue confirms nothing while it elects
-    /// a leader, which takes up to 11 s with a node cut off; and a second for each MiB that has to go over the wire before.
+    /// Longest wait for one step: what the caller says, and a second for each MiB that has to go over the wire before.
     limit: Duration,
     outcomes: Vec<Option<Outcome>>,
     confirms: Vec<(usize, PublisherConfirm)>,
@@ -172,22 +195,31 @@ struct Attempt<'a> {
     failed: Vec<usize>,
     refusal: Option<Reply>,
     fault: Option<String>,
+    /// A confirm did not come in time.
+    late: bool,
 }
 
 impl<'a> Attempt<'a> {
-    fn new(link: &'a Link, channel: &'a Channel, batch: &'a [&'a Publication], mandatory: bool) -> Self {
+    fn new(
+        link: &'a Link,
+        channel: &'a Channel,
+        limit: Duration,
+        batch: &'a [&'a Publication],
+        mandatory: bool,
+    ) -> Self {
         let bytes: usize = batch.iter().map(|publication| publication.message.body.len()).sum();
         Self {
             link,
             channel,
             batch,
             mandatory,
-            limit: link.options.timeout.mul_f32(1.5) + Duration::from_secs((bytes >> 20) as u64),
+            limit: limit + Duration::from_secs((bytes >> 20) as u64),
             outcomes: vec![None; batch.len()],
             confirms: Vec::with_capacity(batch.len()),
             failed: Vec::new(),
             refusal: None,
             fault: None,
+            late: false,
         }
     }
 
@@ -241,19 +273,25 @@ impl<'a> Attempt<'a> {
     async fn confirm(&mut self) {
         let mut returned = Vec::new();
         for (place, confirm) in std::mem::take(&mut self.confirms) {
-            let outcome = match self.link.state.patiently(self.limit, "a confirm", confirm).await {
-                Ok(Ok(lapin::Confirmation::Ack(message))) => {
+            // Once one is late, the others have had their time, too.
+            let limit = if self.late { Duration::ZERO } else { self.limit };
+            let outcome = match self.link.state.within(limit, confirm).await {
+                Ok(Some(Ok(lapin::Confirmation::Ack(message)))) => {
                     returned.extend(message);
                     Outcome::Done(Confirmation::Routed)
                 }
-                Ok(Ok(lapin::Confirmation::Nack(message))) => {
+                Ok(Some(Ok(lapin::Confirmation::Nack(message)))) => {
                     returned.extend(message);
                     Outcome::Nacked
                 }
-                Ok(Ok(lapin::Confirmation::NotRequested)) => Outcome::Lost("confirms are off".to_owned()),
-                Ok(Err(fault)) => {
+                Ok(Some(Ok(lapin::Confirmation::NotRequested))) => Outcome::Lost("confirms are off".to_owned()),
+                Ok(Some(Err(fault))) => {
                     self.fail(place, &fault);
                     continue;
+                }
+                Ok(None) => {
+                    self.late = true;
+                    Outcome::Late
                 }
                 Err(lost) => Outcome::Lost(lost.to_string()),
             };

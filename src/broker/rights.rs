@@ -27,7 +27,9 @@ impl Session {
                 let refused = Error::new(ErrorKind::Denied, text);
                 Err(self.link.name_permission(refused, "write", "exchange 'amq.default'"))
             }
-            Some(Err(PublishError::Lost(reason))) => Err(Error::lost(reason)),
+            Some(Err(fault @ (PublishError::Lost(_) | PublishError::Unconfirmed(_)))) => {
+                Err(Error::lost(fault.to_string()))
+            }
             _ => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{Error, ErrorKind, Result};
+use super::{Error, Result};
 
 /// How a session is, as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +62,19 @@ impl StateCell {
         }
     }
 
-    /// Waits for an answer of the broker: not after the session is lost, and not longer than `limit` while it is open.
-    /// While it is blocked the clock stands. A missed limit is an answer that never comes: the session is lost.
+    /// Waits for an answer of the broker as [`StateCell::within`] does. A missed limit is an answer that never comes: the
+    /// session is lost.
     pub(super) async fn patiently<T>(&self, limit: Duration, what: &str, answer: impl Future<Output = T>) -> Result<T> {
+        let Some(answer) = self.within(limit, answer).await? else {
+            self.lose(format!("no answer to {what} within {} s", limit.as_secs_f32()));
+            return Err(self.fault());
+        };
+        Ok(answer)
+    }
+
+    /// Waits for an answer of the broker: not after the session is lost, and not longer than `limit` while it is open; `None`
+    /// when there is none by then. While the session is blocked the clock stands.
+    pub(super) async fn within<T>(&self, limit: Duration, answer: impl Future<Output = T>) -> Result<Option<T>> {
         let mut answer = pin!(answer);
         let mut watch = self.watch();
         loop {
@@ -78,16 +88,17 @@ impl StateCell {
             };
             tokio::select! {
                 biased;
-                answer = &mut answer => return Ok(answer),
+                answer = &mut answer => return Ok(Some(answer)),
                 _ = watch.changed() => {}
-                () = clock => {
-                    self.lose(format!("no answer to {what} within {} s", limit.as_secs_f32()));
-                    return match self.now() {
-                        State::Lost(reason) => Err(Error::lost(reason)),
-                        State::Open | State::Blocked(_) => Err(Error::new(ErrorKind::Lost, "the session is over")),
-                    };
-                }
+                () = clock => return if matches!(self.now(), State::Lost(_)) { Err(self.fault()) } else { Ok(None) },
             }
+        }
+    }
+
+    fn fault(&self) -> Error {
+        match self.now() {
+            State::Lost(reason) => Error::lost(reason),
+            State::Open | State::Blocked(_) => Error::lost("the session is over"),
         }
     }
 }
@@ -97,6 +108,7 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+    use crate::broker::ErrorKind;
 
     fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

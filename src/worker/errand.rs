@@ -47,8 +47,7 @@ pub(super) async fn look_again(topology: Topology, readiness: Readiness, dead: b
 }
 
 /// Waits a while with something the broker cannot take now.
-pub(super) async fn hold(parcel: Parcel, reason: String) -> Errand {
-    tracing::warn!(task_id = parcel.id, reason, "held back");
+pub(super) async fn hold(parcel: Parcel) -> Errand {
     tokio::time::sleep(PATIENCE).await;
     Errand::Again(vec![parcel])
 }

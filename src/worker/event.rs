@@ -120,6 +120,11 @@ impl Event {
         Self { routing_key, json }
     }
 
+    /// Returns where it is published.
+    pub(super) fn address(&self) -> Address {
+        Address { exchange: EXCHANGE.to_owned(), routing_key: self.routing_key.clone() }
+    }
+
     /// Makes the copy for the queue a command named in `metrics_reply_to`.
     pub(super) fn to_queue(&self, queue: &str) -> Publication {
         publication(Address::queue(queue), ONE, self.json.clone())
@@ -128,7 +133,7 @@ impl Event {
     /// Joins events of one routing key into one message; a lone one stays plain.
     pub(super) fn join(events: &[&Self]) -> Option<Publication> {
         let first = events.first()?;
-        let address = Address { exchange: EXCHANGE.to_owned(), routing_key: first.routing_key.clone() };
+        let address = first.address();
         if events.len() == 1 {
             return Some(publication(address, ONE, first.json.clone()));
         }

@@ -10,6 +10,7 @@ mod run;
 mod schedule;
 mod shift;
 mod signals;
+mod suspects;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
 use journal::Journal;
 use shift::{Bench, Shift, ShiftEnd};
+use suspects::Suspects;
 
 pub use event::event_schema;
 pub use signals::{Stop, listen};
@@ -101,7 +103,8 @@ pub async fn run(
     mut stop: watch::Receiver<Stop>,
 ) -> Result<(), WorkerError> {
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
-    let mut bench = Bench { options, engine, journal, metrics, readiness };
+    let suspects = Suspects::default();
+    let mut bench = Bench { options, engine, journal, metrics, readiness, suspects };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;

@@ -3,12 +3,13 @@
 //! Parcels that end while the previous batch is being confirmed leave together: replies, follow-ups, dead copies, and
 //! the events, of which those with one routing key share a message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::event::Event;
+use super::suspects::Suspects;
 use crate::broker::{Confirmation, PublishError, Ticket};
 use crate::celery::error::Exception;
-use crate::celery::message::Publication;
+use crate::celery::message::{Address, Publication};
 use crate::celery::reply::ReplyTo;
 
 /// How often an answer is tried again whose queue takes nothing.
@@ -84,6 +85,7 @@ impl Parcel {
         role: Role,
         kept: Option<Box<Publication>>,
         answer: Result<Confirmation, PublishError>,
+        lane: Option<&Lane>,
     ) -> Verdict {
         let verdict = match (answer, kept.is_some()) {
             (Ok(Confirmation::Routed), _) => Verdict::Fine,
@@ -105,6 +107,15 @@ impl Parcel {
             // Only for want of the right to answer at all: whoever has it shall find the command.
             (Err(PublishError::Refused { code: 403, text }), _) if role == Role::Reply => Verdict::Lost(text),
             (Err(PublishError::Refused { code, text }), _) => Verdict::Refused(role, format!("{code} {text}")),
+            (Err(PublishError::Unconfirmed(publication)), _) => match lane {
+                None => Verdict::Lost(unconfirmed(&publication.address)),
+                Some(lane) if lane.hopeless && role.may_be_unheard() => Verdict::Fine,
+                Some(_) => {
+                    let reason = format!("{role:?}: {}", unconfirmed(&publication.address));
+                    self.first.push((role, *publication));
+                    return Verdict::Held(reason);
+                }
+            },
             (Err(PublishError::Lost(_)), _) => Verdict::Lost("a publication was not confirmed".to_owned()),
         };
         match &verdict {
@@ -115,9 +126,28 @@ impl Parcel {
         verdict
     }
 
+    /// Finds a suspect among the addresses to which something goes next.
+    fn suspect(&self, suspects: &Suspects) -> Option<Address> {
+        let stage = if self.first.is_empty() { &self.then } else { &self.first };
+        let own = stage.iter().map(|(_, publication)| &publication.address).find(|address| suspects.contains(address));
+        if let Some(address) = own {
+            return Some(address.clone());
+        }
+        let event = self.event.as_ref().filter(|_| self.first.is_empty() || self.then.is_empty())?;
+        Some(event.address()).filter(|address| suspects.contains(address))
+    }
+
     fn is_done(&self) -> bool {
         self.first.is_empty() && self.then.is_empty() && self.event.is_none()
     }
+}
+
+/// A way of its own for what goes to a suspect address.
+#[derive(Clone, Debug)]
+pub(super) struct Lane {
+    pub(super) address: Address,
+    /// Answers to it are given up: one that is not confirmed is no longer owed.
+    pub(super) hopeless: bool,
 }
 
 /// Publications of some parcels, on their way together.
@@ -125,6 +155,7 @@ impl Parcel {
 pub(super) struct Batch {
     parcels: Vec<Parcel>,
     slots: Vec<Slot>,
+    lane: Option<Lane>,
 }
 
 /// Which debt a publication of the batch pays.
@@ -151,6 +182,10 @@ pub(super) struct Answered {
     pub(super) refused: Vec<(Parcel, Role, String)>,
     /// Parcels whose event came back unrouted.
     pub(super) unheard: Vec<Parcel>,
+    /// The suspect address this went to.
+    pub(super) lane: Option<Address>,
+    /// Addresses that confirmed nothing in time.
+    pub(super) silent: HashSet<Address>,
     /// The broker refuses events; its words.
     pub(super) events_refused: Option<String>,
     /// The session is lost, with the reason; its parcels stay unsettled.
@@ -163,6 +198,8 @@ pub(super) struct Answered {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     waiting: VecDeque<Parcel>,
+    /// What goes to a suspect, by its address.
+    apart: HashMap<Address, VecDeque<Parcel>>,
 }
 
 impl Outbox {
@@ -173,50 +210,95 @@ impl Outbox {
 
     /// Tells whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.apart.is_empty()
+    }
+
+    /// Puts what goes to a suspect apart, and back what goes to none any more.
+    pub(super) fn part(&mut self, suspects: &Suspects) {
+        if suspects.is_empty() && self.apart.is_empty() {
+            return;
+        }
+        for (_, parcels) in self.apart.extract_if(|address, _| !suspects.contains(address)) {
+            self.waiting.extend(parcels);
+        }
+        for parcel in std::mem::take(&mut self.waiting) {
+            match parcel.suspect(suspects) {
+                Some(address) => self.apart.entry(address).or_default().push_back(parcel),
+                None => self.waiting.push_back(parcel),
+            }
+        }
+    }
+
+    /// Tells whether something waits that is not apart.
+    pub(super) fn has_next(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Finds a suspect for which something waits, other than these.
+    pub(super) fn next_apart(&self, busy: &HashSet<Address>) -> Option<Address> {
+        self.apart.keys().find(|address| !busy.contains(address)).cloned()
+    }
+
+    /// Takes out up to `limit` parcels for a suspect, as [`Outbox::take`] does.
+    pub(super) fn take_apart(&mut self, lane: Lane, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
+        let mut parcels = self.apart.remove(&lane.address).unwrap_or_default();
+        let rest = parcels.split_off(parcels.len().min(limit));
+        if !rest.is_empty() {
+            self.apart.insert(lane.address.clone(), rest);
+        }
+        let (batch, publications) = pack(parcels.into(), events);
+        (Batch { lane: Some(lane), ..batch }, publications)
     }
 
     /// Takes out up to `limit` parcels and what they owe first; events of at most `events` parcels share a message
     /// (0: no events at all).
     pub(super) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
         let count = self.waiting.len().min(limit);
-        let mut parcels: Vec<Parcel> = self.waiting.drain(..count).collect();
-        let mut slots = Vec::with_capacity(count * 2);
-        let mut publications = Vec::with_capacity(count * 2);
-        // Without a message to share, events are off: they are delivered to nobody.
-        let events_on = events > 0;
-        let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        for (index, parcel) in parcels.iter_mut().enumerate() {
-            let stage = if parcel.first.is_empty() { &mut parcel.then } else { &mut parcel.first };
-            for (role, publication) in stage.drain(..) {
-                if role == Role::Reply {
-                    parcel.reply_bytes = parcel.reply_bytes.max(publication.message.body.len());
-                }
-                let kept = (!role.may_be_unheard()).then(|| Box::new(publication.clone()));
-                publications.push(publication);
-                slots.push(Slot::Own { parcel: index, role, kept });
-            }
-            if parcel.then.is_empty() {
-                if !events_on {
-                    parcel.event = None;
-                }
-                if let Some(event) = &parcel.event {
-                    parcel.told = true;
-                    groups.entry(event.routing_key.clone()).or_default().push(index);
-                }
-            }
-        }
-        for members in groups.into_values() {
-            for group in members.chunks(events) {
-                let joined: Vec<&Event> = group.iter().filter_map(|&index| parcels[index].event.as_ref()).collect();
-                if let Some(publication) = Event::join(&joined) {
-                    publications.push(publication);
-                    slots.push(Slot::Events(group.to_vec()));
-                }
-            }
-        }
-        (Batch { parcels, slots }, publications)
+        pack(self.waiting.drain(..count).collect(), events)
     }
+}
+
+/// Gathers what parcels owe first.
+fn pack(mut parcels: Vec<Parcel>, events: usize) -> (Batch, Vec<Publication>) {
+    let mut slots = Vec::with_capacity(parcels.len() * 2);
+    let mut publications = Vec::with_capacity(parcels.len() * 2);
+    // Without a message to share, events are off: they are delivered to nobody.
+    let events_on = events > 0;
+    let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (index, parcel) in parcels.iter_mut().enumerate() {
+        let stage = if parcel.first.is_empty() { &mut parcel.then } else { &mut parcel.first };
+        for (role, publication) in stage.drain(..) {
+            if role == Role::Reply {
+                parcel.reply_bytes = parcel.reply_bytes.max(publication.message.body.len());
+            }
+            let kept = (!role.may_be_unheard()).then(|| Box::new(publication.clone()));
+            publications.push(publication);
+            slots.push(Slot::Own { parcel: index, role, kept });
+        }
+        if parcel.then.is_empty() {
+            if !events_on {
+                parcel.event = None;
+            }
+            if let Some(event) = &parcel.event {
+                parcel.told = true;
+                groups.entry(event.routing_key.clone()).or_default().push(index);
+            }
+        }
+    }
+    for members in groups.into_values() {
+        for group in members.chunks(events) {
+            let joined: Vec<&Event> = group.iter().filter_map(|&index| parcels[index].event.as_ref()).collect();
+            if let Some(publication) = Event::join(&joined) {
+                publications.push(publication);
+                slots.push(Slot::Events(group.to_vec()));
+            }
+        }
+    }
+    (Batch { parcels, slots, lane: None }, publications)
+}
+
+fn unconfirmed(Address { exchange, routing_key }: &Address) -> String {
+    format!("the broker did not confirm what went to exchange '{exchange}' with routing key '{routing_key}'")
 }
 
 /// What one parcel of a batch came to; the worst of its answers counts, in this order.
@@ -253,13 +335,17 @@ impl Verdict {
 impl Batch {
     /// Reads the broker's answers, one for each publication in order.
     pub(super) fn answered(mut self, answers: Vec<Result<Confirmation, PublishError>>) -> Answered {
-        let mut answered = Answered::default();
+        let lane = self.lane;
+        let mut answered = Answered { lane: lane.as_ref().map(|lane| lane.address.clone()), ..Answered::default() };
         let mut verdicts = vec![Verdict::Fine; self.parcels.len()];
         for (slot, answer) in self.slots.into_iter().zip(answers) {
             answered.count(&answer);
+            if let Err(PublishError::Unconfirmed(publication)) = &answer {
+                answered.silent.insert(publication.address.clone());
+            }
             match slot {
                 Slot::Own { parcel, role, kept } => {
-                    let verdict = self.parcels[parcel].taken(role, kept, answer);
+                    let verdict = self.parcels[parcel].taken(role, kept, answer, lane.as_ref());
                     if let Verdict::Lost(reason) = &verdict {
                         answered.lost = Some(reason.clone());
                     }
@@ -270,7 +356,12 @@ impl Batch {
                     Ok(Confirmation::Returned { .. }) => {
                         members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
                     }
-                    Err(PublishError::Nacked(_)) => {
+                    Err(PublishError::Unconfirmed(publication)) if lane.is_none() => {
+                        let reason = unconfirmed(&publication.address);
+                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost(reason.clone())));
+                        answered.lost = Some(reason);
+                    }
+                    Err(PublishError::Nacked(_) | PublishError::Unconfirmed(_)) => {
                         let held = || Verdict::Held("the queue of events takes none now".to_owned());
                         members.iter().for_each(|&member| verdicts[member].worsen(held()));
                     }
@@ -306,7 +397,7 @@ impl Answered {
             Ok(Confirmation::Routed) => self.counts[0] += 1,
             Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
             Err(PublishError::Refused { .. } | PublishError::Nacked(_)) => self.counts[2] += 1,
-            Err(PublishError::Lost(_)) => {}
+            Err(PublishError::Unconfirmed(_) | PublishError::Lost(_)) => {}
         }
     }
 }

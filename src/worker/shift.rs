@@ -1,6 +1,6 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic;
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,14 @@ use super::WorkerOptions;
 use super::desk::{self, Case, Decision, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::journal::Journal;
-use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
+use super::outbox::{Answered, Lane, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
+use super::suspects::{self, Suspects};
 use crate::broker::{BATCH, DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
+use crate::celery::message::Address;
 use crate::celery::park;
 use crate::commands::{Context, Definition, Engine, Facts, Fence, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
@@ -55,6 +57,7 @@ pub(super) struct Bench {
     pub(super) journal: Journal,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
+    pub(super) suspects: Suspects,
 }
 
 /// A command that runs.
@@ -81,6 +84,8 @@ pub(super) struct Shift<'b> {
     running: HashMap<Id, Running>,
     outbox: Outbox,
     flights: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// Suspect addresses that have a flight of their own among them.
+    lanes: HashSet<Address>,
     /// Parcels whose queue is being seen to, or that wait for it.
     errands: FuturesUnordered<BoxFuture<'static, Errand>>,
     events_on: bool,
@@ -106,6 +111,7 @@ impl<'b> Shift<'b> {
             running: HashMap::new(),
             outbox: Outbox::default(),
             flights: FuturesUnordered::new(),
+            lanes: HashSet::new(),
             errands: FuturesUnordered::new(),
             unheard_until: None,
             looking: None,
@@ -164,7 +170,7 @@ impl<'b> Shift<'b> {
             self.send();
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
             // may never land, and a sibling that is given what ended here meanwhile must find its answer.
-            if self.flights.is_empty() || silence > HUSH {
+            if self.flights.len() == self.lanes.len() || silence > HUSH {
                 self.commit_journal();
             }
             if self.stop == Stop::Warm && self.is_idle() {
@@ -361,29 +367,62 @@ impl<'b> Shift<'b> {
         (answer, case)
     }
 
-    /// Sends what is owed, as long as there is a free flight.
+    /// Sends what is owed, as long as there is a free flight; each suspect address has its own.
     fn send(&mut self) {
-        while self.flights.len() < FLIGHTS && !self.outbox.is_empty() {
+        let events = if self.events_on { self.bench.options.events_max_batch } else { 0 };
+        self.outbox.part(&self.bench.suspects);
+        while self.flights.len() - self.lanes.len() < FLIGHTS && self.outbox.has_next() {
             // The answer stands in the journal before its reply is published.
             self.commit_journal();
-            let events = if self.events_on { self.bench.options.events_max_batch } else { 0 };
             let (batch, publications) = self.outbox.take(BATCH, events);
             let publisher = self.session.publisher();
             self.flights.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
+        }
+        while let Some(address) = self.outbox.next_apart(&self.lanes) {
+            self.commit_journal();
+            let hopeless = self.bench.suspects.is_hopeless(&address);
+            self.lanes.insert(address.clone());
+            let (batch, publications) = self.outbox.take_apart(Lane { address, hopeless }, BATCH, events);
+            let publisher = self.session.publisher();
+            let limit = if hopeless { suspects::GLANCE } else { publisher.patience() };
+            self.flights.push(Box::pin(async move {
+                batch.answered(publisher.publish_within(limit, publications, true).await)
+            }));
+        }
+    }
+
+    /// Learns which addresses confirm nothing, and which do again.
+    fn learn(&mut self, lane: Option<Address>, silent: &HashSet<Address>, lost: bool) {
+        let Some(address) = lane else {
+            silent.iter().for_each(|address| self.bench.suspects.silent(address));
+            return;
+        };
+        self.lanes.remove(&address);
+        if silent.contains(&address) {
+            // A queue that takes nothing soon stops its channel, and with it what else went there.
+            self.bench.suspects.silent(&address);
+        } else if !lost {
+            silent.iter().for_each(|address| self.bench.suspects.silent(address));
+            self.bench.suspects.heard(&address);
         }
     }
 
     /// Acknowledges what owes nothing more and sees to the rest.
     fn answered(&mut self, answered: Answered) -> Result<(), String> {
-        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts } = answered;
+        let Answered { done, again, held, unrouted, refused, unheard, lane, silent, events_refused, lost, counts } =
+            answered;
+        self.learn(lane, &silent, lost.is_some());
         let [confirmed, returned, refusals] = counts;
         self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
         self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);
         self.bench.metrics.record_publishes(telemetry::Publish::Refused, refusals);
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
-        for (parcel, reason) in held {
-            self.errands.push(Box::pin(errand::hold(parcel, reason)));
+        if let Some((parcel, reason)) = held.first() {
+            tracing::warn!(task_id = parcel.id, reason, parcels = held.len(), "held back");
+        }
+        for (parcel, _) in held {
+            self.errands.push(Box::pin(errand::hold(parcel)));
         }
         for (parcel, role) in unrouted {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());

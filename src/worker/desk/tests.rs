@@ -1,12 +1,15 @@
 //! One test for each row of the settlement table, without a broker.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::*;
 use crate::broker::{Confirmation, PublishError, QueueType};
-use crate::celery::message::{Field, Headers, Properties, Publication};
+use crate::celery::message::{Address, Field, Headers, Properties, Publication};
 use crate::worker::event;
-use crate::worker::outbox::{Answered, Outbox};
+use crate::worker::outbox::{Answered, Lane, Outbox};
+use crate::worker::suspects::Suspects;
 
 struct Table {
     desk: Desk,
@@ -357,6 +360,82 @@ fn a_lost_publication_leaves_its_delivery_unsettled() {
     let answered = batch.answered(vec![Ok(Confirmation::Routed), Err(PublishError::Lost("gone".into()))]);
     assert!(answered.done.is_empty() && answered.again.is_empty());
     assert_eq!(answered.lost.as_deref(), Some("gone"));
+}
+
+#[test]
+fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_the_end() {
+    let mut table = Table::new();
+    let mut suspects = Suspects::default();
+    let mut outbox = Outbox::default();
+    let mut fill = |outbox: &mut Outbox, replies: &str| {
+        let mut message = store();
+        message.properties.reply_to = Some(replies.into());
+        let job = table.job(message, false);
+        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+        outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    };
+    let unconfirmed = |publication: &Publication| Err(PublishError::Unconfirmed(Box::new(publication.clone())));
+    let routed = || Ok(Confirmation::Routed);
+    let address = Address::queue("silent");
+
+    fill(&mut outbox, "silent");
+    outbox.part(&suspects);
+    let (batch, sent) = outbox.take(10, 10);
+    let answered = batch.answered(vec![unconfirmed(&sent[0]), routed()]);
+    assert!(answered.lost.is_some(), "at first the whole broker is in doubt");
+    assert_eq!(answered.silent, HashSet::from([address.clone()]));
+    suspects.silent(&address);
+
+    fill(&mut outbox, "silent");
+    fill(&mut outbox, "other");
+    outbox.part(&suspects);
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["other", "store.succeeded"], "nobody else waits for it");
+    assert_eq!(batch.answered(vec![routed(), routed()]).done.len(), 1);
+    assert!(!outbox.has_next() && !outbox.is_empty());
+    assert_eq!(outbox.next_apart(&HashSet::from([address.clone()])), None, "one flight at a time");
+    assert_eq!(outbox.next_apart(&HashSet::new()), Some(address.clone()));
+    let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: false }, 10, 10);
+    assert_eq!(routes(&sent), ["silent", "store.succeeded"]);
+    let answered = batch.answered(vec![unconfirmed(&sent[0]), routed()]);
+    assert!(answered.lost.is_none() && answered.done.is_empty());
+    assert_eq!((answered.lane, answered.silent), (Some(address.clone()), HashSet::from([address.clone()])));
+    answered.held.into_iter().for_each(|(parcel, _)| outbox.push(parcel));
+
+    outbox.part(&suspects);
+    let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: true }, 10, 10);
+    assert_eq!(routes(&sent), ["silent"], "the event was confirmed");
+    let answered = batch.answered(vec![unconfirmed(&sent[0])]);
+    assert!(answered.lost.is_none() && answered.held.is_empty());
+    assert_eq!(answered.done.len(), 1);
+
+    fill(&mut outbox, "silent");
+    outbox.part(&suspects);
+    assert!(!outbox.has_next());
+    suspects.heard(&address);
+    outbox.part(&suspects);
+    assert!(outbox.has_next(), "a queue that confirms again is one like all others");
+}
+
+#[test]
+fn what_must_not_be_lost_waits_for_a_silent_queue() {
+    let mut table = Table::new();
+    let (parcel, _) = match table.decide(task("nope", &json!([[], {}, {}])), false) {
+        Decision::End(parcel, outcome) => (parcel, outcome),
+        other => panic!("not an end: {other:?}"),
+    };
+    let mut suspects = Suspects::default();
+    suspects.silent(&Address::queue(DEAD_QUEUE));
+    let mut outbox = Outbox::default();
+    outbox.push(*parcel);
+    outbox.part(&suspects);
+    let lane = Lane { address: Address::queue(DEAD_QUEUE), hopeless: true };
+    let (batch, sent) = outbox.take_apart(lane, 10, 10);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    let silent = Err(PublishError::Unconfirmed(Box::new(sent[1].clone())));
+    let answered = batch.answered(vec![Ok(Confirmation::Routed), silent]);
+    let [(parcel, _)] = <[_; 1]>::try_from(answered.held).unwrap();
+    assert_eq!(routes(&flatten(parcel)), [DEAD_QUEUE]);
 }
 
 #[test]
