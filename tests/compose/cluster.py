@@ -12,6 +12,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from harness import ROOT, wait_until
+from images import rabbitmq_major
 from stack import Stack
 
 BROKERS = ("rabbitmq1", "rabbitmq2", "rabbitmq3")
@@ -32,7 +33,9 @@ class Cluster(Stack):
     def __init__(self, images, **environment):
         self.secrets = Path(tempfile.mkdtemp(prefix="filestorage-cluster-")) / "secrets"
         super().__init__("cluster", images, "deploy/cluster/docker-compose.yml", PORTS, CLUSTER_SECRETS=self.secrets, **environment)
-        subprocess.run([ROOT / "deploy/cluster/prepare", self.secrets], check=True, stdout=subprocess.PIPE)
+        generation = str(rabbitmq_major(images["RABBITMQ_IMAGE"]))
+        prepare = [ROOT / "deploy/cluster/prepare", "--rabbitmq", generation, self.secrets]
+        subprocess.run(prepare, check=True, stdout=subprocess.PIPE)
 
     def wait_serving(self, timeout=180):
         """Waits until all brokers and workers are ready."""

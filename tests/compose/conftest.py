@@ -49,6 +49,12 @@ def images(bases, built):
     return {**bases, "FILESTORAGE_IMAGE": built[0]}
 
 
+@pytest.fixture(scope="session")
+def older(images):
+    """The same with the generation of RabbitMQ before."""
+    return {**images, "RABBITMQ_IMAGE": catalogue.base_images(catalogue.OLDER)["RABBITMQ3_IMAGE"]}
+
+
 def since_broker(stack):
     """Seconds between the first good health check of the broker and the worker's word that it is ready."""
     checks = json.loads(stack.inspect("rabbitmq", "{{json .State.Health.Log}}"))

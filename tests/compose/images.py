@@ -18,6 +18,8 @@ PUBLIC = {
     "S3_IMAGE": ("chrislusf/seaweedfs:4.48", "s3"),
     "PYTHON_IMAGE": ("python:3.13-slim", "python"),
 }
+# The generation before: a test that runs on it puts it in the place of RABBITMQ_IMAGE.
+OLDER = {"RABBITMQ3_IMAGE": ("rabbitmq:3-management", "rabbitmq3")}
 
 
 def docker_fault():
@@ -51,10 +53,10 @@ def present(image):
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
-def base_images():
+def base_images(catalogue=PUBLIC):
     """Maps each variable to an image that is on this machine afterwards."""
     found, wanted = {}, []
-    for variable, (public, stand_in) in PUBLIC.items():
+    for variable, (public, stand_in) in catalogue.items():
         given = os.environ.get(variable)
         if not given and os.environ.get("FILESTORAGE_TEST_PULL") == "1":
             subprocess.run(["docker", "pull", "-q", public], check=False)
@@ -68,6 +70,15 @@ def base_images():
         )
         found |= dict(re.findall(r"^export (\w+)=(.*)$", made.stdout, re.M))
     return found
+
+
+def rabbitmq_major(image):
+    """The generation of a broker's image: 3 or 4."""
+    done = subprocess.run(
+        ["docker", "run", "--rm", "--entrypoint", "rabbitmqctl", image, "-q", "version"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )
+    return int(re.match(r"\d+", done.stdout.strip().splitlines()[-1])[0])
 
 
 def worker_image(bases, tag=None):
