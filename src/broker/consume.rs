@@ -81,6 +81,7 @@ pub enum End {
 pub struct Deliveries {
     link: Arc<Link>,
     consumers: Vec<(String, Consumer)>,
+    down: Vec<(String, Error)>,
     /// Whose turn it is to be asked first, so that a busy queue does not starve the others.
     turn: usize,
     generation: u64,
@@ -104,13 +105,21 @@ pub(super) async fn consume(
     prefetch: u16,
     tag_prefix: &str,
 ) -> Result<(Deliveries, Settler)> {
+    let (mut up, mut down) = (Vec::new(), Vec::new());
     for queue in queues {
-        topology::ensure_task_queue(link, queue).await?;
+        match topology::ensure_task_queue(link, queue).await {
+            Ok(()) => up.push(queue),
+            Err(error) if error.kind() == ErrorKind::Down => down.push((queue.clone(), error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (true, Some((_, error))) = (up.is_empty(), down.first()) {
+        return Err(error.clone());
     }
     let channel = link.channel().await?;
     let mut consumers = Vec::new();
     let mut tags = Vec::new();
-    for (place, queue) in queues.iter().enumerate() {
+    for (place, queue) in up.into_iter().enumerate() {
         let invalid = |text| Error::new(ErrorKind::Arguments, text);
         let name = short("a queue's name", queue).map_err(invalid)?;
         let tag = short("a consumer's tag", &format!("{tag_prefix}-{place}")).map_err(invalid)?;
@@ -135,17 +144,23 @@ pub(super) async fn consume(
         ledger: Arc::new(Mutex::new(Ledger::new())),
         stopped: Arc::new(stop),
     };
-    Ok((Deliveries { link: Arc::clone(link), consumers, turn: 0, generation, stopped }, settler))
+    Ok((Deliveries { link: Arc::clone(link), consumers, down, turn: 0, generation, stopped }, settler))
 }
 
 impl Deliveries {
+    /// Returns the queues that are not consumed because their node of the cluster is down, with the broker's words.
+    #[must_use]
+    pub fn down(&self) -> &[(String, Error)] {
+        &self.down
+    }
+
     /// Waits for a delivery and returns it with all that are ready by now, [`BATCH`] at most and at least one. Dropping
     /// the future loses none.
     ///
     /// # Errors
     /// The reason why there will be no other.
     pub async fn next(&mut self) -> std::result::Result<Vec<Delivery>, End> {
-        let Self { link, consumers, turn, generation, stopped } = self;
+        let Self { link, consumers, turn, generation, stopped, .. } = self;
         let stop = async {
             // An error means that the settler is gone, and nobody will stop us any more.
             if stopped.wait_for(|stopped| *stopped).await.is_err() {

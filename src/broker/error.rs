@@ -103,7 +103,9 @@ pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
             (ErrorKind::Unreachable, mend.to_owned())
         }
     };
-    Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", classify(error)))
+    let fault = classify(error).to_string();
+    // RabbitMQ ends some of its texts with a stop.
+    Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", fault.trim_end_matches('.')))
 }
 
 /// Codes of AMQP 0-9-1, part 1.2; RabbitMQ's texts where one code means two things.

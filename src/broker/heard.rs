@@ -1,6 +1,7 @@
 //! When a connection was last heard, and when it was not.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -8,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A broker that has said nothing for so long may have been given up by its cluster, or may have given us up: what it handed
-/// out may be with somebody else. Brokers of a cluster give each other up after 6 s at the earliest (`net_ticktime` 8); we
-/// give them up after 12.
+/// A broker that has said nothing for so long may have been given up by its cluster, or may have given us up: what it
+/// handed out may be with somebody else. Brokers of a cluster give each other up after 6 s at the earliest
+/// (`net_ticktime` 8); we give them up after 12.
 pub const DOUBT: Duration = Duration::from_millis(5500);
 /// What comes so soon after such a silence may have been on its way since before it.
 const LATE: Duration = Duration::from_secs(2);
+/// Silences kept; an idle broker's heartbeats may be 8 s apart, so they need not mean anything.
+const GAPS: usize = 16;
 
 /// When something was last read from one connection; clones share it.
 #[derive(Clone, Debug)]
@@ -21,14 +24,14 @@ pub(super) struct Heard {
     began: Instant,
     /// Milliseconds after `began`.
     last: Arc<AtomicU64>,
-    /// The last silence of [`DOUBT`] that ended: from when until when.
-    gap: Arc<Mutex<Option<(Instant, Instant)>>>,
+    /// The last silences of [`DOUBT`] that ended, in order: from when until when.
+    gaps: Arc<Mutex<VecDeque<(Instant, Instant)>>>,
 }
 
 impl Heard {
     /// Counts the beginning as heard.
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), last: Arc::default(), gap: Arc::default() }
+        Self { began: Instant::now(), last: Arc::default(), gaps: Arc::default() }
     }
 
     /// Notes that something was read.
@@ -41,7 +44,15 @@ impl Heard {
         if silence >= doubt {
             let now = Instant::now();
             let from = now.checked_sub(silence).unwrap_or(self.began);
-            *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = Some((from, now));
+            let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+            gaps.push_back((from, now));
+            if gaps.len() > GAPS
+                && let Some((first, _)) = gaps.pop_front()
+                && let Some((from, _)) = gaps.front_mut()
+            {
+                // Two that become one say too much rather than too little.
+                *from = first;
+            }
         }
         self.last.store(self.age(), Ordering::Relaxed);
     }
@@ -51,10 +62,10 @@ impl Heard {
         Duration::from_millis(self.age().saturating_sub(self.last.load(Ordering::Relaxed)))
     }
 
-    /// Tells since when the connection was silent if what was received at this time may have been sent before.
+    /// Tells since when the connection was first silent after what was received at this time was sent.
     pub(super) fn late_since(&self, received: Instant) -> Option<Instant> {
-        let gap = *self.gap.lock().unwrap_or_else(PoisonError::into_inner);
-        gap.filter(|(_, until)| received < *until + LATE).map(|(from, _)| from)
+        let gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        gaps.iter().find(|(_, until)| received < *until + LATE).map(|(from, _)| *from)
     }
 
     fn age(&self) -> u64 {
@@ -95,5 +106,11 @@ mod tests {
             assert!(since + PAUSE > silent && since < silent + PAUSE, "{received:?}: {since:?} {silent:?}");
         }
         assert_eq!(heard.late_since(heard_again + LATE), None);
+        for _ in 0..2 * GAPS {
+            heard.note_after(Duration::ZERO);
+        }
+        assert_eq!(heard.gaps.lock().unwrap().len(), GAPS);
+        let since = heard.late_since(received).unwrap();
+        assert!(since + PAUSE > silent && since < silent + PAUSE, "the first silence counts, whatever came after");
     }
 }

@@ -1,6 +1,7 @@
 //! Publications out, confirmed.
 
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -9,7 +10,7 @@ use std::{
 
 use lapin::{Channel, PublisherConfirm, message::BasicReturnMessage, options::BasicPublishOptions};
 
-use crate::celery::message::Publication;
+use crate::celery::message::{Address, Publication};
 
 use super::{
     Result,
@@ -109,7 +110,7 @@ impl Publisher {
         self.link.options.timeout.mul_f32(1.5)
     }
 
-    /// Publishes as [`Publisher::publish`] does, with a wait of its own for the confirms.
+    /// Publishes as [`Publisher::publish`] does, with a wait of its own for each confirm.
     pub async fn publish_within(
         &self,
         limit: Duration,
@@ -132,9 +133,18 @@ impl Publisher {
         }
         let suspects = places(&outcomes, |outcome| matches!(outcome, Outcome::Suspect(_)));
         if suspects.len() > 1 {
+            let mut silent: HashSet<&Address> = HashSet::new();
             for place in suspects {
-                let alone = self.attempt(limit, &[all[place]], mandatory).await.pop();
-                outcomes[place] = alone.unwrap_or_else(not_tried);
+                let address = &all[place].address;
+                // One wait for each address that says nothing is enough.
+                outcomes[place] = if silent.contains(address) {
+                    Outcome::Late
+                } else {
+                    self.attempt(limit, &[all[place]], mandatory).await.pop().unwrap_or_else(not_tried)
+                };
+                if matches!(outcomes[place], Outcome::Late) {
+                    silent.insert(address);
+                }
             }
         }
         outcomes.into_iter().zip(batch).map(|(outcome, publication)| outcome.into_result(publication)).collect()
@@ -187,8 +197,10 @@ struct Attempt<'a> {
     channel: &'a Channel,
     batch: &'a [&'a Publication],
     mandatory: bool,
-    /// Longest wait for one step: what the caller says, and a second for each MiB that has to go over the wire before.
+    /// Longest wait for a confirm: what the caller says, and a second for each MiB that has to go over the wire before.
     limit: Duration,
+    /// Longest wait until something is written, which has to queue behind what other channels write.
+    write_limit: Duration,
     outcomes: Vec<Option<Outcome>>,
     confirms: Vec<(usize, PublisherConfirm)>,
     /// Failed with the channel or the connection; what that was is known once all failed.
@@ -208,12 +220,14 @@ impl<'a> Attempt<'a> {
         mandatory: bool,
     ) -> Self {
         let bytes: usize = batch.iter().map(|publication| publication.message.body.len()).sum();
+        let transfer = Duration::from_secs((bytes >> 20) as u64);
         Self {
             link,
             channel,
             batch,
             mandatory,
-            limit: limit + Duration::from_secs((bytes >> 20) as u64),
+            limit: limit + transfer,
+            write_limit: limit.max(link.options.timeout) + transfer,
             outcomes: vec![None; batch.len()],
             confirms: Vec::with_capacity(batch.len()),
             failed: Vec::new(),
@@ -262,7 +276,7 @@ impl<'a> Attempt<'a> {
 
     async fn sent(&mut self, sending: Vec<(usize, Sending<'a>)>) {
         for (place, publish) in sending {
-            match self.link.state.patiently(self.limit, "a publication", publish).await {
+            match self.link.state.patiently(self.write_limit, "a publication", publish).await {
                 Ok(Ok(confirm)) => self.confirms.push((place, confirm)),
                 Ok(Err(fault)) => self.fail(place, &fault),
                 Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),

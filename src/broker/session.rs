@@ -100,7 +100,7 @@ impl Session {
         self.link.state.watch()
     }
 
-    /// Tells how long the broker has said nothing on either connection. An idle one is heard every 8 s at least.
+    /// Tells how long the broker has said nothing on either connection. An idle one is heard after 8 s at the latest.
     #[must_use]
     pub fn silence(&self) -> Duration {
         let [consuming, publishing] = &self.link.heard;
@@ -131,7 +131,8 @@ impl Session {
     /// (0: without limit).
     ///
     /// A queue that is there is taken as it is. A missing one is declared as Celery does: durable, with the type and the
-    /// highest priority of the options, bound to a direct exchange of its name where that is permitted.
+    /// highest priority of the options, bound to a direct exchange of its name where that is permitted. One whose node of
+    /// the cluster is down is left out ([`Deliveries::down`]) as long as another is there.
     ///
     /// # Errors
     /// `Denied` names the missing permission; `Arguments`, `Down` and `Lost` as the broker says.

@@ -106,6 +106,8 @@ label_values! {
         Returned = "returned",
         /// The broker said no, for good.
         Refused = "refused",
+        /// The broker said neither yes nor no in time.
+        Unconfirmed = "unconfirmed",
         /// The session was lost before the answer came.
         Lost = "lost",
     }

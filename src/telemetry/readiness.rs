@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub enum Component {
     /// The session that consumes commands.
     Broker,
+    /// The queues it consumes.
+    Queues,
     /// Publishing metric events.
     Events,
     /// Keeping copies of what cannot be run.
@@ -28,6 +30,7 @@ impl Component {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Broker => "broker",
+            Self::Queues => "queues",
             Self::Events => "events",
             Self::DeadQueue => "dead_queue",
             Self::Storage => "storage",

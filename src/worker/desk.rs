@@ -382,14 +382,18 @@ fn cropped(arg: Json) -> Json {
 }
 
 /// Looks once more right before a job runs, and returns its answer if it has one by now: somebody else may have been given
-/// it since it was decided about, which the broker told (it is redelivered) or could not tell (silent `late_since` then).
+/// it since it was decided about, which the broker told (it is redelivered) or could not tell (silent `late_since` then). In
+/// the latter case the journal was followed before.
 pub(super) fn reconsider(job: &mut Job, late_since: Option<Timestamp>, journal: &mut Journal) -> Option<Answer> {
     let id = job.case.request.id.as_str();
-    if job.redelivered.is_none() && !late_since.is_some_and(|since| is_taken(journal, id, since)) {
-        return None;
+    let mut since = None;
+    if job.redelivered.is_none() {
+        since = late_since.filter(|since| journal.is_taken(id, *since));
+        since?;
     }
-    let recall = recall(journal, id);
-    let answer = recall.answer.as_deref().and_then(Answer::read);
+    let mut recall = recall(journal, id);
+    // What is older answered another message under this id.
+    let answer = recall.answer.take().filter(|_| recall.began >= since).as_deref().and_then(Answer::read);
     if answer.is_some() {
         tracing::info!(task_id = id, "answered again from the journal");
     } else {
@@ -411,15 +415,6 @@ fn is_open(journal: &mut Journal, id: &str) -> bool {
     journal.is_open(id).unwrap_or_else(|error| {
         tracing::error!(task_id = id, %error, "journal cannot be read");
         false
-    })
-}
-
-/// Asks the journal whether a sibling runs or ran this since then; what it cannot say counts as yes, which a redelivered
-/// write copes with.
-fn is_taken(journal: &mut Journal, id: &str, since: Timestamp) -> bool {
-    journal.is_taken(id, since).unwrap_or_else(|error| {
-        tracing::error!(task_id = id, %error, "journal cannot be read");
-        true
     })
 }
 

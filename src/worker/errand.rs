@@ -13,6 +13,8 @@ use crate::telemetry::{Component, Condition, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long something waits at most before it is tried again.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// How long one of our own queues may be back before that is noticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often a follow-up that comes back is tried again with its queue in place.
@@ -31,9 +33,23 @@ pub(super) enum Errand {
     Lost(String),
 }
 
-/// Looks again, after a while, at those of our own queues that were down or missing, and says how they stand.
-pub(super) async fn look_again(topology: Topology, readiness: Readiness, dead: bool, events: bool) {
+/// Looks again, after a while, at queues that were down or missing: says how our own stand, and returns one of those to be
+/// consumed that can be.
+pub(super) async fn look_again(
+    topology: Topology,
+    readiness: Readiness,
+    dead: bool,
+    events: bool,
+    consumed: Vec<String>,
+) -> Option<String> {
     tokio::time::sleep(LOOK_AGAIN).await;
+    for queue in consumed {
+        match topology.look(&queue).await {
+            Ok(Look::Present { .. } | Look::Missing) => return Some(queue),
+            Ok(Look::Down(_)) => {}
+            Err(error) => tracing::debug!(queue, %error, "looking at a queue to be consumed"),
+        }
+    }
     let mut looked = Ok(());
     if dead {
         looked = note(&readiness, Component::DeadQueue, topology.ensure_dead().await);
@@ -44,11 +60,14 @@ pub(super) async fn look_again(topology: Topology, readiness: Readiness, dead: b
     if let Err(error) = looked {
         tracing::debug!(%error, "looking at our own queues");
     }
+    None
 }
 
-/// Waits a while with something the broker cannot take now.
+/// Waits a while with something the broker cannot take now; longer each time it did not even say so, since each try may
+/// have been taken all the same.
 pub(super) async fn hold(parcel: Parcel) -> Errand {
-    tokio::time::sleep(PATIENCE).await;
+    let doublings = u32::from(parcel.unconfirmed.saturating_sub(1));
+    tokio::time::sleep(PATIENCE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_HOLD)).await;
     Errand::Again(vec![parcel])
 }
 

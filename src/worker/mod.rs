@@ -10,7 +10,7 @@ mod run;
 mod schedule;
 mod shift;
 mod signals;
-mod suspects;
+mod silences;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
 use journal::Journal;
 use shift::{Bench, Shift, ShiftEnd};
-use suspects::Suspects;
+use silences::Silences;
 
 pub use event::event_schema;
 pub use signals::{Stop, listen};
@@ -103,8 +103,8 @@ pub async fn run(
     mut stop: watch::Receiver<Stop>,
 ) -> Result<(), WorkerError> {
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
-    let suspects = Suspects::default();
-    let mut bench = Bench { options, engine, journal, metrics, readiness, suspects };
+    let silences = Silences::default();
+    let mut bench = Bench { options, engine, journal, metrics, readiness, silences };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;
@@ -177,6 +177,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     // AMQP's count has 16 bits.
     let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
     let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
+    bench.readiness.set(Component::Queues, consumed(deliveries.down()));
     tracing::info!(
         broker = %session.url(),
         queues = bench.options.queues.join(","),
@@ -187,6 +188,15 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     bench.readiness.set(Component::Worker, Condition::Ready);
     bench.readiness.set_started();
     Ok(Shift::new(bench, session, deliveries, settler))
+}
+
+/// Says how the consumed queues stand; without some of them the others go on.
+fn consumed(down: &[(String, Error)]) -> Condition {
+    if down.is_empty() {
+        return Condition::Ready;
+    }
+    let faults: Vec<String> = down.iter().map(|(queue, error)| format!("queue '{queue}' is down: {error}")).collect();
+    Condition::Degraded(format!("{}; it is looked at again and again", faults.join("; ")))
 }
 
 /// Says how one of our own queues stands; without it commands go on.

@@ -3,10 +3,10 @@
 //! Parcels that end while the previous batch is being confirmed leave together: replies, follow-ups, dead copies, and
 //! the events, of which those with one routing key share a message.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::event::Event;
-use super::suspects::Suspects;
+use super::silences::Silences;
 use crate::broker::{Confirmation, PublishError, Ticket};
 use crate::celery::error::Exception;
 use crate::celery::message::{Address, Publication};
@@ -50,14 +50,20 @@ pub(super) struct Parcel {
     pub(super) first: Vec<(Role, Publication)>,
     /// To be confirmed after that.
     pub(super) then: Vec<(Role, Publication)>,
+    /// Goes to a silent address, so it leaves after all that does not.
+    last: Vec<(Role, Publication)>,
     /// The metric event.
     pub(super) event: Option<Event>,
+    /// So does the event.
+    event_last: bool,
     /// The reply is out: another one would contradict it.
     pub(super) replied: bool,
     /// There was one; for counting.
     pub(super) told: bool,
     /// How often something of it came back.
     pub(super) tries: u8,
+    /// How often in a row something of it was not confirmed in time.
+    pub(super) unconfirmed: u8,
     /// Size of the reply, for the answer to its refusal.
     pub(super) reply_bytes: usize,
 }
@@ -71,10 +77,13 @@ impl Parcel {
             reply_to: None,
             first: Vec::new(),
             then: Vec::new(),
+            last: Vec::new(),
             event: None,
+            event_last: false,
             replied: false,
             told: false,
             tries: 0,
+            unconfirmed: 0,
             reply_bytes: 0,
         }
     }
@@ -109,10 +118,15 @@ impl Parcel {
             (Err(PublishError::Refused { code, text }), _) => Verdict::Refused(role, format!("{code} {text}")),
             (Err(PublishError::Unconfirmed(publication)), _) => match lane {
                 None => Verdict::Lost(unconfirmed(&publication.address)),
-                Some(lane) if lane.hopeless && role.may_be_unheard() => Verdict::Fine,
+                Some(lane) if role.may_be_unheard() && lane.gives_up(&publication.address) => {
+                    tracing::warn!(task_id = self.id, ?role, queue = publication.address.routing_key, "given up");
+                    Verdict::Fine
+                }
                 Some(_) => {
                     let reason = format!("{role:?}: {}", unconfirmed(&publication.address));
-                    self.first.push((role, *publication));
+                    // Once more apart, and not before what does not go there.
+                    let stage = if role == Role::FollowUp { &mut self.first } else { &mut self.last };
+                    stage.push((role, *publication));
                     return Verdict::Held(reason);
                 }
             },
@@ -126,28 +140,52 @@ impl Parcel {
         verdict
     }
 
-    /// Finds a suspect among the addresses to which something goes next.
-    fn suspect(&self, suspects: &Suspects) -> Option<Address> {
-        let stage = if self.first.is_empty() { &self.then } else { &self.first };
-        let own = stage.iter().map(|(_, publication)| &publication.address).find(|address| suspects.contains(address));
-        if let Some(address) = own {
-            return Some(address.clone());
+    /// Puts off what goes to a silent address until all else is confirmed, and returns that address when nothing else is
+    /// left to be sent next.
+    fn part(&mut self, silences: &Silences) -> Option<Address> {
+        if self.first.is_empty() && self.then.is_empty() {
+            self.then.append(&mut self.last);
         }
-        let event = self.event.as_ref().filter(|_| self.first.is_empty() || self.then.is_empty())?;
-        Some(event.address()).filter(|address| suspects.contains(address))
+        self.event_last = false;
+        if !self.first.is_empty() {
+            // What follows a task leaves before its answer, whatever becomes of it.
+            let mut addresses = self.first.iter().map(|(_, publication)| &publication.address);
+            return addresses.find(|address| silences.contains(address)).cloned();
+        }
+        let silent = |(_, publication): &mut (Role, Publication)| silences.contains(&publication.address);
+        self.last.extend(self.then.extract_if(.., silent));
+        self.event_last = self.event.as_ref().is_some_and(|event| silences.contains(&event.address()));
+        if !self.then.is_empty() || self.event.is_some() && !self.event_last {
+            return None;
+        }
+        // One silent address at a time.
+        let Some((_, publication)) = self.last.first() else {
+            self.event_last = false;
+            return self.event.as_ref().map(Event::address);
+        };
+        let address = publication.address.clone();
+        let same = |(_, publication): &mut (Role, Publication)| publication.address == address;
+        self.then.extend(self.last.extract_if(.., same));
+        Some(address)
     }
 
     fn is_done(&self) -> bool {
-        self.first.is_empty() && self.then.is_empty() && self.event.is_none()
+        self.last.is_empty() && self.first.is_empty() && self.then.is_empty() && self.event.is_none()
     }
 }
 
-/// A way of its own for what goes to a suspect address.
+/// A way of its own for what goes to a silent address.
 #[derive(Clone, Debug)]
 pub(super) struct Lane {
     pub(super) address: Address,
     /// Answers to it are given up: one that is not confirmed is no longer owed.
     pub(super) hopeless: bool,
+}
+
+impl Lane {
+    fn gives_up(&self, address: &Address) -> bool {
+        self.hopeless && self.address == *address
+    }
 }
 
 /// Publications of some parcels, on their way together.
@@ -182,7 +220,7 @@ pub(super) struct Answered {
     pub(super) refused: Vec<(Parcel, Role, String)>,
     /// Parcels whose event came back unrouted.
     pub(super) unheard: Vec<Parcel>,
-    /// The suspect address this went to.
+    /// The silent address this went to.
     pub(super) lane: Option<Address>,
     /// Addresses that confirmed nothing in time.
     pub(super) silent: HashSet<Address>,
@@ -190,16 +228,16 @@ pub(super) struct Answered {
     pub(super) events_refused: Option<String>,
     /// The session is lost, with the reason; its parcels stay unsettled.
     pub(super) lost: Option<String>,
-    /// Counts for the metrics: confirmed, returned, refused.
-    pub(super) counts: [u64; 3],
+    /// Counts for the metrics: confirmed, returned, refused, unconfirmed.
+    pub(super) counts: [u64; 4],
 }
 
 /// Parcels in the order they came.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     waiting: VecDeque<Parcel>,
-    /// What goes to a suspect, by its address.
-    apart: HashMap<Address, VecDeque<Parcel>>,
+    /// What goes to silent addresses, which take turns.
+    apart: VecDeque<(Address, VecDeque<Parcel>)>,
 }
 
 impl Outbox {
@@ -213,18 +251,26 @@ impl Outbox {
         self.waiting.is_empty() && self.apart.is_empty()
     }
 
-    /// Puts what goes to a suspect apart, and back what goes to none any more.
-    pub(super) fn part(&mut self, suspects: &Suspects) {
-        if suspects.is_empty() && self.apart.is_empty() {
+    /// Puts what goes to a silent address apart, and back what goes to none any more.
+    pub(super) fn part(&mut self, silences: &mut Silences) {
+        if !silences.any() && self.apart.is_empty() {
             return;
         }
-        for (_, parcels) in self.apart.extract_if(|address, _| !suspects.contains(address)) {
-            self.waiting.extend(parcels);
+        for (address, parcels) in std::mem::take(&mut self.apart) {
+            if silences.contains(&address) {
+                self.apart.push_back((address, parcels));
+            } else {
+                self.waiting.extend(parcels);
+            }
         }
-        for parcel in std::mem::take(&mut self.waiting) {
-            match parcel.suspect(suspects) {
-                Some(address) => self.apart.entry(address).or_default().push_back(parcel),
-                None => self.waiting.push_back(parcel),
+        for mut parcel in std::mem::take(&mut self.waiting) {
+            let Some(address) = parcel.part(silences) else {
+                self.waiting.push_back(parcel);
+                continue;
+            };
+            match self.apart.iter_mut().find(|(other, _)| *other == address) {
+                Some((_, parcels)) => parcels.push_back(parcel),
+                None => self.apart.push_back((address, VecDeque::from([parcel]))),
             }
         }
     }
@@ -234,17 +280,19 @@ impl Outbox {
         !self.waiting.is_empty()
     }
 
-    /// Finds a suspect for which something waits, other than these.
+    /// Finds a silent address for which something waits, other than these.
     pub(super) fn next_apart(&self, busy: &HashSet<Address>) -> Option<Address> {
-        self.apart.keys().find(|address| !busy.contains(address)).cloned()
+        self.apart.iter().map(|(address, _)| address).find(|address| !busy.contains(address)).cloned()
     }
 
-    /// Takes out up to `limit` parcels for a suspect, as [`Outbox::take`] does.
+    /// Takes out up to `limit` parcels for a silent address, as [`Outbox::take`] does.
     pub(super) fn take_apart(&mut self, lane: Lane, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
-        let mut parcels = self.apart.remove(&lane.address).unwrap_or_default();
+        let place = self.apart.iter().position(|(address, _)| *address == lane.address);
+        let mut parcels =
+            place.and_then(|place| self.apart.remove(place)).map(|(_, parcels)| parcels).unwrap_or_default();
         let rest = parcels.split_off(parcels.len().min(limit));
         if !rest.is_empty() {
-            self.apart.insert(lane.address.clone(), rest);
+            self.apart.push_back((lane.address.clone(), rest));
         }
         let (batch, publications) = pack(parcels.into(), events);
         (Batch { lane: Some(lane), ..batch }, publications)
@@ -279,7 +327,7 @@ fn pack(mut parcels: Vec<Parcel>, events: usize) -> (Batch, Vec<Publication>) {
             if !events_on {
                 parcel.event = None;
             }
-            if let Some(event) = &parcel.event {
+            if let Some(event) = parcel.event.as_ref().filter(|_| !parcel.event_last) {
                 parcel.told = true;
                 groups.entry(event.routing_key.clone()).or_default().push(index);
             }
@@ -376,7 +424,12 @@ impl Batch {
                 },
             }
         }
-        for (parcel, verdict) in self.parcels.into_iter().zip(verdicts) {
+        for (mut parcel, verdict) in self.parcels.into_iter().zip(verdicts) {
+            parcel.unconfirmed = if lane.is_some() && matches!(verdict, Verdict::Held(_)) {
+                parcel.unconfirmed.saturating_add(1)
+            } else {
+                0
+            };
             match verdict {
                 Verdict::Fine if parcel.is_done() => answered.done.push(parcel),
                 Verdict::Fine => answered.again.push(parcel),
@@ -397,7 +450,8 @@ impl Answered {
             Ok(Confirmation::Routed) => self.counts[0] += 1,
             Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
             Err(PublishError::Refused { .. } | PublishError::Nacked(_)) => self.counts[2] += 1,
-            Err(PublishError::Unconfirmed(_) | PublishError::Lost(_)) => {}
+            Err(PublishError::Unconfirmed(_)) => self.counts[3] += 1,
+            Err(PublishError::Lost(_)) => {}
         }
     }
 }

@@ -20,7 +20,7 @@ use super::outbox::{Answered, Lane, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
-use super::suspects::{self, Suspects};
+use super::silences::{self, Silences};
 use crate::broker::{BATCH, DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
 use crate::celery::message::Address;
@@ -33,6 +33,11 @@ use crate::worker::answer::{Answer, Outcome};
 const FLIGHTS: usize = 1;
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
+/// Silent addresses tried at once; the others' confirms must never wait for a channel.
+const LANES: usize = 4;
+/// Parcels on their way to one silent address: RabbitMQ stops reading a whole connection once 400 messages wait in one of its
+/// channels, and each parcel may have more than one for it.
+const LANE_BATCH: usize = 64;
 /// How far the clocks of two workers may differ.
 const SKEW: Duration = Duration::from_secs(2);
 /// How long an orderly goodbye may take.
@@ -57,7 +62,7 @@ pub(super) struct Bench {
     pub(super) journal: Journal,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
-    pub(super) suspects: Suspects,
+    pub(super) silences: Silences,
 }
 
 /// A command that runs.
@@ -84,15 +89,15 @@ pub(super) struct Shift<'b> {
     running: HashMap<Id, Running>,
     outbox: Outbox,
     flights: FuturesUnordered<BoxFuture<'static, Answered>>,
-    /// Suspect addresses that have a flight of their own among them.
+    /// Silent addresses that have a flight of their own among them.
     lanes: HashSet<Address>,
     /// Parcels whose queue is being seen to, or that wait for it.
     errands: FuturesUnordered<BoxFuture<'static, Errand>>,
     events_on: bool,
     /// Until then events that come back are known to have no listener; set until one is heard again.
     unheard_until: Option<Instant>,
-    /// Looks after those of our own queues that were not there.
-    looking: Option<BoxFuture<'static, ()>>,
+    /// Looks after queues that were not there.
+    looking: Option<BoxFuture<'static, Option<String>>>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
 }
@@ -173,6 +178,10 @@ impl<'b> Shift<'b> {
             if self.flights.len() == self.lanes.len() || silence > HUSH {
                 self.commit_journal();
             }
+            if silence > DOUBT {
+                // What they do meanwhile is asked for afterwards, and they keep it for some time only.
+                self.follow_journal();
+            }
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
                 let last = tokio::time::Instant::now() + 2 * PATIENCE;
@@ -195,8 +204,11 @@ impl<'b> Shift<'b> {
                     }
                 }
                 Some(errand) = self.errands.next() => self.errand(errand)?,
-                () = looked(&mut self.looking) => {
+                back = looked(&mut self.looking) => {
                     self.looking = None;
+                    if let Some(queue) = back {
+                        return Err(format!("queue '{queue}' is back, and the next session consumes it"));
+                    }
                     self.look_after_queues();
                 }
                 batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
@@ -283,13 +295,18 @@ impl<'b> Shift<'b> {
     /// Begins what may run, after writing down that it does.
     fn start_ready(&mut self) {
         let mut jobs = Vec::new();
+        let mut followed = false;
         while let Some(mut job) = self.schedule.next() {
             if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
                 self.schedule.done(job.command.key());
+                self.bench.metrics.record_command(Command::Other, CommandOutcome::Revoked, Duration::ZERO);
                 self.outbox.push(self.desk.close(job.case, &End::Expired));
                 continue;
             }
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
+            if late_since.is_some() && !std::mem::replace(&mut followed, true) {
+                self.follow_journal();
+            }
             if let Some(answer) = desk::reconsider(&mut job, late_since, &mut self.bench.journal) {
                 self.schedule.done(job.command.key());
                 self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
@@ -367,10 +384,10 @@ impl<'b> Shift<'b> {
         (answer, case)
     }
 
-    /// Sends what is owed, as long as there is a free flight; each suspect address has its own.
+    /// Sends what is owed, as long as there is a free flight; each silent address has its own.
     fn send(&mut self) {
         let events = if self.events_on { self.bench.options.events_max_batch } else { 0 };
-        self.outbox.part(&self.bench.suspects);
+        self.outbox.part(&mut self.bench.silences);
         while self.flights.len() - self.lanes.len() < FLIGHTS && self.outbox.has_next() {
             // The answer stands in the journal before its reply is published.
             self.commit_journal();
@@ -378,13 +395,15 @@ impl<'b> Shift<'b> {
             let publisher = self.session.publisher();
             self.flights.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
         }
-        while let Some(address) = self.outbox.next_apart(&self.lanes) {
+        while self.lanes.len() < LANES
+            && let Some(address) = self.outbox.next_apart(&self.lanes)
+        {
             self.commit_journal();
-            let hopeless = self.bench.suspects.is_hopeless(&address);
+            let hopeless = self.bench.silences.is_hopeless(&address);
             self.lanes.insert(address.clone());
-            let (batch, publications) = self.outbox.take_apart(Lane { address, hopeless }, BATCH, events);
+            let (batch, publications) = self.outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
             let publisher = self.session.publisher();
-            let limit = if hopeless { suspects::GLANCE } else { publisher.patience() };
+            let limit = if hopeless { silences::GLANCE } else { publisher.patience() };
             self.flights.push(Box::pin(async move {
                 batch.answered(publisher.publish_within(limit, publications, true).await)
             }));
@@ -394,16 +413,16 @@ impl<'b> Shift<'b> {
     /// Learns which addresses confirm nothing, and which do again.
     fn learn(&mut self, lane: Option<Address>, silent: &HashSet<Address>, lost: bool) {
         let Some(address) = lane else {
-            silent.iter().for_each(|address| self.bench.suspects.silent(address));
+            silent.iter().for_each(|address| self.bench.silences.note(address));
             return;
         };
         self.lanes.remove(&address);
         if silent.contains(&address) {
             // A queue that takes nothing soon stops its channel, and with it what else went there.
-            self.bench.suspects.silent(&address);
+            self.bench.silences.note(&address);
         } else if !lost {
-            silent.iter().for_each(|address| self.bench.suspects.silent(address));
-            self.bench.suspects.heard(&address);
+            silent.iter().for_each(|address| self.bench.silences.note(address));
+            self.bench.silences.heard(&address);
         }
     }
 
@@ -412,10 +431,11 @@ impl<'b> Shift<'b> {
         let Answered { done, again, held, unrouted, refused, unheard, lane, silent, events_refused, lost, counts } =
             answered;
         self.learn(lane, &silent, lost.is_some());
-        let [confirmed, returned, refusals] = counts;
+        let [confirmed, returned, refusals, unconfirmed] = counts;
         self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
         self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);
         self.bench.metrics.record_publishes(telemetry::Publish::Refused, refusals);
+        self.bench.metrics.record_publishes(telemetry::Publish::Unconfirmed, unconfirmed);
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
         if let Some((parcel, reason)) = held.first() {
@@ -475,16 +495,17 @@ impl<'b> Shift<'b> {
         }
     }
 
-    /// Has our own queues looked at again as long as one is not there: nothing else may ever ask for it.
+    /// Has queues looked at again as long as one is not there: nothing else may ever ask for it.
     fn look_after_queues(&mut self) {
         let conditions = self.bench.readiness.conditions();
         let is_degraded = |component| matches!(conditions.get(&component), Some(Condition::Degraded(_)));
         let dead = is_degraded(Component::DeadQueue);
         // Events that are refused, or that nobody listens to, are no matter of a queue that comes back.
         let events = is_degraded(Component::Events) && self.events_on && self.unheard_until.is_none();
-        if (dead || events) && self.looking.is_none() {
+        let consumed: Vec<String> = self.deliveries.down().iter().map(|(queue, _)| queue.clone()).collect();
+        if (dead || events || !consumed.is_empty()) && self.looking.is_none() {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
-            self.looking = Some(Box::pin(errand::look_again(topology, readiness, dead, events)));
+            self.looking = Some(Box::pin(errand::look_again(topology, readiness, dead, events, consumed)));
         }
     }
 
@@ -524,6 +545,13 @@ impl<'b> Shift<'b> {
             }
         }
         self.outbox.push(parcel);
+    }
+
+    /// Takes in what siblings did.
+    fn follow_journal(&mut self) {
+        if let Err(error) = self.bench.journal.follow() {
+            tracing::error!(%error, "the journals of other workers cannot be read");
+        }
     }
 
     fn commit_journal(&mut self) {
@@ -583,7 +611,7 @@ fn before(age: Duration) -> Timestamp {
     Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-async fn looked(looking: &mut Option<BoxFuture<'static, ()>>) {
+async fn looked(looking: &mut Option<BoxFuture<'static, Option<String>>>) -> Option<String> {
     match looking {
         Some(looking) => looking.await,
         None => std::future::pending().await,

@@ -9,7 +9,7 @@ use crate::broker::{Confirmation, PublishError, QueueType};
 use crate::celery::message::{Address, Field, Headers, Properties, Publication};
 use crate::worker::event;
 use crate::worker::outbox::{Answered, Lane, Outbox};
-use crate::worker::suspects::Suspects;
+use crate::worker::silences::Silences;
 
 struct Table {
     desk: Desk,
@@ -36,7 +36,7 @@ impl Table {
             events: true,
             events_max_batch: 256,
             max_reply_bytes: 1000,
-            max_crashes: 2,
+            max_crashes: 3,
             grace: Duration::from_secs(1),
             journal: folder.path().to_owned(),
         };
@@ -267,6 +267,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(job.redelivered.is_none(), "nobody else has it");
 
     let running = elsewhere(&table, None);
+    table.journal.follow().unwrap();
     assert!(reconsider(&mut job, None, &mut table.journal).is_none());
     assert!(job.redelivered.is_none(), "without a silence it is nobody's but ours");
     assert!(reconsider(&mut job, Some(Timestamp::now()), &mut table.journal).is_none());
@@ -277,9 +278,19 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     drop(running);
 
     let finished = elsewhere(&table, Some(&answer));
+    table.journal.follow().unwrap();
     let mut job = table.job(store(), false);
     assert_eq!(reconsider(&mut job, Some(silent), &mut table.journal).unwrap().write(), answer.write());
     drop(finished);
+
+    table.journal.started("id-1");
+    table.journal.finished("id-1", &answer.write().unwrap());
+    let silent = Timestamp::now();
+    let _running = elsewhere(&table, None);
+    table.journal.follow().unwrap();
+    let mut job = table.job(store(), false);
+    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none(), "that was another message's answer");
+    assert!(job.redelivered.is_some());
 }
 
 #[test]
@@ -296,9 +307,9 @@ fn what_is_redelivered_is_looked_up_again_before_it_runs() {
 fn a_command_that_crashed_too_often_is_given_up() {
     let mut table = Table::new();
     let folder = table._folder.path().to_owned();
-    for crash in 0..2 {
+    for crash in 0..3 {
         let job = table.job(store(), true);
-        assert_eq!(schedule::Job::is_suspect(&job), crash >= 2);
+        assert_eq!(schedule::Job::is_suspect(&job), crash >= 2, "{crash}");
         table.journal.started("id-1");
         table.journal.commit().unwrap();
         table.journal = Journal::open(&folder, "other").unwrap();
@@ -365,7 +376,7 @@ fn a_lost_publication_leaves_its_delivery_unsettled() {
 #[test]
 fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_the_end() {
     let mut table = Table::new();
-    let mut suspects = Suspects::default();
+    let mut silences = Silences::default();
     let mut outbox = Outbox::default();
     let mut fill = |outbox: &mut Outbox, replies: &str| {
         let mut message = store();
@@ -379,42 +390,95 @@ fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_t
     let address = Address::queue("silent");
 
     fill(&mut outbox, "silent");
-    outbox.part(&suspects);
+    outbox.part(&mut silences);
     let (batch, sent) = outbox.take(10, 10);
     let answered = batch.answered(vec![unconfirmed(&sent[0]), routed()]);
     assert!(answered.lost.is_some(), "at first the whole broker is in doubt");
     assert_eq!(answered.silent, HashSet::from([address.clone()]));
-    suspects.silent(&address);
+    silences.note(&address);
 
     fill(&mut outbox, "silent");
     fill(&mut outbox, "other");
-    outbox.part(&suspects);
+    outbox.part(&mut silences);
     let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["other", "store.succeeded"], "nobody else waits for it");
-    assert_eq!(batch.answered(vec![routed(), routed()]).done.len(), 1);
+    assert_eq!(routes(&sent), ["other", "store.succeeded"], "nothing else waits for it, not even the event");
+    let answered = batch.answered(vec![routed(), routed()]);
+    assert_eq!((answered.done.len(), answered.again.len()), (1, 1));
+    answered.again.into_iter().for_each(|parcel| outbox.push(parcel));
+    outbox.part(&mut silences);
     assert!(!outbox.has_next() && !outbox.is_empty());
     assert_eq!(outbox.next_apart(&HashSet::from([address.clone()])), None, "one flight at a time");
     assert_eq!(outbox.next_apart(&HashSet::new()), Some(address.clone()));
     let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: false }, 10, 10);
-    assert_eq!(routes(&sent), ["silent", "store.succeeded"]);
-    let answered = batch.answered(vec![unconfirmed(&sent[0]), routed()]);
+    assert_eq!(routes(&sent), ["silent"]);
+    let answered = batch.answered(vec![unconfirmed(&sent[0])]);
     assert!(answered.lost.is_none() && answered.done.is_empty());
     assert_eq!((answered.lane, answered.silent), (Some(address.clone()), HashSet::from([address.clone()])));
     answered.held.into_iter().for_each(|(parcel, _)| outbox.push(parcel));
 
-    outbox.part(&suspects);
+    outbox.part(&mut silences);
     let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: true }, 10, 10);
-    assert_eq!(routes(&sent), ["silent"], "the event was confirmed");
+    assert_eq!(routes(&sent), ["silent"]);
     let answered = batch.answered(vec![unconfirmed(&sent[0])]);
     assert!(answered.lost.is_none() && answered.held.is_empty());
     assert_eq!(answered.done.len(), 1);
 
     fill(&mut outbox, "silent");
-    outbox.part(&suspects);
-    assert!(!outbox.has_next());
-    suspects.heard(&address);
-    outbox.part(&suspects);
-    assert!(outbox.has_next(), "a queue that confirms again is one like all others");
+    silences.heard(&address);
+    outbox.part(&mut silences);
+    assert_eq!(routes(&outbox.take(10, 10).1), ["silent", "store.succeeded"], "it is one like all others again");
+}
+
+#[test]
+fn silent_addresses_take_turns_and_each_is_sent_alone() {
+    let mut table = Table::new();
+    let mut silences = Silences::default();
+    let mut outbox = Outbox::default();
+    let addresses = ["one", "two"].map(Address::queue);
+    addresses.iter().for_each(|address| silences.note(address));
+    silences.note(&Address { exchange: event::EXCHANGE.into(), routing_key: "store.succeeded".into() });
+    for _ in 0..3 {
+        let mut message = store();
+        message.properties.reply_to = Some("one".into());
+        message.headers.set("metrics_reply_to", Field::from("two"));
+        let job = table.job(message, false);
+        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+        outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    }
+    let mut order = Vec::new();
+    for _ in 0..9 {
+        outbox.part(&mut silences);
+        assert!(!outbox.has_next());
+        let address = outbox.next_apart(&HashSet::new()).unwrap();
+        let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: false }, 1, 10);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].address, address);
+        order.push(address.routing_key);
+        let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
+        answered.again.into_iter().for_each(|parcel| outbox.push(parcel));
+    }
+    assert!(outbox.is_empty());
+    assert_eq!(order[..3], ["one", "one", "two"], "{order:?}");
+    order.sort();
+    assert_eq!(order, [["one"; 3], ["store.succeeded"; 3], ["two"; 3]].concat());
+}
+
+#[test]
+fn only_answers_to_the_silent_address_itself_are_given_up() {
+    let mut parcel = Parcel::new(None, None);
+    let publication = |name: &str| Publication { address: Address::queue(name), message: Message::default() };
+    parcel.first = vec![(Role::Reply, publication("elected just now")), (Role::Reply, publication("silent"))];
+    let mut silences = Silences::default();
+    silences.note(&Address::queue("silent"));
+    let mut outbox = Outbox::default();
+    outbox.push(parcel);
+    outbox.part(&mut silences);
+    let lane = Lane { address: Address::queue("silent"), hopeless: true };
+    let (batch, sent) = outbox.take_apart(lane, 10, 10);
+    let answers = sent.into_iter().map(|publication| Err(PublishError::Unconfirmed(Box::new(publication))));
+    let answered = batch.answered(answers.collect());
+    let [(parcel, _)] = <[_; 1]>::try_from(answered.held).unwrap();
+    assert_eq!(routes(&flatten(parcel)), ["elected just now"]);
 }
 
 #[test]
@@ -424,16 +488,19 @@ fn what_must_not_be_lost_waits_for_a_silent_queue() {
         Decision::End(parcel, outcome) => (parcel, outcome),
         other => panic!("not an end: {other:?}"),
     };
-    let mut suspects = Suspects::default();
-    suspects.silent(&Address::queue(DEAD_QUEUE));
+    let mut silences = Silences::default();
+    silences.note(&Address::queue(DEAD_QUEUE));
     let mut outbox = Outbox::default();
     outbox.push(*parcel);
-    outbox.part(&suspects);
+    outbox.part(&mut silences);
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["replies"], "the caller need not wait");
+    batch.answered(vec![Ok(Confirmation::Routed)]).again.into_iter().for_each(|parcel| outbox.push(parcel));
+    outbox.part(&mut silences);
     let lane = Lane { address: Address::queue(DEAD_QUEUE), hopeless: true };
     let (batch, sent) = outbox.take_apart(lane, 10, 10);
-    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
-    let silent = Err(PublishError::Unconfirmed(Box::new(sent[1].clone())));
-    let answered = batch.answered(vec![Ok(Confirmation::Routed), silent]);
+    assert_eq!(routes(&sent), [DEAD_QUEUE]);
+    let answered = batch.answered(vec![Err(PublishError::Unconfirmed(Box::new(sent[0].clone())))]);
     let [(parcel, _)] = <[_; 1]>::try_from(answered.held).unwrap();
     assert_eq!(routes(&flatten(parcel)), [DEAD_QUEUE]);
 }

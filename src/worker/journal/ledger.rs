@@ -24,7 +24,7 @@ pub(super) struct Crash {
 #[derive(Clone, Copy, Debug)]
 struct Answered {
     place: Place,
-    /// When the command began to run, in Unix microseconds; 0 when that is not known.
+    /// When the command began to run, in Unix microseconds.
     began: i64,
 }
 
@@ -54,7 +54,7 @@ impl Ledger {
     pub(super) fn fold(&mut self, record: Record<'_>, place: Place) {
         match record {
             Record::Started { id, at } => self.started(&id, at),
-            Record::Finished { id, .. } => self.finished(&id, place),
+            Record::Finished { id, began, .. } => self.finished(&id, began, place),
             Record::Ended { id } => self.ended(&id),
             Record::Settled { id } => self.settled(&id),
             Record::Crashed { id, times, at } => {
@@ -72,9 +72,8 @@ impl Ledger {
         self.running.insert(id.into(), at);
     }
 
-    pub(super) fn finished(&mut self, id: &str, place: Place) {
+    pub(super) fn finished(&mut self, id: &str, began: i64, place: Place) {
         let hash = self.hash(id);
-        let began = self.running.get(id).copied().unwrap_or_default();
         self.over(id);
         self.answers.insert(hash, Answered { place, began });
         self.unsettled.insert(hash);
@@ -107,11 +106,17 @@ impl Ledger {
         self.answers.get(&self.hash(id)).map(|answered| answered.place)
     }
 
-    /// Tells whether the command began to run at this time (Unix microseconds) or later, and runs still or was answered.
+    /// Tells whether the command began to run at this time (Unix microseconds) or later, and runs still, crashed or was
+    /// answered.
     pub(super) fn has_begun(&self, id: &str, since: i64) -> bool {
         let running = self.running.get(id).copied();
         let answered = self.answers.get(&self.hash(id)).map(|answered| answered.began);
-        running.max(answered).is_some_and(|began| began >= since)
+        running.max(answered).is_some_and(|began| began >= since) || self.has_crashed(id, since)
+    }
+
+    /// Tells whether the command was running when a worker died, and had begun at this time or later.
+    pub(super) fn has_crashed(&self, id: &str, since: i64) -> bool {
+        self.crashes.get(id).is_some_and(|crash| crash.at >= since)
     }
 
     /// Begins a session: what is unsettled now was answered in an earlier one.

@@ -9,11 +9,11 @@ mod ledger;
 mod record;
 mod segment;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 
@@ -22,8 +22,11 @@ use record::write;
 use segment::{Reader, Segment};
 
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
-/// Only answers whose acknowledgement got lost are ever asked for: no more than one prefetch of them.
+/// Answers whose acknowledgement got lost are no more than one prefetch.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// How long an older segment stays at least: longer than a broker may be silent before its session is given up, for what
+/// siblings did meanwhile is asked for after it.
+const KEEP_SEGMENT: Duration = Duration::from_secs(30);
 /// Lines that could not be written (disk full) are kept and tried again, up to so many bytes.
 const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 /// How long the files of a dead writer stay readable after they were taken over.
@@ -34,6 +37,8 @@ const KEEP_ADOPTED: Duration = Duration::from_secs(3600);
 pub(super) struct Recall {
     /// The recorded answer of a finished write or delete: JSON text.
     pub(super) answer: Option<String>,
+    /// When the command began that this is the answer to.
+    pub(super) began: Option<Timestamp>,
     /// When it was started by a worker that did not finish it.
     pub(super) started_at: Option<Timestamp>,
     /// In how many crashes of a worker it was running.
@@ -48,11 +53,14 @@ pub(super) struct Journal {
     node: String,
     number: u64,
     segment: Segment,
+    /// Older segments that are still there, the oldest first, and when each ended.
+    older: VecDeque<(u64, Instant)>,
     ledger: Ledger,
     siblings: BTreeMap<String, Reader>,
     /// Lines not yet written.
     lines: Vec<u8>,
     segment_bytes: u64,
+    keep_segment: Duration,
     /// Held for the life of the process: the sign that this writer lives.
     _lock: File,
 }
@@ -78,10 +86,12 @@ impl Journal {
             writer,
             node: node.to_owned(),
             number: 0,
+            older: VecDeque::new(),
             ledger: Ledger::default(),
             siblings: BTreeMap::new(),
             lines: Vec::new(),
             segment_bytes: SEGMENT_BYTES,
+            keep_segment: KEEP_SEGMENT,
             _lock: lock,
         };
         journal.sweep()?;
@@ -100,13 +110,14 @@ impl Journal {
     /// Records the answer of a write or delete; `answer` is JSON text without line breaks.
     pub(super) fn finished(&mut self, id: &str, answer: &str) {
         let line_at = self.lines.len();
-        write::finished(&mut self.lines, id, answer);
+        let began = self.ledger.running.get(id).copied().unwrap_or_default();
+        write::finished(&mut self.lines, id, began, answer);
         let place = Place {
             segment: self.number,
             offset: self.segment.length + line_at as u64,
             length: self.lines.len() - line_at - 1,
         };
-        self.ledger.finished(id, place);
+        self.ledger.finished(id, began, place);
     }
 
     /// Records that a command is over and may run again: a read, or a write that was abandoned.
@@ -218,16 +229,12 @@ impl Journal {
         })
     }
 
-    /// Tells whether a sibling has begun to run this id since then, and has not given it up: the broker gave it the
-    /// delivery that we hold.
-    ///
-    /// # Errors
-    ///
-    /// Whatever the file system answers.
-    pub(super) fn is_taken(&mut self, id: &str, since: Timestamp) -> io::Result<bool> {
-        self.follow()?;
+    /// Tells whether a sibling has begun to run this id since then, by what was last followed, and has not given it up:
+    /// the broker gave it the delivery that we hold.
+    pub(super) fn is_taken(&self, id: &str, since: Timestamp) -> bool {
         let since = since.as_microsecond();
-        Ok(self.siblings.values().any(|reader| reader.ledger.has_begun(id, since)))
+        // Who took a dead one over has its crashes.
+        self.ledger.has_crashed(id, since) || self.siblings.values().any(|reader| reader.ledger.has_begun(id, since))
     }
 
     /// Looks an id up here and at all siblings.
@@ -242,7 +249,8 @@ impl Journal {
             self.follow()?;
             self.adopt()?;
         }
-        let mut recall = Recall { answer: self.own_answer(id)?, ..Recall::default() };
+        let mut answer = self.own_answer(id)?;
+        let mut recall = Recall::default();
         for ledger in std::iter::once(&self.ledger).chain(self.siblings.values().map(|reader| &reader.ledger)) {
             let crash = ledger.crashes.get(id);
             recall.crashes = recall.crashes.max(crash.map_or(0, |crash| crash.times));
@@ -251,17 +259,21 @@ impl Journal {
             recall.started_at = [recall.started_at, started_at].into_iter().flatten().min();
         }
         for reader in self.siblings.values() {
-            if recall.answer.is_some() {
+            if answer.is_some() {
                 break;
             }
             if let Some(place) = reader.ledger.answer(id) {
-                recall.answer = segment::answer_at(&self.folder, &reader.writer, place, id)?;
+                answer = segment::answer_at(&self.folder, &reader.writer, place, id)?;
             }
+        }
+        if let Some((answer, began)) = answer {
+            recall.answer = Some(answer);
+            recall.began = Timestamp::from_microsecond(began).ok();
         }
         Ok(recall)
     }
 
-    fn own_answer(&self, id: &str) -> io::Result<Option<String>> {
+    fn own_answer(&self, id: &str) -> io::Result<Option<(String, i64)>> {
         let Some(place) = self.ledger.answer(id) else { return Ok(None) };
         if place.segment == self.number && place.offset >= self.segment.length {
             let begin = usize::try_from(place.offset - self.segment.length).unwrap_or(usize::MAX);
@@ -348,7 +360,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Begins the next segment with everything that is still open, and drops the one before the last.
+    /// Begins the next segment with everything that is still open, and drops those before the last that are old enough.
     fn rotate(&mut self) -> io::Result<()> {
         let next = self.number + 1;
         let mut head = Vec::new();
@@ -368,15 +380,19 @@ impl Journal {
         }
         self.segment =
             Segment::create(&self.folder, &self.writer, next, &head).map_err(|error| at(&self.folder, &error))?;
+        self.older.push_back((self.number, Instant::now()));
         self.number = next;
         for (place, line) in carried {
             if let Some(record) = record::Record::read(&line) {
                 self.ledger.fold(record, place);
             }
         }
-        self.ledger.forget_before(next - 1);
-        if let Some(old) = next.checked_sub(2) {
+        while let [(old, ended), (kept, _), ..] = *self.older.make_contiguous()
+            && ended.elapsed() >= self.keep_segment
+        {
             remove(&segment::path(&self.folder, &self.writer, old))?;
+            self.older.pop_front();
+            self.ledger.forget_before(kept);
         }
         self.sweep()
     }

@@ -15,6 +15,7 @@ struct Line<'a> {
     at: i64,
     #[serde(borrow)]
     finished: Option<Cow<'a, str>>,
+    began: i64,
     #[serde(borrow)]
     answer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -31,8 +32,8 @@ struct Line<'a> {
 pub(super) enum Record<'a> {
     /// It began to run, at Unix microseconds.
     Started { id: Cow<'a, str>, at: i64 },
-    /// A write or delete is over; its answer stands at this range of the line.
-    Finished { id: Cow<'a, str>, answer: Range<usize> },
+    /// A write or delete is over that began at Unix microseconds; its answer stands at this range of the line.
+    Finished { id: Cow<'a, str>, began: i64, answer: Range<usize> },
     /// It is over and may run again: a read, or a write that was abandoned.
     Ended { id: Cow<'a, str> },
     /// Its acknowledgement was sent.
@@ -53,7 +54,7 @@ impl<'a> Record<'a> {
         if let Some(id) = parsed.finished {
             let answer = parsed.answer?.get();
             let begin = answer.as_ptr() as usize - text.as_ptr() as usize;
-            return Some(Self::Finished { id, answer: begin..begin + answer.len() });
+            return Some(Self::Finished { id, began: parsed.began, answer: begin..begin + answer.len() });
         }
         if let Some(id) = parsed.ended {
             return Some(Self::Ended { id });
@@ -92,10 +93,10 @@ pub(super) mod write {
     }
 
     /// `answer` is JSON text without line breaks.
-    pub(in super::super) fn finished(out: &mut Vec<u8>, id: &str, answer: &str) {
+    pub(in super::super) fn finished(out: &mut Vec<u8>, id: &str, began: i64, answer: &str) {
         out.extend_from_slice(b"{\"finished\":");
         string(out, id);
-        out.extend_from_slice(b",\"answer\":");
+        out.extend_from_slice(format!(",\"began\":{began},\"answer\":").as_bytes());
         out.extend_from_slice(answer.as_bytes());
         out.extend_from_slice(b"}\n");
     }
@@ -136,7 +137,7 @@ mod tests {
         let mut out = Vec::new();
         write::heading(&mut out, "w@h");
         write::started(&mut out, id, -5);
-        write::finished(&mut out, id, "{\"x\":[1]}");
+        write::finished(&mut out, id, 9, "{\"x\":[1]}");
         write::ended(&mut out, id);
         write::settled(&mut out, id);
         write::crashed(&mut out, id, 3, 7);
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!(lines.len(), 7);
         assert_eq!(Record::read(lines[0]), None);
         assert_eq!(Record::read(lines[1]), Some(Record::Started { id: id.into(), at: -5 }));
-        let Some(Record::Finished { answer, .. }) = Record::read(lines[2]) else { panic!("not finished") };
+        let Some(Record::Finished { answer, began: 9, .. }) = Record::read(lines[2]) else { panic!("not finished") };
         assert_eq!(&lines[2][answer], b"{\"x\":[1]}");
         assert_eq!(Record::read(lines[3]), Some(Record::Ended { id: id.into() }));
         assert_eq!(Record::read(lines[4]), Some(Record::Settled { id: id.into() }));

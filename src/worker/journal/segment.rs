@@ -27,16 +27,16 @@ pub(super) fn line_at(folder: &Path, writer: &str, place: Place) -> io::Result<V
     Ok(line)
 }
 
-/// Reads the line at a place and returns the answer in it if it is the one to `id`.
-pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<String>> {
+/// Reads the line at a place and returns the answer in it, and when its command began, if it is the one to `id`.
+pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<(String, i64)>> {
     Ok(answer_in(&line_at(folder, writer, place)?, id))
 }
 
-/// Returns the answer in a line if it is the one to `id`: places are found by a hash, which two ids may share.
-pub(super) fn answer_in(line: &[u8], id: &str) -> Option<String> {
+/// Returns the answer in a line, and when its command began, if it is the one to `id`: places are found by a hash, which two ids may share.
+pub(super) fn answer_in(line: &[u8], id: &str) -> Option<(String, i64)> {
     match Record::read(line) {
-        Some(Record::Finished { id: found, answer }) if found == id => {
-            Some(String::from_utf8_lossy(&line[answer]).into_owned())
+        Some(Record::Finished { id: found, began, answer }) if found == id => {
+            Some((String::from_utf8_lossy(&line[answer]).into_owned(), began))
         }
         _ => None,
     }

@@ -75,17 +75,55 @@ fn an_id_is_taken_while_a_sibling_runs_it_and_once_it_is_answered() {
     sibling.finished("answered", "{}");
     sibling.settled("answered");
     sibling.ended("read");
-    assert!(!own.is_taken("runs", since).unwrap(), "not written yet");
+    own.follow().unwrap();
+    assert!(!own.is_taken("runs", since), "not written yet");
     sibling.commit().unwrap();
+    own.follow().unwrap();
     let later = Timestamp::now();
     for (id, taken) in [("runs", true), ("answered", true), ("read", false), ("own", false), ("unknown", false)] {
-        assert_eq!(own.is_taken(id, since).unwrap(), taken, "{id}");
-        assert!(!own.is_taken(id, later).unwrap(), "{id}: begun before");
+        assert_eq!(own.is_taken(id, since), taken, "{id}");
+        assert!(!own.is_taken(id, later), "{id}: begun before");
     }
     kill(sibling);
-    let mut third = open(folder.path());
-    assert!(third.is_taken("answered", since).unwrap(), "an answer outlives its worker");
-    assert!(!third.is_taken("runs", since).unwrap(), "a dead one runs nothing");
+    let third = open(folder.path());
+    for worker in [&mut own, &mut open(folder.path())] {
+        worker.follow().unwrap();
+        assert!(worker.is_taken("answered", since), "an answer outlives its worker");
+        assert!(worker.is_taken("runs", since), "it may have come far");
+        assert!(!worker.is_taken("runs", later));
+    }
+    assert!(third.is_taken("runs", since), "who took it over knows");
+}
+
+#[test]
+fn what_a_sibling_did_during_a_silence_is_known_however_much_it_did_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
+    sibling.segment_bytes = 1_000;
+    let since = Timestamp::now();
+    for id in ["settled", "open"] {
+        sibling.started(id);
+        sibling.finished(id, "{}");
+    }
+    sibling.settled("settled");
+    for other in 0..100 {
+        sibling.started(&other.to_string());
+        sibling.finished(&other.to_string(), "{}");
+        sibling.settled(&other.to_string());
+        sibling.commit().unwrap();
+    }
+    assert!(sibling.number > 3, "{}", sibling.number);
+    own.follow().unwrap();
+    assert!(own.is_taken("settled", since) && own.is_taken("open", since));
+    assert_eq!(own.recall("settled").unwrap().answer.as_deref(), Some("{}"));
+    sibling.keep_segment = Duration::ZERO;
+    while own.is_taken("settled", since) {
+        sibling.started("more");
+        sibling.ended("more");
+        sibling.commit().unwrap();
+        own.follow().unwrap();
+    }
+    assert!(own.is_taken("open", since), "what is carried on keeps its beginning");
 }
 
 #[test]
@@ -118,6 +156,7 @@ fn rotation_keeps_what_is_open_and_bounds_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = open(folder.path());
     journal.segment_bytes = 4096;
+    journal.keep_segment = Duration::ZERO;
     let mut sibling = open(folder.path());
     journal.started("running");
     journal.started("open");
