@@ -46,9 +46,17 @@ pub(super) async fn look_again(topology: Topology, readiness: Readiness, dead: b
     }
 }
 
-/// Waits a while with something the broker cannot take now.
-pub(super) async fn hold(parcel: Parcel, reason: String) -> Errand {
+/// Waits a while with something the broker cannot take now; what is owed to our own queues is said of them.
+pub(super) async fn hold(readiness: Readiness, parcel: Parcel, reason: String) -> Errand {
     tracing::warn!(task_id = parcel.id, reason, "held back");
+    let degraded = |queue: &str| Condition::Degraded(format!("{queue}: {reason}; held back"));
+    if parcel.first.iter().any(|(role, _)| *role == Role::Dead) {
+        readiness.set(Component::DeadQueue, degraded(DEAD_QUEUE));
+    }
+    // It was sent, and not taken.
+    if parcel.told && parcel.event.is_some() {
+        readiness.set(Component::Events, degraded(METRICS_QUEUE));
+    }
     tokio::time::sleep(PATIENCE).await;
     Errand::Again(vec![parcel])
 }

@@ -376,7 +376,7 @@ impl<'b> Shift<'b> {
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
         for (parcel, reason) in held {
-            self.errands.push(Box::pin(errand::hold(parcel, reason)));
+            self.errands.push(Box::pin(errand::hold(self.bench.readiness.clone(), parcel, reason)));
         }
         for (parcel, role) in unrouted {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
