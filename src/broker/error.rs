@@ -28,7 +28,7 @@ pub enum ErrorKind {
     Setting,
     /// No such queue or exchange.
     Missing,
-    /// The queue is there, but its node of the cluster is down, or another connection holds it.
+    /// The queue is there, but its node of the cluster is down, or it was stopped, or another connection holds it.
     Down,
     /// Nobody answers: connection refused, unknown host, silence.
     Unreachable,
@@ -108,11 +108,15 @@ pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
     Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", fault.trim_end_matches('.')))
 }
 
+/// What RabbitMQ says with 404 of a queue that is there: its node is down, it was stopped, it crashed, it does not answer.
+const DOWN: [&str; 4] =
+    ["down or inaccessible", "stopped by supervisor", "has crashed and failed to restart", "due to timeout"];
+
 /// Codes of AMQP 0-9-1, part 1.2; RabbitMQ's texts where one code means two things.
 fn kind_of(reply: &Reply) -> ErrorKind {
     match reply.code {
         403 => ErrorKind::Denied,
-        404 if reply.text.contains("down or inaccessible") => ErrorKind::Down,
+        404 if DOWN.iter().any(|words| reply.text.contains(words)) => ErrorKind::Down,
         404 => ErrorKind::Missing,
         // Another connection's exclusive queue.
         405 => ErrorKind::Down,

@@ -169,6 +169,11 @@ impl Parcel {
         Some(address)
     }
 
+    /// Tells whether something of this role is to be sent again.
+    pub(super) fn owes(&self, role: Role) -> bool {
+        self.first.iter().chain(&self.last).any(|(owed, _)| *owed == role)
+    }
+
     fn is_done(&self) -> bool {
         self.last.is_empty() && self.first.is_empty() && self.then.is_empty() && self.event.is_none()
     }

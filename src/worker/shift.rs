@@ -441,8 +441,8 @@ impl<'b> Shift<'b> {
         if let Some((parcel, reason)) = held.first() {
             tracing::warn!(task_id = parcel.id, reason, parcels = held.len(), "held back");
         }
-        for (parcel, _) in held {
-            self.errands.push(Box::pin(errand::hold(parcel)));
+        for (parcel, reason) in held {
+            self.errands.push(Box::pin(errand::hold(self.bench.readiness.clone(), parcel, reason)));
         }
         for (parcel, role) in unrouted {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());

@@ -141,6 +141,10 @@ class Load:
             verdict.settle_bytes(key, data, "the bucket")
         return verdict
 
+    def clear(self, bucket):
+        """Takes this load's objects out of the bucket: its emulator searches all it holds for each, one after another."""
+        remove(bucket, self.ledger.keys())
+
     def close(self):
         self.sending.clear()
         self._end.set()
@@ -326,3 +330,15 @@ def direct(bucket, keys, threads=8):
 
     with ThreadPoolExecutor(threads) as pool:
         return dict(pool.map(read, keys))
+
+
+def remove(bucket, keys, threads=8):
+    """Deletes the keys straight from a bucket of google-cloud-storage; one that is not there is none to delete."""
+    def delete(key):
+        try:
+            bucket.blob(key).delete()
+        except NotFound:
+            pass
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(delete, keys))

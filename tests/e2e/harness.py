@@ -318,10 +318,10 @@ class Site:
         env.update({key: str(value) for key, value in extra.items()})
         return env
 
-    def spawn(self, *args, name="e2e", **env):
+    def spawn(self, *args, name="e2e", queues=QUEUE, **env):
         """Starts a worker without waiting for it."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = Worker(self.env(**env), log, ("-n", f"{name}@%h", "-Q", QUEUE, *args), self.wrapper)
+        worker = Worker(self.env(**env), log, ("-n", f"{name}@%h", "-Q", queues, *args), self.wrapper)
         self.workers.append(worker)
         return worker
 
