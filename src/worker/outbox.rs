@@ -140,13 +140,18 @@ impl Parcel {
         verdict
     }
 
-    /// Puts off what goes to a silent address until all else is confirmed, and returns that address when nothing else is
-    /// left to be sent next.
-    fn part(&mut self, silences: &Silences) -> Option<Address> {
+    /// Takes back what was put off, so that it is owed next once nothing else is.
+    fn join(&mut self) {
         if self.first.is_empty() && self.then.is_empty() {
             self.then.append(&mut self.last);
         }
         self.event_last = false;
+    }
+
+    /// Puts off what goes to a silent address until all else is confirmed, and returns that address when nothing else is
+    /// left to be sent next.
+    fn part(&mut self, silences: &Silences) -> Option<Address> {
+        self.join();
         if !self.first.is_empty() {
             // What follows a task leaves before its answer, whatever becomes of it.
             let mut addresses = self.first.iter().map(|(_, publication)| &publication.address);
@@ -247,7 +252,8 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Takes a parcel in.
-    pub(super) fn push(&mut self, parcel: Parcel) {
+    pub(super) fn push(&mut self, mut parcel: Parcel) {
+        parcel.join();
         self.waiting.push_back(parcel);
     }
 

@@ -77,6 +77,7 @@ fn flatten(parcel: Parcel) -> Vec<Publication> {
     let mut all = Vec::new();
     while !outbox.is_empty() {
         let (batch, publications) = outbox.take(10, 10);
+        assert!(!publications.is_empty(), "it owes something and sends nothing");
         let answers = publications.iter().map(|_| Ok(Confirmation::Routed)).collect();
         let Answered { again, .. } = batch.answered(answers);
         all.extend(publications);
