@@ -4,6 +4,7 @@ mod answer;
 mod desk;
 mod errand;
 mod event;
+mod flights;
 mod journal;
 mod outbox;
 mod run;

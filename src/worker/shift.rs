@@ -1,6 +1,6 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic;
 use std::time::{Duration, Instant};
 
@@ -15,29 +15,22 @@ use tracing::Instrument as _;
 use super::WorkerOptions;
 use super::desk::{self, Case, Decision, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
+use super::flights::Flights;
 use super::journal::Journal;
-use super::outbox::{Answered, Lane, Outbox, Parcel, Role, refusal};
+use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
-use super::silences::{self, Silences};
-use crate::broker::{BATCH, DOUBT, Deliveries, Delivery, Session, Settler, State};
+use super::silences::Silences;
+use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
-use crate::celery::message::Address;
 use crate::celery::park;
 use crate::commands::{Context, Definition, Engine, Facts, Fence, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
 use crate::worker::answer::{Answer, Outcome};
 
-/// Batches being confirmed at once: while it is under way, what ends meanwhile gathers. Two were slower: each is smaller.
-const FLIGHTS: usize = 1;
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
-/// Silent addresses tried at once; the others' confirms must never wait for a channel.
-const LANES: usize = 4;
-/// Parcels on their way to one silent address: RabbitMQ stops reading a whole connection once 400 messages wait in one of its
-/// channels, and each parcel may have more than one for it.
-const LANE_BATCH: usize = 64;
 /// How far the clocks of two workers may differ.
 const SKEW: Duration = Duration::from_secs(2);
 /// How long an orderly goodbye may take.
@@ -88,9 +81,7 @@ pub(super) struct Shift<'b> {
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
-    flights: FuturesUnordered<BoxFuture<'static, Answered>>,
-    /// Silent addresses that have a flight of their own among them.
-    lanes: HashSet<Address>,
+    flights: Flights,
     /// Parcels whose queue is being seen to, or that wait for it.
     errands: FuturesUnordered<BoxFuture<'static, Errand>>,
     events_on: bool,
@@ -115,8 +106,7 @@ impl<'b> Shift<'b> {
             tasks: JoinSet::new(),
             running: HashMap::new(),
             outbox: Outbox::default(),
-            flights: FuturesUnordered::new(),
-            lanes: HashSet::new(),
+            flights: Flights::default(),
             errands: FuturesUnordered::new(),
             unheard_until: None,
             looking: None,
@@ -175,7 +165,7 @@ impl<'b> Shift<'b> {
             self.send();
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
             // may never land, and a sibling that is given what ended here meanwhile must find its answer.
-            if self.flights.len() == self.lanes.len() || silence > HUSH {
+            if self.flights.is_clear() || silence > HUSH {
                 self.commit_journal();
             }
             if silence > DOUBT {
@@ -196,7 +186,7 @@ impl<'b> Shift<'b> {
                 biased;
                 Ok(()) = stop.changed() => {}
                 Ok(()) = state.changed() => blocked = self.note_state(&state.borrow_and_update().clone())?,
-                Some(answered) = self.flights.next() => self.answered(answered)?,
+                Some(answered) = self.flights.land(&mut self.bench.silences) => self.answered(answered)?,
                 Some(joined) = self.tasks.join_next_with_id() => {
                     self.ended(joined);
                     while let Some(joined) = self.tasks.try_join_next_with_id() {
@@ -384,53 +374,20 @@ impl<'b> Shift<'b> {
         (answer, case)
     }
 
-    /// Sends what is owed, as long as there is a free flight; each silent address has its own.
+    /// Sends what is owed, as far as it may leave.
     fn send(&mut self) {
         let events = if self.events_on { self.bench.options.events_max_batch } else { 0 };
         self.outbox.part(&mut self.bench.silences);
-        while self.flights.len() - self.lanes.len() < FLIGHTS && self.outbox.has_next() {
+        while self.flights.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
             self.commit_journal();
-            let (batch, publications) = self.outbox.take(BATCH, events);
-            let publisher = self.session.publisher();
-            self.flights.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
-        }
-        while self.lanes.len() < LANES
-            && let Some(address) = self.outbox.next_apart(&self.lanes)
-        {
-            self.commit_journal();
-            let hopeless = self.bench.silences.is_hopeless(&address);
-            self.lanes.insert(address.clone());
-            let (batch, publications) = self.outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
-            let publisher = self.session.publisher();
-            let limit = if hopeless { silences::GLANCE } else { publisher.patience() };
-            self.flights.push(Box::pin(async move {
-                batch.answered(publisher.publish_within(limit, publications, true).await)
-            }));
-        }
-    }
-
-    /// Learns which addresses confirm nothing, and which do again.
-    fn learn(&mut self, lane: Option<Address>, silent: &HashSet<Address>, lost: bool) {
-        let Some(address) = lane else {
-            silent.iter().for_each(|address| self.bench.silences.note(address));
-            return;
-        };
-        self.lanes.remove(&address);
-        if silent.contains(&address) {
-            // A queue that takes nothing soon stops its channel, and with it what else went there.
-            self.bench.silences.note(&address);
-        } else if !lost {
-            silent.iter().for_each(|address| self.bench.silences.note(address));
-            self.bench.silences.heard(&address);
+            self.flights.launch(&mut self.outbox, &self.bench.silences, self.session.publisher(), events);
         }
     }
 
     /// Acknowledges what owes nothing more and sees to the rest.
     fn answered(&mut self, answered: Answered) -> Result<(), String> {
-        let Answered { done, again, held, unrouted, refused, unheard, lane, silent, events_refused, lost, counts } =
-            answered;
-        self.learn(lane, &silent, lost.is_some());
+        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts, .. } = answered;
         let [confirmed, returned, refusals, unconfirmed] = counts;
         self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
         self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);

@@ -1,0 +1,84 @@
+//! Batches on their way to the broker: one for everybody, and one for each address that is silent.
+
+use std::collections::HashSet;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+
+use super::outbox::{Answered, Lane, Outbox};
+use super::silences::{GLANCE, Silences};
+use crate::broker::{BATCH, Publisher};
+use crate::celery::message::Address;
+
+/// Silent addresses tried at once; everybody's batch must never wait for a channel.
+const LANES: usize = 4;
+/// Parcels on their way to one silent address: RabbitMQ stops reading a whole connection once 400 messages wait in one of
+/// its channels, and a parcel may have more than one for it.
+const LANE_BATCH: usize = 64;
+
+/// What is being confirmed.
+#[derive(Default)]
+pub(super) struct Flights {
+    under_way: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// Silent addresses that have a flight of their own among them.
+    lanes: HashSet<Address>,
+}
+
+impl Flights {
+    /// Tells whether nothing is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// Tells whether everybody's next batch may leave. While one is under way, what ends meanwhile gathers; two at once were
+    /// slower, since each is smaller.
+    pub(super) fn is_clear(&self) -> bool {
+        self.under_way.len() == self.lanes.len()
+    }
+
+    /// Tells whether something of the outbox may leave now.
+    pub(super) fn may_launch(&self, outbox: &Outbox) -> bool {
+        self.is_clear() && outbox.has_next() || self.next_lane(outbox).is_some()
+    }
+
+    fn next_lane(&self, outbox: &Outbox) -> Option<Address> {
+        outbox.next_apart(&self.lanes).filter(|_| self.lanes.len() < LANES)
+    }
+
+    /// Sends the next batch, if one may leave; events of at most `events` parcels share a message (0: no events at all).
+    pub(super) fn launch(&mut self, outbox: &mut Outbox, silences: &Silences, publisher: Publisher, events: usize) {
+        if self.is_clear() && outbox.has_next() {
+            let (batch, publications) = outbox.take(BATCH, events);
+            self.under_way.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
+        } else if let Some(address) = self.next_lane(outbox) {
+            let hopeless = silences.is_hopeless(&address);
+            self.lanes.insert(address.clone());
+            let (batch, publications) = outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
+            let limit = if hopeless { GLANCE } else { publisher.patience() };
+            self.under_way.push(Box::pin(async move {
+                batch.answered(publisher.publish_within(limit, publications, true).await)
+            }));
+        }
+    }
+
+    /// Waits for a batch to be answered and learns from it which addresses confirm nothing, and which do again; `None` while
+    /// nothing is under way.
+    pub(super) async fn land(&mut self, silences: &mut Silences) -> Option<Answered> {
+        let answered = self.under_way.next().await?;
+        let Answered { lane, silent, lost, .. } = &answered;
+        let Some(address) = lane else {
+            silent.iter().for_each(|address| silences.note(address));
+            return Some(answered);
+        };
+        self.lanes.remove(address);
+        if silent.contains(address) {
+            // A queue that takes nothing soon stops its channel, and with it what else went there.
+            silences.note(address);
+        } else if lost.is_none() {
+            silent.iter().for_each(|address| silences.note(address));
+            silences.heard(address);
+        }
+        Some(answered)
+    }
+}
