@@ -26,7 +26,7 @@ def test_only_its_owner_enters_and_every_container_reads(secrets):
     assert mode(secrets) == 0o700
     mounted = [path for path in secrets.iterdir() if path.is_file()]
     assert {path.name for path in mounted} == {
-        "cookie.env", "definitions.json", "producer.url", "queues.json", "worker1.url", "worker2.url", "worker3.url",
+        "cookie", "definitions.json", "producer.url", "queues.json", "worker1.url", "worker2.url", "worker3.url",
     }  # fmt: skip
     assert {oct(mode(path)) for path in mounted} == {"0o644"}
 
