@@ -42,6 +42,8 @@ def test_the_cluster(cluster):
     cluster.wait_healthy(*BROKERS, *WORKERS)
     queues = json.loads(cluster.ctl("list_queues", "name", "members", "--formatter", "json"))
     assert {queue["name"]: len(queue["members"]) for queue in queues}[QUEUE] == len(BROKERS)
+    # Version 3 would have refused -1, and all policies with it.
+    assert cluster.policies()["filestorage"] == {"queue-leader-locator": "balanced"}
     main_job(cluster.app(";".join(cluster.urls()), task_default_queue_type="quorum"))
 
 

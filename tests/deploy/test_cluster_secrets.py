@@ -1,5 +1,6 @@
 """What deploy/cluster/prepare makes: closed to others, and readable to the users inside the containers."""
 
+import json
 import stat
 import subprocess
 from pathlib import Path
@@ -36,3 +37,8 @@ def test_nothing_is_overwritten(secrets):
     again = subprocess.run([PREPARE, secrets], capture_output=True, text=True, check=False)
     assert again.returncode != 0 and "is there already" in again.stderr
     assert before == {path: path.read_bytes() for path in secrets.rglob("*") if path.is_file()}
+
+
+def test_it_knows_no_version_of_the_broker(secrets):
+    """`setup` asks the node, so that an upgrade needs no secrets anew."""
+    assert "policies" not in json.loads((secrets / "queues.json").read_text())
