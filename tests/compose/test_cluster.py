@@ -11,7 +11,7 @@ import pytest
 
 from cluster import BROKERS, QUEUE, WORKERS, Cluster
 from harness import wait_until
-from images import worker_image
+from images import image_id, newer_image
 from ledger import ABSENT, table
 from load import Load
 from stack import FIGURES, call, figure
@@ -41,9 +41,9 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def newer(bases):
-    """A second image of the worker, as an upgrade brings it."""
-    return worker_image(bases, "filestorage-test:newer")[0]
+def newer(images):
+    """A second image of the worker, as an upgrade brings it; of the same program; `newer_image` says why."""
+    return newer_image(images["FILESTORAGE_IMAGE"])
 
 
 @dataclass
@@ -120,11 +120,11 @@ def brokers_restarted(cluster, load, lost):
 
 
 def workers_upgraded(cluster, load, lost):
-    image = cluster.newer
     for worker in WORKERS:
-        cluster.upgrade(worker, image)
+        before = cluster.inspect(worker, "{{.Image}}")
+        cluster.upgrade(worker, cluster.newer)
         cluster.wait_workers()
-        assert cluster.inspect(worker, "{{.Config.Image}}") == image
+        assert cluster.inspect(worker, "{{.Image}}") == image_id(cluster.newer) != before
 
 
 def leading(cluster):
