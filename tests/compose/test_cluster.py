@@ -157,6 +157,17 @@ def test_the_main_job(cluster):
     assert call(app, "exists", "main/job") is False
 
 
+def test_setup_again_gives_back_the_policies_of_this_version(cluster):
+    """As after an upgrade: RabbitMQ 4 would drop what comes back often."""
+    before = cluster.policies()
+    assert {policy["delivery-limit"] for policy in before.values()} == {-1}
+    cluster.ctl("set_policy", "--apply-to", "queues", "filestorage", "^filestorage", '{"max-length": 1000000}')
+    assert cluster.policies() != before
+    cluster.compose("up", "-d", "--no-deps", "setup")
+    assert cluster.wait_exited("setup") == 0, cluster.logs("setup")
+    assert cluster.policies() == before
+
+
 def test_the_ledger_sees_what_is_planted(cluster):
     load = Load(cluster.urls())
     try:
