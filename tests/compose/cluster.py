@@ -12,7 +12,6 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from harness import ROOT, wait_until
-from images import rabbitmq_major
 from stack import Stack
 
 BROKERS = ("rabbitmq1", "rabbitmq2", "rabbitmq3")
@@ -33,9 +32,7 @@ class Cluster(Stack):
     def __init__(self, images, **environment):
         self.secrets = Path(tempfile.mkdtemp(prefix="filestorage-cluster-")) / "secrets"
         super().__init__("cluster", images, "deploy/cluster/docker-compose.yml", PORTS, CLUSTER_SECRETS=self.secrets, **environment)
-        generation = str(rabbitmq_major(images["RABBITMQ_IMAGE"]))
-        prepare = [ROOT / "deploy/cluster/prepare", "--rabbitmq", generation, self.secrets]
-        subprocess.run(prepare, check=True, stdout=subprocess.PIPE)
+        subprocess.run([ROOT / "deploy/cluster/prepare", self.secrets], check=True, stdout=subprocess.PIPE)
 
     def wait_serving(self, timeout=180):
         """Waits until all brokers and workers are ready."""
@@ -66,6 +63,11 @@ class Cluster(Stack):
             if row["name"] == queue:
                 return row["leader"].split("@")[1]
         raise AssertionError(f"there is no queue {queue}")
+
+    def policies(self):
+        """The policies by name, each with what it says."""
+        found = json.loads(self.ctl("list_policies", "--formatter", "json"))
+        return {policy["name"]: json.loads(policy["definition"]) for policy in found}
 
     def wait_brokers(self, timeout=300):
         """Waits until every broker runs, is in the cluster, and each queue can lose any one of them."""

@@ -81,10 +81,14 @@ def rabbitmq_major(image):
     return int(re.match(r"\d+", done.stdout.strip().splitlines()[-1])[0])
 
 
+def own_tag():
+    """The name of this checkout's image: several may test on one machine."""
+    return f"filestorage-test:{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
 def worker_image(bases, tag=None):
     """Builds the worker's image from the binary under test and returns its name and what the build printed."""
-    # Each checkout has a name of its own: several may test on one machine.
-    tag = tag or f"filestorage-test:{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+    tag = tag or own_tag()
     done = subprocess.run(
         [ROOT / "deploy" / "image" / "build", "--binary", BINARY, "--tag", tag],
         env={**os.environ, **bases},
@@ -95,3 +99,22 @@ def worker_image(bases, tag=None):
     )
     assert done.returncode == 0, f"deploy/image/build: {done.stdout}{done.stderr}"
     return tag, done.stdout.strip()
+
+
+def newer_image(image):
+    """Makes another image out of the worker's, with a revision of its own, and returns its name.
+
+    The program in it is the same: a second one would have to be compiled from another commit, which takes too long for a test.
+    """
+    tag = f"{own_tag()}-newer"
+    recipe = f"FROM {image}\nLABEL org.opencontainers.image.revision=newer\n"
+    subprocess.run(["docker", "build", "-q", "-t", tag, "-"], input=recipe, stdout=subprocess.PIPE, text=True, check=True)
+    assert image_id(tag) != image_id(image)
+    return tag
+
+
+def image_id(image):
+    done = subprocess.run(
+        ["docker", "image", "inspect", "-f", "{{.Id}}", image], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.strip()

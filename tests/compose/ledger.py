@@ -2,7 +2,8 @@
 
 Each key is a register. A write holds from the moment it was sent; it is over once another write, sent after the first was
 answered, has been answered itself. What a read may say are the writes that were sent before its answer and not over when
-it was sent. A write whose publish was not confirmed may happen at any time until it is answered, so it is never over before.
+it was sent; each of its answers is judged by its own time. A write whose publish was not confirmed may happen at any time
+until it is answered, so it is never over before.
 All times are those of one clock, the client's.
 """
 
@@ -152,21 +153,24 @@ class Verdict:
             if command.confirmed:
                 self.unanswered.append(f"{command.op} {command.key} ({command.id}) was confirmed and never answered")
             return
-        first, others = command.first, command.answers[1:]
-        for other in others:
-            if command.writes and not first.same(other):
-                self.doubled.append(f"{command.op} {command.key} ({command.id}): {brief(first)}, then {brief(other)}")
+        for other in command.answers[1:]:
+            if command.writes and not command.first.same(other):
+                self.doubled.append(f"{command.op} {command.key} ({command.id}): {brief(command.first)}, then {brief(other)}")
             elif not other.again:
                 self.repeats += 1
-        if first.status != "SUCCESS":
-            error = first.result.get("exc_type") if isinstance(first.result, dict) else repr(first.result)
-            self.errors[error] += 1
-            if command.writes or error not in self.legal_errors:
-                self.wrong.append(f"{command.op} {command.key} ({command.id}) answered {brief(first)}")
-            return
-        fault = getattr(self, f"_{command.op}")(command, first.result)
-        if fault:
-            self.wrong.append(f"{command.op} {command.key} ({command.id}): {fault}")
+        # A write was done once, whatever was answered how often. A read that runs again may see more, and is judged again.
+        for answer in command.answers[:1] if command.writes else command.answers:
+            fault = self._fault(command, answer)
+            if fault:
+                self.wrong.append(f"{command.op} {command.key} ({command.id}) {fault}")
+
+    def _fault(self, command, answer):
+        """What is wrong with an answer; None when nothing is."""
+        if answer.status == "SUCCESS":
+            return getattr(self, f"_{command.op}")(command, answer)
+        error = answer.result.get("exc_type") if isinstance(answer.result, dict) else repr(answer.result)
+        self.errors[error] += 1
+        return f"answered {brief(answer)}" if command.writes or error not in self.legal_errors else None
 
     def legal(self, key, sent=math.inf, answered=math.inf):
         """The values that a read of the key may give which was sent and answered at these times."""
@@ -178,48 +182,50 @@ class Verdict:
             if write.sent < answered and not any(other is not write and other.sent >= write.ended for other in done)
         ]
 
-    def _legal_at(self, command, key=None):
-        return self.legal(command.key if key is None else key, command.sent, command.answered)
+    def _legal_at(self, command, answer, key=None):
+        return self.legal(command.key if key is None else key, command.sent, answer.at)
 
-    def _store(self, command, receipt):
+    def _store(self, command, answer):
+        receipt = answer.result
         if not isinstance(receipt, dict):
             return f"answered {receipt!r} instead of a receipt"
         expected = {"key": command.key, "size": len(stored_bytes(command.value)), "checksum": checksum(command.value)}
         given = {name: receipt.get(name) for name in expected}
-        return None if given == expected else f"receipt says {given}, not {expected}"
+        return None if given == expected else f"has a receipt that says {given}, not {expected}"
 
     def _delete(self, command, answer):
-        return None if answer is True else f"answered {answer!r} instead of True"
+        return None if answer.result is True else f"answered {answer.result!r} instead of True"
 
-    def _retrieve(self, command, value):
-        legal = self._legal_at(command)
-        return None if any(same(value, one) for one in legal) else f"gave {cut(value)}, legal were {cut(legal)}"
+    def _retrieve(self, command, answer):
+        legal = self._legal_at(command, answer)
+        return None if any(same(answer.result, one) for one in legal) else f"gave {cut(answer.result)}, legal were {cut(legal)}"
 
-    def _read_back(self, command, value):
+    def _read_back(self, command, answer):
         return None  # `settle` compares it
 
     def _exists(self, command, answer):
-        legal = {value is not ABSENT for value in self._legal_at(command)}
-        return None if answer in legal and isinstance(answer, bool) else f"answered {answer!r}, legal were {legal}"
+        legal = {value is not ABSENT for value in self._legal_at(command, answer)}
+        known = isinstance(answer.result, bool) and answer.result in legal
+        return None if known else f"answered {answer.result!r}, legal were {legal}"
 
-    def _stat(self, command, receipt):
-        legal = self._legal_at(command)
+    def _stat(self, command, answer):
+        receipt, legal = answer.result, self._legal_at(command, answer)
         if receipt is None:
             return None if ABSENT in legal else f"found nothing, legal were {cut(legal)}"
         sums = {checksum(value) for value in legal if value is not ABSENT}
         return None if receipt.get("checksum") in sums else f"found {cut(receipt)}, legal were {cut(legal)}"
 
-    def _list_keys(self, command, listed):
-        faults = []
+    def _list_keys(self, command, answer):
+        faults, listed = [], answer.result
         for key in list(self.histories):
             if key.startswith(command.key):
-                legal = {value is not ABSENT for value in self._legal_at(command, key)}
+                legal = {value is not ABSENT for value in self._legal_at(command, answer, key)}
                 if (key in listed) not in legal:
                     faults.append(f"{'names' if key in listed else 'lacks'} {key}")
         faults += [f"names {key}, which nobody wrote" for key in listed if key not in self.histories]
         if listed != sorted(listed):
             faults.append("is not sorted")
-        return f"the list {', '.join(faults[:5])}" if faults else None
+        return f"gave a list that {', '.join(faults[:5])}" if faults else None
 
     def settle(self, key, value, where):
         """Compares what a key holds in the end, when no write is under way, with what it must hold."""

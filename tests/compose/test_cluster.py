@@ -11,7 +11,7 @@ import pytest
 
 from cluster import BROKERS, QUEUE, WORKERS, Cluster
 from harness import wait_until
-from images import worker_image
+from images import image_id, newer_image
 from ledger import ABSENT, table
 from load import Load
 from stack import FIGURES, call, figure
@@ -41,9 +41,9 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def newer(bases):
-    """A second image of the worker, as an upgrade brings it."""
-    return worker_image(bases, "filestorage-test:newer")[0]
+def newer(images):
+    """A second image of the worker, as an upgrade brings it; of the same program; `newer_image` says why."""
+    return newer_image(images["FILESTORAGE_IMAGE"])
 
 
 @dataclass
@@ -120,11 +120,11 @@ def brokers_restarted(cluster, load, lost):
 
 
 def workers_upgraded(cluster, load, lost):
-    image = cluster.newer
     for worker in WORKERS:
-        cluster.upgrade(worker, image)
+        before = cluster.inspect(worker, "{{.Image}}")
+        cluster.upgrade(worker, cluster.newer)
         cluster.wait_workers()
-        assert cluster.inspect(worker, "{{.Config.Image}}") == image
+        assert cluster.inspect(worker, "{{.Image}}") == image_id(cluster.newer) != before
 
 
 def leading(cluster):
@@ -155,6 +155,17 @@ def test_the_main_job(cluster):
     assert cluster.bucket().blob("main/job").download_as_bytes() == b'{"n":1}'
     assert call(app, "delete", "main/job") is True
     assert call(app, "exists", "main/job") is False
+
+
+def test_setup_again_gives_back_the_policies_of_this_version(cluster):
+    """As after an upgrade: RabbitMQ 4 would drop what comes back often."""
+    before = cluster.policies()
+    assert {policy["delivery-limit"] for policy in before.values()} == {-1}
+    cluster.ctl("set_policy", "--apply-to", "queues", "filestorage", "^filestorage", '{"max-length": 1000000}')
+    assert cluster.policies() != before
+    cluster.compose("up", "-d", "--no-deps", "setup")
+    assert cluster.wait_exited("setup") == 0, cluster.logs("setup")
+    assert cluster.policies() == before
 
 
 def test_the_ledger_sees_what_is_planted(cluster):

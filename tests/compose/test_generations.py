@@ -42,4 +42,16 @@ def test_the_cluster(cluster):
     cluster.wait_healthy(*BROKERS, *WORKERS)
     queues = json.loads(cluster.ctl("list_queues", "name", "members", "--formatter", "json"))
     assert {queue["name"]: len(queue["members"]) for queue in queues}[QUEUE] == len(BROKERS)
+    # Version 3 would have refused -1, and all policies with it.
+    assert cluster.policies()["filestorage"] == {"queue-leader-locator": "balanced"}
     main_job(cluster.app(";".join(cluster.urls()), task_default_queue_type="quorum"))
+
+
+def test_the_cookie_is_nobody_else_s(cluster):
+    """It opens every node: neither an environment nor a command line shows it, nor can another user read its file."""
+    cookie = (cluster.secrets / "cookie").read_text().strip()
+    for service in (*BROKERS, "setup"):
+        assert cookie not in cluster.inspect(service, "{{json .}}"), service
+    for broker in BROKERS:
+        seen = cluster.exec(broker, "sh", "-c", "stat -c %a ~/.erlang.cookie; cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        assert seen.startswith("400\n") and "beam.smp" in seen and cookie not in seen, broker

@@ -124,6 +124,38 @@ def test_a_read_answered_again_may_differ(book):
     assert verdict.faults() == [] and verdict.repeats == 1
 
 
+@pytest.mark.parametrize(
+    ("op", "first", "second"),
+    [
+        ("retrieve", "one", "other"),
+        ("retrieve", "one", None),
+        ("retrieve", "one", "two"),  # not yet sent
+        ("exists", True, False),
+        ("stat", receipt("k", "one"), receipt("k", "two")),
+        ("list_keys", ["k"], []),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_every_answer_of_a_read_is_judged_by_its_own_time(book, op, first, second, again):
+    book.stored("one")
+    id = book.ask(op, key="" if op == "list_keys" else "k")
+    book.reply(id, first)
+    book.reply(id, second, again=again)
+    book.stored("two")
+    assert len(book.judge().wrong) == 1
+    # What was true when the read was sent stays legal: an answer may be on its way for long.
+    book.reply(id, first)
+    assert len(book.judge().wrong) == 1
+
+
+def test_an_error_in_the_second_answer_of_a_read_is_seen(book):
+    id = book.ask("retrieve")
+    book.reply(id, None)
+    book.reply(id, AWAY, "FAILURE")
+    assert len(book.judge().wrong) == 1
+    assert book.judge({"StorageUnavailable"}).faults() == []
+
+
 @pytest.mark.parametrize("value", [None, "one", "other", b"two"])
 def test_a_read_of_anything_but_the_newest_is_wrong(book, value):
     book.stored("one")

@@ -196,7 +196,7 @@ FAULTS = {
     "a worker for what one holds": (settings, {"CELERY_WORKER_CONCURRENCY": "300"}, "holds, 300 messages"),
     "more messages than memory": (settings, {"CELERY_WORKER_PREFETCH_MULTIPLIER": "8"}, "do not fit 1Gi of memory"),
     "messages without end": (settings, {"CELERY_WORKER_PREFETCH_MULTIPLIER": "0"}, "0 messages of 16 MiB do not fit"),
-    "a writable image": (worker, {"securityContext": {}}, "the worker can write to its image"),
+    "a writable image": (worker, {"securityContext": {}}, "filestorage can write to its image"),
     "root": (pod, {"securityContext": {"fsGroup": 0, "runAsUser": 0}}, "may run as root"),
     "a token of the API": (pod, {"automountServiceAccountToken": True}, "gets a token of the Kubernetes API"),
     "variables of Services": (pod, {"enableServiceLinks": True}, "would set METRICS_PORT"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "deploy" / "systemd"
 EXAMPLE = ROOT / "deploy" / "filestorage.example.toml"
+MANUAL = ROOT / "docs" / "systemd.md"
 BINARY = Path(os.environ.get("FILESTORAGE_BIN", ROOT / "target" / "debug" / "filestorage"))
 NAMES = ["filestorage.service", "filestorage@.service"]
 MOST_EXPOSED = 1.5  # of 10, by systemd's own count; what is left is the network and the host's root folder
@@ -133,3 +135,40 @@ def test_both_units_differ_in_name_and_port_only():
     one, many = (settings(name) for name in NAMES)
     differing = {key for key in one | many if one.get(key) != many.get(key)}
     assert differing == {"Description", "ExecStart"}
+
+
+# --- the store in the shell --------------------------------------------------------------------------------------------
+
+
+def shell_line():
+    """The line of the manual that opens the service's store, as words; systemd-run itself is not there in a test."""
+    [block] = re.findall(r"^sudo (systemd-run (?:.*\\\n)*.*)$", MANUAL.read_text(), re.M)
+    return shlex.split(block.replace("\\\n", " "))
+
+
+def test_the_shell_gets_the_user_folder_and_environment_of_the_service():
+    words = shell_line()
+    given = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-p")
+    unit = settings("filestorage.service")
+    assert given == {name: unit[name][0] for name in given}
+    assert set(given) >= {"DynamicUser", "User", "StateDirectory", "StateDirectoryMode", "UMask", "EnvironmentFile"}
+    assert "--config /etc/filestorage/filestorage.toml" in unit["ExecStart"][0]
+    assert words[-2:] == ["--config", "/etc/filestorage/filestorage.toml"]
+
+
+@built
+def test_the_shell_opens_the_store_that_the_settings_name(tmp_path):
+    """The command itself, as systemd-run would start it; a bucket that is named is the one that is asked."""
+    words = shell_line()
+    command = words[words.index("filestorage") :]
+    file = tmp_path / "filestorage.toml"
+    command = [str(BINARY), *command[1:-1], str(file)]
+    environment = {"LOCAL_STORAGE_PATH": str(tmp_path / "lib")}
+
+    def listed(settings):
+        file.write_text(settings)
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (listed("").returncode, listed("").stdout) == (0, "")
+    away = listed('gcs_bucket_name = "my-bucket"\nstorage_emulator_host = "http://127.0.0.1:9"\n')
+    assert away.returncode != 0 and "127.0.0.1:9" in away.stderr, away.stderr

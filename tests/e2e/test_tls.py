@@ -1,14 +1,16 @@
-"""TLS to a real RabbitMQ that asks for client certificates, with certificates made here."""
+"""TLS to a real RabbitMQ with deploy/rabbitmq/tls.conf, which asks for client certificates; certificates are made here."""
 
+import re
 import shutil
 import ssl
 
 import pytest
 
 from certificates import Authority
-from harness import Site, wait_until
+from harness import ROOT, Site, wait_until
 from private import PrivateBroker, free_port
 
+SHIPPED = ROOT / "deploy" / "rabbitmq" / "tls.conf"
 # What the broker's own log would repeat for a minute is told within this.
 SOON = 30
 
@@ -22,15 +24,15 @@ class Encrypted(PrivateBroker):
         self.show_server("localhost", "127.0.0.1")
         self.client = self.authority.sign("client")
         self.tls_port = free_port()
-        settings = {
+        here = {
             "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
             "ssl_options.cacertfile": self.authority.file,
             "ssl_options.certfile": folder / "server.pem",
             "ssl_options.keyfile": folder / "server.key",
-            "ssl_options.verify": "verify_peer",
-            "ssl_options.fail_if_no_peer_cert": "true",
         }
-        super().__init__(folder, settings)
+        shipped = dict(re.findall(r"^(\S+) = (.*)$", SHIPPED.read_text(), re.M))
+        assert here.keys() <= shipped.keys()
+        super().__init__(folder, shipped | here)
 
     def show_server(self, *hosts, authority=None, expired=False):
         """Gives the broker another certificate."""

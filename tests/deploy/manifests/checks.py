@@ -222,7 +222,7 @@ def secrets(cluster):
 
 
 def confinement(cluster):
-    """Every pod passes Pod Security's `restricted`, and the worker cannot write to its image."""
+    """Every pod passes Pod Security's `restricted`, and none can write to its image."""
     for name, _, spec in cluster.pods():
         whole = spec.get("securityContext", {})
         if not whole.get("runAsNonRoot") or not whole.get("runAsUser"):
@@ -235,8 +235,8 @@ def confinement(cluster):
             own = container.get("securityContext", {})
             if own.get("allowPrivilegeEscalation") is not False or own.get("capabilities") != {"drop": ["ALL"]}:
                 yield f"{name} keeps privileges"
-    if not cluster.worker["securityContext"].get("readOnlyRootFilesystem"):
-        yield "the worker can write to its image"
+            if not own.get("readOnlyRootFilesystem"):
+                yield f"{name} can write to its image"
     if cluster.pod["securityContext"]["fsGroup"] != cluster.pod["securityContext"]["runAsUser"]:
         yield "the worker cannot write to its volumes"
     if cluster.pod.get("enableServiceLinks") is not False:
