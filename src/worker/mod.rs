@@ -1,6 +1,7 @@
 //! Joins all: from deliveries to acknowledgements, session after session.
 
 mod answer;
+mod bench;
 mod desk;
 mod errand;
 mod event;
@@ -22,8 +23,9 @@ use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueTyp
 use crate::commands::Engine;
 use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
+use bench::Bench;
 use journal::Journal;
-use shift::{Bench, Shift, ShiftEnd};
+use shift::{Shift, ShiftEnd};
 use silences::Silences;
 
 pub use event::event_schema;

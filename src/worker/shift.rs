@@ -12,21 +12,19 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument as _;
 
-use super::WorkerOptions;
+use super::bench::Bench;
 use super::desk::{self, Case, Decision, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
-use super::journal::Journal;
 use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
-use super::silences::Silences;
 use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
 use crate::celery::park;
-use crate::commands::{Context, Definition, Engine, Facts, Fence, Key};
-use crate::telemetry::{self, Command, CommandOutcome, Component, Condition, Metrics, Readiness};
+use crate::commands::{Context, Definition, Facts, Fence, Key};
+use crate::telemetry::{self, Command, CommandOutcome, Component, Condition};
 use crate::worker::answer::{Answer, Outcome};
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
@@ -45,17 +43,6 @@ pub(super) enum ShiftEnd {
     Stopped,
     /// The session is lost, with the reason.
     Lost(String),
-}
-
-/// What all sessions of a worker share.
-#[derive(Debug)]
-pub(super) struct Bench {
-    pub(super) options: WorkerOptions,
-    pub(super) engine: Engine,
-    pub(super) journal: Journal,
-    pub(super) metrics: Metrics,
-    pub(super) readiness: Readiness,
-    pub(super) silences: Silences,
 }
 
 /// A command that runs.
@@ -166,11 +153,11 @@ impl<'b> Shift<'b> {
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
             // may never land, and a sibling that is given what ended here meanwhile must find its answer.
             if self.flights.is_clear() || silence > HUSH {
-                self.commit_journal();
+                self.bench.commit_journal();
             }
             if silence > DOUBT {
                 // What they do meanwhile is asked for afterwards, and they keep it for some time only.
-                self.follow_journal();
+                self.bench.follow_journal();
             }
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
@@ -295,7 +282,7 @@ impl<'b> Shift<'b> {
             }
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
             if late_since.is_some() && !std::mem::replace(&mut followed, true) {
-                self.follow_journal();
+                self.bench.follow_journal();
             }
             if let Some(answer) = desk::reconsider(&mut job, late_since, &mut self.bench.journal) {
                 self.schedule.done(job.command.key());
@@ -309,7 +296,7 @@ impl<'b> Shift<'b> {
         if jobs.is_empty() {
             return;
         }
-        self.commit_journal();
+        self.bench.commit_journal();
         for job in jobs {
             if let Some(parcel) = self.desk.started(&job.case) {
                 self.outbox.push(parcel);
@@ -380,7 +367,7 @@ impl<'b> Shift<'b> {
         self.outbox.part(&mut self.bench.silences);
         while self.flights.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
-            self.commit_journal();
+            self.bench.commit_journal();
             self.flights.launch(&mut self.outbox, &self.bench.silences, self.session.publisher(), events);
         }
     }
@@ -504,25 +491,6 @@ impl<'b> Shift<'b> {
         self.outbox.push(parcel);
     }
 
-    /// Takes in what siblings did.
-    fn follow_journal(&mut self) {
-        if let Err(error) = self.bench.journal.follow() {
-            tracing::error!(%error, "the journals of other workers cannot be read");
-        }
-    }
-
-    fn commit_journal(&mut self) {
-        let committed = self.bench.journal.commit();
-        self.bench.metrics.record_journal_size(self.bench.journal.size());
-        match committed {
-            Ok(()) => self.bench.readiness.set(Component::Journal, Condition::Ready),
-            Err(error) => {
-                let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");
-                self.bench.readiness.set(Component::Journal, Condition::Degraded(reason));
-            }
-        }
-    }
-
     /// Ends everything at once: writes before their commit point never happen, those past it are written down.
     async fn abandon(&mut self) {
         self.schedule.clear();
@@ -551,7 +519,7 @@ impl<'b> Shift<'b> {
         if abandoned > 0 {
             tracing::info!(abandoned, "running commands were given back");
         }
-        self.commit_journal();
+        self.bench.commit_journal();
     }
 }
 
