@@ -62,10 +62,13 @@ impl Heard {
         Duration::from_millis(self.age().saturating_sub(self.last.load(Ordering::Relaxed)))
     }
 
-    /// Tells since when the connection was first silent after what was received at this time was sent.
+    /// Tells since when the connection was first silent after what was received at this time was sent; a silence that still
+    /// lasts counts.
     pub(super) fn late_since(&self, received: Instant) -> Option<Instant> {
         let gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
-        gaps.iter().find(|(_, until)| received < *until + LATE).map(|(from, _)| *from)
+        let ended = gaps.iter().find(|(_, until)| received < *until + LATE).map(|(from, _)| *from);
+        let silence = self.silence();
+        ended.or_else(|| Instant::now().checked_sub(silence).filter(|_| silence >= DOUBT))
     }
 
     fn age(&self) -> u64 {

@@ -1,8 +1,12 @@
 //! What all sessions of a worker share.
 
-use super::WorkerOptions;
+use std::collections::BTreeSet;
+
+use super::desk::DEAD_QUEUE;
 use super::journal::Journal;
+use super::outbox::{Parcel, Role};
 use super::silences::Silences;
+use super::{METRICS_QUEUE, WorkerOptions};
 use crate::commands::Engine;
 use crate::telemetry::{Component, Condition, Metrics, Readiness};
 
@@ -15,9 +19,31 @@ pub(super) struct Bench {
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
     pub(super) silences: Silences,
+    /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
+    pub(super) held_back: BTreeSet<Component>,
 }
 
 impl Bench {
+    /// Says of our own queues that something for them is held back.
+    pub(super) fn hold_back(&mut self, parcel: &mut Parcel, reason: &str) {
+        // An event that was sent and is still owed was not taken.
+        let events = parcel.told && parcel.event.is_some();
+        let queues =
+            [(Component::DeadQueue, DEAD_QUEUE, parcel.owes(Role::Dead)), (Component::Events, METRICS_QUEUE, events)];
+        for (component, queue, _) in queues.into_iter().filter(|(.., owes)| *owes) {
+            parcel.held = true;
+            self.held_back.insert(component);
+            self.readiness.set(component, Condition::Degraded(format!("{queue}: {reason}; held back")));
+        }
+    }
+
+    /// Says that what was held back has been taken.
+    pub(super) fn let_go(&mut self) {
+        for component in std::mem::take(&mut self.held_back) {
+            self.readiness.set(component, Condition::Ready);
+        }
+    }
+
     /// Takes in what siblings did.
     pub(super) fn follow_journal(&mut self) {
         if let Err(error) = self.journal.follow() {

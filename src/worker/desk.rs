@@ -299,8 +299,7 @@ impl Desk {
     /// Makes the FAILURE that replaces what the broker refused.
     pub(super) fn refused(&self, parcel: &mut Parcel, exception: &Exception) {
         // What is kept of a message that cannot be run stays owed whatever else is refused.
-        parcel.first.retain(|(role, _)| *role == Role::Dead);
-        parcel.then.retain(|(role, _)| *role == Role::Dead);
+        parcel.keep_only(Role::Dead);
         if let Some(to) = parcel.reply_to.take().filter(|_| !parcel.replied) {
             let state = State::Failure(exception);
             parcel.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));

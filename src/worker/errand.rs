@@ -45,8 +45,9 @@ pub(super) async fn look_again(
     tokio::time::sleep(LOOK_AGAIN).await;
     for queue in consumed {
         match topology.look(&queue).await {
-            Ok(Look::Present { .. } | Look::Missing) => return Some(queue),
-            Ok(Look::Down(_)) => {}
+            Ok(Look::Present { .. }) => return Some(queue),
+            // Deleted meanwhile: whoever wants it makes it again, and that need not be us.
+            Ok(Look::Down(_) | Look::Missing) => {}
             Err(error) => tracing::debug!(queue, %error, "looking at a queue to be consumed"),
         }
     }
@@ -64,16 +65,8 @@ pub(super) async fn look_again(
 }
 
 /// Waits a while with something the broker cannot take now, longer each time it did not even say so, since each try may have
-/// been taken all the same. What is owed to our own queues is said of them.
-pub(super) async fn hold(readiness: Readiness, parcel: Parcel, reason: String) -> Errand {
-    let degraded = |queue: &str| Condition::Degraded(format!("{queue}: {reason}; held back"));
-    if parcel.owes(Role::Dead) {
-        readiness.set(Component::DeadQueue, degraded(DEAD_QUEUE));
-    }
-    // It was sent, and not taken.
-    if parcel.told && parcel.event.is_some() {
-        readiness.set(Component::Events, degraded(METRICS_QUEUE));
-    }
+/// been taken all the same.
+pub(super) async fn hold(parcel: Parcel) -> Errand {
     let doublings = u32::from(parcel.unconfirmed.saturating_sub(1));
     tokio::time::sleep(PATIENCE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_HOLD)).await;
     Errand::Again(vec![parcel])

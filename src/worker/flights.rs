@@ -55,7 +55,8 @@ impl Flights {
             let hopeless = silences.is_hopeless(&address);
             self.lanes.insert(address.clone());
             let (batch, publications) = outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
-            let limit = if hopeless { GLANCE } else { publisher.patience() };
+            // What is published again and again may have been taken each time: that is waited for.
+            let limit = if hopeless && batch.may_be_given_up() { GLANCE } else { publisher.patience() };
             self.under_way.push(Box::pin(async move {
                 batch.answered(publisher.publish_within(limit, publications, true).await)
             }));

@@ -14,6 +14,7 @@ mod shift;
 mod signals;
 mod silences;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,7 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
-    let mut bench = Bench { options, engine, journal, metrics, readiness, silences };
+    let mut bench = Bench { options, engine, journal, metrics, readiness, silences, held_back: BTreeSet::new() };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;
@@ -176,6 +177,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
         note(&bench.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
     }
     bench.journal.begin_session();
+    bench.held_back.clear();
     let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
     // AMQP's count has 16 bits.
     let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);

@@ -64,6 +64,8 @@ pub(super) struct Parcel {
     pub(super) tries: u8,
     /// How often in a row something of it was not confirmed in time.
     pub(super) unconfirmed: u8,
+    /// Something for our own queues was held back, which is said of them until it is confirmed.
+    pub(super) held: bool,
     /// Size of the reply, for the answer to its refusal.
     pub(super) reply_bytes: usize,
 }
@@ -84,6 +86,7 @@ impl Parcel {
             told: false,
             tries: 0,
             unconfirmed: 0,
+            held: false,
             reply_bytes: 0,
         }
     }
@@ -152,6 +155,7 @@ impl Parcel {
     /// left to be sent next.
     fn part(&mut self, silences: &Silences) -> Option<Address> {
         self.join();
+        self.event_last = self.event.as_ref().is_some_and(|event| silences.contains(&event.address()));
         if !self.first.is_empty() {
             // What follows a task leaves before its answer, whatever becomes of it.
             let mut addresses = self.first.iter().map(|(_, publication)| &publication.address);
@@ -159,7 +163,6 @@ impl Parcel {
         }
         let silent = |(_, publication): &mut (Role, Publication)| silences.contains(&publication.address);
         self.last.extend(self.then.extract_if(.., silent));
-        self.event_last = self.event.as_ref().is_some_and(|event| silences.contains(&event.address()));
         if !self.then.is_empty() || self.event.is_some() && !self.event_last {
             return None;
         }
@@ -177,6 +180,13 @@ impl Parcel {
     /// Tells whether something of this role is to be sent again.
     pub(super) fn owes(&self, role: Role) -> bool {
         self.first.iter().chain(&self.last).any(|(owed, _)| *owed == role)
+    }
+
+    /// Owes nothing more but what has this role, and its event.
+    pub(super) fn keep_only(&mut self, role: Role) {
+        for stage in [&mut self.first, &mut self.then, &mut self.last] {
+            stage.retain(|(owed, _)| *owed == role);
+        }
     }
 
     fn is_done(&self) -> bool {
@@ -392,6 +402,11 @@ impl Verdict {
 }
 
 impl Batch {
+    /// Tells whether there is nothing in it but what may be given up.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        self.slots.iter().all(|slot| matches!(slot, Slot::Own { role, .. } if role.may_be_unheard()))
+    }
+
     /// Reads the broker's answers, one for each publication in order.
     pub(super) fn answered(mut self, answers: Vec<Result<Confirmation, PublishError>>) -> Answered {
         let lane = self.lane;

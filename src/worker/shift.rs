@@ -155,10 +155,6 @@ impl<'b> Shift<'b> {
             if self.flights.is_clear() || silence > HUSH {
                 self.bench.commit_journal();
             }
-            if silence > DOUBT {
-                // What they do meanwhile is asked for afterwards, and they keep it for some time only.
-                self.bench.follow_journal();
-            }
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
                 let last = tokio::time::Instant::now() + 2 * PATIENCE;
@@ -183,7 +179,7 @@ impl<'b> Shift<'b> {
                 Some(errand) = self.errands.next() => self.errand(errand)?,
                 back = looked(&mut self.looking) => {
                     self.looking = None;
-                    if let Some(queue) = back {
+                    if let Some(queue) = back.filter(|_| self.stop == Stop::No) {
                         return Err(format!("queue '{queue}' is back, and the next session consumes it"));
                     }
                     self.look_after_queues();
@@ -274,12 +270,6 @@ impl<'b> Shift<'b> {
         let mut jobs = Vec::new();
         let mut followed = false;
         while let Some(mut job) = self.schedule.next() {
-            if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
-                self.schedule.done(job.command.key());
-                self.bench.metrics.record_command(Command::Other, CommandOutcome::Revoked, Duration::ZERO);
-                self.outbox.push(self.desk.close(job.case, &End::Expired));
-                continue;
-            }
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
             if late_since.is_some() && !std::mem::replace(&mut followed, true) {
                 self.bench.follow_journal();
@@ -288,6 +278,12 @@ impl<'b> Shift<'b> {
                 self.schedule.done(job.command.key());
                 self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
                 self.outbox.push(self.desk.close(job.case, &End::Answered(&answer)));
+                continue;
+            }
+            if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
+                self.schedule.done(job.command.key());
+                self.bench.metrics.record_command(Command::Other, CommandOutcome::Revoked, Duration::ZERO);
+                self.outbox.push(self.desk.close(job.case, &End::Expired));
                 continue;
             }
             self.bench.journal.started(&job.case.request.id);
@@ -385,8 +381,9 @@ impl<'b> Shift<'b> {
         if let Some((parcel, reason)) = held.first() {
             tracing::warn!(task_id = parcel.id, reason, parcels = held.len(), "held back");
         }
-        for (parcel, reason) in held {
-            self.errands.push(Box::pin(errand::hold(self.bench.readiness.clone(), parcel, reason)));
+        for (mut parcel, reason) in held {
+            self.bench.hold_back(&mut parcel, &reason);
+            self.errands.push(Box::pin(errand::hold(parcel)));
         }
         for (parcel, role) in unrouted {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
@@ -415,6 +412,9 @@ impl<'b> Shift<'b> {
         let mut events = 0;
         for parcel in done {
             events += u64::from(parcel.told);
+            if parcel.held {
+                self.bench.let_go();
+            }
             if let Some(ticket) = parcel.ticket {
                 tickets.push(ticket);
                 ids.extend(parcel.id);
@@ -443,9 +443,14 @@ impl<'b> Shift<'b> {
     fn look_after_queues(&mut self) {
         let conditions = self.bench.readiness.conditions();
         let is_degraded = |component| matches!(conditions.get(&component), Some(Condition::Degraded(_)));
-        let dead = is_degraded(Component::DeadQueue);
+        // Neither is what would be taken for there, and takes nothing.
+        let held = &self.bench.held_back;
+        let dead = is_degraded(Component::DeadQueue) && !held.contains(&Component::DeadQueue);
         // Events that are refused, or that nobody listens to, are no matter of a queue that comes back.
-        let events = is_degraded(Component::Events) && self.events_on && self.unheard_until.is_none();
+        let events = is_degraded(Component::Events)
+            && self.events_on
+            && self.unheard_until.is_none()
+            && !held.contains(&Component::Events);
         let consumed: Vec<String> = self.deliveries.down().iter().map(|(queue, _)| queue.clone()).collect();
         if (dead || events || !consumed.is_empty()) && self.looking.is_none() {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());

@@ -292,6 +292,9 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let mut job = table.job(store(), false);
     assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none(), "that was another message's answer");
     assert!(job.redelivered.is_some());
+    let other = table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), Facts::default(), Duration::ZERO);
+    let _finished = elsewhere(&table, Some(&other));
+    assert_eq!(reconsider(&mut job, None, &mut table.journal).unwrap().write(), other.write(), "the later one counts");
 }
 
 #[test]
@@ -462,6 +465,49 @@ fn silent_addresses_take_turns_and_each_is_sent_alone() {
     assert_eq!(order[..3], ["one", "one", "two"], "{order:?}");
     order.sort();
     assert_eq!(order, [["one"; 3], ["store.succeeded"; 3], ["two"; 3]].concat());
+}
+
+#[test]
+fn an_event_to_a_silent_queue_never_leaves_with_what_others_wait_for() {
+    let mut silences = Silences::default();
+    silences.note(&Address { exchange: event::EXCHANGE.into(), routing_key: "store.succeeded".into() });
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let mut parcel = table.desk.close(job.case, &End::Answered(&answer));
+    parcel.first = vec![(Role::FollowUp, Publication { address: Address::queue("next"), message: Message::default() })];
+    parcel.then.clear();
+    let mut outbox = Outbox::default();
+    outbox.push(parcel);
+    outbox.part(&mut silences);
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["next"]);
+    batch.answered(vec![Ok(Confirmation::Routed)]).again.into_iter().for_each(|parcel| outbox.push(parcel));
+    outbox.part(&mut silences);
+    assert!(!outbox.has_next());
+    let lane = Lane { address: outbox.next_apart(&HashSet::new()).unwrap(), hopeless: true };
+    let (batch, sent) = outbox.take_apart(lane, 10, 10);
+    assert_eq!(routes(&sent), ["store.succeeded"]);
+    assert!(!batch.may_be_given_up(), "an event is waited for");
+}
+
+#[test]
+fn a_refusal_replaces_an_answer_that_was_put_off() {
+    let mut silences = Silences::default();
+    silences.note(&Address::queue("replies"));
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    outbox.part(&mut silences);
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["store.succeeded"]);
+    let [mut parcel] = <[_; 1]>::try_from(batch.answered(vec![Ok(Confirmation::Routed)]).again).unwrap();
+    table.desk.refused(&mut parcel, &Exception::value_error("refused".to_owned()));
+    let sent = flatten(parcel);
+    assert_eq!(routes(&sent), ["replies"]);
+    assert_eq!(body(&sent[0])["status"], "FAILURE");
 }
 
 #[test]

@@ -24,9 +24,9 @@ use segment::{Reader, Segment};
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
 /// Answers whose acknowledgement got lost are no more than one prefetch.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
-/// How long an older segment stays at least: longer than a broker may be silent before its session is given up, for what
-/// siblings did meanwhile is asked for after it.
-const KEEP_SEGMENT: Duration = Duration::from_secs(30);
+/// How long an older segment stays at least: what siblings did while a broker was silent, 12 s at most, is asked for when
+/// what was fetched before begins to run.
+const KEEP_SEGMENT: Duration = Duration::from_secs(60);
 /// Lines that could not be written (disk full) are kept and tried again, up to so many bytes.
 const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 /// How long the files of a dead writer stay readable after they were taken over.
@@ -249,7 +249,7 @@ impl Journal {
             self.follow()?;
             self.adopt()?;
         }
-        let mut answer = self.own_answer(id)?;
+        let mut answers: Vec<(String, i64)> = self.own_answer(id)?.into_iter().collect();
         let mut recall = Recall::default();
         for ledger in std::iter::once(&self.ledger).chain(self.siblings.values().map(|reader| &reader.ledger)) {
             let crash = ledger.crashes.get(id);
@@ -259,14 +259,12 @@ impl Journal {
             recall.started_at = [recall.started_at, started_at].into_iter().flatten().min();
         }
         for reader in self.siblings.values() {
-            if answer.is_some() {
-                break;
-            }
             if let Some(place) = reader.ledger.answer(id) {
-                answer = segment::answer_at(&self.folder, &reader.writer, place, id)?;
+                answers.extend(segment::answer_at(&self.folder, &reader.writer, place, id)?);
             }
         }
-        if let Some((answer, began)) = answer {
+        // An id may be used again; the last message under it is meant. Of equals our own.
+        if let Some((answer, began)) = answers.into_iter().rev().max_by_key(|(_, began)| *began) {
             recall.answer = Some(answer);
             recall.began = Timestamp::from_microsecond(began).ok();
         }
