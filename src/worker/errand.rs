@@ -16,7 +16,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// How long something waits at most before it is tried again.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// How long one of our own queues may be back before that is noticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often a follow-up that comes back is tried again with its queue in place.
 const MAX_TRIES: u8 = 3;
 

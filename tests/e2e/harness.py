@@ -76,6 +76,8 @@ class Broker:
             self._ctl = shlex.split(control)
         else:
             self._env.setdefault("DEV_BROKER_DIR", str(ROOT / "target" / "dev-broker-e2e"))
+            # Tests restart their broker: each of several processes has its own.
+            self._env["DEV_BROKER_DIR"] += os.environ.get("PYTEST_XDIST_WORKER", "")
             given = self._run("start").strip()
             self._ctl = [*self._dev, "ctl"]
             self._own = True

@@ -10,7 +10,7 @@ from celery.exceptions import NotRegistered
 from harness import DEAD, METRICS, QUEUE, TIMEOUT, Site, failure, wait_events, wait_until
 
 EVENTS = "filestorage.events"
-# A queue that is back is found within 10 s.
+# A queue that is back is found within 5 s.
 BACK = 30
 DELAYS = "filestorage.delay."
 
@@ -266,7 +266,7 @@ def test_parked_commands_outlive_what_is_killed_and_run_once(quorum, what):
     if what != "worker" and not quorum.broker.can_restart:
         pytest.skip("this broker may not be restarted")
     worker = start(quorum)
-    due = soon(15 if what == "worker" else 20)
+    due = soon(8 if what == "worker" else 15)
     results = [quorum.send("store", f"k/{number}", number, _eta=due) for number in range(20)]
     wait_parked(quorum, 20)
     worker.kill()

@@ -35,8 +35,8 @@ def silent(site):
 
 def test_silent_reply_queues_hold_up_nobody_else(site, silent):
     worker = site.start()
-    for name in REPLIES:
-        for n in range(COMMANDS):
+    for n in range(COMMANDS):
+        for name in REPLIES:
             site.raw.command("store", [f"{name}/{n}", n], reply_to=name)
     others = [site.send("store", f"other/{n}", n) for n in range(COMMANDS)]
     for n, other in enumerate(others):
