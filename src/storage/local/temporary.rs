@@ -89,7 +89,13 @@ impl Nursery {
                 result => result?,
             };
             match file.try_lock() {
-                Ok(()) => return Ok(Temporary { path, file, renamed: false }),
+                Ok(()) => {
+                    let temporary = Temporary { path, file, renamed: false };
+                    // A sweeper may have removed it between its making and the lock.
+                    if !temporary.is_gone()? {
+                        return Ok(temporary);
+                    }
+                }
                 // A sweeper was quicker than the lock and is about to remove the file.
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
