@@ -1,15 +1,14 @@
 //! One test for each row of the settlement table, without a broker.
 
-use std::collections::HashSet;
-
 use serde_json::{Value, json};
 
 use super::*;
 use crate::broker::{Confirmation, PublishError, QueueType};
-use crate::celery::message::{Address, Field, Headers, Properties, Publication};
+use crate::celery::message::{Field, Headers, Properties, Publication};
 use crate::worker::event;
-use crate::worker::outbox::{Answered, Lane, Outbox};
-use crate::worker::silences::Silences;
+use crate::worker::outbox::{Answered, Outbox};
+
+mod silent;
 
 struct Table {
     desk: Desk,
@@ -375,181 +374,6 @@ fn a_lost_publication_leaves_its_delivery_unsettled() {
     let answered = batch.answered(vec![Ok(Confirmation::Routed), Err(PublishError::Lost("gone".into()))]);
     assert!(answered.done.is_empty() && answered.again.is_empty());
     assert_eq!(answered.lost.as_deref(), Some("gone"));
-}
-
-#[test]
-fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_the_end() {
-    let mut table = Table::new();
-    let mut silences = Silences::default();
-    let mut outbox = Outbox::default();
-    let mut fill = |outbox: &mut Outbox, replies: &str| {
-        let mut message = store();
-        message.properties.reply_to = Some(replies.into());
-        let job = table.job(message, false);
-        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
-        outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
-    };
-    let unconfirmed = |publication: &Publication| Err(PublishError::Unconfirmed(Box::new(publication.clone())));
-    let routed = || Ok(Confirmation::Routed);
-    let address = Address::queue("silent");
-
-    fill(&mut outbox, "silent");
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take(10, 10);
-    let answered = batch.answered(vec![unconfirmed(&sent[0]), routed()]);
-    assert!(answered.lost.is_some(), "at first the whole broker is in doubt");
-    assert_eq!(answered.silent, HashSet::from([address.clone()]));
-    silences.note(&address);
-
-    fill(&mut outbox, "silent");
-    fill(&mut outbox, "other");
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["other", "store.succeeded"], "nothing else waits for it, not even the event");
-    let answered = batch.answered(vec![routed(), routed()]);
-    assert_eq!((answered.done.len(), answered.again.len()), (1, 1));
-    answered.again.into_iter().for_each(|parcel| outbox.push(parcel));
-    outbox.part(&mut silences);
-    assert!(!outbox.has_next() && !outbox.is_empty());
-    assert_eq!(outbox.next_apart(&HashSet::from([address.clone()])), None, "one flight at a time");
-    assert_eq!(outbox.next_apart(&HashSet::new()), Some(address.clone()));
-    let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: false }, 10, 10);
-    assert_eq!(routes(&sent), ["silent"]);
-    let answered = batch.answered(vec![unconfirmed(&sent[0])]);
-    assert!(answered.lost.is_none() && answered.done.is_empty());
-    assert_eq!((answered.lane, answered.silent), (Some(address.clone()), HashSet::from([address.clone()])));
-    answered.held.into_iter().for_each(|(parcel, _)| outbox.push(parcel));
-
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: true }, 10, 10);
-    assert_eq!(routes(&sent), ["silent"]);
-    let answered = batch.answered(vec![unconfirmed(&sent[0])]);
-    assert!(answered.lost.is_none() && answered.held.is_empty());
-    assert_eq!(answered.done.len(), 1);
-
-    fill(&mut outbox, "silent");
-    silences.heard(&address);
-    outbox.part(&mut silences);
-    assert_eq!(routes(&outbox.take(10, 10).1), ["silent", "store.succeeded"], "it is one like all others again");
-}
-
-#[test]
-fn silent_addresses_take_turns_and_each_is_sent_alone() {
-    let mut table = Table::new();
-    let mut silences = Silences::default();
-    let mut outbox = Outbox::default();
-    let addresses = ["one", "two"].map(Address::queue);
-    addresses.iter().for_each(|address| silences.note(address));
-    silences.note(&Address { exchange: event::EXCHANGE.into(), routing_key: "store.succeeded".into() });
-    for _ in 0..3 {
-        let mut message = store();
-        message.properties.reply_to = Some("one".into());
-        message.headers.set("metrics_reply_to", Field::from("two"));
-        let job = table.job(message, false);
-        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
-        outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
-    }
-    let mut order = Vec::new();
-    for _ in 0..9 {
-        outbox.part(&mut silences);
-        assert!(!outbox.has_next());
-        let address = outbox.next_apart(&HashSet::new()).unwrap();
-        let (batch, sent) = outbox.take_apart(Lane { address: address.clone(), hopeless: false }, 1, 10);
-        assert_eq!(sent.len(), 1);
-        assert_eq!(sent[0].address, address);
-        order.push(address.routing_key);
-        let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
-        answered.again.into_iter().for_each(|parcel| outbox.push(parcel));
-    }
-    assert!(outbox.is_empty());
-    assert_eq!(order[..3], ["one", "one", "two"], "{order:?}");
-    order.sort();
-    assert_eq!(order, [["one"; 3], ["store.succeeded"; 3], ["two"; 3]].concat());
-}
-
-#[test]
-fn an_event_to_a_silent_queue_never_leaves_with_what_others_wait_for() {
-    let mut silences = Silences::default();
-    silences.note(&Address { exchange: event::EXCHANGE.into(), routing_key: "store.succeeded".into() });
-    let mut table = Table::new();
-    let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
-    let mut parcel = table.desk.close(job.case, &End::Answered(&answer));
-    parcel.first = vec![(Role::FollowUp, Publication { address: Address::queue("next"), message: Message::default() })];
-    parcel.then.clear();
-    let mut outbox = Outbox::default();
-    outbox.push(parcel);
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["next"]);
-    batch.answered(vec![Ok(Confirmation::Routed)]).again.into_iter().for_each(|parcel| outbox.push(parcel));
-    outbox.part(&mut silences);
-    assert!(!outbox.has_next());
-    let lane = Lane { address: outbox.next_apart(&HashSet::new()).unwrap(), hopeless: true };
-    let (batch, sent) = outbox.take_apart(lane, 10, 10);
-    assert_eq!(routes(&sent), ["store.succeeded"]);
-    assert!(!batch.may_be_given_up(), "an event is waited for");
-}
-
-#[test]
-fn a_refusal_replaces_an_answer_that_was_put_off() {
-    let mut silences = Silences::default();
-    silences.note(&Address::queue("replies"));
-    let mut table = Table::new();
-    let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
-    let mut outbox = Outbox::default();
-    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["store.succeeded"]);
-    let [mut parcel] = <[_; 1]>::try_from(batch.answered(vec![Ok(Confirmation::Routed)]).again).unwrap();
-    table.desk.refused(&mut parcel, &Exception::value_error("refused".to_owned()));
-    let sent = flatten(parcel);
-    assert_eq!(routes(&sent), ["replies"]);
-    assert_eq!(body(&sent[0])["status"], "FAILURE");
-}
-
-#[test]
-fn only_answers_to_the_silent_address_itself_are_given_up() {
-    let mut parcel = Parcel::new(None, None);
-    let publication = |name: &str| Publication { address: Address::queue(name), message: Message::default() };
-    parcel.first = vec![(Role::Reply, publication("elected just now")), (Role::Reply, publication("silent"))];
-    let mut silences = Silences::default();
-    silences.note(&Address::queue("silent"));
-    let mut outbox = Outbox::default();
-    outbox.push(parcel);
-    outbox.part(&mut silences);
-    let lane = Lane { address: Address::queue("silent"), hopeless: true };
-    let (batch, sent) = outbox.take_apart(lane, 10, 10);
-    let answers = sent.into_iter().map(|publication| Err(PublishError::Unconfirmed(Box::new(publication))));
-    let answered = batch.answered(answers.collect());
-    let [(parcel, _)] = <[_; 1]>::try_from(answered.held).unwrap();
-    assert_eq!(routes(&flatten(parcel)), ["elected just now"]);
-}
-
-#[test]
-fn what_must_not_be_lost_waits_for_a_silent_queue() {
-    let mut table = Table::new();
-    let (parcel, _) = match table.decide(task("nope", &json!([[], {}, {}])), false) {
-        Decision::End(parcel, outcome) => (parcel, outcome),
-        other => panic!("not an end: {other:?}"),
-    };
-    let mut silences = Silences::default();
-    silences.note(&Address::queue(DEAD_QUEUE));
-    let mut outbox = Outbox::default();
-    outbox.push(*parcel);
-    outbox.part(&mut silences);
-    let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["replies"], "the caller need not wait");
-    batch.answered(vec![Ok(Confirmation::Routed)]).again.into_iter().for_each(|parcel| outbox.push(parcel));
-    outbox.part(&mut silences);
-    let lane = Lane { address: Address::queue(DEAD_QUEUE), hopeless: true };
-    let (batch, sent) = outbox.take_apart(lane, 10, 10);
-    assert_eq!(routes(&sent), [DEAD_QUEUE]);
-    let answered = batch.answered(vec![Err(PublishError::Unconfirmed(Box::new(sent[0].clone())))]);
-    let [(parcel, _)] = <[_; 1]>::try_from(answered.held).unwrap();
-    assert_eq!(routes(&flatten(parcel)), [DEAD_QUEUE]);
 }
 
 #[test]
