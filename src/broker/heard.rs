@@ -13,9 +13,10 @@ use std::{
 /// handed out may be with somebody else. Brokers of a cluster give each other up after 6 s at the earliest
 /// (`net_ticktime` 8); we give them up after 12.
 pub const DOUBT: Duration = Duration::from_millis(5500);
-/// What comes so soon after such a silence may have been on its way since before it.
-const LATE: Duration = Duration::from_secs(2);
-/// Silences kept; an idle broker's heartbeats may be 8 s apart, so they need not mean anything.
+/// What comes so soon after such a silence may have been handed out during it: a RabbitMQ node that is back in its cluster goes
+/// through what it missed, and sends its consumers what they were given then, as if it were new.
+const LATE: Duration = Duration::from_secs(60);
+/// Silences kept.
 const GAPS: usize = 16;
 
 /// When something was last read from one connection; clones share it.

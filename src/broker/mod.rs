@@ -16,6 +16,7 @@ mod options;
 mod pem;
 mod pool;
 mod publish;
+mod pulse;
 mod rights;
 mod scrubber;
 mod session;

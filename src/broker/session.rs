@@ -11,7 +11,8 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, heard::Heard, pem, state::StateCell, stream, subscribe,
+    Subscription, Tls, Topology, consume, error, heard::Heard, pem, pulse, state::StateCell, stream,
+    subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -100,7 +101,7 @@ impl Session {
         self.link.state.watch()
     }
 
-    /// Tells how long the broker has said nothing on either connection. An idle one is heard after 8 s at the latest.
+    /// Tells how long the broker has said nothing on either connection. An idle one is asked something every other second.
     #[must_use]
     pub fn silence(&self) -> Duration {
         let [consuming, publishing] = &self.link.heard;
@@ -200,7 +201,10 @@ impl Link {
         watch_over(&publishing, publishing_heard.clone(), state.clone(), "publishing");
         let heard = [heard, publishing_heard];
         let (url, options) = (url.clone(), options.clone());
-        Ok(Self { consuming, publishing, heard, state, url, options, delays: Mutex::default() })
+        let link = Self { consuming, publishing, heard, state, url, options, delays: Mutex::default() };
+        // What is handed out comes here, so here silence matters; a blocked broker does not even read the other connection.
+        pulse::keep(link.channel().await?, link.heard[0].clone(), link.state.clone());
+        Ok(link)
     }
 
     /// Waits for one answer of the broker, as long as the session allows.

@@ -55,7 +55,7 @@ fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
 fn the_next_session_begins_behind_the_url_that_answered() {
     live(async |node, vhost| {
         let other = node.vhost();
-        let both = [&vhost, &other].map(|vhost| node.url_for("guest:guest", vhost)).join(";");
+        let both = [&vhost, &other].map(|vhost| node.url_for("guest:guest", &vhost)).join(";");
         let (both, mut next) = (options(&both), 0);
         for expected in [&vhost, &other, &vhost] {
             let session = Session::open_next(&both, &mut next).await.unwrap();
@@ -190,6 +190,17 @@ fn a_silent_peer_is_noticed_by_its_missing_heartbeat() {
         assert_eq!(look.unwrap_err().kind(), ErrorKind::Lost);
         assert_eq!(settler.close().await.unwrap_err().kind(), ErrorKind::Lost);
         drop(taken);
+    });
+}
+
+#[test]
+fn an_idle_broker_is_asked_something_so_that_it_is_never_silent() {
+    live(async |node, vhost| {
+        let session = Session::open(&options(&node.url_for("guest:guest", &vhost))).await.unwrap();
+        let _consuming = consume(&session, "q", 10).await;
+        // Its first heartbeat comes only now: 4 s after the session began it had just said something.
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        assert_eq!(session.late_since(Instant::now()), None);
     });
 }
 

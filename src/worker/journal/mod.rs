@@ -24,9 +24,9 @@ use segment::{Reader, Segment};
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
 /// Answers whose acknowledgement got lost are no more than one prefetch.
 const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
-/// How long an older segment stays at least: what siblings did while a broker was silent, 12 s at most, is asked for when
-/// what was fetched before begins to run.
-const KEEP_SEGMENT: Duration = Duration::from_secs(60);
+/// How long an older segment stays at least: what siblings did while a broker was silent, and when what they were given then
+/// comes here as well, is asked for a minute later.
+const KEEP_SEGMENT: Duration = Duration::from_secs(120);
 /// Lines that could not be written (disk full) are kept and tried again, up to so many bytes.
 const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 /// How long the files of a dead writer stay readable after they were taken over.
