@@ -11,8 +11,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, heard::Heard, pem, pulse, state::StateCell, stream,
-    subscribe,
+    Subscription, Tls, Topology, consume, error, heard::Heard, pem, pulse, state::StateCell, stream, subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.

@@ -13,6 +13,18 @@ pub struct Message {
     pub body: Bytes,
 }
 
+impl Message {
+    /// Tells when the broker took the message in, in Unix milliseconds, where it stamps what comes in (RabbitMQ's interceptor
+    /// `set_header_timestamp`). A message keeps its stamp, however often it is handed out.
+    #[must_use]
+    pub fn stamp(&self) -> Option<i64> {
+        match self.headers.get("timestamp_in_ms")? {
+            Field::Int(stamp) => Some(*stamp),
+            _ => None,
+        }
+    }
+}
+
 /// The basic properties of AMQP 0-9-1; text that was not UTF-8 is decoded lossily.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {

@@ -34,6 +34,10 @@ pub(super) struct Case {
     pub(super) ticket: Ticket,
     pub(super) request: TaskRequest,
     extended: Option<Extended>,
+    /// What the journal knows it by: its id, with the broker's stamp where there is one, since people use ids again.
+    pub(super) entry: String,
+    /// When the broker took it in, in Unix milliseconds.
+    stamp: Option<i64>,
     /// When the producer sent it, in Unix milliseconds.
     sent: Option<i64>,
     pub(super) received: Instant,
@@ -47,6 +51,8 @@ pub(super) struct Job {
     pub(super) command: Box<dyn Command>,
     pub(super) limit: Option<Limit>,
     pub(super) redelivered: Option<Redelivered>,
+    /// Since when it waits for the end of a run elsewhere.
+    waits_since: Option<Instant>,
     suspect: bool,
 }
 
@@ -128,22 +134,23 @@ impl Desk {
             }
         };
         let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
+        let stamp = message.stamp();
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
-        let sent = sent.map(|seconds| seconds.saturating_mul(1000));
+        let sent = stamp.or_else(|| sent.map(|seconds| seconds.saturating_mul(1000)));
         let args = std::mem::take(&mut request.args);
         let kwargs = std::mem::take(&mut request.kwargs);
-        let mut case = Case { ticket, request, extended, sent, received: Instant::now() };
+        let entry = stamp.map_or_else(|| request.id.clone(), |stamp| format!("{}@{stamp}", request.id));
+        let mut case = Case { ticket, request, extended, entry, stamp, sent, received: Instant::now() };
 
         let Some(definition) = commands::find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
             let exception = Exception::not_registered(&case.request.task);
             return self.unrunnable(case, exception, "not-registered", &message, &origin);
         };
-        let id = case.request.id.clone();
-        let again = origin.redelivered || is_open(journal, &id);
-        let recall = if again { recall(journal, &id) } else { Recall::default() };
+        let again = origin.redelivered || is_open(journal, &case);
+        let recall = if again { recall(journal, &case) } else { Recall::default() };
         if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
-            tracing::info!(task_id = id, "answered again from the journal");
+            tracing::info!(task_id = case.request.id, "answered again from the journal");
             return Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Replayed);
         }
         if recall.crashes >= self.max_crashes {
@@ -168,7 +175,15 @@ impl Desk {
                 let redelivered = again.then_some(Redelivered { started_at: recall.started_at });
                 let limit = self.limit(&case.request);
                 let suspect = recall.crashes >= 2;
-                Decision::Run(Box::new(Job { case, definition, command, limit, redelivered, suspect }))
+                Decision::Run(Box::new(Job {
+                    case,
+                    definition,
+                    command,
+                    limit,
+                    redelivered,
+                    waits_since: None,
+                    suspect,
+                }))
             }
             Err(error) => {
                 let outcome = Outcome::Failure(exception(error));
@@ -229,9 +244,10 @@ impl Desk {
 
     /// The settlement table: what an end owes before its delivery is acknowledged.
     pub(super) fn close(&self, case: Case, end: &End<'_>) -> Parcel {
-        let Case { ticket, request, extended, .. } = case;
+        let Case { ticket, request, extended, entry, .. } = case;
         let now = Timestamp::now();
         let mut parcel = Parcel::new(Some(ticket), Some(request.id.clone()));
+        parcel.entry = Some(entry);
         parcel.reply_to = request.reply_address();
         let answer = |state: &State<'_>| {
             reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
@@ -380,39 +396,75 @@ fn cropped(arg: Json) -> Json {
     }
 }
 
-/// Looks once more right before a job runs, and returns its answer if it has one by now: somebody else may have been given
-/// it since it was decided about, which the broker told (it is redelivered) or could not tell (silent `late_since` then). In
-/// the latter case the journal was followed before.
-pub(super) fn reconsider(job: &mut Job, late_since: Option<Timestamp>, journal: &mut Journal) -> Option<Answer> {
-    let id = job.case.request.id.as_str();
-    let mut since = None;
-    if job.redelivered.is_none() {
-        since = late_since.filter(|since| journal.is_taken(id, *since));
-        since?;
+/// So old a stamped message has become that the broker may have handed it out before without saying so: a cluster takes
+/// longer to give a node up.
+const OLD: i64 = 1000;
+
+/// Tells since when a sibling may have begun this job although the broker does not say so; the journal is followed then before
+/// it is reconsidered. `late_since` is since when the broker was silent, if it was. Of a message with a stamp every run counts,
+/// since no other message has its entry in the journal.
+pub(super) fn doubt(job: &Job, late_since: Option<Timestamp>) -> Option<Timestamp> {
+    match job.case.stamp {
+        _ if job.redelivered.is_some() => None,
+        None => late_since,
+        Some(stamp) => {
+            let old = Timestamp::now().as_millisecond().saturating_sub(stamp) >= OLD;
+            (old || late_since.is_some()).then_some(Timestamp::UNIX_EPOCH)
+        }
     }
-    let mut recall = recall(journal, id);
+}
+
+/// How long the end of a run elsewhere is waited for. It ends sooner, one way or the other: who lost its session gives up what
+/// it runs, and who did not answers.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// What a look right before a job runs says.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// It is to run.
+    Begin,
+    /// It has run, with this answer.
+    Answered(Answer),
+    /// Somebody else runs it: two runs would give two answers.
+    Wait,
+}
+
+/// Looks once more right before a job runs: somebody else may have been given it since it was decided about, which the broker
+/// told (it is redelivered) or could not tell (in [`doubt`] since then).
+pub(super) fn reconsider(job: &mut Job, since: Option<Timestamp>, journal: &mut Journal) -> Turn {
+    if job.redelivered.is_none() && !since.is_some_and(|since| journal.is_taken(&job.case.entry, since)) {
+        return Turn::Begin;
+    }
+    let mut recall = recall(journal, &job.case);
     // What is older answered another message under this id.
     let answer = recall.answer.take().filter(|_| recall.began >= since).as_deref().and_then(Answer::read);
-    if answer.is_some() {
-        tracing::info!(task_id = id, "answered again from the journal");
-    } else {
-        job.redelivered = Some(Redelivered { started_at: recall.started_at });
+    if let Some(answer) = answer {
+        tracing::info!(task_id = job.case.request.id, "answered again from the journal");
+        return Turn::Answered(answer);
     }
-    answer
+    job.redelivered = Some(Redelivered { started_at: recall.started_at });
+    if recall.runs_elsewhere && job.command.writes() {
+        let waits_since = *job.waits_since.get_or_insert_with(Instant::now);
+        if waits_since.elapsed() < LONGEST_WAIT {
+            return Turn::Wait;
+        }
+        tracing::warn!(task_id = job.case.request.id, "another worker still runs this command; it is run here as well");
+    }
+    Turn::Begin
 }
 
 /// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.
-fn recall(journal: &mut Journal, id: &str) -> Recall {
-    journal.recall(id).unwrap_or_else(|error| {
-        tracing::error!(task_id = id, %error, "journal cannot be read");
+fn recall(journal: &mut Journal, case: &Case) -> Recall {
+    journal.recall(&case.entry).unwrap_or_else(|error| {
+        tracing::error!(task_id = case.request.id, %error, "journal cannot be read");
         Recall::default()
     })
 }
 
 /// Asks the journal whether a fresh message may be a second copy; what it cannot say counts as no.
-fn is_open(journal: &mut Journal, id: &str) -> bool {
-    journal.is_open(id).unwrap_or_else(|error| {
-        tracing::error!(task_id = id, %error, "journal cannot be read");
+fn is_open(journal: &mut Journal, case: &Case) -> bool {
+    journal.is_open(&case.entry).unwrap_or_else(|error| {
+        tracing::error!(task_id = case.request.id, %error, "journal cannot be read");
         false
     })
 }

@@ -1,10 +1,10 @@
-//! What a parcel waits for beside a confirmation: a delay queue, a queue that is missing or down.
+//! What a parcel waits for beside a confirmation: a delay queue, a queue that is missing or down; and what a job waits for.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::desk::DEAD_QUEUE;
+use super::desk::{DEAD_QUEUE, Job};
 use super::outbox::{Parcel, Role};
 use super::{METRICS_LENGTH, METRICS_QUEUE, note};
 use crate::broker::{Delay, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
@@ -17,6 +17,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// How long one of our own queues may be back before that is noticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether a run elsewhere is over.
+const GLANCE: Duration = Duration::from_millis(100);
 /// How often a follow-up that comes back is tried again with its queue in place.
 const MAX_TRIES: u8 = 3;
 
@@ -25,6 +27,8 @@ const MAX_TRIES: u8 = 3;
 pub(super) enum Errand {
     /// Try these again.
     Again(Vec<Parcel>),
+    /// Look at this one again: somebody else ran it.
+    Reconsider(Box<Job>),
     /// Nobody will ever take this part of it.
     Refused(Box<Parcel>, Role, String),
     /// Nobody listens for their events.
@@ -70,6 +74,12 @@ pub(super) async fn hold(parcel: Parcel) -> Errand {
     let doublings = u32::from(parcel.unconfirmed.saturating_sub(1));
     tokio::time::sleep(PATIENCE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_HOLD)).await;
     Errand::Again(vec![parcel])
+}
+
+/// Waits a little with a job that somebody else runs.
+pub(super) async fn stand_by(job: Box<Job>) -> Errand {
+    tokio::time::sleep(GLANCE).await;
+    Errand::Reconsider(job)
 }
 
 /// Finds out where a message must be published to come back to `queue` at its eta.

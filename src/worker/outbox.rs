@@ -42,8 +42,10 @@ impl Role {
 pub(super) struct Parcel {
     /// Settles the delivery; `None` for what is said in between (STARTED).
     pub(super) ticket: Option<Ticket>,
-    /// Task id, for the journal.
+    /// Task id.
     pub(super) id: Option<String>,
+    /// What the journal knows the command by.
+    pub(super) entry: Option<String>,
     /// Whom to tell when something is refused for good.
     pub(super) reply_to: Option<ReplyTo>,
     /// To be confirmed first.
@@ -76,6 +78,7 @@ impl Parcel {
         Self {
             ticket,
             id,
+            entry: None,
             reply_to: None,
             first: Vec::new(),
             then: Vec::new(),

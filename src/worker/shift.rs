@@ -13,7 +13,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument as _;
 
 use super::bench::Bench;
-use super::desk::{self, Case, Decision, Desk, End, Job, exception};
+use super::desk::{self, Case, Decision, Desk, End, Job, Turn, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
 use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
@@ -65,6 +65,8 @@ pub(super) struct Shift<'b> {
     deliveries: Deliveries,
     settler: Settler,
     schedule: Schedule<Job>,
+    /// Released by the schedule, and to be looked at again.
+    standing_by: Vec<Job>,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
@@ -85,6 +87,7 @@ impl<'b> Shift<'b> {
         Self {
             desk: Desk::new(&bench.options),
             schedule: Schedule::new(bench.options.concurrency),
+            standing_by: Vec::new(),
             events_on: bench.options.events,
             bench,
             session,
@@ -269,16 +272,24 @@ impl<'b> Shift<'b> {
     fn start_ready(&mut self) {
         let mut jobs = Vec::new();
         let mut followed = false;
-        while let Some(mut job) = self.schedule.next() {
+        while let Some(mut job) = self.standing_by.pop().or_else(|| self.schedule.next()) {
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
-            if late_since.is_some() && !std::mem::replace(&mut followed, true) {
+            let doubt = desk::doubt(&job, late_since);
+            if doubt.is_some() && !std::mem::replace(&mut followed, true) {
                 self.bench.follow_journal();
             }
-            if let Some(answer) = desk::reconsider(&mut job, late_since, &mut self.bench.journal) {
-                self.schedule.done(job.command.key());
-                self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
-                self.outbox.push(self.desk.close(job.case, &End::Answered(&answer)));
-                continue;
+            match desk::reconsider(&mut job, doubt, &mut self.bench.journal) {
+                Turn::Begin => {}
+                Turn::Answered(answer) => {
+                    self.schedule.done(job.command.key());
+                    self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
+                    self.outbox.push(self.desk.close(job.case, &End::Answered(&answer)));
+                    continue;
+                }
+                Turn::Wait => {
+                    self.errands.push(Box::pin(errand::stand_by(Box::new(job))));
+                    continue;
+                }
             }
             if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
                 self.schedule.done(job.command.key());
@@ -286,7 +297,7 @@ impl<'b> Shift<'b> {
                 self.outbox.push(self.desk.close(job.case, &End::Expired));
                 continue;
             }
-            self.bench.journal.started(&job.case.request.id);
+            self.bench.journal.started(&job.case.entry);
             jobs.push(job);
         }
         if jobs.is_empty() {
@@ -346,8 +357,8 @@ impl<'b> Shift<'b> {
         }
         let answer = self.desk.answer(definition, &case, result, facts, started.elapsed());
         match answer.write().filter(|_| writes) {
-            Some(text) => self.bench.journal.finished(id, &text),
-            None => self.bench.journal.ended(id),
+            Some(text) => self.bench.journal.finished(&case.entry, &text),
+            None => self.bench.journal.ended(&case.entry),
         }
         let outcome = match &answer.outcome {
             Outcome::Success(_) => CommandOutcome::Succeeded,
@@ -408,7 +419,7 @@ impl<'b> Shift<'b> {
 
     fn settle(&mut self, done: Vec<Parcel>) -> Result<(), String> {
         let mut tickets = Vec::with_capacity(done.len());
-        let mut ids = Vec::with_capacity(done.len());
+        let mut entries = Vec::with_capacity(done.len());
         let mut events = 0;
         for parcel in done {
             events += u64::from(parcel.told);
@@ -417,7 +428,7 @@ impl<'b> Shift<'b> {
             }
             if let Some(ticket) = parcel.ticket {
                 tickets.push(ticket);
-                ids.extend(parcel.id);
+                entries.extend(parcel.entry);
             }
         }
         self.bench.metrics.record_events(telemetry::Event::Published, events);
@@ -425,7 +436,7 @@ impl<'b> Shift<'b> {
             self.bench.readiness.set(Component::Events, Condition::Ready);
         }
         self.settler.settle(tickets).map_err(|error| error.to_string())?;
-        ids.iter().for_each(|id| self.bench.journal.settled(id));
+        entries.iter().for_each(|entry| self.bench.journal.settled(entry));
         Ok(())
     }
 
@@ -461,6 +472,7 @@ impl<'b> Shift<'b> {
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
+            Errand::Reconsider(job) => self.standing_by.push(*job),
             Errand::Refused(parcel, role, words) => self.give_up(*parcel, role, &words),
             Errand::Unheard(parcels) => {
                 self.unheard_until = Some(Instant::now() + PATIENCE);
@@ -502,7 +514,7 @@ impl<'b> Shift<'b> {
         let mut abandoned = 0_u64;
         self.running.retain(|_, running| {
             if running.fence.abandon() {
-                self.bench.journal.ended(&running.case.request.id);
+                self.bench.journal.ended(&running.case.entry);
                 abandoned += 1;
                 return false;
             }

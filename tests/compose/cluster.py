@@ -64,6 +64,16 @@ class Cluster(Stack):
                 return row["leader"].split("@")[1]
         raise AssertionError(f"there is no queue {queue}")
 
+    def part(self, broker):
+        """Cuts a broker off from the others, not from its clients: it refuses their Erlang cookie and lets them go."""
+        self.ctl("eval", "[begin erlang:set_cookie(N, parted), erlang:disconnect_node(N) end || N <- nodes()].", broker=broker)
+
+    def unite(self, broker):
+        """Lets it have the others again."""
+        own = "erlang:get_cookie()"
+        others = ", ".join(f"rabbit@{other}" for other in BROKERS if other != broker)
+        self.ctl("eval", f"[erlang:set_cookie(N, {own}) || N <- [{others}]].", broker=broker)
+
     def policies(self):
         """The policies by name, each with what it says."""
         found = json.loads(self.ctl("list_policies", "--formatter", "json"))

@@ -96,6 +96,15 @@ def broker_paused(cluster, load, lost):
     cluster.wait_brokers()
 
 
+def broker_parted(cluster, load, lost):
+    for broker in lost:
+        cluster.part(broker)
+    load.wait_flowing(2 * ANSWERS)
+    for broker in lost:
+        cluster.unite(broker)
+    cluster.wait_brokers()
+
+
 def bucket_cut(cluster, load, lost):
     networks = cluster.disconnect("gcs")
     # The first attempts wait for their time-out, the rest finds the breaker open.
@@ -139,6 +148,7 @@ FAULTS = [
     Fault("broker killed", broker_killed, leading),
     Fault("broker cut from its network", broker_cut, leading),
     Fault("broker paused", broker_paused, leading),
+    Fault("broker cut from the other brokers", broker_parted, leading),
     Fault("bucket cut from its network", bucket_cut, errors=READS),
     Fault("workers restarted in turn", workers_restarted),
     Fault("workers upgraded in turn", workers_upgraded),
@@ -155,6 +165,19 @@ def test_the_main_job(cluster):
     assert cluster.bucket().blob("main/job").download_as_bytes() == b'{"n":1}'
     assert call(app, "delete", "main/job") is True
     assert call(app, "exists", "main/job") is False
+
+
+def test_messages_are_stamped(cluster):
+    app = cluster.app(";".join(cluster.urls()), task_default_queue_type="quorum")
+    with app.connection_for_read() as connection:
+        events = connection.SimpleQueue("filestorage.metrics", queue_opts={"passive": True}, serializer="json")
+        events.clear()
+        call(app, "store", "stamped", "value")
+        event = json.loads(events.get(timeout=20).body)
+        events.close()
+    event = event[0] if isinstance(event, list) else event
+    assert 0 <= event["data"]["queue_seconds"] < 20
+    assert call(app, "delete", "stamped") is True
 
 
 def test_setup_again_gives_back_the_policies_of_this_version(cluster):

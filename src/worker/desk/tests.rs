@@ -8,6 +8,7 @@ use crate::celery::message::{Field, Headers, Properties, Publication};
 use crate::worker::event;
 use crate::worker::outbox::{Answered, Outbox};
 
+mod siblings;
 mod silent;
 
 struct Table {
@@ -244,66 +245,6 @@ fn a_redelivered_finished_write_is_answered_again() {
     table.journal.begin_session();
     let (_, outcome) = table.end(store(), false);
     assert_eq!(outcome, CommandOutcome::Replayed, "its acknowledgement was never sent");
-}
-
-/// Begins to run the same id somewhere else, and ends it with this answer.
-fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
-    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
-    sibling.started("id-1");
-    if let Some(answer) = answer {
-        sibling.finished("id-1", &answer.write().unwrap());
-    }
-    sibling.commit().unwrap();
-    sibling
-}
-
-#[test]
-fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_not_say_so() {
-    let mut table = Table::new();
-    let silent = Timestamp::now();
-    let mut job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
-    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none());
-    assert!(job.redelivered.is_none(), "nobody else has it");
-
-    let running = elsewhere(&table, None);
-    table.journal.follow().unwrap();
-    assert!(reconsider(&mut job, None, &mut table.journal).is_none());
-    assert!(job.redelivered.is_none(), "without a silence it is nobody's but ours");
-    assert!(reconsider(&mut job, Some(Timestamp::now()), &mut table.journal).is_none());
-    assert!(job.redelivered.is_none(), "what was begun before the silence was another message under this id");
-    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none());
-    let redelivered = job.redelivered.as_ref().expect("a sibling runs it");
-    assert!(redelivered.started_at.is_some_and(|at| at >= silent), "{redelivered:?}");
-    drop(running);
-
-    let finished = elsewhere(&table, Some(&answer));
-    table.journal.follow().unwrap();
-    let mut job = table.job(store(), false);
-    assert_eq!(reconsider(&mut job, Some(silent), &mut table.journal).unwrap().write(), answer.write());
-    drop(finished);
-
-    table.journal.started("id-1");
-    table.journal.finished("id-1", &answer.write().unwrap());
-    let silent = Timestamp::now();
-    let _running = elsewhere(&table, None);
-    table.journal.follow().unwrap();
-    let mut job = table.job(store(), false);
-    assert!(reconsider(&mut job, Some(silent), &mut table.journal).is_none(), "that was another message's answer");
-    assert!(job.redelivered.is_some());
-    let other = table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), Facts::default(), Duration::ZERO);
-    let _finished = elsewhere(&table, Some(&other));
-    assert_eq!(reconsider(&mut job, None, &mut table.journal).unwrap().write(), other.write(), "the later one counts");
-}
-
-#[test]
-fn what_is_redelivered_is_looked_up_again_before_it_runs() {
-    let mut table = Table::new();
-    let mut job = table.job(store(), true);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
-    assert!(reconsider(&mut job, None, &mut table.journal).is_none());
-    let _sibling = elsewhere(&table, Some(&answer));
-    assert_eq!(reconsider(&mut job, None, &mut table.journal).unwrap().write(), answer.write());
 }
 
 #[test]

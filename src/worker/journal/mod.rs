@@ -43,6 +43,8 @@ pub(super) struct Recall {
     pub(super) started_at: Option<Timestamp>,
     /// In how many crashes of a worker it was running.
     pub(super) crashes: u32,
+    /// A living sibling runs it.
+    pub(super) runs_elsewhere: bool,
 }
 
 /// One worker's journal and its view of its siblings'.
@@ -186,6 +188,9 @@ impl Journal {
         for (writer, mut numbers) in writers {
             numbers.sort_unstable();
             let reader = self.siblings.entry(writer).or_insert_with_key(|writer| Reader::new(writer));
+            if reader.adopted {
+                continue;
+            }
             ends.extend(reader.follow(&self.folder, &numbers)?);
             if adopted.contains(&reader.writer) {
                 reader.retire();
@@ -259,6 +264,7 @@ impl Journal {
             recall.started_at = [recall.started_at, started_at].into_iter().flatten().min();
         }
         for reader in self.siblings.values() {
+            recall.runs_elsewhere |= !reader.adopted && reader.ledger.running.contains_key(id);
             if let Some(place) = reader.ledger.answer(id) {
                 answers.extend(segment::answer_at(&self.folder, &reader.writer, place, id)?);
             }

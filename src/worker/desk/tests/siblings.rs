@@ -1,0 +1,135 @@
+//! What siblings on one journal were given as well.
+
+use super::*;
+
+/// Looks at a job once more, and returns its answer if it has one.
+fn reconsidered(job: &mut Job, since: Option<Timestamp>, table: &mut Table) -> Option<Answer> {
+    match reconsider(job, since, &mut table.journal) {
+        Turn::Begin | Turn::Wait => None,
+        Turn::Answered(answer) => Some(answer),
+    }
+}
+
+/// Begins to run the same id somewhere else, and ends it with this answer.
+fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
+    sibling.started("id-1");
+    if let Some(answer) = answer {
+        sibling.finished("id-1", &answer.write().unwrap());
+    }
+    sibling.commit().unwrap();
+    sibling
+}
+
+#[test]
+fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_not_say_so() {
+    let mut table = Table::new();
+    let silent = Timestamp::now();
+    let mut job = table.job(store(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    assert!(reconsidered(&mut job, Some(silent), &mut table).is_none());
+    assert!(job.redelivered.is_none(), "nobody else has it");
+
+    let running = elsewhere(&table, None);
+    table.journal.follow().unwrap();
+    assert!(reconsidered(&mut job, None, &mut table).is_none());
+    assert!(job.redelivered.is_none(), "without a silence it is nobody's but ours");
+    assert!(reconsidered(&mut job, Some(Timestamp::now()), &mut table).is_none());
+    assert!(job.redelivered.is_none(), "what was begun before the silence was another message under this id");
+    assert!(reconsidered(&mut job, Some(silent), &mut table).is_none());
+    let redelivered = job.redelivered.as_ref().expect("a sibling runs it");
+    assert!(redelivered.started_at.is_some_and(|at| at >= silent), "{redelivered:?}");
+    drop(running);
+
+    let finished = elsewhere(&table, Some(&answer));
+    table.journal.follow().unwrap();
+    let mut job = table.job(store(), false);
+    assert_eq!(reconsidered(&mut job, Some(silent), &mut table).unwrap().write(), answer.write());
+    drop(finished);
+
+    table.journal.started("id-1");
+    table.journal.finished("id-1", &answer.write().unwrap());
+    let silent = Timestamp::now();
+    let _running = elsewhere(&table, None);
+    table.journal.follow().unwrap();
+    let mut job = table.job(store(), false);
+    assert!(reconsidered(&mut job, Some(silent), &mut table).is_none(), "that was another message's answer");
+    assert!(job.redelivered.is_some());
+    let other = table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), Facts::default(), Duration::ZERO);
+    let _finished = elsewhere(&table, Some(&other));
+    assert_eq!(reconsidered(&mut job, None, &mut table).unwrap().write(), other.write(), "the later one counts");
+}
+
+/// The same message as a broker hands it out that stamps what comes in.
+fn stamped(age: i64) -> Message {
+    let mut message = store();
+    let stamp = Timestamp::now().as_millisecond() - age;
+    message.headers.set("timestamp_in_ms", Field::Int(stamp));
+    message
+}
+
+#[test]
+fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() {
+    let mut table = Table::new();
+    let message = stamped(60_000);
+    let mut job = table.job(message.clone(), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
+    sibling.started(&job.case.entry);
+    sibling.finished(&job.case.entry, &answer.write().unwrap());
+    sibling.settled(&job.case.entry);
+    sibling.commit().unwrap();
+    table.journal.follow().unwrap();
+    let since = doubt(&job, None);
+    assert!(since.is_some());
+    assert_eq!(reconsidered(&mut job, since, &mut table).unwrap().write(), answer.write());
+
+    for message in [stamped(50_000), store()] {
+        let mut other = table.job(message, false);
+        let since = doubt(&other, Some(Timestamp::UNIX_EPOCH));
+        assert!(reconsidered(&mut other, since, &mut table).is_none());
+        assert!(other.redelivered.is_none(), "a fresh message always runs, whatever its id");
+    }
+    let fresh = table.job(stamped(0), false);
+    assert_eq!(doubt(&fresh, None), None, "what has just come in cannot have been handed out before");
+    assert!(doubt(&fresh, Some(Timestamp::now())).is_some(), "clocks differ");
+    assert_eq!(doubt(&table.job(stamped(40_000), true), None), None, "the broker said so itself");
+}
+
+#[test]
+fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
+    let mut table = Table::new();
+    let job = table.job(stamped(0), false);
+    let (entry, answer) = (job.case.entry.clone(), Answer { outcome: Outcome::Success("{}".into()), event: None });
+    let parcel = table.desk.close(job.case, &End::Answered(&answer));
+    assert_eq!((parcel.id.as_deref(), parcel.entry), (Some("id-1"), Some(entry)));
+}
+
+#[test]
+fn what_is_redelivered_is_looked_up_again_before_it_runs() {
+    let mut table = Table::new();
+    let mut job = table.job(store(), true);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    assert!(reconsidered(&mut job, None, &mut table).is_none());
+    let _sibling = elsewhere(&table, Some(&answer));
+    assert_eq!(reconsidered(&mut job, None, &mut table).unwrap().write(), answer.write());
+}
+
+#[test]
+fn a_write_that_a_sibling_runs_is_waited_for_and_a_read_is_not() {
+    let mut table = Table::new();
+    let mut write = table.job(store(), true);
+    let mut read = table.job(task("filestorage.exists", &json!([["k"], {}, {}])), true);
+    let mut sibling = elsewhere(&table, None);
+    assert!(matches!(reconsider(&mut read, None, &mut table.journal), Turn::Begin));
+    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
+    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
+    sibling.ended("id-1");
+    sibling.commit().unwrap();
+    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Begin), "it was given up there");
+    sibling.started("id-1");
+    sibling.commit().unwrap();
+    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
+    write.waits_since = Instant::now().checked_sub(LONGEST_WAIT);
+    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Begin), "not for ever");
+}
