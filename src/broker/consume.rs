@@ -1,6 +1,7 @@
 //! Deliveries in, acknowledgements out.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -30,6 +31,9 @@ use super::{
 
 /// Deliveries handed over at once, at most.
 pub const BATCH: usize = 256;
+
+/// What a quorum queue without a leader says to a consumer.
+const INTERNAL_ERROR: u16 = 541;
 
 /// Channels are told apart for the life of the process, so that a ticket never meets another channel's tag.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -102,16 +106,26 @@ pub struct Settler {
 pub(super) async fn consume(
     link: &Arc<Link>,
     queues: &[String],
+    stalled: &mut BTreeMap<String, Error>,
     prefetch: u16,
     tag_prefix: &str,
 ) -> Result<(Deliveries, Settler)> {
-    let (mut up, mut down) = (Vec::new(), Vec::new());
+    let (mut up, mut waiting, mut down) = (Vec::new(), Vec::new(), Vec::new());
     for queue in queues {
         match topology::ensure_task_queue(link, queue).await {
+            Ok(()) if stalled.contains_key(queue) => waiting.push(queue),
             Ok(()) => up.push(queue),
             Err(error) if error.kind() == ErrorKind::Down => down.push((queue.clone(), error)),
             Err(error) => return Err(error),
         }
+    }
+    if up.is_empty() {
+        // Trying them holds up nobody else, and nobody else tries them; each has its turn.
+        up = waiting;
+        stalled.clear();
+    } else {
+        let known = waiting.into_iter().filter_map(|queue| Some((queue.clone(), stalled.get(queue)?.clone())));
+        down.extend(known);
     }
     if let (true, Some((_, error))) = (up.is_empty(), down.first()) {
         return Err(error.clone());
@@ -120,18 +134,15 @@ pub(super) async fn consume(
     let mut consumers = Vec::new();
     let mut tags = Vec::new();
     for (place, queue) in up.into_iter().enumerate() {
-        let invalid = |text| Error::new(ErrorKind::Arguments, text);
-        let name = short("a queue's name", queue).map_err(invalid)?;
         let tag = short("a consumer's tag", &format!("{tag_prefix}-{place}")).map_err(invalid)?;
         // Set before each consumer: it counts for those that follow, and each has its own.
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         link.answer("setting the prefetch", qos).await?;
-        let started = channel.basic_consume(name, tag.clone(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = link
-            .answer(&format!("consuming from queue '{queue}'"), started)
-            .await
-            .map_err(|error| link.name_permission(error, "read", &format!("queue '{queue}'")))?;
-        consumers.push((queue.clone(), consumer));
+        let begun = begin(link, &channel, queue, &tag).await;
+        if let Some(error) = begun.as_ref().err().filter(|error| error.kind() == ErrorKind::Down) {
+            stalled.insert(queue.clone(), error.clone());
+        }
+        consumers.push((queue.clone(), begun?));
         tags.push(tag);
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
@@ -147,8 +158,37 @@ pub(super) async fn consume(
     Ok((Deliveries { link: Arc::clone(link), consumers, down, turn: 0, generation, stopped }, settler))
 }
 
+/// Begins one consumer. A quorum queue without a majority answers a look but not this: RabbitMQ says nothing, or ends the
+/// connection with 541. That queue is `Down`, and the session is lost.
+async fn begin(link: &Link, channel: &Channel, queue: &str, tag: &ShortString) -> Result<Consumer> {
+    let name = short("a queue's name", queue).map_err(invalid)?;
+    let what = format!("consuming from queue '{queue}'");
+    let limit = link.options.timeout;
+    let started = channel.basic_consume(name, tag.clone(), BasicConsumeOptions::default(), FieldTable::default());
+    let words = match link.state.within(limit, started).await? {
+        Some(Ok(consumer)) => return Ok(consumer),
+        Some(Err(fault)) => {
+            let error = error::classify(&fault);
+            if error::reply(&fault).is_none_or(|reply| reply.code != INTERNAL_ERROR) {
+                return Err(link.name_permission(error.during(&what), "read", &format!("queue '{queue}'")));
+            }
+            error.to_string()
+        }
+        None => format!("no answer within {} s", limit.as_secs_f32()),
+    };
+    let mend = "has this quorum queue lost its majority? start the nodes that hold it";
+    let error = Error::new(ErrorKind::Down, format!("{what}: {words}: {mend}"));
+    link.state.lose(error.to_string());
+    Err(error)
+}
+
+fn invalid(text: String) -> Error {
+    Error::new(ErrorKind::Arguments, text)
+}
+
 impl Deliveries {
-    /// Returns the queues that are not consumed because their node of the cluster is down, with the broker's words.
+    /// Returns the queues that are not consumed because their node of the cluster is down or because they lately gave no
+    /// consumer, with the broker's words.
     #[must_use]
     pub fn down(&self) -> &[(String, Error)] {
         &self.down

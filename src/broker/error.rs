@@ -28,7 +28,8 @@ pub enum ErrorKind {
     Setting,
     /// No such queue or exchange.
     Missing,
-    /// The queue is there, but its node of the cluster is down, or it was stopped, or another connection holds it.
+    /// The queue is there, but its node of the cluster is down, or it was stopped, or it has no majority, or another
+    /// connection holds it.
     Down,
     /// Nobody answers: connection refused, unknown host, silence.
     Unreachable,

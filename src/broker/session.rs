@@ -1,6 +1,12 @@
 //! Two connections that live and die together.
 
-use std::{collections::HashSet, fmt, pin::pin, sync::Arc, sync::Mutex, time::Duration, time::Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -127,6 +133,12 @@ impl Session {
         &self.link.url
     }
 
+    /// Returns the options that open another session at the URL that answered.
+    #[must_use]
+    pub fn options(&self) -> BrokerOptions {
+        BrokerOptions { urls: vec![self.link.url.clone()], ..self.link.options.clone() }
+    }
+
     /// Consumes the task queues, creating those that are missing, with `prefetch` unsettled deliveries each at most
     /// (0: without limit).
     ///
@@ -134,10 +146,20 @@ impl Session {
     /// highest priority of the options, bound to a direct exchange of its name where that is permitted. One whose node of
     /// the cluster is down is left out ([`Deliveries::down`]) as long as another is there.
     ///
+    /// So is one that stands in `stalled`: there, but it gave no consumer, as a quorum queue without a majority. Only trying
+    /// tells, and the session is lost with it, so `stalled` is kept for the next one; when all others are down or stalled,
+    /// it is cleared and they are tried anew.
+    ///
     /// # Errors
     /// `Denied` names the missing permission; `Arguments`, `Down` and `Lost` as the broker says.
-    pub async fn consume(&self, queues: &[String], prefetch: u16, tag_prefix: &str) -> Result<(Deliveries, Settler)> {
-        consume::consume(&self.link, queues, prefetch, tag_prefix).await
+    pub async fn consume(
+        &self,
+        queues: &[String],
+        stalled: &mut BTreeMap<String, Error>,
+        prefetch: u16,
+        tag_prefix: &str,
+    ) -> Result<(Deliveries, Settler)> {
+        consume::consume(&self.link, queues, stalled, prefetch, tag_prefix).await
     }
 
     /// Listens on a queue of our own: declares exchange and queue, binds and consumes without acknowledgement.

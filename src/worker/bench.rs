@@ -1,12 +1,13 @@
 //! What all sessions of a worker share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::desk::DEAD_QUEUE;
 use super::journal::Journal;
 use super::outbox::{Parcel, Role};
 use super::silences::Silences;
 use super::{METRICS_QUEUE, WorkerOptions};
+use crate::broker::Error;
 use crate::commands::Engine;
 use crate::telemetry::{Component, Condition, Metrics, Readiness};
 
@@ -19,6 +20,8 @@ pub(super) struct Bench {
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
     pub(super) silences: Silences,
+    /// Consumed queues that are there but gave no consumer, with the reason: left out until a trial gets one.
+    pub(super) stalled: BTreeMap<String, Error>,
     /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
     pub(super) held_back: BTreeSet<Component>,
 }

@@ -424,7 +424,7 @@ pub(super) enum Turn {
     /// It is to run.
     Begin,
     /// It has run, with this answer.
-    Answered(Answer),
+    Answered(Box<Answer>),
     /// Somebody else runs it: two runs would give two answers.
     Wait,
 }
@@ -440,7 +440,7 @@ pub(super) fn reconsider(job: &mut Job, since: Option<Timestamp>, journal: &mut 
     let answer = recall.answer.take().filter(|_| recall.began >= since).as_deref().and_then(Answer::read);
     if let Some(answer) = answer {
         tracing::info!(task_id = job.case.request.id, "answered again from the journal");
-        return Turn::Answered(answer);
+        return Turn::Answered(Box::new(answer));
     }
     job.redelivered = Some(Redelivered { started_at: recall.started_at });
     if recall.runs_elsewhere && job.command.writes() {

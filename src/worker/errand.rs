@@ -1,5 +1,6 @@
 //! What a parcel waits for beside a confirmation: a delay queue, a queue that is missing or down; and what a job waits for.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use jiff::Timestamp;
 use super::desk::{DEAD_QUEUE, Job};
 use super::outbox::{Parcel, Role};
 use super::{METRICS_LENGTH, METRICS_QUEUE, note};
-use crate::broker::{Delay, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
+use crate::broker::{BrokerOptions, Delay, Error, ErrorKind, Look, Presence, QueueSpec, QueueType, Session, Topology};
 use crate::celery::message::{Address, Message, Publication};
 use crate::telemetry::{Component, Condition, Readiness};
 
@@ -19,6 +20,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether a run elsewhere is over.
 const GLANCE: Duration = Duration::from_millis(100);
+/// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
+const TRIAL: Duration = Duration::from_secs(60);
 /// How often a follow-up that comes back is tried again with its queue in place.
 const MAX_TRIES: u8 = 3;
 
@@ -66,6 +69,30 @@ pub(super) async fn look_again(
         tracing::debug!(%error, "looking at our own queues");
     }
     None
+}
+
+/// Tries, less and less often, to consume a queue that gave no consumer, and returns it once it gives one. A session of its
+/// own is spent on each trial, and what a trial asks of the queue may be done when nobody waits for it any more, and count
+/// as another redelivery.
+pub(super) async fn try_again(options: BrokerOptions, queue: String) -> String {
+    let name = format!("{} trial", options.connection_name);
+    let options = BrokerOptions { connection_name: name, timeout: TRIAL, ..options };
+    let mut wait = LOOK_AGAIN;
+    loop {
+        tokio::time::sleep(wait).await;
+        match gives_consumer(&options, &queue).await {
+            Ok(()) => return queue,
+            Err(error) => tracing::debug!(queue, %error, "trying a queue to be consumed"),
+        }
+        wait = wait.saturating_mul(2).min(LONGEST_HOLD);
+    }
+}
+
+async fn gives_consumer(options: &BrokerOptions, queue: &str) -> Result<(), Error> {
+    let session = Session::open(options).await?;
+    session.consume(&[queue.to_owned()], &mut BTreeMap::new(), 1, "trial").await?;
+    session.close().await;
+    Ok(())
 }
 
 /// Waits a while with something the broker cannot take now, longer each time it did not even say so, since each try may have

@@ -14,7 +14,7 @@ mod shift;
 mod signals;
 mod silences;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -108,7 +108,8 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
-    let mut bench = Bench { options, engine, journal, metrics, readiness, silences, held_back: BTreeSet::new() };
+    let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
+    let mut bench = Bench { options, engine, journal, metrics, readiness, silences, stalled, held_back };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;
@@ -181,8 +182,13 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
     // AMQP's count has 16 bits.
     let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
-    let (deliveries, settler) = session.consume(&bench.options.queues, prefetch, &bench.options.node).await?;
-    bench.readiness.set(Component::Queues, consumed(deliveries.down()));
+    let Bench { options, stalled, .. } = &mut *bench;
+    let (deliveries, settler) = session.consume(&options.queues, stalled, prefetch, &options.node).await?;
+    let condition = consumed(deliveries.down());
+    if let Condition::Degraded(reason) = &condition {
+        tracing::warn!(reason, "not all queues are consumed");
+    }
+    bench.readiness.set(Component::Queues, condition);
     tracing::info!(
         broker = %session.url(),
         queues = bench.options.queues.join(","),
@@ -201,7 +207,7 @@ fn consumed(down: &[(String, Error)]) -> Condition {
         return Condition::Ready;
     }
     let faults: Vec<String> = down.iter().map(|(queue, error)| format!("queue '{queue}' is down: {error}")).collect();
-    Condition::Degraded(format!("{}; it is looked at again and again", faults.join("; ")))
+    Condition::Degraded(format!("{}; it is tried again and again", faults.join("; ")))
 }
 
 /// Says how one of our own queues stands; without it commands go on.

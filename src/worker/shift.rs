@@ -78,12 +78,17 @@ pub(super) struct Shift<'b> {
     unheard_until: Option<Instant>,
     /// Looks after queues that were not there.
     looking: Option<BoxFuture<'static, Option<String>>>,
+    /// Tries the queues that a look cannot judge.
+    trials: FuturesUnordered<BoxFuture<'static, String>>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
 }
 
 impl<'b> Shift<'b> {
     pub(super) fn new(bench: &'b mut Bench, session: Session, deliveries: Deliveries, settler: Settler) -> Self {
+        let stalled = deliveries.down().iter().filter(|(queue, _)| bench.stalled.contains_key(queue));
+        let trials =
+            stalled.map(|(queue, _)| Box::pin(errand::try_again(session.options(), queue.clone())) as _).collect();
         Self {
             desk: Desk::new(&bench.options),
             schedule: Schedule::new(bench.options.concurrency),
@@ -100,6 +105,7 @@ impl<'b> Shift<'b> {
             errands: FuturesUnordered::new(),
             unheard_until: None,
             looking: None,
+            trials,
             stop: Stop::No,
             deadline: None,
         }
@@ -186,6 +192,10 @@ impl<'b> Shift<'b> {
                         return Err(format!("queue '{queue}' is back, and the next session consumes it"));
                     }
                     self.look_after_queues();
+                }
+                Some(queue) = self.trials.next(), if self.stop == Stop::No => {
+                    self.bench.stalled.remove(&queue);
+                    return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
                 }
                 batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
                     Ok(batch) => self.receive(batch),
@@ -281,9 +291,7 @@ impl<'b> Shift<'b> {
             match desk::reconsider(&mut job, doubt, &mut self.bench.journal) {
                 Turn::Begin => {}
                 Turn::Answered(answer) => {
-                    self.schedule.done(job.command.key());
-                    self.bench.metrics.record_command(Command::Other, CommandOutcome::Replayed, Duration::ZERO);
-                    self.outbox.push(self.desk.close(job.case, &End::Answered(&answer)));
+                    self.pass_over(job, CommandOutcome::Replayed, &End::Answered(&answer));
                     continue;
                 }
                 Turn::Wait => {
@@ -292,9 +300,7 @@ impl<'b> Shift<'b> {
                 }
             }
             if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
-                self.schedule.done(job.command.key());
-                self.bench.metrics.record_command(Command::Other, CommandOutcome::Revoked, Duration::ZERO);
-                self.outbox.push(self.desk.close(job.case, &End::Expired));
+                self.pass_over(job, CommandOutcome::Revoked, &End::Expired);
                 continue;
             }
             self.bench.journal.started(&job.case.entry);
@@ -329,6 +335,13 @@ impl<'b> Shift<'b> {
             let handle = self.tasks.spawn(work.instrument(span));
             self.running.insert(handle.id(), running);
         }
+    }
+
+    /// Ends a job that is not run any more.
+    fn pass_over(&mut self, job: Job, outcome: CommandOutcome, end: &End<'_>) {
+        self.schedule.done(job.command.key());
+        self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
+        self.outbox.push(self.desk.close(job.case, end));
     }
 
     /// Takes in how a command ended.
@@ -462,7 +475,8 @@ impl<'b> Shift<'b> {
             && self.events_on
             && self.unheard_until.is_none()
             && !held.contains(&Component::Events);
-        let consumed: Vec<String> = self.deliveries.down().iter().map(|(queue, _)| queue.clone()).collect();
+        let down = self.deliveries.down().iter().map(|(queue, _)| queue);
+        let consumed: Vec<String> = down.filter(|queue| !self.bench.stalled.contains_key(*queue)).cloned().collect();
         if (dead || events || !consumed.is_empty()) && self.looking.is_none() {
             let (topology, readiness) = (self.session.topology(), self.bench.readiness.clone());
             self.looking = Some(Box::pin(errand::look_again(topology, readiness, dead, events, consumed)));

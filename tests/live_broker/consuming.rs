@@ -37,7 +37,7 @@ fn the_prefetch_holds_for_each_queue_and_a_finished_one_behind_a_slow_one_makes_
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let queues = ["a".to_owned(), "b".to_owned()];
-        let (mut deliveries, settler) = session.consume(&queues, 3, "test").await.unwrap();
+        let (mut deliveries, settler) = session.consume(&queues, &mut BTreeMap::new(), 3, "test").await.unwrap();
         publish(&session, numbered("a", 8)).await;
         publish(&session, numbered("b", 8)).await;
         let mut taken = take(&mut deliveries, 6).await;

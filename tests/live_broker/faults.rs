@@ -1,5 +1,7 @@
 //! Logins, lost connections, silence and alarms.
 
+use std::time::Instant;
+
 use super::*;
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 fn reconsidered(job: &mut Job, since: Option<Timestamp>, table: &mut Table) -> Option<Answer> {
     match reconsider(job, since, &mut table.journal) {
         Turn::Begin | Turn::Wait => None,
-        Turn::Answered(answer) => Some(answer),
+        Turn::Answered(answer) => Some(*answer),
     }
 }
 
