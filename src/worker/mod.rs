@@ -13,6 +13,7 @@ mod schedule;
 mod shift;
 mod signals;
 mod silences;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

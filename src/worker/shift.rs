@@ -20,6 +20,7 @@ use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::Schedule;
 use super::signals::Stop;
+use super::waits::{looked, sleep_until};
 use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler, State};
 use crate::celery::error::Exception;
 use crate::celery::park;
@@ -565,18 +566,4 @@ fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinErro
 /// Tells the time so long ago.
 fn before(age: Duration) -> Timestamp {
     Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-async fn looked(looking: &mut Option<BoxFuture<'static, Option<String>>>) -> Option<String> {
-    match looking {
-        Some(looking) => looking.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

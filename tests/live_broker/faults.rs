@@ -57,7 +57,7 @@ fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
 fn the_next_session_begins_behind_the_url_that_answered() {
     live(async |node, vhost| {
         let other = node.vhost();
-        let both = [&vhost, &other].map(|vhost| node.url_for("guest:guest", &vhost)).join(";");
+        let both = [&vhost, &other].map(|vhost| node.url_for("guest:guest", vhost)).join(";");
         let (both, mut next) = (options(&both), 0);
         for expected in [&vhost, &other, &vhost] {
             let session = Session::open_next(&both, &mut next).await.unwrap();
