@@ -115,7 +115,11 @@ pub(super) async fn consume(
         match topology::ensure_task_queue(link, queue).await {
             Ok(()) if stalled.contains_key(queue) => waiting.push(queue),
             Ok(()) => up.push(queue),
-            Err(error) if error.kind() == ErrorKind::Down => down.push((queue.clone(), error)),
+            Err(error) if error.kind() == ErrorKind::Down => {
+                // A look tells now.
+                stalled.remove(queue);
+                down.push((queue.clone(), error));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -1,6 +1,7 @@
 //! What all sessions of a worker share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::desk::DEAD_QUEUE;
 use super::journal::Journal;
@@ -11,6 +12,9 @@ use crate::broker::Error;
 use crate::commands::Engine;
 use crate::telemetry::{Component, Condition, Metrics, Readiness};
 
+/// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
+const FOLLOW: Duration = Duration::from_millis(20);
+
 /// What outlives a session.
 #[derive(Debug)]
 pub(super) struct Bench {
@@ -20,6 +24,8 @@ pub(super) struct Bench {
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
     pub(super) silences: Silences,
+    /// When the siblings' journals were last followed.
+    pub(super) followed: Option<Instant>,
     /// Consumed queues that are there but gave no consumer, with the reason: left out until a trial gets one.
     pub(super) stalled: BTreeMap<String, Error>,
     /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
@@ -47,8 +53,12 @@ impl Bench {
         }
     }
 
-    /// Takes in what siblings did.
+    /// Takes in what siblings did, unless it was just done: with a backlog it would be done for each command.
     pub(super) fn follow_journal(&mut self) {
+        if self.followed.is_some_and(|followed| followed.elapsed() < FOLLOW) {
+            return;
+        }
+        self.followed = Some(Instant::now());
         if let Err(error) = self.journal.follow() {
             tracing::error!(%error, "the journals of other workers cannot be read");
         }

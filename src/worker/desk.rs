@@ -34,11 +34,12 @@ pub(super) struct Case {
     pub(super) ticket: Ticket,
     pub(super) request: TaskRequest,
     extended: Option<Extended>,
-    /// What the journal knows it by: its id, with the broker's stamp where there is one, since people use ids again.
+    /// What the journal knows it by: its id, since people use ids again with the broker's stamp and the body's checksum where it is
+    /// stamped.
     pub(super) entry: String,
     /// When the broker took it in, in Unix milliseconds.
     stamp: Option<i64>,
-    /// When the producer sent it, in Unix milliseconds.
+    /// When the producer sent it or else the broker took it in, in Unix milliseconds.
     sent: Option<i64>,
     pub(super) received: Instant,
 }
@@ -51,6 +52,8 @@ pub(super) struct Job {
     pub(super) command: Box<dyn Command>,
     pub(super) limit: Option<Limit>,
     pub(super) redelivered: Option<Redelivered>,
+    /// Since when somebody else may have begun it, once somebody has: what is older is no answer to it.
+    doubted: Option<Timestamp>,
     /// Since when it waits for the end of a run elsewhere.
     waits_since: Option<Instant>,
     suspect: bool,
@@ -136,10 +139,15 @@ impl Desk {
         let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
         let stamp = message.stamp();
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
-        let sent = stamp.or_else(|| sent.map(|seconds| seconds.saturating_mul(1000)));
+        // Who stamps sets both, and this one in whole seconds only.
+        let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
+        let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
         let args = std::mem::take(&mut request.args);
         let kwargs = std::mem::take(&mut request.kwargs);
-        let entry = stamp.map_or_else(|| request.id.clone(), |stamp| format!("{}@{stamp}", request.id));
+        let entry = stamp.map_or_else(
+            || request.id.clone(),
+            |stamp| format!("{}@{stamp}.{:08x}", request.id, crc32c::crc32c(&message.body)),
+        );
         let mut case = Case { ticket, request, extended, entry, stamp, sent, received: Instant::now() };
 
         let Some(definition) = commands::find(&case.request.task) else {
@@ -181,6 +189,7 @@ impl Desk {
                     command,
                     limit,
                     redelivered,
+                    doubted: None,
                     waits_since: None,
                     suspect,
                 }))
@@ -400,22 +409,23 @@ fn cropped(arg: Json) -> Json {
 /// longer to give a node up.
 const OLD: i64 = 1000;
 
-/// Tells since when a sibling may have begun this job although the broker does not say so; the journal is followed then before
+/// Tells since when somebody may have begun this job although the broker does not say so; the journal is followed then before
 /// it is reconsidered. `late_since` is since when the broker was silent, if it was. Of a message with a stamp every run counts,
-/// since no other message has its entry in the journal.
+/// since only a message with the same id, stamp and body has its entry in the journal.
 pub(super) fn doubt(job: &Job, late_since: Option<Timestamp>) -> Option<Timestamp> {
     match job.case.stamp {
         _ if job.redelivered.is_some() => None,
         None => late_since,
         Some(stamp) => {
-            let old = Timestamp::now().as_millisecond().saturating_sub(stamp) >= OLD;
-            (old || late_since.is_some()).then_some(Timestamp::UNIX_EPOCH)
+            let age = Timestamp::now().as_millisecond().saturating_sub(stamp);
+            // One from the future tells that the clocks differ, and nothing of its age.
+            (!(0..OLD).contains(&age) || late_since.is_some()).then_some(Timestamp::UNIX_EPOCH)
         }
     }
 }
 
-/// How long the end of a run elsewhere is waited for. It ends sooner, one way or the other: who lost its session gives up what
-/// it runs, and who did not answers.
+/// How long the end of a run elsewhere is waited for: who lost its session has given up by then what it ran. What takes longer is
+/// run here as well.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// What a look right before a job runs says.
@@ -432,12 +442,17 @@ pub(super) enum Turn {
 /// Looks once more right before a job runs: somebody else may have been given it since it was decided about, which the broker
 /// told (it is redelivered) or could not tell (in [`doubt`] since then).
 pub(super) fn reconsider(job: &mut Job, since: Option<Timestamp>, journal: &mut Journal) -> Turn {
-    if job.redelivered.is_none() && !since.is_some_and(|since| journal.is_taken(&job.case.entry, since)) {
-        return Turn::Begin;
+    if job.redelivered.is_none() {
+        let entry = job.case.entry.as_str();
+        let is_taken = |since| journal.is_taken(entry, since) || job.case.stamp.is_some() && journal.is_done(entry);
+        job.doubted = since.filter(|since| is_taken(*since));
+        if job.doubted.is_none() {
+            return Turn::Begin;
+        }
     }
     let mut recall = recall(journal, &job.case);
     // What is older answered another message under this id.
-    let answer = recall.answer.take().filter(|_| recall.began >= since).as_deref().and_then(Answer::read);
+    let answer = recall.answer.take().filter(|_| recall.began >= job.doubted).as_deref().and_then(Answer::read);
     if let Some(answer) = answer {
         tracing::info!(task_id = job.case.request.id, "answered again from the journal");
         return Turn::Answered(Box::new(answer));

@@ -19,7 +19,7 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// How long one of our own queues may be back before that is noticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether a run elsewhere is over.
-const GLANCE: Duration = Duration::from_millis(100);
+const GLANCE: Duration = Duration::from_millis(250);
 /// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
 const TRIAL: Duration = Duration::from_secs(60);
 /// How often a follow-up that comes back is tried again with its queue in place.

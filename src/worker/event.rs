@@ -52,7 +52,7 @@ pub(super) struct EventData {
     pub(super) error: Option<EventError>,
     #[serde(flatten)]
     pub(super) facts: Facts,
-    /// Seconds between the producer's `timestamp` property and the start; null when there was none.
+    /// Seconds between the producer's `timestamp` property, or else the broker's stamp, and the start; null without both.
     pub(super) queue_seconds: Option<f64>,
     /// Seconds the command ran.
     pub(super) duration_seconds: f64,

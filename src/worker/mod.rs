@@ -110,7 +110,8 @@ pub async fn run(
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
-    let mut bench = Bench { options, engine, journal, metrics, readiness, silences, stalled, held_back };
+    let mut bench =
+        Bench { options, engine, journal, metrics, readiness, silences, followed: None, stalled, held_back };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;

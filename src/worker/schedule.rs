@@ -57,6 +57,17 @@ impl<J: Job> Schedule<J> {
         Some(job)
     }
 
+    /// Takes back the permit of a job that cannot begin yet; its key stays taken until it is given to [`Schedule::resume`] and done.
+    pub(super) const fn put_off(&mut self) {
+        self.running -= 1;
+        self.exclusive = false;
+    }
+
+    /// Takes in a job that was put off; it is the next.
+    pub(super) fn resume(&mut self, job: J) {
+        self.ready.push_front(job);
+    }
+
     /// Takes back the permit of a job and readies the next one of its key.
     pub(super) fn done(&mut self, key: Option<&Key>) {
         self.running -= 1;
@@ -130,6 +141,26 @@ mod tests {
         assert_eq!(release(&mut schedule), ["a", "b"]);
         schedule.done(job("", "a").key());
         assert_eq!(release(&mut schedule), ["c"]);
+    }
+
+    #[test]
+    fn what_is_put_off_gives_its_permit_back_and_keeps_its_key() {
+        let mut schedule = Schedule::new(1);
+        for (name, key) in [("a1", "a"), ("a2", "a"), ("b", "b")] {
+            schedule.submit(job(name, key));
+        }
+        schedule.submit(Named("suspect", Key::parse("s").ok(), true));
+        assert_eq!(release(&mut schedule), ["a1"]);
+        schedule.put_off();
+        assert_eq!(release(&mut schedule), ["b"]);
+        schedule.resume(job("a1", "a"));
+        schedule.done(job("", "b").key());
+        assert_eq!(release(&mut schedule), ["a1"]);
+        schedule.done(job("", "a").key());
+        assert_eq!(release(&mut schedule), ["suspect"]);
+        schedule.put_off();
+        assert_eq!(release(&mut schedule), ["a2"], "a suspect that does not run holds up nobody");
+        assert_eq!(schedule.running, 1);
     }
 
     #[test]

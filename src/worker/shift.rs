@@ -66,8 +66,6 @@ pub(super) struct Shift<'b> {
     deliveries: Deliveries,
     settler: Settler,
     schedule: Schedule<Job>,
-    /// Released by the schedule, and to be looked at again.
-    standing_by: Vec<Job>,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
@@ -93,7 +91,6 @@ impl<'b> Shift<'b> {
         Self {
             desk: Desk::new(&bench.options),
             schedule: Schedule::new(bench.options.concurrency),
-            standing_by: Vec::new(),
             events_on: bench.options.events,
             bench,
             session,
@@ -283,7 +280,7 @@ impl<'b> Shift<'b> {
     fn start_ready(&mut self) {
         let mut jobs = Vec::new();
         let mut followed = false;
-        while let Some(mut job) = self.standing_by.pop().or_else(|| self.schedule.next()) {
+        while let Some(mut job) = self.schedule.next() {
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
             let doubt = desk::doubt(&job, late_since);
             if doubt.is_some() && !std::mem::replace(&mut followed, true) {
@@ -296,6 +293,7 @@ impl<'b> Shift<'b> {
                     continue;
                 }
                 Turn::Wait => {
+                    self.schedule.put_off();
                     self.errands.push(Box::pin(errand::stand_by(Box::new(job))));
                     continue;
                 }
@@ -487,7 +485,9 @@ impl<'b> Shift<'b> {
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
-            Errand::Reconsider(job) => self.standing_by.push(*job),
+            Errand::Reconsider(job) if self.stop == Stop::No => self.schedule.resume(*job),
+            // It has not begun: it goes back with the channel.
+            Errand::Reconsider(_) => {}
             Errand::Refused(parcel, role, words) => self.give_up(*parcel, role, &words),
             Errand::Unheard(parcels) => {
                 self.unheard_until = Some(Instant::now() + PATIENCE);

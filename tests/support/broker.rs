@@ -77,6 +77,7 @@ impl Node {
             ("RABBITMQ_DIST_PORT", distribution.to_string()),
             ("RABBITMQ_MNESIA_BASE", path("data")),
             ("RABBITMQ_LOG_BASE", path("log")),
+            ("ERL_CRASH_DUMP", path("erl_crash.dump")),
             ("RABBITMQ_PID_FILE", path("pid")),
             ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", path("plugins")),

@@ -242,6 +242,11 @@ impl Journal {
         self.ledger.has_crashed(id, since) || self.siblings.values().any(|reader| reader.ledger.has_begun(id, since))
     }
 
+    /// Tells whether this worker has answered this id, in whatever session.
+    pub(super) fn is_done(&self, id: &str) -> bool {
+        self.ledger.answer(id).is_some()
+    }
+
     /// Looks an id up here and at all siblings.
     ///
     /// # Errors
@@ -290,7 +295,7 @@ impl Journal {
     /// Counts what dead writers left running as crashed and marks them as taken over. The gate must be held.
     fn adopt(&mut self) -> io::Result<()> {
         let mut dead = Vec::new();
-        for writer in self.siblings.keys() {
+        for (writer, _) in self.siblings.iter().filter(|(_, reader)| !reader.adopted) {
             if let Some(lock) = lock_if_dead(&self.lock_path(writer))? {
                 dead.push((writer.clone(), lock));
             }

@@ -55,6 +55,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let mut job = table.job(store(), false);
     assert!(reconsidered(&mut job, Some(silent), &mut table).is_none(), "that was another message's answer");
     assert!(job.redelivered.is_some());
+    assert!(reconsidered(&mut job, None, &mut table).is_none(), "nor is it when that is looked at again");
     let other = table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), Facts::default(), Duration::ZERO);
     let _finished = elsewhere(&table, Some(&other));
     assert_eq!(reconsidered(&mut job, None, &mut table).unwrap().write(), other.write(), "the later one counts");
@@ -84,7 +85,9 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     assert!(since.is_some());
     assert_eq!(reconsidered(&mut job, since, &mut table).unwrap().write(), answer.write());
 
-    for message in [stamped(50_000), store()] {
+    let mut twin = message;
+    twin.body = task("filestorage.store", &json!([["k", "another value"], {}, {}])).body;
+    for message in [stamped(50_000), twin, store()] {
         let mut other = table.job(message, false);
         let since = doubt(&other, Some(Timestamp::UNIX_EPOCH));
         assert!(reconsidered(&mut other, since, &mut table).is_none());
@@ -94,6 +97,22 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     assert_eq!(doubt(&fresh, None), None, "what has just come in cannot have been handed out before");
     assert!(doubt(&fresh, Some(Timestamp::now())).is_some(), "clocks differ");
     assert_eq!(doubt(&table.job(stamped(40_000), true), None), None, "the broker said so itself");
+}
+
+#[test]
+fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
+    let mut table = Table::new();
+    let mut job = table.job(stamped(60_000), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    for entry in ["id-1", &job.case.entry.clone()] {
+        let since = doubt(&job, None);
+        assert!(reconsidered(&mut job, since, &mut table).is_none(), "an answer to another message");
+        table.journal.started(entry);
+        table.journal.finished(entry, &answer.write().unwrap());
+        table.journal.settled(entry);
+    }
+    let since = doubt(&job, None);
+    assert_eq!(reconsidered(&mut job, since, &mut table).unwrap().write(), answer.write());
 }
 
 #[test]
