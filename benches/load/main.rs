@@ -159,7 +159,8 @@ impl Run {
 
 fn measure(arguments: &Arguments, queue: &str) -> Result<serde_json::Value> {
     let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos() ^ std::process::id();
-    let reply_to = format!("load-{run:08x}");
+    // As Celery's clients name theirs, who may declare no others.
+    let reply_to = uuid::Uuid::new_v4().to_string();
     let (size, with_metadata) = (arguments.size as usize, arguments.metadata);
     let template = Template::new(arguments.operation, queue, &reply_to, size, with_metadata, run);
     let mut client = Client::connect(&arguments.broker, Duration::from_secs(arguments.silence))?;

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from buckets import BucketSite, gcs_role
+from buckets import BucketSite, gcs_role, http
 from harness import events_of, failure, on_small_disk, same, wait_until
 
 # A value short enough for one request, with a mark by which a bit of it can be found on its way.
@@ -376,6 +376,27 @@ def test_a_bucket_that_is_missing_is_made_where_the_project_is_known(broker, gcs
         site.start(GCS_BUCKET_NAME=name, GCS_PROJECT_ID="e2e", GCS_LOCATION="EU")
         assert site.call("store", "k", 1)["backend"] == "gcs"
         assert site.server.names(name) == ["k"]
+    finally:
+        site.close()
+
+
+def test_a_bucket_that_is_gone_is_made_again_for_what_waits(broker, gcs, tmp_path):
+    """As when an emulator that keeps nothing was restarted. An empty bucket in its place would be wrong for a read alone."""
+    site = BucketSite(broker, tmp_path, gcs, permit=[*gcs_role(), "storage.buckets.create"])
+    try:
+        name = f"{site.bucket}-made"
+        site.start(GCS_BUCKET_NAME=name, GCS_PROJECT_ID="e2e")
+        site.call("store", "before", 1)
+        site.proxy.down()
+        assert all(site.call("store", f"k{n}", n)["pending_sync"] for n in range(3))
+        assert site.call("delete", "before") is True
+        gcs.delete(name, "before")
+        status, _, text = http("DELETE", f"{gcs.url}/storage/v1/b/{name}")
+        assert status == 200, text
+        site.proxy.up()
+        wait_until(lambda: site.health()["pending_sync"] == 0, 90, lambda: f"the sync: {site.health()}")
+        assert gcs.names(name) == ["k0", "k1", "k2"]
+        assert site.call("retrieve", "k1") == 1
     finally:
         site.close()
 

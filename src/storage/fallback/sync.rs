@@ -48,9 +48,18 @@ impl Fallback {
         self.pass(turn, waiting, skew, &()).await.map(Some)
     }
 
-    /// Asks the bucket whether it is there and how much its clock is ahead of ours.
+    /// Asks the bucket whether it is there and how much its clock is ahead of ours; what waits first is sent to one that is
+    /// missing, since a write makes its bucket where it may.
     async fn skew(&self) -> Result<SignedDuration> {
-        Ok(self.heard(self.primary.probe().await)?.skew.unwrap_or_default())
+        let mut probe = self.heard(self.primary.probe().await);
+        if let Err(error) = &probe
+            && error.kind == ErrorKind::Invalid
+            && let Some(first) = self.overlay.waiting().await?.first()
+        {
+            self.send(&first.key, SignedDuration::ZERO).await?;
+            probe = self.heard(self.primary.probe().await);
+        }
+        Ok(probe?.skew.unwrap_or_default())
     }
 
     async fn pass(
@@ -103,7 +112,11 @@ impl Fallback {
         let want = Want { spooled: true, ..Want::default() };
         for _ in 0..TRIES {
             let Some(entry) = self.overlay.get(key, want).await? else { return Ok(None) };
-            let present = self.heard(self.primary.stat(key).await)?;
+            let present = match self.heard(self.primary.stat(key).await) {
+                // The bucket itself is missing.
+                Err(error) if error.kind == ErrorKind::Invalid => None,
+                present => present?,
+            };
             let standing = present.as_ref().map(|present| compare(&entry.attributes, present, skew));
             let outcome = match standing {
                 Some(Standing::Newer) => {

@@ -168,8 +168,9 @@ impl Fault {
                 (kind, format!("nothing signs for {address}: {why}; {mend}"))
             }
             Self::NoBucket => {
-                let mend =
-                    format!("`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id to have it created");
+                let mend = format!(
+                    "`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id, with which a store creates it"
+                );
                 (ErrorKind::Invalid, format!("{address} does not exist; create it with {mend}"))
             }
             Self::Unmade(answer) => {
