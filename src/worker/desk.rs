@@ -34,8 +34,8 @@ pub(super) struct Case {
     pub(super) ticket: Ticket,
     pub(super) request: TaskRequest,
     extended: Option<Extended>,
-    /// What the journal knows it by: its id, since people use ids again with the broker's stamp and the body's checksum where it is
-    /// stamped.
+    /// What the journal knows it by: its id; where it is stamped, with the stamp and the body's checksum, since people use ids
+    /// again.
     pub(super) entry: String,
     /// When the broker took it in, in Unix milliseconds.
     stamp: Option<i64>,

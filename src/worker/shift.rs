@@ -279,11 +279,10 @@ impl<'b> Shift<'b> {
     /// Begins what may run, after writing down that it does.
     fn start_ready(&mut self) {
         let mut jobs = Vec::new();
-        let mut followed = false;
         while let Some(mut job) = self.schedule.next() {
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
             let doubt = desk::doubt(&job, late_since);
-            if doubt.is_some() && !std::mem::replace(&mut followed, true) {
+            if doubt.is_some() {
                 self.bench.follow_journal();
             }
             match desk::reconsider(&mut job, doubt, &mut self.bench.journal) {
