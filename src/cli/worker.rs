@@ -13,7 +13,7 @@ use super::bucket::Bucket;
 use super::outcome::{Code, Failure};
 use super::{lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
-use crate::config::{self, Flag, QueueSettings, Settings};
+use crate::config::{self, Flag, JOURNAL, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
 use crate::worker::{self, Stop, WorkerError, WorkerOptions};
@@ -22,8 +22,6 @@ use crate::worker::{self, Stop, WorkerError, WorkerOptions};
 const SPARE_THREADS: usize = 64;
 /// How long a cold stop may take: enough to write down what was past its commit point.
 const COLD: Duration = Duration::from_secs(1);
-/// Folder of the journal below `local_storage_path`.
-const JOURNAL: &str = "journal";
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]
