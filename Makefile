@@ -17,7 +17,7 @@ check: ## format, lints and docs only; needs no broker
 	@tests/run check
 
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
-	@benches/run
+	@deploy/need rust broker processes && python=$$(deploy/need --python) && "$$python" benches/run
 
 image: ## builds the container image from source; FILESTORAGE_IMAGE names it, RUST_IMAGE and RUNTIME_IMAGE its bases
 	@deploy/image/build

@@ -1,9 +1,10 @@
-"""Renders the overlays and every combination of components, as `kubectl apply -k` would."""
+"""Renders the overlays and every combination of components, as `kubectl apply -k` would; a test compares the two."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from functools import lru_cache
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from . import kustomize
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -29,21 +32,44 @@ COMBINATIONS = [
 ]
 
 
+# The first whose `kubectl kustomize` and `kustomize build` know all fields that are used.
+OLDEST = {"kubectl": (1, 27), "kustomize": (5, 0)}
+
+
 @lru_cache
-def renderer():
-    """Returns the command that renders a folder; skips, with the reason, where there is none."""
-    for command in (("kustomize", "build"), ("kubectl", "kustomize")):
-        if shutil.which(command[0]):
-            return command
-    pytest.skip("not rendered: neither kustomize nor kubectl is on PATH; only the files themselves were checked")
+def installed():
+    """Returns the command of an installed renderer, or None and why there is none that will do."""
+    faults = []
+    for program, build, version in (
+        ("kustomize", "build", ("version",)),
+        ("kubectl", "kustomize", ("version", "--client", "--output=json")),
+    ):
+        if not shutil.which(program):
+            faults.append(f"{program} is not installed")
+            continue
+        done = subprocess.run([program, *version], capture_output=True, text=True, timeout=60, check=False)
+        found = re.search(r"v(\d+)\.(\d+)\.\d+", done.stdout)
+        if found and tuple(map(int, found.groups())) >= OLDEST[program]:
+            return (program, build), None
+        oldest = ".".join(map(str, OLDEST[program]))
+        faults.append(f"{program} is {found[0] if found else 'of no version that can be read'}, {oldest} or newer is needed")
+    return None, "; ".join(faults)
+
+
+def render_installed(folder):
+    """Returns the documents that the installed renderer makes; skips, with the reason, where there is none."""
+    command, fault = installed()
+    if command is None:
+        pytest.skip(f"not compared with kustomize itself: {fault}")
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{folder} cannot be rendered:\n{done.stderr}"
+    assert "deprecated" not in done.stderr, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def render(folder):
     """Returns the documents that the kustomization in a folder makes."""
-    done = subprocess.run([*renderer(), str(folder)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, f"{folder} cannot be rendered:\n{done.stderr}"
-    assert "deprecated" not in done.stderr, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return kustomize.render(Path(folder))
 
 
 @lru_cache
@@ -51,8 +77,8 @@ def overlay(name):
     return render(FOLDER / "overlays" / name)
 
 
-def compose(combination, folder):
-    """Renders base with these components, as an overlay that somebody wrote would."""
+def write(combination, folder):
+    """Writes an overlay of base with these components, as somebody would."""
     relative = os.path.relpath(FOLDER, folder)
     settings = [f"{name}={value}" for name, value in CLOUDS[combination[0]].items()]
     kustomization = {
@@ -64,6 +90,11 @@ def compose(combination, folder):
         "configMapGenerator": [{"name": "filestorage-settings", "behavior": "merge", "literals": settings}],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+
+
+def compose(combination, folder):
+    """Renders base with these components."""
+    write(combination, folder)
     return render(folder)
 
 
