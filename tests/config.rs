@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use filestorage::config::{
@@ -52,7 +53,10 @@ fn defaults_are_those_of_the_contract() {
     let (location, nothing) = ("US".to_owned(), None);
     let gcs = GcsSettings { bucket: None, project: None, location, credentials: None, emulator: nothing };
     assert_eq!(storage.gcs, gcs);
-    assert_eq!(storage.s3, S3Settings { bucket: None, endpoint: None, region: None, aws: BTreeMap::new() });
+    assert_eq!(
+        storage.s3,
+        S3Settings { bucket: None, endpoint: None, region: None, aws: BTreeMap::new(), aws_files: BTreeMap::new() }
+    );
     assert_eq!(settings.queue.broker_urls.len(), 1);
     assert_eq!(settings.queue.broker_urls[0].expose(), "amqp://guest:guest@localhost:5672//");
     assert_eq!(settings.queue.queues, ["filestorage"]);
@@ -271,7 +275,10 @@ fn settings_of_buckets_arrive_typed() {
     };
     assert_eq!(storage.gcs, gcs);
     let (endpoint, region) = (some("https://minio.example.org"), some("eu-central-1"));
-    assert_eq!(storage.s3, S3Settings { bucket: some("two"), endpoint, region, aws: BTreeMap::new() });
+    assert_eq!(
+        storage.s3,
+        S3Settings { bucket: some("two"), endpoint, region, aws: BTreeMap::new(), aws_files: BTreeMap::new() }
+    );
     assert_eq!((storage.local_fallback, storage.max_retries, storage.timeout), (false, 0, Duration::from_millis(500)));
     assert_eq!(storage.exchange_directories, [std::path::Path::new("/a"), std::path::Path::new("/b c")]);
     let joined = from_environment(&[("EXCHANGE_DIRECTORIES", "/a:/b c")]).unwrap().settings.storage;
@@ -279,32 +286,6 @@ fn settings_of_buckets_arrive_typed() {
     let emulator =
         from_environment(&[("STORAGE_EMULATOR_HOST", "http://gcs:1/")]).unwrap().settings.storage.gcs.emulator;
     assert_eq!(emulator, some("http://gcs:1"));
-}
-
-#[test]
-fn buckets_that_commands_may_name_are_listed_whole() {
-    use filestorage::config::Provider::{Gcs, S3};
-    let listed =
-        |text: &str| from_environment(&[("EXCHANGE_BUCKETS", text)]).map(|it| it.settings.storage.exchange_buckets);
-    assert_eq!(from_environment(&[]).unwrap().settings.storage.exchange_buckets, []);
-    let wanted = [(Gcs, "my_in".to_owned()), (S3, "out".to_owned())];
-    assert_eq!(listed("gs://my_in, S3://out/").unwrap(), wanted);
-    let loaded = from_file("exchange_buckets = [\"gs://my_in\", \"s3://out\"]").unwrap();
-    assert_eq!(loaded.settings.storage.exchange_buckets, wanted);
-    for (text, entry, word) in [
-        ("inbox", 1, "begins with neither gs:// nor s3://"),
-        ("gs://inbox,https://storage.googleapis.com/out", 2, "begins with neither"),
-        ("gs://inbox/2024/*", 1, "listed whole"),
-        ("gs://inbox,s3://my_out", 2, "names no bucket; after s3:// comes the bare name"),
-        ("gs://", 1, "names no bucket"),
-        ("gs://*", 1, "names no bucket"),
-        ("gs://inbox,", 2, "begins with neither"),
-    ] {
-        let faults = lines(from_environment(&[("EXCHANGE_BUCKETS", text)]));
-        assert_eq!(faults.len(), 1, "{faults:?}");
-        assert!(faults[0].contains(&format!("entry {entry} ")) && faults[0].contains(word), "{faults:?}");
-        assert!(faults[0].contains("it must be buckets as gs://name or s3://name"), "{faults:?}");
-    }
 }
 
 #[test]
@@ -344,6 +325,9 @@ fn the_credentials_of_s3_come_from_the_usual_variables() {
     let (id, secret) = (("AWS_ACCESS_KEY_ID", "hunter2"), ("AWS_SECRET_ACCESS_KEY_FILE", path));
     let others = [("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_REGION", "r"), ("AWS_SESSION_TOKEN", "")];
     let loaded = from_environment(&[&[bucket, id, secret][..], &others].concat()).unwrap();
+    assert_eq!(loaded.secret_files, [PathBuf::from(path)]);
+    let aws_files = &loaded.settings.storage.s3.aws_files;
+    assert_eq!(aws_files[&"AWS_SECRET_ACCESS_KEY".to_owned()], PathBuf::from(path));
     let aws = &loaded.settings.storage.s3.aws;
     let exposed: Vec<_> = aws.iter().map(|(name, secret)| (name.as_str(), secret.expose())).collect();
     let wanted = [id, others[1], ("AWS_SECRET_ACCESS_KEY", "hunter3"), others[0]];
@@ -363,6 +347,9 @@ fn the_credentials_of_s3_come_from_the_usual_variables() {
     }
     let twice = lines(from_environment(&[secret, ("AWS_SECRET_ACCESS_KEY", "hunter4")]));
     assert!(twice.len() == 1 && twice[0].contains("set one of the two") && !twice[0].contains("hunter"), "{twice:?}");
+    std::fs::write(path, "\n").unwrap();
+    let empty = lines(from_environment(&[("AWS_SESSION_TOKEN_FILE", path)]));
+    assert!(empty.len() == 1 && empty[0].ends_with("names a file that is empty"), "{empty:?}");
     let nowhere = lines(from_environment(&[("AWS_SESSION_TOKEN_FILE", "/nowhere/token")]));
     assert!(nowhere[0].starts_with("AWS_SESSION_TOKEN_FILE (environment AWS_SESSION_TOKEN_FILE): names a file"));
 }
@@ -388,6 +375,15 @@ fn secrets_come_from_files_and_are_never_shown() {
 
     let twice = lines(from_environment(&[("CELERY_BROKER_URL_FILE", path), ("CELERY_BROKER_URL", "amqp://u:pw1@x")]));
     assert!(twice.len() == 1 && twice[0].contains("set one of the two") && !twice[0].contains("pw1"), "{twice:?}");
+    for (held, said) in [("", "is empty"), ("hunter4 & co", "what it holds must be amqp://")] {
+        std::fs::write(path, held).unwrap();
+        let broken = lines(from_environment(&[("CELERY_BROKER_URL_FILE", path)]));
+        assert!(
+            broken.len() == 1 && broken[0].starts_with(&format!("celery_broker_url_file = {path:?}")),
+            "{broken:?}"
+        );
+        assert!(broken[0].contains(said) && !broken[0].contains("hunter"), "{broken:?}");
+    }
     let missing = lines(from_environment(&[("ENCRYPTION_KEY_FILE", "/nowhere/key")]));
     assert!(missing[0].starts_with("encryption_key_file = \"/nowhere/key\""), "{missing:?}");
 }

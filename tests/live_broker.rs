@@ -34,7 +34,7 @@ use bytes::Bytes;
 use filestorage::{
     broker::{
         Backoff, BrokerOptions, BrokerUrl, Confirmation, Deliveries, Delivery, End, ErrorKind, Exchange, ExchangeType,
-        Look, Presence, PublishError, QueueSpec, QueueType, Session, Settler, State, Subscription, Tls,
+        Look, Presence, PublishError, QueueSpec, QueueType, Session, Settler, State, Subscription, TlsFiles,
     },
     celery::message::{Address, Field, Headers, Message, Properties, Publication},
 };
@@ -63,15 +63,17 @@ fn options(url: &str) -> BrokerOptions {
     BrokerOptions { urls: BrokerUrl::parse_all(url).unwrap(), ..BrokerOptions::default() }
 }
 
-/// Options of an encrypted session; says why when there is no such listener.
-fn encrypted(node: &Node, vhost: &str) -> Option<BrokerOptions> {
+/// Options of an encrypted session, and the files they were read from; says why when there is no such listener.
+fn encrypted(node: &Node, vhost: &str) -> Option<(BrokerOptions, TlsFiles)> {
     let Some((port, directory)) = &node.tls else {
         eprintln!("not tested: the shared node has no encrypted listener");
         return None;
     };
     let file = |name: &str| Some(directory.join(name));
-    let tls = Tls { ca_file: file("ca.pem"), certificate_file: file("client.pem"), key_file: file("client.key") };
-    Some(BrokerOptions { tls, ..options(&format!("amqps://guest:guest@localhost:{port}/{vhost}")) })
+    let files =
+        TlsFiles { ca_file: file("ca.pem"), certificate_file: file("client.pem"), key_file: file("client.key") };
+    let tls = files.read().unwrap();
+    Some((BrokerOptions { tls, ..options(&format!("amqps://guest:guest@localhost:{port}/{vhost}")) }, files))
 }
 
 async fn open(node: &Node, vhost: &str) -> Session {

@@ -31,7 +31,7 @@ pub use consume::{BATCH, Deliveries, Delivery, End, Settler, Ticket};
 pub use delay::Delay;
 pub use error::{Error, ErrorKind, Result};
 pub use heard::DOUBT;
-pub use options::{BrokerOptions, QueueType, Tls};
+pub use options::{BrokerOptions, QueueType, Tls, TlsFiles};
 pub use publish::{Confirmation, PublishError, Publisher};
 pub use session::Session;
 pub use state::State;

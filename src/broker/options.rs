@@ -1,6 +1,6 @@
 //! What the worker tells this room.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use super::BrokerUrl;
 
@@ -38,9 +38,26 @@ impl Default for BrokerOptions {
     }
 }
 
-/// Certificates for `amqps`, as PEM files; read when a session opens, so that a renewed one is used.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Certificates for `amqps`, in PEM, as [`TlsFiles::read`] found them.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tls {
+    /// Authorities to trust beside those of the system.
+    pub(super) authorities: Option<String>,
+    /// Certificate chain of this client, and its key.
+    pub(super) identity: Option<(String, String)>,
+}
+
+/// Shows no secret.
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (authorities, identity) = (self.authorities.is_some(), self.identity.is_some());
+        formatter.debug_struct("Tls").field("authorities", &authorities).field("identity", &identity).finish()
+    }
+}
+
+/// The files that certificates for `amqps` are read from, in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
     /// Authorities to trust beside those of the system.
     pub ca_file: Option<PathBuf>,
     /// Certificate chain of this client; needs `key_file`.

@@ -1,17 +1,35 @@
-//! Looks at certificate and key files before the library does, which says of a bad one only that something is missing.
+//! Reads certificate and key files before the library does, which says of a bad one only that something is missing.
 
 use std::{fs, path::Path};
 
-use super::{Error, ErrorKind, Result};
+use super::{Error, ErrorKind, Result, Tls, TlsFiles};
+
+impl TlsFiles {
+    /// Reads the files, those that are named.
+    ///
+    /// # Errors
+    /// `Setting` names the file that is missing or no PEM, and the mend.
+    pub fn read(&self) -> Result<Tls> {
+        let identity = match (&self.certificate_file, &self.key_file) {
+            (Some(certificate), Some(file)) => Some((certificates(certificate)?, key(file)?)),
+            (None, None) => None,
+            _ => {
+                let text = "a client certificate needs both its certificate file and its key file";
+                return Err(Error::new(ErrorKind::Setting, text));
+            }
+        };
+        Ok(Tls { authorities: self.ca_file.as_deref().map(certificates).transpose()?, identity })
+    }
+}
 
 /// Reads a file of certificates.
-pub(super) fn certificates(path: &Path) -> Result<String> {
+fn certificates(path: &Path) -> Result<String> {
     let text = read(path)?;
     if block(&text, "CERTIFICATE") { Ok(text) } else { Err(fault(path, "holds no whole certificate in PEM")) }
 }
 
 /// Reads a file with a private key, one that no pass phrase protects.
-pub(super) fn key(path: &Path) -> Result<String> {
+fn key(path: &Path) -> Result<String> {
     let text = read(path)?;
     if block(&text, "ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
         let mend =

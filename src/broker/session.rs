@@ -17,7 +17,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, heard::Heard, pem, pulse, state::StateCell, stream, subscribe,
+    Subscription, Tls, Topology, consume, error, heard::Heard, pulse, state::StateCell, stream, subscribe,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -269,7 +269,7 @@ async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Du
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let uri = url.to_lapin(HEARTBEAT, limit);
     let heard = Heard::new();
-    let connection = stream::connect(uri, properties, certificates(&options.tls)?, heard.clone());
+    let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone());
     match tokio::time::timeout(limit, connection).await {
         Ok(Ok(connection)) => Ok((connection, heard)),
         Ok(Err(fault)) => Err(error::opening(&fault, url)),
@@ -280,20 +280,11 @@ async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Du
     }
 }
 
-fn certificates(tls: &Tls) -> Result<OwnedTLSConfig> {
-    let identity = match (&tls.certificate_file, &tls.key_file) {
-        (Some(certificate), Some(key)) => Some(OwnedIdentity::PKCS8 {
-            pem: pem::certificates(certificate)?.into_bytes(),
-            key: pem::key(key)?.into_bytes(),
-        }),
-        (None, None) => None,
-        _ => {
-            let text = "a client certificate needs both its certificate file and its key file";
-            return Err(Error::new(ErrorKind::Setting, text));
-        }
-    };
-    let cert_chain = tls.ca_file.as_deref().map(pem::certificates).transpose()?;
-    Ok(OwnedTLSConfig { identity, cert_chain })
+fn certificates(tls: &Tls) -> OwnedTLSConfig {
+    let identity = tls.identity.clone();
+    let identity = identity
+        .map(|(certificate, key)| OwnedIdentity::PKCS8 { pem: certificate.into_bytes(), key: key.into_bytes() });
+    OwnedTLSConfig { identity, cert_chain: tls.authorities.clone() }
 }
 
 /// Follows one connection until the session ends.

@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod retrieve;
 mod schema;
+mod secrets;
 mod stat;
 mod store;
 mod sync;
@@ -108,7 +109,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
     let settings = &loaded.settings;
     match arguments.command {
-        Command::Worker(_) => worker::run(settings),
+        Command::Worker(_) => worker::run(settings, inputs),
         Command::Store(command) => open::block_on(command.run(settings, output)),
         Command::Retrieve(command) => open::block_on(command.run(settings, output)),
         Command::Delete(command) => open::block_on(command.run(settings, output)),

@@ -11,17 +11,20 @@ use tokio::task::JoinSet;
 
 use super::bucket::Bucket;
 use super::outcome::{Code, Failure};
+use super::secrets::Secrets;
 use super::{lookout, nodename, open};
-use crate::broker::{BrokerOptions, BrokerUrl, QueueType, Tls};
-use crate::config::{self, Flag, JOURNAL, QueueSettings, Settings};
+use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
+use crate::config::{self, Flag, Inputs, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
-use crate::worker::{self, Stop, WorkerError, WorkerOptions};
+use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
 const SPARE_THREADS: usize = 64;
 /// How long a cold stop may take: enough to write down what was past its commit point.
 const COLD: Duration = Duration::from_secs(1);
+/// Folder of the journal below `local_storage_path`.
+const JOURNAL: &str = "journal";
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]
@@ -74,7 +77,7 @@ impl Arguments {
 /// Runs the worker; the admin port lives as long as it does.
 ///
 /// One thread beside the blocking pool: for small commands a second one costs more than it brings.
-pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
+pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> {
     let options = worker_options(settings)?;
     let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -82,18 +85,25 @@ pub(super) fn run(settings: &Settings) -> Result<Code, Failure> {
         .max_blocking_threads(settings.worker.concurrency + SPARE_THREADS)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    let outcome = runtime.block_on(supervised(settings, options, broker));
+    let outcome = runtime.block_on(supervised(settings, inputs, options, broker));
     // What a cold stop left on the blocking pool must not hold the process up.
     runtime.shutdown_background();
     outcome
 }
 
 /// Serves, and tells the service manager how that goes where there is one.
-async fn supervised(settings: &Settings, options: WorkerOptions, broker: BrokerOptions) -> Result<Code, Failure> {
-    let mut stop =
-        worker::listen().map_err(|error| Failure::new(Code::Io, format!("cannot listen for signals: {error}")))?;
+async fn supervised(
+    settings: &Settings,
+    inputs: Inputs,
+    options: WorkerOptions,
+    broker: BrokerOptions,
+) -> Result<Code, Failure> {
+    let deaf = |error| Failure::new(Code::Io, format!("cannot listen for signals: {error}"));
+    let mut stop = worker::listen().map_err(deaf)?;
     let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
-    let work = serve(settings, options, broker, readiness.clone(), stop.clone());
+    let secrets = Secrets::new(inputs, broker, readiness.clone());
+    tokio::spawn(secrets.clone().watch(worker::hangups().map_err(deaf)?));
+    let work = serve(settings, options, secrets, readiness.clone(), stop.clone());
     match ServiceManager::find(|name| std::env::var_os(name)) {
         Ok(Some(manager)) => {
             let stopping = async move {
@@ -114,7 +124,7 @@ async fn supervised(settings: &Settings, options: WorkerOptions, broker: BrokerO
 async fn serve(
     settings: &Settings,
     options: WorkerOptions,
-    broker: BrokerOptions,
+    secrets: Secrets,
     readiness: Readiness,
     stop: watch::Receiver<Stop>,
 ) -> Result<Code, Failure> {
@@ -144,8 +154,12 @@ async fn serve(
         Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut aside).await?,
         None => readiness.set(Component::Storage, Condition::Ready),
     }
-    let outcome = worker::run(options, broker, engine, metrics, readiness, stop).await;
-    outcome.map(|()| Code::Success).map_err(|error| {
+    let outcome = worker::run(options, || secrets.broker(), engine, metrics, readiness, stop).await;
+    let code = |departure| match departure {
+        Departure::Orderly => Code::Success,
+        Departure::LeftWork => Code::TryAgain,
+    };
+    outcome.map(code).map_err(|error| {
         let code = match &error {
             WorkerError::Broker(_) => Code::Configuration,
             WorkerError::Journal(_) => Code::Io,
@@ -178,12 +192,13 @@ async fn attend(
 
 /// Ends the process shortly after a cold stop was asked for, whatever still waits for a broker or a disk.
 ///
-/// Nothing is lost by it: what runs has not been answered, and the broker takes it back from a closed socket.
+/// Nothing is lost by it: what runs has not been answered, and the broker takes it back from a closed socket. Whoever still
+/// waits then leaves work behind.
 async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
     if stop.wait_for(|stop| *stop == Stop::Cold).await.is_ok() {
         tokio::time::sleep(COLD).await;
         tracing::info!("leaving at once");
-        std::process::exit(Code::Success as i32);
+        std::process::exit(Code::TryAgain as i32);
     }
 }
 
@@ -214,22 +229,32 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
 }
 
 pub(super) fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
-    let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
-    let urls = BrokerUrl::parse_all(&urls.join(";"))
-        .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))?;
-    let identity = queue.tls_identity.as_ref();
+    let tls = tls_files(queue).read();
     Ok(BrokerOptions {
-        urls,
-        tls: Tls {
-            ca_file: queue.tls_ca_file.clone(),
-            certificate_file: identity.map(|identity| identity.certificate_file.clone()),
-            key_file: identity.map(|identity| identity.key_file.clone()),
-        },
+        urls: broker_urls(queue)?,
+        tls: tls.map_err(|error| Failure::new(Code::Configuration, format!("broker_tls_…: {error}")))?,
         connection_name: node.to_owned(),
         queue_type: queue_type(queue.queue_type),
         max_priority: queue.max_priority,
         ..BrokerOptions::default()
     })
+}
+
+/// Reads the broker's URLs.
+pub(super) fn broker_urls(queue: &QueueSettings) -> Result<Vec<BrokerUrl>, Failure> {
+    let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
+    BrokerUrl::parse_all(&urls.join(";"))
+        .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))
+}
+
+/// Names the files of certificates.
+pub(super) fn tls_files(queue: &QueueSettings) -> TlsFiles {
+    let identity = queue.tls_identity.as_ref();
+    TlsFiles {
+        ca_file: queue.tls_ca_file.clone(),
+        certificate_file: identity.map(|identity| identity.certificate_file.clone()),
+        key_file: identity.map(|identity| identity.key_file.clone()),
+    }
 }
 
 const fn queue_type(configured: config::QueueType) -> QueueType {

@@ -1,7 +1,7 @@
 //! The `AWS_*` variables: taken as they are, for whoever signs requests to S3.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::gather::{read_lines, set};
 use super::{Fault, Inputs, Secret, Source};
@@ -9,8 +9,17 @@ use super::{Fault, Inputs, Secret, Source};
 /// Secrets among them; each has a twin `…_FILE` that names a file holding it.
 const SECRETS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
-/// Collects the variables by name, each with where it was given.
-pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<String, (Secret, Source)> {
+/// One variable.
+pub(super) struct Given {
+    pub(super) value: Secret,
+    /// Where it was given.
+    pub(super) source: Source,
+    /// The file that holds it, where its twin names one.
+    pub(super) file: Option<PathBuf>,
+}
+
+/// Collects the variables by name.
+pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<String, Given> {
     let mut found = BTreeMap::new();
     let names = inputs.environment.keys().filter(|name| name.starts_with("AWS_"));
     for (name, value) in names.filter_map(|name| Some((name, set(inputs, name)?))) {
@@ -23,7 +32,7 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<Strin
             continue;
         };
         let Some(secret) = name.strip_suffix("_FILE").filter(|secret| SECRETS.contains(secret)) else {
-            found.insert(name.clone(), (Secret::new(text), source));
+            found.insert(name.clone(), Given { value: Secret::new(text), source, file: None });
             continue;
         };
         if set(inputs, secret).is_some() {
@@ -31,8 +40,11 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<Strin
             continue;
         }
         match read_lines(Path::new(text)) {
+            // What is being written anew may be empty for a moment.
+            Ok(lines) if lines.is_empty() => refuse("names a file that is empty".to_owned()),
             Ok(lines) => {
-                found.insert(secret.to_owned(), (Secret::new(lines.concat()), source));
+                let given = Given { value: Secret::new(lines.concat()), source, file: Some(text.into()) };
+                found.insert(secret.to_owned(), given);
             }
             Err(error) => refuse(format!("names a file that cannot be read: {error}")),
         }

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::kind::{Parsed, Raw};
 use super::settings::Values;
 use super::{
-    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, overlap, redact_urls,
-    storage,
+    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, redact_urls, storage,
 };
 
 /// The checked settings and where each came from.
@@ -20,6 +19,8 @@ pub struct Loaded {
     pub effective: Vec<Effective>,
     /// What looks like a mistake but stops nothing, one sentence each.
     pub warnings: Vec<String>,
+    /// The files that secrets were read from.
+    pub secret_files: Vec<PathBuf>,
 }
 
 /// One setting in force.
@@ -54,6 +55,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let aws = aws::gather(inputs, &mut faults);
     let mut parsed = BTreeMap::new();
     let mut effective = Vec::new();
+    let mut secret_files: Vec<PathBuf> = aws.values().filter_map(|given| given.file.clone()).collect();
     for setting in SETTINGS {
         let name = setting.name.to_owned();
         let found = match from_flags(setting, inputs, &mut faults)
@@ -61,47 +63,49 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
             .or_else(|| from_table(setting, inputs, &table, &mut faults))
         {
             Some(found) => Some(found),
-            None => setting.default.map(|text| Found { raw: Raw::Text(text.to_owned()), source: Source::Default }),
+            None => setting.default.map(|text| Found::new(Raw::Text(text.to_owned()), Source::Default)),
         };
-        let Some(Found { raw, source }) = found else {
+        let Some(Found { raw, source, file }) = found else {
             effective.push(Effective { name, value: None, source: Source::Default });
             continue;
         };
+        secret_files.extend(file.clone());
         let shown = show(setting, &raw);
         match check(setting, &raw, &source) {
             Ok(value) => {
                 parsed.insert(setting.name, value);
                 effective.push(Effective { name, value: Some(shown), source });
             }
-            Err(message) => {
-                faults.push(Fault { setting: name, value: Some(shown), source, message });
-            }
+            Err(message) => faults.push(match file {
+                // Nothing of the file: what was put there by mistake may be another secret.
+                Some(file) => file_fault(setting, &file, source, format!("what it holds {message}")),
+                None => Fault { setting: name, value: Some(shown), source, message },
+            }),
         }
     }
-    let shown = |(name, (_, source)): (&String, &(_, Source))| Effective {
+    let shown = |(name, given): (&String, &aws::Given)| Effective {
         name: name.clone(),
         value: Some("***".to_owned()),
-        source: source.clone(),
+        source: given.source.clone(),
     };
     effective.extend(aws.iter().map(shown));
-    let aws = aws.into_iter().map(|(name, (secret, _))| (name, secret)).collect();
+    let files = aws.iter().filter_map(|(name, given)| Some((name.clone(), given.file.clone()?))).collect();
+    let aws = aws.into_iter().map(|(name, given)| (name, given.value)).collect();
     name_default_queue(&mut parsed, &mut effective);
     let values = Values(parsed);
     let refused = |name: &str| faults.iter().any(|fault| fault.setting == name);
     let combined = values.combined_faults().into_iter().chain(storage::combined_faults(&values, refused, &aws));
-    let overlaps = overlap::faults(inputs, &table, &values).into_iter().map(|why| ("exchange_directories", why));
     let combined: Vec<_> = combined
-        .chain(overlaps)
         .map(|(setting, message)| (setting.to_owned(), message))
         .map(|(setting, message)| Fault { setting, value: None, source: Source::Combination, message })
         .collect();
     faults.extend(combined);
     let values = Values(with_defaults(values.0));
-    let settings = Settings::from_values(&values, aws).ok_or_else(|| {
+    let settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
         let message = "a setting the program needs has no row in its registry".to_owned();
         Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
-    Ok((Loaded { settings, effective, warnings: near_misses(inputs) }, Faults(faults)))
+    Ok((Loaded { settings, effective, warnings: near_misses(inputs), secret_files }, Faults(faults)))
 }
 
 /// Adds the defaults of settings whose values were refused.
@@ -130,16 +134,18 @@ fn name_default_queue(parsed: &mut BTreeMap<&'static str, Parsed>, effective: &m
 struct Found {
     raw: Raw,
     source: Source,
+    /// The file it was read from, where a twin names one.
+    file: Option<PathBuf>,
+}
+
+impl Found {
+    const fn new(raw: Raw, source: Source) -> Self {
+        Self { raw, source, file: None }
+    }
 }
 
 fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
-    let parsed = setting.kind.parse(raw).ok_or_else(|| {
-        let allowed = setting.kind.allowed();
-        setting
-            .kind
-            .flaw(raw)
-            .map_or_else(|| format!("must be {allowed}"), |why| format!("{why}; it must be {allowed}"))
-    })?;
+    let parsed = setting.kind.parse(raw).ok_or_else(|| format!("must be {}", setting.kind.allowed()))?;
     let given = *source != Source::Default;
     let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
     let refused = match setting.availability {
@@ -173,7 +179,7 @@ fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Op
     if Some(&flag.setting) == twin.as_ref() {
         return read_secret(setting, Path::new(&flag.value), source, faults);
     }
-    Some(Found { raw: Raw::Text(flag.value.clone()), source })
+    Some(Found::new(Raw::Text(flag.value.clone()), source))
 }
 
 /// Reads a variable; one that is set but empty counts as unset, which is what compose files make of a missing one.
@@ -200,7 +206,7 @@ fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>)
                 faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
                 return None;
             };
-            Some(Found { raw: Raw::Text(text.to_owned()), source })
+            Some(Found::new(Raw::Text(text.to_owned()), source))
         }
         (None, Some((twin, path))) => {
             read_secret(setting, Path::new(path), Source::Environment(twin.to_owned()), faults)
@@ -223,7 +229,7 @@ fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &
                 faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
                 return None;
             };
-            Some(Found { raw, source })
+            Some(Found::new(raw, source))
         }
         (None, Some((value, twin))) => {
             let Some(path) = value.as_str() else {
@@ -258,18 +264,25 @@ fn raw_of(value: &toml::Value) -> Option<Raw> {
 /// Reads the file a twin names; several lines are joined as the setting joins them.
 fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<Fault>) -> Option<Found> {
     match read_lines(path) {
+        Ok(lines) if lines.is_empty() => {
+            faults.push(file_fault(setting, path, source, "is empty".to_owned()));
+            None
+        }
         Ok(lines) => {
             let separator = if setting.secrecy == Secrecy::Urls { ";" } else { "," };
-            Some(Found { raw: Raw::Text(lines.join(separator)), source })
+            Some(Found { raw: Raw::Text(lines.join(separator)), source, file: Some(path.to_owned()) })
         }
         Err(error) => {
-            let message = format!("cannot be read: {error}");
-            let value = Some(path.display().to_string());
-            let setting = setting.file_twin().unwrap_or_default();
-            faults.push(Fault { setting, value, source, message });
+            faults.push(file_fault(setting, path, source, format!("cannot be read: {error}")));
             None
         }
     }
+}
+
+/// The fault of a file that a twin names.
+fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> Fault {
+    let value = Some(file.display().to_string());
+    Fault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
 }
 
 /// Reads a file of secrets: its lines without blanks around them, and without empty ones.

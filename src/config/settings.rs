@@ -152,7 +152,11 @@ impl LogLevel {
 
 impl Settings {
     /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
-    pub(super) fn from_values(values: &Values, aws: BTreeMap<String, Secret>) -> Option<Self> {
+    pub(super) fn from_values(
+        values: &Values,
+        aws: BTreeMap<String, Secret>,
+        aws_files: BTreeMap<String, PathBuf>,
+    ) -> Option<Self> {
         let default_queue = values.text("celery_task_default_queue")?.to_owned();
         let queues = values.list("celery_task_queues").map_or_else(|| vec![default_queue.clone()], <[_]>::to_vec);
         let queue_type = match values.text("celery_task_default_queue_type")? {
@@ -169,7 +173,7 @@ impl Settings {
         let metrics =
             MetricsAddress { host: values.text("metrics_host")?.to_owned(), port: values.integer("metrics_port")? };
         Some(Self {
-            storage: StorageSettings::from_values(values, aws)?,
+            storage: StorageSettings::from_values(values, aws, aws_files)?,
             queue: QueueSettings {
                 broker_urls: values.list("celery_broker_url")?.iter().map(Secret::new).collect(),
                 default_queue,

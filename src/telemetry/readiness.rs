@@ -20,6 +20,8 @@ pub enum Component {
     Storage,
     /// Writing down what was done.
     Journal,
+    /// The files that secrets are read from.
+    Secrets,
     /// The worker's own life: starting, draining.
     Worker,
 }
@@ -35,6 +37,7 @@ impl Component {
             Self::DeadQueue => "dead_queue",
             Self::Storage => "storage",
             Self::Journal => "journal",
+            Self::Secrets => "secrets",
             Self::Worker => "worker",
         }
     }

@@ -31,7 +31,7 @@ use shift::{Shift, ShiftEnd};
 use silences::Silences;
 
 pub use event::event_schema;
-pub use signals::{Stop, listen};
+pub use signals::{Stop, hangups, listen};
 
 /// Queue that collects metric events by default.
 const METRICS_QUEUE: &str = "filestorage.metrics";
@@ -83,6 +83,15 @@ pub struct WorkerOptions {
     pub journal: PathBuf,
 }
 
+/// How a worker that was told to stop left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// Whatever was begun is answered and acknowledged.
+    Orderly,
+    /// What was begun comes back from its queue: the grace was over, or the stop was cold.
+    LeftWork,
+}
+
 /// Why a worker cannot work; only a person can mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -96,17 +105,19 @@ pub enum WorkerError {
 
 /// Works until told to stop: sessions one after another, for ever.
 ///
+/// `broker` says anew for each session how it is opened. Returns how it left once told to.
+///
 /// # Errors
 ///
 /// [`WorkerError`] for what only a person can mend, before the first session; later faults are waited out.
 pub async fn run(
     options: WorkerOptions,
-    broker: BrokerOptions,
+    broker: impl Fn() -> BrokerOptions,
     engine: Engine,
     metrics: Metrics,
     readiness: Readiness,
     mut stop: watch::Receiver<Stop>,
-) -> Result<(), WorkerError> {
+) -> Result<Departure, WorkerError> {
     let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
@@ -119,9 +130,10 @@ pub async fn run(
     while *stop.borrow() == Stop::No {
         bench.metrics.record_session(telemetry::Session::Connecting);
         let mut began = None;
+        let broker = broker();
         let opened = tokio::select! {
             opened = open(&mut bench, &broker, &mut next_url) => opened,
-            _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
+            _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(Departure::Orderly),
         };
         let reason = match opened {
             Ok(shift) => {
@@ -130,9 +142,12 @@ pub async fn run(
                 }
                 had_session = true;
                 began = Some(Instant::now());
-                match shift.work(&mut stop).await {
-                    ShiftEnd::Stopped => return Ok(()),
-                    ShiftEnd::Lost(reason) => reason,
+                let ShiftEnd { lost, left_work } = shift.work(&mut stop).await;
+                match lost {
+                    // A session that ends during the drain leaves its work behind as well.
+                    _ if *stop.borrow() != Stop::No => return Ok(departure(left_work)),
+                    None => return Ok(departure(left_work)),
+                    Some(reason) => reason,
                 }
             }
             Err(error) if error.is_permanent() && !had_session => {
@@ -159,7 +174,16 @@ pub async fn run(
         bench.readiness.set(Component::Broker, Condition::Unready(format!("no session: {reason}")));
         pause(wait, &mut stop).await;
     }
-    Ok(())
+    Ok(Departure::Orderly)
+}
+
+fn departure(left_work: bool) -> Departure {
+    if left_work {
+        tracing::warn!("stopped; what was begun and not answered comes back from its queue");
+        return Departure::LeftWork;
+    }
+    tracing::info!("stopped");
+    Departure::Orderly
 }
 
 async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {

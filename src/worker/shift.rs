@@ -37,13 +37,13 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// How long writes past their commit point are waited for when a session is lost.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// Why a session's work ended.
+/// How a session's work ended.
 #[derive(Debug)]
-pub(super) enum ShiftEnd {
-    /// As asked: everything that ran is answered and acknowledged, unless the stop was cold.
-    Stopped,
-    /// The session is lost, with the reason.
-    Lost(String),
+pub(super) struct ShiftEnd {
+    /// The reason when the session was lost; none when the work ended as asked.
+    pub(super) lost: Option<String>,
+    /// Commands were begun that are not answered and acknowledged.
+    pub(super) left_work: bool,
 }
 
 /// A command that runs.
@@ -116,14 +116,12 @@ impl<'b> Shift<'b> {
 
     /// Works until told to stop or the session is lost.
     pub(super) async fn work(mut self, stop: &mut watch::Receiver<Stop>) -> ShiftEnd {
-        let end = match self.run(stop).await {
-            Ok(()) => ShiftEnd::Stopped,
-            Err(reason) => ShiftEnd::Lost(reason),
-        };
+        let lost = self.run(stop).await.err();
+        let left_work = !self.is_idle() || !self.errands.is_empty();
         self.abandon().await;
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
         let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
-        if matches!(end, ShiftEnd::Stopped) && self.stop != Stop::Cold && !late {
+        if lost.is_none() && self.stop != Stop::Cold && !late {
             let farewell = async {
                 if let Err(error) = self.settler.close().await {
                     tracing::debug!(%error, "closing the consuming channel");
@@ -134,7 +132,7 @@ impl<'b> Shift<'b> {
                 tracing::debug!("the broker does not answer; leaving all the same");
             }
         }
-        end
+        ShiftEnd { lost, left_work }
     }
 
     async fn run(&mut self, stop: &mut watch::Receiver<Stop>) -> Result<(), String> {

@@ -39,6 +39,15 @@ pub fn listen() -> io::Result<watch::Receiver<Stop>> {
     Ok(receiver)
 }
 
+/// Returns each SIGHUP from now on; the signal no longer ends the process.
+///
+/// # Errors
+///
+/// When the handler cannot be installed.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
 async fn next(terminate: &mut Signal, interrupt: &mut Signal, quit: &mut Signal, now: Stop) -> Stop {
     let gently = if now == Stop::No { Stop::Warm } else { Stop::Cold };
     tokio::select! {

@@ -39,6 +39,7 @@ impl Scripted {
             bucket: "b".to_owned(),
             endpoint: Some(self.url.clone()),
             region: None,
+            aws_files: std::collections::BTreeMap::new(),
             aws: keys.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             timeout: Duration::from_secs(20),
             spool: Spool::new("/nowhere"),
@@ -89,6 +90,28 @@ fn reply(status: &str, headers: &str, body: &str) -> String {
 
 fn fault(status: &str, headers: &str, code: &str) -> String {
     reply(status, headers, &format!("<Error><Code>{code}</Code><Message>m</Message></Error>"))
+}
+
+#[tokio::test]
+async fn a_key_in_files_that_is_replaced_signs_the_next_request() {
+    let server = Scripted::serve(|_| reply("200 OK", "", "<ListBucketResult/>")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("id");
+    std::fs::write(&file, "id\n").unwrap();
+    let files = [("AWS_ACCESS_KEY_ID".to_owned(), file.clone())].into();
+    let s3 = S3::open(S3Options { aws_files: files, ..server.options() }).unwrap();
+    let who = async || {
+        drop(s3.probe().await);
+        let head = server.heads().pop().unwrap();
+        head.split_once("credential=").unwrap().1.split('/').next().unwrap().to_owned()
+    };
+    assert_eq!(who().await, "id");
+    std::fs::write(&file, "second\n").unwrap();
+    assert_eq!(who().await, "second");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(who().await, "second", "what was read last stays in use");
+    std::fs::write(&file, "third\n").unwrap();
+    assert_eq!(who().await, "third");
 }
 
 #[tokio::test]

@@ -435,11 +435,21 @@ def test_a_cold_stop_gives_everything_back(site, signals):
         for number in signals:
             worker.signal(number)
             time.sleep(0.5)
-        worker.wait(10)
+        assert worker.wait(10) == 75, "work was left behind"
     wait_until(lambda: site.queues()[QUEUE] == (1, 0), what="the command back in its queue", step=0.2)
     site.start()
     assert result.get(timeout=TIMEOUT)["key"] == "slow"
     assert site.call("retrieve", "slow") == "value"
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM), (signal.SIGQUIT,)], ids=str)
+def test_a_stop_that_leaves_nothing_behind_ends_with_0(site, signals):
+    worker = site.start()
+    site.call("store", "k", 1)
+    wait_until(lambda: site.queues()[QUEUE] == (0, 0), what="the acknowledgement", step=0.2)
+    for number in signals:
+        worker.signal(number)
+    assert worker.wait(10) == 0
 
 
 def test_a_stop_ends_within_its_grace(site):
@@ -447,7 +457,7 @@ def test_a_stop_ends_within_its_grace(site):
         worker = site.start(SHUTDOWN_GRACE_SECONDS=2)
         result = running_store(site, worker)
         worker.signal(signal.SIGTERM)
-        worker.wait(12)
+        assert worker.wait(12) == 75, "work was left behind"
     site.start()
     assert result.get(timeout=TIMEOUT)["key"] == "slow"
 

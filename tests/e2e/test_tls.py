@@ -142,8 +142,17 @@ def test_a_renewed_certificate_is_shown_with_the_next_session(node, secure):
     for made, mine in zip(node.authority.sign("second"), names):
         shutil.copy(made, mine)
     node.ctl("close_all_connections", "-p", secure.vhost, "tested")
-    wait_until(lambda: subjects(node).get(node.prefix + "worker", [""])[0] == "CN=second", SOON, secure.workers[-1].log, step=0.5)
-    secure.workers[-1].wait_ready()
+    worker = secure.workers[-1]
+    wait_until(lambda: subjects(node).get(node.prefix + "worker", [""])[0] == "CN=second", SOON, worker.log, step=0.5)
+    worker.wait_ready()
+    # Half of a renewal: what was whole last is shown until the rest is there.
+    names[1].unlink()
+    names[0].write_text("")
+    sessions = worker.log().count("worker ready")
+    node.ctl("close_all_connections", "-p", secure.vhost, "tested")
+    wait_until(lambda: worker.log().count("worker ready") > sessions, SOON, worker.log)
+    assert "mine.pem" in worker.http("/readyz")[1] and "stays in use" in worker.http("/readyz")[1]
+    assert worker.wait_ready() and subjects(node)[node.prefix + "worker"][0] == "CN=second"
 
 
 BROKEN = {

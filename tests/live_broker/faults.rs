@@ -20,19 +20,19 @@ fn a_wrong_password_and_an_unknown_vhost_are_permanent() {
 #[test]
 fn an_encrypted_session_needs_a_trusted_authority_and_a_certificate_of_its_own() {
     live(async |node, vhost| {
-        let Some(options) = encrypted(node, &vhost) else { return };
-        let tls = options.tls.clone();
+        let Some((options, files)) = encrypted(node, &vhost) else { return };
         let session = Session::open(&options).await.unwrap();
         consume(&session, "q", 1).await.1.close().await.unwrap();
         publish(&session, vec![to("q", "1")]).await;
 
-        let untrusted = BrokerOptions { tls: Tls { ca_file: None, ..tls.clone() }, ..options.clone() };
+        let with = |files: TlsFiles| BrokerOptions { tls: files.read().unwrap(), ..options.clone() };
+        let untrusted = with(TlsFiles { ca_file: None, ..files.clone() });
         let error = Session::open(&untrusted).await.unwrap_err();
         assert!(error.to_string().contains("authority"), "{error}");
-        let anonymous = Tls { certificate_file: None, key_file: None, ..tls.clone() };
-        Session::open(&BrokerOptions { tls: anonymous, ..options.clone() }).await.unwrap_err();
-        let half = BrokerOptions { tls: Tls { key_file: None, ..tls }, ..options };
-        assert_eq!(Session::open(&half).await.unwrap_err().kind(), ErrorKind::Setting);
+        let anonymous = with(TlsFiles { certificate_file: None, key_file: None, ..files.clone() });
+        Session::open(&anonymous).await.unwrap_err();
+        let half = TlsFiles { key_file: None, ..files };
+        assert_eq!(half.read().unwrap_err().kind(), ErrorKind::Setting);
     });
 }
 

@@ -94,7 +94,7 @@ fn names_that_are_not_utf_8_are_mended() {
 #[test]
 fn names_that_are_not_utf_8_are_mended_in_an_encrypted_session() {
     live(async |node, vhost| {
-        let Some(options) = encrypted(node, &vhost) else { return };
+        let Some((options, _)) = encrypted(node, &vhost) else { return };
         names_are_mended(node, vhost, &options).await;
     });
 }

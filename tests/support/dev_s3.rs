@@ -74,6 +74,7 @@ impl Bucket {
             bucket: self.name.clone(),
             endpoint: Some(store().url.clone()),
             region: None,
+            aws_files: std::collections::BTreeMap::new(),
             aws: keys.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             timeout: Duration::from_secs(20),
             spool: Spool::new(self.folder.path()),

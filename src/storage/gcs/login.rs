@@ -16,6 +16,7 @@ use google_cloud_auth::signer::Signer;
 use http::{Extensions, HeaderMap};
 use serde_json::Value;
 
+use super::super::stamp::Stamp;
 use super::error::{Fault, nobody_is_logged_in, root};
 
 /// How somebody gets a key file.
@@ -24,18 +25,26 @@ const MEND: &str = "name a service account's key or an external account's config
 
 /// Gives requests their authorization. Cheap to clone.
 ///
-/// Credentials or tokens that were refused are had anew for the next request, so that a key file that was replaced, or a
-/// token that ran out while the machine slept, needs no restart.
+/// A key file that was replaced is read before the next request, and credentials or tokens that were refused are had anew,
+/// such as a token that ran out while the machine slept: neither needs a restart.
 #[derive(Clone)]
 pub(super) struct Login(Arc<Inner>);
 
 struct Inner {
     source: Source,
     patience: Duration,
-    current: Mutex<Credentials>,
+    held: Mutex<Held>,
     /// A token was had once: whoever gives it is known here.
     known: AtomicBool,
+}
+
+/// What was had last.
+#[derive(Clone)]
+struct Held {
+    credentials: Credentials,
     signer: Result<Signer, String>,
+    /// Of the key file when this was read from it.
+    stamp: Option<Stamp>,
 }
 
 /// Where credentials come from.
@@ -60,6 +69,7 @@ impl Login {
             Some(file) => Source::File(file.to_owned()),
             None => Source::Default,
         };
+        let stamp = file.and_then(Stamp::of);
         let signer = match file {
             Some(file) => signer_of(file, &read(file).await?).await?,
             None if emulator => {
@@ -71,8 +81,8 @@ impl Login {
                     .to_owned()
             }),
         };
-        let (current, known) = (Mutex::new(source.build().await?), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { source, patience, current, known, signer })))
+        let held = Mutex::new(Held { credentials: source.build().await?, signer, stamp });
+        Ok(Self(Arc::new(Inner { source, patience, held, known: AtomicBool::new(false) })))
     }
 
     /// Returns the headers that authorize a request.
@@ -88,7 +98,7 @@ impl Login {
     pub(super) async fn renew(&self) {
         // What cannot be built now leaves the old ones, whose error says more.
         if let Ok(fresh) = self.0.source.build().await {
-            *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+            self.0.held.lock().unwrap_or_else(PoisonError::into_inner).credentials = fresh;
         }
     }
 
@@ -97,18 +107,33 @@ impl Login {
     /// # Errors
     ///
     /// Why nothing does, and the mend.
-    pub(super) fn signer(&self) -> Result<&Signer, &str> {
-        self.0.signer.as_ref().map_err(String::as_str)
+    pub(super) async fn signer(&self) -> Result<Signer, String> {
+        self.held().await.signer
     }
 
-    fn current(&self) -> Credentials {
-        self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns what was had last, after reading a key file that was replaced since. One that is missing or broken meanwhile
+    /// changes nothing.
+    async fn held(&self) -> Held {
+        let held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Source::File(file) = &self.0.source else { return held };
+        let stamp = Stamp::of(file);
+        if stamp.is_none() || stamp == held.stamp {
+            return held;
+        }
+        let read =
+            async { Ok::<_, String>((self.0.source.build().await?, signer_of(file, &read(file).await?).await?)) };
+        let Ok((credentials, signer)) = read.await else { return held };
+        tracing::info!(file = %file.display(), "the credentials file was replaced, and the new one is used");
+        let fresh = Held { credentials, signer, stamp };
+        *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        fresh
     }
 }
 
 impl CredentialsProvider for Login {
     async fn headers(&self, extensions: Extensions) -> Result<CacheableResource<HeaderMap>, CredentialsError> {
-        let asked = tokio::time::timeout(self.0.patience, self.current().headers(extensions)).await;
+        let credentials = self.held().await.credentials;
+        let asked = tokio::time::timeout(self.0.patience, credentials.headers(extensions)).await;
         let Ok(outcome) = asked else {
             let seconds = self.0.patience.as_secs_f64();
             return Err(CredentialsError::from_msg(true, format!("no answer within {seconds} s")));
@@ -253,14 +278,17 @@ mod tests {
         let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
         assert_eq!(issuer(&login.authorize().await.unwrap()), "one@p.iam");
         write(&file, &key, "two@p.iam");
-        assert_eq!(issuer(&login.authorize().await.unwrap()), "one@p.iam");
-        login.renew().await;
         assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
+        assert_eq!(login.signer().await.unwrap().client_email().await.unwrap(), "two@p.iam");
         // What is no key file any more leaves the old one.
         std::fs::write(&file, "{").unwrap();
-        login.renew().await;
         assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
-        assert!(login.signer().is_ok() && !format!("{login:?}").contains("PRIVATE"));
+        login.renew().await;
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
+        assert!(login.signer().await.is_ok() && !format!("{login:?}").contains("PRIVATE"));
+        write(&file, &key, "three@p.iam");
+        assert_eq!(issuer(&login.authorize().await.unwrap()), "three@p.iam");
     }
 
     #[tokio::test]
@@ -269,10 +297,10 @@ mod tests {
         let file = folder.path().join("key.json");
         write(&file, &private_key(), "one@p.iam");
         let login = Login::open(Some(&file), true, PATIENCE).await.unwrap();
-        assert!(login.authorize().await.unwrap().is_empty() && login.signer().is_ok());
+        assert!(login.authorize().await.unwrap().is_empty() && login.signer().await.is_ok());
         let login = Login::open(None, true, PATIENCE).await.unwrap();
         assert!(login.authorize().await.unwrap().is_empty());
-        assert!(login.signer().unwrap_err().contains("gcs_credentials_path"));
+        assert!(login.signer().await.unwrap_err().contains("gcs_credentials_path"));
     }
 
     #[tokio::test]
@@ -289,7 +317,7 @@ mod tests {
         });
         std::fs::write(&file, json.to_string()).unwrap();
         let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
-        assert!(login.signer().unwrap_err().contains("cannot sign"));
+        assert!(login.signer().await.unwrap_err().contains("cannot sign"));
         // Its server is away, which may pass.
         let fault = login.authorize().await.unwrap_err();
         assert!(matches!(&fault, Fault::Login { passing: true, .. }), "{fault:?}");

@@ -18,7 +18,7 @@ impl Gcs {
         if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST {
             return Err(invalid("a signed URL lives for 1 second to 7 days; give expires_in as 1 to 604800"));
         }
-        let signer = self.login.signer().map_err(invalid)?;
+        let signer = self.login.signer().await.map_err(|why| invalid(&why))?;
         let method = match grant.method {
             Method::Get => http::Method::GET,
             Method::Put => http::Method::PUT,
@@ -27,6 +27,6 @@ impl Gcs {
             .with_method(method)
             .with_expiration(grant.lifetime)
             .with_endpoint(self.address.server());
-        Ok(within(self.patience, url.sign_with(signer)).await??)
+        Ok(within(self.patience, url.sign_with(&signer)).await??)
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! mod          the backend, probe, signed URLs        read     look, get
 //! options      where the bucket is, who asks          write    put, delete, conditions on them
+//! keys         who asks, where files say it
 //! wire         one signed request, its answer         upload   bytes in one request or in parts
 //! error        what a failure means                   list     names, page by page
 //! conditions   which of them the store enforces
@@ -13,6 +14,7 @@
 
 mod conditions;
 mod error;
+mod keys;
 mod list;
 mod options;
 mod read;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use reqwest::Url;
 
 use super::super::{Error, ErrorKind, Operation, Result, Spool};
+use super::keys::FileKeys;
 
 /// How to reach a bucket of S3 or of a store that speaks like it.
 #[derive(Clone)]
@@ -21,6 +23,8 @@ pub struct S3Options {
     pub region: Option<String>,
     /// `AWS_*` variables as they were given: credentials, and endpoint and region where those above are unset.
     pub aws: BTreeMap<String, String>,
+    /// The files of those among them that lie in one, which are read anew when they change.
+    pub aws_files: BTreeMap<String, PathBuf>,
     /// Longest wait for a connection, for an answer once the request is under way, and between two pieces of it.
     pub timeout: Duration,
     /// Where payloads that were asked for as files go.
@@ -36,6 +40,7 @@ impl fmt::Debug for S3Options {
             .field("region", &self.region)
             // Names only: some of the values are secrets.
             .field("aws", &self.aws.keys())
+            .field("aws_files", &self.aws_files)
             .field("timeout", &self.timeout)
             .field("spool", &self.spool)
             .finish()
@@ -138,6 +143,9 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     };
     let only_instance_credentials = credentials(&value)?;
     builder = builder.with_region(&region);
+    if let Some(keys) = FileKeys::of(&options.aws, &options.aws_files) {
+        builder = builder.with_credentials(Arc::new(keys));
+    }
     if let Some(endpoint) = endpoint {
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
@@ -207,6 +215,7 @@ mod tests {
             endpoint: endpoint.map(str::to_owned),
             region: None,
             aws: aws.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            aws_files: BTreeMap::new(),
             timeout: Duration::from_secs(1),
             spool: Spool::new("/nowhere"),
         }
