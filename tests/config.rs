@@ -289,6 +289,32 @@ fn settings_of_buckets_arrive_typed() {
 }
 
 #[test]
+fn buckets_that_commands_may_name_are_listed_whole() {
+    use filestorage::config::Provider::{Gcs, S3};
+    let listed =
+        |text: &str| from_environment(&[("EXCHANGE_BUCKETS", text)]).map(|it| it.settings.storage.exchange_buckets);
+    assert_eq!(from_environment(&[]).unwrap().settings.storage.exchange_buckets, []);
+    let wanted = [(Gcs, "my_in".to_owned()), (S3, "out".to_owned())];
+    assert_eq!(listed("gs://my_in, S3://out/").unwrap(), wanted);
+    let loaded = from_file("exchange_buckets = [\"gs://my_in\", \"s3://out\"]").unwrap();
+    assert_eq!(loaded.settings.storage.exchange_buckets, wanted);
+    for (text, entry, word) in [
+        ("inbox", 1, "begins with neither gs:// nor s3://"),
+        ("gs://inbox,https://storage.googleapis.com/out", 2, "begins with neither"),
+        ("gs://inbox/2024/*", 1, "listed whole"),
+        ("gs://inbox,s3://my_out", 2, "names no bucket; after s3:// comes the bare name"),
+        ("gs://", 1, "names no bucket"),
+        ("gs://*", 1, "names no bucket"),
+        ("gs://inbox,", 2, "begins with neither"),
+    ] {
+        let faults = lines(from_environment(&[("EXCHANGE_BUCKETS", text)]));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].contains(&format!("entry {entry} ")) && faults[0].contains(word), "{faults:?}");
+        assert!(faults[0].contains("it must be buckets as gs://name or s3://name"), "{faults:?}");
+    }
+}
+
+#[test]
 fn faults_of_buckets_are_told_all_at_once() {
     let faults = lines(from_environment(&[
         ("STORAGE_BACKEND", "gcs"),

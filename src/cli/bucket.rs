@@ -10,13 +10,9 @@ use tokio::sync::Mutex;
 use super::open;
 use crate::config::{Provider, StorageSettings};
 use crate::storage::{
-    Backend, Breaker, Buckets, Error, ErrorKind, Gcs, GcsOptions, Metered, Operation, Result, Retry, RetryOptions, S3,
-    S3Options, Scheme,
+    Backend, Breaker, Buckets, Gcs, GcsOptions, Metered, Result, Retry, RetryOptions, S3, S3Options, Scheme,
 };
 use crate::telemetry::{self, Metrics};
-
-/// Buckets kept open beside the store's own; beyond these all are let go, which costs connections.
-const KEPT: usize = 64;
 
 /// Whether a bucket that is missing is created, where its project is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,38 +94,29 @@ impl fmt::Debug for Bucket {
     }
 }
 
-/// The buckets that references name: the store's own, and others that the same credentials open.
+/// The listed buckets that references name, by the same credentials as the store's own.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct Listed {
     settings: StorageSettings,
     metrics: Metrics,
     /// Retries and breakers of these are not those of the store's bucket, whose state the metrics show.
     apart: Metrics,
-    own: Arc<dyn Backend>,
     opened: Mutex<HashMap<(Scheme, String), Arc<dyn Backend>>>,
 }
 
-impl Named {
-    /// `own` is the store's stack.
-    pub(super) fn new(settings: StorageSettings, metrics: Metrics, own: Arc<dyn Backend>) -> Self {
-        Self { settings, metrics, apart: Metrics::new(), own, opened: Mutex::default() }
+impl Listed {
+    pub(super) fn new(settings: StorageSettings, metrics: Metrics) -> Self {
+        Self { settings, metrics, apart: Metrics::new(), opened: Mutex::default() }
     }
 }
 
 #[async_trait]
-impl Buckets for Named {
+impl Buckets for Listed {
     async fn open(&self, scheme: Scheme, name: &str) -> Result<Arc<dyn Backend>> {
         let provider = match scheme {
             Scheme::Gcs => Provider::Gcs,
             Scheme::S3 => Provider::S3,
         };
-        if !provider.allows(name) {
-            let why = format!("{name:?} is no bucket; it must be {}", provider.rule());
-            return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
-        }
-        if open::kept_in(&self.settings) == Some((provider, name)) {
-            return Ok(Arc::clone(&self.own));
-        }
         let mut opened = self.opened.lock().await;
         if let Some(backend) = opened.get(&(scheme, name.to_owned())) {
             return Ok(Arc::clone(backend));
@@ -137,9 +124,6 @@ impl Buckets for Named {
         let measures = (&self.metrics, &self.apart);
         let Bucket { backend, .. } =
             Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
-        if opened.len() >= KEPT {
-            opened.clear();
-        }
         opened.insert((scheme, name.to_owned()), Arc::clone(&backend));
         Ok(backend)
     }

@@ -10,19 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bucket::{Bucket, Creation, Named};
+use super::bucket::{Bucket, Creation, Listed};
 use super::outcome::{Code, Failure};
-use crate::config::{Provider, StoragePlace, StorageSettings};
+use crate::config::{OBJECTS, OVERLAY, Provider, SPOOL, StoragePlace, StorageSettings};
 use crate::storage::{
-    Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Memory, Metered, Owner, Place, Spool,
+    Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Memory, Metered, Owner, Permission, Place, Scheme,
+    Spool,
 };
 use crate::telemetry::{self, Metrics};
-
-/// Folder of nameless files below `local_storage_path`: what is on its way and too much for memory.
-const SPOOL: &str = "spool";
-
-/// Folder of the local store below `local_storage_path`.
-const OBJECTS: &str = "objects";
 
 /// Longest wait for a bucket that is only asked whether it is the right one.
 const LOOK: Duration = Duration::from_secs(5);
@@ -100,10 +95,7 @@ pub(super) fn kept_in(settings: &StorageSettings) -> Option<(Provider, &str)> {
 
 /// Names a bucket as references do.
 pub(super) fn url(provider: Provider, name: &str) -> String {
-    match provider {
-        Provider::Gcs => format!("gs://{name}"),
-        Provider::S3 => format!("s3://{name}"),
-    }
+    format!("{}://{name}", provider.scheme())
 }
 
 /// Asks a bucket whether it can be used, so that a wrong name, key or permission is told for what it is.
@@ -149,8 +141,19 @@ fn over_bucket(
 }
 
 fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backend>, place: Place) -> Engine {
-    let buckets = Named::new(settings.clone(), metrics.clone(), Arc::clone(&top));
-    let exchange = Exchange::new(settings.exchange_directories.clone(), Arc::new(buckets));
+    let named = |(provider, name): (Provider, &str)| {
+        let scheme = match provider {
+            Provider::Gcs => Scheme::Gcs,
+            Provider::S3 => Scheme::S3,
+        };
+        (scheme, name.to_owned())
+    };
+    let permission = Permission {
+        directories: settings.exchange_directories.clone(),
+        own: kept_in(settings).map(named),
+        buckets: settings.exchange_buckets.iter().map(|(provider, name)| named((*provider, name))).collect(),
+    };
+    let exchange = Exchange::new(permission, Arc::new(Listed::new(settings.clone(), metrics.clone())));
     Engine::new(top, place).with_exchange(exchange)
 }
 
@@ -166,7 +169,7 @@ pub(super) fn overlay(settings: &StorageSettings, provider: Provider, name: &str
 
 /// Returns the folder that the overlays of all buckets lie in.
 pub(super) fn overlays(settings: &StorageSettings) -> PathBuf {
-    settings.local_storage_path.join("overlay")
+    settings.local_storage_path.join(OVERLAY)
 }
 
 /// Returns the name of a bucket's overlay in it.

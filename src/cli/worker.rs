@@ -14,7 +14,7 @@ use super::outcome::{Code, Failure};
 use super::secrets::Secrets;
 use super::{lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
-use crate::config::{self, Flag, Inputs, QueueSettings, Settings};
+use crate::config::{self, Flag, Inputs, JOURNAL, QueueSettings, Settings};
 use crate::storage::Engine;
 use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
 use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
@@ -23,8 +23,6 @@ use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 const SPARE_THREADS: usize = 64;
 /// How long a cold stop may take: enough to write down what was past its commit point.
 const COLD: Duration = Duration::from_secs(1);
-/// Folder of the journal below `local_storage_path`.
-const JOURNAL: &str = "journal";
 
 /// Consumes commands until told to stop.
 #[derive(Debug, Args)]

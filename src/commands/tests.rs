@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 use crate::storage::{
     Attributes, Backend, Delete, Exchange, Fallback, Grant, Landing, Listing, Local, Memory, NoBuckets, Object, Page,
-    Place, Probe, Put, Removal, Want,
+    Permission, Place, Probe, Put, Removal, Want,
 };
 use crate::telemetry::Metrics;
 
@@ -39,7 +39,8 @@ fn site() -> (tempfile::TempDir, Engine) {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("exchange")).unwrap();
     let local = Local::open(root.path().join("objects")).unwrap();
-    let exchange = Exchange::new(vec![root.path().join("exchange")], Arc::new(NoBuckets));
+    let permission = Permission { directories: vec![root.path().join("exchange")], ..Permission::default() };
+    let exchange = Exchange::new(permission, Arc::new(NoBuckets));
     let engine = Engine::new(Arc::new(local), Place::Local).with_exchange(exchange);
     (root, engine)
 }
@@ -131,7 +132,7 @@ async fn faults_of_places_are_python_s_own_exceptions() {
     ] {
         let (exception, args) = refused(&engine, task, call).await;
         assert!(
-            exception == Exception::ValueError && args[0].as_str().unwrap().contains("no access to buckets"),
+            exception == Exception::PermissionError && args[1].as_str().unwrap().contains("exchange_buckets"),
             "{args:?}"
         );
     }

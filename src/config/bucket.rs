@@ -25,6 +25,20 @@ impl Provider {
         }
     }
 
+    /// Returns the scheme of URLs that name its objects.
+    #[must_use]
+    pub const fn scheme(self) -> &'static str {
+        match self {
+            Self::Gcs => "gs",
+            Self::S3 => "s3",
+        }
+    }
+
+    /// Finds whose buckets a scheme names, written in any case.
+    pub(super) fn of_scheme(scheme: &str) -> Option<Self> {
+        [Self::Gcs, Self::S3].into_iter().find(|provider| provider.scheme().eq_ignore_ascii_case(scheme))
+    }
+
     /// Tells whether a bucket can have this name.
     ///
     /// Names that only Google itself may give (those with `goog`) can be had: its public buckets can be read.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::kind::{Parsed, Raw};
 use super::settings::Values;
 use super::{
-    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, redact_urls, storage,
+    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, overlap, redact_urls,
+    storage,
 };
 
 /// The checked settings and where each came from.
@@ -95,7 +96,9 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let values = Values(parsed);
     let refused = |name: &str| faults.iter().any(|fault| fault.setting == name);
     let combined = values.combined_faults().into_iter().chain(storage::combined_faults(&values, refused, &aws));
+    let overlaps = overlap::faults(inputs, &table, &values).into_iter().map(|why| ("exchange_directories", why));
     let combined: Vec<_> = combined
+        .chain(overlaps)
         .map(|(setting, message)| (setting.to_owned(), message))
         .map(|(setting, message)| Fault { setting, value: None, source: Source::Combination, message })
         .collect();
@@ -145,7 +148,13 @@ impl Found {
 }
 
 fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
-    let parsed = setting.kind.parse(raw).ok_or_else(|| format!("must be {}", setting.kind.allowed()))?;
+    let parsed = setting.kind.parse(raw).ok_or_else(|| {
+        let allowed = setting.kind.allowed();
+        setting
+            .kind
+            .flaw(raw)
+            .map_or_else(|| format!("must be {allowed}"), |why| format!("{why}; it must be {allowed}"))
+    })?;
     let given = *source != Source::Default;
     let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
     let refused = match setting.availability {

@@ -31,10 +31,14 @@ pub enum Kind {
     Url,
     /// The same, or only its host and port.
     Emulator,
-    /// A path.
+    /// Path of a folder.
     Path,
+    /// Path of a file that is read.
+    File,
     /// Absolute paths joined by `:`.
     Paths,
+    /// Buckets as `gs://name` or `s3://name`, joined by commas.
+    Buckets,
     /// Queue names joined by commas.
     Queues,
     /// One queue name.
@@ -86,8 +90,9 @@ impl Kind {
             Self::Bucket(provider) => provider.rule().to_owned(),
             Self::Url => "an http:// or https:// URL, without user and password".to_owned(),
             Self::Emulator => "host:port or an http:// URL of these".to_owned(),
-            Self::Path => "a path".to_owned(),
+            Self::Path | Self::File => "a path".to_owned(),
             Self::Paths => "absolute paths joined by `:`".to_owned(),
+            Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
             Self::Queues => "queue names of 1 to 255 bytes joined by commas".to_owned(),
             Self::Queue => "a queue name of 1 to 255 bytes".to_owned(),
             Self::Content => "json; other serializers are not available".to_owned(),
@@ -126,18 +131,31 @@ impl Kind {
                 // Nothing but scheme and place: three parts, the middle one empty.
                 (is_url(url) && url.split('/').count() == 3).then(|| Parsed::Text(url.to_owned()))
             }
-            Self::Text | Self::Path => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
+            Self::Text | Self::Path | Self::File => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
             Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
-            Self::Queues | Self::Content => list(text, ',').and_then(|items| self.check_list(items)),
+            Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
             Self::BrokerUrls => list(text, ';').and_then(|items| self.check_list(items)),
         }
     }
 
+    /// Says which entry of a list is wrong and why, where that can be told without repeating it.
+    pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
+        if self != Self::Buckets {
+            return None;
+        }
+        let items: Vec<&str> = match raw {
+            Raw::Text(text) => text.split(',').map(str::trim).collect(),
+            Raw::List(items) => items.iter().map(String::as_str).collect(),
+        };
+        let flaw = |(at, item): (usize, &&str)| bucket(item).err().map(|why| format!("entry {} {why}", at + 1));
+        items.iter().enumerate().find_map(flaw)
+    }
+
     fn parse_list(self, raw: &Raw) -> Option<Parsed> {
         let Raw::List(items) = raw else { return None };
         match self {
-            Self::Queues | Self::Content | Self::Paths | Self::BrokerUrls if !items.is_empty() => {
+            Self::Queues | Self::Content | Self::Buckets | Self::Paths | Self::BrokerUrls if !items.is_empty() => {
                 self.check_list(items.clone())
             }
             _ => None,
@@ -150,6 +168,13 @@ impl Kind {
                 let mut seen = std::collections::HashSet::new();
                 items.retain(|item| seen.insert(item.clone()));
                 items.iter().all(|item| is_queue(item))
+            }
+            Self::Buckets => {
+                for item in &mut items {
+                    let (provider, name) = bucket(item).ok()?;
+                    *item = format!("{}://{name}", provider.scheme());
+                }
+                true
             }
             Self::Content => items.iter().all(|item| matches!(item.as_str(), "json" | "application/json")),
             Self::Paths => items.iter().all(|item| std::path::Path::new(item).is_absolute()),
@@ -164,6 +189,21 @@ impl Kind {
 fn list(text: &str, separator: char) -> Option<Vec<String>> {
     let items: Vec<String> = text.split(separator).map(|item| item.trim().to_owned()).collect();
     items.iter().all(|item| !item.is_empty()).then_some(items)
+}
+
+/// Reads `gs://name` or `s3://name`, a slash at the end allowed; an error says what is wrong, to follow "entry 1".
+pub(super) fn bucket(item: &str) -> Result<(Provider, &str), String> {
+    let split = item.split_once("://").and_then(|(scheme, rest)| Some((Provider::of_scheme(scheme)?, rest)));
+    let Some((provider, rest)) = split else {
+        return Err("begins with neither gs:// nor s3://; write gs://name for Google's, s3://name for S3's".to_owned());
+    };
+    match rest.strip_suffix('/').unwrap_or(rest) {
+        name if name.contains('/') => {
+            Err("names something in a bucket; a bucket is listed whole, so leave out what follows its name".to_owned())
+        }
+        name if provider.allows(name) => Ok((provider, name)),
+        _ => Err(format!("names no bucket; after {}:// comes {}", provider.scheme(), provider.rule())),
+    }
 }
 
 /// AMQP's short strings hold 255 bytes.

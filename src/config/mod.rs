@@ -9,6 +9,7 @@ mod bucket;
 mod fault;
 mod gather;
 mod kind;
+mod overlap;
 mod reference;
 mod registry;
 mod secret;
@@ -27,4 +28,4 @@ pub use settings::{
     LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, TelemetrySettings, TlsIdentity, WorkerSettings,
 };
 pub use source::{ConfigFile, DEFAULT_FILE, Flag, Inputs, Source};
-pub use storage::{GcsSettings, S3Settings, StoragePlace, StorageSettings};
+pub use storage::{GcsSettings, JOURNAL, OBJECTS, OVERLAY, S3Settings, SPOOL, StoragePlace, StorageSettings};

@@ -120,7 +120,7 @@ pub static SETTINGS: &[Setting] = &[
     .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"]),
     Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project, in which a missing bucket is created.")
         .aliases(&["GOOGLE_CLOUD_PROJECT_ID"]),
-    Setting::unset("gcs_credentials_path", Kind::Path, "Google's credentials file; unset uses the machine's own.")
+    Setting::unset("gcs_credentials_path", Kind::File, "Google's credentials file; unset uses the machine's own.")
         .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"]),
     Setting::new("gcs_location", Kind::Text, "US", "Where a missing bucket is created."),
     Setting::unset(
@@ -165,6 +165,11 @@ pub static SETTINGS: &[Setting] = &[
     Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
         .availability(Availability::Idle),
     Setting::unset("exchange_directories", Kind::Paths, "Folders below which commands may name files."),
+    Setting::unset(
+        "exchange_buckets",
+        Kind::Buckets,
+        "Buckets beside the worker's own whose objects commands may name; for any other no request is made.",
+    ),
     Setting::new(
         "celery_broker_url",
         Kind::BrokerUrls,
@@ -172,9 +177,9 @@ pub static SETTINGS: &[Setting] = &[
         "RabbitMQ's URL; several joined by `;` are tried in turn, `//` is the vhost `/`.",
     )
     .secrecy(Secrecy::Urls),
-    Setting::unset("broker_tls_ca_file", Kind::Path, "Authorities to trust for `amqps` beside the system's, PEM."),
-    Setting::unset("broker_tls_certificate_file", Kind::Path, "Certificate this client shows to the broker, PEM."),
-    Setting::unset("broker_tls_key_file", Kind::Path, "Key of that certificate, PEM."),
+    Setting::unset("broker_tls_ca_file", Kind::File, "Authorities to trust for `amqps` beside the system's, PEM."),
+    Setting::unset("broker_tls_certificate_file", Kind::File, "Certificate this client shows to the broker, PEM."),
+    Setting::unset("broker_tls_key_file", Kind::File, "Key of that certificate, PEM."),
     Setting::new(
         "celery_task_default_queue",
         Kind::Queue,

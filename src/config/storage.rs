@@ -4,8 +4,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Secret;
+use super::kind::bucket;
 use super::settings::Values;
+use super::{Provider, Secret};
+
+/// Folder of the local store below `local_storage_path`.
+pub const OBJECTS: &str = "objects";
+/// Folder of what waits for buckets.
+pub const OVERLAY: &str = "overlay";
+/// Folder of the worker's journal.
+pub const JOURNAL: &str = "journal";
+/// Folder of nameless files: what is on its way and too much for memory.
+pub const SPOOL: &str = "spool";
 
 /// What the storage engine is told.
 #[derive(Clone, Debug)]
@@ -26,6 +36,8 @@ pub struct StorageSettings {
     pub timeout: Duration,
     /// `exchange_directories`: folders below which commands may name files; absolute.
     pub exchange_directories: Vec<PathBuf>,
+    /// `exchange_buckets`: buckets beside the worker's own whose objects commands may name.
+    pub exchange_buckets: Vec<(Provider, String)>,
 }
 
 /// Where values are kept.
@@ -82,6 +94,7 @@ impl StorageSettings {
         let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| aws.get(name));
         let endpoint = text("s3_endpoint_url").or_else(|| named.map(|url| url.expose().to_owned()));
         let directories = values.list("exchange_directories").unwrap_or_default();
+        let buckets = values.list("exchange_buckets").unwrap_or_default().iter().filter_map(|url| bucket(url).ok());
         Some(Self {
             local_storage_path: values.text("local_storage_path")?.into(),
             // One whose bucket is missing has its fault already.
@@ -104,6 +117,7 @@ impl StorageSettings {
             max_retries: values.integer("max_retries")?,
             timeout: values.seconds("timeout_seconds")?,
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
+            exchange_buckets: buckets.map(|(provider, name)| (provider, name.to_owned())).collect(),
         })
     }
 }

@@ -48,7 +48,7 @@ pub use breaker::{Breaker, BreakerState};
 pub use draft::Draft;
 pub use engine::{Engine, Opened, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};
-pub use exchange::{Buckets, Exchange, NoBuckets, Reference, ReferenceError, Scheme};
+pub use exchange::{Buckets, Exchange, NoBuckets, Permission, Reference, ReferenceError, Scheme};
 pub use fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use fence::Fence;
 pub use gcs::{Gcs, GcsOptions};

@@ -48,11 +48,15 @@ def place(request, broker, tmp_path_factory):
     # Without the rules, which hold whole bodies, so that what streams streams all the way.
     site = BucketSite(broker, tmp_path_factory.mktemp("references"), request.getfixturevalue(request.param), enforce=False)
     site.exchange = exchange
+    site.scheme = {"gcs": "gs", "s3": "s3"}[site.kind]
+    site.other = site.server.bucket()
     try:
-        site.start(EXCHANGE_DIRECTORIES=exchange)
+        site.start(EXCHANGE_DIRECTORIES=exchange, EXCHANGE_BUCKETS=f"{site.scheme}://{site.other}")
         yield site
         site.workers[-1].assert_alive()
     finally:
+        if site.kind == "s3":
+            site.server.give_back(site.other)
         site.close()
 
 
@@ -89,8 +93,7 @@ def test_files_of_every_size_come_back(place, key, size):
 
 
 def test_objects_of_other_buckets_are_taken_and_given(place, key):
-    scheme = {"gcs": "gs", "s3": "s3"}[place.kind]
-    other = place.server.bucket()
+    scheme, other = place.scheme, place.other
     data = random.Random(3).randbytes(9 * MIB)
     place.server.write(other, "from/there", data, "image/png")
     receipt = place.send("store", key, {"$ref": f"{scheme}://{other}/from/there"}).get(timeout=60)
@@ -102,8 +105,24 @@ def test_objects_of_other_buckets_are_taken_and_given(place, key):
     error = failure(place.send("store", key, {"$ref": f"{scheme}://{other}/missing"}))
     assert isinstance(error, (FileNotFoundError, ValueError)) and "missing" in str(error)
     assert place.server.read(place.bucket, key) == data
-    if place.kind == "s3":
-        place.server.give_back(other)
+
+
+def test_objects_of_the_own_bucket_are_keys_of_the_store(place, key):
+    own = f"{place.scheme}://{place.bucket}"
+    receipt = place.call("store", key, {"a": [1, None]}, {"n": 1})
+    copy = place.call("store", f"{key}/copy", {"$ref": f"{own}/{key}"})
+    assert (copy["kind"], copy["checksum"]) == ("json", receipt["checksum"])
+    assert place.call("retrieve", f"{key}/copy", destination=f"{own}/{key}/out") == copy
+    out = place.call("stat", f"{key}/out")
+    assert (out["kind"], out["metadata"]) == ("json", {"n": 1})
+    assert place.call("retrieve", f"{key}/out") == {"a": [1, None]}
+    unlisted = f"{place.scheme}://{place.bucket}-of-others"
+    for error in (
+        failure(place.send("store", key, {"$ref": f"{unlisted}/a"})),
+        failure(place.send("retrieve", key, destination=f"{unlisted}/a")),
+    ):
+        assert type(error) is PermissionError and "exchange_buckets" in str(error)
+        assert error.filename == f"{unlisted}/a"
 
 
 def test_the_shell_streams_from_and_to_pipes_in_bounded_memory(place, key):

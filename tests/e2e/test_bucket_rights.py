@@ -67,7 +67,8 @@ def test_another_bucket_is_out_of_reach(place):
     scheme = {"gcs": "gs", "s3": "s3"}[place.kind]
     try:
         server.write(other, "secret", b"of somebody else")
-        place.start()
+        # Listed, so that the place itself is asked.
+        place.start(EXCHANGE_BUCKETS=f"{scheme}://{other}")
         taken = failure(place.send("store", "k", {"$ref": f"{scheme}://{other}/secret"}))
         assert type(taken) is PermissionError and other in str(taken)
         place.call("store", "mine", "x")

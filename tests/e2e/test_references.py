@@ -4,12 +4,13 @@ import json
 import os
 import re
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
-from harness import QUEUE, TIMEOUT, Raw, Site, failure, wait_events, wait_until
+from harness import BINARY, QUEUE, TIMEOUT, Raw, Site, failure, wait_events, wait_until
 
 MIB = 1 << 20
 
@@ -452,3 +453,59 @@ def test_a_quarter_of_a_gigabyte_passes_in_64_mib(site, key):
     peak = rss_peak(worker)
     assert peak < 64 * MIB, f"{peak / MIB:.1f} MiB"
     print(f"256 MiB in and out by reference: {peak / MIB:.1f} MiB at most")
+
+
+def test_a_bucket_that_is_not_listed_is_refused_and_nobody_is_asked(broker, tmp_path, key):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                asked.append(connection.recv(4096))
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        address = "127.0.0.1:{}".format(server.getsockname()[1])
+        site = Site(broker, tmp_path)
+        try:
+            # Whoever answers for credentials or buckets would be asked here.
+            site.start(
+                GCE_METADATA_HOST=address,
+                AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://{address}",
+                AWS_METADATA_ENDPOINT=f"http://{address}",
+                AWS_ENDPOINT_URL=f"http://{address}",
+                HTTP_PROXY=f"http://{address}",
+                HTTPS_PROXY=f"http://{address}",
+                EXCHANGE_BUCKETS="gs://listed,s3://listed",
+            )
+            site.call("store", key, "value")
+            for bucket in ("gs://payroll", "s3://payroll", "gs://listed2", "s3://www"):
+                for error in (
+                    failure(site.send("store", key, ref(f"{bucket}/2024/salaries.csv"))),
+                    failure(site.send("retrieve", key, destination=f"{bucket}/2024/salaries.csv")),
+                    failure(site.send("retrieve", "nothing", destination=f"{bucket}/2024/salaries.csv")),
+                ):
+                    assert type(error) is PermissionError, error
+                    assert "exchange_buckets" in str(error) and error.filename == f"{bucket}/2024/salaries.csv"
+            assert site.call("retrieve", key) == "value"
+            assert asked == []
+        finally:
+            site.close()
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("inside", [".", "storage", "storage/journal", "link/x", "storage/../storage/not/yet"])
+def test_an_exchange_directory_over_the_store_stops_the_start(shared, tmp_path, inside):
+    (tmp_path / "storage" / "journal").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("storage")
+    exchange = f"{tmp_path}/{inside}"
+    for command in ("worker", "doctor"):
+        env = shared.env(EXCHANGE_DIRECTORIES=exchange, LOCAL_STORAGE_PATH=f"{tmp_path}/storage")
+        done = subprocess.run([str(BINARY), command], env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        assert done.returncode == 78, done
+        said = done.stdout + done.stderr
+        assert "exchange_directories" in said and exchange in said and f"{tmp_path}/storage" in said

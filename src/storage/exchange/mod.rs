@@ -5,6 +5,7 @@
 //! [`Engine::retrieve_to`](super::Engine::retrieve_to).
 
 mod directory;
+mod permission;
 mod reference;
 mod transfer;
 
@@ -17,6 +18,7 @@ use async_trait::async_trait;
 use serde_json::value::RawValue;
 
 use self::directory::{Directory, Fault};
+pub use self::permission::Permission;
 use self::reference::Target;
 pub use self::reference::{Reference, ReferenceError, Scheme};
 use super::draft::Draft;
@@ -31,10 +33,10 @@ use super::{
 /// Largest JSON value taken from a bucket, in bytes: it is read whole to see that it is JSON.
 const MAX_JSON_BYTES: u64 = 16 << 20;
 
-/// Opens buckets by name.
+/// Opens buckets by name; only those that a [`Permission`] lists are asked for.
 #[async_trait]
 pub trait Buckets: std::fmt::Debug + Send + Sync {
-    /// Opens a bucket. The store's own is the store's own stack, so that what waits in its overlay is seen.
+    /// Opens a bucket.
     async fn open(&self, scheme: Scheme, bucket: &str) -> Result<Arc<dyn Backend>>;
 }
 
@@ -45,8 +47,7 @@ pub struct NoBuckets;
 #[async_trait]
 impl Buckets for NoBuckets {
     async fn open(&self, _: Scheme, _: &str) -> Result<Arc<dyn Backend>> {
-        let why = "this store has no access to buckets; name a file:/// below one of the exchange_directories";
-        Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why))
+        Err(Error::new(ErrorKind::Denied, Operation::Probe, None, "this store has no access to other buckets"))
     }
 }
 
@@ -55,11 +56,13 @@ impl Buckets for NoBuckets {
 /// # Contract
 ///
 /// - Nothing but regular files below the listed directories is read or written; no link is followed, none leads out.
+/// - Nothing but objects of the listed buckets, and of the store's own, is read or written; for any other no request is
+///   made, not even for credentials.
 /// - A file is written whole or not at all and synced; its folder must be there.
 /// - Values pass in bounded memory.
 #[derive(Clone, Debug)]
 pub struct Exchange {
-    directories: Arc<[PathBuf]>,
+    permission: Arc<Permission>,
     buckets: Arc<dyn Buckets>,
 }
 
@@ -92,17 +95,32 @@ struct Purpose<'a> {
 }
 
 impl Exchange {
-    /// Lets commands name files below these directories, which are absolute paths, and objects of these buckets.
+    /// Lets commands name what the permission lists.
     #[must_use]
-    pub fn new(directories: Vec<PathBuf>, buckets: Arc<dyn Buckets>) -> Self {
-        Self { directories: directories.into(), buckets }
+    pub fn new(permission: Permission, buckets: Arc<dyn Buckets>) -> Self {
+        Self { permission: Arc::new(permission), buckets }
     }
 
-    /// Refuses a file outside the listed directories, without asking anybody.
+    /// Refuses a place that is not listed, without asking anybody.
     fn check(&self, purpose: Purpose<'_>) -> Result<()> {
         match &purpose.reference.0 {
             Target::File(path) => self.locate(purpose, path).map(drop),
-            Target::Object { .. } => Ok(()),
+            target if self.permission.is_own(target) => Ok(()),
+            Target::Object { scheme, bucket, .. } if self.permission.lists(*scheme, bucket) => Ok(()),
+            Target::Object { scheme, bucket, .. } => {
+                let scheme = scheme.as_str();
+                let mend = "let the worker's operator list it there, or name an object of the worker's own bucket";
+                let why = format!("{scheme}://{bucket} is not one of the exchange_buckets; {mend}");
+                Err(purpose.fail(ErrorKind::Denied, why))
+            }
+        }
+    }
+
+    /// Returns the key of a reference into the store's own bucket.
+    fn own<'r>(&self, reference: &'r Reference) -> Option<&'r Key> {
+        match &reference.0 {
+            target @ Target::Object { key, .. } if self.permission.is_own(target) => Some(key),
+            _ => None,
         }
     }
 
@@ -126,10 +144,7 @@ impl Exchange {
                     let backend = self.buckets.open(*scheme, bucket).await?;
                     open(&*backend, key, Want { spooled: true, ..Want::default() }).await
                 };
-                match found.await.map_err(|error| purpose.foreign(error))? {
-                    Some(object) => purpose.take(object).await,
-                    None => Err(purpose.fail(ErrorKind::Missing, "the object is not there")),
-                }
+                purpose.take_found(found.await.map_err(|error| purpose.foreign(error))?).await
             }
         }
     }
@@ -161,17 +176,11 @@ impl Exchange {
         }
     }
 
-    /// Finds the listed directory a path lies in, and the path below it; of nested ones the innermost.
     fn locate(&self, purpose: Purpose<'_>, path: &Path) -> Result<(PathBuf, PathBuf)> {
-        let within =
-            self.directories.iter().filter_map(|directory| Some((directory, path.strip_prefix(directory).ok()?)));
-        match within.min_by_key(|(_, below)| below.components().count()) {
-            Some((directory, below)) => Ok((directory.clone(), below.to_owned())),
-            None => {
-                let why = "is not below a directory that exchange_directories lists; move the file, or let the worker's operator list its folder";
-                Err(purpose.fail(ErrorKind::Invalid, why))
-            }
-        }
+        self.permission.locate(path).ok_or_else(|| {
+            let why = "is not below a directory that exchange_directories lists; move the file, or let the worker's operator list its folder";
+            purpose.fail(ErrorKind::Invalid, why)
+        })
     }
 }
 
@@ -193,7 +202,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + S
 /// Knows no directory and no bucket.
 impl Default for Exchange {
     fn default() -> Self {
-        Self::new(Vec::new(), Arc::new(NoBuckets))
+        Self::new(Permission::default(), Arc::new(NoBuckets))
     }
 }
 
@@ -209,6 +218,14 @@ impl Outgoing {
 }
 
 impl Purpose<'_> {
+    /// Takes an object of a bucket if it was found.
+    async fn take_found(self, found: Option<Object>) -> Result<Incoming> {
+        match found {
+            Some(object) => self.take(object).await,
+            None => Err(self.fail(ErrorKind::Missing, "the object is not there")),
+        }
+    }
+
     /// Takes an object of a bucket: what it is, it stays.
     async fn take(self, object: Object) -> Result<Incoming> {
         let Object { attributes, payload } = object;

@@ -48,8 +48,13 @@ impl Site {
     }
 
     fn engine(&self, backend: &Arc<dyn Backend>) -> Engine {
-        let directories = vec![self.root.path().join("unused"), self.path("")];
-        let exchange = Exchange::new(directories, Arc::clone(&self.buckets) as Arc<dyn Buckets>);
+        let buckets = [("b", Scheme::Gcs), ("b", Scheme::S3), ("other", Scheme::Gcs), ("other", Scheme::S3)];
+        let permission = Permission {
+            directories: vec![self.root.path().join("unused"), self.path("")],
+            own: Some((Scheme::Gcs, "own".to_owned())),
+            buckets: buckets.map(|(name, scheme)| (scheme, name.to_owned())).to_vec(),
+        };
+        let exchange = Exchange::new(permission, Arc::clone(&self.buckets) as Arc<dyn Buckets>);
         Engine::new(Arc::clone(backend), Place::Local).with_exchange(exchange)
     }
 
@@ -153,9 +158,12 @@ async fn what_must_not_or_cannot_be_read_says_so_and_stores_nothing() {
         }
         assert!(value(&engine, "k").await.is_none());
         let bare = Engine::new(Arc::new(Memory::new()), Place::Local);
-        for source in [site.file("none"), reference("s3://b/a")] {
+        for (source, kind, word) in [
+            (site.file("none"), ErrorKind::Invalid, "exchange_directories"),
+            (reference("s3://b/a"), ErrorKind::Denied, "exchange_buckets"),
+        ] {
             let error = bare.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
-            assert!(error.kind == ErrorKind::Invalid && error.message().contains("exchange_directories"), "{error}");
+            assert!(error.kind == kind && error.message().contains(word), "{error}");
         }
     }
 }
@@ -365,6 +373,72 @@ async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
             (kept.attributes.kind, kept.attributes.content_type.as_str()),
             (Kind::Bytes, "application/octet-stream")
         );
+    }
+}
+
+/// Fails the test when a bucket is opened.
+#[derive(Debug)]
+struct Untouched;
+
+#[async_trait]
+impl Buckets for Untouched {
+    async fn open(&self, scheme: Scheme, bucket: &str) -> Result<Arc<dyn Backend>> {
+        panic!("{scheme:?} {bucket} was opened");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_listed_is_refused_without_being_opened() {
+    let site = Site::new();
+    let listed = |own: Option<&str>, buckets: &[&str]| Permission {
+        own: own.map(|name| (Scheme::Gcs, name.to_owned())),
+        buckets: buckets.iter().map(|name| (Scheme::Gcs, (*name).to_owned())).collect(),
+        ..Permission::default()
+    };
+    for permission in [listed(None, &[]), listed(Some("own"), &[]), listed(Some("own"), &["listed", "payrol"])] {
+        for backend in &site.backends {
+            let exchange = Exchange::new(permission.clone(), Arc::new(Untouched));
+            let engine = Engine::new(Arc::clone(backend), Place::Local).with_exchange(exchange);
+            engine.store(&key("k"), Value::Text("v".to_owned()), StoreOptions::default()).await.unwrap();
+            for name in
+                ["s3://payroll/a", "s3://own/a", "s3://listed/a", "gs://payroll/a", "gs://OWN/a", "gs://payrol.x/a"]
+            {
+                let other = reference(name);
+                let stored = engine.store_from(&key("n"), &other, StoreOptions::default()).await.map(drop);
+                let told = engine.retrieve_to(&key("k"), &other, RetrieveOptions::default()).await.map(drop);
+                let of_none = engine.retrieve_to(&key("none"), &other, RetrieveOptions::default()).await.map(drop);
+                for error in [stored, told, of_none].map(|outcome| outcome.unwrap_err()) {
+                    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+                    assert!(error.message().contains("exchange_buckets"), "{error}");
+                    assert_eq!(error.subject.as_deref(), Some(name));
+                }
+            }
+            assert!(value(&engine, "n").await.is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_own_bucket_s_objects_are_the_store_s_keys() {
+    let site = Site::new();
+    for engine in site.engines() {
+        let options = StoreOptions { metadata: metadata(r#"{"n":1}"#), ..StoreOptions::default() };
+        engine.store(&key("a/b"), Value::Json("[1]".to_owned()), options).await.unwrap();
+        engine.store_from(&key("copy"), &reference("gs://own/a/b"), StoreOptions::default()).await.unwrap();
+        let to = reference("GS://own/out");
+        let receipt = engine.retrieve_to(&key("copy"), &to, RetrieveOptions::default()).await.unwrap();
+        let out = engine.stat(&key("out")).await.unwrap().unwrap();
+        assert_eq!((out.receipt.kind, out.metadata), (Kind::Json, metadata(r#"{"n":1}"#)));
+        assert_ne!(out.receipt.generation, receipt.unwrap().generation);
+        assert_eq!(value(&engine, "out").await, Some(Value::Json("[1]".to_owned())));
+        let missing = engine.store_from(&key("k"), &reference("gs://own/none"), StoreOptions::default()).await;
+        assert_eq!(missing.unwrap_err().kind, ErrorKind::Missing);
+        let fence = Fence::default();
+        assert!(fence.abandon());
+        let options = RetrieveOptions { fence, ..RetrieveOptions::default() };
+        let error = engine.retrieve_to(&key("copy"), &reference("gs://own/late"), options).await.unwrap_err();
+        assert_eq!((error.kind, error.operation), (ErrorKind::Abandoned, Operation::Retrieve));
+        assert!(value(&engine, "late").await.is_none());
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Incoming, Outgoing, Purpose, Reference};
 use crate::storage::open::open;
 use crate::storage::{
-    Engine, Error, ErrorKind, Key, Kind, Metadata, Object, Operation, Receipt, Result, RetrieveOptions, StoreOptions,
-    Want,
+    Content, ContentType, Engine, Error, ErrorKind, Fence, Key, Kind, Metadata, Object, Operation, Receipt, Result,
+    RetrieveOptions, StoreOptions, Want,
 };
 
 impl Engine {
@@ -15,8 +15,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Missing`] for a source that is not there; [`ErrorKind::Invalid`] for one that no command may read
-    /// or that is not what it says; [`ErrorKind::Integrity`] for one that changes meanwhile; else as [`Engine::store`].
+    /// [`ErrorKind::Missing`] for a source that is not there; [`ErrorKind::Denied`] for a bucket and
+    /// [`ErrorKind::Invalid`] for a file that no command may read, or for what is not what it says; [`ErrorKind::Integrity`] for one that changes meanwhile; else as [`Engine::store`].
     pub async fn store_from(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
         self.0.counters.measure(self.store_from_uncounted(key, source, options)).await
     }
@@ -28,8 +28,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Missing`] for a folder that is not there; [`ErrorKind::Invalid`] for a place no command may write to
-    /// and for a range of a JSON value; [`ErrorKind::Abandoned`]; what either place fails with.
+    /// [`ErrorKind::Missing`] for a folder that is not there; [`ErrorKind::Denied`] for a bucket and
+    /// [`ErrorKind::Invalid`] for a file no command may write to, and for a range of a JSON value; [`ErrorKind::Abandoned`]; what either place fails with.
     pub async fn retrieve_to(
         &self,
         key: &Key,
@@ -41,7 +41,8 @@ impl Engine {
 
     async fn store_from_uncounted(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
         let purpose = Purpose { operation: Operation::Store, key, reference: source };
-        let Incoming { content, content_type, metadata } = match self.0.exchange.read(purpose).await {
+        self.0.exchange.check(purpose)?;
+        let Incoming { content, content_type, metadata } = match self.fetch(purpose).await {
             Err(error) if error.kind == ErrorKind::Missing => {
                 return self.written_before(key, &options).await?.ok_or(error);
             }
@@ -55,6 +56,31 @@ impl Engine {
         };
         let content_type = options.content_type.or(content_type);
         self.store_uncounted(key, content, StoreOptions { metadata, content_type, ..options }).await
+    }
+
+    /// Reads what a permitted reference names; an object of the store's own bucket as the key it is.
+    async fn fetch(&self, purpose: Purpose<'_>) -> Result<Incoming> {
+        let Some(key) = self.0.exchange.own(purpose.reference) else { return self.0.exchange.read(purpose).await };
+        let want = Want { spooled: true, ..Want::default() };
+        let found = open(&*self.0.backend, key, want).await.map_err(|error| purpose.foreign(error))?;
+        purpose.take_found(found).await
+    }
+
+    /// Writes to what a permitted reference names; to an object of the store's own bucket as a store of that key.
+    async fn deliver(&self, purpose: Purpose<'_>, outgoing: Outgoing, fence: Fence) -> Result<()> {
+        let Some(key) = self.0.exchange.own(purpose.reference) else {
+            return self.0.exchange.write(purpose, outgoing, fence).await;
+        };
+        let Outgoing { kind, content_type, metadata, payload, operation_id, .. } = outgoing;
+        let options = StoreOptions {
+            metadata: metadata.map(Metadata::from_kept),
+            content_type: ContentType::parse(&content_type).ok(),
+            operation_id,
+            fence,
+            ..StoreOptions::default()
+        };
+        let stored = self.store_uncounted(key, Content { kind, payload }, options).await;
+        stored.map(drop).map_err(|error| purpose.foreign(error))
     }
 
     async fn retrieve_to_uncounted(
@@ -79,7 +105,7 @@ impl Engine {
             }
         };
         let outgoing = Outgoing { kind, content_type, metadata: attributes.metadata, payload, checksum, operation_id };
-        self.0.exchange.write(purpose, outgoing, fence).await?;
+        self.deliver(purpose, outgoing, fence).await?;
         Ok(Some(receipt))
     }
 }
