@@ -188,18 +188,20 @@ impl Session {
         Delay::new(&self.link)
     }
 
-    /// Closes both connections in order; what is unsettled goes back to its place.
-    pub async fn close(self) {
+    /// Closes both connections in order; what is unsettled goes back to its place. Tells whether the broker said that they are
+    /// closed: it has all that was sent to it then.
+    pub async fn close(self) -> bool {
         let both = async {
             let consuming = self.link.consuming.close(200, "OK".into()).await;
             let publishing = self.link.publishing.close(200, "OK".into()).await;
             consuming.and(publishing)
         };
         match tokio::time::timeout(self.link.options.timeout, both).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::debug!(%error, "the session was over before it was closed"),
             Err(_) => tracing::debug!("the broker did not answer the close"),
         }
+        false
     }
 }
 

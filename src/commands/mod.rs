@@ -104,8 +104,8 @@ pub trait Command: Send + Sync + fmt::Debug {
 /// What a command is told beside its arguments.
 #[derive(Clone, Debug, Default)]
 pub struct Context {
-    /// Id of the task; kept with what it writes.
-    pub task_id: String,
+    /// Stands for the identity of the command, 32 hexadecimal digits; kept with what it writes.
+    pub operation_id: String,
     /// Set when an earlier run of this same message may have happened and no answer of it is known.
     pub redelivered: Option<Redelivered>,
     /// Asked at the commit point.

@@ -106,7 +106,7 @@ async fn write(
     context: Context,
 ) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
-    let options = RetrieveOptions { range, operation_id: Some(context.task_id), fence: context.fence };
+    let options = RetrieveOptions { range, operation_id: Some(context.operation_id), fence: context.fence };
     let result = engine.retrieve_to(key, destination, options).await;
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);

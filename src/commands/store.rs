@@ -164,7 +164,7 @@ impl Command for Store {
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let Self { key, data, mut options } = *self;
-        options.operation_id = Some(context.task_id);
+        options.operation_id = Some(context.operation_id);
         options.redelivered = context.redelivered;
         options.fence = context.fence;
         let mut facts = Facts::of(Some(&key), engine);

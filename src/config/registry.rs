@@ -243,7 +243,7 @@ pub static SETTINGS: &[Setting] = &[
         "15728640",
         "A larger answer becomes a ValueError that says how to ask for less.",
     ),
-    Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while running after which a command is given up."),
+    Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while it ran alone after which a command is given up."),
     Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every finished operation."),
     Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),
     Setting::new(

@@ -93,7 +93,7 @@ pub struct WorkerSettings {
     pub send_task_events: bool,
     /// `max_reply_bytes`: a larger answer becomes a `ValueError`.
     pub max_reply_bytes: usize,
-    /// `max_crashes`: so many crashes while running, and a command goes to the dead queue.
+    /// `max_crashes`: so many crashes while it ran alone, and a command goes to the dead queue.
     pub max_crashes: u32,
     /// `enable_events`: metric events are published.
     pub events: bool,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use jiter::Jiter;
-use uuid::Uuid;
 
 use super::stats::Counters;
 use super::{
@@ -233,7 +232,7 @@ impl Engine {
         let size = payload.len();
         let content_type = content_type.map_or_else(|| kind.content_type().to_owned(), ContentType::into_string);
         let attributes = Attributes {
-            operation_id: operation_id.map(short),
+            operation_id,
             metadata: metadata.map(Metadata::into_raw),
             expires_at,
             ..Attributes::new(kind, content_type, size, checksum)
@@ -303,14 +302,6 @@ impl Engine {
             Opened { content: Content { kind, payload }, receipt: Receipt::of(key, self.0.place, &attributes) }
         }))
     }
-}
-
-/// Longest operation id that is kept as it is; a bucket's metadata has little room.
-const LONGEST_ID: usize = 128;
-
-/// Puts an id of its own in the place of a long one: the same for the same.
-pub(super) fn short(id: String) -> String {
-    if id.len() <= LONGEST_ID { id } else { Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()).to_string() }
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

@@ -62,7 +62,8 @@ pub struct Attributes {
     pub encrypted: bool,
     /// Random token of this state of the key; what conditions compare.
     pub generation: String,
-    /// Id of the command that wrote this state, when a queue was involved.
+    /// What stands for the identity of the command that wrote this state, when a queue was involved; the earlier version
+    /// kept the id as it came.
     pub operation_id: Option<String>,
     /// Caller's metadata: a JSON object, kept to the letter.
     #[serde(default)]

@@ -15,7 +15,7 @@ pub struct StoreOptions {
     pub expires_at: Option<Timestamp>,
     /// What must hold for the write to happen.
     pub condition: Condition,
-    /// Id of the command that writes, kept in the object.
+    /// What stands for the identity of the command that writes, kept in the object.
     pub operation_id: Option<String>,
     /// Set when this write may have been tried before and nothing else remembers how that ended.
     pub redelivered: Option<Redelivered>,
@@ -28,7 +28,7 @@ pub struct StoreOptions {
 pub struct RetrieveOptions {
     /// Only these bytes of a text or bytes value; the whole by default.
     pub range: Option<ByteRange>,
-    /// Id of the command that writes, kept in an object of a bucket.
+    /// What stands for the identity of the command that writes, kept in an object of a bucket.
     pub operation_id: Option<String>,
     /// Asked right before the write becomes visible.
     pub fence: Fence,

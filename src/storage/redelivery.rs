@@ -6,7 +6,6 @@
 
 use jiff::Timestamp;
 
-use super::engine::short;
 use super::{
     Attributes, Condition, Delete, DeleteOptions, Engine, Error, ErrorKind, Key, Landing, Object, Operation, Put,
     Receipt, Redelivered, Result, StoreOptions,
@@ -85,14 +84,14 @@ impl Engine {
 
     /// Answers a redelivered store whose value is not there any more with the object it wrote, if it did.
     ///
-    /// As in [`is_same_write`], but by the id alone: the value that would be compared is gone.
+    /// As in [`is_same_write`], but by the command's identity alone: the value that would be compared is gone.
     pub(super) async fn written_before(&self, key: &Key, options: &StoreOptions) -> Result<Option<Receipt>> {
-        let (Some(again), Some(id)) = (options.redelivered, options.operation_id.clone()) else { return Ok(None) };
+        let (Some(again), Some(id)) = (options.redelivered, options.operation_id.as_deref()) else { return Ok(None) };
         let own = self
             .live(key)
             .await
             .map_err(|error| error.during(Operation::Store))?
-            .filter(|present| present.operation_id == Some(short(id)) && is_since(present, again));
+            .filter(|present| present.operation_id.as_deref() == Some(id) && is_since(present, again));
         let Some(own) = own else { return Ok(None) };
         self.0.backend.flush(key).await?;
         Ok(Some(Receipt::of(key, self.0.place, &own)))
@@ -183,7 +182,8 @@ fn whole_microseconds(time: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
 }
 
-/// Ids are reused for periodic work, so the same id with another value, or from before this run, is another write.
+/// The identity holds the command as it was sent. What a reference names may have changed since, and what was written before this
+/// run was written by an equal command: each is another write.
 ///
 /// A time to live counts from each try, so of two expiries only whether there is one can be compared.
 pub(super) fn is_same_write(mine: &Attributes, present: &Attributes, again: Redelivered) -> bool {

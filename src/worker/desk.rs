@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::WorkerOptions;
 use super::answer::{Answer, Outcome};
 use super::event::{Event, EventData, EventError, EventOutcome};
-use super::journal::{Journal, Recall};
+use super::journal::{Identity, Journal, Recall};
 use super::outbox::{Parcel, Role};
 use super::run::Limit;
 use super::schedule;
@@ -34,11 +34,8 @@ pub(super) struct Case {
     pub(super) ticket: Ticket,
     pub(super) request: TaskRequest,
     extended: Option<Extended>,
-    /// What the journal knows it by: its id; where it is stamped, with the stamp and the body's checksum, since people use ids
-    /// again.
-    pub(super) entry: String,
-    /// When the broker took it in, in Unix milliseconds.
-    stamp: Option<i64>,
+    /// What the journal knows it by.
+    pub(super) identity: Identity,
     /// When the producer sent it or else the broker took it in, in Unix milliseconds.
     sent: Option<i64>,
     pub(super) received: Instant,
@@ -52,6 +49,8 @@ pub(super) struct Job {
     pub(super) command: Box<dyn Command>,
     pub(super) limit: Option<Limit>,
     pub(super) redelivered: Option<Redelivered>,
+    /// It came again, or may have: the journals are asked right before it runs.
+    again: bool,
     /// Since when somebody else may have begun it, once somebody has: what is older is no answer to it.
     doubted: Option<Timestamp>,
     /// Since when it waits for the end of a run elsewhere.
@@ -129,6 +128,7 @@ impl Desk {
     /// Decides what is done with a delivery.
     pub(super) fn decide(&self, delivery: Delivery, journal: &mut Journal) -> Decision {
         let Delivery { message, origin, ticket } = delivery;
+        let identity = Identity::of(&message, journal.has_earlier());
         let mut request = match request::read(&message, &self.read) {
             Ok(request) => request,
             Err(unreadable) => {
@@ -137,18 +137,14 @@ impl Desk {
             }
         };
         let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
-        let stamp = message.stamp();
+        let stamp = identity.stamp;
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
         // Who stamps sets both, and this one in whole seconds only.
         let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
         let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
         let args = std::mem::take(&mut request.args);
         let kwargs = std::mem::take(&mut request.kwargs);
-        let entry = stamp.map_or_else(
-            || request.id.clone(),
-            |stamp| format!("{}@{stamp}.{:08x}", request.id, crc32c::crc32c(&message.body)),
-        );
-        let mut case = Case { ticket, request, extended, entry, stamp, sent, received: Instant::now() };
+        let mut case = Case { ticket, request, extended, identity, sent, received: Instant::now() };
 
         let Some(definition) = commands::find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
@@ -156,14 +152,15 @@ impl Desk {
             return self.unrunnable(case, exception, "not-registered", &message, &origin);
         };
         let again = origin.redelivered || is_open(journal, &case);
-        let recall = if again { recall(journal, &case) } else { Recall::default() };
+        let recall = if again { recall(journal, &case, None) } else { Recall::default() };
         if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
             tracing::info!(task_id = case.request.id, "answered again from the journal");
+            journal.answered_again(&case.identity, &recall);
             return Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Replayed);
         }
         if recall.crashes >= self.max_crashes {
             let text = format!(
-                "worker exited prematurely: the command was running in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
+                "worker exited prematurely: the command was running alone in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
                 recall.crashes
             );
             return self.unrunnable(case, Exception::worker_lost(text), "crashed", &message, &origin);
@@ -180,15 +177,16 @@ impl Desk {
         }
         match definition.parse(args, kwargs) {
             Ok(command) => {
-                let redelivered = again.then_some(Redelivered { started_at: recall.started_at });
+                let redelivered = redelivered(&recall).filter(|_| again);
                 let limit = self.limit(&case.request);
-                let suspect = recall.crashes >= 2;
+                let suspect = recall.suspect;
                 Decision::Run(Box::new(Job {
                     case,
                     definition,
                     command,
                     limit,
                     redelivered,
+                    again,
                     doubted: None,
                     waits_since: None,
                     suspect,
@@ -253,10 +251,10 @@ impl Desk {
 
     /// The settlement table: what an end owes before its delivery is acknowledged.
     pub(super) fn close(&self, case: Case, end: &End<'_>) -> Parcel {
-        let Case { ticket, request, extended, entry, .. } = case;
+        let Case { ticket, request, extended, identity, .. } = case;
         let now = Timestamp::now();
         let mut parcel = Parcel::new(Some(ticket), Some(request.id.clone()));
-        parcel.entry = Some(entry);
+        parcel.entry = Some(identity.digest);
         parcel.reply_to = request.reply_address();
         let answer = |state: &State<'_>| {
             reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
@@ -264,7 +262,7 @@ impl Desk {
         match end {
             End::Answered(Answer { outcome: Outcome::Success(result), event }) => {
                 // Ids are derived, so that a repeated answer repeats them.
-                let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&request.id));
+                let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&identity));
                 match follow {
                     Ok(follow) => {
                         parcel.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
@@ -272,18 +270,18 @@ impl Desk {
                     }
                     Err(unsupported) => parcel.then.extend(answer(&State::Failure(&unsupported.exception()))),
                 }
-                self.tell(&mut parcel, &request, event.as_ref(), now);
+                self.tell(&mut parcel, &request, &identity, event.as_ref(), now);
             }
             End::Answered(Answer { outcome: Outcome::Failure(exception), event }) => {
                 parcel.then.extend(answer(&State::Failure(exception)));
-                self.after_failure(&mut parcel, &request, exception, now);
-                self.tell(&mut parcel, &request, event.as_ref(), now);
+                self.after_failure(&mut parcel, &request, &identity, exception, now);
+                self.tell(&mut parcel, &request, &identity, event.as_ref(), now);
             }
             End::Expired => parcel.then.extend(answer(&State::Revoked(Revocation::Expired))),
             End::Unrunnable { exception, reason, message, origin } => {
                 parcel.then.extend(answer(&State::Failure(exception)));
                 if *reason != "not-registered" {
-                    self.after_failure(&mut parcel, &request, exception, now);
+                    self.after_failure(&mut parcel, &request, &identity, exception, now);
                 }
                 parcel.then.push((Role::Dead, self.dead(message, origin, exception, reason, now)));
             }
@@ -291,8 +289,15 @@ impl Desk {
         parcel
     }
 
-    fn after_failure(&self, parcel: &mut Parcel, request: &TaskRequest, exception: &Exception, now: Timestamp) {
-        let mut ids = ids(&request.id);
+    fn after_failure(
+        &self,
+        parcel: &mut Parcel,
+        request: &TaskRequest,
+        identity: &Identity,
+        exception: &Exception,
+        now: Timestamp,
+    ) {
+        let mut ids = ids(identity);
         let follow = canvas::after_failure(request, exception, &self.canvas, &self.replies, now, &mut ids);
         if let Some(unsupported) = follow.unsupported {
             tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
@@ -300,9 +305,16 @@ impl Desk {
         parcel.then.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
     }
 
-    fn tell(&self, parcel: &mut Parcel, request: &TaskRequest, event: Option<&EventData>, now: Timestamp) {
+    fn tell(
+        &self,
+        parcel: &mut Parcel,
+        request: &TaskRequest,
+        identity: &Identity,
+        event: Option<&EventData>,
+        now: Timestamp,
+    ) {
         let Some(data) = event else { return };
-        let event = Event::new(data, now);
+        let event = Event::new(data, identity.digest, now);
         if let Some(queue) = &request.metrics_reply_to {
             parcel.then.push((Role::Notice, event.to_queue(queue)));
         }
@@ -413,8 +425,8 @@ const OLD: i64 = 1000;
 /// it is reconsidered. `late_since` is since when the broker was silent, if it was. Of a message with a stamp every run counts,
 /// since only a message with the same id, stamp and body has its entry in the journal.
 pub(super) fn doubt(job: &Job, late_since: Option<Timestamp>) -> Option<Timestamp> {
-    match job.case.stamp {
-        _ if job.redelivered.is_some() => None,
+    match job.case.identity.stamp {
+        _ if job.again => None,
         None => late_since,
         Some(stamp) => {
             let age = Timestamp::now().as_millisecond().saturating_sub(stamp);
@@ -439,38 +451,56 @@ pub(super) enum Turn {
     Wait,
 }
 
+/// How long it is waited for whether the session holds in which a living sibling answered an equal command: who lost its session
+/// knows it at once, and from a silence before the broker gives anything to others.
+const SESSION_WAIT: Duration = Duration::from_secs(2);
+
 /// Looks once more right before a job runs: somebody else may have been given it since it was decided about, which the broker
 /// told (it is redelivered) or could not tell (in [`doubt`] since then).
 pub(super) fn reconsider(job: &mut Job, since: Option<Timestamp>, journal: &mut Journal) -> Turn {
-    if job.redelivered.is_none() {
-        let entry = job.case.entry.as_str();
-        let is_taken = |since| journal.is_taken(entry, since) || job.case.stamp.is_some() && journal.is_done(entry);
+    if !job.again {
+        let identity = &job.case.identity;
+        let is_taken =
+            |since| journal.is_taken(identity, since) || identity.stamp.is_some() && journal.is_done(identity);
         job.doubted = since.filter(|since| is_taken(*since));
         if job.doubted.is_none() {
             return Turn::Begin;
         }
+        job.again = true;
     }
-    let mut recall = recall(journal, &job.case);
-    // What is older answered another message under this id.
-    let answer = recall.answer.take().filter(|_| recall.began >= job.doubted).as_deref().and_then(Answer::read);
-    if let Some(answer) = answer {
+    // Where somebody else was given it unsaid, what is older answered another message.
+    let recall = recall(journal, &job.case, job.doubted);
+    if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
         tracing::info!(task_id = job.case.request.id, "answered again from the journal");
+        journal.answered_again(&job.case.identity, &recall);
         return Turn::Answered(Box::new(answer));
     }
-    job.redelivered = Some(Redelivered { started_at: recall.started_at });
-    if recall.runs_elsewhere && job.command.writes() {
-        let waits_since = *job.waits_since.get_or_insert_with(Instant::now);
-        if waits_since.elapsed() < LONGEST_WAIT {
+    job.redelivered = redelivered(&recall);
+    job.suspect |= recall.suspect;
+    if (recall.runs_elsewhere || recall.unsure) && job.command.writes() {
+        let waited = job.waits_since.get_or_insert_with(Instant::now).elapsed();
+        if recall.runs_elsewhere && waited < LONGEST_WAIT || waited < SESSION_WAIT {
             return Turn::Wait;
         }
-        tracing::warn!(task_id = job.case.request.id, "another worker still runs this command; it is run here as well");
+        if recall.runs_elsewhere {
+            tracing::warn!(
+                task_id = job.case.request.id,
+                "another worker still runs this command; it is run here as well"
+            );
+        }
     }
     Turn::Begin
 }
 
+/// Tells what a command that came again is told of its first try: nothing where an equal one was answered and acknowledged without
+/// doubt, since then this is another one, and what the object says was written by that.
+fn redelivered(recall: &Recall) -> Option<Redelivered> {
+    (recall.started_at.is_some() || !recall.another).then_some(Redelivered { started_at: recall.started_at })
+}
+
 /// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.
-fn recall(journal: &mut Journal, case: &Case) -> Recall {
-    journal.recall(&case.entry).unwrap_or_else(|error| {
+fn recall(journal: &mut Journal, case: &Case, since: Option<Timestamp>) -> Recall {
+    journal.recall(&case.identity, since).unwrap_or_else(|error| {
         tracing::error!(task_id = case.request.id, %error, "journal cannot be read");
         Recall::default()
     })
@@ -478,18 +508,19 @@ fn recall(journal: &mut Journal, case: &Case) -> Recall {
 
 /// Asks the journal whether a fresh message may be a second copy; what it cannot say counts as no.
 fn is_open(journal: &mut Journal, case: &Case) -> bool {
-    journal.is_open(&case.entry).unwrap_or_else(|error| {
+    journal.is_open(&case.identity).unwrap_or_else(|error| {
         tracing::error!(task_id = case.request.id, %error, "journal cannot be read");
         false
     })
 }
 
-/// Ids of the tasks a command spawns: always the same ones for the same command.
-fn ids(task_id: &str) -> impl FnMut() -> String {
+/// Ids of the tasks a command spawns: always the same ones for the same command, and others for another under its id.
+fn ids(identity: &Identity) -> impl FnMut() -> String {
     let mut number = 0_u32;
+    let digest = identity.digest;
     move || {
         number += 1;
-        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{task_id}/child/{number}").as_bytes()).to_string()
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{digest}/child/{number}").as_bytes()).to_string()
     }
 }
 

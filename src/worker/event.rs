@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::journal::Digest;
 use crate::celery::message::{Address, Message, Properties, Publication};
 use crate::commands::Facts;
 
@@ -67,7 +68,7 @@ pub(super) struct EventData {
 pub(super) struct CloudEvent<'a> {
     /// `1.0`.
     specversion: &'a str,
-    /// Derived from task id and outcome: a copy of an event has the same.
+    /// Derived from the command's identity (task id, body and so on) and the outcome: a copy of an event has the same.
     id: String,
     /// The worker, as `/filestorage/<node>`.
     source: String,
@@ -102,9 +103,9 @@ pub fn event_schema() -> serde_json::Value {
 
 impl Event {
     /// Writes the event of a finished operation.
-    pub(super) fn new(data: &EventData, at: Timestamp) -> Self {
+    pub(super) fn new(data: &EventData, command: Digest, at: Timestamp) -> Self {
         let routing_key = format!("{}.{}", data.operation, data.outcome.as_str());
-        let name = format!("{}/{}", data.task_id, data.outcome.as_str());
+        let name = format!("{command}/{}", data.outcome.as_str());
         let event = CloudEvent {
             specversion: "1.0",
             id: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()).to_string(),
@@ -163,6 +164,7 @@ fn publication(address: Address, content_type: &str, body: String) -> Publicatio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::journal::Identity;
 
     fn data(task_id: &str, outcome: EventOutcome) -> EventData {
         EventData {
@@ -180,12 +182,18 @@ mod tests {
     #[test]
     fn a_lone_event_is_plain_and_several_are_a_batch() {
         let now = Timestamp::UNIX_EPOCH;
-        let first = Event::new(&data("1", EventOutcome::Succeeded), now);
-        let again = Event::new(&data("1", EventOutcome::Succeeded), now);
-        let failed = Event::new(&data("1", EventOutcome::Failed), now);
+        let event = |body: &'static str, outcome| {
+            let message = Message { body: body.into(), ..Message::default() };
+            Event::new(&data("1", outcome), Identity::of(&message, false).digest, now)
+        };
+        let first = event("x", EventOutcome::Succeeded);
+        let again = event("x", EventOutcome::Succeeded);
+        let failed = event("x", EventOutcome::Failed);
+        let other = event("y", EventOutcome::Succeeded);
         let id = |event: &Event| serde_json::from_str::<serde_json::Value>(&event.json).unwrap()["id"].clone();
         assert_eq!(id(&first), id(&again), "a copy is told by its id");
         assert_ne!(id(&first), id(&failed));
+        assert_ne!(id(&first), id(&other), "another command under the same task id");
         assert_eq!(failed.routing_key, "store.failed");
         let alone = Event::join(&[&first]).unwrap();
         assert_eq!(alone.message.properties.content_type.as_deref(), Some(ONE));

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::event::Event;
+use super::journal::Digest;
 use super::silences::Silences;
 use crate::broker::{Confirmation, PublishError, Ticket};
 use crate::celery::error::Exception;
@@ -45,7 +46,7 @@ pub(super) struct Parcel {
     /// Task id.
     pub(super) id: Option<String>,
     /// What the journal knows the command by.
-    pub(super) entry: Option<String>,
+    pub(super) entry: Option<Digest>,
     /// Whom to tell when something is refused for good.
     pub(super) reply_to: Option<ReplyTo>,
     /// To be confirmed first.

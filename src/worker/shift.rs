@@ -18,7 +18,7 @@ use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
 use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
 use super::run::{Ended, Limit, panic_text, run};
-use super::schedule::Schedule;
+use super::schedule::{self, Schedule};
 use super::signals::Stop;
 use super::waits::{looked, sleep_until};
 use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler, State};
@@ -81,6 +81,8 @@ pub(super) struct Shift<'b> {
     trials: FuturesUnordered<BoxFuture<'static, String>>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
+    /// The broker has been silent for so long that its other consumers may have been given what is held here.
+    is_hushed: bool,
 }
 
 impl<'b> Shift<'b> {
@@ -106,6 +108,7 @@ impl<'b> Shift<'b> {
             trials,
             stop: Stop::No,
             deadline: None,
+            is_hushed: false,
         }
     }
 
@@ -118,20 +121,34 @@ impl<'b> Shift<'b> {
     pub(super) async fn work(mut self, stop: &mut watch::Receiver<Stop>) -> ShiftEnd {
         let lost = self.run(stop).await.err();
         let left_work = !self.is_idle() || !self.errands.is_empty();
+        if lost.is_some() {
+            // At once: whoever is given what was acknowledged asks whether that arrived.
+            self.bench.journal.begin_session();
+            self.bench.commit_journal();
+        }
         self.abandon().await;
+        let mut closed = false;
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
         let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
         if lost.is_none() && self.stop != Stop::Cold && !late {
             let farewell = async {
-                if let Err(error) = self.settler.close().await {
+                let settled = self.settler.close().await;
+                if let Err(error) = &settled {
                     tracing::debug!(%error, "closing the consuming channel");
                 }
-                self.session.close().await;
+                self.session.close().await && settled.is_ok()
             };
-            if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
-                tracing::debug!("the broker does not answer; leaving all the same");
+            match tokio::time::timeout(FAREWELL, farewell).await {
+                Ok(answered) => closed = answered,
+                Err(_) => tracing::debug!("the broker does not answer; leaving all the same"),
             }
         }
+        if closed {
+            self.bench.journal.close_session();
+        } else {
+            self.bench.journal.begin_session();
+        }
+        self.bench.commit_journal();
         ShiftEnd { lost, left_work }
     }
 
@@ -150,6 +167,11 @@ impl<'b> Shift<'b> {
                 return Ok(());
             }
             let silence = self.session.silence();
+            if self.is_hushed != (silence >= DOUBT) {
+                self.is_hushed = silence >= DOUBT;
+                // Also when it is over: what was sent meanwhile may have gone nowhere.
+                self.bench.journal.doubt();
+            }
             // In doubt, somebody else may have been given what we hold: nothing more is begun.
             if silence < DOUBT {
                 self.start_ready();
@@ -170,6 +192,8 @@ impl<'b> Shift<'b> {
                 }
             }
             let deadline = self.deadline;
+            let calm = self.flights.is_empty() && silence < DOUBT;
+            let glance = if calm { DOUBT.saturating_sub(silence).max(HUSH) } else { HUSH };
             tokio::select! {
                 biased;
                 Ok(()) = stop.changed() => {}
@@ -198,7 +222,7 @@ impl<'b> Shift<'b> {
                     Err(end) => return Err(format!("{end:?}")),
                 },
                 // The broker's silence wakes nobody by itself.
-                () = tokio::time::sleep(HUSH), if !self.flights.is_empty() || silence >= DOUBT => {}
+                () = tokio::time::sleep(glance) => {}
                 () = sleep_until(deadline) => {
                     tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
                     return Ok(());
@@ -299,7 +323,7 @@ impl<'b> Shift<'b> {
                 self.pass_over(job, CommandOutcome::Revoked, &End::Expired);
                 continue;
             }
-            self.bench.journal.started(&job.case.entry);
+            self.bench.journal.started(&job.case.identity, schedule::Job::is_suspect(&job));
             jobs.push(job);
         }
         if jobs.is_empty() {
@@ -312,11 +336,12 @@ impl<'b> Shift<'b> {
             }
             let fence = Fence::default();
             let context = Context {
-                task_id: job.case.request.id.clone(),
+                operation_id: job.case.identity.digest.to_string(),
                 redelivered: job.redelivered,
                 fence: fence.clone(),
                 max_reply_bytes: Some(self.bench.options.max_reply_bytes),
             };
+            let span = tracing::info_span!("command", task_id = job.case.request.id, task = job.definition.task);
             let running = Running {
                 definition: job.definition,
                 key: job.command.key().cloned(),
@@ -326,7 +351,6 @@ impl<'b> Shift<'b> {
                 _in_flight: self.bench.metrics.command_in_flight(),
                 case: job.case,
             };
-            let span = tracing::info_span!("command", task_id = context.task_id, task = job.definition.task);
             let work = run(job.command, self.bench.engine.clone(), context, job.limit);
             let handle = self.tasks.spawn(work.instrument(span));
             self.running.insert(handle.id(), running);
@@ -366,8 +390,8 @@ impl<'b> Shift<'b> {
         }
         let answer = self.desk.answer(definition, &case, result, facts, started.elapsed());
         match answer.write().filter(|_| writes) {
-            Some(text) => self.bench.journal.finished(&case.entry, &text),
-            None => self.bench.journal.ended(&case.entry),
+            Some(text) => self.bench.journal.finished(case.identity.digest, &text),
+            None => self.bench.journal.ended(case.identity.digest),
         }
         let outcome = match &answer.outcome {
             Outcome::Success(_) => CommandOutcome::Succeeded,
@@ -445,7 +469,7 @@ impl<'b> Shift<'b> {
             self.bench.readiness.set(Component::Events, Condition::Ready);
         }
         self.settler.settle(tickets).map_err(|error| error.to_string())?;
-        entries.iter().for_each(|entry| self.bench.journal.settled(entry));
+        entries.into_iter().for_each(|entry| self.bench.journal.settled(entry));
         Ok(())
     }
 
@@ -526,7 +550,7 @@ impl<'b> Shift<'b> {
         let mut abandoned = 0_u64;
         self.running.retain(|_, running| {
             if running.fence.abandon() {
-                self.bench.journal.ended(&running.case.entry);
+                self.bench.journal.ended(running.case.identity.digest);
                 abandoned += 1;
                 return false;
             }

@@ -5,6 +5,9 @@ answered, has been answered itself. What a read may say are the writes that were
 it was sent; each of its answers is judged by its own time. A write whose publish was not confirmed may happen at any time
 until it is answered, so it is never over before.
 All times are those of one clock, the client's.
+
+A message is known by a correlation id of its own. Its task id may have been used before, with another body, as people use ids
+again: each message is judged by its own id and body, so one that is given another's answer is seen.
 """
 
 from __future__ import annotations
@@ -52,7 +55,10 @@ class Answer:
 
 @dataclass
 class Command:
-    """One message: what was asked, when, whether the broker confirmed it, and every reply that came."""
+    """One message: what was asked, when, whether the broker confirmed it, and every reply that came.
+
+    `id` is its correlation id, `task` the task id where that is another.
+    """
 
     id: str
     op: str
@@ -61,6 +67,11 @@ class Command:
     sent: float
     confirmed: bool = False
     answers: list = field(default_factory=list)
+    task: str | None = None
+
+    @property
+    def task_id(self):
+        return self.task or self.id
 
     @property
     def writes(self):
@@ -88,7 +99,7 @@ class Ledger:
 
     def __init__(self):
         self.commands = {}
-        self.strangers = []  # answers to ids that nobody sent
+        self.strangers = []  # answers to messages that nobody sent, or that bear another task id
         self._lock = threading.Lock()
 
     def send(self, command):
@@ -99,12 +110,14 @@ class Ledger:
         with self._lock:
             self.commands[id].confirmed = True
 
-    def answer(self, id, at, status, result, again=False):
+    def answer(self, id, at, status, result, again=False, task=None):
         """Notes a reply; returns its command, or None when nobody asked."""
         with self._lock:
             command = self.commands.get(id)
             if command is None:
                 self.strangers.append((id, status))
+            elif task not in (None, command.task_id):
+                self.strangers.append((f"{id} as task {task} instead of {command.task_id}", status))
             else:
                 command.answers.append(Answer(at, status, result, again))
             return command

@@ -24,6 +24,9 @@ MIX = {"new": 40, "overwrite": 20, "retrieve": 20, "delete": 8, "stat": 5, "exis
 # What the ledger calls otherwise than the worker does.
 TASKS = {"read_back": "retrieve"}
 HOT_KEYS = 5
+# The share of commands that bear a task id which others bear as well, and how many such ids there are.
+REUSE = 0.25
+IDS = 20
 CONFIRM_SECONDS = 30
 TRIES = 20
 REPLY_EXPIRES_MS = 900_000
@@ -63,6 +66,7 @@ class Load:
         self._end = threading.Event()
         self._lock = threading.Lock()
         self._keys, self._busy, self._versions, self._open = [], set(), {}, set()
+        self._used = set()
         self._next = 0.0
         self._mine, self._producers = threading.local(), []
         self.begun = self.clock()
@@ -161,7 +165,7 @@ class Load:
     def plant_reply(self, id, result):
         """Sends a reply as a worker would: for a test of the ledger."""
         with self._connect() as connection, connection.Producer() as producer:
-            reply = {"task_id": id, "status": "SUCCESS", "result": result, "traceback": None, "children": []}
+            reply = {"task_id": self.ledger.commands[id].task_id, "status": "SUCCESS", "result": result, "traceback": None, "children": []}
             producer.publish(reply, exchange="", routing_key=self.reply_to, correlation_id=id, serializer="json")
         self._wait(lambda: len(self.ledger.commands[id].answers) > 1, 20, "the planted reply")
 
@@ -191,7 +195,7 @@ class Load:
             value = ABSENT
             if op == "store":
                 value, args = self._another(key)
-            command = Command(str(uuid.uuid4()), op, key, value, self.clock())
+            command = Command(str(uuid.uuid4()), op, key, value, self.clock(), task=self._used_id(op, key))
             try:
                 self._publish(command, args, kwargs)
                 self.ledger.confirm(command.id)
@@ -218,7 +222,8 @@ class Load:
             f"filestorage.{TASKS.get(command.op, command.op)}",
             args,
             kwargs,
-            task_id=command.id,
+            task_id=command.task_id,
+            correlation_id=command.id,
             reply_to=self.reply_to,
             producer=self._mine.producer,
             exchange="",
@@ -258,6 +263,15 @@ class Load:
             if op in ("new", "overwrite", "delete"):
                 self._busy.add(key)
             return {"new": "store", "overwrite": "store"}.get(op, op), key, [key], {}
+
+    def _used_id(self, op, key):
+        """An id that other messages bear, too, now and then. Never the same with the same body: nobody could tell those apart."""
+        with self._lock:
+            id = f"{self.prefix}/again/{self.random.randrange(IDS)}"
+            if self.random.random() > REUSE or (op == "delete" and (id, key) in self._used):
+                return None
+            self._used.add((id, key))
+            return id
 
     def _another(self, key):
         """The next value of a key, unlike any other, and the arguments that store it."""
@@ -304,7 +318,7 @@ class Load:
     def _on_reply(self, reply, message):
         id = message.properties.get("correlation_id")
         again = bool(message.delivery_info.get("redelivered"))
-        command = self.ledger.answer(id, self.clock(), reply["status"], reply["result"], again)
+        command = self.ledger.answer(id, self.clock(), reply["status"], reply["result"], again, reply["task_id"])
         message.ack()
         with self._lock:
             self._open.discard(id)

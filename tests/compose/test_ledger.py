@@ -250,6 +250,25 @@ def test_an_answer_nobody_asked_for_is_wrong(book):
     assert len(book.judge().wrong) == 1
 
 
+def test_of_messages_under_one_task_id_each_is_judged_by_its_own_body(book):
+    monday, tuesday = (Command(id, "store", "k", value, book.tick(), True, task="nightly") for id, value in (("m", "MONDAY"), ("t", "TUESDAY")))
+    for command in (monday, tuesday):
+        book.send(command)
+    book.answer("m", book.tick(), "SUCCESS", receipt("k", "MONDAY"), task="nightly")
+    book.answer("t", book.tick(), "SUCCESS", receipt("k", "MONDAY"), task="nightly")
+    verdict = book.judge()
+    verdict.settle("k", "MONDAY", "the workers")
+    assert (len(verdict.wrong), len(verdict.doubled)) == (1, 0)
+    assert "(t)" in verdict.wrong[0]
+
+
+def test_an_answer_that_names_another_task_is_wrong(book):
+    book.send(Command("m", "store", "k", "MONDAY", book.tick(), True, task="nightly"))
+    book.answer("m", book.tick(), "SUCCESS", receipt("k", "MONDAY"), task="m")
+    verdict = book.judge()
+    assert len(verdict.wrong) == len(verdict.unanswered) == 1
+
+
 def test_waits_and_pauses_are_measured(book):
     slow = book.ask("store", "slow", "x")
     for _ in range(5):

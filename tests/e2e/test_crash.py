@@ -116,10 +116,11 @@ def test_a_redelivered_finished_write_is_answered_again_and_not_run(site):
     site.raw.command("store", ["once", 1], task_id="A", reply_to=reply)
     receipt = site.raw.get(reply).json
     assert receipt["status"] == "SUCCESS"
-    assert worker.stop() == 0
+    wait_until(lambda: site.queues()[QUEUE] == (0, 0), what="its acknowledgement", step=0.1)
+    worker.kill()
 
-    # Other data tells a second run from a repeated answer. Taken and given back, the message counts as redelivered.
-    site.raw.command("store", ["once", 2], task_id="A", reply_to=reply)
+    # Whether the broker has that acknowledgement is in doubt. Taken and given back, an equal message counts as redelivered.
+    site.raw.command("store", ["once", 1], task_id="A", reply_to=reply)
     for redelivered in (False, True):
         taken = Raw(site.broker, site.vhost)
         message = taken.channel.basic_get(QUEUE)
@@ -132,7 +133,7 @@ def test_a_redelivered_finished_write_is_answered_again_and_not_run(site):
     assert again["result"] == receipt["result"]
     assert site.call("retrieve", "once") == 1
     assert site.call("stat", "once")["generation"] == receipt["result"]["generation"]
-    # Not by a look at the object, which bears the same id.
+    # Not by a look at the object, which bears the same identity.
     assert [line["task_id"] for line in worker.log_lines() if "from the journal" in line["message"]] == ["A"]
 
     site.raw.command("store", ["once", 3], task_id="A", reply_to=reply)

@@ -22,7 +22,6 @@ pub use self::permission::Permission;
 use self::reference::Target;
 pub use self::reference::{Reference, ReferenceError, Scheme};
 use super::draft::Draft;
-use super::engine::short;
 use super::open::open;
 use super::payload::hop;
 use super::{
@@ -210,7 +209,7 @@ impl Outgoing {
     fn into_object(self) -> Object {
         let attributes = Attributes {
             metadata: self.metadata,
-            operation_id: self.operation_id.map(short),
+            operation_id: self.operation_id,
             ..Attributes::new(self.kind, self.content_type, self.payload.len(), self.checksum)
         };
         Object { attributes, payload: self.payload }

@@ -1,9 +1,9 @@
 //! What the lines of one writer add up to.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::HashMap;
 
-use super::record::Record;
+use super::identity::Digest;
+use super::record::{Counts, Finish, Record};
 
 /// Where the line with an answer stands: segment, offset, length without newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,130 +13,206 @@ pub(super) struct Place {
     pub(super) length: usize,
 }
 
-/// How often an id was running when a worker died, and when the first of those runs began in Unix microseconds.
+/// How often a command was running *alone* when a worker died (0: others ran beside it), and when the first of those runs
+/// began in Unix microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Crash {
     pub(super) times: u32,
     pub(super) at: i64,
 }
 
-/// An answer that was given.
-#[derive(Clone, Copy, Debug)]
-struct Answered {
-    place: Place,
-    /// When the command began to run, in Unix microseconds.
-    began: i64,
+/// A command that was started and is not over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// When it began, in Unix microseconds.
+    pub(super) at: i64,
+    /// Nothing runs beside it.
+    pub(super) alone: bool,
+    /// Equal ones run beside one another.
+    pub(super) runs: u32,
 }
 
-/// The state of every command one writer wrote about.
-///
-/// Answers are indexed by a hash of their id, 48 bytes each; whoever reads the line compares the id itself.
+/// The newest answer that was given to a command, and how often it was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    pub(super) place: Place,
+    /// When the command began to run, in Unix microseconds.
+    pub(super) began: i64,
+    pub(super) counts: Counts,
+}
+
+/// The state of every command one writer wrote about, by the digests of their identities.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    /// Started and not over: id to Unix microseconds.
-    pub(super) running: HashMap<Box<str>, i64>,
+    pub(super) running: HashMap<Digest, Run>,
     /// What was running when a worker died and is not over.
-    pub(super) crashes: HashMap<Box<str>, Crash>,
-    answers: HashMap<u64, Answered>,
-    /// Answered and not known to be acknowledged.
-    unsettled: HashSet<u64>,
-    /// Those of them that were so when this session began.
-    earlier: HashSet<u64>,
-    hasher: RandomState,
+    pub(super) crashes: HashMap<Digest, Crash>,
+    answers: HashMap<Digest, Answered>,
 }
 
 impl Ledger {
-    fn hash(&self, id: &str) -> u64 {
-        self.hasher.hash_one(id)
-    }
-
     /// Takes one line in, which stands at `place`.
-    pub(super) fn fold(&mut self, record: Record<'_>, place: Place) {
-        match record {
-            Record::Started { id, at } => self.started(&id, at),
-            Record::Finished { id, began, .. } => self.finished(&id, began, place),
-            Record::Ended { id } => self.ended(&id),
-            Record::Settled { id } => self.settled(&id),
-            Record::Crashed { id, times, at } => {
-                self.crashes.insert(id.into(), Crash { times, at });
+    pub(super) fn fold(&mut self, record: &Record, place: Place) {
+        match *record {
+            Record::Started { digest, at, alone, runs: None } => self.started(digest, at, alone),
+            Record::Started { digest, at, alone, runs: Some(runs) } => {
+                self.running.insert(digest, Run { at, alone, runs });
             }
+            Record::Finished { digest, began, ref how, .. } => match *how {
+                Finish::Ran | Finish::Again => self.finished(digest, began, place),
+                Finish::Kept(counts) => self.keep(digest, began, place, counts),
+            },
+            Record::Ended { digest } => self.ended(digest),
+            Record::Settled { digest } => self.settled(digest),
+            Record::Crashed { digest, times, at } => {
+                self.crashes.insert(digest, Crash { times, at });
+            }
+            Record::Repeated { digest } => {
+                self.take(digest);
+                self.repeat(digest);
+            }
+            Record::Session => self.begin_session(),
+            Record::Doubt => self.doubt(),
+            Record::Closed => self.close_session(),
         }
     }
 
-    pub(super) fn started(&mut self, id: &str, at: i64) {
-        let hash = self.hash(id);
-        // A fresh message under a used id runs anew: what an earlier one answered is no answer to it.
-        self.answers.remove(&hash);
-        self.unsettled.remove(&hash);
-        self.earlier.remove(&hash);
-        self.running.insert(id.into(), at);
+    pub(super) fn started(&mut self, digest: Digest, at: i64, alone: bool) {
+        let run = self.running.entry(digest).or_insert(Run { at, alone, runs: 0 });
+        run.runs += 1;
     }
 
-    pub(super) fn finished(&mut self, id: &str, began: i64, place: Place) {
-        let hash = self.hash(id);
-        self.over(id);
-        self.answers.insert(hash, Answered { place, began });
-        self.unsettled.insert(hash);
+    pub(super) fn finished(&mut self, digest: Digest, began: i64, place: Place) {
+        self.ended(digest);
+        let before = self.answers.get(&digest).map(|answered| answered.counts).unwrap_or_default();
+        let counts = Counts { in_hand: before.in_hand + 1, ..before };
+        self.answers.insert(digest, Answered { place, began, counts });
     }
 
-    pub(super) fn ended(&mut self, id: &str) {
-        self.over(id);
+    pub(super) fn ended(&mut self, digest: Digest) {
+        if let Some(run) = self.running.get_mut(&digest) {
+            run.runs = run.runs.saturating_sub(1);
+            if run.runs == 0 {
+                self.running.remove(&digest);
+            }
+        }
+        self.crashes.remove(&digest);
     }
 
-    pub(super) fn settled(&mut self, id: &str) {
-        // Acknowledged, in whatever way it ended: a message under this id is a new one.
-        self.crashes.remove(id);
-        let hash = self.hash(id);
-        self.unsettled.remove(&hash);
-        self.earlier.remove(&hash);
+    pub(super) fn settled(&mut self, digest: Digest) {
+        // Acknowledged, in whatever way it ended: it is no suspect.
+        self.crashes.remove(&digest);
+        let Some(Answered { counts, .. }) = self.answers.get_mut(&digest) else { return };
+        if counts.in_hand > 0 {
+            counts.in_hand -= 1;
+            counts.settled += 1;
+        }
     }
 
-    fn over(&mut self, id: &str) {
-        self.running.remove(id);
-        self.crashes.remove(id);
+    /// Takes in that another writer saw this command to its end.
+    pub(super) fn over_elsewhere(&mut self, digest: Digest) {
+        self.crashes.remove(&digest);
     }
 
-    /// Takes in that another writer saw this id to its end.
-    pub(super) fn over_elsewhere(&mut self, id: &str) {
-        self.crashes.remove(id);
+    /// Takes one of the answers whose command may return, because it has; tells whether there was one.
+    pub(super) fn take(&mut self, digest: Digest) -> bool {
+        let Some(Answered { counts, .. }) = self.answers.get_mut(&digest) else { return false };
+        let from = if counts.owed > 0 { &mut counts.owed } else { &mut counts.doubtful };
+        if *from == 0 {
+            return false;
+        }
+        *from -= 1;
+        true
     }
 
-    /// Finds where the answer to an id stands.
-    pub(super) fn answer(&self, id: &str) -> Option<Place> {
-        self.answers.get(&self.hash(id)).map(|answered| answered.place)
+    /// Takes in that a known answer is given again.
+    pub(super) fn repeat(&mut self, digest: Digest) {
+        if let Some(answered) = self.answers.get_mut(&digest) {
+            answered.counts.in_hand += 1;
+        }
+    }
+
+    /// Adds up what is known of an answer here and at another writer; the very same one is counted once.
+    pub(super) fn joined(&self, digest: Digest, other: &Answered) -> Counts {
+        let Some(known) = self.answers.get(&digest) else { return other.counts };
+        let (own, other, same) = (known.counts, other.counts, known.began == other.began);
+        let join = |own: u32, other: u32| if same { own.max(other) } else { own + other };
+        Counts {
+            in_hand: join(own.in_hand, other.in_hand),
+            owed: join(own.owed, other.owed),
+            settled: join(own.settled, other.settled),
+            doubtful: join(own.doubtful, other.doubtful),
+        }
+    }
+
+    /// Takes in an answer with all that is known of it.
+    pub(super) fn keep(&mut self, digest: Digest, began: i64, place: Place, counts: Counts) {
+        self.answers.insert(digest, Answered { place, began, counts });
+    }
+
+    /// Walks all answers.
+    pub(super) fn answers(&self) -> impl Iterator<Item = (Digest, &Answered)> {
+        self.answers.iter().map(|(digest, answered)| (*digest, answered))
+    }
+
+    /// Takes in that an answer stands somewhere else now.
+    pub(super) fn moved(&mut self, digest: Digest, to: Place) {
+        if let Some(answered) = self.answers.get_mut(&digest) {
+            answered.place = to;
+        }
+    }
+
+    /// Finds the newest answer to a command.
+    pub(super) fn answer(&self, digest: Digest) -> Option<&Answered> {
+        self.answers.get(&digest)
     }
 
     /// Tells whether the command began to run at this time (Unix microseconds) or later, and runs still, crashed or was
     /// answered.
-    pub(super) fn has_begun(&self, id: &str, since: i64) -> bool {
-        let running = self.running.get(id).copied();
-        let answered = self.answers.get(&self.hash(id)).map(|answered| answered.began);
-        running.max(answered).is_some_and(|began| began >= since) || self.has_crashed(id, since)
+    pub(super) fn has_begun(&self, digest: Digest, since: i64) -> bool {
+        let running = self.running.get(&digest).map(|run| run.at);
+        let answered = self.answers.get(&digest).map(|answered| answered.began);
+        running.max(answered).is_some_and(|began| began >= since) || self.has_crashed(digest, since)
     }
 
     /// Tells whether the command was running when a worker died, and had begun at this time or later.
-    pub(super) fn has_crashed(&self, id: &str, since: i64) -> bool {
-        self.crashes.get(id).is_some_and(|crash| crash.at >= since)
+    pub(super) fn has_crashed(&self, digest: Digest, since: i64) -> bool {
+        self.crashes.get(&digest).is_some_and(|crash| crash.at >= since)
     }
 
-    /// Begins a session: what is unsettled now was answered in an earlier one.
+    fn has_died(&self, digest: Digest) -> bool {
+        self.crashes.contains_key(&digest)
+    }
+
+    /// Tells whether a message with this identity may be the second copy of one from an earlier session, although the
+    /// broker does not say so: it crashed a worker, or was answered without being acknowledged.
+    pub(super) fn is_open(&self, digest: Digest) -> bool {
+        self.has_died(digest) || self.answers.get(&digest).is_some_and(|answered| answered.counts.owed > 0)
+    }
+
+    /// Begins a session: unless the one before was closed, what it left is owed, and what it settled is in doubt.
     pub(super) fn begin_session(&mut self) {
-        self.earlier.clone_from(&self.unsettled);
-    }
-
-    /// Tells whether a message with this id may be the second copy of one from an earlier session, although the broker
-    /// does not say so; `None` when nothing is known here.
-    pub(super) fn is_open(&self, id: &str) -> Option<bool> {
-        if self.crashes.contains_key(id) {
-            return Some(true);
+        for Answered { counts, .. } in self.answers.values_mut() {
+            let Counts { in_hand, owed, settled, doubtful } = *counts;
+            *counts = Counts { in_hand: 0, owed: owed + in_hand, settled: 0, doubtful: doubtful + settled };
         }
-        let hash = self.hash(id);
-        self.answers.contains_key(&hash).then(|| self.earlier.contains(&hash))
     }
 
-    /// Returns the places of answers whose acknowledgement is not known to be sent.
-    pub(super) fn open_answers(&self) -> impl Iterator<Item = Place> {
-        self.unsettled.iter().filter_map(|hash| self.answers.get(hash).map(|answered| answered.place))
+    /// Goes on with the session after a silence: what was settled until now is in doubt.
+    pub(super) fn doubt(&mut self) {
+        for Answered { counts, .. } in self.answers.values_mut() {
+            counts.doubtful += std::mem::take(&mut counts.settled);
+        }
+    }
+
+    /// Ends the session with the broker's word: what was settled in it is settled for good.
+    pub(super) fn close_session(&mut self) {
+        self.answers.values_mut().for_each(|answered| answered.counts.settled = 0);
+    }
+
+    /// Returns the answers whose acknowledgement is not known to be sent.
+    pub(super) fn open_answers(&self) -> impl Iterator<Item = (Digest, &Answered)> {
+        self.answers().filter(|(_, Answered { counts, .. })| counts.in_hand > 0 || counts.owed > 0)
     }
 
     /// Keeps the answers only: what ran and crashed is written down by whoever took this writer over.
@@ -149,23 +225,13 @@ impl Ledger {
     /// Drops what would stand beyond the end of a segment.
     pub(super) fn forget_at(&mut self, segment: u64, end: u64) {
         self.answers.retain(|_, Answered { place, .. }| place.segment != segment || place.offset < end);
-        self.prune();
     }
 
     /// Drops what stands in segments that no longer exist.
     pub(super) fn forget_before(&mut self, segment: u64) {
         self.answers.retain(|_, answered| answered.place.segment >= segment);
-        self.prune();
     }
 
-    fn prune(&mut self) {
-        let answers = &self.answers;
-        self.unsettled.retain(|hash| answers.contains_key(hash));
-        self.earlier.retain(|hash| answers.contains_key(hash));
-    }
-}
-
-impl Ledger {
     /// Begins a new segment of the same writer: what runs and what crashed stands at its head again.
     pub(super) fn with_answers_of(earlier: Self) -> Self {
         Self { running: HashMap::new(), crashes: HashMap::new(), ..earlier }

@@ -3,72 +3,168 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// One line, read back: exactly one of the id fields is set.
+use super::identity::Digest;
+
+/// One line, read back: exactly one of the naming fields is set. Those in the past tense are of the earlier version, which
+/// wrote ids in the place of digests.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Line<'a> {
     #[serde(borrow)]
+    start: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     started: Option<Cow<'a, str>>,
     at: i64,
+    alone: bool,
+    runs: Option<u32>,
+    #[serde(borrow)]
+    finish: Option<Cow<'a, str>>,
     #[serde(borrow)]
     finished: Option<Cow<'a, str>>,
     began: i64,
+    again: bool,
+    counts: Option<[u32; 4]>,
     #[serde(borrow)]
     answer: Option<&'a RawValue>,
     #[serde(borrow)]
+    end: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     ended: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    settle: Option<Cow<'a, str>>,
     #[serde(borrow)]
     settled: Option<Cow<'a, str>>,
     #[serde(borrow)]
+    crash: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     crashed: Option<Cow<'a, str>>,
     times: u32,
+    #[serde(borrow)]
+    repeat: Option<Cow<'a, str>>,
+    session: Option<i64>,
+    doubt: Option<i64>,
+    closed: Option<i64>,
 }
 
-/// What a line says about a command.
+/// How often a command was answered, by what became of the acknowledgements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Answered in this session and not acknowledged yet.
+    pub(super) in_hand: u32,
+    /// Answered in an earlier session and never acknowledged.
+    pub(super) owed: u32,
+    /// Acknowledged in this session.
+    pub(super) settled: u32,
+    /// Acknowledged in a session that ended without the broker's word that it is closed.
+    pub(super) doubtful: u32,
+}
+
+impl Counts {
+    /// Tells whether a redelivered command may be one of those.
+    pub(super) const fn may_return(self) -> bool {
+        self.owed > 0 || self.doubtful > 0
+    }
+}
+
+/// What a line says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Record<'a> {
-    /// It began to run, at Unix microseconds.
-    Started { id: Cow<'a, str>, at: i64 },
+pub(super) enum Record {
+    /// A command began to run, at Unix microseconds; `alone`: with nothing beside it until its end. `runs` says how many such
+    /// there are, at the head of a segment.
+    Started { digest: Digest, at: i64, alone: bool, runs: Option<u32> },
     /// A write or delete is over that began at Unix microseconds; its answer stands at this range of the line.
-    Finished { id: Cow<'a, str>, began: i64, answer: Range<usize> },
+    Finished { digest: Digest, began: i64, answer: Range<usize>, how: Finish },
     /// It is over and may run again: a read, or a write that was abandoned.
-    Ended { id: Cow<'a, str> },
+    Ended { digest: Digest },
     /// Its acknowledgement was sent.
-    Settled { id: Cow<'a, str> },
-    /// It was running when a worker died, so many times by now; the first such run began at Unix microseconds.
-    Crashed { id: Cow<'a, str>, times: u32, at: i64 },
+    Settled { digest: Digest },
+    /// It was running when a worker died: alone so many times by now. The first such run began at Unix microseconds.
+    Crashed { digest: Digest, times: u32, at: i64 },
+    /// A known answer of this writer is given again.
+    Repeated { digest: Digest },
+    /// A session begins; the one before it, unless it was closed, leaves doubt.
+    Session,
+    /// The broker was silent: what was acknowledged in this session until now may not have arrived.
+    Doubt,
+    /// The broker said that the session is closed.
+    Closed,
 }
 
-impl<'a> Record<'a> {
+/// How an answer came into a writer's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// The command ran.
+    Ran,
+    /// It is another writer's answer, given again.
+    Again,
+    /// It stands here with all that is known of it.
+    Kept(Counts),
+}
+
+impl Record {
     /// Reads one line without its newline; `None` for the heading and for anything damaged (the file is written, not
     /// synced, so a power cut may leave anything).
-    pub(super) fn read(line: &'a [u8]) -> Option<Self> {
+    pub(super) fn read(line: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(line).ok()?;
-        let parsed: Line<'a> = serde_json::from_str(text).ok()?;
-        if let Some(id) = parsed.started {
-            return Some(Self::Started { id, at: parsed.at });
+        let line: Line<'_> = serde_json::from_str(text).ok()?;
+        let named = |digest: Option<Cow<'_, str>>, id: Option<Cow<'_, str>>| {
+            digest.map_or_else(|| id.map(|id| Digest::earlier(&id)), |digest| Digest::parse(&digest))
+        };
+        if let Some(digest) = named(line.start, line.started) {
+            return Some(Self::Started { digest, at: line.at, alone: line.alone, runs: line.runs });
         }
-        if let Some(id) = parsed.finished {
-            let answer = parsed.answer?.get();
+        if let Some(digest) = named(line.finish, line.finished) {
+            let answer = line.answer?.get();
             let begin = answer.as_ptr() as usize - text.as_ptr() as usize;
-            return Some(Self::Finished { id, began: parsed.began, answer: begin..begin + answer.len() });
+            let how = match (line.counts, line.again) {
+                (Some([in_hand, owed, settled, doubtful]), _) => {
+                    Finish::Kept(Counts { in_hand, owed, settled, doubtful })
+                }
+                (None, true) => Finish::Again,
+                (None, false) => Finish::Ran,
+            };
+            return Some(Self::Finished { digest, began: line.began, answer: begin..begin + answer.len(), how });
         }
-        if let Some(id) = parsed.ended {
-            return Some(Self::Ended { id });
+        if let Some(digest) = named(line.end, line.ended) {
+            return Some(Self::Ended { digest });
         }
-        if let Some(id) = parsed.settled {
-            return Some(Self::Settled { id });
+        if let Some(digest) = named(line.settle, line.settled) {
+            return Some(Self::Settled { digest });
         }
-        parsed.crashed.map(|id| Self::Crashed { id, times: parsed.times, at: parsed.at })
+        if let Some(digest) = named(line.crash, None) {
+            return Some(Self::Crashed { digest, times: line.times, at: line.at });
+        }
+        if let Some(id) = line.crashed {
+            // The earlier version also counted deaths while others ran; those make a suspect and count no further.
+            return Some(Self::Crashed { digest: Digest::earlier(&id), times: 0, at: line.at });
+        }
+        if let Some(digest) = named(line.repeat, None) {
+            return Some(Self::Repeated { digest });
+        }
+        let session = line.session.map(|_| Self::Session);
+        session.or(line.doubt.map(|_| Self::Doubt)).or(line.closed.map(|_| Self::Closed))
     }
+}
+
+/// What follows in a file, or stands in it, is of the earlier version.
+const EARLIER: &[u8] = b"{\"earlier\":true}";
+
+/// Tells whether a line says that the earlier version wrote what follows, or something that was taken over.
+pub(super) fn is_earlier(line: &[u8]) -> bool {
+    line.starts_with(b"{\"format\":1,") || line == EARLIER
 }
 
 /// Writers of the lines; each appends one line with its newline.
 pub(super) mod write {
-    use super::{Serialize, string};
+    use std::io::Write as _;
+
+    use serde::Serialize;
+
+    use super::Counts;
+    use crate::worker::journal::identity::{Digest, Identity};
 
     #[derive(Serialize)]
     struct Heading<'a> {
@@ -77,54 +173,93 @@ pub(super) mod write {
         pid: u32,
     }
 
+    /// Appends formatted text; writing to memory cannot fail.
+    macro_rules! line {
+        ($out:expr, $($format:tt)*) => {
+            drop(writeln!($out, $($format)*))
+        };
+    }
+
     pub(in super::super) fn heading(out: &mut Vec<u8>, worker: &str) {
-        let heading = Heading { format: 1, worker, pid: std::process::id() };
+        let heading = Heading { format: 2, worker, pid: std::process::id() };
         // A struct of two integers and a string always serializes.
         out.extend(serde_json::to_vec(&heading).unwrap_or_default());
         out.push(b'\n');
     }
 
-    pub(in super::super) fn started(out: &mut Vec<u8>, id: &str, at: i64) {
-        out.extend_from_slice(b"{\"started\":");
-        string(out, id);
-        out.extend_from_slice(b",\"at\":");
-        out.extend_from_slice(at.to_string().as_bytes());
-        out.extend_from_slice(b"}\n");
+    pub(in super::super) fn started(out: &mut Vec<u8>, identity: &Identity, at: i64, alone: bool) {
+        drop(write!(out, "{{\"start\":\"{}\",\"at\":{at}", identity.digest));
+        if alone {
+            out.extend_from_slice(b",\"alone\":true");
+        }
+        // For people who look for an id; what is known of a command is found by its digest.
+        let Identity { id, task, retries, body, stamp, .. } = identity;
+        for (name, text) in [(",\"id\":", id), (",\"task\":", task)] {
+            out.extend_from_slice(name.as_bytes());
+            let mut quoted = String::with_capacity(text.len() + 2);
+            crate::json::write_string(&mut quoted, text);
+            out.extend_from_slice(quoted.as_bytes());
+        }
+        if *retries != 0 {
+            drop(write!(out, ",\"retries\":{retries}"));
+        }
+        if let Some(stamp) = stamp {
+            drop(write!(out, ",\"stamp\":{stamp}"));
+        }
+        line!(out, ",\"body\":\"{body}\"}}");
+    }
+
+    /// Writes at the head of a segment that a command runs.
+    pub(in super::super) fn runs(out: &mut Vec<u8>, digest: Digest, at: i64, alone: bool, runs: u32) {
+        line!(out, "{{\"start\":\"{digest}\",\"at\":{at},\"alone\":{alone},\"runs\":{runs}}}");
     }
 
     /// `answer` is JSON text without line breaks.
-    pub(in super::super) fn finished(out: &mut Vec<u8>, id: &str, began: i64, answer: &str) {
-        out.extend_from_slice(b"{\"finished\":");
-        string(out, id);
-        out.extend_from_slice(format!(",\"began\":{began},\"answer\":").as_bytes());
-        out.extend_from_slice(answer.as_bytes());
-        out.extend_from_slice(b"}\n");
+    pub(in super::super) fn finished(out: &mut Vec<u8>, digest: Digest, began: i64, answer: &str, again: bool) {
+        let again = if again { ",\"again\":true" } else { "" };
+        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began}{again},\"answer\":{answer}}}");
     }
 
-    pub(in super::super) fn ended(out: &mut Vec<u8>, id: &str) {
-        out.extend_from_slice(b"{\"ended\":");
-        string(out, id);
-        out.extend_from_slice(b"}\n");
+    /// Writes an answer with all that is known of it. `answer` is JSON text without line breaks.
+    pub(in super::super) fn kept(out: &mut Vec<u8>, digest: Digest, began: i64, answer: &str, counts: Counts) {
+        let Counts { in_hand, owed, settled, doubtful } = counts;
+        let counts = format!("[{in_hand},{owed},{settled},{doubtful}]");
+        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began},\"counts\":{counts},\"answer\":{answer}}}");
     }
 
-    pub(in super::super) fn settled(out: &mut Vec<u8>, id: &str) {
-        out.extend_from_slice(b"{\"settled\":");
-        string(out, id);
-        out.extend_from_slice(b"}\n");
+    pub(in super::super) fn ended(out: &mut Vec<u8>, digest: Digest) {
+        line!(out, "{{\"end\":\"{digest}\"}}");
     }
 
-    pub(in super::super) fn crashed(out: &mut Vec<u8>, id: &str, times: u32, at: i64) {
-        out.extend_from_slice(b"{\"crashed\":");
-        string(out, id);
-        out.extend_from_slice(b",\"times\":");
-        out.extend_from_slice(format!("{times},\"at\":{at}}}\n").as_bytes());
+    pub(in super::super) fn settled(out: &mut Vec<u8>, digest: Digest) {
+        line!(out, "{{\"settle\":\"{digest}\"}}");
     }
-}
 
-fn string(out: &mut Vec<u8>, text: &str) {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    crate::json::write_string(&mut quoted, text);
-    out.extend_from_slice(quoted.as_bytes());
+    pub(in super::super) fn crashed(out: &mut Vec<u8>, digest: Digest, times: u32, at: i64) {
+        line!(out, "{{\"crash\":\"{digest}\",\"times\":{times},\"at\":{at}}}");
+    }
+
+    pub(in super::super) fn repeated(out: &mut Vec<u8>, digest: Digest) {
+        line!(out, "{{\"repeat\":\"{digest}\"}}");
+    }
+
+    pub(in super::super) fn session(out: &mut Vec<u8>, at: i64) {
+        line!(out, "{{\"session\":{at}}}");
+    }
+
+    pub(in super::super) fn doubt(out: &mut Vec<u8>, at: i64) {
+        line!(out, "{{\"doubt\":{at}}}");
+    }
+
+    /// Says that something of the earlier version was taken over.
+    pub(in super::super) fn earlier(out: &mut Vec<u8>) {
+        out.extend_from_slice(super::EARLIER);
+        out.push(b'\n');
+    }
+
+    pub(in super::super) fn closed(out: &mut Vec<u8>, at: i64) {
+        line!(out, "{{\"closed\":{at}}}");
+    }
 }
 
 #[cfg(test)]
@@ -134,29 +269,85 @@ mod tests {
     #[test]
     fn lines_are_read_as_written() {
         let id = "a\"\\\n\u{1}é";
+        let message = crate::celery::message::Message {
+            headers: [("id".to_owned(), id.into()), ("task".to_owned(), "t".into())].into_iter().collect(),
+            ..Default::default()
+        };
+        let identity = crate::worker::journal::identity::Identity::of(&message, false);
+        let digest = identity.digest;
         let mut out = Vec::new();
         write::heading(&mut out, "w@h");
-        write::started(&mut out, id, -5);
-        write::finished(&mut out, id, 9, "{\"x\":[1]}");
-        write::ended(&mut out, id);
-        write::settled(&mut out, id);
-        write::crashed(&mut out, id, 3, 7);
-        let lines: Vec<&[u8]> = out.split(|byte| *byte == b'\n').collect();
-        assert_eq!(lines.len(), 7);
-        assert_eq!(Record::read(lines[0]), None);
-        assert_eq!(Record::read(lines[1]), Some(Record::Started { id: id.into(), at: -5 }));
-        let Some(Record::Finished { answer, began: 9, .. }) = Record::read(lines[2]) else { panic!("not finished") };
-        assert_eq!(&lines[2][answer], b"{\"x\":[1]}");
-        assert_eq!(Record::read(lines[3]), Some(Record::Ended { id: id.into() }));
-        assert_eq!(Record::read(lines[4]), Some(Record::Settled { id: id.into() }));
-        assert_eq!(Record::read(lines[5]), Some(Record::Crashed { id: id.into(), times: 3, at: 7 }));
+        write::started(&mut out, &identity, -5, true);
+        write::finished(&mut out, digest, 9, "{\"x\":[1]}", false);
+        write::ended(&mut out, digest);
+        write::settled(&mut out, digest);
+        write::crashed(&mut out, digest, 3, 7);
+        write::finished(&mut out, digest, 9, "1", true);
+        let counts = Counts { in_hand: 1, owed: 2, settled: 3, doubtful: 4 };
+        write::kept(&mut out, digest, 9, "1", counts);
+        write::runs(&mut out, digest, 1, false, 2);
+        write::repeated(&mut out, digest);
+        write::session(&mut out, 1);
+        write::doubt(&mut out, 2);
+        write::closed(&mut out, 2);
+        let mut lines = out.split(|byte| *byte == b'\n').map(Record::read);
+        assert_eq!(lines.next(), Some(None), "the heading");
+        let range = |line: usize| {
+            let text = out.split(|byte| *byte == b'\n').nth(line).unwrap();
+            let Some(Record::Finished { answer, .. }) = Record::read(text) else { panic!("not finished") };
+            (answer.clone(), text[answer].to_vec())
+        };
+        assert_eq!(range(2).1, b"{\"x\":[1]}");
+        let finished = |line, how| Record::Finished { digest, began: 9, answer: range(line).0, how };
+        let expected = [
+            Record::Started { digest, at: -5, alone: true, runs: None },
+            finished(2, Finish::Ran),
+            Record::Ended { digest },
+            Record::Settled { digest },
+            Record::Crashed { digest, times: 3, at: 7 },
+            finished(6, Finish::Again),
+            finished(7, Finish::Kept(counts)),
+            Record::Started { digest, at: 1, alone: false, runs: Some(2) },
+            Record::Repeated { digest },
+            Record::Session,
+            Record::Doubt,
+            Record::Closed,
+        ];
+        for record in expected {
+            assert_eq!(lines.next(), Some(Some(record)));
+        }
+        assert_eq!(lines.next(), Some(None), "nothing behind the last newline");
+    }
+
+    #[test]
+    fn lines_of_the_earlier_version_are_read() {
+        let digest = Digest::earlier("a");
+        let read = |text: &str| Record::read(text.as_bytes());
+        assert_eq!(
+            read("{\"started\":\"a\",\"at\":5}"),
+            Some(Record::Started { digest, at: 5, alone: false, runs: None })
+        );
+        assert_eq!(
+            read("{\"finished\":\"a\",\"began\":5,\"answer\":{}}"),
+            Some(Record::Finished { digest, began: 5, answer: 35..37, how: Finish::Ran })
+        );
+        assert_eq!(read("{\"ended\":\"a\"}"), Some(Record::Ended { digest }));
+        assert_eq!(read("{\"settled\":\"a\"}"), Some(Record::Settled { digest }));
+        assert_eq!(read("{\"crashed\":\"a\",\"times\":2,\"at\":5}"), Some(Record::Crashed { digest, times: 0, at: 5 }));
     }
 
     #[test]
     fn damaged_lines_say_nothing() {
-        for line in
-            [&b""[..], b"{\"started\":\"a\"", b"\0\0\0", b"{\"finished\":\"a\"}", b"{\"format\":1}", b"[]", b"\xff"]
-        {
+        for line in [
+            &b""[..],
+            b"{\"start\":\"a\"",
+            b"{\"start\":\"a\"}",
+            b"\0\0\0",
+            b"{\"finish\":\"ba7816bf8f01cfea414140de5dae2223\"}",
+            b"{\"format\":1}",
+            b"[]",
+            b"\xff",
+        ] {
             assert_eq!(Record::read(line), None);
         }
     }

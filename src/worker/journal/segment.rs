@@ -1,12 +1,16 @@
 //! The files of one writer: appended by it, followed by its siblings.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::identity::Digest;
 use super::ledger::{Ledger, Place};
-use super::record::Record;
+use super::record::{self, Finish, Record};
+
+/// How much of a file is read at once.
+const READ_BYTES: usize = 128 * 1024;
 
 /// Names the segment file of a writer.
 pub(super) fn path(folder: &Path, writer: &str, segment: u64) -> PathBuf {
@@ -27,16 +31,20 @@ pub(super) fn line_at(folder: &Path, writer: &str, place: Place) -> io::Result<V
     Ok(line)
 }
 
-/// Reads the line at a place and returns the answer in it, and when its command began, if it is the one to `id`.
-pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, id: &str) -> io::Result<Option<(String, i64)>> {
-    Ok(answer_in(&line_at(folder, writer, place)?, id))
+/// Reads the line at a place and returns the answer in it, if it is one to this command; `None` also when the segment is gone.
+pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, digest: Digest) -> io::Result<Option<String>> {
+    match line_at(folder, writer, place) {
+        Ok(line) => Ok(answer_in(&line, digest)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-/// Returns the answer in a line, and when its command began, if it is the one to `id`: places are found by a hash, which two ids may share.
-pub(super) fn answer_in(line: &[u8], id: &str) -> Option<(String, i64)> {
+/// Returns the answer in a line, if it is one to this command: a power cut may leave anything.
+pub(super) fn answer_in(line: &[u8], digest: Digest) -> Option<String> {
     match Record::read(line) {
-        Some(Record::Finished { id: found, began, answer }) if found == id => {
-            Some((String::from_utf8_lossy(&line[answer]).into_owned(), began))
+        Some(Record::Finished { digest: found, answer, .. }) if found == digest => {
+            Some(String::from_utf8_lossy(&line[answer]).into_owned())
         }
         _ => None,
     }
@@ -74,6 +82,17 @@ impl Segment {
     }
 }
 
+/// What a writer says that concerns all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// The command is over.
+    Over,
+    /// It came again and was answered with what another writer had answered.
+    Again,
+    /// A session begins: what the one before left may come again.
+    Session,
+}
+
 /// Follows the segments of another writer.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -81,13 +100,22 @@ pub(super) struct Reader {
     pub(super) ledger: Ledger,
     /// Its writer is dead, and what it left running is written down elsewhere.
     pub(super) adopted: bool,
+    /// Something in it is of the earlier version.
+    pub(super) earlier: bool,
     segment: u64,
     offset: u64,
 }
 
 impl Reader {
     pub(super) fn new(writer: &str) -> Self {
-        Self { writer: writer.to_owned(), ledger: Ledger::default(), adopted: false, segment: 0, offset: 0 }
+        Self {
+            writer: writer.to_owned(),
+            ledger: Ledger::default(),
+            adopted: false,
+            earlier: false,
+            segment: 0,
+            offset: 0,
+        }
     }
 
     /// Keeps only the answers of a dead writer that was taken over.
@@ -96,10 +124,14 @@ impl Reader {
         self.ledger.retire();
     }
 
-    /// Takes in what was appended since the last time; `segments` are the existing ones, in order. Returns what came to
-    /// an end meanwhile: the ids, and whether their acknowledgement was sent.
-    pub(super) fn follow(&mut self, folder: &Path, segments: &[u64]) -> io::Result<Vec<(String, bool)>> {
-        let mut ends = Vec::new();
+    /// Takes in what was appended since the last time, line by line; `segments` are the existing ones, in order. Adds what
+    /// concerns all writers to `news`.
+    pub(super) fn follow(
+        &mut self,
+        folder: &Path,
+        segments: &[u64],
+        news: &mut Vec<(Option<Digest>, News)>,
+    ) -> io::Result<()> {
         let current = self.segment;
         for &segment in segments.iter().filter(|&&segment| segment >= current) {
             if segment > self.segment {
@@ -113,32 +145,46 @@ impl Reader {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            self.read_from(&mut file, &mut ends)?;
+            self.read_from(&mut file, news)?;
         }
         if let Some(oldest) = segments.first() {
             self.ledger.forget_before(*oldest);
         }
-        Ok(ends)
+        Ok(())
     }
 
-    fn read_from(&mut self, file: &mut File, ends: &mut Vec<(String, bool)>) -> io::Result<()> {
-        use std::io::Seek as _;
-        file.seek(io::SeekFrom::Start(self.offset))?;
-        let mut tail = Vec::new();
-        file.read_to_end(&mut tail)?;
-        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        for line in tail[..whole].split_inclusive(|byte| *byte == b'\n') {
-            let text = &line[..line.len() - 1];
-            if let Some(record) = Record::read(text) {
-                match &record {
-                    Record::Settled { id } => ends.push((id.to_string(), true)),
-                    Record::Finished { id, .. } | Record::Ended { id } => ends.push((id.to_string(), false)),
-                    Record::Started { .. } | Record::Crashed { .. } => {}
-                }
-                self.ledger.fold(record, Place { segment: self.segment, offset: self.offset, length: text.len() });
-            }
-            self.offset += line.len() as u64;
+    fn read_from(&mut self, file: &mut File, news: &mut Vec<(Option<Digest>, News)>) -> io::Result<()> {
+        use std::io::{BufRead as _, Seek as _};
+        if file.metadata()?.len() <= self.offset {
+            return Ok(());
         }
-        Ok(())
+        file.seek(io::SeekFrom::Start(self.offset))?;
+        let mut lines = io::BufReader::with_capacity(READ_BYTES, file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let length = lines.read_until(b'\n', &mut line)?;
+            // Half a line is read again once it is whole.
+            if line.pop_if(|byte| *byte == b'\n').is_none() {
+                return Ok(());
+            }
+            self.take_in(&line, news);
+            self.offset += length as u64;
+        }
+    }
+
+    fn take_in(&mut self, line: &[u8], news: &mut Vec<(Option<Digest>, News)>) {
+        let Some(record) = Record::read(line) else {
+            self.earlier |= record::is_earlier(line);
+            return;
+        };
+        match &record {
+            Record::Settled { digest } | Record::Ended { digest } => news.push((Some(*digest), News::Over)),
+            Record::Finished { digest, how: Finish::Ran, .. } => news.push((Some(*digest), News::Over)),
+            Record::Finished { digest, how: Finish::Again, .. } => news.push((Some(*digest), News::Again)),
+            Record::Session => news.push((None, News::Session)),
+            _ => {}
+        }
+        self.ledger.fold(&record, Place { segment: self.segment, offset: self.offset, length: line.len() });
     }
 }

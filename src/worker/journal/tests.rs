@@ -1,4 +1,58 @@
 use super::*;
+use crate::celery::message::{Headers, Message};
+
+/// The identity of a command with this id and body.
+fn with_body(id: &str, body: &str) -> Identity {
+    let headers: Headers =
+        [("id", id), ("task", "t")].map(|(name, value)| (name.to_owned(), value.into())).into_iter().collect();
+    Identity::of(&Message { headers, body: body.to_owned().into(), ..Message::default() }, true)
+}
+
+fn named(id: &str) -> Identity {
+    with_body(id, "body")
+}
+
+impl Journal {
+    fn start(&mut self, id: &str) {
+        self.started(&named(id), false);
+    }
+
+    fn finish(&mut self, id: &str, answer: &str) {
+        self.finished(named(id).digest, answer);
+    }
+
+    fn end(&mut self, id: &str) {
+        self.ended(named(id).digest);
+    }
+
+    fn settle(&mut self, id: &str) {
+        self.settled(named(id).digest);
+    }
+
+    /// Starts, finishes and settles.
+    fn done(&mut self, id: &str, answer: &str) {
+        self.start(id);
+        self.finish(id, answer);
+        self.settle(id);
+        self.commit().unwrap();
+    }
+
+    fn known(&mut self, id: &str) -> Recall {
+        self.recall(&named(id), None).unwrap()
+    }
+
+    fn told(&mut self, id: &str) -> Option<String> {
+        self.known(id).answer
+    }
+
+    fn seems_a_copy(&mut self, id: &str) -> bool {
+        self.is_open(&named(id)).unwrap()
+    }
+
+    fn taken(&self, id: &str, since: Timestamp) -> bool {
+        self.is_taken(&named(id), since)
+    }
+}
 
 fn open(folder: &Path) -> Journal {
     Journal::open(folder, "test@host").unwrap()
@@ -15,15 +69,17 @@ fn an_answer_outlives_its_worker_and_is_read_by_siblings() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
     let mut sibling = open(folder.path());
-    first.started("a");
-    first.finished("a", r#"{"x":1}"#);
-    assert_eq!(first.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#), "before the commit");
+    first.start("a");
+    first.finish("a", r#"{"x":1}"#);
+    assert_eq!(first.told("a"), None, "as long as the session holds, an equal one is another");
+    first.begin_session();
+    assert_eq!(first.told("a").as_deref(), Some(r#"{"x":1}"#), "before the commit");
     first.commit().unwrap();
-    assert_eq!(first.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#), "after the commit");
-    assert_eq!(sibling.recall("a").unwrap().answer.as_deref(), Some(r#"{"x":1}"#));
+    assert_eq!(first.told("a").as_deref(), Some(r#"{"x":1}"#), "after the commit");
+    assert_eq!(sibling.told("a").as_deref(), Some(r#"{"x":1}"#));
     kill(first);
     let mut later = open(folder.path());
-    let recall = later.recall("a").unwrap();
+    let recall = later.known("a");
     assert_eq!((recall.answer.as_deref(), recall.crashes), (Some(r#"{"x":1}"#), 0));
 }
 
@@ -32,34 +88,34 @@ fn only_what_ran_counts_as_crashed() {
     let folder = tempfile::tempdir().unwrap();
     for expected in 1..=3 {
         let mut journal = open(folder.path());
-        assert_eq!(journal.recall("poison").unwrap().crashes, expected - 1);
-        assert_eq!(journal.recall("prefetched").unwrap().crashes, 0);
-        journal.started("innocent");
-        journal.ended("innocent");
-        journal.started("poison");
+        assert_eq!(journal.known("poison").crashes, expected - 1);
+        assert_eq!(journal.known("prefetched").crashes, 0);
+        journal.start("innocent");
+        journal.end("innocent");
+        journal.start("poison");
         kill(journal);
         let mut journal = open(folder.path());
-        let recall = journal.recall("poison").unwrap();
+        let recall = journal.known("poison");
         assert_eq!(recall.crashes, expected);
         assert!(recall.started_at.is_some());
-        assert_eq!(journal.recall("innocent").unwrap(), Recall::default());
+        assert_eq!(journal.known("innocent"), Recall::default());
         kill(journal);
     }
     let mut journal = open(folder.path());
-    journal.started("poison");
-    journal.finished("poison", "{}");
-    assert_eq!(journal.recall("poison").unwrap().crashes, 0, "a finished command is no suspect");
+    journal.start("poison");
+    journal.finish("poison", "{}");
+    assert_eq!(journal.known("poison").crashes, 0, "a finished command is no suspect");
 }
 
 #[test]
 fn a_living_sibling_has_not_crashed() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    first.started("a");
+    first.start("a");
     first.commit().unwrap();
     let mut second = open(folder.path());
-    assert_eq!(second.recall("a").unwrap().crashes, 0);
-    assert!(!second.is_open("a").unwrap(), "what a living worker does is its own business");
+    assert_eq!(second.known("a").crashes, 0);
+    assert!(!second.seems_a_copy("a"), "what a living worker does is its own business");
     kill(first);
 }
 
@@ -68,31 +124,31 @@ fn an_id_is_taken_while_a_sibling_runs_it_and_once_it_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
     let since = Timestamp::now();
-    own.started("own");
+    own.start("own");
     for id in ["runs", "answered", "read"] {
-        sibling.started(id);
+        sibling.start(id);
     }
-    sibling.finished("answered", "{}");
-    sibling.settled("answered");
-    sibling.ended("read");
+    sibling.finish("answered", "{}");
+    sibling.settle("answered");
+    sibling.end("read");
     own.follow().unwrap();
-    assert!(!own.is_taken("runs", since), "not written yet");
+    assert!(!own.taken("runs", since), "not written yet");
     sibling.commit().unwrap();
     own.follow().unwrap();
     let later = Timestamp::now();
     for (id, taken) in [("runs", true), ("answered", true), ("read", false), ("own", false), ("unknown", false)] {
-        assert_eq!(own.is_taken(id, since), taken, "{id}");
-        assert!(!own.is_taken(id, later), "{id}: begun before");
+        assert_eq!(own.taken(id, since), taken, "{id}");
+        assert!(!own.taken(id, later), "{id}: begun before");
     }
     kill(sibling);
     let third = open(folder.path());
     for worker in [&mut own, &mut open(folder.path())] {
         worker.follow().unwrap();
-        assert!(worker.is_taken("answered", since), "an answer outlives its worker");
-        assert!(worker.is_taken("runs", since), "it may have come far");
-        assert!(!worker.is_taken("runs", later));
+        assert!(worker.taken("answered", since), "an answer outlives its worker");
+        assert!(worker.taken("runs", since), "it may have come far");
+        assert!(!worker.taken("runs", later));
     }
-    assert!(third.is_taken("runs", since), "who took it over knows");
+    assert!(third.taken("runs", since), "who took it over knows");
 }
 
 #[test]
@@ -102,53 +158,55 @@ fn what_a_sibling_did_during_a_silence_is_known_however_much_it_did_since() {
     sibling.segment_bytes = 1_000;
     let since = Timestamp::now();
     for id in ["settled", "open"] {
-        sibling.started(id);
-        sibling.finished(id, "{}");
+        sibling.start(id);
+        sibling.finish(id, "{}");
     }
-    sibling.settled("settled");
+    sibling.settle("settled");
     for other in 0..100 {
-        sibling.started(&other.to_string());
-        sibling.finished(&other.to_string(), "{}");
-        sibling.settled(&other.to_string());
+        sibling.start(&other.to_string());
+        sibling.finish(&other.to_string(), "{}");
+        sibling.settle(&other.to_string());
         sibling.commit().unwrap();
     }
     assert!(sibling.number > 3, "{}", sibling.number);
     own.follow().unwrap();
-    assert!(own.is_taken("settled", since) && own.is_taken("open", since));
-    assert_eq!(own.recall("settled").unwrap().answer.as_deref(), Some("{}"));
+    assert!(own.taken("settled", since) && own.taken("open", since));
+    let settled = own.recall(&named("settled"), Some(since)).unwrap();
+    assert_eq!(settled.answer.as_deref(), Some("{}"));
     sibling.keep_segment = Duration::ZERO;
-    while own.is_taken("settled", since) {
-        sibling.started("more");
-        sibling.ended("more");
+    while own.taken("settled", since) {
+        sibling.start("more");
+        sibling.end("more");
         sibling.commit().unwrap();
         own.follow().unwrap();
     }
-    assert!(own.is_taken("open", since), "what is carried on keeps its beginning");
+    assert!(own.taken("open", since), "what is carried on keeps its beginning");
 }
 
 #[test]
 fn only_an_earlier_session_s_unsettled_ids_are_open() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    first.started("a");
-    first.finished("a", "{}");
-    assert!(!first.is_open("a").unwrap(), "a fresh message always runs, whatever its id");
+    first.start("a");
+    first.finish("a", "{}");
+    assert!(!first.seems_a_copy("a"), "a fresh message always runs, whatever its id");
     first.begin_session();
-    assert!(first.is_open("a").unwrap(), "the acknowledgement was never sent");
-    first.settled("a");
-    assert!(!first.is_open("a").unwrap());
-    first.started("b");
-    first.finished("b", "{}");
-    first.started("ran");
+    assert!(first.seems_a_copy("a"), "the acknowledgement was never sent");
+    let recall = first.known("a");
+    first.answered_again(&named("a"), &recall);
+    first.settle("a");
+    assert!(!first.seems_a_copy("a"));
+    first.start("b");
+    first.finish("b", "{}");
+    first.start("ran");
     kill(first);
     let mut second = open(folder.path());
-    assert!(!second.is_open("a").unwrap());
-    assert!(second.is_open("b").unwrap());
-    assert!(second.is_open("ran").unwrap());
-    second.started("b");
-    second.finished("b", "{}");
-    second.settled("b");
-    assert!(!second.is_open("b").unwrap(), "what this worker knows is later than what the dead one left");
+    assert!(!second.seems_a_copy("a"));
+    assert!(second.seems_a_copy("b"));
+    assert!(second.seems_a_copy("ran"));
+    let recall = second.known("b");
+    second.answered_again(&named("b"), &recall);
+    assert!(!second.seems_a_copy("b"), "it has come");
 }
 
 #[test]
@@ -158,14 +216,14 @@ fn rotation_keeps_what_is_open_and_bounds_the_folder() {
     journal.segment_bytes = 4096;
     journal.keep_segment = Duration::ZERO;
     let mut sibling = open(folder.path());
-    journal.started("running");
-    journal.started("open");
-    journal.finished("open", r#"{"kept":true}"#);
+    journal.start("running");
+    journal.start("open");
+    journal.finish("open", r#"{"kept":true}"#);
     for number in 0..500 {
         let id = format!("id-{number}");
-        journal.started(&id);
-        journal.finished(&id, r#"{"result":"something of a size"}"#);
-        journal.settled(&id);
+        journal.start(&id);
+        journal.finish(&id, r#"{"result":"something of a size"}"#);
+        journal.settle(&id);
         journal.commit().unwrap();
         if number % 100 == 0 {
             sibling.follow().unwrap();
@@ -174,22 +232,25 @@ fn rotation_keeps_what_is_open_and_bounds_the_folder() {
     assert!(journal.number > 5);
     let files = fs::read_dir(folder.path()).unwrap().count();
     assert!(files <= 7, "{files} files: two segments and a lock each, the gate");
+    journal.doubt();
+    journal.begin_session();
+    journal.commit().unwrap();
     for journal in [&mut journal, &mut sibling] {
-        assert_eq!(journal.recall("open").unwrap().answer.as_deref(), Some(r#"{"kept":true}"#));
-        assert!(journal.recall("running").unwrap().started_at.is_some());
-        assert_eq!(journal.recall("id-0").unwrap().answer, None, "long settled");
-        assert_eq!(journal.recall("id-499").unwrap().answer.as_deref(), Some(r#"{"result":"something of a size"}"#));
+        assert_eq!(journal.told("open").as_deref(), Some(r#"{"kept":true}"#));
+        assert!(journal.known("running").started_at.is_some());
+        assert_eq!(journal.told("id-0"), None, "long settled");
+        assert_eq!(journal.told("id-499").as_deref(), Some(r#"{"result":"something of a size"}"#));
     }
     kill(journal);
-    assert_eq!(open(folder.path()).recall("running").unwrap().crashes, 1);
+    assert_eq!(open(folder.path()).known("running").crashes, 1);
 }
 
 #[test]
 fn torn_and_foreign_files_are_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    first.started("a");
-    first.finished("a", "{}");
+    first.start("a");
+    first.finish("a", "{}");
     first.commit().unwrap();
     let path = segment::path(folder.path(), &first.writer, 0);
     kill(first);
@@ -199,57 +260,266 @@ fn torn_and_foreign_files_are_passed_over() {
     fs::write(folder.path().join("README"), "hello").unwrap();
     fs::write(folder.path().join("x.y.log"), "hello").unwrap();
     let mut second = open(folder.path());
-    assert_eq!(second.recall("a").unwrap().answer.as_deref(), Some("{}"));
-    assert_eq!(second.recall("b").unwrap(), Recall::default());
+    assert_eq!(second.told("a").as_deref(), Some("{}"));
+    assert_eq!(second.known("b"), Recall::default());
 }
 
 #[test]
-fn adopted_files_are_swept_after_their_time() {
+fn a_dead_writer_s_files_go_once_what_is_needed_of_them_is_written_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
-    let first = open(folder.path());
-    let writer = first.writer.clone();
+    let mut first = open(folder.path());
+    first.start("open");
+    first.finish("open", r#"{"n":1}"#);
+    first.done("doubtful", r#"{"n":2}"#);
+    first.start("ran");
     kill(first);
+    for _ in 0..3 {
+        // Each takes over from the one before.
+        let mut next = open(folder.path());
+        let files = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(files, 3, "a segment and a lock of its own, and the gate");
+        assert_eq!(next.told("open").as_deref(), Some(r#"{"n":1}"#));
+        assert_eq!(next.told("doubtful").as_deref(), Some(r#"{"n":2}"#));
+        assert_eq!(next.known("ran").crashes, 1);
+        kill(next);
+    }
+}
+
+#[test]
+fn what_the_earlier_version_took_over_is_swept_after_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (adopted, log) = (folder.path().join("x.adopted"), segment::path(folder.path(), "x", 0));
+    fs::write(&adopted, "").unwrap();
+    fs::write(&log, "").unwrap();
     drop(open(folder.path()));
-    let adopted = folder.path().join(format!("{writer}.adopted"));
-    assert!(adopted.exists());
-    File::open(&adopted).unwrap().set_modified(SystemTime::now() - 2 * KEEP_ADOPTED).unwrap();
+    assert!(adopted.exists() && log.exists());
+    File::open(&adopted).unwrap().set_modified(std::time::SystemTime::now() - 2 * KEEP_ADOPTED).unwrap();
     drop(open(folder.path()));
-    assert!(!adopted.exists());
-    assert!(!segment::path(folder.path(), &writer, 0).exists());
+    assert!(!adopted.exists() && !log.exists());
+}
+
+#[test]
+fn a_death_counts_only_while_a_command_ran_alone_and_makes_suspects_of_several() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    ["a", "b"].into_iter().for_each(|id| first.start(id));
+    kill(first);
+    for expected in 0..3 {
+        let mut journal = open(folder.path());
+        for id in ["a", "b"] {
+            let recall = journal.known(id);
+            assert!(recall.suspect && recall.started_at.is_some(), "{id}");
+            assert_eq!(recall.crashes, if id == "a" { expected } else { 0 }, "{id}");
+        }
+        journal.started(&named("a"), true);
+        kill(journal);
+    }
+    let mut journal = open(folder.path());
+    journal.settle("a");
+    assert!(!journal.known("a").suspect && journal.known("b").suspect);
+    journal.start("b");
+    journal.end("b");
+    assert!(!journal.known("b").suspect, "it lived through it");
+}
+
+/// Ends a session as the broker's word does, or without it.
+fn end_session(mut journal: Journal, clean: bool) {
+    if clean {
+        journal.close_session();
+    }
+    kill(journal);
+}
+
+#[test]
+fn what_was_settled_answers_nothing_later_unless_its_session_ended_uncleanly() {
+    for clean in [true, false] {
+        for elsewhere in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut first = open(folder.path());
+            first.begin_session();
+            first.done("nightly", "1");
+            assert_eq!(first.told("nightly"), None, "the session holds");
+            let mut next = if elsewhere {
+                end_session(first, clean);
+                open(folder.path())
+            } else {
+                if clean {
+                    first.close_session();
+                }
+                first
+            };
+            next.begin_session();
+            assert!(!next.seems_a_copy("nightly"), "what is fresh runs");
+            let recall = next.known("nightly");
+            assert_eq!(recall.answer.as_deref(), if clean { None } else { Some("1") }, "{elsewhere}");
+            assert!(recall.another);
+            let other = next.recall(&with_body("nightly", "another"), None).unwrap();
+            assert_eq!(other, Recall::default(), "another body is another command");
+            if clean {
+                continue;
+            }
+            // Once it has come again, the next equal one is another, whatever is settled when.
+            next.answered_again(&named("nightly"), &recall);
+            assert_eq!(next.told("nightly"), None);
+            next.settle("nightly");
+            assert_eq!(next.told("nightly"), None);
+            next.commit().unwrap();
+            let mut sibling = open(folder.path());
+            assert!(sibling.known("nightly").answer.is_none() && sibling.known("nightly").unsure);
+            end_session(next, false);
+            assert_eq!(sibling.told("nightly").as_deref(), Some("1"), "that session left doubt again");
+        }
+    }
+}
+
+#[test]
+fn each_of_several_equal_ones_is_answered_again_as_often_as_it_was_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    for answer in ["1", "2"] {
+        first.done("twin", answer);
+    }
+    first.start("twin");
+    first.finish("twin", "3");
+    kill(first);
+    let mut next = open(folder.path());
+    for _ in 0..3 {
+        let recall = next.known("twin");
+        assert_eq!(recall.answer.as_deref(), Some("3"), "the newest");
+        next.answered_again(&named("twin"), &recall);
+    }
+    assert_eq!(next.told("twin"), None);
+    kill(next);
+    assert!(open(folder.path()).told("twin").is_some(), "none was acknowledged");
+}
+
+#[test]
+fn a_silence_makes_doubtful_what_was_settled_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
+    own.done("before", "1");
+    own.doubt();
+    own.done("after", "2");
+    for journal in [&mut own, &mut sibling] {
+        assert_eq!(journal.told("before").as_deref(), Some("1"));
+        assert_eq!(journal.told("after"), None);
+    }
+    assert!(sibling.known("after").unsure && !sibling.known("never").unsure);
+    own.close_session();
+    own.commit().unwrap();
+    assert!(!sibling.known("after").unsure, "the broker has it");
+    assert_eq!(sibling.told("before").as_deref(), Some("1"));
+}
+
+#[test]
+fn a_moment_after_its_end_what_a_session_left_is_another_message_when_it_is_fresh() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    first.start("a");
+    first.finish("a", "1");
+    kill(first);
+    let mut next = open(folder.path());
+    assert!(next.seems_a_copy("a"));
+    next.open_since = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
+    assert!(!next.seems_a_copy("a"));
+    assert_eq!(next.told("a").as_deref(), Some("1"), "redelivered it is known for ever");
+}
+
+#[test]
+fn a_thousand_commands_under_one_id_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = open(folder.path());
+    let all: Vec<Identity> = (0..1000).map(|number| with_body("nightly", &number.to_string())).collect();
+    for (number, identity) in all.iter().enumerate().filter(|(number, _)| number % 2 == 0) {
+        first.started(identity, false);
+        first.finished(identity.digest, &number.to_string());
+        first.settled(identity.digest);
+    }
+    kill(first);
+    let mut next = open(folder.path());
+    for (number, identity) in all.iter().enumerate() {
+        let answer = next.recall(identity, None).unwrap().answer;
+        assert_eq!(answer, (number % 2 == 0).then(|| number.to_string()));
+    }
+}
+
+/// Files of the earlier version, written by it: `nightly` answered and settled, `open` answered, `poison` running and once
+/// crashed, and the stamped `nightly`, answered.
+fn with_earlier(folder: &Path) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal-format-1");
+    for file in fs::read_dir(fixtures).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn journals_of_the_earlier_version_are_taken_over_and_answer_nobody_by_an_id_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    with_earlier(folder.path());
+    for _ in 0..3 {
+        let mut journal = open(folder.path());
+        assert!(journal.has_earlier());
+        for id in ["nightly", "open"] {
+            assert_eq!(journal.told(id), None, "{id}: a body is not part of what was written");
+            assert!(!journal.seems_a_copy(id), "{id}");
+        }
+        let poison = journal.known("poison");
+        assert!(poison.suspect, "it runs alone from now on");
+        assert_eq!((poison.crashes, poison.started_at), (0, None), "perhaps it was another under this id");
+        let stamped = |body: &str| {
+            let mut message = Message { body: body.to_owned().into(), ..Message::default() };
+            message.headers.set("id", "nightly".into());
+            message.headers.set("timestamp_in_ms", crate::celery::message::Field::Int(1_700_000_000_000));
+            Identity::of(&message, true)
+        };
+        let recall = journal.recall(&stamped("123456789"), None).unwrap();
+        assert_eq!(recall.answer.as_deref(), Some(r#"{"result":{"n":3},"event":null}"#), "stamp and checksum tell it");
+        assert_eq!(journal.recall(&stamped("another"), None).unwrap().answer, None);
+        kill(journal);
+    }
+    let mut journal = open(folder.path());
+    journal.started(&named("poison"), true);
+    journal.end("poison");
+    assert!(!journal.known("poison").suspect, "it lived through it");
+    kill(journal);
+    assert!(!open(folder.path()).known("poison").suspect);
 }
 
 #[test]
 fn a_dead_worker_s_answer_is_given_again_once_and_then_the_id_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    first.started("cfg");
-    first.finished("cfg", "{}");
+    first.start("cfg");
+    first.finish("cfg", "{}");
     kill(first);
     let mut second = open(folder.path());
     let mut third = open(folder.path());
-    assert!(second.is_open("cfg").unwrap() && third.is_open("cfg").unwrap());
-    assert_eq!(second.recall("cfg").unwrap().answer.as_deref(), Some("{}"));
-    second.settled("cfg");
+    assert!(second.seems_a_copy("cfg") && third.seems_a_copy("cfg"));
+    let recall = second.known("cfg");
+    assert_eq!(recall.answer.as_deref(), Some("{}"));
+    second.answered_again(&named("cfg"), &recall);
+    second.settle("cfg");
     second.commit().unwrap();
-    assert!(!second.is_open("cfg").unwrap(), "a fresh message under this id runs");
-    assert!(!third.is_open("cfg").unwrap(), "at every worker");
+    assert!(!second.seems_a_copy("cfg"), "a fresh message under this id runs");
+    assert!(!third.seems_a_copy("cfg"), "at every worker");
     kill(second);
-    assert!(!open(folder.path()).is_open("cfg").unwrap(), "and after the next death");
+    assert!(!open(folder.path()).seems_a_copy("cfg"), "and after the next death");
 }
 
 #[test]
 fn a_settled_id_is_no_suspect_in_whatever_way_it_ended() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());
-    first.started("x");
+    first.start("x");
     kill(first);
     let mut second = open(folder.path());
-    assert_eq!(second.recall("x").unwrap().crashes, 1);
+    assert_eq!(second.known("x").crashes, 1);
     let mut third = open(folder.path());
-    third.settled("x");
+    third.settle("x");
     third.commit().unwrap();
-    assert_eq!(second.recall("x").unwrap().crashes, 0, "a sibling saw to it");
-    assert!(!second.is_open("x").unwrap());
+    assert_eq!(second.known("x").crashes, 0, "a sibling saw to it");
+    assert!(!second.seems_a_copy("x"));
 }
 
 #[test]
@@ -257,13 +527,13 @@ fn crashes_add_up_across_siblings() {
     let folder = tempfile::tempdir().unwrap();
     let mut living = open(folder.path());
     let mut first = open(folder.path());
-    first.started("x");
+    first.start("x");
     kill(first);
-    assert_eq!(living.recall("x").unwrap().crashes, 1, "the living one took it over");
+    assert_eq!(living.known("x").crashes, 1, "the living one took it over");
     let mut second = open(folder.path());
-    second.started("x");
+    second.start("x");
     kill(second);
-    assert_eq!(open(folder.path()).recall("x").unwrap().crashes, 2, "whoever counted before");
+    assert_eq!(open(folder.path()).known("x").crashes, 2, "whoever counted before");
 }
 
 #[test]
@@ -273,11 +543,12 @@ fn a_rotation_that_failed_is_made_up_for() {
     journal.segment_bytes = 10;
     let in_the_way = folder.path().join(format!("{}.1.new", journal.writer));
     fs::create_dir(&in_the_way).unwrap();
-    journal.started("a");
+    journal.start("a");
     assert!(journal.commit().is_err());
     fs::remove_dir(&in_the_way).unwrap();
-    journal.finished("a", "{}");
+    journal.finish("a", "{}");
     journal.commit().unwrap();
     assert!(journal.number > 0);
-    assert_eq!(open(folder.path()).recall("a").unwrap().answer.as_deref(), Some("{}"));
+    kill(journal);
+    assert_eq!(open(folder.path()).told("a").as_deref(), Some("{}"));
 }

@@ -13,9 +13,10 @@ fn reconsidered(job: &mut Job, since: Option<Timestamp>, table: &mut Table) -> O
 /// Begins to run the same id somewhere else, and ends it with this answer.
 fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
     let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
-    sibling.started("id-1");
+    let identity = Identity::of(&store(), false);
+    sibling.started(&identity, false);
     if let Some(answer) = answer {
-        sibling.finished("id-1", &answer.write().unwrap());
+        sibling.finished(identity.digest, &answer.write().unwrap());
     }
     sibling.commit().unwrap();
     sibling
@@ -41,14 +42,16 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(redelivered.started_at.is_some_and(|at| at >= silent), "{redelivered:?}");
     drop(running);
 
-    let finished = elsewhere(&table, Some(&answer));
+    let mut finished = elsewhere(&table, Some(&answer));
     table.journal.follow().unwrap();
     let mut job = table.job(store(), false);
     assert_eq!(reconsidered(&mut job, Some(silent), &mut table).unwrap().write(), answer.write());
+    finished.settled(Identity::of(&store(), false).digest);
+    finished.close_session();
+    finished.commit().unwrap();
     drop(finished);
 
-    table.journal.started("id-1");
-    table.journal.finished("id-1", &answer.write().unwrap());
+    table.run(&store(), &answer);
     let silent = Timestamp::now();
     let _running = elsewhere(&table, None);
     table.journal.follow().unwrap();
@@ -76,9 +79,9 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     let mut job = table.job(message.clone(), false);
     let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
     let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
-    sibling.started(&job.case.entry);
-    sibling.finished(&job.case.entry, &answer.write().unwrap());
-    sibling.settled(&job.case.entry);
+    sibling.started(&job.case.identity, false);
+    sibling.finished(job.case.identity.digest, &answer.write().unwrap());
+    sibling.settled(job.case.identity.digest);
     sibling.commit().unwrap();
     table.journal.follow().unwrap();
     let since = doubt(&job, None);
@@ -102,14 +105,14 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
 #[test]
 fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
     let mut table = Table::new();
-    let mut job = table.job(stamped(60_000), false);
+    let message = stamped(60_000);
+    let mut job = table.job(message.clone(), false);
     let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
-    for entry in ["id-1", &job.case.entry.clone()] {
+    for message in [store(), message] {
         let since = doubt(&job, None);
         assert!(reconsidered(&mut job, since, &mut table).is_none(), "an answer to another message");
-        table.journal.started(entry);
-        table.journal.finished(entry, &answer.write().unwrap());
-        table.journal.settled(entry);
+        table.run(&message, &answer);
+        table.journal.settled(Identity::of(&message, false).digest);
     }
     let since = doubt(&job, None);
     assert_eq!(reconsidered(&mut job, since, &mut table).unwrap().write(), answer.write());
@@ -119,7 +122,7 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
 fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
     let mut table = Table::new();
     let job = table.job(stamped(0), false);
-    let (entry, answer) = (job.case.entry.clone(), Answer { outcome: Outcome::Success("{}".into()), event: None });
+    let (entry, answer) = (job.case.identity.digest, Answer { outcome: Outcome::Success("{}".into()), event: None });
     let parcel = table.desk.close(job.case, &End::Answered(&answer));
     assert_eq!((parcel.id.as_deref(), parcel.entry), (Some("id-1"), Some(entry)));
 }
@@ -130,8 +133,47 @@ fn what_is_redelivered_is_looked_up_again_before_it_runs() {
     let mut job = table.job(store(), true);
     let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
     assert!(reconsidered(&mut job, None, &mut table).is_none());
-    let _sibling = elsewhere(&table, Some(&answer));
+    let mut sibling = elsewhere(&table, Some(&answer));
+    assert!(
+        matches!(reconsider(&mut job, None, &mut table.journal), Turn::Wait),
+        "whether its session holds will show"
+    );
+    sibling.begin_session();
+    sibling.commit().unwrap();
     assert_eq!(reconsidered(&mut job, None, &mut table).unwrap().write(), answer.write());
+}
+
+#[test]
+fn an_equal_command_that_a_living_sibling_answered_is_another_once_its_session_is_seen_to_hold() {
+    let mut table = Table::new();
+    let mut job = table.job(store(), true);
+    let _sibling = elsewhere(&table, Some(&Answer { outcome: Outcome::Success("1".into()), event: None }));
+    assert!(matches!(reconsider(&mut job, None, &mut table.journal), Turn::Wait));
+    job.waits_since = Instant::now().checked_sub(SESSION_WAIT);
+    assert!(matches!(reconsider(&mut job, None, &mut table.journal), Turn::Begin));
+    assert!(job.redelivered.is_none(), "what the object says was written by the other");
+}
+
+#[test]
+fn another_body_under_one_id_is_another_command_in_all_that_comes_of_it() {
+    let mut table = Table::new();
+    let step =
+        json!({"task": "next.task", "args": [], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": true});
+    let embed = json!({"callbacks": null, "errbacks": null, "chain": [step], "chord": null});
+    let [monday, tuesday] =
+        ["MONDAY", "TUESDAY"].map(|value| task("filestorage.store", &json!([["k", value], {}, embed])));
+    let answer = Answer { outcome: Outcome::Success("1".into()), event: None };
+    table.run(&monday, &answer);
+    table.journal.settled(Identity::of(&monday, false).digest);
+    table.journal.begin_session();
+    let job = table.job(tuesday, true);
+    assert_eq!(job.redelivered, Some(Redelivered { started_at: None }));
+    let second = table.answered(job, Ok("2".into()));
+    let (first, outcome) = table.end(monday, true);
+    assert_eq!(outcome, CommandOutcome::Replayed);
+    assert_eq!((body(&first[1])["result"].clone(), body(&second[1])["result"].clone()), (json!(1), json!(2)));
+    let id = |sent: &[Publication]| sent[0].message.headers.text("id").unwrap().to_owned();
+    assert_ne!(id(&first), id(&second), "the next steps are two tasks");
 }
 
 #[test]
@@ -143,10 +185,11 @@ fn a_write_that_a_sibling_runs_is_waited_for_and_a_read_is_not() {
     assert!(matches!(reconsider(&mut read, None, &mut table.journal), Turn::Begin));
     assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
     assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
-    sibling.ended("id-1");
+    let identity = Identity::of(&store(), false);
+    sibling.ended(identity.digest);
     sibling.commit().unwrap();
     assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Begin), "it was given up there");
-    sibling.started("id-1");
+    sibling.started(&identity, false);
     sibling.commit().unwrap();
     assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
     write.waits_since = Instant::now().checked_sub(LONGEST_WAIT);
