@@ -30,10 +30,13 @@
 //! Start reading at [`worker`]: `shift.rs` conducts one session, `desk.rs` holds the rules.
 
 pub mod broker;
+pub mod broker_url;
 pub mod celery;
+pub mod charset;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod instant;
 pub mod json;
 pub mod storage;
 pub mod telemetry;

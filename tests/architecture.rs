@@ -10,11 +10,14 @@ use std::path::Path;
 /// A name with a path is that module only.
 const ARROWS: &[(&str, &[&str])] = &[
     ("worker", &["broker", "celery", "commands", "json", "telemetry"]),
-    ("commands", &["json", "storage"]),
-    ("broker", &["celery::message"]),
-    ("storage", &["telemetry"]),
-    ("celery", &["json"]),
-    ("config", &[]),
+    ("commands", &["instant", "json", "storage"]),
+    ("broker", &["broker_url", "celery::message"]),
+    ("storage", &["charset", "telemetry"]),
+    ("celery", &["charset", "instant", "json"]),
+    ("broker_url", &[]),
+    ("config", &["broker_url"]),
+    ("charset", &[]),
+    ("instant", &[]),
     ("json", &[]),
     ("telemetry", &[]),
 ];

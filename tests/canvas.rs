@@ -37,7 +37,7 @@ fn counting() -> impl FnMut() -> String {
 }
 
 fn options() -> CanvasOptions {
-    CanvasOptions { default_queue: "filestorage".to_owned(), origin: "w@h".to_owned() }
+    CanvasOptions { default_queue: "filestorage".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() }
 }
 
 fn success(embed: &str) -> Result<AfterSuccess, Unsupported> {
@@ -186,7 +186,7 @@ fn signatures_choose_their_times_and_properties() {
     assert_eq!(sent(r#"{"expires": -5}"#).message.properties.expiration.as_deref(), Some("0"));
     let plain = sent("{}").message;
     assert_eq!((plain.properties.priority, plain.properties.delivery_mode), (Some(0), Some(2)));
-    assert_eq!(plain.properties.reply_to.as_deref(), Some(""));
+    assert_eq!(plain.properties.reply_to.as_deref(), Some("own"));
     let chosen = sent(
         r#"{"priority": 900, "delivery_mode": 1, "reply_to": "r", "time_limit": 30, "soft_time_limit": 1.5,
         "shadow": "s", "retries": 2, "headers": {"x": {"y": [1, null, true, 1.5]}, "lang": "rs"}, "add_to_parent": true}"#,
@@ -194,6 +194,30 @@ fn signatures_choose_their_times_and_properties() {
     .message;
     assert_eq!((chosen.properties.priority, chosen.properties.delivery_mode), (Some(255), Some(1)));
     assert_eq!(chosen.properties.reply_to.as_deref(), Some("r"));
+    let named = sent(
+        r#"{"message_id": "m-1", "app_id": "app", "type": "kind", "timestamp": 1790000000, "correlation_id": "c", "user_id": "u"}"#,
+    )
+    .message;
+    assert_eq!(named.properties.message_id.as_deref(), Some("m-1"));
+    assert_eq!(named.properties.app_id.as_deref(), Some("app"));
+    assert_eq!(named.properties.kind.as_deref(), Some("kind"));
+    assert_eq!(named.properties.timestamp, Some(1_790_000_000));
+    assert_eq!(named.properties.correlation_id.as_deref(), Some("c"));
+    assert_eq!(named.properties.user_id, None, "the broker refuses another user than the connection's");
+    for timestamp in [
+        r#"{"__type__": "datetime", "__value__": "2026-09-21T14:13:20+00:00"}"#,
+        r#""2026-09-21T16:13:20+02:00""#,
+        "1790000000.9",
+    ] {
+        let sent = sent(&format!(r#"{{"timestamp": {timestamp}}}"#));
+        assert_eq!(sent.message.properties.timestamp, Some(1_790_000_000), "{timestamp}");
+    }
+    for never in [r#"{"expires": "9999-12-31T23:59:59.999999-14:00"}"#, r#"{"expires": 1e9}"#, r#"{"expiration": 5e6}"#]
+    {
+        let sent = sent(never).message.properties;
+        assert_eq!(sent.expiration, None, "a broker refuses more than {} ms: {never}", u32::MAX);
+    }
+    assert_eq!(sent(r#"{"expiration": 1.5}"#).message.properties.expiration.as_deref(), Some("1500"));
     assert_eq!(chosen.headers.get("timelimit"), Some(&Field::List(vec![Field::Int(30), Field::Float(1.5)])));
     assert_eq!((chosen.headers.text("shadow"), chosen.headers.text("lang")), (Some("s"), Some("rs")));
     assert_eq!(chosen.headers.get("retries"), Some(&Field::Int(2)));

@@ -171,7 +171,8 @@ fn message(headers: Headers, body: Vec<u8>) -> Message {
 fn exercise(message: &Message) {
     let origin = Origin::default();
     let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: false };
-    let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned() };
+    let publishing =
+        CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() };
     let mut count = 0;
     let mut new_id = || {
         count += 1;
@@ -305,7 +306,7 @@ proptest! {
         parent.headers.set("task", "first".into());
         parent.headers.set("id", "parent".into());
         let parent = read(&parent, &ReadOptions::default()).unwrap();
-        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned() };
+        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() };
         let mut no_id = || unreachable!("every step brings its id");
         let result_text = result.compact();
         let after = canvas::after_success(&parent, &result_text, &publishing, Timestamp::UNIX_EPOCH, &mut no_id).unwrap();

@@ -2,7 +2,7 @@
 
 use lapin::ErrorKind as Lapin;
 
-use super::BrokerUrl;
+use super::{BrokerUrl, LoginMethod};
 
 /// The room's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -87,10 +87,23 @@ pub(crate) fn classify(error: &lapin::Error) -> Error {
     }
 }
 
+/// Tells whether the broker does not know the login method.
+pub(crate) fn lacks_method(error: &lapin::Error) -> bool {
+    reply(error).is_some_and(|reply| reply.code == 503 && reply.text.contains("authentication mechanism"))
+}
+
 /// Says why no session came about; a refusal is about the login here, whatever else its code may mean.
-pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl) -> Error {
+pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl, method: LoginMethod) -> Error {
     let (user, vhost) = (url.user(), url.vhost());
     let (kind, mend) = match reply(error).map(|reply| reply.code) {
+        Some(503) if lacks_method(error) => {
+            let mend = "name one that it offers in the URL, ?login_method=PLAIN, AMQPLAIN or EXTERNAL";
+            (ErrorKind::Login, format!("it does not offer {}: {mend}", method.as_str()))
+        }
+        Some(403) if method == LoginMethod::External => {
+            let mend = "show a client certificate (broker_tls_certificate_file) whose name is a user of the broker";
+            (ErrorKind::Login, mend.to_owned())
+        }
         Some(403) => (ErrorKind::Login, format!("check user '{user}' and its password")),
         Some(530) => (
             ErrorKind::Login,

@@ -26,6 +26,7 @@ mod subscribe;
 mod topology;
 mod url;
 
+pub use crate::broker_url::{BrokerUrl, LoginMethod, UrlError};
 pub use backoff::Backoff;
 pub use consume::{BATCH, Deliveries, Delivery, End, Settler, Ticket};
 pub use delay::Delay;
@@ -37,4 +38,3 @@ pub use session::Session;
 pub use state::State;
 pub use subscribe::{Notices, Subscription};
 pub use topology::{Exchange, ExchangeType, Look, Presence, QueueSpec, Topology};
-pub use url::{BrokerUrl, UrlError};

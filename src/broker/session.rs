@@ -16,8 +16,8 @@ use lapin::{
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
-    BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Tls, Topology, consume, error, heard::Heard, pulse, state::StateCell, stream, subscribe,
+    BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, LoginMethod, Notices, Publisher, Result, Settler,
+    State, Subscription, Tls, Topology, consume, error, heard::Heard, pulse, state::StateCell, stream, subscribe, url,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -265,21 +265,33 @@ impl Link {
 }
 
 async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Duration) -> Result<(Connection, Heard)> {
-    let properties = ConnectionProperties::default()
-        .with_connection_name(format!("{} {role}", options.connection_name).into())
-        .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
-        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let uri = url.to_lapin(HEARTBEAT, limit);
-    let heard = Heard::new();
-    let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone());
-    match tokio::time::timeout(limit, connection).await {
-        Ok(Ok(connection)) => Ok((connection, heard)),
-        Ok(Err(fault)) => Err(error::opening(&fault, url)),
-        Err(_) => Err(Error::new(
-            ErrorKind::Unreachable,
-            format!("{url} does not answer within {} s: is it a broker, and up?", limit.as_secs_f32()),
-        )),
+    let limit = url.connect_timeout().map_or(limit, |asked| limit.min(asked));
+    // Without a method of its own a URL gets what the broker offers, as with Python's client.
+    let methods = match url.login_method() {
+        Some(method) => vec![method],
+        None if options.tls.identity.is_some() && url.is_tls() => {
+            vec![LoginMethod::Plain, LoginMethod::Amqplain, LoginMethod::External]
+        }
+        None => vec![LoginMethod::Plain, LoginMethod::Amqplain],
+    };
+    let mut methods = methods.into_iter().peekable();
+    while let Some(method) = methods.next() {
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} {role}", options.connection_name).into())
+            .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let uri = url::to_lapin(url, method, HEARTBEAT, limit);
+        let heard = Heard::new();
+        let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone());
+        match tokio::time::timeout(limit, connection).await {
+            Ok(Ok(connection)) => return Ok((connection, heard)),
+            Ok(Err(fault)) if methods.peek().is_some() && error::lacks_method(&fault) => {}
+            Ok(Err(fault)) => return Err(error::opening(&fault, url, method)),
+            Err(_) => break,
+        }
     }
+    let text = format!("{url} does not answer within {} s: is it a broker, and up?", limit.as_secs_f32());
+    Err(Error::new(ErrorKind::Unreachable, text))
 }
 
 fn certificates(tls: &Tls) -> OwnedTLSConfig {

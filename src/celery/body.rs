@@ -8,6 +8,7 @@ use std::io::{BufReader, Read};
 use base64::Engine as _;
 
 use super::message::{Field, Message};
+use crate::charset::Charset;
 
 /// What one body may cost.
 #[derive(Clone, Copy, Debug)]
@@ -128,27 +129,35 @@ fn capped(decoder: impl Read, limit: usize) -> std::io::Result<Option<Vec<u8>>> 
     Ok((out.len() <= limit).then_some(out))
 }
 
-/// Brings a text into UTF-8 by its content encoding.
+/// Brings a text into UTF-8 by its content encoding, as Python's codecs name it.
+///
+/// Like Python's client library, what is not in its encoding, or names one that nobody knows, is tried as UTF-8.
 fn unencode<'m>(encoding: &str, bytes: Cow<'m, [u8]>) -> Result<Cow<'m, [u8]>, Error> {
-    let is = |names: &[&str]| names.iter().any(|name| encoding.eq_ignore_ascii_case(name));
-    if is(&["utf-8", "utf8", "utf_8", "binary", ""]) {
+    if matches!(encoding.trim().to_ascii_lowercase().as_str(), "binary" | "") {
         return Ok(bytes);
     }
-    if is(&["us-ascii", "ascii"]) {
-        return match bytes.iter().position(|byte| !byte.is_ascii()) {
-            None => Ok(bytes),
-            Some(at) => Err(Error::Decode(format!("the body is not us-ascii at byte {at}; send it as utf-8"))),
-        };
+    let charset = Charset::of_python(encoding);
+    let decoded = match charset {
+        Some(Charset::Utf8) => return Ok(bytes),
+        Some(charset) => charset.decode(&bytes).map(|text| text.into_owned().into_bytes()),
+        None if encoding.eq_ignore_ascii_case("base64") => {
+            base64::engine::general_purpose::STANDARD.decode(&*bytes).ok()
+        }
+        None => None,
+    };
+    match decoded {
+        Some(text) => Ok(Cow::Owned(text)),
+        None if std::str::from_utf8(&bytes).is_ok() => Ok(bytes),
+        None => {
+            let what = if charset.is_some() {
+                "what its content_encoding says"
+            } else {
+                "in a content_encoding that is known"
+            };
+            let named: String = encoding.chars().take(64).collect();
+            Err(Error::Decode(format!("the body is not {what} ({named:?}), nor UTF-8; send it as utf-8")))
+        }
     }
-    if is(&["latin-1", "latin1", "latin_1", "iso-8859-1", "iso8859-1"]) {
-        return Ok(Cow::Owned(bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into_bytes()));
-    }
-    if is(&["base64"]) {
-        return base64::engine::general_purpose::STANDARD.decode(&*bytes).map(Cow::Owned).map_err(|error| {
-            Error::Decode(format!("the body is not base64 as its content_encoding says ({error}); send it as utf-8"))
-        });
-    }
-    Err(Error::Decode("the content_encoding is unknown; send the body as utf-8".to_owned()))
 }
 
 #[cfg(test)]
@@ -232,13 +241,26 @@ mod tests {
             (Some("latin-1"), b"\xe9", "é"),
             (Some("ISO-8859-1"), b"\xe9", "é"),
             (Some("base64"), b"w6k=", "é"),
+            (Some("utf-16"), b"\xff\xfe\xe9\0", "é"),
+            (Some("UTF-16"), b"\xfe\xff\0\xe9", "é"),
+            (Some("utf_16_be"), b"\0\xe9", "é"),
+            (Some("utf-32"), b"\xff\xfe\0\0\xe9\0\0\0", "é"),
+            (Some("utf-8-sig"), b"\xef\xbb\xbf\xc3\xa9", "é"),
+            (Some("cp1252"), b"\x80", "€"),
+            (Some("iso-8859-15"), b"\xa4", "€"),
+            (Some("shift_jis"), b"\x82\xa0", "あ"),
+            // As UTF-8, like Python's client library: what is not in its encoding, and what nobody knows.
+            (Some("us-ascii"), "é".as_bytes(), "é"),
+            (Some("utf-16"), b"x", "x"),
+            (Some("gzip"), "é".as_bytes(), "é"),
+            (Some("base64"), "é".as_bytes(), "é"),
         ] {
             assert_eq!(&*decode(&message(None, encoding, body), JSON, small()).unwrap(), text.as_bytes());
         }
         for (encoding, body) in [
             (Some("us-ascii"), &b"\xe9"[..]),
-            (Some("base64"), b"w6k"),
-            (Some("utf-16"), b"x"),
+            (Some("utf-16"), b"\xe9"),
+            (Some("klingon"), b"\xe9"),
             (None, b"\xef\xbb\xbf1"),
         ] {
             assert!(matches!(decode(&message(None, encoding, body), JSON, small()), Err(Error::Decode(_))));

@@ -17,6 +17,9 @@ pub struct CanvasOptions {
     pub default_queue: String,
     /// Node name, written as `origin`.
     pub origin: String,
+    /// Queue for answers to signatures that name none. Celery names a queue of the worker process there, which nobody
+    /// reads; a queue that does not exist is as good, and keeps nothing.
+    pub reply_to: String,
 }
 
 /// What follows a success; to be published, in order, before the reply that lists the children.
@@ -185,7 +188,7 @@ fn send(
             step.set("task_id", id.as_str().into());
             step.set("root_id", context.root_id.into());
             if step.option("reply_to").is_none() {
-                step.set("reply_to", "".into());
+                step.set("reply_to", context.options.reply_to.as_str().into());
             }
             tail.push(id);
         }

@@ -7,6 +7,7 @@ use super::canvas::CanvasOptions;
 use super::message::{Address, Field, Headers, Message, Properties, Publication};
 use super::signature::{Signature, option};
 use super::{repr, time};
+use crate::instant;
 use crate::json::{Json, write_string};
 
 /// What every message of one finished task has in common.
@@ -44,23 +45,24 @@ pub(super) struct Place<'a> {
 pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
     let wrong = |name: &str, value: &Json| Err(format!("has an unusable {} as option {name}", value.python_type()));
     let epoch = Timestamp::UNIX_EPOCH;
-    for name in ["countdown", "time_limit", "soft_time_limit", "priority", "group_index", "retries"] {
+    for name in ["countdown", "time_limit", "soft_time_limit", "priority", "group_index", "retries", "expiration"] {
         if let Some(value) = option(options, name)
             && value.as_f64().is_none_or(|number| time::later(epoch, number).is_none())
         {
             return wrong(name, value);
         }
     }
-    for name in ["eta", "expires"] {
+    for name in ["eta", "expires", "timestamp"] {
         if let Some(value) = option(options, name) {
-            let number = name == "expires" && value.as_f64().is_some_and(|s| time::later(epoch, s).is_some());
-            if !number && iso_text(value).and_then(time::instant).is_none() {
+            let number = name != "eta" && value.as_f64().is_some_and(|s| time::later(epoch, s).is_some());
+            if !number && iso_text(value).and_then(instant::read).is_none() {
                 return wrong(name, value);
             }
         }
     }
     if let Some(value) = option(options, "headers")
         && value.as_object().is_none()
+        && !value.is_falsy()
     {
         return wrong("headers", value);
     }
@@ -95,11 +97,16 @@ pub(super) fn message(
                 content_encoding: Some("utf-8".to_owned()),
                 delivery_mode: Some(delivery_mode),
                 priority: Some(whole("priority").map_or(0, |priority| priority.clamp(0, 255) as u8)),
-                correlation_id: Some(id.to_owned()),
-                // Without one nobody reads the result; Celery would leak a queue of its own for it.
-                reply_to: Some(signature.text("reply_to").unwrap_or_default().to_owned()),
+                correlation_id: Some(signature.text("correlation_id").unwrap_or(id).to_owned()),
+                // Celery names its own queue where the signature names none.
+                reply_to: Some(signature.text("reply_to").unwrap_or(&context.options.reply_to).to_owned()),
                 expiration,
-                ..Properties::default()
+                message_id: signature.text("message_id").map(str::to_owned),
+                timestamp: timestamp(signature),
+                kind: signature.text("type").map(str::to_owned),
+                app_id: signature.text("app_id").map(str::to_owned),
+                // A user other than the connection's would be refused by the broker.
+                user_id: None,
             },
             headers,
             body: Bytes::from(body(signature, chain, context)),
@@ -230,9 +237,26 @@ fn eta(signature: &Signature, now: Timestamp) -> Option<String> {
     }
 }
 
+/// Reads the property `timestamp`: Unix seconds, or a date and time.
+fn timestamp(signature: &Signature) -> Option<u64> {
+    let given = signature.option("timestamp")?;
+    let seconds = given.as_i64().or_else(|| Some(given.as_f64()? as i64));
+    let seconds = seconds.or_else(|| Some(instant::read(iso_text(given)?)?.as_second()));
+    u64::try_from(seconds?).ok()
+}
+
+/// Longest time to live that a broker takes, in milliseconds; RabbitMQ closes the channel for a longer one.
+const LONGEST_EXPIRATION: i128 = u32::MAX as i128;
+
 /// Makes the `expires` header and the `expiration` property, in milliseconds from now.
+///
+/// What is longer than the broker can be told has the header alone, by which the reader goes.
 fn expiry(signature: &Signature, now: Timestamp) -> (Option<String>, Option<String>) {
-    let Some(expires) = signature.option("expires") else { return (None, None) };
+    let expiration = |millis: i128| (millis <= LONGEST_EXPIRATION).then(|| millis.max(0).to_string());
+    let Some(expires) = signature.option("expires") else {
+        let seconds = signature.option("expiration").and_then(Json::as_f64);
+        return (None, seconds.and_then(|seconds| expiration((seconds * 1000.0) as i128)));
+    };
     let (text, at) = match expires.as_f64() {
         Some(seconds) => {
             let at = time::later(now, seconds);
@@ -240,11 +264,10 @@ fn expiry(signature: &Signature, now: Timestamp) -> (Option<String>, Option<Stri
         }
         None => {
             let text = iso_text(expires);
-            (text.map(str::to_owned), text.and_then(time::instant))
+            (text.map(str::to_owned), text.and_then(instant::read))
         }
     };
-    let millis = at.map(|at| at.duration_since(now).as_millis().max(0).to_string());
-    (text, millis)
+    (text, at.and_then(|at| expiration(at.duration_since(now).as_millis())))
 }
 
 /// Finds the ISO text of a plain or typed date and time.

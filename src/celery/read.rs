@@ -7,6 +7,7 @@ use super::reply::ReplyTo;
 use super::request::{Fault, Peek, ReadOptions, TaskRequest, Unreadable, peek};
 use super::signature::Signature;
 use super::time;
+use crate::instant::{self, NEVER};
 use crate::json::{self, ErrorKind, Json};
 
 /// Reads a message as a task.
@@ -47,8 +48,8 @@ impl Reader<'_> {
         };
         self.arguments(args, kwargs, &mut request)?;
         match embed {
-            Json::Null => {}
             Json::Object(members) => self.embedded(members, &mut request)?,
+            empty if empty.is_falsy() => {}
             other => return Err(self.invalid(&format!("has a {} as its embed, not a dict", other.python_type()))),
         }
         Ok(request)
@@ -124,7 +125,9 @@ impl Reader<'_> {
                 "group_index" => request.group_index = whole(value),
                 "retries" => request.retries = whole(value).and_then(|count| count.try_into().ok()).unwrap_or(0),
                 "eta" => request.eta = self.instant(name, value, &request.task)?,
-                "expires" => request.expires = self.instant(name, value, &request.task)?,
+                "expires" => {
+                    request.expires = self.instant(name, value, &request.task)?.filter(|expires| *expires != NEVER);
+                }
                 "timelimit" => {
                     if let Field::List(limits) = value {
                         request.time_limit = limits.first().and_then(limit);
@@ -157,10 +160,15 @@ impl Reader<'_> {
     fn instant(&self, name: &str, value: &Field, task: &str) -> Result<Option<jiff::Timestamp>, Unreadable> {
         match value {
             Field::Void => Ok(None),
-            Field::Text(text) => match time::instant(text) {
+            Field::Text(text) => match instant::read(text) {
                 Some(at) => Ok(Some(at)),
                 None => Err(self.wrong_time(name, task)),
             },
+            // AMQP's own type for it, which Python reads as a datetime.
+            Field::Timestamp(seconds) => {
+                let at = i64::try_from(*seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+                Ok(Some(at.unwrap_or(NEVER)))
+            }
             _ => Err(self.wrong_time(name, task)),
         }
     }
@@ -191,12 +199,12 @@ impl Reader<'_> {
     fn arguments(&self, args: Json, kwargs: Json, request: &mut TaskRequest) -> Result<(), Unreadable> {
         match args {
             Json::Array(args) => request.args = args,
-            Json::Null => {}
+            empty if empty.is_falsy() => {}
             other => return Err(self.invalid(&format!("has a {} as its args, not a list", other.python_type()))),
         }
         match kwargs {
             Json::Object(kwargs) => request.kwargs = kwargs,
-            Json::Null => {}
+            empty if empty.is_falsy() => {}
             other => return Err(self.invalid(&format!("has a {} as its kwargs, not a dict", other.python_type()))),
         }
         Ok(())
@@ -209,7 +217,7 @@ impl Reader<'_> {
                 "errbacks" => &mut request.errbacks,
                 "chain" => &mut request.chain,
                 "chord" => {
-                    request.chord = Some(value).filter(|chord| !chord.is_null());
+                    request.chord = Some(value).filter(|chord| !chord.is_falsy());
                     continue;
                 }
                 _ => continue,
@@ -285,5 +293,75 @@ fn limit(value: &Field) -> Option<std::time::Duration> {
         Field::Int(seconds) => time::limit(*seconds as f64),
         Field::Float(seconds) => time::limit(*seconds),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Properties;
+    use super::*;
+
+    fn message(headers: &[(&str, Field)], body: &str) -> Message {
+        Message {
+            properties: Properties { content_type: Some("application/json".to_owned()), ..Properties::default() },
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            body: body.to_owned().into(),
+        }
+    }
+
+    fn second(headers: &[(&str, Field)], body: &str) -> Result<TaskRequest, Unreadable> {
+        let named = [("task", Field::from("t")), ("id", Field::from("1"))];
+        let headers: Vec<_> = named.into_iter().chain(headers.iter().cloned()).collect();
+        read(&message(&headers, body), &ReadOptions::default())
+    }
+
+    #[test]
+    fn whatever_python_counts_as_false_is_an_empty_list_or_dict() {
+        for empty in ["[]", "{}", "null", "false", "0", "0.0", "\"\""] {
+            for body in [
+                format!("[[], {{}}, {empty}]"),
+                format!("[[], {empty}, {{}}]"),
+                format!("[{empty}, {{}}, {{}}]"),
+                format!("[{empty}, {empty}, {empty}]"),
+                format!(
+                    r#"[[], {{}}, {{"callbacks": {empty}, "errbacks": {empty}, "chain": {empty}, "chord": {empty}}}]"#
+                ),
+            ] {
+                let request = second(&[], &body).unwrap();
+                assert!(request.args.is_empty() && request.kwargs.is_empty() && request.chord.is_none(), "{body}");
+            }
+            let body = format!(
+                r#"[[], {{}}, {{"callbacks": {{"task": "c", "args": {empty}, "kwargs": {empty}, "options": {empty}}}}}]"#
+            );
+            assert_eq!(second(&[], &body).unwrap().callbacks.len(), 1, "{body}");
+            let body =
+                format!(r#"{{"task": "t", "id": "1", "args": {empty}, "kwargs": {empty}, "callbacks": {empty}}}"#);
+            let request = read(&message(&[], &body), &ReadOptions::default()).unwrap();
+            assert!(request.args.is_empty() && request.kwargs.is_empty() && request.callbacks.is_empty(), "{body}");
+        }
+        for full in ["[1]", "true", "1", "\"x\""] {
+            let error = second(&[], &format!("[[], {full}, {{}}]")).unwrap_err();
+            assert_eq!(error.what, Fault::InvalidTask, "{full}: {error}");
+            assert!(second(&[], &format!("[[], {{}}, {full}]")).is_err(), "{full}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_calendar_is_never() {
+        for text in
+            ["9999-12-31T23:59:59.999999", "9999-12-31T23:59:59.999999-23:59", "9999-12-31", "99991231T000000+14"]
+        {
+            let request = second(&[("eta", text.into()), ("expires", text.into())], "[[], {}, {}]").unwrap();
+            assert_eq!((request.eta, request.expires), (Some(NEVER), None), "{text}");
+            let body = format!(r#"{{"task": "t", "id": "1", "eta": "{text}", "expires": "{text}"}}"#);
+            let request = read(&message(&[], &body), &ReadOptions::default()).unwrap();
+            assert_eq!((request.eta, request.expires), (Some(NEVER), None), "{text}");
+        }
+        let times = [("eta", Field::Timestamp(1_900_000_000)), ("expires", Field::Timestamp(u64::MAX))];
+        let request = second(&times, "[[], {}, {}]").unwrap();
+        assert_eq!((request.eta.map(jiff::Timestamp::as_second), request.expires), (Some(1_900_000_000), None));
+        let past = second(&[("expires", "0001-01-01T00:00:00+14:00".into())], "[[], {}, {}]").unwrap();
+        assert!(past.expires.is_some_and(|expires| expires < jiff::Timestamp::UNIX_EPOCH));
+        assert!(second(&[("eta", "soon".into())], "[[], {}, {}]").is_err());
     }
 }

@@ -89,11 +89,11 @@ impl Signature {
         Ok(signature)
     }
 
-    /// Reads a list of signatures, one alone, or null.
+    /// Reads a list of signatures, one alone, or nothing.
     pub(super) fn read_list(value: Json) -> Result<Vec<Self>, String> {
         match value {
-            Json::Null => Ok(Vec::new()),
             Json::Array(items) => items.into_iter().map(Self::read).collect(),
+            empty if empty.is_falsy() => Ok(Vec::new()),
             one @ Json::Object(_) => Ok(vec![Self::read(one)?]),
             other => Err(format!("is a {}, not a list of signatures", other.python_type())),
         }
@@ -200,19 +200,31 @@ fn check(value: &Json) -> Result<(), String> {
         Some(value) if value.as_text().is_none() => return wrong("task", value),
         _ => return Err("has no task name".to_owned()),
     }
-    if let Some(value) = option(members, "args").filter(|value| value.as_array().is_none()) {
+    if let Some(value) = option(members, "args").filter(|value| value.as_array().is_none() && !value.is_falsy()) {
         return wrong("args", value);
     }
     if let Some(value) = option(members, "immutable").filter(|value| value.as_bool().is_none()) {
         return wrong("immutable", value);
     }
     for name in ["kwargs", "options"] {
-        if let Some(value) = option(members, name).filter(|value| value.as_object().is_none()) {
+        if let Some(value) = option(members, name).filter(|value| value.as_object().is_none() && !value.is_falsy()) {
             return wrong(name, value);
         }
     }
     let options = value.get("options").and_then(Json::as_object).unwrap_or_default();
-    for name in ["task_id", "reply_to", "queue", "exchange", "routing_key", "group_id", "shadow"] {
+    for name in [
+        "task_id",
+        "reply_to",
+        "queue",
+        "exchange",
+        "routing_key",
+        "group_id",
+        "shadow",
+        "correlation_id",
+        "message_id",
+        "type",
+        "app_id",
+    ] {
         if let Some(value) = option(options, name).filter(|value| value.as_text().is_none()) {
             return Err(format!("has a {} as option {name}", value.python_type()));
         }
@@ -232,8 +244,8 @@ fn check(value: &Json) -> Result<(), String> {
 
 fn check_list(value: &Json) -> Result<(), String> {
     match value {
-        Json::Null => Ok(()),
         Json::Array(items) => items.iter().try_for_each(check),
+        empty if empty.is_falsy() => Ok(()),
         one => check(one),
     }
 }

@@ -1,12 +1,13 @@
 //! `filestorage.store`.
 
 use async_trait::async_trait;
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::Timestamp;
 
 use super::arguments::{Kind, Parameter};
 use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
+use crate::instant::{self, NEVER};
 use crate::json::{Json, typed};
 use crate::storage::{Condition, ContentType, Metadata, Reference, StoreOptions, Value};
 
@@ -119,7 +120,7 @@ fn expires_at(arguments: &mut Arguments) -> Result<Option<Timestamp>, CommandErr
     let instant = arguments.take("expires_at");
     match (seconds, instant) {
         (Json::Null, Json::Null) => Ok(None),
-        (Json::Null, instant) => parse_instant(&instant, arguments).map(Some),
+        (Json::Null, instant) => parse_instant(&instant, arguments).map(|at| Some(at).filter(|at| *at != NEVER)),
         (seconds @ Json::Number(_), Json::Null) => {
             let seconds = seconds.as_f64().filter(|seconds| *seconds > 0.0 && *seconds <= MAX_TTL_SECONDS);
             let seconds = seconds.ok_or_else(|| {
@@ -142,14 +143,9 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
     };
     // What stands in brackets names a time zone, which an offset must not be overruled by.
     let plain = if text.contains('[') { "" } else { text };
-    plain
-        .parse::<Timestamp>()
-        .or_else(|_| plain.parse::<DateTime>().and_then(|naive| TimeZone::UTC.to_timestamp(naive)))
-        .map_err(|_| {
-            CommandError::value_error(format!(
-                "expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"
-            ))
-        })
+    instant::read(plain).ok_or_else(|| {
+        CommandError::value_error(format!("expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"))
+    })
 }
 
 #[async_trait]

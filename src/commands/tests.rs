@@ -261,3 +261,24 @@ async fn a_signed_url_says_what_it_is_good_for() {
     let (exception, args) = refused(&local, "signed_url", r#"{"key":"k"}"#).await;
     assert!(exception == Exception::ValueError && args[0].as_str().unwrap().contains("bucket"), "{args:?}");
 }
+
+#[tokio::test]
+async fn what_expires_on_the_last_day_of_the_calendar_never_does() {
+    let (_root, engine) = site();
+    for instant in [
+        r#""9999-12-31T23:59:59.999999""#,
+        r#""9999-12-31T23:59:59.999999-14:00""#,
+        r#""9999-12-31""#,
+        r#"{"__type__":"datetime","__value__":"9999-12-31T23:59:59.999999+14:00"}"#,
+    ] {
+        let kwargs = format!(r#"{{"key":"k","data":1,"expires_at":{instant}}}"#);
+        let receipt: serde_json::Value = call(&engine, "store", &kwargs).await.unwrap();
+        assert_eq!(receipt["expires_at"], serde_json::Value::Null, "{instant}");
+        assert_eq!(call(&engine, "exists", r#"{"key":"k"}"#).await.unwrap(), true);
+    }
+    let receipt =
+        call(&engine, "store", r#"{"key":"k","data":1,"expires_at":"9999-12-30T00:00:00+00:00"}"#).await.unwrap();
+    assert_eq!(receipt["expires_at"].as_str().unwrap().split('T').next(), Some("9999-12-30"));
+    call(&engine, "store", r#"{"key":"k","data":1,"expires_at":"0001-01-01T00:00:00+14:00"}"#).await.unwrap();
+    assert_eq!(call(&engine, "exists", r#"{"key":"k"}"#).await.unwrap(), false);
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Provider;
+use crate::broker_url::BrokerUrl;
 
 /// What a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,21 +136,27 @@ impl Kind {
             Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
-            Self::BrokerUrls => list(text, ';').and_then(|items| self.check_list(items)),
+            Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
         }
     }
 
     /// Says which entry of a list is wrong and why, where that can be told without repeating it.
     pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
-        if self != Self::Buckets {
-            return None;
-        }
+        let (separator, judge): (char, fn(&str) -> Option<String>) = match self {
+            Self::Buckets => (',', |item| bucket(item).err()),
+            Self::BrokerUrls => {
+                (';', |item| BrokerUrl::parse_all(item).err().map(|fault| format!("is wrong: {fault}")))
+            }
+            _ => return None,
+        };
         let items: Vec<&str> = match raw {
-            Raw::Text(text) => text.split(',').map(str::trim).collect(),
+            Raw::Text(text) => text.split(separator).map(str::trim).collect(),
             Raw::List(items) => items.iter().map(String::as_str).collect(),
         };
-        let flaw = |(at, item): (usize, &&str)| bucket(item).err().map(|why| format!("entry {} {why}", at + 1));
-        items.iter().enumerate().find_map(flaw)
+        // Behind a last `;` stands nothing.
+        let skipped = |item: &str| self == Self::BrokerUrls && item.is_empty();
+        let items = items.iter().filter(|item| !skipped(item)).enumerate();
+        items.into_iter().find_map(|(at, item)| judge(item).map(|why| format!("entry {} {why}", at + 1)))
     }
 
     fn parse_list(self, raw: &Raw) -> Option<Parsed> {
@@ -178,7 +185,7 @@ impl Kind {
             }
             Self::Content => items.iter().all(|item| matches!(item.as_str(), "json" | "application/json")),
             Self::Paths => items.iter().all(|item| std::path::Path::new(item).is_absolute()),
-            Self::BrokerUrls => items.iter().all(|item| is_broker_url(item)),
+            Self::BrokerUrls => items.iter().all(|item| BrokerUrl::parse_all(item).is_ok()),
             _ => false,
         };
         good.then_some(Parsed::List(items))
@@ -206,6 +213,11 @@ pub(super) fn bucket(item: &str) -> Result<(Provider, &str), String> {
     }
 }
 
+/// Splits URLs; an empty one, as behind a last `;`, is none.
+fn urls(text: &str) -> Vec<String> {
+    text.split(';').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
+}
+
 /// AMQP's short strings hold 255 bytes.
 fn is_queue(name: &str) -> bool {
     (1..=255).contains(&name.len())
@@ -223,17 +235,6 @@ fn is_url(text: &str) -> bool {
         && !host.is_empty()
         && (port.is_empty() || port.parse::<u16>().is_ok())
         && !rest.contains(|character: char| matches!(character, '@' | '?' | '#') || character.is_whitespace())
-}
-
-/// Checks the outside of a URL: scheme and port. What stands between follows kombu's rules, which the queue knows.
-fn is_broker_url(text: &str) -> bool {
-    let Some((scheme, rest)) = text.split_once("://") else { return false };
-    let scheme = scheme.to_ascii_lowercase();
-    let place = rest.split(['/', '?']).next().unwrap_or_default();
-    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
-    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).split_once(':').map_or("", |(_, port)| port);
-    matches!(scheme.as_str(), "amqp" | "amqps" | "pyamqp" | "pyamqps")
-        && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -307,10 +308,30 @@ mod tests {
         assert_eq!(parse(Kind::Paths, "/a:b"), None);
         let urls = "amqp://guest:guest@localhost:5672//;amqps://b/v";
         assert_eq!(parse(Kind::BrokerUrls, urls), list(&["amqp://guest:guest@localhost:5672//", "amqps://b/v"]));
-        for text in ["redis://localhost", "localhost", "", "amqp://h:99999999", ";", "amqp://u:p@h:x/v"] {
+        for text in [
+            "redis://localhost",
+            "localhost",
+            "",
+            "amqp://h:99999999",
+            ";",
+            "amqp://u:p@h:x/v",
+            "amqp://h/v#x",
+            "amqp://h?ssl_ca_certs=/x",
+            "amqp://h?login_method=GSSAPI",
+        ] {
             assert_eq!(parse(Kind::BrokerUrls, text), None, "{text}");
         }
-        for text in ["amqp://", "amqp://:5673", "pyamqp://u:p%40@h/v", "amqps://[::1]:5671//", "AMQP://h?ssl=1"] {
+        assert_eq!(parse(Kind::BrokerUrls, "amqp://h;"), list(&["amqp://h"]));
+        let fault = Kind::BrokerUrls.flaw(&Raw::Text("amqp://u:hunter2@h?beat=1".to_owned())).unwrap();
+        assert!(fault.contains("\"beat\"") && !fault.contains("hunter2"), "{fault}");
+        for text in [
+            "amqp://",
+            "amqp://:5673",
+            "pyamqp://u:p%40@h/v",
+            "amqps://[::1]:5671//",
+            "AMQP://h?ssl=1",
+            "amqp://h?heartbeat=30&connect_timeout=4",
+        ] {
             assert_eq!(parse(Kind::BrokerUrls, text), list(&[text]));
         }
     }

@@ -89,6 +89,20 @@ impl Json {
         }
     }
 
+    /// Tells whether Python counts this as false: such a value stands for an empty list or dict, whoever wrote it (PHP
+    /// writes an empty map as `[]`).
+    #[must_use]
+    pub fn is_falsy(&self) -> bool {
+        match self {
+            Self::Null => true,
+            Self::Bool(value) => !value,
+            Self::Number(_) => self.as_f64() == Some(0.0),
+            Self::Text(text) => text.is_empty(),
+            Self::Array(items) => items.is_empty(),
+            Self::Object(members) => members.is_empty(),
+        }
+    }
+
     /// Tells whether this is `null`.
     #[must_use]
     pub const fn is_null(&self) -> bool {

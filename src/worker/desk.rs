@@ -114,7 +114,12 @@ impl Desk {
                 pid: std::process::id(),
                 persistent: options.result_persistent,
             },
-            canvas: CanvasOptions { default_queue: options.default_queue.clone(), origin: options.node.clone() },
+            canvas: CanvasOptions {
+                default_queue: options.default_queue.clone(),
+                origin: options.node.clone(),
+                // The same after a restart, so that what is published again is the same message.
+                reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, options.node.as_bytes()).to_string(),
+            },
             extended: options.result_extended,
             track_started: options.track_started,
             events: options.events,

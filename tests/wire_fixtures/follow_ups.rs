@@ -10,7 +10,11 @@ use super::results::{child, options, rewrite, same_result};
 use super::{body, load, request, task, text};
 
 fn publishing(origin: &str) -> CanvasOptions {
-    CanvasOptions { default_queue: "celery".to_owned(), origin: origin.to_owned() }
+    CanvasOptions {
+        default_queue: "celery".to_owned(),
+        origin: origin.to_owned(),
+        reply_to: WORKERS_OWN_QUEUE.to_owned(),
+    }
 }
 
 /// Hands out the given ids, one after the other.
@@ -19,15 +23,11 @@ fn ids(given: &[&str]) -> impl FnMut() -> String {
     move || given.pop_front().expect("more ids were asked for than were recorded")
 }
 
-/// Queue of the recorded worker itself: what it publishes for nobody answers there. We name no queue instead.
+/// Queue of the recorded worker itself: what it publishes for nobody answers there.
 const WORKERS_OWN_QUEUE: &str = "6bf7e25f-8140-30b8-adc0-e4bdb49f08b8";
 
 fn same_task(ours: &Publication, name: &str) {
     let mut recorded = load(name);
-    let properties = &mut recorded.message.properties;
-    if properties.reply_to.as_deref() == Some(WORKERS_OWN_QUEUE) {
-        properties.reply_to = Some(String::new());
-    }
     // The recorded worker knew the task and wrote its default.
     if recorded.message.headers.get("ignore_result") == Some(&Field::Bool(false)) {
         recorded.message.headers.set("ignore_result", Field::Void);
@@ -40,8 +40,7 @@ fn same_task(ours: &Publication, name: &str) {
         fields
     };
     assert_eq!(sorted(&ours.message.headers), sorted(&recorded.message.headers), "{name}");
-    let normal = |publication: &Publication| body(publication).compact().replace(WORKERS_OWN_QUEUE, "");
-    assert_eq!(normal(ours), normal(&recorded), "{name}");
+    assert_eq!(body(ours).compact(), body(&recorded).compact(), "{name}");
 }
 
 #[test]
