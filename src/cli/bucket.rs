@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::open;
 use crate::config::{Provider, StorageSettings};
 use crate::storage::{
-    Backend, Breaker, Buckets, Gcs, GcsOptions, Metered, Result, Retry, RetryOptions, S3, S3Options, Scheme,
+    Backend, Breaker, Buckets, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options, Scheme,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -26,6 +26,7 @@ pub(super) enum Creation {
 pub(super) struct Bucket {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) breaker: Breaker,
+    pub(super) refusals: Refusals,
     pub(super) metrics: Metrics,
 }
 
@@ -82,9 +83,9 @@ impl Bucket {
         };
         let options = RetryOptions { max_retries: settings.max_retries, timeout };
         let retry = Retry::new(place, options, label, own.clone());
-        let breaker = retry.breaker();
+        let (breaker, refusals) = (retry.breaker(), retry.refusals());
         let backend = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
-        Ok(Self { backend, breaker, metrics: metrics.clone() })
+        Ok(Self { backend, breaker, refusals, metrics: metrics.clone() })
     }
 }
 

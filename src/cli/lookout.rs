@@ -19,7 +19,11 @@ const ALERT: Duration = Duration::from_secs(1);
 enum View {
     Ready,
     Away,
+    /// Something answers that is not the bucket.
+    Strange,
     Refused,
+    /// It can be looked at, and everything else is refused.
+    Useless,
 }
 
 /// Watches one bucket.
@@ -39,27 +43,33 @@ impl Lookout {
 
     /// Looks for the first time; fails for a bucket that only a person can make usable.
     pub(super) async fn first(&mut self) -> Result<(), Failure> {
-        match open::look(&self.bucket).await? {
+        match open::look(&self.bucket, self.fallback).await? {
             None => self.tell(View::Ready, ""),
-            Some(words) => self.tell(View::Away, &words),
+            Some(open::Away { words, senseless: false }) => self.tell(View::Away, &words),
+            Some(open::Away { words, senseless: true }) => self.tell(View::Strange, &words),
         };
         Ok(())
     }
 
     /// Watches from now on.
     pub(super) async fn watch(mut self) -> ! {
+        let mut doubts = self.bucket.refusals.listen();
         loop {
             let view = match self.bucket.backend.probe().await {
-                Ok(_) => self.tell(View::Ready, ""),
+                Ok(_) => match self.bucket.refusals.all() {
+                    None => self.tell(View::Ready, ""),
+                    Some(words) => self.tell(View::Useless, &words),
+                },
                 Err(error) => self.tell(view(&error), error.message()),
             };
+            // Commands may be refused one after another; they are not to have it asked more often than that.
+            tokio::time::sleep(ALERT).await;
             if view == View::Ready {
                 tokio::select! {
                     () = tokio::time::sleep(CALM) => {}
                     () = self.bucket.breaker.opened() => {}
+                    () = doubts.next() => {}
                 }
-            } else {
-                tokio::time::sleep(ALERT).await;
             }
         }
     }
@@ -75,7 +85,12 @@ impl Lookout {
                 Condition::Degraded(format!("the bucket is away, entries wait on this machine: {words}"))
             }
             View::Away => Condition::Unready(format!("the bucket is away: {words}")),
+            View::Strange if self.fallback => Condition::Degraded(format!(
+                "something else answers for the bucket, entries wait on this machine: {words}"
+            )),
+            View::Strange => Condition::Unready(format!("something else answers for the bucket: {words}")),
             View::Refused => Condition::Unready(words.to_owned()),
+            View::Useless => Condition::Unready(format!("the bucket refuses every command: {words}")),
         };
         self.readiness.set(Component::Storage, condition);
         view
@@ -84,6 +99,7 @@ impl Lookout {
 
 fn view(error: &Error) -> View {
     match error.kind {
+        _ if error.is_senseless() => View::Strange,
         ErrorKind::Unavailable | ErrorKind::Throttled => View::Away,
         _ => View::Refused,
     }

@@ -22,6 +22,9 @@ use crate::telemetry::{self, Metrics};
 /// Longest wait for a bucket that is only asked whether it is the right one.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Time between two looks at a bucket in whose stead something else answers.
+const BETWEEN: Duration = Duration::from_secs(5);
+
 /// What the settings ask for.
 #[derive(Debug)]
 pub(super) struct Stack {
@@ -55,7 +58,7 @@ pub(super) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
 pub(super) async fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
     let stack = stack(settings, metrics).await?;
     if let Some(bucket) = &stack.bucket {
-        look(bucket).await?;
+        look(bucket, settings.local_fallback).await?;
     }
     Ok(stack.engine)
 }
@@ -69,7 +72,7 @@ pub(super) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
-    look(&bucket).await?;
+    look(&bucket, settings.local_fallback).await?;
     Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)))
 }
 
@@ -98,15 +101,45 @@ pub(super) fn url(provider: Provider, name: &str) -> String {
     format!("{}://{name}", provider.scheme())
 }
 
+/// What is the matter with a bucket that may be used later.
+#[derive(Debug)]
+pub(super) struct Away {
+    pub(super) words: String,
+    /// Something answers that is not the bucket.
+    pub(super) senseless: bool,
+}
+
 /// Asks a bucket whether it can be used, so that a wrong name, key or permission is told for what it is.
 ///
-/// One that cannot be reached, or takes long to answer, is left to what follows; returns what is the matter with it.
-pub(super) async fn look(bucket: &Bucket) -> Result<Option<String>, Failure> {
+/// One that cannot be reached, or takes long to answer, is left to what follows; returns what is the matter with it. Where
+/// something else answers in its stead, and no fallback stands in meanwhile, it is asked once more a while later: what is
+/// seen twice is no moment of maintenance, and a person has to look at the endpoint.
+pub(super) async fn look(bucket: &Bucket, fallback: bool) -> Result<Option<Away>, Failure> {
+    let first = once(bucket).await?;
+    if fallback || !first.as_ref().is_some_and(|away| away.senseless) {
+        return Ok(first);
+    }
+    tokio::time::sleep(BETWEEN).await;
+    match once(bucket).await? {
+        Some(Away { words, senseless: true }) => {
+            let why = format!("asked twice, {} s apart: {words}", BETWEEN.as_secs());
+            Err(Failure::new(Code::Configuration, why))
+        }
+        second => Ok(second),
+    }
+}
+
+async fn once(bucket: &Bucket) -> Result<Option<Away>, Failure> {
     match tokio::time::timeout(LOOK, bucket.backend.probe()).await {
         Ok(Ok(_)) => Ok(None),
-        Ok(Err(error)) if error.is_transient() => Ok(Some(error.message().to_owned())),
+        Ok(Err(error)) if error.is_transient() => {
+            Ok(Some(Away { words: error.message().to_owned(), senseless: error.is_senseless() }))
+        }
         Ok(Err(error)) => Err(refused(error)),
-        Err(_) => Ok(Some(format!("no answer within {} s; look at the network", LOOK.as_secs()))),
+        Err(_) => {
+            let words = format!("no answer within {} s; look at the network", LOOK.as_secs());
+            Ok(Some(Away { words, senseless: false }))
+        }
     }
 }
 

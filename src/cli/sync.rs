@@ -68,7 +68,7 @@ impl Arguments {
         // Also where the fallback is off now: what it took earlier waits all the same.
         let (report, denied) = match open::pending(settings, provider, name, &bucket)? {
             Some(fallback) if fallback.pending().await?.entries > 0 => {
-                open::look(&bucket).await?;
+                open::look(&bucket, false).await?;
                 send(&fallback, output).await?
             }
             _ => (SyncReport::default(), 0),

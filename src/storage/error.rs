@@ -82,6 +82,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// Which file or foreign object, when one beside the key is concerned.
     pub subject: Option<String>,
+    /// What answered is not the place, or not to be understood.
+    senseless: bool,
     message: String,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -96,6 +98,7 @@ impl Error {
             key: key.cloned(),
             retry_after: None,
             subject: None,
+            senseless: false,
             message: message.into(),
             source: None,
         }
@@ -118,6 +121,16 @@ impl Error {
     #[must_use]
     pub fn with_subject(self, subject: impl Into<String>) -> Self {
         Self { subject: Some(subject.into()), ..self }
+    }
+
+    /// Makes the error of an answer that the place itself cannot have given; it counts as unreachable.
+    pub(super) fn senseless(operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
+        Self { senseless: true, ..Self::new(ErrorKind::Unavailable, operation, key, message) }
+    }
+
+    /// Makes the error of a place that is left alone, for the reason that it was last seen to have.
+    pub(super) fn while_senseless(self, senseless: bool) -> Self {
+        Self { senseless, ..self }
     }
 
     /// Makes the error of a write that its fence forbade.
@@ -160,6 +173,13 @@ impl Error {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Tells whether something answered that is not the place, or cannot be understood: a person has to look, and yet it
+    /// may pass.
+    #[must_use]
+    pub const fn is_senseless(&self) -> bool {
+        self.senseless
     }
 
     /// Tells whether trying again later can help.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::breaker::{Admission, Look, Outage};
 use super::{
     Attributes, Backend, Breaker, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Object, Operation,
-    Page, Probe, Put, Removal, Result, Want, attempts,
+    Page, Probe, Put, Refusals, Removal, Result, Want, attempts,
 };
 use crate::telemetry::{self, Metrics, StorageOperation};
 
@@ -56,6 +56,9 @@ pub struct Retry {
     label: telemetry::Backend,
     metrics: Metrics,
     breaker: Breaker,
+    refusals: Refusals,
+    /// What was the matter when nothing could be had from the place last, and whether something answered all the same.
+    last: Arc<Mutex<Option<(String, bool)>>>,
 }
 
 impl Retry {
@@ -63,7 +66,13 @@ impl Retry {
     #[must_use]
     pub fn new(inner: Arc<dyn Backend>, options: RetryOptions, label: telemetry::Backend, metrics: Metrics) -> Self {
         let breaker = Breaker::new(options.timeout, label, metrics.clone());
-        Self { inner, options, label, metrics, breaker }
+        Self { inner, options, label, metrics, breaker, refusals: Refusals::new(), last: Arc::default() }
+    }
+
+    /// Returns who hears of refusals, to be looked at.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.clone()
     }
 
     /// Returns the breaker, to be looked at.
@@ -107,8 +116,17 @@ impl Retry {
     async fn look(&self, look: Look) -> Result<Probe> {
         let limit = self.options.timeout.min(LONGEST_LOOK);
         let result = within(limit, Operation::Probe, None, self.inner.probe()).await;
-        look.end(!matches!(&result, Err(error) if error.kind == ErrorKind::Unavailable));
+        let away = result.as_ref().err().filter(|error| error.kind == ErrorKind::Unavailable);
+        if let Some(error) = away {
+            self.note(error);
+        }
+        look.end(away.is_none());
         result
+    }
+
+    fn note(&self, error: &Error) {
+        let words = (error.message().to_owned(), error.is_senseless());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
     fn refused(&self, operation: Operation, key: Option<&Key>, outage: Outage) -> Error {
@@ -117,13 +135,16 @@ impl Retry {
             // Rounded up: before that there is no use in asking.
             |look_in| format!("is due in {} s", look_in.as_secs() + u64::from(look_in.subsec_nanos() > 0)),
         );
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (words, senseless) = last.map_or_else(Default::default, |(words, it)| (format!("; last: {words}"), it));
         let why = format!(
             "{} has not been reached for {} s, and the next look whether it can be {next}; see to the network and the \
-             endpoint, or try again later",
+             endpoint, or try again later{words}",
             self.inner,
             outage.silence.as_secs()
         );
-        Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.look_in)
+        let error = Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.look_in);
+        error.while_senseless(senseless)
     }
 
     /// Answers a conditional write that failed though an earlier attempt may have been carried out.
@@ -205,6 +226,9 @@ impl<'a> Tries<'a> {
         match result {
             Ok(answer) => {
                 self.retry.breaker.answered();
+                if self.is_command() {
+                    self.retry.refusals.succeeded();
+                }
                 Ok(Some(answer))
             }
             Err(error) => self.failed(began, error).await.map(|()| None),
@@ -214,10 +238,14 @@ impl<'a> Tries<'a> {
     /// Waits for the next attempt, or gives the error back when there is to be none.
     async fn failed(&mut self, began: Instant, error: Error) -> Result<()> {
         let breaker = &self.retry.breaker;
+        if self.is_command() {
+            self.retry.refusals.failed(&error);
+        }
         let wait = self.wait_after(&error);
         let since = Instant::now();
         match error.kind {
             ErrorKind::Unavailable => {
+                self.retry.note(&error);
                 self.unknown = true;
                 if let Some(look) = breaker.unanswered(began, wait.is_none()) {
                     drop(self.retry.look(look).await);
@@ -240,6 +268,11 @@ impl<'a> Tries<'a> {
             }
         }
         Err(self.last(error))
+    }
+
+    /// Tells whether the place is used, and not only looked at.
+    const fn is_command(&self) -> bool {
+        !matches!(self.operation, Operation::Probe | Operation::Sign)
     }
 
     /// Tells whether another attempt may help.
@@ -371,7 +404,12 @@ impl Backend for Retry {
             page.limit = Some(PIECE.min(wanted - found.entries.len()));
             let tries = self.begin(Operation::List, None, Some(self.options.timeout)).await?;
             let piece = self.run(tries, || self.inner.list(&page)).await?;
-            page.start_after = piece.entries.last().map(|entry| entry.key.as_str().to_owned());
+            let last = piece.entries.last().map(|entry| entry.key.as_str().to_owned());
+            if last.is_some() && last <= page.start_after {
+                let why = format!("{} does not get on with its listing; look at what answers there", self.inner);
+                return Err(Error::new(ErrorKind::Io, Operation::List, None, why));
+            }
+            page.start_after = last;
             found.foreign += piece.foreign;
             found.more = piece.more;
             found.entries.extend(piece.entries);

@@ -21,6 +21,7 @@ mod gcs;
 mod interloper;
 mod local;
 mod outage;
+mod proof;
 mod retry;
 mod s3;
 mod s3_faults;

@@ -1,11 +1,14 @@
 //! What a store can answer that no store here does: by a server whose every answer is written down beforehand.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Condition, Delete, ErrorKind, Listing, Page, Put, Removal, S3, S3Options, Spool, Want,
+    Backend, BreakerState, Condition, Delete, ErrorKind, Listing, Page, Put, Removal, Retry, RetryOptions, S3,
+    S3Options, Spool, Want,
 };
+use filestorage::telemetry::{self, Metrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -92,6 +95,13 @@ fn fault(status: &str, headers: &str, code: &str) -> String {
     reply(status, headers, &format!("<Error><Code>{code}</Code><Message>m</Message></Error>"))
 }
 
+/// What a store with no objects lists, and what every rule begins with: who is not recognized is asked for nothing.
+const EMPTY: &str = "<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated></ListBucketResult>";
+
+fn is_listing(line: &str) -> bool {
+    line.starts_with("get /b?list-type=2")
+}
+
 #[tokio::test]
 async fn a_key_in_files_that_is_replaced_signs_the_next_request() {
     let server = Scripted::serve(|_| reply("200 OK", "", "<ListBucketResult/>")).await;
@@ -117,11 +127,19 @@ async fn a_key_in_files_that_is_replaced_signs_the_next_request() {
 #[tokio::test]
 async fn a_store_that_ignores_conditions_is_never_trusted_with_one() {
     let server = Scripted::serve(|line| match line {
-        line if line.contains("?uploads=") => reply("200 OK", "", "<R><UploadId>1</UploadId></R>"),
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.contains("?uploads=") => {
+            let begun = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+            reply("200 OK", "", begun)
+        }
+        line if line.contains("?uploadid=") && line.starts_with("post") => {
+            reply("200 OK", "", "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>")
+        }
         line if line.starts_with("head") => {
             reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", "")
         }
-        _ => reply("200 OK", "ETag: \"e\"\r\n", "<R><ETag>e</ETag></R>"),
+        line if line.starts_with("delete") => reply("204 No Content", "x-amz-request-id: 1\r\n", ""),
+        _ => reply("200 OK", "ETag: \"e\"\r\n", ""),
     })
     .await;
     let s3 = server.open();
@@ -153,33 +171,43 @@ async fn patience_is_asked_for_with_a_time() {
 #[tokio::test]
 async fn a_body_cut_short_or_changed_is_never_handed_out() {
     const OBJECT: &str = "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n";
-    let server = Scripted::serve(|_| format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{OBJECT}\r\nshort")).await;
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        _ => format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{OBJECT}\r\nshort"),
+    })
+    .await;
     assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(server.open().stat(&key("it")).await.unwrap_err().kind, ErrorKind::Unavailable);
-    let server =
-        Scripted::serve(|_| reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==\r\n"), "x")).await;
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        _ => reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==\r\n"), "x"),
+    })
+    .await;
     assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Integrity);
     // The sum of the sums of parts says nothing of the whole.
-    let server =
-        Scripted::serve(|_| reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==-2\r\n"), "x")).await;
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        _ => reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==-2\r\n"), "x"),
+    })
+    .await;
     assert!(server.open().get(&key("it"), Want::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
 async fn a_listing_is_whole_or_fails() {
     // One of the listed objects cannot be asked about; another has gone meanwhile.
-    const NAMES: &str = "<R><IsTruncated>false</IsTruncated><Contents><Key>gone</Key></Contents>\
-                         <Contents><Key>kept</Key></Contents></R>";
+    const NAMES: &str = "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>gone</Key></Contents>\
+                         <Contents><Key>kept</Key></Contents></ListBucketResult>";
     let server = Scripted::serve(|line| match line {
         line if line.starts_with("get /b?") => reply("200 OK", "", NAMES),
-        line if line.contains("/gone") => reply("404 Not Found", "", ""),
+        line if line.contains("/gone") => fault("404 Not Found", "", "NoSuchKey"),
         _ => reply("500 Internal Server Error", "", ""),
     })
     .await;
     assert_eq!(server.open().list(&Page::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
     let server = Scripted::serve(|line| match line {
         line if line.starts_with("get /b?") => reply("200 OK", "", NAMES),
-        line if line.contains("/gone") => reply("404 Not Found", "", ""),
+        line if line.contains("/gone") => fault("404 Not Found", "", "NoSuchKey"),
         _ => reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", ""),
     })
     .await;
@@ -192,13 +220,126 @@ async fn the_clock_of_the_store_is_compared() {
     let server = Scripted::serve(|_| {
         let ahead = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
         let date = ahead.strftime("%a, %d %b %Y %H:%M:%S GMT");
-        reply("200 OK", &format!("Date: {date}\r\n"), "<R/>")
+        reply("200 OK", &format!("Date: {date}\r\n"), EMPTY)
     })
     .await;
     let skew = server.open().probe().await.unwrap().skew.unwrap();
     assert!((skew - jiff::SignedDuration::from_hours(1)).abs() < jiff::SignedDuration::from_mins(1), "{skew:?}");
-    let server = Scripted::serve(|_| reply("200 OK", "", "<R/>")).await;
+    let server = Scripted::serve(|_| reply("200 OK", "", EMPTY)).await;
     assert_eq!(server.open().probe().await.unwrap().skew, None);
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_get_on_is_named_at_its_second_page() {
+    const PAGE: &str = "<ListBucketResult><Name>b</Name><IsTruncated>true</IsTruncated><Contents><Key>k</Key></Contents>\
+                        <NextContinuationToken>again</NextContinuationToken></ListBucketResult>";
+    let server = Scripted::serve(|_| reply("200 OK", "", PAGE)).await;
+    let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(20) };
+    let retry = Retry::new(Arc::new(server.open()), options, telemetry::Backend::S3, Metrics::new());
+    for _ in 0..4 {
+        let before = server.heads().len();
+        let error = retry.list(&Page::default()).await.unwrap_err();
+        assert!(error.kind == ErrorKind::Io && error.message().contains("page token"), "{error}");
+        assert!(server.heads().len() - before <= 3, "at the second page, and once: {}", server.heads().len() - before);
+        assert_eq!(retry.breaker().state(), BreakerState::Closed);
+    }
+    // Under other tokens the same page, and names that were not asked for.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let server = Scripted::serve(|_| {
+        let token = COUNT.fetch_add(1, Ordering::Relaxed);
+        reply("200 OK", "", &PAGE.replace("again", &token.to_string()))
+    })
+    .await;
+    let error = server.open().list(&Page::default()).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Io && error.message().contains("does not get on"), "{error}");
+    let prefix = Page { prefix: "other/".to_owned(), ..Page::default() };
+    let error = server.open().list(&prefix).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Io && error.message().contains("prefix"), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_know_where_to_begin_is_read_through() {
+    const ALL: &str = "<ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated><Contents><Key>a</Key></Contents>\
+                       <Contents><Key>b</Key></Contents></ListBucketResult>";
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", ALL),
+        _ => reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", ""),
+    })
+    .await;
+    let page = |after: &str| Page { start_after: Some(after.to_owned()), ..Page::default() };
+    let found = server.open().list(&page("a")).await.unwrap();
+    assert_eq!((found.entries.len(), found.entries[0].key.as_str(), found.more), (1, "b", false));
+    assert!(server.open().list(&page("b")).await.unwrap().entries.is_empty());
+}
+
+#[tokio::test]
+async fn a_removal_that_a_store_without_marks_confirms_is_looked_after() {
+    let there = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.starts_with("delete") => reply("204 No Content", "", ""),
+        _ => reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", ""),
+    })
+    .await;
+    let error = there.open().delete(&key("it"), Delete::default()).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
+    let gone = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.starts_with("delete") => reply("200 OK", "", ""),
+        line if line.starts_with("head") => reply("404 Not Found", "", ""),
+        _ => fault("404 Not Found", "", "NoSuchKey"),
+    })
+    .await;
+    assert_eq!(gone.open().delete(&key("it"), Delete::default()).await.unwrap(), Removal::default());
+    // A web server misses everything, too.
+    let page = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.starts_with("delete") => reply("204 No Content", "", ""),
+        _ => reply("404 Not Found", "Content-Type: text/html\r\n", "<html>Not Found</html>"),
+    })
+    .await;
+    let error = page.open().delete(&key("it"), Delete::default()).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Unavailable, "{error}");
+    let error = page.open().stat(&key("it")).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
+}
+
+#[tokio::test]
+async fn one_redirect_is_not_as_another() {
+    let moved = Scripted::serve(|_| {
+        fault("301 Moved Permanently", "Location: https://elsewhere.example/x?secret=1\r\n", "PermanentRedirect")
+    })
+    .await;
+    let error = moved.open().probe().await.unwrap_err();
+    assert!(error.kind == ErrorKind::Invalid && error.message().contains("another region"), "{error}");
+    assert!(error.message().contains("https://elsewhere.example") && !error.message().contains("secret"), "{error}");
+    let for_now = Scripted::serve(|_| {
+        fault("307 Temporary Redirect", "Location: https://elsewhere.example/x?secret=1\r\n", "TemporaryRedirect")
+    })
+    .await;
+    let error = for_now.open().probe().await.unwrap_err();
+    assert!(error.kind == ErrorKind::Unavailable && error.message().contains("https://elsewhere.example"), "{error}");
+    let secure = Scripted::serve(|_| reply("301 Moved Permanently", "Location: https://127.0.0.1/b\r\n", "")).await;
+    let error = secure.open().probe().await.unwrap_err();
+    assert!(error.is_senseless() && error.message().contains("https://"), "{error}");
+    assert!(
+        error.message().contains("wants to be asked with https://") && !error.message().contains("region"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_listing_of_another_bucket_is_none_of_this() {
+    let server = Scripted::serve(|_| reply("200 OK", "", &EMPTY.replace("<Name>b<", "<Name>other<"))).await;
+    let error = server.open().put(&key("it"), object("x"), Put::default()).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Invalid && error.message().contains("\"other\""), "{error}");
+    assert_eq!(server.heads().len(), 1, "nothing was written");
+    // Who may not list a bucket may still use it.
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => fault("403 Forbidden", "", "AccessDenied"),
+        _ => reply("200 OK", "ETag: \"e\"\r\n", ""),
+    })
+    .await;
+    server.open().put(&key("it"), object("x"), Put::default()).await.unwrap();
 }
 
 #[tokio::test]
@@ -227,7 +368,7 @@ async fn credentials_that_cannot_be_had_say_what_to_set() {
             ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
         ])
     };
-    let store = Scripted::serve(|_| reply("200 OK", "", "<R/>")).await;
+    let store = Scripted::serve(|_| reply("200 OK", "", EMPTY)).await;
     // A refusal is no outage, and an outage is no refusal.
     let refuses = Scripted::serve(|_| reply("403 Forbidden", "", "very-secret")).await;
     let error = container(&store, &refuses).probe().await.unwrap_err();

@@ -162,9 +162,11 @@ async fn bucket(
             return Err(Failure::new(Code::TryAgain, why));
         }
     }
-    match open::look(&bucket).await? {
+    match open::look(&bucket, false).await? {
         None => Ok(bucket.backend),
-        Some(words) => Err(Failure::new(Code::Unavailable, format!("{place} cannot be reached: {words}"))),
+        Some(open::Away { words, .. }) => {
+            Err(Failure::new(Code::Unavailable, format!("{place} cannot be reached: {words}")))
+        }
     }
 }
 

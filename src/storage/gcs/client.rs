@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::redirect::Policy;
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
+use super::super::outside::Outside;
 use super::error::{Answer, Fault};
 use super::login::Login;
 use super::progress::{Progress, within};
@@ -54,32 +55,56 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        if status == 401 {
+        let (outside, headers) = (outside(&response), response.headers().clone());
+        if outside.status == StatusCode::UNAUTHORIZED {
             self.login.renew().await;
         }
         // The status says enough where the rest does not arrive.
         let body = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
-        Err(Fault::Answer(Answer::new(status, &headers, &body)))
+        Err(Fault::Answer(Answer::new(outside, &headers, &body)))
     }
 
-    /// Reads an answer's JSON.
+    /// Reads an answer's JSON, which only a 200 has.
     pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
+        let outside = outside(&response);
         let body = self.body(response, LONGEST_ANSWER).await?;
         // The parser's own words may quote what users wrote.
-        let place =
-            |error: serde_json::Error| format!("no JSON of its kind, line {} column {}", error.line(), error.column());
-        serde_json::from_slice(&body).map_err(|error| Fault::Unintelligible(place(error)))
+        let place = |error: serde_json::Error| {
+            format!("is no JSON of its kind, line {} column {}", error.line(), error.column())
+        };
+        if outside.status != StatusCode::OK {
+            return Err(Fault::strange(outside, "is no answer to the request"));
+        }
+        serde_json::from_slice(&body).map_err(|error| Fault::strange(outside, place(error)))
+    }
+
+    /// Tells whether a removal is proved by its answer alone; an answer that is none to a removal is a fault.
+    ///
+    /// Google answers 204 with the id of the request, its emulator 200 with `null`.
+    pub(super) async fn removed(&self, response: Response) -> Result<bool, Fault> {
+        let (outside, google) = (outside(&response), response.headers().contains_key("x-guploader-uploadid"));
+        let body = self.body(response, LONGEST_REFUSAL).await?;
+        match (outside.status, body.trim_ascii()) {
+            (StatusCode::NO_CONTENT, b"") => Ok(google),
+            (StatusCode::OK, b"null") => Ok(true),
+            (StatusCode::OK, b"") => Ok(false),
+            _ => Err(Fault::strange(outside, "does not confirm a removal")),
+        }
     }
 
     async fn body(&self, mut response: Response, most: usize) -> Result<Bytes, Fault> {
-        let mut body = BytesMut::new();
+        let (mut body, outside) = (BytesMut::new(), outside(&response));
         while let Some(chunk) = within(self.patience, response.chunk()).await?? {
             if body.len() + chunk.len() > most {
-                return Err(Fault::Unintelligible(format!("it has more than {most} bytes")));
+                return Err(Fault::strange(outside, format!("has more than {most} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body.freeze())
     }
+}
+
+/// Returns what may be told of an answer.
+pub(super) fn outside(response: &Response) -> Outside {
+    Outside::of(response.status(), response.headers(), response.url().as_str())
 }

@@ -6,6 +6,7 @@ use google_cloud_storage::client::Storage;
 use google_cloud_storage::read_object::ReadObjectResponse;
 use google_cloud_storage::read_resume_policy::{ReadResumePolicyExt as _, Recommended};
 use jiff::Timestamp;
+use reqwest::Method;
 
 use super::address::Address;
 use super::error::Fault;
@@ -23,7 +24,7 @@ const READS: u32 = 8;
 /// Most bytes of memory that are set aside before any have arrived.
 const SET_ASIDE: u64 = 8 * 1024 * 1024;
 
-/// Makes the client. Its own retries are off: failed attempts are one layer's business, and it is not this one.
+/// Makes the crate's client. Its own retries are off: failed attempts are one layer's business, and it is not this one.
 pub(super) async fn client(address: &Address, login: Login) -> Result<Storage, String> {
     let client = Storage::builder()
         .with_endpoint(address.server())
@@ -53,6 +54,7 @@ impl Gcs {
                     if fault.status() == Some(401) {
                         self.login.renew().await;
                     }
+                    let fault = self.explained(key, fault).await;
                     return self.gone(fault).await.map(|()| None);
                 }
             };
@@ -73,6 +75,20 @@ impl Gcs {
             }
         }
         Err(Fault::Restless)
+    }
+
+    /// Looks at what the crate cannot understand, of which it tells neither status nor content type.
+    async fn explained(&self, key: &Key, fault: Fault) -> Fault {
+        let Fault::Strange(None, what) = fault else { return fault };
+        let again = async {
+            let request = self.client.request(Method::GET, &self.address.object(key)).await?;
+            self.client.send(request.query(&[("alt", "media")])).await
+        };
+        match again.await {
+            Ok(response) => Fault::strange(super::client::outside(&response), what),
+            Err(fault @ Fault::Answer(_)) => fault,
+            Err(_) => Fault::Strange(None, what),
+        }
     }
 
     async fn download(&self, key: &Key) -> Result<Download, Fault> {

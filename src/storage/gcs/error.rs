@@ -8,9 +8,10 @@ use std::time::Duration;
 use google_cloud_auth::errors::CredentialsError;
 use google_cloud_auth::signer;
 use google_cloud_storage::error::{ReadError, SigningError};
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 
+use super::super::outside::Outside;
 use super::address::Address;
 use super::{Error, ErrorKind, Key, Operation};
 
@@ -29,8 +30,10 @@ pub(super) enum Fault {
     Unreachable(String),
     /// Nothing moved for so long.
     Stalled(Duration),
-    /// An answer that means nothing.
-    Unintelligible(String),
+    /// An answer that Cloud Storage cannot have given: its outside where that is known, and what is wrong with it.
+    Strange(Option<Outside>, String),
+    /// A listing that leads nowhere.
+    Endless(&'static str),
     /// No authorization could be had.
     Login { passing: bool, why: String },
     /// What signs for this identity does not.
@@ -53,6 +56,9 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
+    outside: Outside,
+    /// There is a text, and it is none of Google's.
+    foreign: bool,
     /// What the server says about it.
     reason: String,
     retry_after: Option<Duration>,
@@ -61,8 +67,32 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
-        Self { status, reason: reason(body), retry_after: retry_after(headers), persisted: persisted(headers) }
+    pub(super) fn new(outside: Outside, headers: &HeaderMap, body: &[u8]) -> Self {
+        let reason = reason(body);
+        Self {
+            status: outside.status.as_u16(),
+            foreign: reason.is_empty() && !body.trim_ascii().is_empty(),
+            outside,
+            reason,
+            retry_after: retry_after(headers),
+            persisted: persisted(headers),
+        }
+    }
+
+    /// Tells whether this cannot be Google's: a page, JSON of another service, or a redirect, which the API has none of.
+    pub(super) fn is_strange(&self) -> bool {
+        match self.status {
+            308 => self.outside.location().is_some(),
+            300..=399 => true,
+            407 | 412 | 429 => false,
+            400..=499 => self.foreign,
+            _ => false,
+        }
+    }
+
+    /// Tells whether the answer says that an upload session is not complete.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.status == 308 && !self.is_strange()
     }
 
     /// Tells whether the answer itself says that the bucket, or that the object, is missing.
@@ -113,6 +143,16 @@ pub(super) enum Missing {
 }
 
 impl Fault {
+    /// Makes the fault of an answer that Cloud Storage cannot have given.
+    pub(super) fn strange(outside: Outside, what: impl Into<String>) -> Self {
+        Self::Strange(Some(outside), what.into())
+    }
+
+    /// Tells whether it is said that something is missing, and not by a page.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Answer(answer) if answer.status == 404 && !answer.is_strange())
+    }
+
     /// Returns the status of an answer that is no success.
     pub(super) const fn status(&self) -> Option<u16> {
         match self {
@@ -126,7 +166,7 @@ impl Fault {
         match self {
             Self::Unreachable(_) | Self::Stalled(_) => true,
             // 308 says itself that not everything has arrived.
-            Self::Answer(answer) => matches!(answer.status, 308 | 408 | 500..=599),
+            Self::Answer(answer) => answer.is_incomplete() || matches!(answer.status, 408 | 500..=599),
             _ => false,
         }
     }
@@ -137,6 +177,16 @@ impl Fault {
         let (kind, why) = match self {
             Self::Told(error) => return error,
             Self::Disk(error) => return disk(operation, key, error),
+            Self::Answer(answer) if answer.is_strange() => {
+                let what = "is nothing that Cloud Storage says";
+                return Error::senseless(operation, key, strange(address, Some(&answer.outside), what));
+            }
+            Self::Strange(outside, what) => {
+                return Error::senseless(operation, key, strange(address, outside.as_ref(), &what));
+            }
+            Self::Endless(what) => {
+                (ErrorKind::Io, format!("{address}: {what}; look at what answers there for Cloud Storage"))
+            }
             Self::Answer(answer) => {
                 let retry_after = answer.retry_after;
                 let (kind, why) = refusal(address, &answer);
@@ -150,10 +200,6 @@ impl Fault {
                 let seconds = patience.as_secs_f64();
                 let mend = "try again, or raise timeout_seconds if the line is slow";
                 (ErrorKind::Unavailable, format!("{address} has been silent for {seconds} s; {mend}"))
-            }
-            Self::Unintelligible(why) => {
-                let mend = "try again; if it stays, look at what answers there";
-                (ErrorKind::Unavailable, format!("{address} gave an answer without meaning: {why}; {mend}"))
             }
             Self::Login { passing: true, why } => {
                 (ErrorKind::Unavailable, format!("no token for {address} can be had now: {why}; try again, or {LOGIN}"))
@@ -185,6 +231,23 @@ impl Fault {
             Self::Damaged(why) => (ErrorKind::Integrity, why),
         };
         Error::new(kind, operation, key, why)
+    }
+}
+
+/// Says who gave an answer that Cloud Storage cannot have given, and what to do about it.
+fn strange(address: &Address, outside: Option<&Outside>, what: &str) -> String {
+    let server = address.server();
+    let (named, mend) = if address.is_emulator() {
+        ("STORAGE_EMULATOR_HOST", "give it the address of the emulator's API, or leave it out to ask Google")
+    } else {
+        ("Google, since STORAGE_EMULATOR_HOST is unset,", "look at what stands between here and Google")
+    };
+    match outside {
+        Some(outside) => format!(
+            "{named} ({server}) cannot be understood: it answered {outside}, and that {what}; {}; {mend}",
+            outside.suspicion(server)
+        ),
+        None => format!("{named} ({server}) cannot be understood: its answer {what}; {mend}"),
     }
 }
 
@@ -243,7 +306,8 @@ impl From<google_cloud_storage::Error> for Fault {
             let headers = error.http_headers().unwrap_or(&none);
             let said = error.status().map(|status| status.message.as_bytes());
             let body = said.or_else(|| error.http_payload().map(AsRef::as_ref));
-            return Self::Answer(Answer::new(status, headers, body.unwrap_or_default()));
+            let outside = Outside::of(StatusCode::from_u16(status).unwrap_or_default(), headers, "");
+            return Self::Answer(Answer::new(outside, headers, body.unwrap_or_default()));
         }
         if error.is_authentication() {
             let cause = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>());
@@ -253,9 +317,11 @@ impl From<google_cloud_storage::Error> for Fault {
             Some(ReadError::ChecksumMismatch(_)) => {
                 Self::Damaged("the bytes that arrived do not match their checksum; retrieve it again".to_owned())
             }
-            Some(read @ (ReadError::MissingHeader(_) | ReadError::BadHeaderFormat(..))) => {
-                Self::Unintelligible(read.to_string())
-            }
+            Some(
+                read @ (ReadError::MissingHeader(_)
+                | ReadError::BadHeaderFormat(..)
+                | ReadError::UnexpectedSuccessCode(_)),
+            ) => Self::Strange(None, format!("is no object: {}", cut(&read.to_string()))),
             _ => Self::Unreachable(root(&error)),
         }
     }
@@ -323,8 +389,8 @@ fn reason(body: &[u8]) -> String {
     }
     let text = String::from_utf8_lossy(body);
     let text = text.trim();
-    // A page for humans says nothing in one line.
-    if text.starts_with('<') { String::new() } else { cut(text.lines().next().unwrap_or_default()) }
+    // A page for humans says nothing in one line, nor does what another service writes in JSON.
+    if text.starts_with(['<', '{', '[']) { String::new() } else { cut(text.lines().next().unwrap_or_default()) }
 }
 
 fn cut(text: &str) -> String {
@@ -357,9 +423,14 @@ pub(super) fn date(text: &str) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
+    fn answer(status: u16, headers: &HeaderMap, body: &str) -> Answer {
+        let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/");
+        Answer::new(outside, headers, body.as_bytes())
+    }
+
     fn told(status: u16, headers: &HeaderMap, body: &str) -> Error {
         let address = Address::parse("b-1", None).unwrap();
-        let answer = Fault::Answer(Answer::new(status, headers, body.as_bytes()));
+        let answer = Fault::Answer(answer(status, headers, body));
         answer.tell(&address, Operation::Store, Key::parse("k").ok().as_ref())
     }
 
@@ -390,6 +461,11 @@ mod tests {
             (502, "<html>\n<title>Bad Gateway".to_owned(), ErrorKind::Unavailable),
             (503, "try later".to_owned(), ErrorKind::Unavailable),
             (402, String::new(), ErrorKind::Io),
+            // Nothing of this is Google's.
+            (302, String::new(), ErrorKind::Unavailable),
+            (403, "<html>Forbidden".to_owned(), ErrorKind::Unavailable),
+            (405, "<html>Not Allowed".to_owned(), ErrorKind::Unavailable),
+            (401, r#"{"detail":"log in"}"#.to_owned(), ErrorKind::Unavailable),
         ] {
             let error = told(status, &HeaderMap::new(), &body);
             assert_eq!(error.kind, kind, "{status} {body}: {error}");
@@ -425,15 +501,15 @@ mod tests {
     fn what_a_session_has_is_read() {
         let persisted = |range: &str| {
             let headers = HeaderMap::from_iter([(http::header::RANGE, range.parse().unwrap())]);
-            Answer::new(308, &headers, b"").persisted
+            answer(308, &headers, "").persisted
         };
         assert_eq!([persisted("bytes=0-41"), persisted("bytes=5-41"), persisted("x")], [42, 0, 0]);
-        assert_eq!(Answer::new(308, &HeaderMap::new(), b"").persisted, 0);
+        assert_eq!(answer(308, &HeaderMap::new(), "").persisted, 0);
     }
 
     #[test]
     fn a_404_says_what_is_missing() {
-        let missing = |body: &str| Answer::new(404, &HeaderMap::new(), body.as_bytes()).missing();
+        let missing = |body: &str| answer(404, &HeaderMap::new(), body).missing();
         assert_eq!(missing("No such object: b/k"), Some(Missing::Object));
         assert_eq!(missing(r#"{"error":{"message":"No such object: b/k"}}"#), Some(Missing::Object));
         let bucket = r#"{"error":{"message":"The specified bucket does not exist."}}"#;

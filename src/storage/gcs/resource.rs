@@ -7,16 +7,19 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::label::{self, LABEL, Ticket};
-use super::{Attributes, Checksum};
+use super::{Attributes, Checksum, Key};
 
 /// Which members of an object's description are asked for.
-pub(super) const FIELDS: &str = "name,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,metadata";
+pub(super) const FIELDS: &str =
+    "kind,name,bucket,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,metadata";
 
 /// What the API says of an object.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Resource {
+    kind: String,
     pub(super) name: String,
+    bucket: String,
     #[serde(deserialize_with = "number")]
     size: u64,
     /// Missing only for objects under a key of the customer's own.
@@ -32,14 +35,43 @@ pub(super) struct Resource {
     metadata: BTreeMap<String, String>,
 }
 
+impl Resource {
+    /// Tells whether it describes this object of this bucket.
+    pub(super) fn is_of(&self, bucket: &str, key: &Key) -> bool {
+        self.kind == OBJECT && self.bucket == bucket && self.name == key.as_str()
+    }
+}
+
 /// What the API says of an object it has just taken.
 #[derive(Debug, Deserialize)]
 pub(super) struct Stored {
+    kind: String,
+    name: String,
+    bucket: String,
+    #[serde(deserialize_with = "number")]
+    generation: i64,
     #[serde(deserialize_with = "number")]
     pub(super) size: u64,
     #[serde(default, deserialize_with = "checksum")]
     pub(super) crc32c: Option<Checksum>,
 }
+
+impl Stored {
+    /// Which members are asked for: all that proves a write.
+    pub(super) const FIELDS: &str = "kind,name,bucket,generation,size,crc32c";
+
+    /// Tells whether it confirms a write of this object of this bucket.
+    pub(super) fn is_of(&self, bucket: &str, key: &Key) -> bool {
+        self.kind == OBJECT
+            && self.bucket == bucket
+            && self.name == key.as_str()
+            && self.generation > 0
+            && self.crc32c.is_some()
+    }
+}
+
+/// The kind of an object's description.
+const OBJECT: &str = "storage#object";
 
 /// An object that is there.
 #[derive(Debug)]
@@ -103,11 +135,13 @@ mod tests {
 
     #[test]
     fn a_description_is_read() {
-        let json = r#"{"kind":"storage#object","name":"a/ü","size":"5","crc32c":"mnG7TA==","generation":"1795522820660852",
+        let json = r#"{"kind":"storage#object","name":"a/ü","bucket":"b","size":"5","crc32c":"mnG7TA==","generation":"1795522820660852",
             "timeCreated":"2026-11-24T12:20:20.660839Z","updated":"2026-11-24T12:20:21Z","contentType":"text/csv",
             "metadata":{"Owner":"Jü"},"acl":[{}]}"#;
         let resource: Resource = serde_json::from_str(json).unwrap();
         assert_eq!((resource.name.as_str(), resource.size), ("a/ü", 5));
+        let (key, other) = (Key::parse("a/ü").unwrap(), Key::parse("a").unwrap());
+        assert!(resource.is_of("b", &key) && !resource.is_of("c", &key) && !resource.is_of("b", &other));
         let found = Found::from(resource);
         let attributes = found.attributes.unwrap();
         assert_eq!((found.native, found.token), (1_795_522_820_660_852, None));
@@ -124,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_token_is_read_where_the_rest_does_not_fit() {
-        let json = r#"{"name":"a","size":"5","crc32c":"mnG7TA==","generation":"1","timeCreated":"2026-11-24T12:20:20Z",
+        let json = r#"{"kind":"storage#object","bucket":"b","name":"a","size":"5","crc32c":"mnG7TA==","generation":"1","timeCreated":"2026-11-24T12:20:20Z",
             "metadata":{"filestorage":"{\"format\":1,\"generation\":\"mine\"}"}}"#;
         let found = Found::from(serde_json::from_str::<Resource>(json).unwrap());
         assert_eq!(found.token.as_deref(), Some("mine"));

@@ -12,6 +12,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Method, RequestBuilder, Url};
 use uuid::Uuid;
 
+use super::client;
 use super::error::Fault;
 use super::resource::Stored;
 use super::source::Source;
@@ -89,6 +90,10 @@ impl Gcs {
         } else {
             self.in_session(key, object, native, &source).await?
         };
+        if !stored.is_of(self.address.bucket(), key) {
+            let what = "names another object than was written, or lacks generation or checksum".to_owned();
+            return Err(Fault::Strange(None, what));
+        }
         let Attributes { stored_size, stored_checksum, .. } = object.attributes;
         if stored.size != stored_size || stored.crc32c.is_some_and(|found| found != stored_checksum) {
             let why = "the bytes that arrived in the bucket are not those that were sent; store it again";
@@ -153,15 +158,19 @@ impl Gcs {
             .header("x-upload-content-length", attributes.stored_size)
             .body(insert);
         let response = self.client.send(request).await.map_err(Self::nowhere)?;
+        let outside = client::outside(&response);
+        if outside.status != StatusCode::OK {
+            return Err(Fault::strange(outside, "begins no upload session"));
+        }
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         location
             .and_then(|location| Url::parse(location).ok())
-            .ok_or_else(|| Fault::Unintelligible("it names no upload session".to_owned()))
+            .ok_or_else(|| Fault::strange(outside, "names no upload session"))
     }
 
     /// A new object is missing nowhere, so what is missing is the bucket.
     fn nowhere(fault: Fault) -> Fault {
-        if fault.status() == Some(404) { Fault::NoBucket } else { fault }
+        if fault.is_missing() { Fault::NoBucket } else { fault }
     }
 
     async fn send_from(
@@ -198,9 +207,7 @@ impl Gcs {
             .header(CONTENT_LENGTH, 0);
         match self.client.send(request).await {
             Ok(response) => Ok(Reached::Whole(self.client.json(response).await?)),
-            Err(Fault::Answer(answer)) if answer.status == StatusCode::PERMANENT_REDIRECT.as_u16() => {
-                Ok(Reached::Part(answer.persisted))
-            }
+            Err(Fault::Answer(answer)) if answer.is_incomplete() => Ok(Reached::Part(answer.persisted)),
             Err(fault) => Err(fault),
         }
     }
@@ -214,7 +221,7 @@ enum Reached {
 
 fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, String)> {
     let name = key.as_str().to_owned();
-    let mut query = vec![("uploadType", kind.to_owned()), ("name", name), ("fields", "size,crc32c".to_owned())];
+    let mut query = vec![("uploadType", kind.to_owned()), ("name", name), ("fields", Stored::FIELDS.to_owned())];
     query.extend(native.map(|native| ("ifGenerationMatch", native.to_string())));
     query
 }

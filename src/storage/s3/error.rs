@@ -7,9 +7,10 @@ use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use object_store::client::HttpError;
 
+use super::super::outside::Outside;
 use super::super::{Error, ErrorKind, Key, Operation};
 use super::options::Address;
-use super::wire;
+use super::{proof, wire};
 
 /// Who was asked, and for what.
 #[derive(Clone, Copy)]
@@ -22,13 +23,17 @@ pub(super) struct Asked<'a> {
 /// An answer that is no success.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    status: StatusCode,
+    outside: Outside,
     /// S3's name of the cause; empty where the answer has none.
     code: String,
     message: String,
     retry_after: Option<Duration>,
     /// The region the bucket is really in.
     region: Option<String>,
+    /// The bucket that was looked for, which the URL may have named otherwise than it was meant.
+    bucket: Option<String>,
+    /// There is a text, and it is none of S3's.
+    foreign: bool,
 }
 
 /// S3's error document.
@@ -38,31 +43,48 @@ struct Document {
     code: Option<String>,
     message: Option<String>,
     region: Option<String>,
+    bucket_name: Option<String>,
 }
 
 impl Refusal {
     /// Reads an answer that is no success.
-    pub(super) fn read(status: StatusCode, headers: &HeaderMap, text: &str) -> Self {
-        let document: Document = quick_xml::de::from_str(text).unwrap_or_default();
+    pub(super) fn read(outside: Outside, headers: &HeaderMap, text: &str) -> Self {
+        let is_error = proof::root(text).as_deref() == Some("Error");
+        let document: Document =
+            if is_error { quick_xml::de::from_str(text).unwrap_or_default() } else { Document::default() };
         let region = wire::text(headers, "x-amz-bucket-region").map(str::to_owned);
+        let code = document.code.unwrap_or_default();
         Self {
-            status,
-            code: document.code.unwrap_or_default(),
+            outside,
+            // A page for humans, or another service's JSON; a line of plain text may be anybody's.
+            foreign: code.is_empty() && text.trim_start().starts_with(['<', '{', '[']),
+            code,
             message: document.message.unwrap_or_default(),
             retry_after: wire::text(headers, header::RETRY_AFTER.as_str()).and_then(retry_after),
             region: document.region.or(region),
+            bucket: document.bucket_name,
         }
     }
 
     /// Reads the text of an answer whose status says success; S3 may notice only behind it that it failed.
     pub(super) fn within(headers: &HeaderMap, text: &str) -> Option<Self> {
-        let refusal = Self::read(StatusCode::INTERNAL_SERVER_ERROR, headers, text);
+        let outside = Outside::of(StatusCode::INTERNAL_SERVER_ERROR, headers, "");
+        let refusal = Self::read(outside, headers, text);
         (!refusal.code.is_empty()).then_some(refusal)
+    }
+
+    /// Tells whether a store says that this identity may not list the bucket, as far as it says which.
+    pub(super) fn forbids_listing(&self, address: &Address) -> bool {
+        self.code == "AccessDenied" && self.other_bucket(address).is_none()
+    }
+
+    fn other_bucket(&self, address: &Address) -> Option<&str> {
+        self.bucket.as_deref().filter(|name| !address.is_named(name))
     }
 
     /// Tells whether the answer is that no object is there.
     pub(super) fn is_missing(&self) -> bool {
-        self.status == StatusCode::NOT_FOUND && matches!(&*self.code, "NoSuchKey" | "NoSuchVersion")
+        self.outside.status == StatusCode::NOT_FOUND && matches!(&*self.code, "NoSuchKey" | "NoSuchVersion")
     }
 
     /// Decides the kind, and what to do about it.
@@ -71,10 +93,15 @@ impl Refusal {
         let fixed = |kind, mend: &str| (kind, mend.to_owned());
         match &*self.code {
             "NoSuchBucket" => {
-                let mend =
-                    format!("correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`");
+                let mend = match self.other_bucket(address) {
+                    Some(other) => format!("it was asked for the bucket {other:?}; {}", address.without_bucket()),
+                    None => format!(
+                        "correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`"
+                    ),
+                };
                 return (ErrorKind::Invalid, mend);
             }
+            "TemporaryRedirect" => return (ErrorKind::Unavailable, self.sent_on("until its name is known everywhere")),
             "PreconditionFailed" | "ConditionalRequestConflict" => {
                 return fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again");
             }
@@ -118,9 +145,12 @@ impl Refusal {
             _ => {}
         }
         let wrong_region = matches!(&*self.code, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException");
-        match self.status.as_u16() {
+        match self.outside.status.as_u16() {
             300..=399 => self.elsewhere(region),
             400 if wrong_region => self.elsewhere(region),
+            401 | 403 if let Some(other) = self.other_bucket(address) => {
+                (ErrorKind::Denied, format!("it was asked for the bucket {other:?}; {}", address.without_bucket()))
+            }
             401 | 403 => {
                 let mend = format!(
                     "allow this identity s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
@@ -140,12 +170,34 @@ impl Refusal {
         }
     }
 
+    /// Tells whether no store has said this: a store names the cause of a refusal, and where it sends on to.
+    fn is_strange(&self) -> bool {
+        match self.outside.status.as_u16() {
+            300..=399 => self.code.is_empty() && self.region.is_none(),
+            412 | 429 | 507 => false,
+            400..=499 => self.foreign,
+            _ => false,
+        }
+    }
+
     fn elsewhere(&self, given: &str) -> (ErrorKind, String) {
         let mend = match &self.region {
-            Some(region) => format!("the bucket is in the region {region}, not in {given}; set s3_region to it"),
-            None => format!("the bucket is not in the region {given}, or not at this endpoint; correct s3_region"),
+            Some(region) if region != given => {
+                format!("the bucket is in the region {region}, not in {given}; set s3_region to it")
+            }
+            _ => {
+                "the bucket is in another region, or at another endpoint; correct s3_region or the endpoint".to_owned()
+            }
         };
-        (ErrorKind::Invalid, mend)
+        (ErrorKind::Invalid, self.sent_on(&mend))
+    }
+
+    /// Adds where the answer sends on to.
+    fn sent_on(&self, text: &str) -> String {
+        match self.outside.location() {
+            Some(location) => format!("it sends on to {location}; {text}"),
+            None => text.to_owned(),
+        }
     }
 }
 
@@ -156,8 +208,12 @@ impl Asked<'_> {
 
     /// The error of a refusal.
     pub(super) fn refused(&self, refusal: Refusal) -> Error {
+        if refusal.is_strange() {
+            return self.strange(&refusal.outside, "is nothing that a store says");
+        }
         let (kind, mend) = refusal.meaning(self.address);
-        let Refusal { status, code, message, retry_after, .. } = refusal;
+        let Refusal { outside, code, message, retry_after, .. } = refusal;
+        let status = outside.status;
         let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };
         let dash = if message.is_empty() { "" } else { ": " };
         let message = cut(message.trim_end_matches('.'));
@@ -174,8 +230,40 @@ impl Asked<'_> {
 
     /// The error of an answer that no store should give.
     pub(super) fn senseless(&self, what: &str) -> Error {
-        let why = format!("{} cannot be understood: {}; is it an S3 store, and up?", self.address.url, cut(what));
-        self.error(ErrorKind::Unavailable, why)
+        let Address { url, .. } = self.address;
+        let why = format!("{url} cannot be understood: {}; is it an S3 store, and up?", cut(what));
+        Error::senseless(self.operation, self.key, why)
+    }
+
+    /// The error of an answer that is no store's; `what` it is instead.
+    pub(super) fn strange(&self, outside: &Outside, what: &str) -> Error {
+        let Address { url, .. } = self.address;
+        let (named, mend) = self.address.setting_and_mend();
+        let suspicion = outside.suspicion(url);
+        let why = format!(
+            "{named} ({url}) cannot be understood: it answered {outside}, and that {what}; {suspicion}; {mend}"
+        );
+        Error::senseless(self.operation, self.key, why)
+    }
+
+    /// The error of a URL that is that of something else than the bucket.
+    pub(super) fn misplaced(&self, what: &str) -> Error {
+        let Address { url, .. } = self.address;
+        let why = format!("{url} is not the bucket: {what}; {}", self.address.without_bucket());
+        self.error(ErrorKind::Invalid, why)
+    }
+
+    /// An error of a step before, as that of what was asked.
+    pub(super) fn instead(&self, mut error: Error) -> Error {
+        error.key = self.key.cloned();
+        error.during(self.operation)
+    }
+
+    /// The error of a listing that leads nowhere; the place is there, so nothing is gained by asking again.
+    pub(super) fn endless(&self, what: &str) -> Error {
+        let (named, _) = self.address.setting_and_mend();
+        let why = format!("{}: {what}; look at the store, or at what answers there for it ({named})", self.address.url);
+        self.error(ErrorKind::Io, why)
     }
 
     /// The error of bytes that are not those they are said to be.
@@ -210,7 +298,7 @@ impl Asked<'_> {
 const LONGEST_TEXT: usize = 300;
 
 /// Shortens what a store says, and keeps it in one line.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     let plain = |character: char| if character.is_control() { ' ' } else { character };
     text.chars().take(LONGEST_TEXT).map(plain).collect()
 }
@@ -254,8 +342,14 @@ mod tests {
             bucket: "b".to_owned(),
             region: "us-east-1".to_owned(),
             url: "https://x/b".to_owned(),
+            setting: Some("s3_endpoint_url"),
             only_instance_credentials: false,
         }
+    }
+
+    fn read(status: u16, headers: &HeaderMap, text: &str) -> Refusal {
+        let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/b");
+        Refusal::read(outside, headers, text)
     }
 
     fn fault(status: u16, code: &str) -> Error {
@@ -265,7 +359,7 @@ mod tests {
             "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>m.</Message><StringToSign>s3cret</StringToSign></Error>"
         );
         let text = if code.is_empty() { String::new() } else { text };
-        asked.refused(Refusal::read(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &text))
+        asked.refused(read(status, &HeaderMap::new(), &text))
     }
 
     #[test]
@@ -316,7 +410,7 @@ mod tests {
     fn a_missing_object_is_no_missing_bucket() {
         let read = |code: &str| {
             let text = format!("<Error><Code>{code}</Code></Error>");
-            Refusal::read(StatusCode::NOT_FOUND, &HeaderMap::new(), &text).is_missing()
+            super::tests::read(404, &HeaderMap::new(), &text).is_missing()
         };
         assert!(read("NoSuchKey"));
         assert!(!read("NoSuchBucket") && !read("NoSuchUpload") && !read(""));
@@ -329,7 +423,7 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
             headers
         };
-        let read = |headers: &HeaderMap, text: &str| Refusal::read(StatusCode::MOVED_PERMANENTLY, headers, text);
+        let read = |headers: &HeaderMap, text: &str| read(301, headers, text);
         assert_eq!(read(&headers("retry-after", "7"), "").retry_after, Some(Duration::from_secs(7)));
         let past = headers("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT");
         assert_eq!(read(&past, "").retry_after, Some(Duration::ZERO));

@@ -10,9 +10,10 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use http::Method;
 use percent_encoding::percent_decode_str;
 
+use super::super::pages::Pages;
 use super::super::{Entry, ErrorKind, Key, Listing, Operation, Page, Result};
 use super::S3;
-use super::error::Asked;
+use super::error::{Asked, cut};
 use super::read;
 use super::wire::Call;
 
@@ -26,8 +27,9 @@ const MOST: usize = 1_000;
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Document {
+    name: Option<String>,
     contents: Vec<Content>,
-    is_truncated: bool,
+    is_truncated: Option<bool>,
     next_continuation_token: Option<String>,
     encoding_type: Option<String>,
 }
@@ -40,7 +42,7 @@ struct Content {
 
 /// The names of one answer.
 #[derive(Debug, Default)]
-struct Names {
+pub(super) struct Names {
     keys: Vec<Key>,
     foreign: u64,
     /// What the next answer begins with; none after the last.
@@ -88,12 +90,15 @@ impl S3 {
     /// Reads on from where the page begins; `None` when the store turns out to list in another order than that of bytes.
     async fn find_in_order(&self, page: &Page) -> Result<Option<Found>> {
         let wanted = page.limit.unwrap_or(usize::MAX);
-        let (mut found, mut next) = (Found::default(), None);
+        let (mut found, mut next, mut pages) = (Found::default(), None, Pages::default());
         loop {
             // One more than wanted tells whether there is more.
             let most = wanted.saturating_sub(found.keys.len()).saturating_add(1).min(MOST);
-            let names = self.names(page, next.take(), most).await?;
-            let follows = found.keys.last() < names.keys.first() || names.keys.is_empty();
+            let names = self.names(page, next.take(), most, &mut pages).await?;
+            let first = names.keys.first().map(Key::as_str);
+            // A store may not know `start-after`, which is no order either.
+            let follows =
+                first.is_none() || (found.keys.last().map(Key::as_str) < first && page.start_after.as_deref() < first);
             if !names.sorted || !follows || self.0.scattered.load(Ordering::Relaxed) {
                 self.0.scattered.store(true, Ordering::Relaxed);
                 return Ok(None);
@@ -115,8 +120,9 @@ impl S3 {
         let all = Page { start_after: None, ..page.clone() };
         let after = page.start_after.as_deref().unwrap_or_default();
         let (mut keys, mut foreign, mut more, mut next) = (BTreeSet::new(), 0, false, None);
+        let mut pages = Pages::default();
         loop {
-            let names = self.names(&all, next.take(), MOST).await?;
+            let names = self.names(&all, next.take(), MOST, &mut pages).await?;
             foreign += names.foreign;
             for key in names.keys.into_iter().filter(|key| key.as_str() > after) {
                 keys.insert(key);
@@ -132,7 +138,7 @@ impl S3 {
         }
     }
 
-    async fn names(&self, page: &Page, next: Option<String>, most: usize) -> Result<Names> {
+    async fn names(&self, page: &Page, next: Option<String>, most: usize, pages: &mut Pages) -> Result<Names> {
         let wire = &self.0.wire;
         let mut call = Call::new(Operation::List, Method::GET, None)
             .query("list-type", "2")
@@ -144,13 +150,18 @@ impl S3 {
             (None, Some(after)) if !after.is_empty() => call = call.query("start-after", &**after),
             (None, _) => {}
         }
-        let reply = wire.demand(call).await?;
+        let (_, names) = wire.listing(call).await?;
         // It lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
         if wire.is_seaweedfs() {
             self.0.scattered.store(true, Ordering::Relaxed);
         }
         let asked = wire.asked(Operation::List, None);
-        parse(&reply.into_text(&asked).await?, &asked)
+        if names.keys.iter().any(|key| !key.as_str().starts_with(&*page.prefix)) {
+            return Err(asked.endless("it lists names that do not begin with the prefix it was asked for"));
+        }
+        let ends = names.keys.first().map(Key::as_str).zip(names.keys.last().map(Key::as_str));
+        pages.turn(ends, names.next.as_deref()).map_err(|what| asked.endless(what))?;
+        Ok(names)
     }
 
     /// Asks for the expiry of a listed object; `None` when it has been removed meanwhile.
@@ -177,14 +188,21 @@ fn unread(key: Key) -> Entry {
     Entry { key, expires_at: None, tombstone: false }
 }
 
-fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
+/// Reads a listing, of this bucket.
+pub(super) fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
     let document: Document = quick_xml::de::from_str(text).map_err(|error| asked.senseless(&error.to_string()))?;
+    let Some(is_truncated) = document.is_truncated else {
+        return Err(asked.senseless("a listing does not say whether it is whole"));
+    };
+    if let Some(other) = document.name.filter(|name| !asked.address.is_named(name)) {
+        return Err(asked.misplaced(&format!("it lists the bucket {:?}", cut(&other))));
+    }
     let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
     let count = document.contents.len() as u64;
     let names = document.contents.into_iter().map(|content| name(content.key, escaped));
     let keys: Vec<Key> =
         names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !super::conditions::is_scratch(key))).collect();
-    let next = match (document.is_truncated, document.next_continuation_token) {
+    let next = match (is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),
         (true, None) => return Err(asked.senseless("a listing goes on without saying where")),
@@ -211,6 +229,7 @@ mod tests {
             bucket: "b".to_owned(),
             region: "r".to_owned(),
             url: "http://x/b".to_owned(),
+            setting: Some("s3_endpoint_url"),
             only_instance_credentials: false,
         };
         parse(text, &Asked { address: &address, operation: Operation::List, key: None })
@@ -234,6 +253,9 @@ mod tests {
         let endless = text.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
         assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Unavailable);
+        let other = parsed(&text.replace("<Name>b</Name>", "<Name>other</Name>")).unwrap_err();
+        assert!(other.kind == ErrorKind::Invalid && other.message().contains("\"other\""), "{other}");
+        assert_eq!(parsed("<ListBucketResult/>").unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(
             parsed("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap().keys.len(),
             0

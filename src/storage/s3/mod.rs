@@ -7,6 +7,7 @@
 //! wire         one signed request, its answer         upload   bytes in one request or in parts
 //! error        what a failure means                   list     names, page by page
 //! conditions   which of them the store enforces
+//! proof        what each answer must have to be one
 //! ```
 //!
 //! `object_store` finds credentials and signs; see `wire` for why it does no more. Its own retries are off, and nothing
@@ -17,6 +18,7 @@ mod error;
 mod keys;
 mod list;
 mod options;
+mod proof;
 mod read;
 mod upload;
 mod wire;
@@ -36,7 +38,7 @@ use tokio::sync::OnceCell;
 
 use self::conditions::Conditions;
 pub use self::options::S3Options;
-use self::wire::{Call, Wire};
+use self::wire::Wire;
 use super::{
     Attributes, Backend, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Method, Object, Operation, Page,
     Probe, Put, Removal, Result, Spool, Want,
@@ -125,9 +127,8 @@ impl Backend for S3 {
 
     async fn probe(&self) -> Result<Probe> {
         let before = Timestamp::now();
-        let call = Call::new(Operation::Probe, http::Method::GET, None).query("list-type", "2").query("max-keys", "1");
-        let reply = self.0.wire.demand(call).await?;
-        let told = reply.header(header::DATE.as_str()).and_then(error::date);
+        let (headers, _) = self.0.wire.listing(proof::smallest(Operation::Probe)).await?;
+        let told = wire::text(&headers, header::DATE.as_str()).and_then(error::date);
         let after = Timestamp::now();
         let skew = told.map(|told| {
             let middle = before + after.duration_since(before) / 2;

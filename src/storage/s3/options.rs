@@ -54,6 +54,8 @@ pub(super) struct Address {
     pub(super) region: String,
     /// URL of the bucket, without a slash at its end.
     pub(super) url: String,
+    /// What names the endpoint; none for Amazon's.
+    pub(super) setting: Option<&'static str>,
     /// Credentials can only come from the metadata service of an EC2 instance.
     pub(super) only_instance_credentials: bool,
 }
@@ -62,6 +64,36 @@ impl Address {
     /// Tells whether the store is reached without TLS.
     pub(super) fn is_plain(&self) -> bool {
         self.url.starts_with("http://")
+    }
+
+    /// Tells whether a listing of this name is one of the bucket: those of access points bear the names of their buckets.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        let alias = ["-s3alias", "--ol-s3", "--xa-s3"].iter().any(|end| self.bucket.ends_with(end));
+        // A tenant may stand before it.
+        alias || name == self.bucket || name.rsplit([':', '/']).next() == Some(&*self.bucket)
+    }
+
+    /// Names the setting that chose who is asked, and says how it must be.
+    pub(super) fn setting_and_mend(&self) -> (&'static str, &'static str) {
+        match self.setting {
+            Some(setting) => {
+                (setting, "give it the address of the store's S3 API, not that of a console or of a web page")
+            }
+            None => (
+                "s3_endpoint_url, which is unset",
+                "look at what stands between here and Amazon, or set s3_endpoint_url",
+            ),
+        }
+    }
+
+    /// Says how an endpoint and a bucket are told apart.
+    pub(super) fn without_bucket(&self) -> String {
+        let (Self { bucket, .. }, setting) = (self, self.setting.unwrap_or("s3_endpoint_url"));
+        format!(
+            "does {setting} name a bucket, in its path or its host? leave that out: {setting} is the store's address alone, \
+             and s3_bucket_name names the bucket {bucket:?}; where AWS_VIRTUAL_HOSTED_STYLE_REQUEST is true, {setting}'s host \
+             begins with the bucket's name"
+        )
     }
 }
 
@@ -124,10 +156,21 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
         builder = builder.with_config(key, value);
     }
     let value = |key| builder.get_config_value(&key);
-    let endpoint = options.endpoint.clone();
-    let endpoint = endpoint.or_else(|| value(AmazonS3ConfigKey::S3Endpoint));
-    let endpoint = endpoint.or_else(|| value(AmazonS3ConfigKey::Endpoint)).map(|given| endpoint_of(&given));
-    let endpoint = endpoint.transpose()?;
+    let (s3, all) = (value(AmazonS3ConfigKey::S3Endpoint), value(AmazonS3ConfigKey::Endpoint));
+    let named = options.endpoint.clone().or_else(|| s3.clone()).or_else(|| all.clone());
+    // The options may have it from a variable already.
+    let is = |variable: &Option<String>| {
+        variable
+            .as_ref()
+            .zip(named.as_ref())
+            .is_some_and(|(one, other)| one.trim_end_matches('/') == other.trim_end_matches('/'))
+    };
+    let setting = named.as_ref().map(|_| match (is(&s3), s3.is_none() && is(&all)) {
+        (true, _) => "AWS_ENDPOINT_URL_S3",
+        (_, true) => "AWS_ENDPOINT_URL",
+        _ => "s3_endpoint_url",
+    });
+    let endpoint = named.map(|given| endpoint_of(&given)).transpose()?;
     let region = options.region.clone().or_else(|| value(AmazonS3ConfigKey::Region));
     let region = region.unwrap_or_else(|| "us-east-1".to_owned());
     if region.is_empty() || !region.bytes().all(legal) {
@@ -149,7 +192,7 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     if let Some(endpoint) = endpoint {
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
-    Ok((Address { bucket: bucket.clone(), region, url, only_instance_credentials }, builder))
+    Ok((Address { bucket: bucket.clone(), region, url, setting, only_instance_credentials }, builder))
 }
 
 /// Checks an endpoint; returns it as requests will have it, without a slash at its end.

@@ -12,7 +12,7 @@ use super::super::{
     Attributes, Checksum, Error, ErrorKind, Intake, Key, Object, Operation, Payload, Result, Spool, Want,
 };
 use super::error::{self, Asked};
-use super::wire::{Call, Reply, Wire};
+use super::wire::{Call, Outcome, Reply, Wire};
 
 /// Metadata of the caller; the names come back in lower case.
 pub(super) const METADATA: &str = "x-amz-meta-";
@@ -38,10 +38,16 @@ impl Wire {
 
     /// As [`Wire::look`] where the bucket is known to be there, so that a missing object costs one request.
     pub(super) async fn glance(&self, operation: Operation, key: &Key) -> Result<Option<Ticket>> {
-        match self.ask(operation, Method::HEAD, key).await {
-            // An answer to HEAD has no text; that to GET says why.
-            Err(error) if !error.is_transient() => self.ask(operation, Method::GET, key).await,
-            found => found,
+        let asked = self.asked(operation, Some(key));
+        match self.ask_place(whole(operation, Method::HEAD, key)).await? {
+            Outcome::Done(reply) => ticket(&reply, &asked).map(Some),
+            Outcome::Missing { marked: true } => Ok(None),
+            // An answer to HEAD has no text; that to GET says why, and who says it.
+            Outcome::Missing { marked: false } => self.ask(operation, Method::GET, key).await,
+            Outcome::Refused(refusal) => match asked.refused(refusal) {
+                error if error.is_transient() => Err(error),
+                _ => self.ask(operation, Method::GET, key).await,
+            },
         }
     }
 
@@ -170,7 +176,9 @@ pub(super) fn attributes(ticket: Ticket, asked: &Asked<'_>) -> Result<Attributes
 /// Reads what the store says of an object in the headers of an answer.
 fn ticket(reply: &Reply, asked: &Asked<'_>) -> Result<Ticket> {
     let header = |name: HeaderName| reply.header(name.as_str());
-    let missing = |name: HeaderName| asked.senseless(&format!("an object has no {name}"));
+    let metadata = metadata(&reply.headers);
+    reply.object(metadata.contains_key(LABEL), asked)?;
+    let missing = |name: HeaderName| asked.strange(&reply.outside(asked), &format!("has no {name}, and is no object"));
     let size = header(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
     let etag = header(header::ETAG).ok_or_else(|| missing(header::ETAG))?;
     let received_at = header(header::LAST_MODIFIED).and_then(error::date);
@@ -181,7 +189,7 @@ fn ticket(reply: &Reply, asked: &Asked<'_>) -> Result<Ticket> {
         stored_checksum: header(CHECKSUM).and_then(|encoded| format!("crc32c:{encoded}").parse().ok()),
         generation: etag.trim_matches('"').to_owned(),
         received_at: received_at.ok_or_else(|| missing(header::LAST_MODIFIED))?,
-        metadata: metadata(&reply.headers),
+        metadata,
     })
 }
 

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Payload, Result};
-use super::error::Refusal;
+use super::error::Asked;
 use super::read::{self, CHECKSUM};
 use super::wire::{Call, Reply, Wire};
 use super::write::Guard;
@@ -81,7 +81,9 @@ pub(super) async fn whole(
 pub(super) async fn put(wire: &Wire, key: &Key, body: Bytes, headers: HeaderMap, guard: &Guard) -> Result<()> {
     let checksum = Checksum::of(&body);
     let call = Call::new(Operation::Store, Method::PUT, Some(key)).headers(headers).headers(guard.headers());
-    written(key, wire.send(with_checksum(call, checksum).body(body)).await?).map(drop)
+    let asked = wire.asked(Operation::Store, Some(key));
+    let reply = written(&asked, guard, wire.send(with_checksum(call, checksum).body(body)).await?)?;
+    reply.written(checksum, &asked).await.map(drop)
 }
 
 /// Writes the object in parts; nothing is to be seen of it before the last request.
@@ -140,6 +142,16 @@ pub(super) struct Part {
 #[serde(rename_all = "PascalCase")]
 struct Begun {
     upload_id: String,
+    bucket: Option<String>,
+}
+
+/// The answer that ends one.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Completed {
+    #[serde(rename = "ETag")]
+    etag: String,
+    bucket: Option<String>,
 }
 
 impl Upload {
@@ -154,8 +166,10 @@ impl Upload {
             .headers(headers)
             .header(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
         let asked = wire.asked(Operation::Store, Some(&key));
-        let text = wire.demand(call).await?.into_text(&asked).await?;
-        let begun: Begun = quick_xml::de::from_str(&text).map_err(|error| asked.senseless(&error.to_string()))?;
+        let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &asked).await?;
+        if begun.upload_id.is_empty() || begun.bucket.is_some_and(|name| !wire.address.is_named(&name)) {
+            return Err(asked.senseless("it began an upload without an id, or in another bucket"));
+        }
         Ok(Arc::new(Self { wire, key, id: begun.upload_id, completed: AtomicBool::new(false) }))
     }
 
@@ -172,8 +186,7 @@ impl Upload {
             .query("uploadId", &*self.id)
             .body(bytes);
         let reply = self.wire.demand(with_checksum(call, checksum)).await?;
-        let asked = self.wire.asked(Operation::Store, Some(&self.key));
-        let etag = reply.header(header::ETAG.as_str()).ok_or_else(|| asked.senseless("a part has no ETag"))?.to_owned();
+        let etag = reply.written(checksum, &self.wire.asked(Operation::Store, Some(&self.key))).await?;
         Ok(Part { number, etag, checksum })
     }
 
@@ -186,23 +199,24 @@ impl Upload {
             .query("uploadId", &*self.id)
             .headers(guard.headers())
             .body(body.into());
-        let reply = written(&self.key, self.wire.send(call).await?)?;
-        let headers = reply.headers.clone();
         let asked = self.wire.asked(Operation::Store, Some(&self.key));
-        let text = reply.into_text(&asked).await?;
-        match Refusal::within(&headers, &text) {
-            Some(refusal) => Err(asked.refused(refusal)),
-            None => {
-                self.completed.store(true, Ordering::Relaxed);
-                Ok(())
-            }
+        let reply = written(&asked, guard, self.wire.send(call).await?)?;
+        let Completed { etag, bucket } = reply.completed(&asked).await?;
+        if etag.trim_matches('"').is_empty() || bucket.is_some_and(|name| !self.wire.address.is_named(&name)) {
+            return Err(asked.senseless("it completed an upload without an ETag, or in another bucket"));
         }
+        self.completed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Frees what the store keeps of the parts.
     async fn call_off(wire: &Wire, key: &Key, id: &str) -> Result<()> {
         let call = Call::new(Operation::Store, Method::DELETE, Some(key)).query("uploadId", id);
-        wire.send(call).await.map(drop)
+        let asked = wire.asked(Operation::Store, Some(key));
+        match wire.send(call).await? {
+            Some(reply) => reply.removed(&asked).await.map(drop),
+            None => Ok(()),
+        }
     }
 }
 
@@ -264,10 +278,16 @@ fn with_checksum(call: Call<'_>, checksum: Checksum) -> Call<'_> {
     }
 }
 
-/// A store that knows of no object in answer to a write has compared its tag with that of none.
-fn written(key: &Key, reply: Option<Reply>) -> Result<Reply> {
-    let gone = "the object has been removed meanwhile; stat it and decide again";
-    reply.ok_or_else(|| Error::new(ErrorKind::Precondition, Operation::Store, Some(key), gone))
+/// A store that knows of no object in answer to a write on condition has compared its tag with that of none.
+fn written(asked: &Asked<'_>, guard: &Guard, reply: Option<Reply>) -> Result<Reply> {
+    match (reply, guard) {
+        (Some(reply), _) => Ok(reply),
+        (None, Guard::Same(_)) => {
+            let gone = "the object has been removed meanwhile; stat it and decide again";
+            Err(Error::new(ErrorKind::Precondition, asked.operation, asked.key, gone))
+        }
+        (None, Guard::None | Guard::Absent) => Err(asked.senseless("it misses an object that is only to be written")),
+    }
 }
 
 fn changed(key: &Key) -> Error {

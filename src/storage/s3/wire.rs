@@ -18,9 +18,11 @@ use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, HttpReque
 use object_store::{ClientOptions, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::super::outside::Outside;
 use super::super::{Key, Operation, Payload, Result, payload};
 use super::error::{Asked, Refusal};
 use super::options::{Address, invalid};
+use super::proof::Place;
 
 /// RFC 3986's unreserved characters stay; the store computes the signature over this very form.
 const QUERY: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -39,6 +41,8 @@ pub(super) struct Wire {
     known: AtomicBool,
     /// An answer was SeaweedFS's.
     seaweedfs: AtomicBool,
+    /// What is known of who answers there.
+    pub(super) place: Place,
 }
 
 /// What is asked.
@@ -52,10 +56,23 @@ pub(super) struct Call<'a> {
     body: Bytes,
 }
 
-/// A success.
+/// A success by its status; what it proves is for `proof` to say.
 pub(super) struct Reply {
+    pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
+    /// A store that marks its answers would have marked this one.
+    pub(super) unmarked: bool,
     body: HttpResponseBody,
+}
+
+/// What came of a request.
+pub(super) enum Outcome {
+    Done(Reply),
+    /// No object is there; to a HEAD, which has no text, it may also mean that there is no bucket, or no store.
+    Missing {
+        marked: bool,
+    },
+    Refused(Refusal),
 }
 
 impl<'a> Call<'a> {
@@ -102,11 +119,28 @@ impl Wire {
             client: HttpClient::new(client),
             known: AtomicBool::new(false),
             seaweedfs: AtomicBool::new(false),
+            place: Place::default(),
         })
     }
 
-    /// Asks once. `None` is the answer that no object is there; to a HEAD it may also mean that there is no bucket.
+    /// Asks once, for an object; `None` is the answer that none is there.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Option<Reply>> {
+        let asked = self.asked(call.operation, call.key);
+        match self.ask_place(call).await? {
+            Outcome::Done(reply) => Ok(Some(reply)),
+            Outcome::Missing { .. } => Ok(None),
+            Outcome::Refused(refusal) => Err(asked.refused(refusal)),
+        }
+    }
+
+    /// Asks once, for an object, of a place that has shown to be the bucket.
+    pub(super) async fn ask_place(&self, call: Call<'_>) -> Result<Outcome> {
+        self.recognize(&self.asked(call.operation, call.key)).await?;
+        self.exchange(call).await
+    }
+
+    /// Asks once.
+    pub(super) async fn exchange(&self, call: Call<'_>) -> Result<Outcome> {
         let (operation, key, is_head) = (call.operation, call.key, call.method == Method::HEAD);
         let asked = self.asked(operation, key);
         let request = self.signed(&asked, call).await?;
@@ -115,24 +149,26 @@ impl Wire {
         if text(&parts.headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS")) {
             self.seaweedfs.store(true, Ordering::Relaxed);
         }
-        let reply = Reply { headers: parts.headers, body };
-        if parts.status.is_success() {
-            return Ok(Some(reply));
+        let (status, headers) = (parts.status, parts.headers);
+        let marked = is_marked(&headers);
+        if status.is_success() {
+            let unmarked = self.place.marks() && !marked;
+            return Ok(Outcome::Done(Reply { status, headers, unmarked, body }));
         }
-        if is_head && parts.status == StatusCode::NOT_FOUND {
-            return Ok(None);
+        if is_head && status == StatusCode::NOT_FOUND {
+            return Ok(Outcome::Missing { marked });
         }
-        let Reply { headers, body } = reply;
         // Without its text an answer is still one: the status alone has to do then.
         let text = collect(body).await.unwrap_or_default();
-        let refusal = Refusal::read(parts.status, &headers, &text);
-        if refusal.is_missing() { Ok(None) } else { Err(asked.refused(refusal)) }
+        let outside = Outside::of(status, &headers, &self.address.url);
+        let refusal = Refusal::read(outside, &headers, &text);
+        Ok(if refusal.is_missing() { Outcome::Missing { marked } } else { Outcome::Refused(refusal) })
     }
 
     /// Asks for what is there whenever the bucket is.
     pub(super) async fn demand(&self, call: Call<'_>) -> Result<Reply> {
         let asked = self.asked(call.operation, call.key);
-        self.send(call).await?.ok_or_else(|| asked.senseless("it knows of no such thing"))
+        self.send(call).await?.ok_or_else(|| asked.senseless("it knows of no object where none is asked for"))
     }
 
     /// Tells whether SeaweedFS has answered, which differs where no answer shows it.
@@ -207,6 +243,11 @@ impl Reply {
         self.body.bytes_stream()
     }
 
+    /// Returns what may be told of the answer.
+    pub(super) fn outside(&self, asked: &Asked<'_>) -> Outside {
+        Outside::of(self.status, &self.headers, &asked.address.url)
+    }
+
     /// Reads the whole body as text.
     pub(super) async fn into_text(self, asked: &Asked<'_>) -> Result<String> {
         match collect(self.body).await {
@@ -215,6 +256,11 @@ impl Reply {
             Err(Cut::TooLong) => Err(asked.senseless("it does not end")),
         }
     }
+}
+
+/// Tells whether an answer has what stores put on every one, and nothing else does.
+pub(super) fn is_marked(headers: &HeaderMap) -> bool {
+    ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
 }
 
 /// Returns one header's text.

@@ -134,8 +134,12 @@ impl S3 {
         if how.generation.is_some() && seen.is_none() {
             return Ok(Removal::default());
         }
-        let found = wire.send(call).await?.is_some() && seen.is_some();
-        Ok(Removal { found, ..Removal::default() })
+        let Some(reply) = wire.send(call).await? else { return Ok(Removal::default()) };
+        // What has no mark proves nothing; that nothing is there, said by a store, does.
+        if !reply.removed(&asked).await? && wire.look(Operation::Delete, key).await?.is_some() {
+            return Err(asked.senseless("an object is there although its removal was confirmed"));
+        }
+        Ok(Removal { found: seen.is_some(), ..Removal::default() })
     }
 }
 

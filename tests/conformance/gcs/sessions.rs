@@ -38,7 +38,11 @@ type Shared = Arc<Mutex<Server>>;
 fn stored(server: &Server) -> Response {
     let checksum = Checksum::of(&server.kept).to_string();
     let crc32c = checksum.strip_prefix("crc32c:").unwrap();
-    json!({ "size": server.kept.len().to_string(), "crc32c": crc32c }).to_string().into_response()
+    let stored = json!({
+        "kind": "storage#object", "bucket": "sessions", "name": "it", "generation": "1",
+        "size": server.kept.len().to_string(), "crc32c": crc32c,
+    });
+    stored.to_string().into_response()
 }
 
 fn reached(server: &Server) -> Response {
