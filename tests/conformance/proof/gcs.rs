@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use filestorage::storage::{
-    Backend, BreakerState, ErrorKind, Gcs, GcsOptions, Page, Put, Retry, RetryOptions, Want,
-};
+use filestorage::storage::{Backend, BreakerState, ErrorKind, Gcs, GcsOptions, Page, Put, Retry, RetryOptions, Want};
 use filestorage::telemetry::{self, Metrics};
 use serde_json::{Value, json};
 
