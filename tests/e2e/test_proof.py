@@ -61,7 +61,8 @@ def test_what_is_stored_meanwhile_waits_and_is_sent_to_the_real_bucket(paged):
         error = failure(site.send(task, *arguments), timeout=60)
         assert type(error).__name__ == "StorageUnavailable", repr(error)
         names_it(site, str(error))
-    names_it(site, says(worker, 200, "degraded", site.setting))
+    names_it(site, says(worker, 200, site.setting))
+    assert site.health(worker)["status"] == "degraded"
     site.proxy.forget(page)
     all_sent(site)
     assert site.names() == ["early", *(f"night/{n}" for n in range(4))]
@@ -74,7 +75,8 @@ def test_a_worker_that_starts_before_a_page_is_ready_and_says_what_answers(paged
     site = paged
     page = site.proxy.rule(PAGE)
     worker = site.start()
-    names_it(site, says(worker, 200, "degraded", site.setting))
+    names_it(site, says(worker, 200, site.setting))
+    assert site.health(worker)["status"] == "degraded"
     assert site.call("store", "k", "v")["pending_sync"] is True
     site.proxy.forget(page)
     all_sent(site)

@@ -119,7 +119,7 @@ impl Reply {
         let etag = self.header(ETAG.as_str()).filter(|etag| is_strong(etag)).map(str::to_owned);
         let echo = self.header(CHECKSUM.as_str()).map(str::to_owned);
         let (status, unmarked) = (self.status, self.unmarked);
-        let empty = self.is_empty(asked).await?;
+        let empty = self.has_no_text(asked).await?;
         let Some(etag) = etag.filter(|_| status == StatusCode::OK && empty && !unmarked) else {
             return Err(asked.strange(&outside, what));
         };
@@ -136,7 +136,7 @@ impl Reply {
     pub(super) async fn removed(self, asked: &Asked<'_>) -> Result<bool> {
         let (outside, marked, unmarked) = (self.outside(asked), wire::is_marked(&self.headers), self.unmarked);
         let right = matches!(self.status, StatusCode::NO_CONTENT | StatusCode::OK);
-        if !right || unmarked || !self.is_empty(asked).await? {
+        if !right || unmarked || !self.has_no_text(asked).await? {
             return Err(asked.strange(&outside, "does not confirm a removal"));
         }
         Ok(marked)
@@ -167,7 +167,7 @@ impl Reply {
         Err(asked.strange(&self.outside(asked), "is no object"))
     }
 
-    async fn is_empty(self, asked: &Asked<'_>) -> Result<bool> {
+    async fn has_no_text(self, asked: &Asked<'_>) -> Result<bool> {
         if self.header(CONTENT_LENGTH.as_str()) == Some("0") || self.status == StatusCode::NO_CONTENT {
             return Ok(true);
         }
