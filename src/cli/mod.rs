@@ -104,6 +104,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         return Err(faults.into());
     }
     start_logs(&loaded, quiet)?;
+    crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

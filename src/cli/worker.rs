@@ -15,7 +15,7 @@ use super::secrets::Secrets;
 use super::{lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
 use crate::config::{self, Flag, Inputs, JOURNAL, QueueSettings, Settings};
-use crate::storage::Engine;
+use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
 use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 
@@ -76,6 +76,7 @@ impl Arguments {
 ///
 /// One thread beside the blocking pool: for small commands a second one costs more than it brings.
 pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> {
+    tell_descriptors(settings.worker.concurrency);
     let options = worker_options(settings)?;
     let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -87,6 +88,20 @@ pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> 
     // What a cold stop left on the blocking pool must not hold the process up.
     runtime.shutdown_background();
     outcome
+}
+
+/// Says at the start that there are fewer descriptors than so many commands may want; they wait for one another then.
+fn tell_descriptors(concurrency: usize) {
+    let (limit, wanted) = (descriptor_limit(), descriptors_wanted(concurrency));
+    if limit < wanted {
+        tracing::warn!(
+            limit,
+            wanted,
+            concurrency,
+            "few files may be open at once, so commands wait for one another; raise the hard limit (ulimit -Hn, LimitNOFILE=, \
+             ulimits: in Compose) or lower celery_worker_concurrency"
+        );
+    }
 }
 
 /// Serves, and tells the service manager how that goes where there is one.
@@ -130,24 +145,23 @@ async fn serve(
     let metrics = Metrics::new();
     // The port first: a second worker with the same settings ends before it touches anything.
     let admin = match &settings.telemetry.metrics {
-        Some(address) => Some(Admin::bind(&address.host, address.port).await?),
+        Some(address) => Some(Admin::bind(&address.host, address.port)?),
         None => None,
     };
     let open::Stack { engine, bucket } = open::stack(&settings.storage, &metrics).await?;
     if settings.worker.send_task_events {
         tracing::info!("task events are asked for; this version sends none");
     }
+    let _serving = match admin {
+        Some(admin) => {
+            let health = health_report(engine.clone(), readiness.clone());
+            let serving = admin.serve(metrics.clone(), readiness.clone(), health);
+            Some(serving.map_err(|error| Failure::new(Code::Io, format!("cannot serve the admin port: {error}")))?)
+        }
+        None => None,
+    };
     // All of them end with this set, however this function ends; nobody waits for them.
     let mut aside = JoinSet::new();
-    if let Some(admin) = admin {
-        let health = health_report(engine.clone(), readiness.clone());
-        let (metrics, readiness) = (metrics.clone(), readiness.clone());
-        aside.spawn(async move {
-            if let Err(error) = admin.serve(metrics, readiness, health).await {
-                tracing::error!(%error, "admin port closed");
-            }
-        });
-    }
     match bucket {
         Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut aside).await?,
         None => readiness.set(Component::Storage, Condition::Ready),
@@ -222,7 +236,6 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         max_reply_bytes: worker.max_reply_bytes,
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
-        journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
     })
 }

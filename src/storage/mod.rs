@@ -13,6 +13,7 @@ mod attempts;
 mod backend;
 mod breaker;
 mod clock;
+mod descriptors;
 mod draft;
 mod engine;
 mod error;
@@ -37,6 +38,7 @@ mod redelivery;
 mod refusals;
 mod retry;
 mod s3;
+mod shortage;
 mod spool;
 mod stamp;
 mod stats;
@@ -48,6 +50,7 @@ pub use backend::{
     Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
 };
 pub use breaker::{Breaker, BreakerState};
+pub use descriptors::{descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use draft::Draft;
 pub use engine::{Engine, Opened, Retrieved};
 pub use error::{Error, ErrorKind, Operation, Result};

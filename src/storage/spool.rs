@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use super::{Checksum, Payload, Watch, payload};
+use super::{Checksum, Payload, Watch, payload, shortage};
 
 /// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
 ///
@@ -131,7 +131,7 @@ impl Intake {
         let write = move || {
             let file = match file {
                 Some(file) => file,
-                None => Arc::new(spool.create()?),
+                None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
             };
             (&*file).write_all(&bytes)?;
             Ok(file)

@@ -114,6 +114,16 @@ label_values! {
 }
 
 label_values! {
+    /// Why an answer was given up.
+    GivenUp {
+        /// Its queue refused it for as long as it was tried.
+        Full = "full",
+        /// Its queue said neither yes nor no.
+        Silent = "silent",
+    }
+}
+
+label_values! {
     /// What happened to a metric event.
     Event {
         /// Confirmed by the broker.

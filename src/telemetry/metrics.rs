@@ -14,7 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome, SyncOutcome,
+    Backend, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session, StorageOperation, StorageOutcome,
+    SyncOutcome,
 };
 use super::pending::PendingCollector;
 use super::process::ProcessCollector;
@@ -38,6 +39,11 @@ struct DeliveryLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PublishLabel {
     outcome: Publish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GivenUpLabel {
+    reason: GivenUp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,6 +94,7 @@ struct Inner {
     in_flight: Gauge,
     deliveries: Family<DeliveryLabel, Counter>,
     publishes: Family<PublishLabel, Counter>,
+    given_up: Family<GivenUpLabel, Counter>,
     session: Family<StateLabel, Gauge>,
     reconnects: Counter,
     journal: Gauge,
@@ -129,6 +136,12 @@ impl Metrics {
         ours.register("queue_deliveries", "Messages the broker delivered", deliveries.clone());
         let publishes = Family::default();
         ours.register("queue_publishes", "Messages published, by the broker's answer", publishes.clone());
+        let given_up = Family::<GivenUpLabel, Counter>::default();
+        for &reason in GivenUp::ALL {
+            drop(given_up.get_or_create(&GivenUpLabel { reason }));
+        }
+        let help = "Answers given up, because their queue took nothing for as long as they were tried";
+        ours.register("answers_given_up", help, given_up.clone());
         let session = Family::<StateLabel, Gauge>::default();
         for &state in Session::ALL {
             session.get_or_create(&StateLabel { state }).set(0);
@@ -173,6 +186,7 @@ impl Metrics {
             in_flight,
             deliveries,
             publishes,
+            given_up,
             session,
             reconnects,
             journal,
@@ -209,6 +223,11 @@ impl Metrics {
     /// Counts published messages by the broker's answer.
     pub fn record_publishes(&self, outcome: Publish, count: u64) {
         self.0.publishes.get_or_create(&PublishLabel { outcome }).inc_by(count);
+    }
+
+    /// Counts an answer that nobody took for as long as it was tried.
+    pub fn record_given_up(&self, reason: GivenUp) {
+        self.0.given_up.get_or_create(&GivenUpLabel { reason }).inc();
     }
 
     /// Notes where the broker session stands now.
@@ -321,6 +340,7 @@ mod tests {
         let guard = metrics.command_in_flight();
         metrics.record_delivery(Delivery::Redelivered);
         metrics.record_publishes(Publish::Confirmed, 1);
+        metrics.record_given_up(GivenUp::Full);
         metrics.record_session(Session::Connecting);
         metrics.record_session(Session::Connected);
         metrics.record_reconnect();
@@ -342,6 +362,8 @@ mod tests {
             "filestorage_commands_in_flight 1",
             r#"filestorage_queue_deliveries_total{kind="redelivered"} 1"#,
             r#"filestorage_queue_publishes_total{outcome="confirmed"} 1"#,
+            r#"filestorage_answers_given_up_total{reason="full"} 1"#,
+            r#"filestorage_answers_given_up_total{reason="silent"} 0"#,
             r#"filestorage_broker_session_state{state="connected"} 1"#,
             r#"filestorage_broker_session_state{state="connecting"} 0"#,
             "filestorage_broker_reconnects_total 1",

@@ -9,9 +9,10 @@ mod process;
 mod readiness;
 mod service_manager;
 
-pub use admin::{Admin, BindError, HealthReport};
+pub use admin::{Admin, BindError, HealthReport, Serving};
 pub use labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, Publish, Session, StorageOperation, StorageOutcome, SyncOutcome,
+    Backend, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session, StorageOperation, StorageOutcome,
+    SyncOutcome,
 };
 pub use logs::{LogError, LogFormat, init as init_logs};
 pub use metrics::{InFlight, Metrics};

@@ -1,6 +1,7 @@
 //! `filestorage doctor`.
 
 mod credentials;
+mod descriptors;
 mod disk;
 mod overlay;
 mod place;
@@ -48,6 +49,7 @@ impl Arguments {
         } else {
             broker(&mut report, settings).await?;
         }
+        descriptors::check(&mut report, settings.worker.concurrency)?;
         if concern(faults, &["gcs_", "s3_", "aws_", "storage_", "local_", "google_", "exchange_"]) {
             report.skipped("storage", "its settings have faults")?;
         } else {

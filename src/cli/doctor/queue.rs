@@ -118,7 +118,7 @@ async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failu
 
 fn code(error: &Error) -> Code {
     match error.kind() {
-        ErrorKind::Unreachable | ErrorKind::Lost | ErrorKind::Down => Code::Unavailable,
+        ErrorKind::Unreachable | ErrorKind::Lost | ErrorKind::Down | ErrorKind::Full => Code::Unavailable,
         _ => Code::Configuration,
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Component, Path};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::storage::draft::{self, Draft};
+use crate::storage::shortage::{self, Refusal};
 
 /// A directory held open.
 ///
@@ -30,6 +31,15 @@ pub(super) enum Fault {
     NoFile,
 }
 
+impl Refusal for Fault {
+    fn system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io(error) | Self::Folder(error) => Some(error),
+            Self::Link | Self::NoFile => None,
+        }
+    }
+}
+
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
@@ -47,11 +57,16 @@ const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 impl Directory {
     /// Opens the directory itself, whose own path may well lead through links: the operator named it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?))
+        let open = || rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
+        Ok(Self(shortage::outlast(open, || {})?))
     }
 
     /// Opens a regular file for reading.
     pub(super) fn read(&self, below: &Path) -> Result<File, Fault> {
+        shortage::outlast(|| self.look(below), || {})
+    }
+
+    fn look(&self, below: &Path) -> Result<File, Fault> {
         let (folder, name) = self.folder(below)?;
         // Looked at first, because opening a pipe or a device can already do something.
         let mode = rustix::fs::statat(&folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
@@ -67,6 +82,10 @@ impl Directory {
 
     /// Begins a file that will replace what has its name, unless that is something else than a file or a link.
     pub(super) fn write(&self, below: &Path) -> Result<Draft, Fault> {
+        shortage::outlast(|| self.begin(below), || {})
+    }
+
+    fn begin(&self, below: &Path) -> Result<Draft, Fault> {
         let (folder, name) = self.folder(below).map_err(|fault| match fault {
             Fault::Io(error) => Fault::Folder(error),
             fault => fault,

@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use rustix::io::Errno;
 
 pub(super) use self::aside::Aside;
 use self::folders::Folders;
@@ -41,9 +42,10 @@ use self::locks::Locks;
 use self::read::Fault;
 use self::temporary::Nursery;
 use self::write::Needs;
+use super::descriptors::TURNS;
 use super::{
     Attributes, Backend, Delete, Entry, Error, ErrorKind, Fence, Grant, Key, Landing, Listing, Object, Operation, Page,
-    Probe, Put, Removal, Result, Want,
+    Probe, Put, Removal, Result, Want, shortage,
 };
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
@@ -175,13 +177,23 @@ impl Local {
         &self,
         operation: Operation,
         in_place: bool,
-        work: impl FnOnce(&Root) -> Result<T> + Send + 'static,
+        work: impl Fn(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        // Never closed.
+        let turn = TURNS.acquire().await.ok();
         if in_place {
-            return work(&self.0);
+            match work(&self.0) {
+                // It is waited for elsewhere.
+                Err(error) if shortage::may_pass(&error) => {}
+                result => return result,
+            }
         }
         let root = Arc::clone(&self.0);
-        match tokio::task::spawn_blocking(move || work(&root)).await {
+        let outlasted = move || {
+            let _turn = turn;
+            shortage::outlast(|| work(&root), || root.locks.let_go())
+        };
+        match tokio::task::spawn_blocking(outlasted).await {
             Ok(outcome) => outcome,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -286,20 +298,51 @@ impl Root {
 
 /// Turns an error of the operating system into the room's: the one place where its kinds are read.
 fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error) -> Error {
+    let (kind, mend) = mend(operation, path, &error);
+    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
+}
+
+/// Tells the kind of a fault and what a person can do about it.
+fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, String) {
     let place = path.display();
-    let (kind, mend) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+    match (error.kind(), Errno::from_io_error(error)) {
+        (io::ErrorKind::StorageFull, _) => {
             (ErrorKind::NoSpace, format!("free space or inodes on the file system of {place}"))
         }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            (ErrorKind::Denied, format!("let this user read and write {place}"))
+        (io::ErrorKind::QuotaExceeded, _) => (
+            ErrorKind::NoSpace,
+            format!("raise this user's disk quota on the file system of {place}, or free some of it"),
+        ),
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            let why =
+                "make its file system writable; the kernel itself turns one read-only after a disk error (see dmesg)";
+            (ErrorKind::Denied, format!("{place}: {why}"))
         }
-        io::ErrorKind::UnexpectedEof if operation == Operation::Store => {
+        (_, Some(Errno::PERM)) => {
+            let why = "is it immutable (lsattr), or does a security module or sandbox forbid it?";
+            (ErrorKind::Denied, format!("let this user read and write {place}: {why}"))
+        }
+        (io::ErrorKind::PermissionDenied, _) => (ErrorKind::Denied, format!("let this user read and write {place}")),
+        (io::ErrorKind::UnexpectedEof, _) if operation == Operation::Store => {
             (ErrorKind::Integrity, "the source became shorter while it was stored; store it again".to_owned())
         }
+        (_, Some(Errno::MFILE)) => (
+            ErrorKind::Io,
+            "raise the hard limit of open files (ulimit -Hn, LimitNOFILE=), or lower celery_worker_concurrency"
+                .to_owned(),
+        ),
+        (_, Some(Errno::NFILE)) => {
+            (ErrorKind::Io, "raise fs.file-max of this machine, or see who has so many files open".to_owned())
+        }
+        (_, Some(Errno::STALE | Errno::TIMEDOUT)) => {
+            (ErrorKind::Io, format!("see to the file server, and mount the file system of {place} anew"))
+        }
+        (_, Some(Errno::FBIG)) => (
+            ErrorKind::Io,
+            format!("raise the limit of a file's size (ulimit -f) or move {place} to another file system"),
+        ),
         _ => (ErrorKind::Io, format!("look at {place} and the disk it is on")),
-    };
-    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
+    }
 }
 
 impl fmt::Display for Local {
@@ -372,5 +415,39 @@ impl Backend for Local {
 
     async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
         Err(Error::unsigned(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_of_the_system_has_its_kind_and_its_mend() {
+        for (errno, kind, words) in [
+            (Errno::NOSPC, ErrorKind::NoSpace, "inodes"),
+            (Errno::DQUOT, ErrorKind::NoSpace, "quota"),
+            (Errno::ROFS, ErrorKind::Denied, "dmesg"),
+            (Errno::ACCESS, ErrorKind::Denied, "let this user"),
+            (Errno::PERM, ErrorKind::Denied, "lsattr"),
+            (Errno::MFILE, ErrorKind::Io, "LimitNOFILE"),
+            (Errno::NFILE, ErrorKind::Io, "fs.file-max"),
+            (Errno::IO, ErrorKind::Io, "the disk it is on"),
+            (Errno::STALE, ErrorKind::Io, "mount"),
+            (Errno::FBIG, ErrorKind::Io, "ulimit -f"),
+            (Errno::NAMETOOLONG, ErrorKind::Io, "look at"),
+            (Errno::TXTBSY, ErrorKind::Io, "look at"),
+            (Errno::AGAIN, ErrorKind::Io, "look at"),
+        ] {
+            let error = fault(Operation::Store, None, Path::new("/place"), errno.into());
+            assert_eq!(error.kind, kind, "{errno}");
+            assert!(error.message().contains(words), "{errno}: {error}");
+            let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+            assert_eq!(
+                source.and_then(io::Error::raw_os_error),
+                Some(errno.raw_os_error()),
+                "the client gets the number"
+            );
+        }
     }
 }

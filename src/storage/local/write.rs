@@ -12,6 +12,7 @@ use super::temporary::Temporary;
 use super::{Root, TRIES, fault, header, read};
 use crate::storage::{
     Attributes, Checksum, Condition, Delete, Error, ErrorKind, Fence, Key, Landing, Object, Operation, Removal, Result,
+    shortage,
 };
 
 /// What must be there for the visible step to be taken.
@@ -114,11 +115,15 @@ impl Root {
         done
     }
 
-    /// Syncs a folder; one that does not exist has nothing to sync.
+    /// Syncs a folder in which something was done that is seen already; one that does not exist has nothing to sync, nor has one
+    /// in memory.
     pub(super) fn sync(&self, folder: &Path) -> io::Result<()> {
-        match self.folders.sync(folder) {
+        if self.in_memory {
+            return Ok(());
+        }
+        match shortage::outlast(|| self.folders.sync(folder), || self.locks.let_go()) {
             Err(error) if is_absent(&error) => Ok(()),
-            result => result,
+            result => result.map_err(shortage::settled),
         }
     }
 }

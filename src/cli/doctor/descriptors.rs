@@ -1,0 +1,17 @@
+//! How many files a worker may have open.
+
+use super::super::outcome::Failure;
+use super::report::Report;
+use crate::storage::{descriptor_limit, descriptors_wanted};
+
+/// Compares the limit of this process, raised as a worker raises its own, with what so many commands in flight may want.
+pub(super) fn check(report: &mut Report<'_>, concurrency: usize) -> Result<(), Failure> {
+    let (limit, wanted) = (descriptor_limit(), descriptors_wanted(concurrency));
+    if limit >= wanted {
+        return report.fine("descriptors", format!("{limit} files may be open at once, {wanted} may be wanted"));
+    }
+    let what = format!("{limit} files may be open at once and {concurrency} commands in flight may want {wanted}");
+    let mend =
+        "raise the hard limit (ulimit -Hn, LimitNOFILE=, ulimits: in Compose) or lower celery_worker_concurrency";
+    report.note("descriptors", format!("{what}: they wait for one another; {mend}"))
+}
