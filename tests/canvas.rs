@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use filestorage::celery::canvas::{
-    AfterFailure, AfterSuccess, CanvasOptions, Unsupported, after_failure, after_success,
+    AfterFailure, AfterSuccess, CanvasOptions, Unsupported, after_failure, after_success, may_outgrow,
 };
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Address, Field, Message, Properties, Publication};
@@ -37,7 +37,12 @@ fn counting() -> impl FnMut() -> String {
 }
 
 fn options() -> CanvasOptions {
-    CanvasOptions { default_queue: "filestorage".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() }
+    CanvasOptions {
+        default_queue: "filestorage".to_owned(),
+        origin: "w@h".to_owned(),
+        reply_to: "own".to_owned(),
+        max_bytes: 1 << 20,
+    }
 }
 
 fn success(embed: &str) -> Result<AfterSuccess, Unsupported> {
@@ -279,4 +284,53 @@ fn a_message_full_of_tasks_is_not_multiplied() {
     let errbacks = failure(&parent(&format!(r#"{{"errbacks": [{}]}}"#, many("t"))));
     assert_eq!(errbacks.publications, []);
     assert!(errbacks.unsupported.unwrap().to_string().contains("5000 errbacks"));
+}
+
+/// A chain with an errback of so many bytes, around steps and another such chain.
+fn growing(steps: usize, bytes: usize, immutable: bool) -> String {
+    let step = format!(r#"{{"task":"t.step","args":[1],"immutable":{immutable},"subtask_type":null,"options":{{}}}}"#);
+    let chain = |tasks: &str| {
+        let errback = format!(r#"{{"task":"t.e","args":["{}"],"options":{{}}}}"#, "x".repeat(bytes));
+        format!(
+            r#"{{"task":"celery.chain","kwargs":{{"tasks":[{tasks}]}},"options":{{"link_error":[{errback}]}},"subtask_type":"chain"}}"#
+        )
+    };
+    let steps = vec![step; steps].join(",");
+    chain(&format!("{steps},{}", chain(&steps)))
+}
+
+#[test]
+fn what_would_grow_beyond_the_bound_is_not_made() {
+    for embed in [
+        format!(r#"{{"callbacks":[{}]}}"#, growing(200, 10_000, false)),
+        format!(r#"{{"chain":[{}]}}"#, growing(200, 10_000, true)),
+    ] {
+        let after = success(&embed).unwrap();
+        assert!(after.publications.is_empty() && after.children.is_empty());
+        let why = after.withheld.unwrap().to_string();
+        assert!(why.contains("t.first") && why.contains("1048576"), "{why}");
+    }
+    let after = failure(&parent(&format!(r#"{{"errbacks":[{}]}}"#, growing(200, 10_000, false))));
+    assert!(after.publications.is_empty() && after.withheld.is_some());
+}
+
+#[test]
+fn what_is_made_is_never_larger_than_was_told() {
+    for (steps, bytes) in [(1, 0), (1, 1000), (20, 500), (50, 10)] {
+        for embed in [
+            format!(r#"{{"callbacks":[{0},{0}]}}"#, growing(steps, bytes, false)),
+            format!(r#"{{"chain":[{0},{0}]}}"#, growing(steps, bytes, false)),
+            format!(r#"{{"errbacks":[{0}]}}"#, growing(steps, bytes, true)),
+        ] {
+            let request = parent(&embed);
+            let (sent, failed) = (success(&embed).unwrap(), failure(&request));
+            assert!(sent.withheld.is_none() && failed.withheld.is_none());
+            let size = |made: &[Publication]| {
+                made.iter().map(|one| one.message.body.len() + one.message.header_frame()).sum::<usize>()
+            };
+            let made = size(&sent.publications).max(size(&failed.publications));
+            assert!(made > bytes && may_outgrow(&request, 1, made - 1), "{steps} steps, {bytes} bytes: {made}");
+            assert!(!may_outgrow(&request, 1, 8 * made + 1_000_000));
+        }
+    }
 }

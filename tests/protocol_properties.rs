@@ -171,8 +171,12 @@ fn message(headers: Headers, body: Vec<u8>) -> Message {
 fn exercise(message: &Message) {
     let origin = Origin::default();
     let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: false };
-    let publishing =
-        CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() };
+    let publishing = CanvasOptions {
+        default_queue: "q".to_owned(),
+        origin: "w@h".to_owned(),
+        reply_to: "own".to_owned(),
+        max_bytes: 1 << 20,
+    };
     let mut count = 0;
     let mut new_id = || {
         count += 1;
@@ -205,7 +209,7 @@ fn exercise(message: &Message) {
         Err(unreadable) => unreadable.exception(),
     };
     let death = Death { reason: "test", exception: &exception, at: now, worker: "w@h" };
-    assert_eq!(dead(message, &origin, &death, "dead").message.body, message.body);
+    assert_eq!(dead(message, &origin, &death, "dead", 131_072).message.body, message.body);
     assert_eq!(park(message).body, message.body);
 }
 
@@ -306,7 +310,7 @@ proptest! {
         parent.headers.set("task", "first".into());
         parent.headers.set("id", "parent".into());
         let parent = read(&parent, &ReadOptions::default()).unwrap();
-        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned() };
+        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned(), max_bytes: 1 << 20 };
         let mut no_id = || unreachable!("every step brings its id");
         let result_text = result.compact();
         let after = canvas::after_success(&parent, &result_text, &publishing, Timestamp::UNIX_EPOCH, &mut no_id).unwrap();

@@ -73,7 +73,7 @@ pub(super) fn short(what: &str, text: &str) -> Result<ShortString, String> {
 /// Says what cannot be put on the wire: a name over 255 bytes, or a header frame larger than `frame_max`.
 pub(super) fn properties_out(message: &Message, frame_max: u32) -> Result<BasicProperties, String> {
     let Message { properties, headers, .. } = message;
-    let size = HEADER_FRAME + table_size(headers);
+    let size = message.header_frame();
     if frame_max != 0 && size > frame_max as usize {
         return Err(format!("the headers are {size} bytes long, {frame_max} is the most"));
     }
@@ -137,26 +137,10 @@ fn field_out(field: &Field) -> Result<AMQPValue, String> {
     })
 }
 
-/// A content header frame without its table: frame, class, weight, size, flags and the largest plain properties.
-const HEADER_FRAME: usize = 8 + 14 + 9 * 256 + 10;
-
-fn table_size(headers: &Headers) -> usize {
-    headers.iter().fold(4, |size, (name, field)| size + 1 + name.len() + field_size(field))
-}
-
-fn field_size(field: &Field) -> usize {
-    1 + match field {
-        Field::Void => 0,
-        Field::Bool(_) => 1,
-        Field::Int(_) | Field::Float(_) | Field::Timestamp(_) => 8,
-        Field::Text(text) => 4 + text.len(),
-        Field::List(fields) => fields.iter().fold(4, |size, field| size + field_size(field)),
-        Field::Table(headers) => table_size(headers),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::basic::gen_properties;
+
     use super::*;
 
     fn message() -> Message {
@@ -221,5 +205,15 @@ mod tests {
         large.headers.set("x", Field::Text("x".repeat(131_072)));
         assert!(properties_out(&large, 131_072).unwrap_err().contains("headers"));
         properties_out(&large, 262_144).unwrap();
+    }
+
+    #[test]
+    fn the_size_of_the_header_frame_is_the_one_on_the_wire() {
+        for message in [message(), Message::default(), Message { headers: message().headers, ..Message::default() }] {
+            let properties = properties_out(&message, 0).unwrap();
+            let wire = gen_properties(&properties)(Vec::new().into()).unwrap().into_inner().0;
+            // Frame type, channel, length and end; class, weight and size of the body.
+            assert_eq!(message.header_frame(), 8 + 12 + wire.len());
+        }
     }
 }

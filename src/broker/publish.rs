@@ -110,6 +110,15 @@ impl Publisher {
         self.link.options.timeout.mul_f32(1.5)
     }
 
+    /// Returns the most bytes of a frame on this connection, which the headers of a message must fit.
+    #[must_use]
+    pub fn frame_max(&self) -> usize {
+        match self.link.publishing.configuration().frame_max() {
+            0 => usize::MAX,
+            most => most as usize,
+        }
+    }
+
     /// Publishes as [`Publisher::publish`] does, with a wait of its own for each confirm.
     pub async fn publish_within(
         &self,
@@ -327,7 +336,9 @@ impl<'a> Attempt<'a> {
         self.failed.push(place);
         // What was queued after the channel closed fails with its state only; the reason came with an earlier one.
         match error::reply(fault) {
-            Some(reply) if self.link.publishing.status().connected() => self.refusal = Some(reply),
+            Some(reply) if self.link.publishing.status().connected() && !error::passes(&reply) => {
+                self.refusal = Some(reply);
+            }
             _ => self.fault = Some(error::classify(fault).to_string()),
         }
     }

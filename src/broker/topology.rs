@@ -257,7 +257,8 @@ pub(super) async fn ensure_queue(link: &Link, queue: &QueueSpec) -> Result<Prese
         }
         Err(error) => match error.kind() {
             ErrorKind::Denied => Ok(Presence::Denied(error.to_string())),
-            ErrorKind::Down => Ok(Presence::Down(error.to_string())),
+            // A limit of queues is reached, until somebody deletes one.
+            ErrorKind::Down | ErrorKind::Full => Ok(Presence::Down(error.to_string())),
             // Somebody else declared it meanwhile, with other arguments: it is there, which is what we want.
             ErrorKind::Arguments => match look(link, &queue.name).await? {
                 Look::Present { .. } => Ok(Presence::Present),

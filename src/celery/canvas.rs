@@ -8,6 +8,7 @@ use super::message::Publication;
 use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
 use super::request::TaskRequest;
 use super::signature::{Kind, Signature};
+use super::weight;
 use crate::json::{self, Json};
 
 /// How this worker publishes tasks.
@@ -20,6 +21,8 @@ pub struct CanvasOptions {
     /// Queue for answers to signatures that name none. Celery names a queue of the worker process there, which nobody
     /// reads; a queue that does not exist is as good, and keeps nothing.
     pub reply_to: String,
+    /// Bytes of all messages that follow one task.
+    pub max_bytes: usize,
 }
 
 /// What follows a success; to be published, in order, before the reply that lists the children.
@@ -29,6 +32,8 @@ pub struct AfterSuccess {
     pub publications: Vec<Publication>,
     /// For [`super::reply::State::Success`].
     pub children: Vec<Child>,
+    /// Why nothing of it is made: it would be too large.
+    pub withheld: Option<Withheld>,
 }
 
 /// What follows a failure; to be published, in order, after the task's own FAILURE reply.
@@ -38,6 +43,32 @@ pub struct AfterFailure {
     pub publications: Vec<Publication>,
     /// An errback that could not be published.
     pub unsupported: Option<Unsupported>,
+    /// Why no errback is made: they would be too large.
+    pub withheld: Option<Withheld>,
+}
+
+/// Messages that would be larger together than [`CanvasOptions::max_bytes`], so none of them is made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "what follows task {task} would have {bytes} bytes and {most} is the most; send large arguments and errbacks once, not with each step"
+)]
+pub struct Withheld {
+    task: String,
+    bytes: usize,
+    most: usize,
+}
+
+impl Withheld {
+    fn of(request: &TaskRequest, bytes: usize, options: &CanvasOptions) -> Option<Self> {
+        let most = options.max_bytes;
+        (bytes > most).then(|| Self { task: request.task.clone(), bytes, most })
+    }
+}
+
+/// Tells whether what follows a request may be larger than `most` bytes, with a result of at most `result` bytes.
+#[must_use]
+pub fn may_outgrow(request: &TaskRequest, result: usize, most: usize) -> bool {
+    weight::after_success(request, result).max(weight::errbacks(request)) > most
 }
 
 /// A workflow this worker cannot carry on: a group or chord where it would have to start one.
@@ -78,8 +109,6 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
 
 /// Tasks one message may carry along, and answers its failure may have: each is held, cloned and published while its parent waits to be acknowledged.
 const MAX_CARRIED: usize = 1000;
-/// Bytes of results in all callbacks of one task together.
-const MAX_HANDED_ON: usize = 256 << 20;
 
 fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
     match signature.first_kind() {
@@ -101,6 +130,8 @@ fn unsupported(task: &str, cause: &str) -> Unsupported {
 /// # Errors
 ///
 /// [`Unsupported`] when a callback or the next step is a group or chord, or the task is a chord's member.
+///
+/// What would be too large is not made at all; [`AfterSuccess::withheld`] says so then.
 pub fn after_success(
     request: &TaskRequest,
     result: &str,
@@ -112,13 +143,9 @@ pub fn after_success(
         return Ok(AfterSuccess::default());
     }
     check(request)?;
-    if result.len().saturating_mul(request.callbacks.len()) > MAX_HANDED_ON {
-        return Err(Unsupported(format!(
-            "task {} returned {} bytes and hands them to {} callbacks; {MAX_HANDED_ON} bytes in all is the most",
-            request.task,
-            result.len(),
-            request.callbacks.len()
-        )));
+    let withheld = Withheld::of(request, weight::after_success(request, result.len()), options);
+    if withheld.is_some() {
+        return Ok(AfterSuccess { withheld, ..AfterSuccess::default() });
     }
     let shown = json::parse(result.as_bytes(), json::Limits { depth: 256, ..json::Limits::default() });
     let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
@@ -300,24 +327,16 @@ pub fn after_failure(
     now: Timestamp,
     new_id: &mut dyn FnMut() -> String,
 ) -> AfterFailure {
-    let mut after = AfterFailure::default();
-    if !request.ignore_result {
-        let mut waiting = Vec::new();
-        for step in &request.chain {
-            waiting_for(&step.options, &step.kwargs, step.kind != Kind::Task, &mut waiting);
-        }
-        // The last step stands first, and it is the one that is waited for.
-        after.publications.extend(waiting.iter_mut().take(MAX_CARRIED).map(|to| {
-            to.task.clone_from(&request.task);
-            reply_to(to, &State::Failure(exception), None, replies, now)
-        }));
-    }
+    let publications = fail_rest(request, exception, replies, now);
+    let mut after = AfterFailure { publications, ..AfterFailure::default() };
     let (plain, other): (Vec<_>, Vec<_>) =
         request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
     after.unsupported = other.first().and_then(|errback| startable(&request.task, errback).err());
     let errbacks = request.errbacks.iter().map(Signature::tasks).sum::<usize>();
     if errbacks > MAX_CARRIED {
         after.unsupported = Some(Unsupported(format!("{errbacks} errbacks are more than {MAX_CARRIED}: none is sent")));
+    } else if let Some(withheld) = Withheld::of(request, weight::errbacks(request), options) {
+        after.withheld = Some(withheld);
     } else if !plain.is_empty() {
         let mut text = String::new();
         json::write_string(&mut text, &request.id);
@@ -326,6 +345,29 @@ pub fn after_failure(
         after.publications.extend(group(plain.into_iter(), &context, new_id).0);
     }
     after
+}
+
+/// Makes the FAILURE of every remaining task of the chain that somebody waits for, unless results are ignored.
+#[must_use]
+pub fn fail_rest(
+    request: &TaskRequest,
+    exception: &Exception,
+    replies: &ReplyOptions,
+    now: Timestamp,
+) -> Vec<Publication> {
+    if request.ignore_result {
+        return Vec::new();
+    }
+    let mut waiting = Vec::new();
+    for step in &request.chain {
+        waiting_for(&step.options, &step.kwargs, step.kind != Kind::Task, &mut waiting);
+    }
+    // The last step stands first, and it is the one that is waited for.
+    let told = waiting.iter_mut().take(MAX_CARRIED).map(|to| {
+        to.task.clone_from(&request.task);
+        reply_to(to, &State::Failure(exception), None, replies, now)
+    });
+    told.collect()
 }
 
 /// Finds whom a step's failure is told: its own client, and those of the tasks inside a group, chain or chord.

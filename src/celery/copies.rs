@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use super::error::Exception;
+use super::fit::{Ours, fit};
 use super::message::{Address, Field, Headers, Message, Origin, Publication};
 
 /// What the broker wrote into the headers on the way; it would be taken for news on the next one.
@@ -49,13 +50,35 @@ pub struct Death<'a> {
     pub worker: &'a str,
 }
 
+/// The headers of a dead copy that are not the producer's.
+const OURS: Ours<'_> = Ours {
+    names: &[
+        "x-filestorage-dead-reason",
+        "x-filestorage-dead-exception",
+        "x-filestorage-dead-at",
+        "x-filestorage-dead-worker",
+        "x-filestorage-dead-queue",
+        "x-filestorage-dead-exchange",
+        "x-filestorage-dead-routing-key",
+        "x-filestorage-dead-redelivered",
+        "x-filestorage-dead-user-id",
+        "x-filestorage-dead-expiration",
+        "x-filestorage-dead-delivery-mode",
+    ],
+    text: "x-filestorage-dead-exception",
+    cut: "x-filestorage-dead-cut",
+};
+
 /// Makes the copy for the dead-letter queue `queue`: the original, and what happened to it.
 ///
 /// Headers added: `x-filestorage-dead-reason`, `-exception` (as Python shows it), `-at` (ISO 8601), `-worker`,
 /// `-queue`, `-exchange`, `-routing-key` and `-redelivered` (how it came). What the broker would act upon moves into
 /// plain headers: `-user-id`, `-expiration`, `-delivery-mode`, `-cc`, `-bcc`, and the traces as `-x-death` and so on.
+///
+/// Headers that came and leave no room for these in a frame of `frame_max` bytes are cut, the largest first; then `-cut`
+/// names them. So the copy can be sent whatever came.
 #[must_use]
-pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str) -> Publication {
+pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, frame_max: usize) -> Publication {
     const PREFIX: &str = "x-filestorage-dead-";
     let mut copy = message.clone();
     copy.headers = message
@@ -92,6 +115,7 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str) 
     if let Some(mode) = copy.properties.delivery_mode.replace(2).filter(|mode| *mode != 2) {
         note("delivery-mode", Field::Int(i64::from(mode)));
     }
+    fit(&mut copy, frame_max, OURS);
     Publication { address: Address::queue(queue), message: copy }
 }
 
@@ -139,6 +163,28 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_copy_fits_whatever_came() {
+        let exception = Exception::not_registered("n".repeat(300_000));
+        let long = "q".repeat(255);
+        let origin =
+            Origin { queue: long.clone(), exchange: long.clone(), routing_key: long.clone(), redelivered: true };
+        let death = Death { reason: "not-registered", exception: &exception, at: Timestamp::UNIX_EPOCH, worker: &long };
+        for name in ["x-large", "CC", "BCC", "x-death", "task", "x-filestorage-dead-mine"] {
+            let mut came = delivered();
+            came.properties.user_id = Some(long.clone());
+            came.headers.set(name, Field::List(vec!["x".repeat(129_500).into()]));
+            for frame_max in [4096, 131_072] {
+                let copy = dead(&came, &origin, &death, "filestorage.dead", frame_max).message;
+                assert!(copy.header_frame() <= frame_max, "{name}: {} in {frame_max}", copy.header_frame());
+                for ours in OURS.names.iter().filter(|ours| !ours.ends_with("expiration")) {
+                    assert!(copy.headers.get(ours).is_some(), "{name}: {ours}");
+                }
+                assert_eq!(copy.body, came.body);
+            }
+        }
+    }
+
+    #[test]
     fn a_dead_copy_says_what_happened() {
         let exception = Exception::not_registered("filestorage.nope");
         let origin = Origin {
@@ -148,7 +194,7 @@ mod tests {
             redelivered: true,
         };
         let death = Death { reason: "not-registered", exception: &exception, at: Timestamp::UNIX_EPOCH, worker: "w@h" };
-        let copy = dead(&delivered(), &origin, &death, "filestorage.dead");
+        let copy = dead(&delivered(), &origin, &death, "filestorage.dead", 131_072);
         assert_eq!(copy.address, Address::queue("filestorage.dead"));
         let properties = &copy.message.properties;
         assert_eq!((properties.delivery_mode, properties.priority), (Some(2), Some(5)));
@@ -177,7 +223,7 @@ mod tests {
 
         // Dying again after a replay tells the last death, not both.
         let again = Death { reason: "crashed", ..death };
-        let copy = dead(&copy.message, &origin, &again, "filestorage.dead");
+        let copy = dead(&copy.message, &origin, &again, "filestorage.dead", 131_072);
         assert_eq!(copy.message.headers.text("x-filestorage-dead-reason"), Some("crashed"));
     }
 }

@@ -23,7 +23,18 @@ impl Message {
             _ => None,
         }
     }
+
+    /// Returns the size in bytes of the one frame that properties and headers travel in, as this program writes it. AMQP cannot
+    /// split it: what is larger than the connection's `frame_max` cannot be sent.
+    #[must_use]
+    pub fn header_frame(&self) -> usize {
+        let headers = if self.headers.is_empty() { 0 } else { self.headers.size() };
+        HEADER_FRAME + self.properties.size() + headers
+    }
 }
+
+/// A content header frame without properties: type, channel, length and end of the frame; class, weight, body size, flags.
+const HEADER_FRAME: usize = 8 + 14;
 
 /// The basic properties of AMQP 0-9-1; text that was not UTF-8 is decoded lossily.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +65,25 @@ pub struct Properties {
     pub app_id: Option<String>,
 }
 
+impl Properties {
+    fn size(&self) -> usize {
+        let texts = [
+            &self.content_type,
+            &self.content_encoding,
+            &self.correlation_id,
+            &self.reply_to,
+            &self.expiration,
+            &self.message_id,
+            &self.kind,
+            &self.user_id,
+            &self.app_id,
+        ];
+        let texts = texts.into_iter().flatten().map(|text| 1 + text.len()).sum::<usize>();
+        let bytes = usize::from(self.delivery_mode.is_some()) + usize::from(self.priority.is_some());
+        texts + bytes + self.timestamp.map_or(0, |_| 8)
+    }
+}
+
 /// One value of a header table, integer widths folded into one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Field {
@@ -73,6 +103,22 @@ pub enum Field {
     List(Vec<Self>),
     /// A nested table.
     Table(Headers),
+}
+
+impl Field {
+    /// Returns the size in bytes of the value as this program writes it, its type included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        1 + match self {
+            Self::Void => 0,
+            Self::Bool(_) => 1,
+            Self::Int(value) if i32::try_from(*value).is_ok() => 4,
+            Self::Int(_) | Self::Float(_) | Self::Timestamp(_) => 8,
+            Self::Text(text) => 4 + text.len(),
+            Self::List(fields) => fields.iter().fold(4, |size, field| size + field.size()),
+            Self::Table(headers) => headers.size(),
+        }
+    }
 }
 
 /// A header table in wire order; names are unique.
@@ -108,6 +154,17 @@ impl Headers {
     pub fn remove(&mut self, name: &str) -> Option<Field> {
         let place = self.0.iter().position(|(key, _)| key == name)?;
         Some(self.0.remove(place).1)
+    }
+
+    /// Keeps only those headers that `keep` says yes to.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        self.0.retain(|(name, _)| keep(name));
+    }
+
+    /// Returns the size in bytes of the whole table as this program writes it.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.iter().fold(4, |size, (name, field)| size + 1 + name.len() + field.size())
     }
 
     /// Walks the headers in order.

@@ -10,6 +10,7 @@ pub mod canvas;
 mod compose;
 mod copies;
 pub mod error;
+mod fit;
 pub mod message;
 mod read;
 pub mod reply;
@@ -17,5 +18,6 @@ pub mod repr;
 pub mod request;
 pub mod signature;
 mod time;
+mod weight;
 
 pub use copies::{Death, dead, park};

@@ -144,6 +144,11 @@ impl Signature {
         }
     }
 
+    /// Returns the size in bytes of the members that this program does not know.
+    pub(super) fn extra_len(&self) -> usize {
+        self.extra.iter().map(|(name, value)| self.task.len() + name.len() + value.compact_len()).sum()
+    }
+
     /// Appends the JSON form.
     pub(super) fn write_json(&self, out: &mut String) {
         out.push_str("{\"task\":");

@@ -21,6 +21,22 @@ impl Json {
         out
     }
 
+    /// Returns the bytes of the compact form without writing it.
+    #[must_use]
+    pub fn compact_len(&self) -> usize {
+        match self {
+            Self::Null | Self::Bool(true) => 4,
+            Self::Bool(false) => 5,
+            Self::Number(text) => text.len(),
+            Self::Text(text) => text_len(text),
+            Self::Array(elements) => 1 + elements.len().max(1) + elements.iter().map(Self::compact_len).sum::<usize>(),
+            Self::Object(members) => {
+                let inside = members.iter().map(|(name, value)| text_len(name) + 1 + value.compact_len());
+                1 + members.len().max(1) + inside.sum::<usize>()
+            }
+        }
+    }
+
     /// Appends the compact form.
     pub fn write_compact(&self, out: &mut String) {
         self.write(out, Escape::Needed);
@@ -73,6 +89,15 @@ pub fn write_string(out: &mut String, text: &str) {
     write_text(out, text, Escape::Needed);
 }
 
+fn text_len(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        0..=0x1f => 6,
+        _ => 1,
+    };
+    2 + text.bytes().map(escaped).sum::<usize>()
+}
+
 fn write_text(out: &mut String, text: &str, escape: Escape) {
     let special = |byte: &u8| match escape {
         Escape::Needed => matches!(byte, b'"' | b'\\' | 0..=0x1f),
@@ -111,6 +136,7 @@ mod tests {
     #[test]
     fn escapes_are_python_s() {
         let text = Json::from("a\"\\\n\u{1}é😀/\u{7f}");
+        assert_eq!(text.compact_len(), text.compact().len());
         assert_eq!(text.compact(), "\"a\\\"\\\\\\n\\u0001é😀/\u{7f}\"");
         assert_eq!(text.ascii(), r#""a\"\\\n\u0001\u00e9\ud83d\ude00/"#.to_owned() + "\u{7f}\"");
     }
@@ -121,6 +147,7 @@ mod tests {
             let tree = Json::Object(vec![
                 (text.clone(), Json::Array(vec![Json::Text(text), Json::Number(number.to_string().into()), int.into()])),
             ]);
+            proptest::prop_assert_eq!(tree.compact_len(), tree.compact().len());
             proptest::prop_assert_eq!(&parse(tree.compact().as_bytes(), Limits::default()).unwrap(), &tree);
             proptest::prop_assert_eq!(&parse(tree.ascii().as_bytes(), Limits::default()).unwrap(), &tree);
         }

@@ -8,9 +8,9 @@ use super::journal::Journal;
 use super::outbox::{Parcel, Role};
 use super::silences::Silences;
 use super::{METRICS_QUEUE, WorkerOptions};
-use crate::broker::Error;
+use crate::broker::{Error, State};
 use crate::commands::Engine;
-use crate::telemetry::{Component, Condition, Metrics, Readiness};
+use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
 /// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
 const FOLLOW: Duration = Duration::from_millis(20);
@@ -64,16 +64,41 @@ impl Bench {
         }
     }
 
+    /// Says how the broker stands and returns whether it is blocked.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is lost.
+    pub(super) fn note_state(&self, state: &State) -> Result<bool, String> {
+        match state {
+            State::Open => {
+                self.readiness.set(Component::Broker, Condition::Ready);
+                self.metrics.record_session(telemetry::Session::Connected);
+                Ok(false)
+            }
+            State::Blocked(reason) => {
+                let condition = Condition::Unready(format!("blocked by the broker: {reason}"));
+                self.readiness.set(Component::Broker, condition);
+                self.metrics.record_session(telemetry::Session::Blocked);
+                Ok(true)
+            }
+            State::Lost(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Counts publications that were confirmed, returned, refused, and not confirmed.
+    pub(super) fn count_publishes(&self, [confirmed, returned, refused, unconfirmed]: [u64; 4]) {
+        self.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
+        self.metrics.record_publishes(telemetry::Publish::Returned, returned);
+        self.metrics.record_publishes(telemetry::Publish::Refused, refused);
+        self.metrics.record_publishes(telemetry::Publish::Unconfirmed, unconfirmed);
+    }
+
     /// Writes the journal, and says so where it cannot be written.
     pub(super) fn commit_journal(&mut self) {
         let committed = self.journal.commit();
         self.metrics.record_journal_size(self.journal.size());
         match committed {
-            Ok(()) if self.journal.is_full() => {
-                let reason = "the journal is full of what runs or is not acknowledged yet, so nothing more begins: see why answers \
-                              are not taken, or raise journal_max_bytes";
-                self.readiness.set(Component::Journal, Condition::Unready(reason.to_owned()));
-            }
             Ok(()) => self.readiness.set(Component::Journal, Condition::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");

@@ -12,7 +12,7 @@ use super::outbox::{Parcel, Role};
 use super::run::Limit;
 use super::schedule;
 use crate::broker::{Delivery, Ticket};
-use crate::celery::canvas::{self, CanvasOptions};
+use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, State};
@@ -22,8 +22,16 @@ use crate::commands::{self, Command, Definition, Facts, Key, Redelivered};
 use crate::json::Json;
 use crate::telemetry::CommandOutcome;
 
+/// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
+const TOO_LARGE: &str = "follow-ups-too-large";
+
 /// Queue that keeps what cannot be run.
 pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
+
+/// Bytes of all messages that follow one command: a quarter of what may be in flight by default.
+const LONGEST_FOLLOW: usize = 64 << 20;
+/// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
+const LEAST_MESSAGE: usize = 16 << 20;
 
 /// Bytes of one text in an exception; Linux has no longer path.
 const LONGEST_TEXT: usize = 4096;
@@ -39,6 +47,8 @@ pub(super) struct Case {
     /// When the producer sent it or else the broker took it in, in Unix milliseconds.
     sent: Option<i64>,
     pub(super) received: Instant,
+    /// The message and how it came, where what follows the command may turn out too large to be sent.
+    kept: Option<Box<(Message, Origin)>>,
 }
 
 /// A command ready to run.
@@ -103,11 +113,14 @@ pub(super) struct Desk {
     soft: Option<Duration>,
     max_reply_bytes: usize,
     max_crashes: u32,
+    /// Bytes of a frame on the connection that publishes.
+    frame_max: usize,
 }
 
 impl Desk {
-    pub(super) fn new(options: &WorkerOptions) -> Self {
+    pub(super) fn new(options: &WorkerOptions, frame_max: usize) -> Self {
         Self {
+            frame_max,
             read: ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
             replies: ReplyOptions {
                 worker: options.node.clone(),
@@ -119,6 +132,7 @@ impl Desk {
                 origin: options.node.clone(),
                 // The same after a restart, so that what is published again is the same message.
                 reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, options.node.as_bytes()).to_string(),
+                max_bytes: LONGEST_FOLLOW,
             },
             extended: options.result_extended,
             track_started: options.track_started,
@@ -149,7 +163,9 @@ impl Desk {
         let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
         let args = std::mem::take(&mut request.args);
         let kwargs = std::mem::take(&mut request.kwargs);
-        let mut case = Case { ticket, request, extended, identity, sent, received: Instant::now() };
+        let kept = canvas::may_outgrow(&request, self.max_reply_bytes, LEAST_MESSAGE)
+            .then(|| Box::new((message.clone(), origin.clone())));
+        let mut case = Case { ticket, request, extended, identity, sent, received: Instant::now(), kept };
 
         let Some(definition) = commands::find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
@@ -251,12 +267,13 @@ impl Desk {
         reason: &str,
         at: Timestamp,
     ) -> crate::celery::message::Publication {
-        dead(message, origin, &Death { reason, exception, at, worker: &self.replies.worker }, DEAD_QUEUE)
+        let death = Death { reason, exception, at, worker: &self.replies.worker };
+        dead(message, origin, &death, DEAD_QUEUE, self.frame_max)
     }
 
     /// The settlement table: what an end owes before its delivery is acknowledged.
     pub(super) fn close(&self, case: Case, end: &End<'_>) -> Parcel {
-        let Case { ticket, request, extended, identity, .. } = case;
+        let Case { ticket, request, extended, identity, kept, .. } = case;
         let now = Timestamp::now();
         let mut parcel = Parcel::new(Some(ticket), Some(request.id.clone()));
         parcel.entry = Some(identity.digest);
@@ -269,7 +286,17 @@ impl Desk {
                 // Ids are derived, so that a repeated answer repeats them.
                 let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&identity));
                 match follow {
+                    Ok(AfterSuccess { withheld: Some(withheld), .. }) => {
+                        let why = self.withheld(&mut parcel, &request, kept.as_deref(), &withheld, now);
+                        parcel.then.extend(answer(&State::Success { result, children: &[] }));
+                        let rest = canvas::fail_rest(&request, &why, &self.replies, now);
+                        parcel.then.extend(rest.into_iter().map(|next| (Role::FollowUp, next)));
+                    }
                     Ok(follow) => {
+                        parcel.spare = kept.filter(|_| !follow.publications.is_empty()).map(|kept| {
+                            let why = Exception::value_error("the broker refuses the size of what follows this task");
+                            Box::new(self.dead(&kept.0, &kept.1, &why, TOO_LARGE, now))
+                        });
                         parcel.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
                         parcel.then.extend(answer(&State::Success { result, children: &follow.children }));
                     }
@@ -279,14 +306,15 @@ impl Desk {
             }
             End::Answered(Answer { outcome: Outcome::Failure(exception), event }) => {
                 parcel.then.extend(answer(&State::Failure(exception)));
-                self.after_failure(&mut parcel, &request, &identity, exception, now);
+                self.after_failure(&mut parcel, &request, &identity, exception, kept.as_deref(), now);
                 self.tell(&mut parcel, &request, &identity, event.as_ref(), now);
             }
             End::Expired => parcel.then.extend(answer(&State::Revoked(Revocation::Expired))),
             End::Unrunnable { exception, reason, message, origin } => {
                 parcel.then.extend(answer(&State::Failure(exception)));
                 if *reason != "not-registered" {
-                    self.after_failure(&mut parcel, &request, &identity, exception, now);
+                    // It is kept as one that cannot be run already.
+                    self.after_failure(&mut parcel, &request, &identity, exception, None, now);
                 }
                 parcel.then.push((Role::Dead, self.dead(message, origin, exception, reason, now)));
             }
@@ -300,6 +328,7 @@ impl Desk {
         request: &TaskRequest,
         identity: &Identity,
         exception: &Exception,
+        kept: Option<&(Message, Origin)>,
         now: Timestamp,
     ) {
         let mut ids = ids(identity);
@@ -307,7 +336,27 @@ impl Desk {
         if let Some(unsupported) = follow.unsupported {
             tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
         }
+        if let Some(withheld) = follow.withheld {
+            self.withheld(parcel, request, kept, &withheld, now);
+        }
         parcel.then.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+    }
+
+    /// Keeps the message of a command whose answer stands and whose follow-ups are too large to be sent; returns why.
+    fn withheld(
+        &self,
+        parcel: &mut Parcel,
+        request: &TaskRequest,
+        kept: Option<&(Message, Origin)>,
+        withheld: &Withheld,
+        now: Timestamp,
+    ) -> Exception {
+        tracing::error!(task_id = request.id, %withheld, queue = DEAD_QUEUE, "follow-ups not sent; the message is kept");
+        let why = Exception::value_error(withheld.to_string());
+        if let Some((message, origin)) = kept {
+            parcel.then.push((Role::Dead, self.dead(message, origin, &why, TOO_LARGE, now)));
+        }
+        why
     }
 
     fn tell(

@@ -14,6 +14,8 @@ use crate::telemetry::{Component, Condition, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what a queue refuses waits at most before it is tried again: the queue may be read at any time.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
 /// How long something waits at most before it is tried again.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// How long one of our own queues may be back before that is noticed.
@@ -95,11 +97,16 @@ async fn gives_consumer(options: &BrokerOptions, queue: &str) -> Result<(), Erro
     Ok(())
 }
 
-/// Waits a while with something the broker cannot take now, longer each time it did not even say so, since each try may have
-/// been taken all the same.
-pub(super) async fn hold(parcel: Parcel) -> Errand {
-    let doublings = u32::from(parcel.unconfirmed.saturating_sub(1));
-    tokio::time::sleep(PATIENCE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_HOLD)).await;
+/// Waits a while with something the broker cannot take now, longer each time, and longest where it did not even say so, since each
+/// try may have been taken all the same.
+pub(super) async fn hold(mut parcel: Parcel) -> Errand {
+    let (times, longest) =
+        if parcel.nacked > 0 { (parcel.nacked, LONGEST_REFUSAL) } else { (parcel.unconfirmed, LONGEST_HOLD) };
+    let wait = PATIENCE.saturating_mul(2_u32.saturating_pow(u32::from(times.saturating_sub(1)))).min(longest);
+    tokio::time::sleep(wait).await;
+    if parcel.nacked > 0 {
+        parcel.waited += wait;
+    }
     Errand::Again(vec![parcel])
 }
 

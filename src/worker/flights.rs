@@ -1,4 +1,4 @@
-//! Batches on their way to the broker: one for everybody, and one for each address that is silent.
+//! Batches on their way to the broker: one for everybody, and one for each address that is silent or full.
 
 use std::collections::HashSet;
 
@@ -67,7 +67,8 @@ impl Flights {
     /// nothing is under way.
     pub(super) async fn land(&mut self, silences: &mut Silences) -> Option<Answered> {
         let answered = self.under_way.next().await?;
-        let Answered { lane, silent, lost, .. } = &answered;
+        let Answered { lane, silent, full, lost, .. } = &answered;
+        full.iter().for_each(|address| silences.refused(address));
         let Some(address) = lane else {
             silent.iter().for_each(|address| silences.note(address));
             return Some(answered);
@@ -78,7 +79,9 @@ impl Flights {
             silences.note(address);
         } else if lost.is_none() {
             silent.iter().for_each(|address| silences.note(address));
-            silences.heard(address);
+            if !full.contains(address) {
+                silences.heard(address);
+            }
         }
         Some(answered)
     }

@@ -4,17 +4,18 @@
 //! the events, of which those with one routing key share a message.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use super::event::Event;
 use super::journal::Digest;
 use super::silences::Silences;
 use crate::broker::{Confirmation, PublishError, Ticket};
-use crate::celery::error::Exception;
 use crate::celery::message::{Address, Publication};
 use crate::celery::reply::ReplyTo;
+use crate::telemetry::GivenUp;
 
-/// How often an answer is tried again whose queue takes nothing.
-const REPLY_TRIES: u8 = 3;
+/// How long an answer is tried again at least whose queue takes nothing: as long as one whose queue is silent.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
 
 /// What a publication is for; decides what it means when the broker did not take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub(super) struct Parcel {
     pub(super) then: Vec<(Role, Publication)>,
     /// Goes to a silent address, so it leaves after all that does not.
     last: Vec<(Role, Publication)>,
+    /// What is kept instead of follow-ups whose size the broker refuses: the answer stands then.
+    pub(super) spare: Option<Box<Publication>>,
     /// The metric event.
     pub(super) event: Option<Event>,
     /// So does the event.
@@ -67,6 +70,10 @@ pub(super) struct Parcel {
     pub(super) tries: u8,
     /// How often in a row something of it was not confirmed in time.
     pub(super) unconfirmed: u8,
+    /// How often in a row a queue took something of it not, by a negative confirmation.
+    pub(super) nacked: u8,
+    /// How long it has waited for such queues.
+    pub(super) waited: Duration,
     /// Something for our own queues was held back, which is said of them until it is confirmed.
     pub(super) held: bool,
     /// Size of the reply, for the answer to its refusal.
@@ -84,12 +91,15 @@ impl Parcel {
             first: Vec::new(),
             then: Vec::new(),
             last: Vec::new(),
+            spare: None,
             event: None,
             event_last: false,
             replied: false,
             told: false,
             tries: 0,
             unconfirmed: 0,
+            nacked: 0,
+            waited: Duration::ZERO,
             held: false,
             reply_bytes: 0,
         }
@@ -108,13 +118,25 @@ impl Parcel {
             // Nobody waits for it any more.
             (Ok(Confirmation::Returned { .. }), false) => Verdict::Fine,
             (Ok(Confirmation::Returned { .. }), true) => Verdict::Unrouted(role),
-            // A queue that crashed comes back; one that stays full is its owner's business.
-            (Err(PublishError::Nacked(publication)), false) if self.tries < REPLY_TRIES => {
-                self.tries += 1;
-                self.first.push((role, *publication));
+            // What is said in between is no answer; late, it would contradict the one that came meanwhile.
+            (Err(PublishError::Nacked(_)), false) if self.ticket.is_none() => Verdict::Fine,
+            // A queue that crashed comes back, and a full one is read; one that stays full is its owner's business.
+            (Err(PublishError::Nacked(publication)), false) if self.waited >= ANSWER_PATIENCE => {
+                let seconds = self.waited.as_secs();
+                let queue = &publication.address.routing_key;
+                tracing::error!(
+                    task_id = self.id,
+                    ?role,
+                    queue,
+                    seconds,
+                    "answer given up: its queue takes nothing; is it full?"
+                );
+                Verdict::GivenUp(GivenUp::Full)
+            }
+            (Err(PublishError::Nacked(publication)), false) => {
+                self.last.push((role, *publication));
                 Verdict::Held(format!("{role:?}: its queue takes nothing now"))
             }
-            (Err(PublishError::Nacked(_)), false) => Verdict::Fine,
             (Err(PublishError::Nacked(_)), true) => Verdict::Held(format!("{role:?}: its queue takes nothing now")),
             // Without its dead copy nothing may be lost: it is tried again for ever.
             (Err(PublishError::Refused { code, text }), _) if role == Role::Dead => {
@@ -126,8 +148,14 @@ impl Parcel {
             (Err(PublishError::Unconfirmed(publication)), _) => match lane {
                 None => Verdict::Lost(unconfirmed(&publication.address)),
                 Some(lane) if role.may_be_unheard() && lane.gives_up(&publication.address) => {
-                    tracing::warn!(task_id = self.id, ?role, queue = publication.address.routing_key, "given up");
-                    Verdict::Fine
+                    let queue = &publication.address.routing_key;
+                    tracing::error!(
+                        task_id = self.id,
+                        ?role,
+                        queue,
+                        "answer given up: its queue says neither yes nor no"
+                    );
+                    Verdict::GivenUp(GivenUp::Silent)
                 }
                 Some(_) => {
                     let reason = format!("{role:?}: {}", unconfirmed(&publication.address));
@@ -140,7 +168,7 @@ impl Parcel {
             (Err(PublishError::Lost(_)), _) => Verdict::Lost("a publication was not confirmed".to_owned()),
         };
         match &verdict {
-            Verdict::Fine => self.replied |= role == Role::Reply,
+            Verdict::Fine | Verdict::GivenUp(_) => self.replied |= role == Role::Reply,
             Verdict::Unrouted(_) | Verdict::Held(_) => self.first.extend(kept.map(|publication| (role, *publication))),
             _ => {}
         }
@@ -248,6 +276,10 @@ pub(super) struct Answered {
     pub(super) lane: Option<Address>,
     /// Addresses that confirmed nothing in time.
     pub(super) silent: HashSet<Address>,
+    /// Addresses whose queue took something not, by a negative confirmation.
+    pub(super) full: HashSet<Address>,
+    /// Answers that are no longer owed though nobody took them.
+    pub(super) given_up: Vec<GivenUp>,
     /// The broker refuses events; its words.
     pub(super) events_refused: Option<String>,
     /// The session is lost, with the reason; its parcels stay unsettled.
@@ -379,6 +411,8 @@ fn unconfirmed(Address { exchange, routing_key }: &Address) -> String {
 enum Verdict {
     #[default]
     Fine,
+    /// An answer is no longer owed though nobody took it.
+    GivenUp(GivenUp),
     Unheard,
     Unrouted(Role),
     Held(String),
@@ -389,7 +423,7 @@ enum Verdict {
 impl Verdict {
     const fn rank(&self) -> u8 {
         match self {
-            Self::Fine => 0,
+            Self::Fine | Self::GivenUp(_) => 0,
             Self::Unheard => 1,
             Self::Unrouted(_) => 2,
             Self::Held(_) => 3,
@@ -416,14 +450,25 @@ impl Batch {
         let lane = self.lane;
         let mut answered = Answered { lane: lane.as_ref().map(|lane| lane.address.clone()), ..Answered::default() };
         let mut verdicts = vec![Verdict::Fine; self.parcels.len()];
+        let mut nacked = vec![false; self.parcels.len()];
         for (slot, answer) in self.slots.into_iter().zip(answers) {
             answered.count(&answer);
-            if let Err(PublishError::Unconfirmed(publication)) = &answer {
-                answered.silent.insert(publication.address.clone());
+            match &answer {
+                Err(PublishError::Unconfirmed(publication)) => {
+                    answered.silent.insert(publication.address.clone());
+                }
+                Err(PublishError::Nacked(publication)) => {
+                    answered.full.insert(publication.address.clone());
+                }
+                _ => {}
             }
             match slot {
                 Slot::Own { parcel, role, kept } => {
+                    nacked[parcel] |= matches!(answer, Err(PublishError::Nacked(_)));
                     let verdict = self.parcels[parcel].taken(role, kept, answer, lane.as_ref());
+                    if let Verdict::GivenUp(why) = verdict {
+                        answered.given_up.push(why);
+                    }
                     if let Verdict::Lost(reason) = &verdict {
                         answered.lost = Some(reason.clone());
                     }
@@ -440,6 +485,8 @@ impl Batch {
                         answered.lost = Some(reason);
                     }
                     Err(PublishError::Nacked(_) | PublishError::Unconfirmed(_)) => {
+                        let is_nack = matches!(answer, Err(PublishError::Nacked(_)));
+                        members.iter().for_each(|&member| nacked[member] |= is_nack);
                         let held = || Verdict::Held("the queue of events takes none now".to_owned());
                         members.iter().for_each(|&member| verdicts[member].worsen(held()));
                     }
@@ -454,15 +501,14 @@ impl Batch {
                 },
             }
         }
-        for (mut parcel, verdict) in self.parcels.into_iter().zip(verdicts) {
-            parcel.unconfirmed = if lane.is_some() && matches!(verdict, Verdict::Held(_)) {
-                parcel.unconfirmed.saturating_add(1)
-            } else {
-                0
-            };
+        for ((mut parcel, verdict), nacked) in self.parcels.into_iter().zip(verdicts).zip(nacked) {
+            let is_held = matches!(verdict, Verdict::Held(_));
+            parcel.nacked = if is_held && nacked { parcel.nacked.saturating_add(1) } else { 0 };
+            parcel.unconfirmed =
+                if is_held && !nacked && lane.is_some() { parcel.unconfirmed.saturating_add(1) } else { 0 };
             match verdict {
-                Verdict::Fine if parcel.is_done() => answered.done.push(parcel),
-                Verdict::Fine => answered.again.push(parcel),
+                Verdict::Fine | Verdict::GivenUp(_) if parcel.is_done() => answered.done.push(parcel),
+                Verdict::Fine | Verdict::GivenUp(_) => answered.again.push(parcel),
                 Verdict::Unheard => answered.unheard.push(parcel),
                 Verdict::Held(reason) => answered.held.push((parcel, reason)),
                 Verdict::Unrouted(role) => answered.unrouted.push((parcel, role)),
@@ -483,27 +529,5 @@ impl Answered {
             Err(PublishError::Unconfirmed(_)) => self.counts[3] += 1,
             Err(PublishError::Lost(_)) => {}
         }
-    }
-}
-
-/// Says to the caller why the broker does not take an answer or what follows it.
-pub(super) fn refusal(role: Role, size: usize, words: &str) -> Exception {
-    match role {
-        Role::FollowUp => Exception::custom(
-            "kombu.exceptions",
-            "OperationalError",
-            vec![
-                format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into(),
-            ],
-        ),
-        Role::Park => Exception::custom(
-            "kombu.exceptions",
-            "OperationalError",
-            vec![format!("the broker refuses to keep this task until its eta: {words}").into()],
-        ),
-        Role::Reply | Role::Notice | Role::Dead => Exception::value_error(format!(
-            "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
-             or raise the broker's max_message_size"
-        )),
     }
 }

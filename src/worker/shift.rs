@@ -16,12 +16,13 @@ use super::bench::Bench;
 use super::desk::{self, Case, Decision, Desk, End, Job, Turn, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
-use super::outbox::{Answered, Outbox, Parcel, Role, refusal};
+use super::outbox::{Answered, Outbox, Parcel, Role};
+use super::refusal;
 use super::run::{Ended, Limit, panic_text, run};
 use super::schedule::{self, Schedule};
 use super::signals::Stop;
 use super::waits::{looked, sleep_until};
-use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler, State};
+use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler};
 use crate::celery::error::Exception;
 use crate::celery::park;
 use crate::commands::{Context, Definition, Facts, Fence, Key};
@@ -91,7 +92,7 @@ impl<'b> Shift<'b> {
         let trials =
             stalled.map(|(queue, _)| Box::pin(errand::try_again(session.options(), queue.clone())) as _).collect();
         Self {
-            desk: Desk::new(&bench.options),
+            desk: Desk::new(&bench.options, session.publisher().frame_max()),
             schedule: Schedule::new(bench.options.concurrency),
             events_on: bench.options.events,
             bench,
@@ -154,7 +155,7 @@ impl<'b> Shift<'b> {
 
     async fn run(&mut self, stop: &mut watch::Receiver<Stop>) -> Result<(), String> {
         let mut state = self.session.watch();
-        let mut blocked = self.note_state(&state.borrow_and_update().clone())?;
+        let mut blocked = self.bench.note_state(&state.borrow_and_update().clone())?;
         self.look_after_queues();
         loop {
             let asked = *stop.borrow();
@@ -173,7 +174,7 @@ impl<'b> Shift<'b> {
                 self.bench.journal.doubt();
             }
             // In doubt, somebody else may have been given what we hold: nothing more is begun.
-            if silence < DOUBT && !self.bench.journal.is_full() {
+            if silence < DOUBT {
                 self.start_ready();
             }
             self.send();
@@ -192,13 +193,12 @@ impl<'b> Shift<'b> {
                 }
             }
             let deadline = self.deadline;
-            let full = self.bench.journal.is_full();
             let calm = self.flights.is_empty() && silence < DOUBT;
             let glance = if calm { DOUBT.saturating_sub(silence).max(HUSH) } else { HUSH };
             tokio::select! {
                 biased;
                 Ok(()) = stop.changed() => {}
-                Ok(()) = state.changed() => blocked = self.note_state(&state.borrow_and_update().clone())?,
+                Ok(()) = state.changed() => blocked = self.bench.note_state(&state.borrow_and_update().clone())?,
                 Some(answered) = self.flights.land(&mut self.bench.silences) => self.answered(answered)?,
                 Some(joined) = self.tasks.join_next_with_id() => {
                     self.ended(joined);
@@ -218,7 +218,7 @@ impl<'b> Shift<'b> {
                     self.bench.stalled.remove(&queue);
                     return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
                 }
-                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked && !full => match batch {
+                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
                     Ok(batch) => self.receive(batch),
                     Err(end) => return Err(format!("{end:?}")),
                 },
@@ -252,23 +252,6 @@ impl<'b> Shift<'b> {
             }
         }
         self.schedule.clear();
-    }
-
-    fn note_state(&self, state: &State) -> Result<bool, String> {
-        match state {
-            State::Open => {
-                self.bench.readiness.set(Component::Broker, Condition::Ready);
-                self.bench.metrics.record_session(telemetry::Session::Connected);
-                Ok(false)
-            }
-            State::Blocked(reason) => {
-                let condition = Condition::Unready(format!("blocked by the broker: {reason}"));
-                self.bench.readiness.set(Component::Broker, condition);
-                self.bench.metrics.record_session(telemetry::Session::Blocked);
-                Ok(true)
-            }
-            State::Lost(reason) => Err(reason.clone()),
-        }
     }
 
     /// Decides about deliveries, in the order they came.
@@ -415,12 +398,10 @@ impl<'b> Shift<'b> {
 
     /// Acknowledges what owes nothing more and sees to the rest.
     fn answered(&mut self, answered: Answered) -> Result<(), String> {
-        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts, .. } = answered;
-        let [confirmed, returned, refusals, unconfirmed] = counts;
-        self.bench.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
-        self.bench.metrics.record_publishes(telemetry::Publish::Returned, returned);
-        self.bench.metrics.record_publishes(telemetry::Publish::Refused, refusals);
-        self.bench.metrics.record_publishes(telemetry::Publish::Unconfirmed, unconfirmed);
+        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts, given_up, .. } =
+            answered;
+        self.bench.count_publishes(counts);
+        given_up.into_iter().for_each(|why| self.bench.metrics.record_given_up(why));
         self.settle(done)?;
         again.into_iter().for_each(|parcel| self.outbox.push(parcel));
         if let Some((parcel, reason)) = held.first() {
@@ -533,15 +514,7 @@ impl<'b> Shift<'b> {
 
     /// Something is refused for good: the caller is told instead, once.
     fn give_up(&mut self, mut parcel: Parcel, role: Role, words: &str) {
-        tracing::error!(task_id = parcel.id, ?role, words, "publication refused for good");
-        match role {
-            // Nobody is told of these; what else the parcel owes stays owed.
-            Role::Notice | Role::Dead => {}
-            Role::Reply | Role::FollowUp | Role::Park => {
-                let exception = refusal(role, parcel.reply_bytes, words);
-                self.desk.refused(&mut parcel, &exception);
-            }
-        }
+        refusal::take(&self.desk, &mut parcel, role, words);
         self.outbox.push(parcel);
     }
 

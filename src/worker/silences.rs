@@ -1,4 +1,4 @@
-//! Addresses whose queue lately said neither yes nor no, as one without a leader does.
+//! Addresses whose queue lately said neither yes nor no, as one without a leader does, or no, as a full one does.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ const TRIES: u8 = 3;
 pub(super) const GLANCE: Duration = Duration::from_secs(1);
 /// After so long without a try answers to it are waited for as at first.
 const HOPE: Duration = Duration::from_secs(300);
+/// After so long without another refusal a queue that was full is one like all others.
+const FULL: Duration = Duration::from_secs(60);
 /// After so long without a try it is an address like all others.
 const MEMORY: Duration = Duration::from_secs(3600);
 
@@ -22,30 +24,35 @@ struct Silence {
     last: Instant,
 }
 
-/// Addresses apart from which everything else is sent, so that one queue's silence holds up nobody but its own clients.
+/// Addresses apart from which everything else is sent, so that one queue holds up nobody but its own clients.
 #[derive(Debug, Default)]
-pub(super) struct Silences(HashMap<Address, Silence>);
+pub(super) struct Silences {
+    silent: HashMap<Address, Silence>,
+    /// When a queue last took something not.
+    full: HashMap<Address, Instant>,
+}
 
 impl Silences {
-    /// Forgets what is too old to be true, and tells whether there is any silent address.
+    /// Forgets what is too old to be true, and tells whether there is any silent or full address.
     pub(super) fn any(&mut self) -> bool {
-        self.0.retain(|_, silence| silence.last.elapsed() < MEMORY);
-        !self.0.is_empty()
+        self.silent.retain(|_, silence| silence.last.elapsed() < MEMORY);
+        self.full.retain(|_, last| last.elapsed() < FULL);
+        !self.silent.is_empty() || !self.full.is_empty()
     }
 
-    /// Tells whether this address is silent.
+    /// Tells whether this address is silent or full.
     pub(super) fn contains(&self, address: &Address) -> bool {
-        self.0.contains_key(address)
+        self.silent.contains_key(address) || self.full.contains_key(address)
     }
 
     /// Tells whether answers to this address are given up.
     pub(super) fn is_hopeless(&self, address: &Address) -> bool {
-        self.0.get(address).is_some_and(|silence| silence.times >= TRIES && silence.last.elapsed() < HOPE)
+        self.silent.get(address).is_some_and(|silence| silence.times >= TRIES && silence.last.elapsed() < HOPE)
     }
 
     /// Notes that it confirmed nothing, once more.
     pub(super) fn note(&mut self, address: &Address) {
-        let silence = self.0.entry(address.clone()).or_insert(Silence { times: 0, last: Instant::now() });
+        let silence = self.silent.entry(address.clone()).or_insert(Silence { times: 0, last: Instant::now() });
         silence.times = silence.times.saturating_add(1);
         silence.last = Instant::now();
         let Address { exchange, routing_key } = address;
@@ -61,17 +68,31 @@ impl Silences {
         }
     }
 
-    /// Notes that it answers.
+    /// Notes that it answers, and takes everything.
     pub(super) fn heard(&mut self, address: &Address) {
-        if self.0.remove(address).is_some() {
+        let (silent, full) = (self.silent.remove(address), self.full.remove(address));
+        if silent.is_some() || full.is_some() {
             let Address { exchange, routing_key } = address;
             tracing::info!(exchange, routing_key, "confirms again");
         }
     }
 
+    /// Notes that it answers, and that its queue took something not.
+    pub(super) fn refused(&mut self, address: &Address) {
+        self.silent.remove(address);
+        if self.full.insert(address.clone(), Instant::now()).is_none() {
+            let Address { exchange, routing_key } = address;
+            tracing::warn!(
+                exchange,
+                routing_key,
+                "refused by its queue, which may be full; what goes there is sent apart"
+            );
+        }
+    }
+
     #[cfg(test)]
     fn age(&mut self, address: &Address, by: Duration) {
-        if let Some(silence) = self.0.get_mut(address) {
+        if let Some(silence) = self.silent.get_mut(address) {
             silence.last = silence.last.checked_sub(by).unwrap_or(silence.last);
         }
     }
@@ -94,6 +115,17 @@ mod tests {
         assert!(silences.is_hopeless(&silent));
         silences.heard(&silent);
         assert!(!silences.any() && !silences.is_hopeless(&silent));
+    }
+
+    #[test]
+    fn a_full_address_is_apart_until_it_takes_everything_and_never_hopeless() {
+        let mut silences = Silences::default();
+        let full = Address::queue("full");
+        (0..TRIES).for_each(|_| silences.note(&full));
+        (0..=TRIES).for_each(|_| silences.refused(&full));
+        assert!(silences.any() && silences.contains(&full) && !silences.is_hopeless(&full));
+        silences.heard(&full);
+        assert!(!silences.any() && !silences.contains(&full));
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn publishing(origin: &str) -> CanvasOptions {
         default_queue: "celery".to_owned(),
         origin: origin.to_owned(),
         reply_to: WORKERS_OWN_QUEUE.to_owned(),
+        max_bytes: 1 << 20,
     }
 }
 

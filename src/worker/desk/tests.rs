@@ -7,7 +7,9 @@ use crate::broker::{Confirmation, PublishError, QueueType};
 use crate::celery::message::{Field, Headers, Properties, Publication};
 use crate::worker::event;
 use crate::worker::outbox::{Answered, Outbox};
+use crate::worker::refusal;
 
+mod full;
 mod siblings;
 mod silent;
 
@@ -38,11 +40,10 @@ impl Table {
             max_reply_bytes: 1000,
             max_crashes: 3,
             grace: Duration::from_secs(1),
-            journal_max_bytes: 256 << 20,
             journal: folder.path().to_owned(),
         };
-        let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
-        Self { desk: Desk::new(&options), journal, _folder: folder }
+        let journal = Journal::open(folder.path(), "w@h").unwrap();
+        Self { desk: Desk::new(&options, 131_072), journal, _folder: folder }
     }
 
     fn decide(&mut self, message: Message, redelivered: bool) -> Decision {
@@ -266,9 +267,9 @@ fn a_command_that_crashed_too_often_is_given_up() {
         assert_eq!(schedule::Job::is_suspect(&job), crash >= 1, "{crash}");
         table.journal.started(&job.case.identity, true);
         table.journal.commit().unwrap();
-        table.journal = Journal::open(&folder, "other", 256 << 20).unwrap();
+        table.journal = Journal::open(&folder, "other").unwrap();
         // The one before was dropped only now: its death is seen by the next.
-        table.journal = Journal::open(&folder, "next", 256 << 20).unwrap();
+        table.journal = Journal::open(&folder, "next").unwrap();
     }
     let (sent, _) = table.end(store(), true);
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
@@ -307,11 +308,31 @@ fn what_the_broker_refuses_becomes_the_command_s_failure() {
     let answered = batch.answered(vec![Err(refused), Ok(Confirmation::Routed)]);
     let [(mut parcel, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
     assert_eq!(role, Role::Reply);
-    let exception = crate::worker::outbox::refusal(role, parcel.reply_bytes, &words);
-    table.desk.refused(&mut parcel, &exception);
+    refusal::take(&table.desk, &mut parcel, role, &words);
     let sent = flatten(parcel);
     assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
     assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+}
+
+#[test]
+fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_kept() {
+    let mut table = Table::new();
+    let step =
+        json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
+    let job = table.job(task("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("true".into()), Facts::default(), Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["q"]);
+    let text = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
+    let answered = batch.answered(vec![Err(PublishError::Refused { code: 406, text: text.into() })]);
+    let [(mut parcel, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
+    refusal::take(&table.desk, &mut parcel, role, &words);
+    let sent = flatten(parcel);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
+    assert_eq!(body(&sent[0])["status"], "SUCCESS");
+    assert_eq!(sent[1].message.headers.text("x-filestorage-dead-reason"), Some("follow-ups-too-large"));
 }
 
 #[test]
