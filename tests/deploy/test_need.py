@@ -140,3 +140,14 @@ def test_packages_that_cannot_be_had_leave_no_environment(tmp_path):
     assert (done.returncode, done.stdout) == (69, "")
     assert "filestorage-is-not-there" in done.stderr and "PIP_INDEX_URL names another" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_a_machine_without_the_name_localhost_is_told_of(machine):
+    """A bare Debian has no /etc/hosts and gets one from a package; where there is one, it is left alone."""
+    machine.put("apt-get")
+    machine.put("getent", "exit 2")
+    done = machine.need("localhost")
+    assert done.returncode == 69
+    written = Path("/etc/hosts").exists()
+    mend = "echo 127.0.0.1 localhost | sudo tee -a /etc/hosts" if written else "sudo apt-get install -y netbase"
+    assert f"run: {mend}\n" in done.stderr, done.stderr
