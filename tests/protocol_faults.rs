@@ -100,6 +100,12 @@ fn every_fault_has_its_name_and_its_mend() {
         (message(&[("task", "t.x".into())], "[[], {}, {}]"), Fault::MissingId, "task t.x has no id"),
         (message(&[("task", "t.x".into()), ("id", Field::Int(1))], "[[], {}, {}]"), Fault::MissingId, "send one"),
         (message(&[], r#"{"task": "t.x"}"#), Fault::MissingId, "task t.x has no id"),
+        (
+            message(&[("task", "t.x".into()), ("id", "é".repeat(513).into())], "[[], {}, {}]"),
+            Fault::LongId,
+            "1026 bytes",
+        ),
+        (message(&[], &format!(r#"{{"task": "t.x", "id": "{}"}}"#, "x".repeat(1025))), Fault::LongId, "1025 bytes"),
         (typed("application/x-python-serialize"), Fault::ContentDisallowed, "type pickle"),
         (typed("application/x-msgpack"), Fault::ContentDisallowed, "type msgpack"),
         (typed("application/x-yaml"), Fault::ContentDisallowed, "type yaml"),

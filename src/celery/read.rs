@@ -4,7 +4,7 @@ use super::body;
 use super::compose::field;
 use super::message::{Field, Headers, Message};
 use super::reply::ReplyTo;
-use super::request::{Fault, Peek, ReadOptions, TaskRequest, Unreadable, peek};
+use super::request::{Fault, LONGEST_ID, Peek, ReadOptions, TaskRequest, Unreadable, peek};
 use super::signature::Signature;
 use super::time;
 use crate::instant::{self, NEVER};
@@ -39,6 +39,7 @@ impl Reader<'_> {
             let text = format!("task {task} has no id; send one in the id header");
             return Err(self.unreadable(Fault::MissingId, &text));
         };
+        self.check_id(task, id)?;
         let mut request = self.request(2, task.to_owned(), id.to_owned());
         self.headers(headers, &mut request)?;
         let [args, kwargs, embed] = match self.tree()? {
@@ -68,6 +69,7 @@ impl Reader<'_> {
             let text = format!("task {task} has no id; send one in the body");
             return Err(Unreadable { task: Some(task), ..self.unreadable(Fault::MissingId, &text) });
         };
+        self.check_id(&task, &id).map_err(|error| Unreadable { task: Some(task.clone()), ..error })?;
         let mut request = self.request(1, task, id);
         let named = |error: Unreadable, request: &TaskRequest| self.named(error, request);
         // What protocol 2 says in headers, protocol 1 says in the body; one pass serves both.
@@ -232,6 +234,15 @@ impl Reader<'_> {
         self.peek.task.map_or_else(|| "message".to_owned(), |task| format!("task {task}"))
     }
 
+    fn check_id(&self, task: &str, id: &str) -> Result<(), Unreadable> {
+        if id.len() <= LONGEST_ID {
+            return Ok(());
+        }
+        let text =
+            format!("task {task} has an id of {} bytes and may have one of {LONGEST_ID}; send a shorter id", id.len());
+        Err(Unreadable { id: Some(beginning(id)), ..self.unreadable(Fault::LongId, &text) })
+    }
+
     fn invalid(&self, cause: &str) -> Unreadable {
         let text = format!("{} {cause}; send what Celery's protocol says", self.subject());
         self.unreadable(Fault::InvalidTask, &text)
@@ -241,7 +252,8 @@ impl Reader<'_> {
         let headers = &self.message.headers;
         let ignored = matches!(headers.get("ignore_result"), Some(Field::Bool(true) | Field::Int(1..)));
         let correlation = self.message.properties.correlation_id.as_deref().filter(|id| !id.is_empty());
-        let reply = match (self.peek.reply_to, self.peek.id) {
+        let id = self.peek.id.filter(|id| id.len() <= LONGEST_ID);
+        let reply = match (self.peek.reply_to, id.or(correlation)) {
             (Some(queue), Some(id)) if !ignored => Some(Box::new(ReplyTo {
                 queue: queue.to_owned(),
                 task_id: id.to_owned(),
@@ -257,7 +269,7 @@ impl Reader<'_> {
             // A task name may be as long as a frame; no answer and no log line shall be.
             message: message.chars().take(2000).collect(),
             task: self.peek.task.map(str::to_owned),
-            id: self.peek.id.map(str::to_owned),
+            id: self.peek.id.map(beginning),
             reply,
         }
     }
@@ -271,6 +283,14 @@ impl Reader<'_> {
         };
         Unreadable { task: Some(request.task.clone()), id: Some(request.id.clone()), reply, message, ..error }
     }
+}
+
+/// Takes as much of an id as a log line can bear.
+fn beginning(id: &str) -> String {
+    if id.len() <= LONGEST_ID {
+        return id.to_owned();
+    }
+    format!("{}…", &id[..id.floor_char_boundary(64)])
 }
 
 /// Takes a text that says something.

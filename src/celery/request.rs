@@ -109,6 +109,9 @@ impl TaskRequest {
     }
 }
 
+/// Bytes of a task id at most: it stands in every record and every answer of its command.
+pub const LONGEST_ID: usize = 1024;
+
 /// What is wrong with a message that is no runnable task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -116,6 +119,8 @@ pub enum Fault {
     NotATask,
     /// A task without an id.
     MissingId,
+    /// An id of more than [`LONGEST_ID`] bytes.
+    LongId,
     /// A content type that is not accepted.
     ContentDisallowed,
     /// A body that cannot be decoded.
@@ -133,6 +138,7 @@ impl Fault {
         match self {
             Self::NotATask => "not-a-task",
             Self::MissingId => "missing-id",
+            Self::LongId => "long-id",
             Self::ContentDisallowed => "content-disallowed",
             Self::Decode => "decode-error",
             Self::PythonOnlyJson => "python-only-json",
@@ -151,9 +157,10 @@ pub struct Unreadable {
     pub message: String,
     /// Task name, as far as it could be read.
     pub task: Option<String>,
-    /// Task id, as far as it could be read.
+    /// Task id, as far as it could be read; the beginning of one that is too long.
     pub id: Option<String>,
-    /// Whom to answer, when id and reply address could be read and a result is wanted.
+    /// Whom to answer, when id and reply address could be read and a result is wanted. The correlation id stands for an id that is
+    /// too long.
     pub reply: Option<Box<ReplyTo>>,
 }
 
@@ -164,7 +171,7 @@ impl Unreadable {
         match self.what {
             Fault::ContentDisallowed => Exception::content_disallowed(&self.message),
             Fault::PythonOnlyJson => Exception::value_error(&self.message),
-            Fault::NotATask | Fault::MissingId | Fault::Decode | Fault::InvalidTask => {
+            Fault::NotATask | Fault::MissingId | Fault::LongId | Fault::Decode | Fault::InvalidTask => {
                 Exception::decode_error(&self.message)
             }
         }

@@ -236,6 +236,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         max_reply_bytes: worker.max_reply_bytes,
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
+        journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
     })
 }

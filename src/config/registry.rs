@@ -243,6 +243,12 @@ pub static SETTINGS: &[Setting] = &[
         "15728640",
         "A larger answer becomes a ValueError that says how to ask for less.",
     ),
+    Setting::new(
+        "journal_max_bytes",
+        integer(1 << 20, 1 << 40),
+        "268435456",
+        "Bytes that the journal of one worker may have; the oldest answers that were acknowledged go first.",
+    ),
     Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while it ran alone after which a command is given up."),
     Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every finished operation."),
     Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),

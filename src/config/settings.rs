@@ -93,6 +93,8 @@ pub struct WorkerSettings {
     pub send_task_events: bool,
     /// `max_reply_bytes`: a larger answer becomes a `ValueError`.
     pub max_reply_bytes: usize,
+    /// `journal_max_bytes`: bytes that the journal of one worker may have.
+    pub journal_max_bytes: u64,
     /// `max_crashes`: so many crashes while it ran alone, and a command goes to the dead queue.
     pub max_crashes: u32,
     /// `enable_events`: metric events are published.
@@ -197,6 +199,7 @@ impl Settings {
                 soft_time_limit: values.seconds("celery_task_soft_time_limit"),
                 send_task_events: values.bool("celery_worker_send_task_events"),
                 max_reply_bytes: values.integer("max_reply_bytes")?,
+                journal_max_bytes: values.integer("journal_max_bytes")?,
                 max_crashes: values.integer("max_crashes")?,
                 events: values.bool("enable_events"),
                 events_max_batch: values.integer("events_max_batch")?,

@@ -99,6 +99,11 @@ impl Bench {
         let committed = self.journal.commit();
         self.metrics.record_journal_size(self.journal.size());
         match committed {
+            Ok(()) if self.journal.is_full() => {
+                let reason = "the journal is full of what runs or is not acknowledged yet, so nothing more begins: see why answers \
+                              are not taken, or raise journal_max_bytes";
+                self.readiness.set(Component::Journal, Condition::Unready(reason.to_owned()));
+            }
             Ok(()) => self.readiness.set(Component::Journal, Condition::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");

@@ -80,6 +80,8 @@ pub struct WorkerOptions {
     pub max_crashes: u32,
     /// How long a warm shutdown waits for what runs.
     pub grace: Duration,
+    /// Bytes that its journal may have.
+    pub journal_max_bytes: u64,
     /// Folder of the journal.
     pub journal: PathBuf,
 }
@@ -119,7 +121,8 @@ pub async fn run(
     readiness: Readiness,
     mut stop: watch::Receiver<Stop>,
 ) -> Result<Departure, WorkerError> {
-    let journal = Journal::open(&options.journal, &options.node).map_err(WorkerError::Journal)?;
+    let journal =
+        Journal::open(&options.journal, &options.node, options.journal_max_bytes).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
     let mut bench =

@@ -174,7 +174,7 @@ impl<'b> Shift<'b> {
                 self.bench.journal.doubt();
             }
             // In doubt, somebody else may have been given what we hold: nothing more is begun.
-            if silence < DOUBT {
+            if silence < DOUBT && !self.bench.journal.is_full() {
                 self.start_ready();
             }
             self.send();
@@ -193,6 +193,7 @@ impl<'b> Shift<'b> {
                 }
             }
             let deadline = self.deadline;
+            let full = self.bench.journal.is_full();
             let calm = self.flights.is_empty() && silence < DOUBT;
             let glance = if calm { DOUBT.saturating_sub(silence).max(HUSH) } else { HUSH };
             tokio::select! {
@@ -218,7 +219,7 @@ impl<'b> Shift<'b> {
                     self.bench.stalled.remove(&queue);
                     return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
                 }
-                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked => match batch {
+                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked && !full => match batch {
                     Ok(batch) => self.receive(batch),
                     Err(end) => return Err(format!("{end:?}")),
                 },

@@ -192,6 +192,53 @@ def test_an_equal_command_that_a_living_sibling_answered_runs(site, wire):
     keeper.assert_alive()
 
 
+def test_an_id_over_1_kib_is_refused_answered_and_kept_nowhere_but_in_its_dead_copy(site):
+    worker = site.start()
+    reply = site.raw.reply_queue()
+    # The longest that is taken, and what is beyond: a little, and as much as a header can bear.
+    for length in (1_024, 1_025, 120_000):
+        site.raw.command("delete", ["k"], task_id="i" * length, reply_to=reply, correlation_id=f"c{length}")
+        answer = site.raw.get(reply)
+        assert answer.properties["correlation_id"] == f"c{length}"
+        if length == 1_024:
+            assert answer.json["result"] is True and answer.json["task_id"] == "i" * length
+        else:
+            assert answer.json["result"]["exc_type"] == "DecodeError" and answer.json["task_id"] == f"c{length}"
+            assert f"{length} bytes" in str(answer.json["result"]["exc_message"])
+            dead = site.raw.get(DEAD)
+            assert dead.headers["x-filestorage-dead-reason"] == "long-id"
+    for _ in range(300):
+        site.raw.command("delete", ["k"], task_id="i" * 120_000, correlation_id="")
+    settled(site)
+    assert site.raw.count(DEAD) == 300
+    assert sum(file.stat().st_size for file in (site.storage / "journal").iterdir()) < 100_000
+    assert worker.assert_alive()
+
+
+def test_a_journal_full_of_what_is_not_acknowledged_pauses_consuming_until_answers_are_taken(site):
+    """400 answers that their queue does not take fill the room; what was answered before has to go, and nothing is lost."""
+    worker = site.start(JOURNAL_MAX_BYTES=1 << 20)
+    site.raw.declare("answers")
+    site.broker.ctl("set_policy", "--vhost", site.vhost, "full", "^answers$", '{"max-length": 1, "overflow": "reject-publish"}')
+    site.raw.command("store", ["first", 0], reply_to="answers")
+    wait_until(lambda: site.raw.count("answers") == 1, what="the answer that fills the queue")
+    for number in range(400):
+        site.raw.command("store", [f"many/{number}", number], reply_to="answers")
+
+    def is_full():
+        status, text = worker.http("/readyz")
+        return status == 503 and "journal" in text and "journal_max_bytes" in text
+
+    wait_until(is_full, what="the journal to be full on /readyz", step=0.02)
+    journal = site.storage / "journal"
+    assert sum(file.stat().st_size for file in journal.iterdir()) <= 1 << 20
+    site.broker.ctl("clear_policy", "--vhost", site.vhost, "full")
+    settled(site)
+    wait_until(lambda: worker.http("/readyz")[0] == 200, what="a worker that is ready again")
+    assert sum(file.stat().st_size for file in journal.iterdir()) <= 1 << 20
+    assert len(site.call("list_keys", "many/")) == 400
+
+
 def test_a_thousand_commands_under_one_id_and_three_kills_lose_nothing(site):
     worker = site.start()
     site.raw.declare("answers")

@@ -40,9 +40,10 @@ impl Table {
             max_reply_bytes: 1000,
             max_crashes: 3,
             grace: Duration::from_secs(1),
+            journal_max_bytes: 256 << 20,
             journal: folder.path().to_owned(),
         };
-        let journal = Journal::open(folder.path(), "w@h").unwrap();
+        let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
         Self { desk: Desk::new(&options, 131_072), journal, _folder: folder }
     }
 
@@ -267,9 +268,9 @@ fn a_command_that_crashed_too_often_is_given_up() {
         assert_eq!(schedule::Job::is_suspect(&job), crash >= 1, "{crash}");
         table.journal.started(&job.case.identity, true);
         table.journal.commit().unwrap();
-        table.journal = Journal::open(&folder, "other").unwrap();
+        table.journal = Journal::open(&folder, "other", 256 << 20).unwrap();
         // The one before was dropped only now: its death is seen by the next.
-        table.journal = Journal::open(&folder, "next").unwrap();
+        table.journal = Journal::open(&folder, "next", 256 << 20).unwrap();
     }
     let (sent, _) = table.end(store(), true);
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);

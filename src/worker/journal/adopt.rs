@@ -9,10 +9,10 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::identity::Digest;
-use super::ledger::{Crash, Ledger, Place};
+use super::ledger::{Crash, Ledger};
 use super::lookup::take_one;
-use super::record::write;
-use super::segment::{self, News, Reader};
+use super::record::{Finish, write};
+use super::segment::{self, Answers, News, Reader};
 use super::{Journal, KEEP_ADOPTED, KEEP_SEGMENT, at, remove};
 
 /// Bytes of copied answers after which they are written.
@@ -96,12 +96,7 @@ impl Journal {
                 return Ok(());
             }
             self.siblings.remove(&writer);
-            for file in fs::read_dir(&self.folder)? {
-                let file = file?;
-                if file.file_name().to_str().and_then(segment::parse_name).is_some_and(|(owner, _)| owner == writer) {
-                    remove(&file.path())?;
-                }
-            }
+            self.remove_files_of(&writer)?;
             // Last: as long as it is there, somebody will finish this.
             remove(&self.lock_path(&writer))?;
         }
@@ -153,25 +148,29 @@ impl Journal {
             .collect();
         // As they stand in the files.
         needed.sort_unstable_by_key(|(_, answered)| (answered.place.segment, answered.place.offset));
+        let folder = self.folder.clone();
+        let mut source = Answers::new(&folder, writer);
         for (digest, answered) in needed {
             let known = self.ledger.answer(digest).map_or(i64::MIN, |known| known.began);
-            let answer = if known > answered.began {
-                self.own_answer(digest)?
-            } else {
-                segment::answer_at(&self.folder, writer, answered.place, digest)?
-            };
+            let answer =
+                if known > answered.began { self.own_answer(digest)? } else { source.read(answered.place, digest)? };
             let Some(answer) = answer else { continue };
-            let (began, counts) = (known.max(answered.began), self.ledger.joined(digest, &answered));
-            let line_at = self.lines.len();
-            write::kept(&mut self.lines, digest, began, &answer, counts);
-            let place = Place {
-                segment: self.number,
-                offset: self.segment.length + line_at as u64,
-                length: self.lines.len() - line_at - 1,
-            };
-            self.ledger.keep(digest, began, place, counts);
-            if self.lines.len() >= COPY_BYTES {
+            let counts = self.ledger.joined(digest, &answered);
+            self.write_answer(digest, known.max(answered.began), &answer, Finish::Kept(counts));
+            if self.answers.len() >= COPY_BYTES {
                 self.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_files_of(&self, writer: &str) -> io::Result<()> {
+        for file in fs::read_dir(&self.folder)? {
+            let file = file?;
+            let name = file.file_name();
+            let Some((owner, kind)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            if owner == writer && !["lock", "adopted"].contains(&kind) {
+                remove(&file.path())?;
             }
         }
         Ok(())
@@ -191,13 +190,7 @@ impl Journal {
             if age < KEEP_ADOPTED {
                 continue;
             }
-            for file in fs::read_dir(&self.folder)? {
-                let file = file?;
-                let name = file.file_name();
-                if name.to_str().and_then(segment::parse_name).is_some_and(|(owner, _)| owner == writer) {
-                    remove(&file.path())?;
-                }
-            }
+            self.remove_files_of(writer)?;
             remove(&entry.path())?;
         }
         Ok(())

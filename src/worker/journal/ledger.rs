@@ -11,7 +11,12 @@ pub(super) struct Place {
     pub(super) segment: u64,
     pub(super) offset: u64,
     pub(super) length: usize,
+    /// Among the segment's lines instead of in its file of answers: the earlier version wrote it.
+    pub(super) in_line: bool,
 }
+
+/// Bytes that stand for a command in a segment beside its answer, about.
+const LINES: u64 = 256;
 
 /// How often a command was running *alone* when a worker died (0: others ran beside it), and when the first of those runs
 /// began in Unix microseconds.
@@ -41,6 +46,18 @@ pub(super) struct Answered {
     pub(super) counts: Counts,
 }
 
+impl Answered {
+    /// Bytes that must be kept for it as long as it is in hand.
+    const fn in_hand(&self) -> u64 {
+        if self.counts.in_hand > 0 { self.place.length as u64 + LINES } else { 0 }
+    }
+
+    /// Bytes that are kept for it, if there is room, because an earlier session left it unacknowledged.
+    const fn owed(&self) -> u64 {
+        if self.counts.in_hand == 0 && self.counts.owed > 0 { self.place.length as u64 + LINES } else { 0 }
+    }
+}
+
 /// The state of every command one writer wrote about, by the digests of their identities.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -48,20 +65,30 @@ pub(super) struct Ledger {
     /// What was running when a worker died and is not over.
     pub(super) crashes: HashMap<Digest, Crash>,
     answers: HashMap<Digest, Answered>,
+    /// Sum of what must be kept for answers in hand.
+    in_hand: u64,
 }
 
 impl Ledger {
     /// Takes one line in, which stands at `place`.
-    pub(super) fn fold(&mut self, record: &Record, place: Place) {
+    pub(super) fn fold(&mut self, record: &Record, line: Place) {
         match *record {
             Record::Started { digest, at, alone, runs: None } => self.started(digest, at, alone),
             Record::Started { digest, at, alone, runs: Some(runs) } => {
                 self.running.insert(digest, Run { at, alone, runs });
             }
-            Record::Finished { digest, began, ref how, .. } => match *how {
-                Finish::Ran | Finish::Again => self.finished(digest, began, place),
-                Finish::Kept(counts) => self.keep(digest, began, place, counts),
-            },
+            Record::Finished { digest, began, stands, how } => {
+                let place = stands.map_or(line, |(offset, length)| Place {
+                    segment: line.segment,
+                    offset,
+                    length,
+                    in_line: false,
+                });
+                match how {
+                    Finish::Ran | Finish::Again => self.finished(digest, began, place),
+                    Finish::Kept(counts) => self.keep(digest, began, place, counts),
+                }
+            }
             Record::Ended { digest } => self.ended(digest),
             Record::Settled { digest } => self.settled(digest),
             Record::Crashed { digest, times, at } => {
@@ -85,8 +112,7 @@ impl Ledger {
     pub(super) fn finished(&mut self, digest: Digest, began: i64, place: Place) {
         self.ended(digest);
         let before = self.answers.get(&digest).map(|answered| answered.counts).unwrap_or_default();
-        let counts = Counts { in_hand: before.in_hand + 1, ..before };
-        self.answers.insert(digest, Answered { place, began, counts });
+        self.keep(digest, began, place, Counts { in_hand: before.in_hand + 1, ..before });
     }
 
     pub(super) fn ended(&mut self, digest: Digest) {
@@ -102,11 +128,20 @@ impl Ledger {
     pub(super) fn settled(&mut self, digest: Digest) {
         // Acknowledged, in whatever way it ended: it is no suspect.
         self.crashes.remove(&digest);
-        let Some(Answered { counts, .. }) = self.answers.get_mut(&digest) else { return };
-        if counts.in_hand > 0 {
-            counts.in_hand -= 1;
-            counts.settled += 1;
-        }
+        self.alter(digest, |Answered { counts, .. }| {
+            if counts.in_hand > 0 {
+                counts.in_hand -= 1;
+                counts.settled += 1;
+            }
+        });
+    }
+
+    /// Changes what is known of an answer.
+    fn alter(&mut self, digest: Digest, alter: impl FnOnce(&mut Answered)) {
+        let Some(answered) = self.answers.get_mut(&digest) else { return };
+        let before = answered.in_hand();
+        alter(answered);
+        self.in_hand = self.in_hand + answered.in_hand() - before;
     }
 
     /// Takes in that another writer saw this command to its end.
@@ -127,9 +162,7 @@ impl Ledger {
 
     /// Takes in that a known answer is given again.
     pub(super) fn repeat(&mut self, digest: Digest) {
-        if let Some(answered) = self.answers.get_mut(&digest) {
-            answered.counts.in_hand += 1;
-        }
+        self.alter(digest, |answered| answered.counts.in_hand += 1);
     }
 
     /// Adds up what is known of an answer here and at another writer; the very same one is counted once.
@@ -147,7 +180,41 @@ impl Ledger {
 
     /// Takes in an answer with all that is known of it.
     pub(super) fn keep(&mut self, digest: Digest, began: i64, place: Place, counts: Counts) {
-        self.answers.insert(digest, Answered { place, began, counts });
+        let answered = Answered { place, began, counts };
+        self.in_hand += answered.in_hand();
+        if let Some(before) = self.answers.insert(digest, answered) {
+            self.in_hand -= before.in_hand();
+        }
+    }
+
+    /// Tells how many bytes must be kept for what runs, what is in hand and what crashed.
+    pub(super) fn needed(&self) -> u64 {
+        self.in_hand + LINES * (self.running.len() + self.crashes.len()) as u64
+    }
+
+    /// Gives up the oldest answers that an earlier session left unacknowledged, until those that are left need no more than so
+    /// many bytes; returns how many.
+    pub(super) fn give_up(&mut self, room: u64) -> usize {
+        let mut owed: Vec<(i64, Digest, u64)> = self
+            .answers()
+            .filter(|(_, answered)| answered.owed() > 0)
+            .map(|(digest, answered)| (answered.began, digest, answered.owed()))
+            .collect();
+        let mut sum: u64 = owed.iter().map(|(.., bytes)| bytes).sum();
+        if sum <= room {
+            return 0;
+        }
+        owed.sort_unstable();
+        let mut given_up = 0;
+        for (_, digest, bytes) in owed {
+            if sum <= room {
+                break;
+            }
+            sum -= bytes;
+            given_up += 1;
+            self.answers.remove(&digest);
+        }
+        given_up
     }
 
     /// Walks all answers.
@@ -157,9 +224,7 @@ impl Ledger {
 
     /// Takes in that an answer stands somewhere else now.
     pub(super) fn moved(&mut self, digest: Digest, to: Place) {
-        if let Some(answered) = self.answers.get_mut(&digest) {
-            answered.place = to;
-        }
+        self.alter(digest, |answered| answered.place = to);
     }
 
     /// Finds the newest answer to a command.
@@ -196,6 +261,7 @@ impl Ledger {
             let Counts { in_hand, owed, settled, doubtful } = *counts;
             *counts = Counts { in_hand: 0, owed: owed + in_hand, settled: 0, doubtful: doubtful + settled };
         }
+        self.in_hand = 0;
     }
 
     /// Goes on with the session after a silence: what was settled until now is in doubt.
@@ -225,11 +291,13 @@ impl Ledger {
     /// Drops what would stand beyond the end of a segment.
     pub(super) fn forget_at(&mut self, segment: u64, end: u64) {
         self.answers.retain(|_, Answered { place, .. }| place.segment != segment || place.offset < end);
+        self.in_hand = self.answers.values().map(Answered::in_hand).sum();
     }
 
     /// Drops what stands in segments that no longer exist.
     pub(super) fn forget_before(&mut self, segment: u64) {
         self.answers.retain(|_, answered| answered.place.segment >= segment);
+        self.in_hand = self.answers.values().map(Answered::in_hand).sum();
     }
 
     /// Begins a new segment of the same writer: what runs and what crashed stands at its head again.

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::adopt::gate;
 use super::identity::{Digest, Identity};
 use super::ledger::Ledger;
-use super::record::{Counts, write};
-use super::{Journal, segment};
+use super::record::{Counts, Finish, write};
+use super::{Journal, record, segment};
 
 /// How long after the end of a session a message may still be the second copy of one that it left, without the broker's
 /// saying so: a node that is back in its cluster goes through what it missed. Later it is a new one.
@@ -115,12 +115,19 @@ impl Journal {
             let runs = [crash.map(|crash| crash.at), ledger.running.get(&digest).map(|run| run.at)];
             let started_at = runs.into_iter().flatten().min().and_then(|at| Timestamp::from_microsecond(at).ok());
             recall.started_at = [recall.started_at, started_at].into_iter().flatten().min();
-            recall.another |= ledger.answer(digest).is_some();
+            recall.another |= ledger.answer(digest).is_some_and(|answered| !answered.counts.may_return());
         }
         // An id alone is no identity: nobody is answered by it, but what it says of a danger holds.
         let bare = identity.earlier.filter(|_| identity.stamp.is_none());
         recall.suspect |= bare.is_some_and(|bare| self.died_earlier(bare));
         self.find_answer(identity, since, &mut recall)?;
+        if recall.answer.is_none() && since.is_none() {
+            // Its answer had to make room: that it ran is known, and what it did is told by the object.
+            let answers = self.ledgers().flat_map(|ledger| names(identity).filter_map(|digest| ledger.answer(digest)));
+            let lost = answers.filter(|answered| answered.counts.may_return()).map(|answered| answered.began).min();
+            let lost = lost.and_then(|began| Timestamp::from_microsecond(began).ok());
+            recall.started_at = [recall.started_at, lost].into_iter().flatten().min();
+        }
         Ok(recall)
     }
 
@@ -158,10 +165,10 @@ impl Journal {
 
     pub(super) fn own_answer(&self, digest: Digest) -> io::Result<Option<String>> {
         let Some(place) = self.ledger.answer(digest).map(|answered| answered.place) else { return Ok(None) };
-        if place.segment == self.number && place.offset >= self.segment.length {
-            let begin = usize::try_from(place.offset - self.segment.length).unwrap_or(usize::MAX);
-            let line = self.lines.get(begin..).and_then(|rest| rest.get(..place.length));
-            return Ok(line.and_then(|line| segment::answer_in(line, digest)));
+        if place.segment == self.number && place.offset >= self.segment.answers_length {
+            let begin = usize::try_from(place.offset - self.segment.answers_length).unwrap_or(usize::MAX);
+            let line = self.answers.get(begin..).and_then(|rest| rest.get(..place.length));
+            return Ok(line.and_then(|line| record::answer_in(line, digest)).map(str::to_owned));
         }
         segment::answer_at(&self.folder, &self.writer, place, digest)
     }
@@ -182,7 +189,7 @@ impl Journal {
         for name in names(identity) {
             take_one(self.siblings.values_mut().map(|reader| &mut reader.ledger), name);
         }
-        self.keep(digest, recall.began, |lines| write::finished(lines, digest, recall.began, answer, true));
+        self.write_answer(digest, recall.began, answer, Finish::Again);
     }
 
     /// Tells whether a command of the earlier version with this name was running when a worker died.

@@ -1,13 +1,16 @@
 //! The journal: which commands were started, which were answered and how, which a dying worker left running.
 //!
 //! A folder of append-only files shared by all workers on it. Each worker appends lines of JSON to segments of its own
-//! (`<writer>.<number>.log`) and reads those of its siblings. A writer lives as long as the lock on `<writer>.lock` is
+//! (`<writer>.<number>.log`, the answers apart in `<writer>.<number>.answers`) and reads those of its siblings. A writer lives as long as the lock on `<writer>.lock` is
 //! held; what a dead one left running has crashed. The first worker to notice copies what is still needed into a file of its
 //! own and removes the dead one's. The files are written, not synced: they outlive the process, and a power cut may forget
 //! the last moments.
 //!
 //! A command is known by its identity. What was acknowledged in a session that the broker closed answers nothing any more;
 //! what was acknowledged in one that ended otherwise may come again, and is answered then, as often as it had been.
+//!
+//! The files of one worker are bounded: the oldest answers go first, then the lines that tell of them. What runs, what is in hand
+//! and what crashed is written again in each new segment, and takes up to an eighth of the bound ([`Journal::is_full`]).
 
 mod adopt;
 mod identity;
@@ -26,8 +29,8 @@ use jiff::Timestamp;
 
 use adopt::gate;
 use ledger::{Ledger, Place, Run};
-use record::write;
-use segment::{Reader, Segment};
+use record::{Finish, write};
+use segment::{Answers, Reader, Segment};
 
 pub(super) use identity::{Digest, Identity};
 pub(super) use lookup::Recall;
@@ -38,10 +41,26 @@ const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// How long an older segment stays at least: what siblings did while a broker was silent, and when what they were given then
 /// comes here as well, is asked for a minute later.
 const KEEP_SEGMENT: Duration = Duration::from_secs(120);
+/// What must be kept may fill this part of the bound, and what is owed as much: both stand in two segments for a while, and those
+/// must have room for more.
+const NEEDED_PART: u64 = 8;
+/// A segment has at most this part of the bound.
+const SEGMENT_PART: u64 = 8;
 /// Lines that could not be written (disk full) are kept and tried again, up to so many bytes.
 const MAX_BACKLOG: usize = 4 * 1024 * 1024;
 /// How long the files of a dead writer stay readable that the earlier version took over.
 const KEEP_ADOPTED: Duration = Duration::from_secs(3600);
+
+/// An older segment of this writer that is still there.
+#[derive(Debug)]
+struct Older {
+    number: u64,
+    ended: Instant,
+    /// Bytes of its lines.
+    lines: u64,
+    /// Bytes of its answers; 0 once they are gone.
+    answers: u64,
+}
 
 /// One worker's journal and its view of its siblings'.
 #[derive(Debug)]
@@ -51,8 +70,10 @@ pub(super) struct Journal {
     node: String,
     number: u64,
     segment: Segment,
-    /// Older segments that are still there, the oldest first, and when each ended.
-    older: VecDeque<(u64, Instant)>,
+    /// Bytes at its beginning that were carried over from older ones.
+    carried: u64,
+    /// The oldest first.
+    older: VecDeque<Older>,
     ledger: Ledger,
     siblings: BTreeMap<String, Reader>,
     /// Something in the journals is of the earlier version.
@@ -61,6 +82,10 @@ pub(super) struct Journal {
     open_since: Instant,
     /// Lines not yet written.
     lines: Vec<u8>,
+    /// Answers not yet written, which those name.
+    answers: Vec<u8>,
+    /// Bytes that the files of this writer may have.
+    max_bytes: u64,
     segment_bytes: u64,
     keep_segment: Duration,
     /// Held for the life of the process: the sign that this writer lives.
@@ -68,12 +93,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal in a folder (made when missing) for a worker named `node`, and takes over from dead writers.
+    /// Opens a journal in a folder (made when missing) for a worker named `node`, whose files may have `max_bytes`, and takes over
+    /// from dead writers.
     ///
     /// # Errors
     ///
     /// Whatever the file system answers; the path is part of the message.
-    pub(super) fn open(folder: &Path, node: &str) -> io::Result<Self> {
+    pub(super) fn open(folder: &Path, node: &str, max_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(folder).map_err(|error| at(folder, &error))?;
         let _gate = gate(folder)?;
         let writer = uuid::Uuid::new_v4().simple().to_string();
@@ -83,18 +109,21 @@ impl Journal {
         let mut head = Vec::new();
         write::heading(&mut head, node);
         let mut journal = Self {
-            segment: Segment::create(folder, &writer, 0, &head).map_err(|error| at(folder, &error))?,
+            segment: Segment::create(folder, &writer, 0, &head, &[]).map_err(|error| at(folder, &error))?,
             folder: folder.to_owned(),
             writer,
             node: node.to_owned(),
             number: 0,
+            carried: 0,
             older: VecDeque::new(),
             ledger: Ledger::default(),
             siblings: BTreeMap::new(),
             earlier: false,
             open_since: Instant::now(),
             lines: Vec::new(),
-            segment_bytes: SEGMENT_BYTES,
+            answers: Vec::new(),
+            max_bytes,
+            segment_bytes: SEGMENT_BYTES.min(max_bytes / SEGMENT_PART),
             keep_segment: KEEP_SEGMENT,
             _lock: lock,
         };
@@ -118,7 +147,7 @@ impl Journal {
     /// Records the answer of a write or delete; `answer` is JSON text without line breaks.
     pub(super) fn finished(&mut self, digest: Digest, answer: &str) {
         let began = self.ledger.running.get(&digest).map(|run| run.at).unwrap_or_default();
-        self.keep(digest, began, |lines| write::finished(lines, digest, began, answer, false));
+        self.write_answer(digest, began, answer, Finish::Ran);
     }
 
     /// Records that a command is over and may run again: a read, or a write that was abandoned.
@@ -135,16 +164,15 @@ impl Journal {
         self.siblings.values_mut().for_each(|reader| reader.ledger.over_elsewhere(digest));
     }
 
-    /// Records a command's answer with the line that `write` appends.
-    fn keep(&mut self, digest: Digest, began: i64, write: impl FnOnce(&mut Vec<u8>)) {
-        let line_at = self.lines.len();
-        write(&mut self.lines);
-        let place = Place {
-            segment: self.number,
-            offset: self.segment.length + line_at as u64,
-            length: self.lines.len() - line_at - 1,
-        };
-        self.ledger.finished(digest, began, place);
+    fn write_answer(&mut self, digest: Digest, began: i64, answer: &str, how: Finish) {
+        let offset = self.segment.answers_length + self.answers.len() as u64;
+        let length = write::answer(&mut self.answers, digest, answer);
+        write::finished(&mut self.lines, digest, began, (offset, length), how);
+        let place = Place { segment: self.number, offset, length, in_line: false };
+        match how {
+            Finish::Ran | Finish::Again => self.ledger.finished(digest, began, place),
+            Finish::Kept(counts) => self.ledger.keep(digest, began, place, counts),
+        }
     }
 
     /// Records that a session begins, or that one is over without the broker's word: whatever is still unsettled belongs to
@@ -176,29 +204,43 @@ impl Journal {
         if self.lines.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.segment.append(&self.lines) {
-            if self.lines.len() > MAX_BACKLOG {
+        if let Err(error) = self.segment.append(&self.lines, &self.answers) {
+            if self.lines.len() + self.answers.len() > MAX_BACKLOG {
                 // The places of unwritten answers are void with the lines; memory is bounded first.
-                self.ledger.forget_at(self.number, self.segment.length);
+                self.ledger.forget_at(self.number, self.segment.answers_length);
                 self.lines.clear();
+                self.answers.clear();
             }
             return Err(at(&self.folder, &error));
         }
         self.lines.clear();
-        if self.segment.length >= self.segment_bytes {
+        self.answers.clear();
+        if self.segment.size() >= self.carried + self.segment_bytes {
             self.rotate()?;
         }
         Ok(())
     }
 
-    /// Returns the size of the segment being written, in bytes.
-    pub(super) const fn size(&self) -> u64 {
-        self.segment.length
+    /// Returns the size of all files of this writer, in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.segment.size() + self.older.iter().map(|older| older.lines + older.answers).sum::<u64>()
     }
 
-    /// Begins the next segment with everything that is still open, and drops those before the last that are old enough.
+    /// Tells whether what must be kept has the room that there is for it: nothing more may begin until some of it is settled.
+    pub(super) fn is_full(&self) -> bool {
+        self.ledger.needed() >= self.max_bytes / NEEDED_PART
+    }
+
+    /// Begins the next segment with everything that is still open, and drops what there is no room or no need for.
     fn rotate(&mut self) -> io::Result<()> {
         let next = self.number + 1;
+        let given_up = self.ledger.give_up(self.max_bytes / NEEDED_PART);
+        if given_up > 0 {
+            tracing::warn!(
+                given_up,
+                "the journal is full of answers that earlier sessions left unacknowledged; the oldest are forgotten"
+            );
+        }
         let mut head = Vec::new();
         write::heading(&mut head, &self.node);
         if self.earlier {
@@ -210,34 +252,59 @@ impl Journal {
         for (digest, crash) in &self.ledger.crashes {
             write::crashed(&mut head, *digest, crash.times, crash.at);
         }
-        let mut carried = Vec::new();
+        // Where bytes are short, the segment that ends now is the next to lose its answers.
+        let is_tight = self.size() + 3 * self.segment_bytes > self.max_bytes;
+        let (mut carried, mut answers) = (Vec::new(), Vec::new());
+        let mut source = Answers::new(&self.folder, &self.writer);
         for (digest, answered) in self.ledger.open_answers() {
-            if answered.place.segment == self.number {
+            if answered.place.segment == self.number && !is_tight {
                 continue;
             }
-            let Some(answer) = segment::answer_at(&self.folder, &self.writer, answered.place, digest)? else {
-                continue;
-            };
-            let offset = head.len();
-            write::kept(&mut head, digest, answered.began, &answer, answered.counts);
-            let place = Place { segment: next, offset: offset as u64, length: head.len() - offset - 1 };
-            carried.push((digest, place));
+            let Some(answer) = source.read(answered.place, digest)? else { continue };
+            let offset = answers.len() as u64;
+            let length = write::answer(&mut answers, digest, &answer);
+            write::finished(&mut head, digest, answered.began, (offset, length), Finish::Kept(answered.counts));
+            carried.push((digest, Place { segment: next, offset, length, in_line: false }));
         }
-        self.segment =
-            Segment::create(&self.folder, &self.writer, next, &head).map_err(|error| at(&self.folder, &error))?;
-        self.older.push_back((self.number, Instant::now()));
+        let made = Segment::create(&self.folder, &self.writer, next, &head, &answers);
+        let ended = std::mem::replace(&mut self.segment, made.map_err(|error| at(&self.folder, &error))?);
+        let (lines, answers) = (ended.length, ended.answers_length);
+        self.older.push_back(Older { number: self.number, ended: Instant::now(), lines, answers });
         self.number = next;
+        self.carried = self.segment.size();
         for (digest, place) in carried {
             self.ledger.moved(digest, place);
         }
-        while let [(old, ended), (kept, _), ..] = *self.older.make_contiguous()
-            && ended.elapsed() >= self.keep_segment
-        {
-            remove(&segment::path(&self.folder, &self.writer, old))?;
-            self.older.pop_front();
-            self.ledger.forget_before(kept);
-        }
+        self.drop_old()?;
         self.sweep()
+    }
+
+    /// Drops segments before the last that are old enough. At the bound the oldest answers go first, then the oldest segments.
+    fn drop_old(&mut self) -> io::Result<()> {
+        while self.older.len() > 1 && self.older.front().is_some_and(|old| old.ended.elapsed() >= self.keep_segment) {
+            self.drop_oldest()?;
+        }
+        // The segment that begins now must have room, too.
+        while self.size() + self.segment_bytes > self.max_bytes {
+            if let Some(old) = self.older.iter_mut().find(|old| old.answers > 0) {
+                remove(&segment::answers_path(&self.folder, &self.writer, old.number))?;
+                old.answers = 0;
+            } else if self.older.is_empty() {
+                break;
+            } else {
+                self.drop_oldest()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_oldest(&mut self) -> io::Result<()> {
+        let Some(old) = self.older.front() else { return Ok(()) };
+        remove(&segment::answers_path(&self.folder, &self.writer, old.number))?;
+        remove(&segment::path(&self.folder, &self.writer, old.number))?;
+        self.older.pop_front();
+        self.ledger.forget_before(self.older.front().map_or(self.number, |kept| kept.number));
+        Ok(())
     }
 }
 

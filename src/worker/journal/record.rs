@@ -1,7 +1,6 @@
 //! The lines of a journal file.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -27,6 +26,7 @@ struct Line<'a> {
     began: i64,
     again: bool,
     counts: Option<[u32; 4]>,
+    stands: Option<(u64, usize)>,
     #[serde(borrow)]
     answer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -75,8 +75,9 @@ pub(super) enum Record {
     /// A command began to run, at Unix microseconds; `alone`: with nothing beside it until its end. `runs` says how many such
     /// there are, at the head of a segment.
     Started { digest: Digest, at: i64, alone: bool, runs: Option<u32> },
-    /// A write or delete is over that began at Unix microseconds; its answer stands at this range of the line.
-    Finished { digest: Digest, began: i64, answer: Range<usize>, how: Finish },
+    /// A write or delete is over that began at Unix microseconds. Its answer's line stands in the file of answers at this offset
+    /// and has this length; `None`: it stands in this line, as the earlier version wrote it.
+    Finished { digest: Digest, began: i64, stands: Option<(u64, usize)>, how: Finish },
     /// It is over and may run again: a read, or a write that was abandoned.
     Ended { digest: Digest },
     /// Its acknowledgement was sent.
@@ -117,8 +118,9 @@ impl Record {
             return Some(Self::Started { digest, at: line.at, alone: line.alone, runs: line.runs });
         }
         if let Some(digest) = named(line.finish, line.finished) {
-            let answer = line.answer?.get();
-            let begin = answer.as_ptr() as usize - text.as_ptr() as usize;
+            if line.stands.is_none() {
+                line.answer?;
+            }
             let how = match (line.counts, line.again) {
                 (Some([in_hand, owed, settled, doubtful]), _) => {
                     Finish::Kept(Counts { in_hand, owed, settled, doubtful })
@@ -126,7 +128,7 @@ impl Record {
                 (None, true) => Finish::Again,
                 (None, false) => Finish::Ran,
             };
-            return Some(Self::Finished { digest, began: line.began, answer: begin..begin + answer.len(), how });
+            return Some(Self::Finished { digest, began: line.began, stands: line.stands, how });
         }
         if let Some(digest) = named(line.end, line.ended) {
             return Some(Self::Ended { digest });
@@ -149,6 +151,19 @@ impl Record {
     }
 }
 
+/// Reads a line of the file of answers, or one of the earlier version that holds an answer; `None` when it is to another command or
+/// damaged.
+pub(super) fn answer_in(line: &[u8], digest: Digest) -> Option<&str> {
+    let text = std::str::from_utf8(line).ok()?;
+    if let Some((name, answer)) = text.split_once(' ')
+        && Digest::parse(name) == Some(digest)
+    {
+        return Some(answer);
+    }
+    let line: Line<'_> = serde_json::from_str(text).ok()?;
+    (Digest::earlier(&line.finished?) == digest).then(|| line.answer.map(RawValue::get)).flatten()
+}
+
 /// What follows in a file, or stands in it, is of the earlier version.
 const EARLIER: &[u8] = b"{\"earlier\":true}";
 
@@ -163,7 +178,7 @@ pub(super) mod write {
 
     use serde::Serialize;
 
-    use super::Counts;
+    use super::{Counts, Finish};
     use crate::worker::journal::identity::{Digest, Identity};
 
     #[derive(Serialize)]
@@ -214,17 +229,29 @@ pub(super) mod write {
         line!(out, "{{\"start\":\"{digest}\",\"at\":{at},\"alone\":{alone},\"runs\":{runs}}}");
     }
 
-    /// `answer` is JSON text without line breaks.
-    pub(in super::super) fn finished(out: &mut Vec<u8>, digest: Digest, began: i64, answer: &str, again: bool) {
-        let again = if again { ",\"again\":true" } else { "" };
-        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began}{again},\"answer\":{answer}}}");
+    /// Writes that an answer was given which stands at an offset in the file of answers, so many bytes long.
+    pub(in super::super) fn finished(
+        out: &mut Vec<u8>,
+        digest: Digest,
+        began: i64,
+        (offset, length): (u64, usize),
+        how: Finish,
+    ) {
+        let how = match how {
+            Finish::Ran => String::new(),
+            Finish::Again => ",\"again\":true".to_owned(),
+            Finish::Kept(Counts { in_hand, owed, settled, doubtful }) => {
+                format!(",\"counts\":[{in_hand},{owed},{settled},{doubtful}]")
+            }
+        };
+        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began}{how},\"stands\":[{offset},{length}]}}");
     }
 
-    /// Writes an answer with all that is known of it. `answer` is JSON text without line breaks.
-    pub(in super::super) fn kept(out: &mut Vec<u8>, digest: Digest, began: i64, answer: &str, counts: Counts) {
-        let Counts { in_hand, owed, settled, doubtful } = counts;
-        let counts = format!("[{in_hand},{owed},{settled},{doubtful}]");
-        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began},\"counts\":{counts},\"answer\":{answer}}}");
+    /// Writes a line of the file of answers and returns its length. `answer` is JSON text without line breaks.
+    pub(in super::super) fn answer(out: &mut Vec<u8>, digest: Digest, answer: &str) -> usize {
+        let begin = out.len();
+        line!(out, "{digest} {answer}");
+        out.len() - begin - 1
     }
 
     pub(in super::super) fn ended(out: &mut Vec<u8>, digest: Digest) {
@@ -278,13 +305,13 @@ mod tests {
         let mut out = Vec::new();
         write::heading(&mut out, "w@h");
         write::started(&mut out, &identity, -5, true);
-        write::finished(&mut out, digest, 9, "{\"x\":[1]}", false);
+        write::finished(&mut out, digest, 9, (7, 8), Finish::Ran);
         write::ended(&mut out, digest);
         write::settled(&mut out, digest);
         write::crashed(&mut out, digest, 3, 7);
-        write::finished(&mut out, digest, 9, "1", true);
+        write::finished(&mut out, digest, 9, (7, 8), Finish::Again);
         let counts = Counts { in_hand: 1, owed: 2, settled: 3, doubtful: 4 };
-        write::kept(&mut out, digest, 9, "1", counts);
+        write::finished(&mut out, digest, 9, (7, 8), Finish::Kept(counts));
         write::runs(&mut out, digest, 1, false, 2);
         write::repeated(&mut out, digest);
         write::session(&mut out, 1);
@@ -292,21 +319,15 @@ mod tests {
         write::closed(&mut out, 2);
         let mut lines = out.split(|byte| *byte == b'\n').map(Record::read);
         assert_eq!(lines.next(), Some(None), "the heading");
-        let range = |line: usize| {
-            let text = out.split(|byte| *byte == b'\n').nth(line).unwrap();
-            let Some(Record::Finished { answer, .. }) = Record::read(text) else { panic!("not finished") };
-            (answer.clone(), text[answer].to_vec())
-        };
-        assert_eq!(range(2).1, b"{\"x\":[1]}");
-        let finished = |line, how| Record::Finished { digest, began: 9, answer: range(line).0, how };
+        let finished = |how| Record::Finished { digest, began: 9, stands: Some((7, 8)), how };
         let expected = [
             Record::Started { digest, at: -5, alone: true, runs: None },
-            finished(2, Finish::Ran),
+            finished(Finish::Ran),
             Record::Ended { digest },
             Record::Settled { digest },
             Record::Crashed { digest, times: 3, at: 7 },
-            finished(6, Finish::Again),
-            finished(7, Finish::Kept(counts)),
+            finished(Finish::Again),
+            finished(Finish::Kept(counts)),
             Record::Started { digest, at: 1, alone: false, runs: Some(2) },
             Record::Repeated { digest },
             Record::Session,
@@ -329,11 +350,26 @@ mod tests {
         );
         assert_eq!(
             read("{\"finished\":\"a\",\"began\":5,\"answer\":{}}"),
-            Some(Record::Finished { digest, began: 5, answer: 35..37, how: Finish::Ran })
+            Some(Record::Finished { digest, began: 5, stands: None, how: Finish::Ran })
         );
         assert_eq!(read("{\"ended\":\"a\"}"), Some(Record::Ended { digest }));
         assert_eq!(read("{\"settled\":\"a\"}"), Some(Record::Settled { digest }));
         assert_eq!(read("{\"crashed\":\"a\",\"times\":2,\"at\":5}"), Some(Record::Crashed { digest, times: 0, at: 5 }));
+    }
+
+    #[test]
+    fn an_answer_is_read_from_its_own_line_alone() {
+        let (digest, other) = (Digest::earlier("a"), Digest::earlier("b"));
+        let mut out = Vec::new();
+        let length = write::answer(&mut out, digest, "{\"x\": [1]}");
+        assert_eq!(length, out.len() - 1);
+        let earlier = "{\"finished\":\"a\",\"began\":5,\"answer\":{\"x\": [1]}}".as_bytes();
+        for line in [&out[..length], earlier] {
+            assert_eq!(answer_in(line, digest), Some("{\"x\": [1]}"));
+            assert_eq!(answer_in(line, other), None);
+            assert_eq!(answer_in(&line[1..], digest), None);
+        }
+        assert_eq!(answer_in(b"\0\0\0", digest), None);
     }
 
     #[test]

@@ -11,10 +11,17 @@ use super::record::{self, Finish, Record};
 
 /// How much of a file is read at once.
 const READ_BYTES: usize = 128 * 1024;
+/// The longest line: the earlier version wrote answers into them.
+const LONGEST_LINE: u64 = 64 * 1024 * 1024;
 
 /// Names the segment file of a writer.
 pub(super) fn path(folder: &Path, writer: &str, segment: u64) -> PathBuf {
     folder.join(format!("{writer}.{segment}.log"))
+}
+
+/// Names the file with the answers of a segment.
+pub(super) fn answers_path(folder: &Path, writer: &str, segment: u64) -> PathBuf {
+    folder.join(format!("{writer}.{segment}.answers"))
 }
 
 /// Splits a segment's file name into writer and number.
@@ -23,62 +30,91 @@ pub(super) fn parse_name(name: &str) -> Option<(&str, u64)> {
     Some((writer, segment.parse().ok()?))
 }
 
-/// Reads the line at a place, without its newline.
-pub(super) fn line_at(folder: &Path, writer: &str, place: Place) -> io::Result<Vec<u8>> {
-    let file = File::open(path(folder, writer, place.segment))?;
-    let mut line = vec![0; place.length];
-    file.read_exact_at(&mut line, place.offset)?;
-    Ok(line)
+/// Reads answers of one writer, which is fastest in the order in which they stand.
+#[derive(Debug)]
+pub(super) struct Answers<'j> {
+    folder: &'j Path,
+    writer: &'j str,
+    open: Option<(u64, bool, File)>,
 }
 
-/// Reads the line at a place and returns the answer in it, if it is one to this command; `None` also when the segment is gone.
-pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, digest: Digest) -> io::Result<Option<String>> {
-    match line_at(folder, writer, place) {
-        Ok(line) => Ok(answer_in(&line, digest)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+impl<'j> Answers<'j> {
+    pub(super) const fn new(folder: &'j Path, writer: &'j str) -> Self {
+        Self { folder, writer, open: None }
     }
-}
 
-/// Returns the answer in a line, if it is one to this command: a power cut may leave anything.
-pub(super) fn answer_in(line: &[u8], digest: Digest) -> Option<String> {
-    match Record::read(line) {
-        Some(Record::Finished { digest: found, answer, .. }) if found == digest => {
-            Some(String::from_utf8_lossy(&line[answer]).into_owned())
+    /// Reads the answer at a place, if it is one to this command; `None` also when it is not there any more, or damaged: a power
+    /// cut may leave anything.
+    pub(super) fn read(&mut self, place: Place, digest: Digest) -> io::Result<Option<String>> {
+        if !matches!(&self.open, Some((segment, in_line, _)) if (*segment, *in_line) == (place.segment, place.in_line))
+        {
+            let name = if place.in_line { path } else { answers_path };
+            self.open = match File::open(name(self.folder, self.writer, place.segment)) {
+                Ok(file) => Some((place.segment, place.in_line, file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
         }
-        _ => None,
+        let Some((.., file)) = &self.open else { return Ok(None) };
+        let mut line = vec![0; place.length];
+        match file.read_exact_at(&mut line, place.offset) {
+            Ok(()) => Ok(record::answer_in(&line, digest).map(str::to_owned)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// The segment being appended to. Whole lines or nothing: a failed append is cut off again.
+/// Reads one answer, as [`Answers::read`] does.
+pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, digest: Digest) -> io::Result<Option<String>> {
+    Answers::new(folder, writer).read(place, digest)
+}
+
+/// The segment being appended to: a file of lines, and one with the answers they name. Whole lines or nothing: a failed append
+/// is cut off again.
 #[derive(Debug)]
 pub(super) struct Segment {
-    file: File,
+    lines: File,
+    answers: File,
     /// Bytes of whole lines.
     pub(super) length: u64,
+    /// Bytes of whole answers.
+    pub(super) answers_length: u64,
 }
 
 impl Segment {
-    /// Makes the segment with its first lines. It appears whole, under its name, or not at all: a sibling that follows
-    /// must find at its head what is open.
-    pub(super) fn create(folder: &Path, writer: &str, segment: u64, head: &[u8]) -> io::Result<Self> {
+    /// Makes the segment with its first lines and answers. It appears whole, under its name, or not at all: a sibling that
+    /// follows must find at its head what is open.
+    pub(super) fn create(folder: &Path, writer: &str, segment: u64, lines: &[u8], answers: &[u8]) -> io::Result<Self> {
         let making = folder.join(format!("{writer}.{segment}.new"));
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&making)?;
-        let mut made = Self { file, length: 0 };
-        made.append(head)?;
+        let make = |path: &Path| OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let (file, answers_file) = (make(&making)?, make(&answers_path(folder, writer, segment))?);
+        let mut made = Self { lines: file, answers: answers_file, length: 0, answers_length: 0 };
+        made.append(lines, answers)?;
         std::fs::rename(&making, path(folder, writer, segment))?;
         Ok(made)
     }
 
-    /// Appends whole lines; on an error the file is as it was.
-    pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.file.write_all_at(lines, self.length) {
+    /// Appends whole answers, and the lines that name them; on an error the files are as they were.
+    pub(super) fn append(&mut self, lines: &[u8], answers: &[u8]) -> io::Result<()> {
+        let appended = self
+            .answers
+            .write_all_at(answers, self.answers_length)
+            .and_then(|()| self.lines.write_all_at(lines, self.length));
+        if let Err(error) = appended {
             // Half a line in the middle would swallow the next one.
-            self.file.set_len(self.length)?;
+            self.lines.set_len(self.length)?;
+            self.answers.set_len(self.answers_length)?;
             return Err(error);
         }
         self.length += lines.len() as u64;
+        self.answers_length += answers.len() as u64;
         Ok(())
+    }
+
+    /// Returns the bytes of both files.
+    pub(super) const fn size(&self) -> u64 {
+        self.length + self.answers_length
     }
 }
 
@@ -154,22 +190,31 @@ impl Reader {
     }
 
     fn read_from(&mut self, file: &mut File, news: &mut Vec<(Option<Digest>, News)>) -> io::Result<()> {
-        use std::io::{BufRead as _, Seek as _};
+        use std::io::{BufRead as _, Read as _, Seek as _};
         if file.metadata()?.len() <= self.offset {
             return Ok(());
         }
         file.seek(io::SeekFrom::Start(self.offset))?;
         let mut lines = io::BufReader::with_capacity(READ_BYTES, file);
         let mut line = Vec::new();
+        // The bytes of a line that is too long to be one of ours: they are passed over.
+        let mut passed = 0;
         loop {
             line.clear();
-            let length = lines.read_until(b'\n', &mut line)?;
-            // Half a line is read again once it is whole.
-            if line.pop_if(|byte| *byte == b'\n').is_none() {
+            let length = lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? as u64;
+            let whole = line.pop_if(|byte| *byte == b'\n').is_some();
+            if !whole && length < LONGEST_LINE {
+                // Half a line is read again once it is whole.
                 return Ok(());
             }
-            self.take_in(&line, news);
-            self.offset += length as u64;
+            if whole && passed == 0 {
+                self.take_in(&line, news);
+            }
+            passed += length;
+            if whole {
+                self.offset += passed;
+                passed = 0;
+            }
         }
     }
 
@@ -185,6 +230,7 @@ impl Reader {
             Record::Session => news.push((None, News::Session)),
             _ => {}
         }
-        self.ledger.fold(&record, Place { segment: self.segment, offset: self.offset, length: line.len() });
+        self.ledger
+            .fold(&record, Place { segment: self.segment, offset: self.offset, length: line.len(), in_line: true });
     }
 }

@@ -12,7 +12,7 @@ fn reconsidered(job: &mut Job, since: Option<Timestamp>, table: &mut Table) -> O
 
 /// Begins to run the same id somewhere else, and ends it with this answer.
 fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
-    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20).unwrap();
     let identity = Identity::of(&store(), false);
     sibling.started(&identity, false);
     if let Some(answer) = answer {
@@ -78,7 +78,7 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     let message = stamped(60_000);
     let mut job = table.job(message.clone(), false);
     let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
-    let mut sibling = Journal::open(table._folder.path(), "sibling@h").unwrap();
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20).unwrap();
     sibling.started(&job.case.identity, false);
     sibling.finished(job.case.identity.digest, &answer.write().unwrap());
     sibling.settled(job.case.identity.digest);
