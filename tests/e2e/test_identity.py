@@ -165,31 +165,31 @@ def test_a_command_whose_acknowledgement_got_lost_is_answered_again_and_not_run(
     assert site.call("stat", "once")["generation"] == first["result"]["generation"]
 
 
-def test_an_equal_command_that_a_living_sibling_answered_runs(site, wire):
+@pytest.mark.full_rights("the workers take from queues of their own")
+def test_an_equal_command_that_a_living_sibling_answered_runs(site):
     """Its session holds, so there is no doubt, and what a killed sibling gave back is another command."""
     site.raw.declare("answers")
+    site.raw.declare("other")
 
-    def send():
-        site.raw.command("store", ["report", "same"], task_id="nightly", reply_to="answers")
+    def send(queue):
+        site.raw.command("store", ["report", "same"], task_id="nightly", reply_to="answers", queue=queue)
 
-    keeper = start(site, wire)
-    send()
+    keeper = site.start(**ONE)
+    send(QUEUE)
     first = site.raw.get("answers").json["result"]
     settled(site)
-    # Busy, it takes nothing more while the other is given the second.
     with site.held_writes("blocker"):
-        keeper.signal(signal.SIGSTOP)
-        other = site.spawn(name="other", **ONE)
-        other.wait_ready()
-        site.send("store", "blocker", 1)
+        killed = site.spawn(name="killed", queues="other", **ONE)
+        killed.wait_ready()
+        site.raw.command("store", ["blocker", 1], queue="other")
         for _ in range(3):
-            send()
-        wait_until(lambda: site.queues()[QUEUE][1] >= 4, what="all delivered", step=0.1)
-        keeper.signal(signal.SIGCONT)
-        other.kill()
+            send("other")
+        wait_until(lambda: site.queues()["other"] == (0, 4), what="all delivered", step=0.1)
+        killed.kill()
+    last = site.spawn(name="last", queues="other", **ONE)
     generations = {site.raw.get("answers").json["result"]["generation"] for _ in range(3)}
     assert len(generations) == 3 and first["generation"] not in generations
-    keeper.assert_alive()
+    assert keeper.assert_alive() and last.assert_alive()
 
 
 def test_an_id_over_1_kib_is_refused_answered_and_kept_nowhere_but_in_its_dead_copy(site):
