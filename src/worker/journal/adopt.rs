@@ -9,7 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::identity::Digest;
-use super::ledger::{Crash, Ledger};
+use super::ledger::{Answered, Crash};
 use super::lookup::take_one;
 use super::record::{Finish, write};
 use super::segment::{self, Answers, News, Reader};
@@ -95,7 +95,6 @@ impl Journal {
                 tracing::warn!(%error, "journal cannot be written; dead workers stay as they are");
                 return Ok(());
             }
-            self.siblings.remove(&writer);
             self.remove_files_of(&writer)?;
             // Last: as long as it is there, somebody will finish this.
             remove(&self.lock_path(&writer))?;
@@ -131,21 +130,12 @@ impl Journal {
     }
 
     /// Copies the answers of a dead writer whose commands may return, and those of the last moments: a sibling may ask what was
-    /// done while it heard nothing.
+    /// done while it heard nothing. The writer is read anew if it fails.
     fn copy_answers(&mut self, writer: &str) -> io::Result<()> {
         let Some(reader) = self.siblings.remove(writer) else { return Ok(()) };
-        let copied = self.copy_from(&reader.ledger, writer);
-        self.siblings.insert(writer.to_owned(), reader);
-        copied
-    }
-
-    fn copy_from(&mut self, ledger: &Ledger, writer: &str) -> io::Result<()> {
         let recent = Timestamp::now().as_microsecond() - i64::try_from(KEEP_SEGMENT.as_micros()).unwrap_or(i64::MAX);
-        let mut needed: Vec<_> = ledger
-            .answers()
-            .filter(|(_, answered)| answered.counts.may_return() || answered.began >= recent)
-            .map(|(digest, answered)| (digest, *answered))
-            .collect();
+        let is_needed = |answered: &Answered| answered.counts.may_return() || answered.began >= recent;
+        let mut needed = reader.ledger.into_answers(is_needed);
         // As they stand in the files.
         needed.sort_unstable_by_key(|(_, answered)| (answered.place.segment, answered.place.offset));
         let folder = self.folder.clone();

@@ -217,6 +217,11 @@ impl Ledger {
         given_up
     }
 
+    /// Takes the answers out that are needed, and lets go of all else.
+    pub(super) fn into_answers(self, is_needed: impl Fn(&Answered) -> bool) -> Vec<(Digest, Answered)> {
+        self.answers.into_iter().filter(|(_, answered)| is_needed(answered)).collect()
+    }
+
     /// Walks all answers.
     pub(super) fn answers(&self) -> impl Iterator<Item = (Digest, &Answered)> {
         self.answers.iter().map(|(digest, answered)| (*digest, answered))
