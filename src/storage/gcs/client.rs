@@ -64,7 +64,7 @@ impl Client {
         Err(Fault::Answer(Answer::new(outside, &headers, &body)))
     }
 
-    /// Reads an answer's JSON, which only a 200 has.
+    /// Reads an answer's JSON, which a 200 has, and the 201 with which an upload session may end.
     pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
         let outside = outside(&response);
         let body = self.body(response, LONGEST_ANSWER).await?;
@@ -72,7 +72,7 @@ impl Client {
         let place = |error: serde_json::Error| {
             format!("is no JSON of its kind, line {} column {}", error.line(), error.column())
         };
-        if outside.status != StatusCode::OK {
+        if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
             return Err(Fault::strange(outside, "is no answer to the request"));
         }
         serde_json::from_slice(&body).map_err(|error| Fault::strange(outside, place(error)))

@@ -159,7 +159,7 @@ impl Gcs {
             .body(insert);
         let response = self.client.send(request).await.map_err(Self::nowhere)?;
         let outside = client::outside(&response);
-        if outside.status != StatusCode::OK {
+        if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
             return Err(Fault::strange(outside, "begins no upload session"));
         }
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());

@@ -13,7 +13,6 @@
 //! Marked is an answer with a request's id. Stores of Amazon, Ceph, MinIO, SeaweedFS and others put one on every answer;
 //! of one that was seen to do so an answer without it is somebody else's.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::{CONTENT_LENGTH, ETAG};
@@ -37,8 +36,6 @@ pub(super) struct Place {
     recognized: OnceCell<()>,
     /// A listing was marked.
     marks: AtomicBool,
-    /// Nothing of it is known by itself; kept so that it is said once.
-    unmarked: OnceLock<()>,
 }
 
 impl Place {
@@ -50,8 +47,6 @@ impl Place {
     fn listed(&self, headers: &HeaderMap) {
         if wire::is_marked(headers) {
             self.marks.store(true, Ordering::Relaxed);
-        } else if self.unmarked.set(()).is_ok() {
-            tracing::debug!("the store puts no request's id on its answers; each removal is looked after");
         }
         // It may be so already.
         if self.recognized.set(()).is_err() {}
