@@ -24,7 +24,7 @@ pub fn read(text: &str) -> Option<Timestamp> {
         // Offsets with seconds, and what else this library knows.
         None => match text.parse::<Timestamp>() {
             Ok(at) => return Some(at),
-            Err(_) => (text.parse::<DateTime>().ok()?, 0),
+            Err(_) => (text.parse::<DateTime>().ok().filter(|local| local.year() > 0)?, 0),
         },
     };
     Some(place(local, offset))

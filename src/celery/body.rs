@@ -1,6 +1,6 @@
 //! From the bytes on the wire to the text inside: compression, content encoding, content type.
 //!
-//! The only place with raw decoders; each stops at a cap, so that a small message cannot fill the memory.
+//! Beside `storage/unpack.rs` the only place with raw decoders; each stops at a cap, so that a small message cannot fill the memory.
 
 use std::borrow::Cow;
 use std::io::{BufReader, Read};

@@ -60,6 +60,7 @@ impl Bucket {
                     location: gcs.location.clone(),
                     credentials: gcs.credentials.clone(),
                     endpoint: gcs.emulator.clone(),
+                    proxy: super::proxy::of(gcs.emulator.as_deref()),
                     timeout,
                     spool,
                 };

@@ -15,9 +15,11 @@ mod open;
 mod outcome;
 mod output;
 mod progress;
+mod proxy;
 mod retrieve;
 mod schema;
 mod secrets;
+mod sink;
 mod stat;
 mod store;
 mod sync;
@@ -103,6 +105,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
         return Err(faults.into());
     }
+    proxy::spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())?;
     start_logs(&loaded, quiet)?;
     crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {
@@ -111,13 +114,13 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     let settings = &loaded.settings;
     match arguments.command {
         Command::Worker(_) => worker::run(settings, inputs),
-        Command::Store(command) => open::block_on(command.run(settings, output)),
+        Command::Store(command) => open::block_on(open::interruptible(command.run(settings, output))),
         Command::Retrieve(command) => open::block_on(command.run(settings, output)),
         Command::Delete(command) => open::block_on(command.run(settings, output)),
         Command::Exists(command) => open::block_on(command.run(settings, output)),
         Command::List(command) => open::block_on(command.run(settings, output)),
         Command::Stat(command) => open::block_on(command.run(settings, output)),
-        Command::Sync(command) => open::block_on(command.run(settings, output)),
+        Command::Sync(command) => open::block_on(open::interruptible(command.run(settings, output))),
         Command::Migrate(command) => open::block_on(command.run(settings, output)),
         Command::Doctor(command) => open::block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bucket::{Bucket, Creation, Listed};
+use super::migrate::interruption;
 use super::outcome::{Code, Failure};
 use crate::config::{OBJECTS, OVERLAY, Provider, SPOOL, StoragePlace, StorageSettings};
 use crate::storage::{
     Backend, Engine, Error, ErrorKind, Exchange, Fallback, Local, Memory, Metered, Owner, Permission, Place, Scheme,
-    Spool,
+    Spool, settled,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -24,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Time between two looks at a bucket in whose stead something else answers.
 const BETWEEN: Duration = Duration::from_secs(5);
+
+/// Longest wait for uploads to be called off, once a command is over.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What the settings ask for.
 #[derive(Debug)]
@@ -44,9 +48,16 @@ pub(super) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     let primary = Arc::clone(&bucket.backend);
     let fallback = if settings.local_fallback {
         let folder = overlay(settings, provider, name);
-        let fallback = Fallback::open(primary, folder, metrics.clone())?;
-        fallback.say_owner(&owner(settings, provider, name))?;
-        Some(Arc::new(fallback))
+        let opened = Fallback::open(primary, folder, metrics.clone());
+        match opened.and_then(|fallback| fallback.say_owner(&owner(settings, provider, name)).map(|()| fallback)) {
+            Ok(fallback) => Some(Arc::new(fallback)),
+            // What may wait there is looked at all the same; what is new goes to the bucket, or fails.
+            Err(error) if error.kind == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "no room for what the bucket might not take; stores go to the bucket alone");
+                pending(settings, provider, name, &bucket)?
+            }
+            Err(error) => return Err(error.into()),
+        }
     } else {
         None
     };
@@ -241,5 +252,29 @@ pub(super) fn objects(path: &Path) -> PathBuf {
 pub(super) fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    runtime.block_on(command)
+    let outcome = runtime.block_on(async {
+        let outcome = command.await;
+        // An upload that ended half-way is called off first.
+        let second = interruption();
+        tokio::select! {
+            _ = settled(FAREWELL) => {}
+            () = second => {}
+        }
+        outcome
+    });
+    // What still reads from a terminal or a pipe is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Lets whoever runs the program end a command that writes.
+pub(super) async fn interruptible<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let interrupted = interruption();
+    tokio::select! {
+        outcome = command => outcome,
+        () = interrupted => {
+            let why = "interrupted before it was done; what was under way is called off, run it again";
+            Err(Failure::new(Code::TryAgain, why))
+        }
+    }
 }

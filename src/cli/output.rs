@@ -48,6 +48,12 @@ impl Output {
         }
     }
 
+    /// Writes what a person should know beside the answer to standard error.
+    pub(super) fn remark(&self, text: &str) {
+        let line = if self.json { format!("{}\n", json!({ "remark": text })) } else { format!("{text}\n") };
+        drop(io::stderr().lock().write_all(line.as_bytes()));
+    }
+
     /// Writes the failure to standard error and returns its exit code.
     pub(super) fn fail(&self, failure: &Failure) -> Code {
         let text = if self.json {

@@ -1,6 +1,6 @@
 //! `filestorage retrieve`.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use super::open;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use super::progress::Progress;
+use super::sink::{self, Sink};
 use crate::config::Settings;
 use crate::storage::{ByteRange, Content, Draft, Key, Opened, Payload, Receipt, Retrieved, Value, Want, watched};
 
@@ -22,7 +23,8 @@ pub(super) struct Arguments {
     /// Key to read.
     key: String,
 
-    /// File to write to; `-`, or none, is standard output.
+    /// File to write to; `-`, or none, is standard output. Descriptors (/dev/stdout, /dev/fd/3), pipes and devices are
+    /// written to and never replaced.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -53,7 +55,8 @@ impl Arguments {
             return Err(open::nothing_stored(&settings.storage));
         };
         let missing = || Failure::missing(&self.key);
-        let file = self.output.as_deref().filter(|path| *path != Path::new("-"));
+        let file = self.output.as_deref().map(|path| (path, Sink::of(path)));
+        let file = file.filter(|(_, sink)| *sink != Sink::Output);
         if file.is_none() && output.is_json() {
             let Retrieved { value, receipt } =
                 engine.retrieve(&key, Want { range, ..Want::default() }).await?.ok_or_else(missing)?;
@@ -73,10 +76,14 @@ impl Arguments {
         progress.expect(payload.len());
         let payload = payload.watched(&progress.watch());
         match file {
-            Some(path) => {
-                write(path, &payload).await?;
+            Some((path, sink)) => {
+                write(path, &sink, &payload).await?;
                 drop(progress);
-                output.answer(&receipt, &format!("wrote {} bytes to {}\n", payload.len(), path.display()))?;
+                if output.is_json() {
+                    output.answer(&receipt, "")?;
+                } else {
+                    output.remark(&format!("wrote {} bytes to {}", payload.len(), path.display()));
+                }
             }
             None if to_terminal => show(&key, &payload).await?,
             None => drop(print(&payload).await?),
@@ -85,14 +92,24 @@ impl Arguments {
     }
 }
 
-/// Writes a file that is there whole or not at all; into what is no file, a pipe or a device, the bytes go as they come.
-async fn write(path: &Path, payload: &Payload) -> Result<(), Failure> {
+/// Writes a file that is there whole or not at all; into what is no file of its own, an open descriptor, a pipe or a
+/// device, the bytes go as they come, as long as they are wanted.
+async fn write(path: &Path, sink: &Sink, payload: &Payload) -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::new(Code::Io, format!("cannot write {}: {error}", path.display()));
-    let present = std::fs::metadata(path);
-    if present.as_ref().is_ok_and(|present| !present.is_file()) {
-        let mut sink = OpenOptions::new().write(true).open(path).map_err(cannot)?;
-        return pour(payload, |chunk| sink.write_all(chunk).map(|()| true).map_err(cannot)).await.map(drop);
+    let open: Option<File> = match sink {
+        Sink::Descriptor(number) => Some(sink::duplicate(*number).map_err(cannot)?),
+        Sink::Stream => Some(OpenOptions::new().write(true).open(path).map_err(cannot)?),
+        Sink::Output | Sink::File => None,
+    };
+    if let Some(mut open) = open {
+        let hand = |chunk: &[u8]| match open.write_all(chunk) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(cannot(error)),
+        };
+        return pour(payload, hand).await.map(drop);
     }
+    let present = std::fs::metadata(path);
     // What a link leads to is replaced, not the link.
     let place = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
     let draft = Draft::at(&place).map_err(cannot)?;

@@ -86,8 +86,10 @@ impl Arguments {
         // What is typed would be drawn over.
         let typed = file.is_none() && stdin().is_terminal();
         let progress = if typed { Progress::none() } else { Progress::new(output, "storing") };
+        // The bucket may have room where this disk has none.
+        let spool = open::spool(&settings.storage).or(std::env::temp_dir());
         let content = match self.kind {
-            KindArgument::Bytes => bytes(file, &open::spool(&settings.storage), &progress).await?,
+            KindArgument::Bytes => bytes(file, &spool, &progress).await?,
             KindArgument::Text => text(read(file)?)?.into(),
             KindArgument::Json => json(&read(file)?)?.into(),
         };

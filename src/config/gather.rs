@@ -150,10 +150,13 @@ impl Found {
 fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
     let parsed = setting.kind.parse(raw).ok_or_else(|| {
         let allowed = setting.kind.allowed();
-        setting
-            .kind
-            .flaw(raw)
-            .map_or_else(|| format!("must be {allowed}"), |why| format!("{why}; it must be {allowed}"))
+        setting.kind.flaw(raw).map_or_else(
+            || format!("must be {allowed}"),
+            |why| match setting.kind {
+                Kind::BrokerUrls => format!("must be {allowed}; {why}"),
+                _ => format!("{why}; it must be {allowed}"),
+            },
+        )
     })?;
     let given = *source != Source::Default;
     let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));

@@ -279,13 +279,32 @@ impl Engine {
     }
 
     async fn retrieve_uncounted(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
-        let Some(Opened { content: Content { kind, payload }, receipt }) = self.open_uncounted(key, want).await? else {
+        let Some(Object { attributes, payload }) = open::open(&*self.0.backend, key, want).await? else {
             return Ok(None);
         };
+        let receipt = Receipt::of(key, self.0.place, &attributes);
+        let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
         let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
         let damaged = |what| open::damaged(key, what);
+        let foreign = &attributes.foreign;
+        let payload = match kind {
+            Kind::Json if foreign.charset.is_none() => unmarked(payload),
+            Kind::Text | Kind::Json if foreign.charset.is_some() => foreign
+                .decode(&payload)
+                .map(|text| if kind == Kind::Json { unmarked(text) } else { text })
+                .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))?,
+            Kind::Text | Kind::Json | Kind::Bytes => payload,
+        };
         let value = match kind {
             Kind::Bytes => Value::Bytes(payload),
+            Kind::Text if foreign.other_tool => {
+                let text = utf8(payload).ok_or_else(|| {
+                    let why = "the object's text is not in the charset \"utf-8\", which is meant where its content type names \
+                               none; read its bytes with `offset=0`, or name the right charset with the bucket's own tool";
+                    Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why)
+                })?;
+                Value::Text(text)
+            }
             Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
             Kind::Json => {
                 let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
@@ -302,6 +321,18 @@ impl Engine {
             Opened { content: Content { kind, payload }, receipt: Receipt::of(key, self.0.place, &attributes) }
         }))
     }
+}
+
+/// Takes a byte order mark off the beginning of JSON, which some tools write; UTF-16 shows by its own.
+pub(super) fn unmarked(json: Bytes) -> Bytes {
+    if json.starts_with(b"\xef\xbb\xbf") {
+        return json.slice(3..);
+    }
+    if json.starts_with(b"\xff\xfe") || json.starts_with(b"\xfe\xff") {
+        let charset = crate::charset::Charset::Utf16 { big: false };
+        return charset.decode(&json).map_or_else(|| json.clone(), |text| text.into_owned().into());
+    }
+    json
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

@@ -10,7 +10,8 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::{Attributes, Checksum, Kind, Seen};
+use super::foreign::{self, Coding};
+use super::{Attributes, Checksum, Foreign, Kind, Seen};
 
 /// Name of the reserved metadata value.
 pub(super) const LABEL: &str = "filestorage";
@@ -35,6 +36,17 @@ pub(super) struct Ticket {
     pub(super) received_at: Timestamp,
     /// Custom metadata.
     pub(super) metadata: BTreeMap<String, String>,
+    /// Those of [`foreign::HEADERS`] that it has.
+    pub(super) headers: BTreeMap<String, String>,
+}
+
+/// How a bucket keeps the names of custom metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// To the letter.
+    Exact,
+    /// In lower case, as headers.
+    Lower,
 }
 
 #[derive(serde::Serialize)]
@@ -54,7 +66,10 @@ struct Version {
 /// # Errors
 ///
 /// What to say when not even the label fits.
-pub(super) fn write(attributes: &Attributes, most: usize) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn write(attributes: &Attributes, most: usize, names: Names) -> Result<BTreeMap<String, String>, String> {
+    // The headers stand beside it as what they are.
+    let foreign = Foreign { headers: BTreeMap::new(), ..attributes.foreign.clone() };
+    let attributes = &Attributes { foreign, ..attributes.clone() };
     let text = serde_json::to_string(&Written { format: FORMAT, attributes })
         .map_err(|error| format!("the attributes cannot be written: {error}"))?;
     let label = escape(&text);
@@ -67,19 +82,42 @@ pub(super) fn write(attributes: &Attributes, most: usize) -> Result<BTreeMap<Str
         ));
     }
     let mut all = BTreeMap::from([(LABEL.to_owned(), label)]);
+    for (name, value) in texts(attributes) {
+        let name = mirrored(&name, names);
+        let fits = is_plain_name(&name) && is_plain_value(&value) && size + name.len() + value.len() <= most;
+        if fits && !all.contains_key(&name) {
+            size += name.len() + value.len();
+            all.insert(name, value);
+        }
+    }
+    Ok(all)
+}
+
+/// Names the custom metadata of another tool's object that such a bucket shows to nobody but this program.
+pub(super) fn hidden(attributes: &Attributes, most: usize, names: Names) -> Vec<String> {
+    if !attributes.foreign.other_tool {
+        return Vec::new();
+    }
+    let shown = write(attributes, most, names).unwrap_or_default();
+    let is_shown = |name: &str, value: &str| shown.get(&mirrored(name, names)).is_some_and(|kept| kept == value);
+    texts(attributes).into_iter().filter(|(name, value)| !is_shown(name, value)).map(|(name, _)| name).collect()
+}
+
+/// Returns those members of the metadata that are strings.
+fn texts(attributes: &Attributes) -> Vec<(String, String)> {
     let members = attributes
         .metadata
         .as_ref()
         .map(|metadata| serde_json::from_str::<BTreeMap<String, Box<RawValue>>>(metadata.get()).unwrap_or_default());
-    for (name, value) in members.unwrap_or_default() {
-        let Ok(value) = serde_json::from_str::<String>(value.get()) else { continue };
-        if !is_plain_name(&name) || !is_plain_value(&value) || size + name.len() + value.len() > most {
-            continue;
-        }
-        size += name.len() + value.len();
-        all.insert(name, value);
+    let text = |(name, value): (String, Box<RawValue>)| Some((name, serde_json::from_str(value.get()).ok()?));
+    members.unwrap_or_default().into_iter().filter_map(text).collect()
+}
+
+fn mirrored(name: &str, names: Names) -> String {
+    match names {
+        Names::Exact => name.to_owned(),
+        Names::Lower => name.to_ascii_lowercase(),
     }
-    Ok(all)
 }
 
 /// Reads what a bucket says of an object; `foreign_checksum` is that of an object without label and own checksum.
@@ -89,18 +127,21 @@ pub(super) fn write(attributes: &Attributes, most: usize) -> Result<BTreeMap<Str
 /// What is wrong: a label that cannot be read, or that is not of these bytes.
 pub(super) fn read(ticket: Ticket, foreign_checksum: impl FnOnce() -> Checksum) -> Result<Attributes, String> {
     let seen = Seen { pending: false, received_at: Some(ticket.received_at) };
+    let coding = Coding::read(ticket.content_encoding.as_deref().unwrap_or_default());
+    let headers = headers(ticket.headers, coding.codec.is_some());
     let Some(label) = ticket.metadata.get(LABEL) else {
         let checksum = ticket.stored_checksum.unwrap_or_else(foreign_checksum);
         let content_type = ticket.content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
-        let compression = ticket.content_encoding.filter(|encoding| !encoding.is_empty() && encoding != "identity");
+        let kind = kind_of(&content_type);
+        let charset = foreign::charset_of(&content_type).or(coding.charset).filter(|_| kind != Kind::Bytes);
         return Ok(Attributes {
-            kind: kind_of(&content_type),
+            kind,
             content_type,
             size: ticket.stored_size,
             checksum,
             stored_size: ticket.stored_size,
             stored_checksum: checksum,
-            compression,
+            compression: coding.codec,
             encrypted: false,
             generation: ticket.generation,
             operation_id: None,
@@ -109,6 +150,7 @@ pub(super) fn read(ticket: Ticket, foreign_checksum: impl FnOnce() -> Checksum) 
             expires_at: None,
             origin: None,
             tombstone: false,
+            foreign: Foreign { other_tool: true, charset, headers },
             seen,
         });
     };
@@ -131,8 +173,34 @@ pub(super) fn read(ticket: Ticket, foreign_checksum: impl FnOnce() -> Checksum) 
     if let Some(content_type) = ticket.content_type.filter(|content_type| !content_type.is_empty()) {
         attributes.content_type = content_type;
     }
+    attributes.foreign.headers = headers;
     attributes.seen = seen;
     Ok(attributes)
+}
+
+/// Takes out of the headers what this program puts there itself.
+fn headers(mut headers: BTreeMap<String, String>, packed: bool) -> BTreeMap<String, String> {
+    if let Some(control) = headers.remove("cache-control") {
+        let ours = |directive: &&str| packed && directive.eq_ignore_ascii_case("no-transform");
+        let kept: Vec<&str> = control.split(',').map(str::trim).filter(|it| !it.is_empty() && !ours(it)).collect();
+        // What has none of ours stays to the letter.
+        let control = if packed { kept.join(", ") } else { control };
+        if !control.is_empty() {
+            headers.insert("cache-control".to_owned(), control);
+        }
+    }
+    headers
+}
+
+/// Returns the `Cache-Control` of an object: that of another tool, and that nobody in between may unpack what is packed.
+pub(super) fn cache_control(attributes: &Attributes, packed: bool) -> Option<String> {
+    let given = attributes.foreign.headers.get("cache-control");
+    match (given, packed) {
+        (Some(given), true) => Some(format!("{given}, no-transform")),
+        (Some(given), false) => Some(given.clone()),
+        (None, true) => Some("no-transform".to_owned()),
+        (None, false) => None,
+    }
 }
 
 /// Tells the kind of what another tool wrote, by its content type.
@@ -149,11 +217,11 @@ fn foreign_metadata(metadata: &BTreeMap<String, String>) -> Option<Box<RawValue>
     if metadata.is_empty() { None } else { serde_json::value::to_raw_value(metadata).ok() }
 }
 
-/// RFC 9110 token in lower case, which every store keeps as it is.
+/// RFC 9110 token, nearly.
 fn is_plain_name(name: &str) -> bool {
     name != LABEL
         && !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// Printable ASCII that no store trims.
@@ -239,6 +307,7 @@ mod tests {
             expires_at: None,
             origin: Some("here".to_owned()),
             tombstone: false,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         }
     }
@@ -252,6 +321,7 @@ mod tests {
             generation: "77".to_owned(),
             received_at: Timestamp::from_second(1_790_000_001).unwrap(),
             metadata,
+            headers: BTreeMap::new(),
         }
     }
 
@@ -263,7 +333,7 @@ mod tests {
             r#"{"ü":["é\"\\u00e9\n\\","日本","🦀\ud800","\\"],"":null}"#,
         ] {
             let wanted = attributes(metadata);
-            let written = write(&wanted, 8192).unwrap();
+            let written = write(&wanted, 8192, Names::Lower).unwrap();
             assert!(written.values().all(|value| value.is_ascii()));
             let found = read(ticket(written), || unreachable!()).unwrap();
             assert_eq!(serde_json::to_string(&found).unwrap(), serde_json::to_string(&wanted).unwrap());
@@ -277,11 +347,14 @@ mod tests {
         let metadata = format!(
             r#"{{"a":"plain","B":"upper","ü":"name","b":"ü","c":1e400,"d":" blank","filestorage":"no","long":"{long}"}}"#
         );
-        let written = write(&attributes(&metadata), 8192).unwrap();
-        assert_eq!(written.keys().collect::<Vec<_>>(), ["a", LABEL, "long"]);
+        let written = write(&attributes(&metadata), 8192, Names::Exact).unwrap();
+        assert_eq!(written.keys().collect::<Vec<_>>(), ["B", "a", LABEL, "long"]);
+        let lower = write(&attributes(&metadata), 8192, Names::Lower).unwrap();
+        assert_eq!(lower.keys().collect::<Vec<_>>(), ["a", "b", LABEL, "long"]);
         let label = written[LABEL].len() + LABEL.len();
-        assert_eq!(write(&attributes(&metadata), label + 10).unwrap().keys().collect::<Vec<_>>(), ["a", LABEL]);
-        assert!(write(&attributes(&metadata), label - 1).unwrap_err().contains("1 more than"));
+        let few = write(&attributes(&metadata), label + 10, Names::Exact).unwrap();
+        assert_eq!(few.keys().collect::<Vec<_>>(), ["B", LABEL]);
+        assert!(write(&attributes(&metadata), label - 1, Names::Exact).unwrap_err().contains("1 more than"));
     }
 
     #[test]
@@ -305,8 +378,44 @@ mod tests {
     }
 
     #[test]
+    fn what_another_tool_said_beside_its_bytes_is_carried() {
+        let said = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let headers = said(&[("cache-control", "max-age=5"), ("content-disposition", "attachment")]);
+        let metadata = said(&[("Owner", "jo"), ("team", "x"), ("\u{e4}", "y"), ("note", "\u{e9}")]);
+        let foreign = Ticket {
+            content_type: Some("text/plain; charset=utf-16le".to_owned()),
+            content_encoding: Some("GZIP, identity".to_owned()),
+            headers: headers.clone(),
+            ..ticket(metadata)
+        };
+        let found = read(foreign, || unreachable!()).unwrap();
+        assert_eq!(found.compression.as_deref(), Some("gzip"));
+        assert_eq!(
+            found.foreign,
+            Foreign { other_tool: true, charset: Some("utf-16le".to_owned()), headers: headers.clone() }
+        );
+        assert_eq!(cache_control(&found, true).as_deref(), Some("max-age=5, no-transform"));
+        let written = write(&found, 8192, Names::Exact).unwrap();
+        assert_eq!((written["Owner"].as_str(), written["team"].as_str()), ("jo", "x"));
+        assert_eq!(hidden(&found, 8192, Names::Exact), ["note", "\u{e4}"]);
+        assert_eq!(write(&found, 8192, Names::Lower).unwrap()["owner"], "jo");
+        assert!(!written[LABEL].contains("max-age"));
+        // At its next place it is the same, whatever this program has put beside it.
+        let control = said(&[("cache-control", "max-age=5, no-transform"), ("content-disposition", "attachment")]);
+        let next = Ticket {
+            content_type: Some("text/plain; charset=utf-16le".to_owned()),
+            content_encoding: Some("gzip".to_owned()),
+            headers: control,
+            ..ticket(written)
+        };
+        assert_eq!(read(next, || unreachable!()).unwrap().foreign, found.foreign);
+    }
+
+    #[test]
     fn a_label_of_other_bytes_is_damage() {
-        let written = write(&attributes("{}"), 8192).unwrap();
+        let written = write(&attributes("{}"), 8192, Names::Exact).unwrap();
         let other = Ticket { stored_checksum: Some(Checksum(1)), ..ticket(written.clone()) };
         assert!(read(other, || unreachable!()).unwrap_err().contains("another tool"));
         assert!(read(Ticket { stored_size: 6, ..ticket(written.clone()) }, || unreachable!()).is_err());

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Payload, clock};
+use super::{Foreign, Payload, clock};
 
 /// Bytes and what is known about them.
 #[derive(Clone, Debug)]
@@ -78,6 +78,9 @@ pub struct Attributes {
     /// In an overlay: the key was deleted, and the bucket has still to be told. Nowhere else.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tombstone: bool,
+    /// What another tool said of its object; nothing of values stored here.
+    #[serde(default, skip_serializing_if = "Foreign::is_empty")]
+    pub foreign: Foreign,
     /// What the place says of the object it gave; not kept in it.
     #[serde(skip)]
     pub seen: Seen,
@@ -116,6 +119,7 @@ impl Attributes {
             expires_at: None,
             origin: None,
             tombstone: false,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         }
     }

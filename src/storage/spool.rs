@@ -1,8 +1,8 @@
 //! Bytes on their way: kept in memory while they are few, in a nameless file once they are many.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,19 +16,25 @@ use super::{Checksum, Payload, Watch, payload, shortage};
 ///
 /// The files have no name from the beginning, so nothing is left when the process dies.
 #[derive(Clone, Debug)]
-pub struct Spool(Arc<Path>);
+pub struct Spool(Arc<[PathBuf]>);
 
 impl Spool {
     /// Spools into a folder. It should be on a disk: on a file system in memory the files are memory.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self(Arc::from(folder.into()))
+        Self(Arc::from([folder.into()]))
+    }
+
+    /// Names another folder for when there is no room in those before.
+    #[must_use]
+    pub fn or(self, folder: impl Into<PathBuf>) -> Self {
+        Self(self.0.iter().cloned().chain([folder.into()]).collect())
     }
 
     /// Returns the folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        &self.0
+        self.0.first().map_or(Path::new(""), PathBuf::as_path)
     }
 
     /// Makes a nameless file to write and read. Blocks.
@@ -37,13 +43,46 @@ impl Spool {
     ///
     /// What the file system fails with.
     pub fn create(&self) -> io::Result<File> {
-        fs::create_dir_all(&self.0)?;
+        let mut made = Self::create_in(self.folder());
+        for folder in self.0.iter().skip(1) {
+            if made.as_ref().is_err_and(is_full) {
+                made = Self::create_in(folder);
+            }
+        }
+        made
+    }
+
+    /// Moves the first bytes of a file for which there is no more room into one in another folder, with more behind them.
+    fn move_on(&self, file: &File, kept: u64, more: &[u8]) -> io::Result<File> {
+        for folder in self.0.iter().skip(1) {
+            let moved = Self::create_in(folder).and_then(|next| {
+                let mut at = 0;
+                while at < kept {
+                    let length = (kept - at).min(Payload::CHUNK as u64) as usize;
+                    let mut chunk = vec![0; length];
+                    file.read_exact_at(&mut chunk, at)?;
+                    next.write_all_at(&chunk, at)?;
+                    at += length as u64;
+                }
+                next.write_all_at(more, kept)?;
+                Ok(next)
+            });
+            match moved {
+                Err(error) if is_full(&error) => {}
+                moved => return moved,
+            }
+        }
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn create_in(folder: &Path) -> io::Result<File> {
+        fs::create_dir_all(folder)?;
         let flags = i32::try_from(OFlags::TMPFILE.bits()).map_err(io::Error::other)?;
-        let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(&self.0);
+        let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(folder);
         match nameless {
             // Not every file system can do that.
             Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {
-                let path = self.0.join(format!("{}.tmp", Uuid::new_v4().simple()));
+                let path = folder.join(format!("{}.tmp", Uuid::new_v4().simple()));
                 let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
                 fs::remove_file(&path)?;
                 Ok(file)
@@ -59,6 +98,7 @@ impl Spool {
             spool: self.clone(),
             memory: BytesMut::new(),
             file: None,
+            kept: 0,
             length: 0,
             checksum: Checksum::of(&[]),
             watch: Watch::current(),
@@ -72,6 +112,8 @@ pub struct Intake {
     spool: Spool,
     memory: BytesMut,
     file: Option<Arc<File>>,
+    /// So many bytes are in the file.
+    kept: u64,
     length: u64,
     checksum: Checksum,
     watch: Option<Watch>,
@@ -128,17 +170,26 @@ impl Intake {
     /// Moves what is in memory into the file.
     async fn spill(&mut self) -> io::Result<()> {
         let (spool, file, bytes) = (self.spool.clone(), self.file.take(), self.memory.split().freeze());
+        let (kept, more) = (self.kept, bytes.len() as u64);
         let write = move || {
             let file = match file {
                 Some(file) => file,
                 None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
             };
-            (&*file).write_all(&bytes)?;
-            Ok(file)
+            match file.write_all_at(&bytes, kept) {
+                Ok(()) => Ok(file),
+                Err(error) if is_full(&error) => spool.move_on(&file, kept, &bytes).map(Arc::new).map_err(|_| error),
+                Err(error) => Err(error),
+            }
         };
         self.file = Some(payload::hop(write).await?);
+        self.kept += more;
         Ok(())
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn every_value_arrives_whole_with_all_that_is_known_of_it() {
     let sizes = 2 + 2 + big.len() + 4;
     let summary = json!({
         "from": "./storage", "to": pair.there, "dry_run": false, "copied": 4, "copied_bytes": sizes, "skipped": 0,
-        "failed": 0, "foreign": 0, "complete": true
+        "failed": 0, "reduced": 0, "foreign": 0, "complete": true
     });
     assert_eq!(first.json(), summary);
     let keys = pair.agree(&["list"]);

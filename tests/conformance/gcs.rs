@@ -64,6 +64,7 @@ async fn real_bucket() {
         credentials: None,
         // Where there is no real one, its stand-in shows that the suite would run.
         endpoint: std::env::var("FILESTORAGE_TEST_BUCKET_SERVER").ok(),
+        proxy: None,
         timeout: std::time::Duration::from_secs(30),
         spool: Spool::new(std::env::temp_dir()),
     };

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use filestorage::storage::{Attributes, Checksum, Key, Kind, Object, Seen};
+use filestorage::storage::{Attributes, Checksum, Foreign, Key, Kind, Object, Seen};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -74,6 +74,7 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             expires_at: None,
             origin: None,
             tombstone: false,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         },
         payload: payload.into(),

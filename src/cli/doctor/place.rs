@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::storage::{
-    Attributes, Backend, Checksum, Condition, Delete, Error, ErrorKind, Key, Kind, Object, Page, Put, Result, Seen,
-    Want,
+    Attributes, Backend, Checksum, Condition, Delete, Error, ErrorKind, Foreign, Key, Kind, Object, Page, Put, Result,
+    Seen, Want,
 };
 
 /// A clock that is more off than this makes wrong what is newer and what has expired.
@@ -101,6 +101,7 @@ async fn put(place: &dyn Backend, key: &Key, condition: Condition) -> Result<()>
         expires_at: None,
         origin: None,
         tombstone: false,
+        foreign: Foreign::default(),
         seen: Seen::default(),
     };
     let object = Object { attributes, payload: payload.into() };

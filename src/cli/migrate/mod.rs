@@ -19,7 +19,7 @@ use super::outcome::{Code, Failure};
 use super::output::Output;
 use super::progress::Progress;
 use crate::config::{Provider, Settings, StorageSettings};
-use crate::storage::{Backend, Error, ErrorKind, Key, Local, Memory, Page};
+use crate::storage::{Attributes, Backend, Error, ErrorKind, Gcs, Key, Local, Memory, Page, S3};
 use crate::telemetry::Metrics;
 
 /// Keys listed at a time; a local store is walked once for each page.
@@ -31,7 +31,9 @@ const PAGE: usize = 10_000;
 /// file:///PATH (a folder as `local_storage_path` names one). Credentials are those of the settings.
 ///
 /// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum;
-/// but for GCS, which verifies what it keeps, it is read again for that. Nothing is ever removed. A value the target
+/// but for GCS, which verifies what it keeps, it is read again for that. What another tool wrote keeps its Cache-Control,
+/// Content-Disposition, Content-Language and custom metadata; what of it the target has no place for is told, one key a
+/// line, and counted. Nothing is ever removed. A value the target
 /// already has is skipped, so after an interruption, or to fetch what was stored meanwhile, run it again. What has expired
 /// is left out. Another value under the same key is a failure, unless --overwrite is given. Failures are told one a line,
 /// the rest goes on.
@@ -79,6 +81,8 @@ struct Summary {
     copied_bytes: u64,
     skipped: u64,
     failed: u64,
+    /// Of the copied ones, those of which another tool had said something that the target has no place for.
+    reduced: u64,
     /// Names at the source that are no keys.
     foreign: u64,
     /// Whether every key was looked at.
@@ -98,6 +102,7 @@ impl Arguments {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             read_back: !matches!(to, Place::Bucket(Provider::Gcs, _)),
+            lost: lost(&to),
         };
         let summary = Summary {
             from: from.to_string(),
@@ -107,6 +112,7 @@ impl Arguments {
             copied_bytes: 0,
             skipped: 0,
             failed: 0,
+            reduced: 0,
             foreign: 0,
             complete: false,
         };
@@ -129,6 +135,15 @@ impl Arguments {
                 bucket(settings, place, *provider, name, creation).await
             }
         }
+    }
+}
+
+/// Returns what names the parts of a foreign object that have no place there.
+fn lost(to: &Place) -> fn(&Attributes) -> Vec<String> {
+    match to {
+        Place::Local(_) => |_| Vec::new(),
+        Place::Bucket(Provider::Gcs, _) => Gcs::lost,
+        Place::Bucket(Provider::S3, _) => S3::lost,
     }
 }
 
@@ -231,10 +246,14 @@ impl Run<'_> {
 
     fn note(&mut self, key: &Key, moved: Result<Moved, Error>) {
         match moved {
-            Ok(Moved::Copied(bytes)) => {
+            Ok(Moved::Copied { bytes, lost }) => {
                 self.summary.copied += 1;
                 self.summary.copied_bytes += bytes;
                 self.refusal = None;
+                if !lost.is_empty() {
+                    self.summary.reduced += 1;
+                    self.progress.aside(|| self.output.remark(&reduced(key, &lost, &self.summary.to)));
+                }
             }
             Ok(Moved::There) => self.summary.skipped += 1,
             Ok(Moved::Gone) => {}
@@ -270,6 +289,12 @@ impl Run<'_> {
             "{did} {} values ({} bytes) from {} to {}, {} were there already, {} failed\n",
             summary.copied, summary.copied_bytes, summary.from, summary.to, summary.skipped, summary.failed
         );
+        if summary.reduced > 0 {
+            text.push_str(&format!(
+                "{} of them without something that {} has no place for, named above\n",
+                summary.reduced, summary.to
+            ));
+        }
         if summary.foreign > 0 {
             text.push_str(&format!("{} names at the source are no keys and were left out\n", summary.foreign));
         }
@@ -282,8 +307,13 @@ impl Run<'_> {
     }
 }
 
+/// Says what of a foreign object stays behind.
+fn reduced(key: &Key, lost: &[String], to: &str) -> String {
+    format!("{key}: {} stays behind, {to} has no place for it that other tools read", lost.join(", "))
+}
+
 /// Waits until somebody, or whoever runs the program, wants it to end.
-async fn interruption() {
+pub(super) async fn interruption() {
     let interrupt = tokio::signal::ctrl_c();
     match signal(SignalKind::terminate()) {
         Ok(mut terminate) => tokio::select! {

@@ -1,5 +1,6 @@
 //! Copies one value from one place to another, whole and verified or not at all.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -19,13 +20,15 @@ pub(super) struct Mover {
     pub(super) dry_run: bool,
     /// What was written is read again: the target does not say by itself that it has kept it whole.
     pub(super) read_back: bool,
+    /// Names what another tool said of its object and the target has no place for.
+    pub(super) lost: fn(&Attributes) -> Vec<String>,
 }
 
 /// What became of one key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Moved {
-    /// So many bytes were copied, or would be.
-    Copied(u64),
+    /// So many bytes were copied, or would be, and this of what another tool said beside them was not.
+    Copied { bytes: u64, lost: Vec<String> },
     /// The target has this very value already.
     There,
     /// The source has it no more: deleted meanwhile, or expired.
@@ -49,10 +52,14 @@ impl Mover {
         };
         self.target.accept(key, &wanted)?;
         if self.dry_run {
-            return Ok(Moved::Copied(wanted.stored_size));
+            return Ok(self.copied(&wanted, &wanted));
         }
         let want = Want { spooled: true, ..Want::default() };
-        let Some(object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
+        let Some(mut object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
+        // What comes with the bytes may say less than what was asked for alone.
+        if object.attributes.generation == wanted.generation {
+            object.attributes.foreign.headers = wanted.foreign.headers;
+        }
         let wanted = object.attributes.clone();
         // Some stores enforce no condition on a value in several parts; a second look is the best there is then.
         let how = Put { condition, lenient: true, ..Put::default() };
@@ -60,7 +67,7 @@ impl Mover {
             Ok(_) => self.verify(key, &wanted).await,
             // The answer to an earlier attempt may have got lost, and then what is in the way is our own.
             Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
-                Some(present) if is_same(&present, &wanted) => Ok(Moved::Copied(wanted.stored_size)),
+                Some(present) if is_same(&present, &wanted) => Ok(self.copied(&wanted, &present)),
                 Some(present) => Err(self.conflict(key, &present)),
                 None => Err(error),
             },
@@ -77,7 +84,7 @@ impl Mover {
             self.target.stat(key).await?
         };
         match kept {
-            Some(kept) if is_same(&kept, wanted) => Ok(Moved::Copied(wanted.stored_size)),
+            Some(kept) if is_same(&kept, wanted) => Ok(self.copied(wanted, &kept)),
             Some(kept) => Err(self.conflict(key, &kept)),
             // It may have expired on the way.
             None if wanted.is_expired(Timestamp::now()) => Ok(Moved::Gone),
@@ -86,6 +93,14 @@ impl Mover {
                 Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why))
             }
         }
+    }
+
+    /// Says what was copied, and which of the headers did not arrive or has no place at the target.
+    fn copied(&self, wanted: &Attributes, kept: &Attributes) -> Moved {
+        let (wanted_headers, kept_headers) = (&wanted.foreign.headers, &kept.foreign.headers);
+        let changed = wanted_headers.iter().filter(|(name, value)| kept_headers.get(*name) != Some(value));
+        let lost: BTreeSet<String> = changed.map(|(name, _)| name.clone()).chain((self.lost)(wanted)).collect();
+        Moved::Copied { bytes: wanted.stored_size, lost: lost.into_iter().collect() }
     }
 
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
@@ -117,7 +132,9 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::storage::{Checksum, Delete, Grant, Kind, Landing, Listing, Memory, Object, Page, Probe, Removal, Seen};
+    use crate::storage::{
+        Checksum, Delete, Foreign, Grant, Kind, Landing, Listing, Memory, Object, Page, Probe, Removal, Seen,
+    };
 
     fn object(text: &'static str) -> Object {
         let payload = bytes::Bytes::from_static(text.as_bytes());
@@ -138,6 +155,7 @@ mod tests {
             expires_at: None,
             origin: None,
             tombstone: false,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         };
         Object { attributes, payload: payload.into() }
@@ -212,6 +230,7 @@ mod tests {
                 overwrite: true,
                 dry_run: false,
                 read_back: true,
+                lost: |_| Vec::new(),
             };
             let error = mover.copy(&key).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Precondition);

@@ -22,11 +22,12 @@ pub use self::permission::Permission;
 use self::reference::Target;
 pub use self::reference::{Reference, ReferenceError, Scheme};
 use super::draft::Draft;
+use super::engine::unmarked;
 use super::open::open;
 use super::payload::hop;
 use super::{
-    Attributes, Backend, Checksum, Content, ContentType, Error, ErrorKind, Fence, Key, Kind, Object, Operation,
-    Payload, Put, Result, Want,
+    Attributes, Backend, Checksum, Content, ContentType, Error, ErrorKind, Fence, Foreign, Key, Kind, Object,
+    Operation, Payload, Put, Result, Want, foreign,
 };
 
 /// Largest JSON value taken from a bucket, in bytes: it is read whole to see that it is JSON.
@@ -83,6 +84,7 @@ struct Outgoing {
     payload: Payload,
     checksum: Checksum,
     operation_id: Option<String>,
+    foreign: Foreign,
 }
 
 /// What a reference is used for; what errors name.
@@ -210,6 +212,7 @@ impl Outgoing {
         let attributes = Attributes {
             metadata: self.metadata,
             operation_id: self.operation_id,
+            foreign: self.foreign,
             ..Attributes::new(self.kind, self.content_type, self.payload.len(), self.checksum)
         };
         Object { attributes, payload: self.payload }
@@ -230,6 +233,7 @@ impl Purpose<'_> {
         let Object { attributes, payload } = object;
         let kind = attributes.kind;
         let unread = |error| Error::unread(self.operation, self.key, error);
+        let (payload, content_type) = self.in_utf8(&attributes.foreign, payload, attributes.content_type).await?;
         let payload = match kind {
             Kind::Bytes => payload,
             Kind::Text if payload.is_utf8().await.map_err(unread)? => payload,
@@ -239,7 +243,7 @@ impl Purpose<'_> {
             }
             // The engine looks whether it is JSON when it is in memory.
             Kind::Json if payload.len() <= MAX_JSON_BYTES => {
-                Payload::Memory(payload.into_memory().await.map_err(unread)?)
+                Payload::Memory(unmarked(payload.into_memory().await.map_err(unread)?))
             }
             Kind::Json => {
                 let why = format!(
@@ -252,9 +256,26 @@ impl Purpose<'_> {
         Ok(Incoming {
             content: Content { kind, payload },
             // What no header may hold is left out.
-            content_type: ContentType::parse(&attributes.content_type).ok(),
+            content_type: ContentType::parse(&content_type).ok(),
             metadata: attributes.metadata,
         })
+    }
+
+    /// Brings a foreign text into UTF-8, in which the store keeps text, and says so in its content type.
+    async fn in_utf8(self, said: &Foreign, payload: Payload, content_type: String) -> Result<(Payload, String)> {
+        if said.charset.is_none() {
+            return Ok((payload, content_type));
+        }
+        if payload.len() > MAX_JSON_BYTES {
+            let why = format!(
+                "a text of {} bytes in another charset than UTF-8; at most {MAX_JSON_BYTES} are taken; give the object the content type application/octet-stream",
+                payload.len()
+            );
+            return Err(self.fail(ErrorKind::Invalid, why));
+        }
+        let bytes = payload.into_memory().await.map_err(|error| Error::unread(self.operation, self.key, error))?;
+        let text = said.decode(&bytes).map_err(|why| self.fail(ErrorKind::Invalid, why))?;
+        Ok((text.into(), foreign::in_utf8(&content_type)))
     }
 
     fn fail(self, kind: ErrorKind, why: impl std::fmt::Display) -> Error {

@@ -462,7 +462,7 @@ async fn a_foreign_object_that_is_not_what_it_says_is_refused() {
             Attributes { compression: compressed, ..attributes(Kind::Bytes, b"") },
             b"",
             ErrorKind::Integrity,
-            "compressed",
+            "Content-Encoding",
         ),
         (Attributes { size: 2, ..attributes(Kind::Bytes, b"1") }, b"1", ErrorKind::Integrity, "size"),
         (

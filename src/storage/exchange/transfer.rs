@@ -3,8 +3,8 @@
 use super::{Incoming, Outgoing, Purpose, Reference};
 use crate::storage::open::open;
 use crate::storage::{
-    Content, ContentType, Engine, Error, ErrorKind, Fence, Key, Kind, Metadata, Object, Operation, Receipt, Result,
-    RetrieveOptions, StoreOptions, Want,
+    Content, ContentType, Engine, Error, ErrorKind, Fence, Foreign, Key, Kind, Metadata, Object, Operation, Receipt,
+    Result, RetrieveOptions, StoreOptions, Want,
 };
 
 impl Engine {
@@ -71,7 +71,8 @@ impl Engine {
         let Some(key) = self.0.exchange.own(purpose.reference) else {
             return self.0.exchange.write(purpose, outgoing, fence).await;
         };
-        let Outgoing { kind, content_type, metadata, payload, operation_id, .. } = outgoing;
+        let Outgoing { kind, content_type, metadata, payload, operation_id, foreign, .. } = outgoing;
+        let (payload, content_type) = purpose.in_utf8(&foreign, payload, content_type).await?;
         let options = StoreOptions {
             metadata: metadata.map(Metadata::from_kept),
             content_type: ContentType::parse(&content_type).ok(),
@@ -96,15 +97,16 @@ impl Engine {
         let want = Want { range, spooled: true, ..Want::default() };
         let Some(Object { attributes, payload }) = open(&*self.0.backend, key, want).await? else { return Ok(None) };
         let receipt = Receipt::of(key, self.0.place, &attributes);
-        let (kind, content_type, checksum) = match range {
-            None => (attributes.kind, attributes.content_type, attributes.checksum),
+        let (kind, content_type, checksum, foreign) = match range {
+            None => (attributes.kind, attributes.content_type, attributes.checksum, attributes.foreign),
             Some(_) => {
                 let checksum = payload.checksum().await;
                 let checksum = checksum.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
-                (Kind::Bytes, Kind::Bytes.content_type().to_owned(), checksum)
+                (Kind::Bytes, Kind::Bytes.content_type().to_owned(), checksum, Foreign::default())
             }
         };
-        let outgoing = Outgoing { kind, content_type, metadata: attributes.metadata, payload, checksum, operation_id };
+        let metadata = attributes.metadata;
+        let outgoing = Outgoing { kind, content_type, metadata, payload, checksum, operation_id, foreign };
         self.deliver(purpose, outgoing, fence).await?;
         Ok(Some(receipt))
     }

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::Conflict;
 use crate::storage::local::Mark;
 use crate::storage::{
-    Attributes, Backend, Checksum, Delete, ErrorKind, Fence, Key, Kind, Listing, Local, Metered, Object, Page, Put,
-    Result, Seen, Want,
+    Attributes, Backend, Checksum, Delete, ErrorKind, Fence, Foreign, Key, Kind, Listing, Local, Metered, Object, Page,
+    Put, Result, Seen, Want,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -138,6 +138,7 @@ impl Overlay {
             expires_at: None,
             origin: Some(self.origin.clone()),
             tombstone: true,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         };
         Object { attributes, payload: payload.into() }

@@ -20,6 +20,8 @@ pub(super) struct Address {
     /// Scheme, host and port; no slash at the end.
     server: String,
     emulator: bool,
+    /// What requests pass through.
+    proxy: Option<String>,
 }
 
 impl Address {
@@ -38,7 +40,13 @@ impl Address {
             bucket: bucket.to_owned(),
             emulator: server_url.is_some(),
             server: server_url.unwrap_or_else(|| GOOGLE.to_owned()),
+            proxy: None,
         })
+    }
+
+    /// Says what requests pass through, for whoever reads an error.
+    pub(super) fn through(self, proxy: Option<String>) -> Self {
+        Self { proxy, ..self }
     }
 
     pub(super) fn bucket(&self) -> &str {
@@ -84,7 +92,13 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "bucket {:?}", self.bucket)?;
-        if self.emulator { write!(formatter, " at {}", self.server) } else { Ok(()) }
+        if self.emulator {
+            write!(formatter, " at {}", self.server)?;
+        }
+        match &self.proxy {
+            Some(proxy) => write!(formatter, " through the proxy {proxy}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -151,7 +165,10 @@ mod tests {
             let why = Address::parse("abc", Some(text)).unwrap_err();
             assert!(why.contains("STORAGE_EMULATOR_HOST") && !why.contains("secret"), "{text:?}: {why}");
         }
-        assert_eq!(Address::parse("abc", None).unwrap().server(), GOOGLE);
+        let google = Address::parse("abc", None).unwrap();
+        assert_eq!(google.server(), GOOGLE);
+        let through = google.through(Some("http://p:3128 (HTTPS_PROXY)".to_owned()));
+        assert_eq!(through.to_string(), "bucket \"abc\" through the proxy http://p:3128 (HTTPS_PROXY)");
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Gcs {
                 generation: highlights.generation.to_string(),
                 received_at: Timestamp::UNIX_EPOCH,
                 metadata: [(LABEL.to_owned(), label)].into(),
+                headers: std::collections::BTreeMap::new(),
             };
             // The headers do not say when the object was received; only the crate's caller for attributes learns that.
             Some(label::read(ticket, || checksum).map(|read| Attributes { seen: Seen::default(), ..read }))

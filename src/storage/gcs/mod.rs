@@ -37,6 +37,7 @@ use self::login::Login;
 use super::{
     Attributes, Backend, Checksum, Condition, Delete, Entry, Error, ErrorKind, Fence, Grant, Intake, Key, Landing,
     Listing, Method, Object, Operation, Page, Payload, Probe, Put, Removal, Result, Seen, Spool, Want, label,
+    leftovers,
 };
 
 #[cfg(test)]
@@ -58,6 +59,8 @@ pub struct GcsOptions {
     pub credentials: Option<PathBuf>,
     /// Another server than Google's, which is asked without credentials, e.g. `http://127.0.0.1:4443`.
     pub endpoint: Option<String>,
+    /// What requests pass through, for errors to name; the client finds it in the environment by itself.
+    pub proxy: Option<String>,
     /// Longest wait in which nothing moves.
     pub timeout: Duration,
     /// Where large values pass through.
@@ -89,9 +92,9 @@ impl Gcs {
     ///
     /// [`ErrorKind::Invalid`] for a name that is none, and for credentials that cannot be read.
     pub async fn open(options: GcsOptions) -> Result<Self> {
-        let GcsOptions { bucket, project, location, credentials, endpoint, timeout, spool } = options;
+        let GcsOptions { bucket, project, location, credentials, endpoint, proxy, timeout, spool } = options;
         let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Probe, None, why);
-        let address = Address::parse(&bucket, endpoint.as_deref()).map_err(invalid)?;
+        let address = Address::parse(&bucket, endpoint.as_deref()).map_err(invalid)?.through(proxy);
         let login = Login::open(credentials.as_deref(), address.is_emulator(), timeout).await.map_err(invalid)?;
         let client = Client::open(login.clone(), timeout).map_err(invalid)?;
         let storage = download::client(&address, login.clone()).await.map_err(invalid)?;
@@ -113,6 +116,12 @@ impl Gcs {
     #[must_use]
     pub fn with_resumable_from(self, bytes: u64) -> Self {
         Self { resumable_from: bytes.max(1), ..self }
+    }
+
+    /// Names what another tool said of its object and a bucket of Cloud Storage keeps for this program alone, or not at all.
+    #[must_use]
+    pub fn lost(attributes: &Attributes) -> Vec<String> {
+        upload::lost(attributes)
     }
 
     /// Runs a command's work; where the bucket turns out to be missing, it may be created and the work runs again.

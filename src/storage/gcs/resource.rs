@@ -10,8 +10,8 @@ use super::label::{self, LABEL, Ticket};
 use super::{Attributes, Checksum, Key};
 
 /// Which members of an object's description are asked for.
-pub(super) const FIELDS: &str =
-    "kind,name,bucket,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,metadata";
+pub(super) const FIELDS: &str = "kind,name,bucket,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,\
+                                 cacheControl,contentDisposition,contentLanguage,metadata";
 
 /// What the API says of an object.
 #[derive(Debug, Deserialize)]
@@ -31,6 +31,9 @@ pub(super) struct Resource {
     updated: Option<Timestamp>,
     content_type: Option<String>,
     content_encoding: Option<String>,
+    cache_control: Option<String>,
+    content_disposition: Option<String>,
+    content_language: Option<String>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
 }
@@ -88,7 +91,14 @@ impl From<Resource> for Found {
     fn from(resource: Resource) -> Self {
         let native = resource.generation;
         let token = resource.metadata.get(LABEL).and_then(|label| token(label));
+        let headers = [
+            ("cache-control", resource.cache_control),
+            ("content-disposition", resource.content_disposition),
+            ("content-language", resource.content_language),
+        ];
+        let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         let ticket = Ticket {
+            headers: headers.filter(|(_, value)| !value.is_empty()).collect(),
             content_type: resource.content_type,
             content_encoding: resource.content_encoding,
             stored_size: resource.size,

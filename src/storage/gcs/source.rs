@@ -127,6 +127,7 @@ mod tests {
 
     use futures_util::TryStreamExt as _;
 
+    use super::super::super::Foreign;
     use super::super::{Attributes, Kind, Seen};
     use super::*;
 
@@ -148,6 +149,7 @@ mod tests {
             expires_at: None,
             origin: None,
             tombstone: false,
+            foreign: Foreign::default(),
             seen: Seen::default(),
         };
         Object { attributes, payload }

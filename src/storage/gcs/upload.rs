@@ -12,11 +12,12 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Method, RequestBuilder, Url};
 use uuid::Uuid;
 
-use super::client;
+use super::client::{self, Client};
 use super::error::Fault;
+use super::label::Names;
 use super::resource::Stored;
 use super::source::Source;
-use super::{Attributes, Condition, Error, ErrorKind, Fence, Gcs, Key, Object, Operation, label};
+use super::{Attributes, Condition, Error, ErrorKind, Fence, Gcs, Key, Object, Operation, label, leftovers};
 
 /// Most bytes of names and values of custom metadata that the bucket keeps.
 const LONGEST_METADATA: usize = 8192;
@@ -29,7 +30,11 @@ struct Insert<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     content_encoding: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cache_control: Option<&'static str>,
+    cache_control: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_disposition: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_language: Option<&'a String>,
     /// The bucket refuses other bytes.
     crc32c: String,
     metadata: BTreeMap<String, String>,
@@ -37,7 +42,15 @@ struct Insert<'a> {
 
 /// Returns the custom metadata of an object, or why the bucket cannot keep it.
 pub(super) fn metadata(attributes: &Attributes) -> Result<BTreeMap<String, String>, String> {
-    label::write(attributes, LONGEST_METADATA)
+    label::write(attributes, LONGEST_METADATA, Names::Exact)
+}
+
+/// Names what another tool said of its object and the bucket has no place for.
+pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
+    let headers = attributes.foreign.headers.keys();
+    let kept = ["cache-control", "content-disposition", "content-language"];
+    let lost = headers.filter(|name| !kept.contains(&name.as_str())).cloned();
+    lost.chain(label::hidden(attributes, LONGEST_METADATA, Names::Exact)).collect()
 }
 
 impl Gcs {
@@ -133,14 +146,22 @@ impl Gcs {
     ) -> Result<Stored, Fault> {
         let attributes = &object.attributes;
         let session = self.session(key, attributes, native).await?;
+        let mut open = Open { client: Some(self.client.clone()), session: session.clone() };
         let mut from = 0;
         loop {
             let fault = match self.send_from(&session, attributes, source, from).await {
+                Ok(stored) => {
+                    open.client = None;
+                    return Ok(stored);
+                }
                 Err(fault) if fault.may_go_on() => fault,
-                outcome => return outcome,
+                Err(fault) => return Err(fault),
             };
             match self.reached(&session, source.len()).await {
-                Ok(Reached::Whole(stored)) => return Ok(stored),
+                Ok(Reached::Whole(stored)) => {
+                    open.client = None;
+                    return Ok(stored);
+                }
                 Ok(Reached::Part(arrived)) if arrived > from && arrived < source.len() => from = arrived,
                 Ok(Reached::Part(_)) | Err(_) => return Err(fault),
             }
@@ -213,6 +234,31 @@ impl Gcs {
     }
 }
 
+/// A session that is cancelled unless it has ended, also when its future is dropped half-way.
+struct Open {
+    /// None once it has ended.
+    client: Option<Client>,
+    session: Url,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (Some(client), Ok(_)) = (self.client.take(), tokio::runtime::Handle::try_current()) else { return };
+        let session = self.session.clone();
+        let cancelling = leftovers::spawn(async move {
+            let request = client.plain(Method::DELETE, session.as_str()).header(CONTENT_LENGTH, 0);
+            match client.send(request).await {
+                // 499 is the answer that it is cancelled, 404 and 410 that it is gone already.
+                Ok(_) => {}
+                Err(fault) if matches!(fault.status(), Some(404 | 410 | 499)) => {}
+                Err(_) => tracing::debug!("an upload session was left to expire by itself"),
+            }
+        });
+        // It goes on by itself.
+        drop(cancelling);
+    }
+}
+
 /// How much of a session's bytes has arrived.
 enum Reached {
     Whole(Stored),
@@ -236,7 +282,9 @@ fn insert(key: &Key, attributes: &Attributes) -> Result<String, Fault> {
         content_type: &attributes.content_type,
         content_encoding: compression,
         // Else a server in between may unpack it, and then neither size nor checksum fit.
-        cache_control: compression.map(|_| "no-transform"),
+        cache_control: label::cache_control(attributes, compression.is_some()),
+        content_disposition: attributes.foreign.headers.get("content-disposition"),
+        content_language: attributes.foreign.headers.get("content-language"),
         crc32c: checksum.strip_prefix("crc32c:").unwrap_or(&checksum).to_owned(),
         metadata,
     };

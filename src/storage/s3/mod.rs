@@ -84,6 +84,12 @@ impl S3 {
         let (conditions, scattered) = (OnceCell::new(), AtomicBool::new(false));
         Ok(Self(Arc::new(Inner { wire, spool: options.spool, conditions, scattered })))
     }
+
+    /// Names what another tool said of its object and a bucket of S3 keeps for this program alone, or not at all.
+    #[must_use]
+    pub fn lost(attributes: &Attributes) -> Vec<String> {
+        write::lost(attributes)
+    }
 }
 
 impl fmt::Display for S3 {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
+use super::super::foreign::HEADERS;
 use super::super::label::{self, LABEL, Ticket};
 use super::super::{
     Attributes, Checksum, Error, ErrorKind, Intake, Key, Object, Operation, Payload, Result, Spool, Want,
@@ -184,19 +185,14 @@ fn ticket(reply: &Reply, asked: &Asked<'_>) -> Result<Ticket> {
     let received_at = header(header::LAST_MODIFIED).and_then(error::date);
     Ok(Ticket {
         content_type: header(header::CONTENT_TYPE).map(str::to_owned),
-        content_encoding: header(header::CONTENT_ENCODING).map(without_framing),
+        content_encoding: header(header::CONTENT_ENCODING).map(str::to_owned),
         stored_size: size.ok_or_else(|| missing(header::CONTENT_LENGTH))?,
         stored_checksum: header(CHECKSUM).and_then(|encoded| format!("crc32c:{encoded}").parse().ok()),
         generation: etag.trim_matches('"').to_owned(),
         received_at: received_at.ok_or_else(|| missing(header::LAST_MODIFIED))?,
         metadata,
+        headers: HEADERS.iter().filter_map(|name| Some(((*name).to_owned(), reply.header(name)?.to_owned()))).collect(),
     })
-}
-
-/// Some stores keep how an upload was framed as if it were an encoding of the object.
-fn without_framing(encoding: &str) -> String {
-    let codecs = encoding.split(',').map(str::trim).filter(|codec| *codec != "aws-chunked");
-    codecs.collect::<Vec<_>>().join(",")
 }
 
 fn metadata(headers: &HeaderMap) -> BTreeMap<String, String> {
@@ -224,13 +220,6 @@ mod tests {
                 });
                 assert_eq!(found.collect::<Vec<_>>(), whole[begin as usize..end as usize], "{size} {begin} {end}");
             }
-        }
-    }
-
-    #[test]
-    fn framing_is_no_encoding() {
-        for (given, wanted) in [("gzip", "gzip"), ("aws-chunked", ""), ("aws-chunked, gzip", "gzip"), ("a,b", "a,b")] {
-            assert_eq!(without_framing(given), wanted);
         }
     }
 }

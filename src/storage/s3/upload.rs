@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Payload, Result};
+use super::super::{Checksum, Error, ErrorKind, Fence, Key, Object, Operation, Payload, Result, leftovers};
 use super::error::Asked;
 use super::read::{self, CHECKSUM};
 use super::wire::{Call, Reply, Wire};
@@ -226,27 +226,36 @@ where
     T: Send + 'static,
     W: Future<Output = Result<T>> + Send + 'static,
 {
-    let (task, key) = (tokio::spawn(work), key.clone());
+    let ended = |key: &Key| {
+        let why = "the program is shutting down; try again once it runs";
+        Error::new(ErrorKind::Unavailable, Operation::Store, Some(key), why)
+    };
+    let work = async {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = leftovers::hurried() => None,
+        }
+    };
+    let (task, key) = (leftovers::spawn(work), key.clone());
     async move {
         let error = match task.await {
-            Ok(outcome) => return outcome,
+            Ok(outcome) => return outcome.unwrap_or_else(|| Err(ended(&key))),
             Err(error) => error,
         };
         match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => {
-                let why = "the program is shutting down; try again once it runs";
-                Err(Error::new(ErrorKind::Unavailable, Operation::Store, Some(&key), why).with_source(error))
-            }
+            Err(error) => Err(ended(&key).with_source(error)),
         }
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let (true, Ok(runtime)) = (!*self.completed.get_mut(), tokio::runtime::Handle::try_current()) else { return };
+        if *self.completed.get_mut() || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
         let (wire, key, id) = (Arc::clone(&self.wire), self.key.clone(), std::mem::take(&mut self.id));
-        runtime.spawn(async move {
+        let calling_off = leftovers::spawn(async move {
             match Self::call_off(&wire, &key, &id).await {
                 Ok(()) => {}
                 // The last request was carried out after all, or the store has tidied up itself.
@@ -256,6 +265,8 @@ impl Drop for Upload {
                 }
             }
         });
+        // It goes on by itself.
+        drop(calling_off);
     }
 }
 

@@ -8,7 +8,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use super::super::label::{self, Ticket};
+use super::super::label::{self, Names, Ticket};
 use super::super::{
     Attributes, Condition, Delete, Error, ErrorKind, Fence, Key, Object, Operation, Put, Removal, Result,
 };
@@ -163,21 +163,39 @@ fn describe(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
             "metadata has {given} bytes of ASCII-escaped JSON, and S3 has room for {MOST_GIVEN}; shorten it, or put it into the value"
         )));
     }
-    let metadata = label::write(attributes, MOST_METADATA).map_err(refused)?;
+    let metadata = label::write(attributes, MOST_METADATA, Names::Lower).map_err(refused)?;
     let metadata = metadata.into_iter().map(|(name, value)| (format!("{METADATA}{name}"), value));
     let mut all = vec![(header::CONTENT_TYPE.to_string(), attributes.content_type.clone())];
     // What is encrypted is no longer in that encoding to anyone else.
     if let Some(codec) = attributes.compression.as_ref().filter(|_| !attributes.encrypted) {
         all.push((header::CONTENT_ENCODING.to_string(), codec.clone()));
-        all.push((header::CACHE_CONTROL.to_string(), "no-transform".to_owned()));
     }
+    let packed = attributes.compression.is_some() && !attributes.encrypted;
+    all.extend(label::cache_control(attributes, packed).map(|control| (header::CACHE_CONTROL.to_string(), control)));
     let mut headers = HeaderMap::new();
     for (name, value) in all.into_iter().chain(metadata) {
         let unfit = || refused(format!("{name} cannot be sent as a header; use printable ASCII"));
         let value = HeaderValue::from_str(&value).map_err(|_| unfit())?;
         headers.insert(HeaderName::try_from(&name).map_err(|_| unfit())?, value);
     }
+    for (name, value) in attributes.foreign.headers.iter().filter(|(name, _)| *name != "cache-control") {
+        if let (Ok(name), Some(value)) = (HeaderName::try_from(name), sendable(value)) {
+            headers.insert(name, value);
+        }
+    }
     Ok(headers)
+}
+
+/// Makes a header's value of what others read the same way.
+fn sendable(value: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(value).ok().filter(|_| value.is_ascii())
+}
+
+/// Names what another tool said of its object and the store has no place for.
+pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
+    let unsent = attributes.foreign.headers.iter().filter(|(_, value)| sendable(value).is_none());
+    let unsent = unsent.map(|(name, _)| name.clone());
+    unsent.chain(label::hidden(attributes, MOST_METADATA, Names::Lower)).collect()
 }
 
 /// Picks a form in which the object gets another entity tag than the one that is there.

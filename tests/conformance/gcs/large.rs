@@ -55,6 +55,7 @@ async fn large_values_pass_through_in_little_memory() {
         location: "EU".to_owned(),
         credentials: None,
         endpoint: Some(server),
+        proxy: None,
         timeout: std::time::Duration::from_secs(30),
         spool: Spool::new(env!("CARGO_TARGET_TMPDIR")),
     };

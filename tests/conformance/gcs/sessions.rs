@@ -105,6 +105,7 @@ async fn upload(content: &[u8], fates: &[Fate]) -> (Result<(), ErrorKind>, Vec<u
         location: "EU".to_owned(),
         credentials: None,
         endpoint: Some(url),
+        proxy: None,
         timeout: Duration::from_secs(10),
         spool: Spool::new(std::env::temp_dir()),
     };

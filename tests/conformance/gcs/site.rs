@@ -85,6 +85,7 @@ impl Site {
             location: "EU".to_owned(),
             credentials: None,
             endpoint: Some(self.url.clone()),
+            proxy: None,
             timeout: Duration::from_secs(10),
             spool: Spool::new(std::env::temp_dir()),
         }
