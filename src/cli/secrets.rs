@@ -94,7 +94,10 @@ impl Secrets {
             Err(error) => reading.faults.push(error.to_string()),
         }
         drop(broker);
-        reading.faults.extend(faults.0.iter().map(ToString::to_string));
+        // Anything else was right at the start and is not read again.
+        let of_files =
+            |name: &str| name.starts_with("celery_broker_url") || name.to_ascii_lowercase().ends_with("_file");
+        reading.faults.extend(faults.0.iter().filter(|fault| of_files(&fault.setting)).map(ToString::to_string));
         if let Some(file) = &storage.gcs.credentials
             && let Err(why) = is_json(file)
         {

@@ -104,6 +104,10 @@ impl Bench {
                               are not taken, or raise journal_max_bytes";
                 self.readiness.set(Component::Journal, Condition::Unready(reason.to_owned()));
             }
+            Ok(()) if self.journal.was_remade() => {
+                let reason = "the journal was deleted, and is made anew; what was answered and not acknowledged then may run again";
+                self.readiness.set(Component::Journal, Condition::Degraded(reason.to_owned()));
+            }
             Ok(()) => self.readiness.set(Component::Journal, Condition::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");

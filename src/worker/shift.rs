@@ -194,8 +194,6 @@ impl<'b> Shift<'b> {
             }
             let deadline = self.deadline;
             let full = self.bench.journal.is_full();
-            let calm = self.flights.is_empty() && silence < DOUBT;
-            let glance = if calm { DOUBT.saturating_sub(silence).max(HUSH) } else { HUSH };
             tokio::select! {
                 biased;
                 Ok(()) = stop.changed() => {}
@@ -223,8 +221,8 @@ impl<'b> Shift<'b> {
                     Ok(batch) => self.receive(batch),
                     Err(end) => return Err(format!("{end:?}")),
                 },
-                // The broker's silence wakes nobody by itself.
-                () = tokio::time::sleep(glance) => {}
+                // Neither the broker's silence nor a deleted journal wakes anybody by itself.
+                () = tokio::time::sleep(HUSH) => {}
                 () = sleep_until(deadline) => {
                     tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
                     return Ok(());

@@ -1,6 +1,8 @@
 """Workers killed, brokers killed, both under load: nothing confirmed is lost and nobody waits for ever."""
 
+import json
 import random
+import shutil
 import signal
 import threading
 import time
@@ -441,6 +443,44 @@ def test_a_cold_stop_gives_everything_back(site, signals):
     site.start()
     assert result.get(timeout=TIMEOUT)["key"] == "slow"
     assert site.call("retrieve", "slow") == "value"
+
+
+def journal(worker):
+    return json.loads(worker.http("/readyz")[1])["components"].get("journal", {})
+
+
+def test_a_deleted_journal_is_made_anew_and_said(site):
+    """While nothing happens, by its lock alone, and under a command that runs: its crash still counts."""
+    folder = site.storage / "journal"
+    worker = site.start(MAX_CRASHES=1)
+    for remove in (lambda: shutil.rmtree(folder), lambda: next(folder.glob("*.lock")).unlink()):
+        told = worker.log().count("made anew")
+        remove()
+        wait_until(lambda: worker.log().count("made anew") > told, what=worker.log)
+        assert "deleted" in wait_until(lambda: journal(worker).get("reason"))
+        assert worker.ready() and list(folder.glob("*.lock")) and list(folder.glob("*.log"))
+        assert site.call("store", "k", 1)["key"] == "k"
+    with site.held_writes("slow"):
+        result = running_store(site, worker)
+        folder.rename(site.folder / "moved away")
+        wait_until(lambda: list(folder.glob("*.log")), what=worker.log)
+        assert site.call("exists", "k") is True
+        worker.kill()
+        site.start(MAX_CRASHES=1)
+        error = failure(result)
+    assert type(error).__name__ == "WorkerLostError", error
+
+
+def test_a_journal_that_cannot_be_made_anew_is_said_until_it_can(site):
+    worker = site.start()
+    folder = site.storage / "journal"
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    wait_until(lambda: "cannot be written" in journal(worker).get("reason", ""), what=worker.log)
+    assert site.call("store", "k", 1)["key"] == "k"
+    folder.unlink()
+    wait_until(lambda: "made anew" in journal(worker).get("reason", ""), what=worker.log)
+    assert list(folder.glob("*.lock"))
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM), (signal.SIGQUIT,)], ids=str)

@@ -166,7 +166,7 @@ impl Journal {
         Ok(())
     }
 
-    fn lock_path(&self, writer: &str) -> PathBuf {
+    pub(super) fn lock_path(&self, writer: &str) -> PathBuf {
         self.folder.join(format!("{writer}.lock"))
     }
 
@@ -194,6 +194,13 @@ pub(super) fn gate(folder: &Path) -> io::Result<File> {
         OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(|error| at(&path, &error))?;
     file.lock().map_err(|error| at(&path, &error))?;
     Ok(file)
+}
+
+/// Makes a writer's lock file and takes the lock.
+pub(super) fn claim(path: &Path) -> io::Result<File> {
+    let lock = File::create(path).map_err(|error| at(path, &error))?;
+    lock.lock().map_err(|error| at(path, &error))?;
+    Ok(lock)
 }
 
 /// Takes the lock of a writer unless it lives or was taken over before.

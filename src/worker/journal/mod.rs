@@ -17,6 +17,7 @@ mod identity;
 mod ledger;
 mod lookup;
 mod record;
+mod remake;
 mod segment;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use adopt::gate;
+use adopt::{claim, gate};
 use ledger::{Ledger, Place, Run};
 use record::{Finish, write};
 use segment::{Answers, Reader, Segment};
@@ -88,6 +89,8 @@ pub(super) struct Journal {
     max_bytes: u64,
     segment_bytes: u64,
     keep_segment: Duration,
+    /// When the folder had to be made anew because somebody deleted it.
+    remade: Option<Instant>,
     /// Held for the life of the process: the sign that this writer lives.
     _lock: File,
 }
@@ -103,9 +106,7 @@ impl Journal {
         fs::create_dir_all(folder).map_err(|error| at(folder, &error))?;
         let _gate = gate(folder)?;
         let writer = uuid::Uuid::new_v4().simple().to_string();
-        let lock_path = folder.join(format!("{writer}.lock"));
-        let lock = File::create(&lock_path).map_err(|error| at(&lock_path, &error))?;
-        lock.lock().map_err(|error| at(&lock_path, &error))?;
+        let lock = claim(&folder.join(format!("{writer}.lock")))?;
         let mut head = Vec::new();
         write::heading(&mut head, node);
         let mut journal = Self {
@@ -125,6 +126,7 @@ impl Journal {
             max_bytes,
             segment_bytes: SEGMENT_BYTES.min(max_bytes / SEGMENT_PART),
             keep_segment: KEEP_SEGMENT,
+            remade: None,
             _lock: lock,
         };
         journal.sweep()?;
@@ -201,17 +203,21 @@ impl Journal {
     ///
     /// Whatever the file system answers. The lines are kept and written with the next ones.
     pub(super) fn commit(&mut self) -> io::Result<()> {
+        let there = self.remake();
         if self.lines.is_empty() {
-            return Ok(());
+            return there;
         }
-        if let Err(error) = self.segment.append(&self.lines, &self.answers) {
+        let appended = there.and_then(|()| {
+            self.segment.append(&self.lines, &self.answers).map_err(|error| at(&self.folder, &error))
+        });
+        if let Err(error) = appended {
             if self.lines.len() + self.answers.len() > MAX_BACKLOG {
                 // The places of unwritten answers are void with the lines; memory is bounded first.
                 self.ledger.forget_at(self.number, self.segment.answers_length);
                 self.lines.clear();
                 self.answers.clear();
             }
-            return Err(at(&self.folder, &error));
+            return Err(error);
         }
         self.lines.clear();
         self.answers.clear();
