@@ -10,10 +10,14 @@ use std::{
     time::Duration,
 };
 
+use lapin::options::QueueDeleteOptions;
+use uuid::Uuid;
+
 use crate::celery::message::{Address, Field};
 
 use super::{
-    Error, ErrorKind, Exchange, ExchangeType, Presence, QueueSpec, QueueType, Result, session::Link, topology,
+    Error, ErrorKind, Exchange, ExchangeType, Look, Presence, QueueSpec, QueueType, Result, Topology, session::Link,
+    topology,
 };
 
 /// The smallest step, in milliseconds.
@@ -45,6 +49,48 @@ impl Delay {
             self.link.delays.lock().unwrap_or_else(PoisonError::into_inner).insert(step);
         }
         Ok(Address { exchange: name, routing_key: queue.to_owned() })
+    }
+
+    /// Says which permission is missing for delay queues, and how many of them that leaves missing; `None` where all are
+    /// there or may be made. Makes nothing that stays.
+    ///
+    /// # Errors
+    /// `Lost`, and what else the broker says.
+    pub async fn lack(&self) -> Result<Option<String>> {
+        // Digits, as the names of the queues themselves have, which a right may be granted for.
+        let name = format!("filestorage.delay.{}", Uuid::new_v4().as_u128());
+        let spec = QueueSpec {
+            durable: false,
+            exclusive: true,
+            auto_delete: true,
+            ..QueueSpec::durable(name, QueueType::Classic)
+        };
+        let channel = self.link.channel().await?;
+        let made = topology::declare_queue(&self.link, &channel, &spec).await;
+        match made {
+            Err(error) if error.kind() == ErrorKind::Denied => {}
+            made => {
+                made?;
+                let gone = channel.queue_delete(spec.name.into(), QueueDeleteOptions::default());
+                self.link.answer("deleting a queue that was a trial", gone).await?;
+                Link::done(&channel);
+                return Ok(None);
+            }
+        }
+        let topology = Topology::new(&self.link);
+        let mut missing = 0;
+        for doublings in 0..=DOUBLINGS {
+            let look = topology.look(&format!("filestorage.delay.{}", FIRST << doublings)).await?;
+            missing += u32::from(look == Look::Missing);
+        }
+        let (user, vhost) = (self.link.url.user(), self.link.url.vhost());
+        Ok((missing > 0).then(|| {
+            format!(
+                "user '{user}' lacks the configure permission on queues and exchanges 'filestorage.delay.*' in vhost \
+                 '{vhost}', and {missing} delay queues are missing: commands with countdown or eta will fail; grant it \
+                 with rabbitmqctl set_permissions, or make them with deploy/rabbitmq/definitions"
+            )
+        }))
     }
 
     fn is_known(&self, step: u64) -> bool {

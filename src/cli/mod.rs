@@ -1,5 +1,6 @@
 //! The program: arguments, settings, wiring, exit code. One file per subcommand.
 
+mod admin;
 mod bucket;
 mod config;
 mod delete;

@@ -28,6 +28,8 @@ pub(super) struct Bench {
     pub(super) followed: Option<Instant>,
     /// Consumed queues that are there but gave no consumer, with the reason: left out until a trial gets one.
     pub(super) stalled: BTreeMap<String, Error>,
+    /// Whether this user may make delay queues was looked at.
+    pub(super) knows_rights: bool,
     /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
     pub(super) held_back: BTreeSet<Component>,
 }

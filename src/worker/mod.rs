@@ -125,8 +125,18 @@ pub async fn run(
         Journal::open(&options.journal, &options.node, options.journal_max_bytes).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
-    let mut bench =
-        Bench { options, engine, journal, metrics, readiness, silences, followed: None, stalled, held_back };
+    let mut bench = Bench {
+        options,
+        engine,
+        journal,
+        metrics,
+        readiness,
+        silences,
+        followed: None,
+        stalled,
+        knows_rights: false,
+        held_back,
+    };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
     let mut had_session = false;
@@ -206,6 +216,11 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
     if bench.options.events {
         note(&bench.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
+    }
+    if !std::mem::replace(&mut bench.knows_rights, true)
+        && let Ok(Some(lack)) = session.delay().lack().await
+    {
+        tracing::warn!(lack, "a permission is missing");
     }
     bench.journal.begin_session();
     bench.held_back.clear();

@@ -1,11 +1,15 @@
 //! `filestorage doctor` where no broker answers; with one see `live_broker`.
 
+use std::io::{Read as _, Write as _};
+
 use serde_json::{Value, json};
 
 use super::{Answer, Place};
 
 /// Nobody listens there.
 const NOWHERE: (&str, &str) = ("CELERY_BROKER_URL", "amqp://guest:hunter2@127.0.0.1:1//");
+/// Nor there: a worker of this machine is none of these tests'.
+const NOBODY: (&str, &str) = ("METRICS_PORT", "1");
 
 /// Status and text of every line of one check.
 fn lines(answer: &Answer, check: &str) -> Vec<(String, String)> {
@@ -24,12 +28,13 @@ fn one(answer: &Answer, check: &str, status: &str, part: &str) {
 #[test]
 fn every_check_runs_though_the_broker_is_away() {
     let place = Place::new();
-    let fresh = place.run_with(&["doctor", "--json"], &[NOWHERE], b"");
+    let fresh = place.run_with(&["doctor", "--json"], &[NOWHERE, NOBODY], b"");
     assert_eq!((fresh.code, &fresh.json()["ok"], &fresh.json()["faults"]), (69, &json!(false), &json!(1)), "{fresh:?}");
     assert!(!format!("{fresh:?}").contains("hunter"), "{fresh:?}");
     one(&fresh, "settings", "ok", "");
     one(&fresh, "broker", "fault", "Connection refused");
-    for skipped in ["queues", "publish", "declare"] {
+    one(&fresh, "worker", "note", "nobody listens at 127.0.0.1:1");
+    for skipped in ["queues", "publish", "events", "declare"] {
         one(&fresh, skipped, "skipped", "no broker answers");
     }
     one(&fresh, "disk", "ok", "free at .");
@@ -41,7 +46,7 @@ fn every_check_runs_though_the_broker_is_away() {
     place.store("k", b"value");
     let temporary = place.path().join("storage/objects/#tmp/left");
     std::fs::write(&temporary, b"by a killed writer").unwrap();
-    let used = place.run_with(&["doctor", "--json"], &[NOWHERE], b"");
+    let used = place.run_with(&["doctor", "--json"], &[NOWHERE, NOBODY], b"");
     one(&used, "folder", "ok", "./storage can be written");
     for permission in ["create", "conditions", "get", "list", "replace", "delete"] {
         one(&used, permission, "ok", "");
@@ -50,7 +55,7 @@ fn every_check_runs_though_the_broker_is_away() {
     assert!(temporary.exists());
     assert_eq!(place.run(&["list"]).text(), "k\n", "the object it was tried with is gone");
 
-    let text = place.run_with(&["doctor"], &[NOWHERE], b"");
+    let text = place.run_with(&["doctor"], &[NOWHERE, NOBODY], b"");
     assert!(
         text.text().contains("fault   broker        cannot open a session on amqp://guest@127.0.0.1:1//"),
         "{text:?}"
@@ -61,7 +66,7 @@ fn every_check_runs_though_the_broker_is_away() {
 #[test]
 fn faults_of_settings_are_told_and_what_they_do_not_concern_is_checked() {
     let place = Place::new();
-    let environment = [NOWHERE, ("CHUNK_SIZE", "big"), ("CELERY_BROKER_ULR", "x")];
+    let environment = [NOWHERE, NOBODY, ("CHUNK_SIZE", "big"), ("CELERY_BROKER_ULR", "x")];
     let answer = place.run_with(&["doctor", "--json"], &environment, b"");
     assert_eq!((answer.code, &answer.json()["faults"]), (78, &json!(2)), "a wrong setting is the worse fault");
     let settings = lines(&answer, "settings");
@@ -84,7 +89,7 @@ fn folders_that_cannot_be_used_are_faults_with_their_mend() {
     std::fs::create_dir(place.path().join("there")).unwrap();
     let (file, there) = (place.path().join("file"), place.path().join("there"));
     let directories = format!("{}:{}:/nowhere", file.display(), there.display());
-    let environment = [NOWHERE, ("EXCHANGE_DIRECTORIES", &directories), ("LOCAL_STORAGE_PATH", "file")];
+    let environment = [NOWHERE, NOBODY, ("EXCHANGE_DIRECTORIES", &directories), ("LOCAL_STORAGE_PATH", "file")];
     let answer = place.run_with(&["doctor", "--json"], &environment, b"");
     assert_eq!(answer.code, 78, "{answer:?}");
     one(&answer, "folder", "fault", "set local_storage_path");
@@ -92,4 +97,54 @@ fn folders_that_cannot_be_used_are_faults_with_their_mend() {
     let statuses: Vec<_> = exchange.iter().map(|(status, _)| status.as_str()).collect();
     assert_eq!(statuses, ["fault", "ok", "fault"], "{exchange:?}");
     assert!(exchange[0].1.contains("is no folder") && exchange[2].1.contains("take it out of exchange_directories"));
+}
+
+/// Answers every request of an admin port with this.
+fn stand_in(answers: &'static [(&str, &str, &str)]) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap();
+            let asked = String::from_utf8_lossy(&request[..length]).into_owned();
+            let (_, status, body) =
+                answers.iter().find(|(path, ..)| asked.starts_with(&format!("GET {path} "))).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn what_a_running_worker_says_is_wrong_is_a_fault() {
+    let place = Place::new();
+    let ask = |port: u16| place.run_with(&["doctor", "--json"], &[NOWHERE, ("METRICS_PORT", &port.to_string())], b"");
+    let well = ask(stand_in(&[
+        ("/readyz", "200 OK", r#"{"ready":true,"components":{"broker":{"ready":true}}}"#),
+        ("/health", "200 OK", r#"{"status":"healthy","pending_sync":0}"#),
+    ]));
+    one(&well, "worker", "ok", "is ready and healthy");
+    let away = ask(stand_in(&[
+        (
+            "/readyz",
+            "503 Service Unavailable",
+            r#"{"ready":false,"components":{"storage":{"ready":false,"reason":"the bucket is gone"},"journal":{"ready":true,"reason":"deleted"},"broker":{"ready":true}}}"#,
+        ),
+        ("/health", "200 OK", r#"{"status":"unhealthy","pending_sync":7}"#),
+    ]));
+    let said = lines(&away, "worker");
+    let statuses: Vec<_> = said.iter().map(|(status, _)| status.as_str()).collect();
+    assert_eq!((away.code, statuses), (69, vec!["fault", "fault", "note"]), "{said:?}");
+    assert!(said[0].1.contains("goes on, but says of its journal: deleted"), "{said:?}");
+    assert!(said[1].1.contains("is not ready, and says of its storage: the bucket is gone"), "{said:?}");
+    assert!(said[2].1.contains("7 values wait"), "{said:?}");
+    let sick = ask(stand_in(&[
+        ("/readyz", "200 OK", r#"{"ready":true,"components":{}}"#),
+        ("/health", "200 OK", r#"{"status":"degraded","pending_sync":null}"#),
+    ]));
+    one(&sick, "worker", "fault", "says of itself that it is degraded");
+    let other = ask(stand_in(&[("/readyz", "404 Not Found", "<html>")]));
+    one(&other, "worker", "fault", "is no worker; another program has the port; set metrics_port");
 }

@@ -18,6 +18,7 @@ fn doctor_of(url: &str, queue_type: &str) -> (i32, Vec<(String, String)>) {
         .current_dir(folder.path())
         .env_clear()
         .env("CELERY_BROKER_URL", url)
+        .env("METRICS_PORT", "1")
         .env("CELERY_TASK_DEFAULT_QUEUE_TYPE", queue_type)
         .output()
         .unwrap();
@@ -55,6 +56,14 @@ fn doctor_looks_at_queues_and_takes_nothing() {
         says(&used, "queues", "ok q: 3 messages wait, 0 consumers", "");
         says(&used, "queues", "note filestorage, filestorage.dead", "");
         until_ready(&session, "q", 3).await;
+
+        session.topology().ensure_metrics(10).await.unwrap();
+        let (code, told) = doctor(&url);
+        assert_eq!(code, 0);
+        says(&told, "events", "ok ", "may publish events");
+        // Bound to everything, it gets nothing.
+        says(&told, "queues", "ok filestorage.metrics: 0 messages wait", "");
+        says(&doctor(&url).1, "queues", "ok filestorage.metrics: 0 messages wait", "");
         for name in ["filestorage", "filestorage.dead"] {
             assert_eq!(session.topology().look(name).await.unwrap(), Look::Missing, "{name}: looking makes nothing");
         }
@@ -84,9 +93,14 @@ fn doctor_says_which_permission_is_missing() {
             owner.topology().ensure_queue(&QueueSpec::durable(queue, QueueType::Classic)).await.unwrap();
         }
         node.ctl(&["set_permissions", "--vhost", &vhost, &user, "^$", "^amq\\.default$", ".*"]);
+        let (code, silent) = doctor(&url);
+        assert_eq!(code, 78, "{silent:#?}");
+        says(&silent, "events", "fault ", "grant the write permission on exchange filestorage.events");
+        node.ctl(&["set_permissions", "--vhost", &vhost, &user, "^$", "^(amq\\.default|filestorage\\.events)$", ".*"]);
         let (code, enough) = doctor(&url);
         assert_eq!(code, 0, "{enough:#?}");
-        says(&enough, "declare", "note this user may make no queues", "countdown or eta");
+        says(&enough, "events", "note ", "not there yet");
+        says(&enough, "declare", "note this user may make no queues", "25 delay queues are missing");
         says(&enough, "publish", "ok ", "");
     });
 }

@@ -7,6 +7,7 @@ mod overlay;
 mod place;
 mod queue;
 mod report;
+mod worker;
 
 use std::time::Duration;
 
@@ -28,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Checks settings, broker, bucket and disk one by one, and says cause and mend of each fault.
 ///
 /// Every check runs, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in
-/// the place values are kept in, and removed again; at the broker a queue that goes with the connection, and a message
-/// that nobody gets. Nothing else is changed, and no message is taken: whether this user may consume a queue is told only
+/// the place values are kept in, and removed again; at the broker a queue that goes with the connection, and messages
+/// that nobody gets. A worker of these settings that runs here is asked at its admin port. Nothing else is changed, and no message is taken: whether this user may consume a queue is told only
 /// by a worker.
 ///
 /// Each line begins with `ok`, `note` (works, and somebody should know), `fault`, or `skipped`.
@@ -50,10 +51,16 @@ impl Arguments {
             broker(&mut report, settings).await?;
         }
         descriptors::check(&mut report, settings.worker.concurrency)?;
+        let runs = if concern(faults, &["enable_metrics", "metrics_"]) {
+            report.skipped("worker", "its settings have faults")?;
+            false
+        } else {
+            worker::check(&mut report, settings.telemetry.metrics.as_ref()).await?
+        };
         if concern(faults, &["gcs_", "s3_", "aws_", "storage_", "local_", "google_", "exchange_"]) {
             report.skipped("storage", "its settings have faults")?;
         } else {
-            storage(&mut report, &settings.storage).await?;
+            storage(&mut report, &settings.storage, runs).await?;
         }
         report.close()
     }
@@ -81,18 +88,18 @@ fn concern(faults: &Faults, begins: &[&str]) -> bool {
 
 async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Failure> {
     match broker_options(&settings.queue, "doctor") {
-        Ok(options) => queue::check(report, options, &settings.queue.queues).await,
+        Ok(options) => queue::check(report, options, &settings.queue.queues, settings.worker.events).await,
         Err(failure) => report.fault("broker", failure.code, failure.message),
     }
 }
 
-async fn storage(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
+async fn storage(report: &mut Report<'_>, settings: &StorageSettings, runs: bool) -> Result<(), Failure> {
     disk::check(report, &settings.local_storage_path)?;
     disk::exchange(report, &settings.exchange_directories)?;
     match open::kept_in(settings) {
         None => local(report, settings).await?,
         Some((provider, name)) => {
-            bucket(report, settings, provider, name).await?;
+            bucket(report, settings, provider, name, runs).await?;
             unseen(report, settings, &open::url(provider, name)).await?;
         }
     }
@@ -104,6 +111,7 @@ async fn bucket(
     settings: &StorageSettings,
     provider: Provider,
     name: &str,
+    runs: bool,
 ) -> Result<(), Failure> {
     match provider {
         Provider::Gcs => credentials::gcs(report, &settings.gcs)?,
@@ -131,8 +139,14 @@ async fn bucket(
                     && provider == Provider::Gcs
                     && settings.gcs.project.is_some() =>
             {
-                report
-                    .note("bucket", format!("{shown} does not exist; gcs_project_id is set, so a worker creates it"))?;
+                if runs {
+                    let why = "does not exist, though a worker runs: was it deleted? What was in it is gone, and the \
+                               next store creates it anew";
+                    report.fault("bucket", Code::Configuration, format!("{shown} {why}"))?;
+                } else {
+                    let what = format!("{shown} does not exist; gcs_project_id is set, so a worker creates it");
+                    report.note("bucket", what)?;
+                }
                 "the bucket cannot be used yet"
             }
             Err(error) => {

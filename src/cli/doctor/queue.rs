@@ -2,21 +2,30 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::broker::{
-    BrokerOptions, Confirmation, Error, ErrorKind, Look, Presence, PublishError, QueueSpec, QueueType, Session,
+    BrokerOptions, Confirmation, Delay, Error, ErrorKind, Look, Presence, PublishError, QueueSpec, QueueType, Session,
     Topology,
 };
-use crate::celery::message::{Address, Message, Publication};
+use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
+
+/// Where every operation is told.
+const EVENTS: &str = "filestorage.events";
 
 /// Longest wait for any one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Looks at every broker that is named, and through the first that answers at queues and permissions.
-pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queues: &[String]) -> Result<(), Failure> {
+pub(super) async fn check(
+    report: &mut Report<'_>,
+    options: BrokerOptions,
+    queues: &[String],
+    events: bool,
+) -> Result<(), Failure> {
     let quorum = options.queue_type == QueueType::Quorum;
     let mut session = None;
     for url in &options.urls {
@@ -30,7 +39,7 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
         }
     }
     let Some(session) = session else {
-        for part in ["queues", "publish", "declare"] {
+        for part in ["queues", "publish", "events", "declare"] {
             report.skipped(part, "no broker answers")?;
         }
         return Ok(());
@@ -50,7 +59,7 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
             Err(error) => report.fault("queues", code(&error), format!("{queue}: {error}"))?,
         }
     }
-    declare(report, &topology, &missing).await?;
+    declare(report, &topology, &session.delay(), &missing).await?;
     if quorum {
         // Neither a policy nor the limit can be seen by AMQP.
         let limit =
@@ -58,12 +67,17 @@ pub(super) async fn check(report: &mut Report<'_>, options: BrokerOptions, queue
         report.note("queues", format!("{limit}; `rabbitmqctl list_policies` shows it (RabbitMQ 3 has no limit)"))?;
     }
     publish(report, &session).await?;
+    if events {
+        tell(report, &session).await?;
+    } else {
+        report.skipped("events", "enable_events is false")?;
+    }
     session.close().await;
     Ok(())
 }
 
 /// Makes a queue that goes with this connection, which tells whether this user may make any.
-async fn declare(report: &mut Report<'_>, topology: &Topology, missing: &[&str]) -> Result<(), Failure> {
+async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, missing: &[&str]) -> Result<(), Failure> {
     let spec = QueueSpec {
         durable: false,
         exclusive: true,
@@ -79,10 +93,11 @@ async fn declare(report: &mut Report<'_>, topology: &Topology, missing: &[&str])
         Ok(Presence::Created | Presence::Present) => {
             report.note("queues", format!("{missing}: not there yet; the first worker makes them"))
         }
-        Ok(Presence::Denied(words)) if missing.is_empty() => {
-            let what = "what is needed is there, but commands with countdown or eta need delay queues";
-            report.note("declare", format!("this user may make no queues ({words}): {what}"))
-        }
+        Ok(Presence::Denied(words)) if missing.is_empty() => match delay.lack().await {
+            Ok(None) => report.fine("declare", "this user may make no queues, and needs none: all are there"),
+            Ok(Some(lack)) => report.note("declare", format!("this user may make no queues ({words}): {lack}")),
+            Err(error) => report.fault("declare", code(&error), error.to_string()),
+        },
         Ok(Presence::Denied(words)) => {
             let mend = format!("let another user make {missing}, or grant it");
             report.fault("queues", Code::Configuration, format!("{missing}: not there, and {words}; {mend}"))
@@ -113,6 +128,52 @@ async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failu
         }
         Some(Err(error)) => report.fault("publish", Code::Unavailable, format!("{error}; try again")),
         None => report.skipped("publish", "the broker said nothing"),
+    }
+}
+
+/// Publishes an event that nobody gets, whoever is bound to the exchange: the broker looks at the right to publish first and
+/// then refuses the message for its expiration. Were it taken all the same, it would say of itself that it is a probe.
+async fn tell(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
+    let id = Uuid::new_v4().to_string();
+    let event = json!({
+        "specversion": "1.0",
+        "id": id,
+        "source": "filestorage doctor",
+        "type": "filestorage.probe",
+        "datacontenttype": "application/json",
+        "data": {"probe": true},
+    });
+    let message = Message {
+        properties: Properties {
+            content_type: Some("application/cloudevents+json".to_owned()),
+            expiration: Some("probe".to_owned()),
+            message_id: Some(id),
+            ..Properties::default()
+        },
+        headers: Headers::from_iter([("filestorage_probe".to_owned(), Field::Bool(true))]),
+        body: event.to_string().into(),
+    };
+    let address = Address { exchange: EVENTS.to_owned(), routing_key: "doctor.probe".to_owned() };
+    let publisher = session.publisher();
+    let publication = vec![Publication { address, message }];
+    let Ok(mut answers) = tokio::time::timeout(PATIENCE, publisher.publish(publication, true)).await else {
+        return report.skipped("events", "the broker takes nothing now");
+    };
+    match answers.pop() {
+        // 406 is the refusal of the expiration.
+        Some(Ok(_) | Err(PublishError::Refused { code: 406, .. })) => {
+            report.fine("events", format!("this user may publish events to the exchange {EVENTS}"))
+        }
+        Some(Err(PublishError::Refused { code: 404, .. })) => {
+            report.note("events", format!("the exchange {EVENTS} is not there yet; the first worker makes it"))
+        }
+        Some(Err(PublishError::Refused { code, text })) => {
+            let mend = format!("grant the write permission on exchange {EVENTS} with rabbitmqctl set_permissions");
+            let why = format!("events cannot be published: the broker answered {code} {text}; {mend}");
+            report.fault("events", Code::Configuration, why)
+        }
+        Some(Err(error)) => report.fault("events", Code::Unavailable, format!("{error}; try again")),
+        None => report.skipped("events", "the broker said nothing"),
     }
 }
 
