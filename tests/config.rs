@@ -400,6 +400,8 @@ fn secrets_come_from_files_and_are_never_shown() {
     let by_flag = load(&inputs("", &[("CELERY_BROKER_URL", "amqp://x")], &[("celery_broker_url_file", path)])).unwrap();
     assert_eq!(by_flag.settings.queue.broker_urls.len(), 2);
 
+    assert!(!loaded.settings.queue.broker_is_default);
+    assert!(from_environment(&[]).unwrap().settings.queue.broker_is_default);
     let twice = lines(from_environment(&[("CELERY_BROKER_URL_FILE", path), ("CELERY_BROKER_URL", "amqp://u:pw1@x")]));
     assert!(twice.len() == 1 && twice[0].contains("set one of the two") && !twice[0].contains("pw1"), "{twice:?}");
     for (held, said) in [("", "is empty"), ("hunter4 & co", "what it holds must be amqp://")] {

@@ -53,6 +53,11 @@ impl Error {
         Self { message: format!("{what}: {}", self.message), ..self }
     }
 
+    /// Adds a remark behind cause and mend.
+    pub(crate) fn noting(self, remark: &str) -> Self {
+        Self { message: format!("{}; {remark}", self.message), ..self }
+    }
+
     /// Returns the kind.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
@@ -100,7 +105,10 @@ fn is_unknown_method(reply: &Reply) -> bool {
 
 /// Says why no session came about; a refusal is about the login here, whatever else its code may mean.
 pub(crate) fn opening(error: &lapin::Error, url: &BrokerUrl, method: LoginMethod) -> Error {
-    let (kind, mend) = refused_login(reply(error).as_ref(), url, method);
+    let (kind, mut mend) = refused_login(reply(error).as_ref(), url, method);
+    if is_plain(error) {
+        "that port does not speak TLS: write amqp://, or name the one that does, 5671 by custom".clone_into(&mut mend);
+    }
     let fault = classify(error).to_string();
     // RabbitMQ ends some of its texts with a stop.
     Error::new(kind, format!("cannot open a session on {url}: {}: {mend}", fault.trim_end_matches('.')))
@@ -149,6 +157,11 @@ fn refused_login(reply: Option<&Reply>, url: &BrokerUrl, method: LoginMethod) ->
             (ErrorKind::Unreachable, mend.to_owned())
         }
     }
+}
+
+/// Tells whether something else than TLS came back from where TLS was begun.
+fn is_plain(error: &lapin::Error) -> bool {
+    matches!(error.kind(), Lapin::IOError(error) if error.to_string().contains("InvalidContentType"))
 }
 
 /// What RabbitMQ says with 404 of a queue that is there: its node is down, it was stopped, it crashed, it does not answer.

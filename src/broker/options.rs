@@ -9,6 +9,8 @@ use super::BrokerUrl;
 pub struct BrokerOptions {
     /// Tried in turn, first to last.
     pub urls: Vec<BrokerUrl>,
+    /// Nobody chose the URLs: faults say so.
+    pub is_default: bool,
     /// Certificates for `amqps`.
     pub tls: Tls,
     /// Shown by the broker's management beside `consume` and `publish`.
@@ -28,6 +30,7 @@ impl Default for BrokerOptions {
     fn default() -> Self {
         Self {
             urls: Vec::new(),
+            is_default: false,
             tls: Tls::default(),
             connection_name: "filestorage".to_owned(),
             timeout: Duration::from_secs(10),

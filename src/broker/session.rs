@@ -83,6 +83,9 @@ impl Session {
                     let publisher = Publisher::new(&link)?;
                     return Ok(Self { link, publisher });
                 }
+                Err(fault) if options.is_default => {
+                    faults.push(fault.noting("CELERY_BROKER_URL is not set, so its default was tried"));
+                }
                 Err(fault) => faults.push(fault),
             }
         }
@@ -252,6 +255,12 @@ impl Link {
     pub(super) fn name_permission(&self, error: Error, permission: &str, resource: &str) -> Error {
         if error.kind() != ErrorKind::Denied {
             return error;
+        }
+        // No right of any user helps here.
+        if error.to_string().contains("reserved prefix") {
+            let text =
+                format!("{resource} cannot be made: names that begin with 'amq.' are the broker's own; take another");
+            return Error::new(ErrorKind::Arguments, text);
         }
         let (user, vhost) = (self.url.user(), self.url.vhost());
         Error::new(

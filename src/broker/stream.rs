@@ -49,6 +49,8 @@ struct Scrubbed<S> {
     inner: S,
     heard: Heard,
     scrubber: Scrubber,
+    /// Something was read.
+    begun: bool,
     /// A frame that began in an earlier read.
     held: Vec<u8>,
     /// So much of it may be passed on, and so much was.
@@ -58,7 +60,7 @@ struct Scrubbed<S> {
 
 impl<S> Scrubbed<S> {
     fn new(inner: S, heard: Heard) -> Self {
-        Self { inner, heard, scrubber: Scrubber::default(), held: Vec::new(), ready: 0, passed: 0 }
+        Self { inner, heard, scrubber: Scrubber::default(), begun: false, held: Vec::new(), ready: 0, passed: 0 }
     }
 
     fn pass_held(&mut self, buffer: &mut [u8]) -> usize {
@@ -72,6 +74,19 @@ impl<S> Scrubbed<S> {
         }
         count
     }
+}
+
+/// Looks at the first bytes of a broker: it answers with a method frame, or with the protocol it would rather speak.
+fn speaks_amqp(first: &[u8]) -> io::Result<()> {
+    let what = match first {
+        [] | [1 | b'A', ..] => return Ok(()),
+        // An alert or a handshake.
+        [0x15 | 0x16, 3, ..] | [0x15 | 0x16] => {
+            "that port speaks TLS: write amqps://, or name the one that does not, 5672 by custom"
+        }
+        _ => "what answers there is no AMQP broker: check host and port",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
 impl<S: AsyncRead + Unpin> Scrubbed<S> {
@@ -104,6 +119,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
             }
             let count = ready!(Pin::new(&mut this.inner).poll_read(context, buffer))?;
             this.heard.note();
+            if !std::mem::replace(&mut this.begun, true) {
+                speaks_amqp(&buffer[..count])?;
+            }
             let passed = this.scrubber.scrub(&mut buffer[..count]);
             this.held.extend_from_slice(&buffer[passed..count]);
             if passed > 0 || count == 0 {
@@ -250,6 +268,8 @@ mod tests {
     fn a_large_body_is_read_straight_into_the_callers_buffer() {
         let body = frame(3, &[0xff; 100_000]);
         let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)), Heard::new());
+        // As in the middle of a connection.
+        stream.begun = true;
         let mut context = Context::from_waker(std::task::Waker::noop());
         let (mut counts, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
         while counts.last() != Some(&0) {

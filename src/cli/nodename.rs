@@ -1,10 +1,13 @@
 //! A worker's node name, as Celery's `-n` expands it.
 
+/// Most bytes of a node name: what is named after it adds a few to it, and AMQP's short strings hold 255.
+const LONGEST: usize = 200;
+
 /// Expands `%h` (host name), `%n` (its first part), `%d` (the rest) and `%%`; without `@` the text is the host part.
 ///
 /// # Errors
 ///
-/// Names an unknown `%` sequence.
+/// Names an unknown `%` sequence, or how long the name is where it is too long.
 pub(super) fn expand(pattern: &str, host: &str) -> Result<String, String> {
     let (first, rest) = host.split_once('.').unwrap_or((host, ""));
     let mut name = String::new();
@@ -25,7 +28,15 @@ pub(super) fn expand(pattern: &str, host: &str) -> Result<String, String> {
             }
         }
     }
-    Ok(if name.contains('@') { name } else { format!("filestorage@{name}") })
+    let name = if name.contains('@') { name } else { format!("filestorage@{name}") };
+    if name.len() > LONGEST {
+        let length = name.len();
+        return Err(format!(
+            "worker_name is {length} bytes long once it is filled in, and may have {LONGEST}: AMQP's names hold 255, and \
+             the worker's own consumers and queues add to it; shorten worker_name (-n)"
+        ));
+    }
+    Ok(name)
 }
 
 #[cfg(test)]
@@ -46,5 +57,8 @@ mod tests {
         assert_eq!(expand("w@%n%d", "box").unwrap(), "w@box");
         assert!(expand("w@%i", "box").unwrap_err().contains("%i"));
         assert!(expand("w@%", "box").is_err());
+        assert_eq!(expand(&"w".repeat(188), "box").unwrap().len(), 200);
+        let long = expand(&format!("{}@%h", "ä".repeat(100)), "box").unwrap_err();
+        assert!(long.contains("worker_name is 204 bytes") && long.contains("may have 200"), "{long}");
     }
 }

@@ -245,6 +245,7 @@ pub(super) fn broker_options(queue: &QueueSettings, node: &str) -> Result<Broker
     let tls = tls_files(queue).read();
     Ok(BrokerOptions {
         urls: broker_urls(queue)?,
+        is_default: queue.broker_is_default,
         tls: tls.map_err(|error| Failure::new(Code::Configuration, format!("broker_tls_…: {error}")))?,
         connection_name: node.to_owned(),
         queue_type: queue_type(queue.queue_type),

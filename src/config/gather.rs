@@ -104,10 +104,12 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
         .collect();
     faults.extend(combined);
     let values = Values(with_defaults(values.0));
-    let settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
+    let mut settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
         let message = "a setting the program needs has no row in its registry".to_owned();
         Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
+    let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;
+    settings.queue.broker_is_default = effective.iter().any(is_default);
     Ok((Loaded { settings, effective, warnings: near_misses(inputs), secret_files }, Faults(faults)))
 }
 

@@ -94,8 +94,8 @@ impl Kind {
             Self::Path | Self::File => "a path".to_owned(),
             Self::Paths => "absolute paths joined by `:`".to_owned(),
             Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
-            Self::Queues => "queue names of 1 to 255 bytes joined by commas".to_owned(),
-            Self::Queue => "a queue name of 1 to 255 bytes".to_owned(),
+            Self::Queues => format!("queue names of 1 to 255 bytes joined by commas, {RESERVED}"),
+            Self::Queue => format!("a queue name of 1 to 255 bytes, {RESERVED}"),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
         }
@@ -218,9 +218,12 @@ fn urls(text: &str) -> Vec<String> {
     text.split(';').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
 }
 
+/// RabbitMQ refuses to declare them, with the code of a right that is missing.
+const RESERVED: &str = "not beginning with `amq.`, which RabbitMQ keeps for itself";
+
 /// AMQP's short strings hold 255 bytes.
 fn is_queue(name: &str) -> bool {
-    (1..=255).contains(&name.len())
+    (1..=255).contains(&name.len()) && !name.starts_with("amq.")
 }
 
 /// Checks a URL as far as a setting can be wrong: scheme, a host, a port that is one, no login, nothing behind the path.
@@ -300,6 +303,9 @@ mod tests {
         assert_eq!(parse(Kind::Queues, "a, b,a"), list(&["a", "b"]));
         assert_eq!(parse(Kind::Queues, "a,,b"), None);
         assert_eq!(parse(Kind::Queue, &"x".repeat(256)), None);
+        assert_eq!(parse(Kind::Queue, "amq.mine"), None);
+        assert_eq!(parse(Kind::Queues, "a,amq.gen-1"), None);
+        assert!(Kind::Queues.allowed().contains("`amq.`"));
         assert_eq!(Kind::Queues.parse(&Raw::List(vec!["a,b".to_owned()])), list(&["a,b"]));
         assert_eq!(Kind::Bool.parse(&Raw::List(vec!["true".to_owned()])), None);
         assert_eq!(parse(Kind::Content, "json"), list(&["json"]));

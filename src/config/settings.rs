@@ -25,6 +25,8 @@ pub struct Settings {
 pub struct QueueSettings {
     /// `celery_broker_url`: at least one URL, tried in turn; passwords inside.
     pub broker_urls: Vec<Secret>,
+    /// `celery_broker_url` was given nowhere: its default holds.
+    pub broker_is_default: bool,
     /// `celery_task_default_queue`.
     pub default_queue: String,
     /// The queues to consume: `celery_task_queues`, or the default queue alone; never empty, no name twice.
@@ -177,6 +179,7 @@ impl Settings {
         Some(Self {
             storage: StorageSettings::from_values(values, aws, aws_files)?,
             queue: QueueSettings {
+                broker_is_default: false,
                 broker_urls: values.list("celery_broker_url")?.iter().map(Secret::new).collect(),
                 default_queue,
                 queues,

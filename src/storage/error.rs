@@ -191,6 +191,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What nobody asked for by that name needs none: the message says it all.
+        if self.operation == Operation::Probe && self.key.is_none() {
+            return formatter.write_str(&self.message);
+        }
         write!(formatter, "{}", self.operation.as_str())?;
         if let Some(key) = &self.key {
             write!(formatter, " {key:?}")?;

@@ -99,11 +99,16 @@ pub enum Departure {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The broker refuses permanently before the first session.
-    #[error("{0}; correct CELERY_BROKER_URL, or what the broker grants")]
+    #[error("{0}{mend}", mend = mend(.0))]
     Broker(Error),
     /// The journal cannot be opened.
     #[error("the journal cannot be opened: {0}; make the folder writable or set local_storage_path")]
     Journal(std::io::Error),
+}
+
+/// Adds what a fault of the login does not say itself: where the login stands.
+fn mend(error: &Error) -> &'static str {
+    if error.kind() == ErrorKind::Login { "; correct CELERY_BROKER_URL, or what the broker grants" } else { "" }
 }
 
 /// Works until told to stop: sessions one after another, for ever.

@@ -137,8 +137,8 @@ fn what_a_running_worker_says_is_wrong_is_a_fault() {
     let said = lines(&away, "worker");
     let statuses: Vec<_> = said.iter().map(|(status, _)| status.as_str()).collect();
     assert_eq!((away.code, statuses), (69, vec!["fault", "fault", "note"]), "{said:?}");
-    assert!(said[0].1.contains("goes on, but says of its journal: deleted"), "{said:?}");
-    assert!(said[1].1.contains("is not ready, and says of its storage: the bucket is gone"), "{said:?}");
+    assert!(said[0].1.contains("is not ready, and says of its storage: the bucket is gone"), "{said:?}");
+    assert!(said[1].1.contains("goes on, but says of its journal: deleted"), "{said:?}");
     assert!(said[2].1.contains("7 values wait"), "{said:?}");
     let sick = ask(stand_in(&[
         ("/readyz", "200 OK", r#"{"ready":true,"components":{}}"#),

@@ -72,6 +72,14 @@ def test_the_broker_s_password_is_in_a_file_only(stack, laid_over, tmp_path):
     assert call(app, "exists", "nothing") is False
 
 
+def test_files_of_an_exchange_folder_are_values(stack, laid_over, tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "big.bin").write_bytes(b"from a file")
+    laid_over("worker", "exchange.yml", EXCHANGE=tmp_path)
+    app = stack.app(f"amqp://producer:producer@127.0.0.1:{stack.ports['RABBITMQ_PORT']}//")
+    assert call(app, "store", "files/2", {"$ref": "file:///exchange/big.bin"})["size"] == 11
+
+
 def test_the_keys_of_s3_are_in_files_only(stack, laid_over, tmp_path):
     for name, text in {"access-key-id": "filestorage", "secret-access-key": "filestorage-secret"}.items():
         (tmp_path / name).write_text(text + "\n")

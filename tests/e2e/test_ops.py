@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness import BINARY, QUEUE, ROOT, TIMEOUT, crc32c, wait_until
+from harness import BINARY, LEAST_PRIVILEGE, QUEUE, ROOT, TIMEOUT, crc32c, wait_until
 
 
 def run(site, *args, timeout=30, stdin=b"", **env):
@@ -84,6 +84,27 @@ def test_an_unknown_vhost_ends_with_78_and_names_it(site):
     done = run(site, "worker", CELERY_BROKER_URL=site.broker.url("no-such-vhost"))
     assert done.returncode == 78, text_of(done)
     assert "no-such-vhost" in text_of(done)
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        (["-n", "w" * 300 + "@%h"], ["worker_name", "bytes long", "255"]),
+        (["-Q", "filestorage,amq.mine"], ["celery_task_queues", "`amq.`"]),
+    ],
+    ids=["a worker's name that is too long", "a reserved name"],
+)
+def test_a_name_that_the_broker_cannot_take_ends_with_78_before_it_is_asked(site, args, named):
+    done = run(site, "worker", *args, CELERY_BROKER_URL="amqp://127.0.0.1:1//")
+    assert done.returncode == 78, text_of(done)
+    assert not [part for part in named if part not in text_of(done)], text_of(done)
+
+
+@pytest.mark.skipif(not LEAST_PRIVILEGE, reason="somebody who may do everything misses no permission")
+def test_a_permission_that_is_missing_on_a_queue_is_no_matter_of_the_url(site):
+    done = run(site, "worker", "-Q", "somebody-elses")
+    assert done.returncode == 78 and "permission on queue 'somebody-elses'" in text_of(done), text_of(done)
+    assert "CELERY_BROKER_URL" not in text_of(done)
 
 
 def test_of_several_brokers_the_one_that_answers_is_taken(site):

@@ -189,10 +189,10 @@ def encrypted(key):
 
 def test_a_plain_port_and_an_encrypted_one_are_told_apart(node, secure):
     plain = secure.spawn(name="plain", CELERY_BROKER_URL=node.encrypted(node.least(secure.vhost, "worker")).replace("amqps:", "amqp:"))
-    wait_until(lambda: "amqps://" in plain.http("/readyz")[1], SOON, plain.log)
+    wait_until(lambda: "that port speaks TLS: write amqps://" in plain.http("/readyz")[1], SOON, plain.log)
     wrong = node.least(secure.vhost, "worker").replace("amqp:", "amqps:")
     other = secure.spawn(name="other", CELERY_BROKER_URL=wrong, **tls(node))
-    wait_until(lambda: "does it speak TLS there" in other.http("/readyz")[1], SOON, other.log)
+    wait_until(lambda: "that port does not speak TLS: write amqp://" in other.http("/readyz")[1], SOON, other.log)
 
 
 def test_authentication_by_certificate_alone_is_refused_as_unknown(node, secure):

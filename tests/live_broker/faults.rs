@@ -49,6 +49,23 @@ fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
         let error = Session::open(&options(&format!("{refused};{wrong}"))).await.unwrap_err();
         assert!(!error.is_permanent(), "{error}");
         assert!(error.to_string().contains("refused") && error.to_string().contains("check user"), "{error}");
+        let unset = BrokerOptions { is_default: true, ..options(&refused) };
+        let error = Session::open(&unset).await.unwrap_err().to_string();
+        assert!(error.contains("CELERY_BROKER_URL is not set, so its default was tried"), "{error}");
+        // Whoever else listens there.
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = other.local_addr().unwrap();
+        std::thread::spawn(move || {
+            use std::io::Write as _;
+            while let Ok((mut stream, _)) = other.accept() {
+                drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+            }
+        });
+        let error = Session::open(&options(&format!("amqp://{place}"))).await.unwrap_err().to_string();
+        assert!(error.contains("is no AMQP broker"), "{error}");
+        let name = QueueSpec::durable("amq.mine", QueueType::Classic);
+        let reserved = session.topology().ensure_queue(&name).await.unwrap_err();
+        assert!(reserved.to_string().contains("'amq.'") && !reserved.to_string().contains("permission"), "{reserved}");
         assert!(Backoff::default().next_wait() <= Duration::from_millis(100));
     });
 }

@@ -207,9 +207,8 @@ impl Journal {
         if self.lines.is_empty() {
             return there;
         }
-        let appended = there.and_then(|()| {
-            self.segment.append(&self.lines, &self.answers).map_err(|error| at(&self.folder, &error))
-        });
+        let appended = there
+            .and_then(|()| self.segment.append(&self.lines, &self.answers).map_err(|error| at(&self.folder, &error)));
         if let Err(error) = appended {
             if self.lines.len() + self.answers.len() > MAX_BACKLOG {
                 // The places of unwritten answers are void with the lines; memory is bounded first.
