@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use percent_encoding::percent_decode_str;
 
+use crate::redact;
+
 /// One broker's address and login; shown without the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
@@ -42,8 +44,9 @@ impl LoginMethod {
     fn parse(text: &str) -> Result<Self, UrlError> {
         let known = [Self::Plain, Self::Amqplain, Self::External];
         known.into_iter().find(|method| method.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
-            let shown: String = text.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
-            UrlError(format!("the broker url's login_method {shown} is not supported: use PLAIN, AMQPLAIN or EXTERNAL"))
+            let known = OTHER_METHODS.iter().find(|method| method.eq_ignore_ascii_case(text));
+            let shown = known.map_or(String::new(), |method| format!(" {method}"));
+            UrlError(format!("the broker url's login_method{shown} is not supported: use PLAIN, AMQPLAIN or EXTERNAL"))
         })
     }
 }
@@ -80,11 +83,17 @@ impl BrokerUrl {
             "amqp" | "pyamqp" => false,
             "amqps" | "pyamqps" => true,
             other => {
+                let named = if OTHER_SCHEMES.contains(&other) { format!(" {other:?}") } else { String::new() };
                 return Err(UrlError(format!(
-                    "the broker scheme {other:?} is not supported: use amqp, amqps, pyamqp or pyamqps"
+                    "the broker scheme{named} is not supported: use amqp, amqps, pyamqp or pyamqps"
                 )));
             }
         };
+        // Several lines are several values, and one of them may be no URL at all.
+        if rest.contains(|character: char| character.is_whitespace() || character.is_control()) {
+            let mend = "URLs are joined by ';', and a blank in a password is written %20";
+            return Err(UrlError(format!("the broker url holds a blank or a line break: {mend}")));
+        }
         if rest.contains('#') {
             return Err(UrlError("the broker url holds a '#': write it as %23".to_owned()));
         }
@@ -108,10 +117,7 @@ impl BrokerUrl {
                 ("heartbeat", value) => drop(seconds(name, value)?),
                 ("insist", _) => {}
                 (name, _) => {
-                    // It may be a piece of a password.
-                    let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-                    let named = plain && name.len() < 32 && !query.contains('@');
-                    let named = if named { format!(" {name:?}") } else { String::new() };
+                    let named = if OTHER_OPTIONS.contains(&name) { format!(" {name:?}") } else { String::new() };
                     let mend = if name.starts_with("ssl_") {
                         "certificates have settings of their own, broker_tls_ca_file, broker_tls_certificate_file and \
                          broker_tls_key_file"
@@ -129,12 +135,15 @@ impl BrokerUrl {
         let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         let (host, port) = split_port(place)?;
+        redact::remember(password);
+        let password = decode(password, "password", "guest")?;
+        redact::remember(&password);
         Ok(Self {
             tls,
             host: decode(host, "host", "localhost")?,
             port: port.unwrap_or(if tls { 5671 } else { 5672 }),
             user: decode(user, "user", "guest")?,
-            password: decode(password, "password", "guest")?,
+            password,
             vhost: decode(path, "virtual host", "/")?,
             login_method,
             connect_timeout,
@@ -192,6 +201,37 @@ impl BrokerUrl {
 
 /// kombu's options of a URL.
 const OPTIONS: [&str; 5] = ["ssl", "login_method", "connect_timeout", "heartbeat", "insist"];
+
+// What is named when it is refused; any other word may be a piece of a password.
+
+/// Schemes of other transports.
+const OTHER_SCHEMES: [&str; 10] =
+    ["redis", "rediss", "sentinel", "sqs", "memory", "http", "https", "kafka", "mongodb", "filesystem"];
+
+/// Options of kombu's, of its TLS and of RabbitMQ's own URLs that are not taken.
+const OTHER_OPTIONS: [&str; 18] = [
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_cert_reqs",
+    "ssl_version",
+    "ca_certs",
+    "cert_reqs",
+    "cacertfile",
+    "certfile",
+    "keyfile",
+    "verify",
+    "connection_timeout",
+    "auth_mechanism",
+    "channel_max",
+    "frame_max",
+    "transport",
+    "virtual_host",
+    "failover_strategy",
+];
+
+/// Login methods of RabbitMQ's plugins and of other brokers.
+const OTHER_METHODS: [&str; 6] = ["GSSAPI", "ANONYMOUS", "CRAM-MD5", "RABBIT-CR-DEMO", "XOAUTH2", "SCRAM-SHA-256"];
 
 /// Reads a number of seconds; 0 and `None` are none at all.
 fn seconds(name: &str, value: &str) -> Result<Duration, UrlError> {
@@ -322,6 +362,11 @@ mod tests {
             (" ; ", "empty"),
             ("amqp://u:secret/word@h/v", "percent"),
             ("amqp://u:secret#word@h/v", "%23"),
+            ("amqp://u:p@h//\nsecret", "line break"),
+            ("amqp://u:secret word@h//", "%20"),
+            ("secret://u:p@h//", "scheme is not"),
+            ("amqp://u:p@h//?secret=1", "take it out"),
+            ("amqp://u:p@h//?login_method=secret", "login_method is not"),
             ("amqp://u:secret@h/v?ssl_ca_certs=x", "broker_tls_ca_file"),
             ("amqp://u:secret@h/v?hearbeat=30", "heartbeat"),
             ("amqp://u:p?secret=1@h/v", "%3F"),

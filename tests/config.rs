@@ -163,12 +163,12 @@ fn every_fault_is_listed_with_setting_value_source_and_rule() {
     let faults = lines(load(&inputs(file, &environment, &[("metrics_port", "70000")])));
     for fault in [
         "metrics_prot (file test.toml): no setting has this name; did you mean metrics_port?",
-        "zzz (file test.toml): no setting has this name; `filestorage config` lists all",
-        "chunk_size = \"big\" (file test.toml): must be a whole number from 1 to 1073741824",
-        "log_level = \"LOUD\" (file test.toml): must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
+        "line 4 (file test.toml): begins with a name that no setting has; `filestorage config` lists all",
+        "chunk_size (file test.toml): must be a whole number from 1 to 1073741824",
+        "log_level (file test.toml): must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
         "celery_worker_concurrency = \"0\" (environment CELERY_WORKER_CONCURRENCY): \
          must be a whole number from 1 to 4096",
-        "celery_accept_content = \"json,pickle\" (environment CELERY_ACCEPT_CONTENT): \
+        "celery_accept_content (environment CELERY_ACCEPT_CONTENT): \
          must be json; other serializers are not available",
         "metrics_port = \"70000\" (flag --metrics-port): must be a whole number from 0 to 65535",
     ] {
@@ -328,11 +328,11 @@ fn faults_of_buckets_are_told_all_at_once() {
         ("TIMEOUT_SECONDS", "0"),
     ]));
     for fault in [
-        "gcs_bucket_name = \"gs://My-Bucket\" (environment GCS_BUCKET_NAME): must be the bare name of a bucket: ",
-        "s3_bucket_name = \"my_bucket\" (environment S3_BUCKET_NAME): must be the bare name of a bucket: ",
-        "s3_endpoint_url = \"http://user:***@minio\" (environment S3_ENDPOINT_URL): must be an http:// or https:// URL",
-        "storage_emulator_host = \"ftp://localhost\" (environment STORAGE_EMULATOR_HOST): must be host:port or",
-        "exchange_directories = \"relative\" (environment EXCHANGE_DIRECTORIES): must be absolute paths",
+        "gcs_bucket_name (environment GCS_BUCKET_NAME): must be the bare name of a bucket: ",
+        "s3_bucket_name (environment S3_BUCKET_NAME): must be the bare name of a bucket: ",
+        "s3_endpoint_url (environment S3_ENDPOINT_URL): must be an http:// or https:// URL",
+        "storage_emulator_host (environment STORAGE_EMULATOR_HOST): must be host:port or",
+        "exchange_directories (environment EXCHANGE_DIRECTORIES): must be absolute paths",
         "max_retries = \"-1\"",
         "timeout_seconds = \"0\"",
     ] {
@@ -418,11 +418,36 @@ fn secrets_come_from_files_and_are_never_shown() {
 }
 
 #[test]
+fn a_word_that_was_meant_is_named_and_what_was_given_is_not() {
+    for (name, given, meant) in [("LOG_LEVEL", "wraning", "WARNING"), ("STORAGE_BACKEND", "locl", "local")] {
+        let faults = lines(from_environment(&[(name, given)]));
+        assert!(faults[0].ends_with(&format!("; did you mean {meant}?")) && !faults[0].contains(given), "{faults:?}");
+    }
+    let faults = lines(from_environment(&[("LOG_LEVEL", "hunter2")]));
+    assert!(faults[0].ends_with("ERROR, CRITICAL") && !faults[0].contains("hunter2"), "{faults:?}");
+    let urls = lines(from_environment(&[("CELERY_BROKER_URL", "amqp://h//;hunter2")]));
+    assert!(urls[0].contains("entry 2 is wrong") && !urls[0].contains("hunter2"), "{urls:?}");
+}
+
+#[test]
+fn a_password_in_a_flag_is_warned_of_and_not_repeated() {
+    for url in ["amqp://u:hunter2@h//", "amqp://a//;amqp://u:hunter2@h//"] {
+        let loaded = load(&inputs("", &[], &[("celery_broker_url", url)])).unwrap();
+        let [warning] = loaded.warnings.as_slice() else { panic!("{:?}", loaded.warnings) };
+        assert!(warning.contains("--celery-broker-url-file") && !warning.contains("hunter2"), "{warning}");
+        assert!(load(&inputs("", &[("CELERY_BROKER_URL", url)], &[])).unwrap().warnings.is_empty());
+    }
+    for url in ["amqp://h//", "amqp://user@h//", "amqp://[::1]:5672//"] {
+        assert!(load(&inputs("", &[], &[("celery_broker_url", url)])).unwrap().warnings.is_empty(), "{url}");
+    }
+}
+
+#[test]
 fn faults_do_not_show_secrets() {
     let file = "encryption_key = 12345\ncelery_broker_url = \"redis://u:hunter2@h\"";
     let given = inputs(file, &[("ENCRYPTION_KEY", "hunter3")], &[]);
     let faults = load(&given).unwrap_err().to_string();
-    assert!(faults.contains("encryption_key = \"***\"") && faults.contains("redis://u:***@h"), "{faults}");
+    assert!(faults.contains("encryption_key = \"***\"") && faults.contains("celery_broker_url (file"), "{faults}");
     assert!(!faults.contains("hunter"), "{faults}");
     assert!(!format!("{given:?}").contains("hunter"));
     let broken = from_file("celery_broker_url = \"amqp://u:hunter2@h\nx = 1").unwrap_err().to_string();

@@ -3,6 +3,7 @@
 use lapin::ErrorKind as Lapin;
 
 use super::{BrokerUrl, LoginMethod};
+use crate::redact::redact;
 
 /// The room's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -41,7 +42,7 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: redact(&message.into()).into_owned() }
     }
 
     pub(crate) fn lost(reason: impl Into<String>) -> Self {

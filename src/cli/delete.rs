@@ -6,6 +6,7 @@ use serde_json::json;
 use super::outcome::{Code, Failure};
 use super::output::Output;
 use crate::config::Settings;
+use crate::redact::redact;
 use crate::storage::{DeleteOptions, Engine, Key, Landing};
 use crate::telemetry::Metrics;
 
@@ -35,7 +36,7 @@ impl Arguments {
                     text.push_str(&format!("deleted {key}{waits}\n"));
                 }
                 Err(failure) => {
-                    answers.push(json!({"key": key, "ok": false, "error": failure.message}));
+                    answers.push(json!({"key": key, "ok": false, "error": redact(&failure.message)}));
                     let code = output.fail(&failure);
                     first.get_or_insert(code);
                 }

@@ -17,6 +17,7 @@ mod outcome;
 mod output;
 mod progress;
 mod proxy;
+mod refusal;
 mod retrieve;
 mod schema;
 mod secrets;
@@ -32,6 +33,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::{Inputs, Loaded, LogLevel, Source};
+use crate::redact::redact;
 use crate::telemetry::{LogFormat, init_logs};
 use outcome::{Code, Failure};
 use output::Output;
@@ -74,11 +76,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let matches = match flags::add_settings(Arguments::command()).try_get_matches() {
         Ok(matches) => matches,
-        Err(refusal) => return usage(&refusal),
+        Err(refusal) => return usage(refusal),
     };
     let arguments = match Arguments::from_arg_matches(&matches) {
         Ok(arguments) => arguments,
-        Err(refusal) => return usage(&refusal),
+        Err(refusal) => return usage(refusal),
     };
     let output = Output::new(arguments.json);
     match run(&matches, arguments, &output) {
@@ -88,7 +90,8 @@ pub fn main() -> ExitCode {
 }
 
 /// Help and version are answers; anything else is a usage error, which sysexits number 64.
-fn usage(refusal: &clap::Error) -> ExitCode {
+fn usage(refusal: clap::Error) -> ExitCode {
+    let refusal = refusal::unquoted(refusal);
     // Nobody is left to hear about it when even this cannot be written.
     drop(refusal.print());
     if refusal.use_stderr() { Code::Usage.into() } else { Code::Success.into() }
@@ -110,7 +113,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     start_logs(&loaded, quiet)?;
     crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!("{}", redact(warning));
     }
     let settings = &loaded.settings;
     match arguments.command {

@@ -24,7 +24,7 @@ pub(super) fn expand(pattern: &str, host: &str) -> Result<String, String> {
             Some('%') => name.push('%'),
             other => {
                 let other = other.map(String::from).unwrap_or_default();
-                return Err(format!("worker_name {pattern:?} has %{other}; known are %h, %n, %d and %%"));
+                return Err(format!("worker_name has %{other}; known are %h, %n, %d and %%"));
             }
         }
     }

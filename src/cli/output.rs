@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::outcome::{Code, Failure};
+use crate::redact::redact;
 
 /// Writes answers in the form that was asked for.
 #[derive(Debug)]
@@ -57,9 +58,9 @@ impl Output {
     /// Writes the failure to standard error and returns its exit code.
     pub(super) fn fail(&self, failure: &Failure) -> Code {
         let text = if self.json {
-            let mut error = json!({"code": failure.code as u8, "message": failure.message});
+            let mut error = json!({"code": failure.code as u8, "message": redact(&failure.message)});
             if !failure.details.is_empty() {
-                error["faults"] = json!(failure.details);
+                error["faults"] = failure.details.iter().map(|detail| redact(detail)).collect();
             }
             format!("{}\n", json!({ "error": error }))
         } else {
@@ -67,7 +68,7 @@ impl Output {
             for detail in &failure.details {
                 text.push_str(&format!("  {detail}\n"));
             }
-            text
+            redact(&text).into_owned()
         };
         // Without a standard error the exit code alone has to tell it.
         drop(io::stderr().lock().write_all(text.as_bytes()));

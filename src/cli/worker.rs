@@ -31,6 +31,10 @@ pub(super) struct Arguments {
     #[arg(short = 'Q', long, value_name = "QUEUES")]
     queues: Option<String>,
 
+    /// RabbitMQ's URL, or the path of a file that holds it; a password in a URL given here is seen by all who list processes.
+    #[arg(short = 'b', long, value_name = "URL|FILE")]
+    broker: Option<String>,
+
     /// Commands in flight at once.
     #[arg(short = 'c', long, value_name = "COUNT")]
     concurrency: Option<String>,
@@ -55,7 +59,10 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Returns Celery's own flags as settings; they have the last word.
     pub(super) fn flags(&self) -> Vec<Flag> {
+        let is_url = self.broker.as_deref().is_some_and(|broker| broker.contains("://"));
+        let broker = if is_url { "celery_broker_url" } else { "celery_broker_url_file" };
         let given = [
+            (broker, "-b", self.broker.clone()),
             ("celery_task_queues", "-Q", self.queues.clone()),
             ("celery_worker_concurrency", "-c", self.concurrency.clone()),
             ("worker_name", "-n", self.hostname.clone()),

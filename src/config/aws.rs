@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gather::{read_lines, set};
-use super::{Fault, Inputs, Secret, Source};
+use super::kind::Raw;
+use super::{Fault, Inputs, Kind, Secret, Source, misplaced};
+use crate::redact;
 
 /// Secrets among them; each has a twin `…_FILE` that names a file holding it.
 const SECRETS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
@@ -31,7 +33,22 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<Strin
             refuse("is not UTF-8".to_owned());
             continue;
         };
+        let misplaced = match name.as_str() {
+            name if name.ends_with("_FILE") => misplaced::file(text, "the path of a file"),
+            "AWS_ENDPOINT_URL" | "AWS_ENDPOINT_URL_S3" => {
+                let kind = Kind::Url;
+                kind.parse(&Raw::Text(text.to_owned())).is_none().then(|| format!("must be {}", kind.allowed()))
+            }
+            _ => None,
+        };
+        if let Some(misplaced) = misplaced {
+            refuse(misplaced);
+            continue;
+        }
         let Some(secret) = name.strip_suffix("_FILE").filter(|secret| SECRETS.contains(secret)) else {
+            if SECRETS.contains(&name.as_str()) {
+                redact::remember(text);
+            }
             found.insert(name.clone(), Given { value: Secret::new(text), source, file: None });
             continue;
         };
@@ -43,7 +60,9 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<Strin
             // What is being written anew may be empty for a moment.
             Ok(lines) if lines.is_empty() => refuse("names a file that is empty".to_owned()),
             Ok(lines) => {
-                let given = Given { value: Secret::new(lines.concat()), source, file: Some(text.into()) };
+                let secret_text = lines.concat();
+                redact::remember(&secret_text);
+                let given = Given { value: Secret::new(secret_text), source, file: Some(text.into()) };
                 found.insert(secret.to_owned(), given);
             }
             Err(error) => refuse(format!("names a file that cannot be read: {error}")),

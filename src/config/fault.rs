@@ -9,7 +9,7 @@ use super::Source;
 pub struct Fault {
     /// The setting, or the unknown name.
     pub setting: String,
-    /// The value that was given, redacted when it is a secret; none when the value is not the fault.
+    /// The value that was given, where it is a number or a secret's stars; anything else may be a secret in the wrong place.
     pub value: Option<String>,
     /// Where it was given.
     pub source: Source,

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use super::kind::{Parsed, Raw};
 use super::settings::Values;
 use super::{
-    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, overlap, redact_urls,
+    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, misplaced, overlap,
     storage,
 };
+use crate::redact::{self, HIDDEN, redact};
 
 /// The checked settings and where each came from.
 #[derive(Debug)]
@@ -71,22 +72,28 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
             continue;
         };
         secret_files.extend(file.clone());
-        let shown = show(setting, &raw);
         match check(setting, &raw, &source) {
             Ok(value) => {
                 parsed.insert(setting.name, value);
-                effective.push(Effective { name, value: Some(shown), source });
+                effective.push(Effective { name, value: Some(show(setting, &raw)), source });
             }
             Err(message) => faults.push(match file {
                 // Nothing of the file: what was put there by mistake may be another secret.
                 Some(file) => file_fault(setting, &file, source, format!("what it holds {message}")),
-                None => Fault { setting: name, value: Some(shown), source, message },
+                None => {
+                    let value = match setting.secrecy {
+                        Secrecy::Secret => Some(HIDDEN.to_owned()),
+                        Secrecy::Urls => None,
+                        Secrecy::Plain => misplaced::show(setting.kind, &raw),
+                    };
+                    Fault { setting: name, value, source, message }
+                }
             }),
         }
     }
     let shown = |(name, given): (&String, &aws::Given)| Effective {
         name: name.clone(),
-        value: Some("***".to_owned()),
+        value: Some(HIDDEN.to_owned()),
         source: given.source.clone(),
     };
     effective.extend(aws.iter().map(shown));
@@ -110,7 +117,8 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     })?;
     let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;
     settings.queue.broker_is_default = effective.iter().any(is_default);
-    Ok((Loaded { settings, effective, warnings: near_misses(inputs), secret_files }, Faults(faults)))
+    let warnings = near_misses(inputs).into_iter().chain(shown_passwords(inputs)).collect();
+    Ok((Loaded { settings, effective, warnings, secret_files }, Faults(faults)))
 }
 
 /// Adds the defaults of settings whose values were refused.
@@ -150,15 +158,22 @@ impl Found {
 }
 
 fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
+    let plain = setting.secrecy == Secrecy::Plain;
+    if let Some(misplaced) = misplaced::find(setting.kind, raw).filter(|_| plain) {
+        return Err(misplaced);
+    }
     let parsed = setting.kind.parse(raw).ok_or_else(|| {
         let allowed = setting.kind.allowed();
-        setting.kind.flaw(raw).map_or_else(
-            || format!("must be {allowed}"),
-            |why| match setting.kind {
-                Kind::BrokerUrls => format!("must be {allowed}; {why}"),
-                _ => format!("{why}; it must be {allowed}"),
+        match (setting.kind, raw) {
+            (Kind::Choice(words), Raw::Text(text)) if let Some(word) = misplaced::meant(text, words) => {
+                format!("must be {allowed}; did you mean {word}?")
+            }
+            _ => match setting.kind.flaw(raw) {
+                Some(why) if setting.kind == Kind::BrokerUrls => format!("must be {allowed}; {why}"),
+                Some(why) => format!("{why}; it must be {allowed}"),
+                None => format!("must be {allowed}"),
             },
-        )
+        }
     })?;
     let given = *source != Source::Default;
     let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
@@ -173,15 +188,11 @@ fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::P
 }
 
 fn show(setting: &Setting, raw: &Raw) -> String {
-    match setting.secrecy {
-        // Nobody should put a password there; who did must not read it in a log.
-        Secrecy::Plain if matches!(setting.kind, Kind::Url | Kind::Emulator) => redact_urls(&raw.show()),
-        Secrecy::Plain => raw.show(),
-        Secrecy::Urls => match raw {
-            Raw::Text(text) => redact_urls(text),
-            Raw::List(items) => items.iter().map(|item| redact_urls(item)).collect::<Vec<_>>().join(";"),
-        },
-        Secrecy::Secret => "***".to_owned(),
+    match (setting.secrecy, raw) {
+        (Secrecy::Secret, _) => HIDDEN.to_owned(),
+        (Secrecy::Urls, Raw::Text(text)) => redact::urls(text),
+        (Secrecy::Urls, Raw::List(items)) => redact::urls(&items.join(";")),
+        (Secrecy::Plain, raw) => redact(&raw.show()).into_owned(),
     }
 }
 
@@ -277,6 +288,10 @@ fn raw_of(value: &toml::Value) -> Option<Raw> {
 
 /// Reads the file a twin names; several lines are joined as the setting joins them.
 fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<Fault>) -> Option<Found> {
+    if let Some(message) = misplaced::file(&path.to_string_lossy(), "the path of a file that holds it") {
+        faults.push(Fault { setting: setting.file_twin().unwrap_or_default(), value: None, source, message });
+        return None;
+    }
     match read_lines(path) {
         Ok(lines) if lines.is_empty() => {
             faults.push(file_fault(setting, path, source, "is empty".to_owned()));
@@ -295,7 +310,7 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
 
 /// The fault of a file that a twin names.
 fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> Fault {
-    let value = Some(file.display().to_string());
+    let value = Some(redact::path(file));
     Fault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
 }
 
@@ -312,22 +327,40 @@ fn read_file(inputs: &Inputs, faults: &mut Vec<Fault>) -> toml::Table {
     let table: toml::Table = match toml::from_str(&file.text) {
         Ok(table) => table,
         Err(error) => {
-            // The library's own text quotes the line, which may hold a secret.
-            let line = error.span().map_or(1, |span| 1 + file.text[..span.start].matches('\n').count());
-            let message = format!("is not TOML: {} in line {line}", error.message().replace('\n', ", "));
+            // The library's own text quotes the line, which may hold a secret, and its message may quote a part of it.
+            let line = error.span().map_or(1, |span| line_of(&file.text, span.start));
+            let what = error.message().split(['`', '"', '\'', '\n', ':']).next().unwrap_or_default().trim();
+            let message = format!("is not TOML: {what} in line {line}");
             let setting = "configuration file".to_owned();
             faults.push(Fault { setting, value: None, source: source(), message });
             return toml::Table::new();
         }
     };
     for key in table.keys().filter(|key| !is_known(key)) {
-        let message = match nearest(key) {
-            Some(name) => format!("no setting has this name; did you mean {name}?"),
-            None => "no setting has this name; `filestorage config` lists all".to_owned(),
+        let line = line_of_key(&file.text, key);
+        // A word that is like no setting may be a secret that stands in the wrong line.
+        let (setting, message) = match nearest(key) {
+            Some(name) => (key.clone(), format!("no setting has this name; did you mean {name}?")),
+            None => {
+                let lists = "`filestorage config` lists all";
+                (format!("line {line}"), format!("begins with a name that no setting has; {lists}"))
+            }
         };
-        faults.push(Fault { setting: key.clone(), value: None, source: source(), message });
+        faults.push(Fault { setting, value: None, source: source(), message });
     }
     table
+}
+
+/// Tells in which line a byte stands.
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text[..at].matches('\n').count()
+}
+
+/// Tells in which line a key of the file's table stands.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let table = toml::de::DeTable::parse(text).ok();
+    let span = table.and_then(|table| table.get_ref().keys().find(|it| it.get_ref() == key).map(toml::Spanned::span));
+    span.map_or(1, |span| line_of(text, span.start))
 }
 
 fn names() -> impl Iterator<Item = String> {
@@ -352,6 +385,24 @@ fn nearest(key: &str) -> Option<String> {
         .map(|name| (score(&name), name))
         .fold((String::new(), 0.0), |best, (score, name)| if score > best.1 { (name, score) } else { best });
     (score >= 0.8).then_some(name)
+}
+
+/// Looks for flags whose passwords everybody on the machine can see.
+fn shown_passwords(inputs: &Inputs) -> Vec<String> {
+    let has_password = |url: &str| {
+        let login = url.rsplit_once('@').map_or("", |(login, _)| login);
+        login.split_once("://").map_or(login, |(_, login)| login).contains(':')
+    };
+    let secret = |flag: &&super::Flag| {
+        super::find(&flag.setting).is_some_and(|setting| setting.secrecy == Secrecy::Urls)
+            && flag.value.split(';').any(has_password)
+    };
+    let warn = |flag: &super::Flag| {
+        let (name, variable) = (&flag.setting, flag.setting.to_ascii_uppercase());
+        let mend = format!("give --{}-file or the variable {variable} instead", name.replace('_', "-"));
+        format!("flag {} shows its password to everybody who lists processes on this machine; {mend}", flag.flag)
+    };
+    inputs.flags.iter().filter(secret).map(warn).collect()
 }
 
 /// Looks for variables that nearly bear a setting's name; others belong to somebody else.

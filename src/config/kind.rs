@@ -24,6 +24,8 @@ pub enum Kind {
     },
     /// Any text but the empty one.
     Text,
+    /// A name as clouds give them.
+    Name,
     /// One of these words, in any case.
     Choice(&'static [&'static str]),
     /// Name of a bucket.
@@ -87,6 +89,7 @@ impl Kind {
             Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
             Self::Seconds { max } => format!("a number of seconds above 0, at most {max}"),
             Self::Text => "text that is not empty".to_owned(),
+            Self::Name => "a name of letters, digits, `-`, `_`, `.` and `:`".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Bucket(provider) => provider.rule().to_owned(),
             Self::Url => "an http:// or https:// URL, without user and password".to_owned(),
@@ -133,6 +136,7 @@ impl Kind {
                 (is_url(url) && url.split('/').count() == 3).then(|| Parsed::Text(url.to_owned()))
             }
             Self::Text | Self::Path | Self::File => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
+            Self::Name => is_name(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
@@ -220,6 +224,11 @@ fn urls(text: &str) -> Vec<String> {
 
 /// RabbitMQ refuses to declare them, with the code of a right that is missing.
 const RESERVED: &str = "not beginning with `amq.`, which RabbitMQ keeps for itself";
+
+/// Checks a name as clouds give them to projects, regions and places.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+}
 
 /// AMQP's short strings hold 255 bytes.
 fn is_queue(name: &str) -> bool {
@@ -328,8 +337,8 @@ mod tests {
             assert_eq!(parse(Kind::BrokerUrls, text), None, "{text}");
         }
         assert_eq!(parse(Kind::BrokerUrls, "amqp://h;"), list(&["amqp://h"]));
-        let fault = Kind::BrokerUrls.flaw(&Raw::Text("amqp://u:hunter2@h?beat=1".to_owned())).unwrap();
-        assert!(fault.contains("\"beat\"") && !fault.contains("hunter2"), "{fault}");
+        let fault = Kind::BrokerUrls.flaw(&Raw::Text("amqp://u:hunter2@h?frame_max=1".to_owned())).unwrap();
+        assert!(fault.contains("\"frame_max\"") && !fault.contains("hunter2"), "{fault}");
         for text in [
             "amqp://",
             "amqp://:5673",

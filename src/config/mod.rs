@@ -2,13 +2,15 @@
 //!
 //! The only room that reads environment and files for settings. One table, [`SETTINGS`], says what each setting is
 //! called, what it takes, what it is by default and what it does; flags, errors, `filestorage config` and the table of
-//! the README come from it.
+//! the README come from it. A value that is refused is not repeated, for it may be a secret in the wrong place: what it
+//! looks like is said instead.
 
 mod aws;
 mod bucket;
 mod fault;
 mod gather;
 mod kind;
+mod misplaced;
 mod overlap;
 mod reference;
 mod registry;
@@ -23,7 +25,7 @@ pub use gather::{Effective, Loaded, load, survey};
 pub use kind::Kind;
 pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
-pub use secret::{Secret, redact_urls};
+pub use secret::Secret;
 pub use settings::{
     LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, TelemetrySettings, TlsIdentity, WorkerSettings,
 };

@@ -7,7 +7,7 @@ use super::{Kind, Provider};
 pub enum Secrecy {
     /// All of it.
     Plain,
-    /// URLs whose passwords are hidden; has a `_file` twin.
+    /// URLs whose logins and queries are hidden; has a `_file` twin.
     Urls,
     /// Nothing; has a `_file` twin and no flag of its own.
     Secret,
@@ -118,11 +118,11 @@ pub static SETTINGS: &[Setting] = &[
         "Bucket of Google Cloud Storage; it is created when it is missing and its project known.",
     )
     .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"]),
-    Setting::unset("gcs_project_id", Kind::Text, "Google Cloud project, in which a missing bucket is created.")
+    Setting::unset("gcs_project_id", Kind::Name, "Google Cloud project, in which a missing bucket is created.")
         .aliases(&["GOOGLE_CLOUD_PROJECT_ID"]),
     Setting::unset("gcs_credentials_path", Kind::File, "Google's credentials file; unset uses the machine's own.")
         .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"]),
-    Setting::new("gcs_location", Kind::Text, "US", "Where a missing bucket is created."),
+    Setting::new("gcs_location", Kind::Name, "US", "Where a missing bucket is created."),
     Setting::unset(
         "storage_emulator_host",
         Kind::Emulator,
@@ -134,7 +134,7 @@ pub static SETTINGS: &[Setting] = &[
         "Bucket of S3 or a compatible store; credentials come from the usual AWS_* variables.",
     ),
     Setting::unset("s3_endpoint_url", Kind::Url, "A store compatible with S3; unset is Amazon's."),
-    Setting::unset("s3_region", Kind::Text, "Region of the S3 bucket; unset takes AWS_REGION."),
+    Setting::unset("s3_region", Kind::Name, "Region of the S3 bucket; unset takes AWS_REGION."),
     Setting::new(
         "enable_local_fallback",
         Kind::Bool,
@@ -259,7 +259,7 @@ pub static SETTINGS: &[Setting] = &[
         "How long a stop waits for what runs; below Kubernetes' 30.",
     ),
     Setting::new("enable_metrics", Kind::Bool, "true", "Opens the admin port."),
-    Setting::new("metrics_host", Kind::Text, "127.0.0.1", "Address of the admin port."),
+    Setting::new("metrics_host", Kind::Name, "127.0.0.1", "Address of the admin port."),
     Setting::new("metrics_port", integer(0, 65_535), "8002", "Port of the admin port; 0 takes a free one and logs it."),
     Setting::new(
         "log_level",
@@ -269,7 +269,7 @@ pub static SETTINGS: &[Setting] = &[
     ),
     Setting::new("enable_tracing", Kind::Bool, "false", "Sends traces.")
         .availability(Availability::LaterFor(&["true"])),
-    Setting::unset("tracing_endpoint", Kind::Text, "Where traces are sent.").availability(Availability::Idle),
+    Setting::unset("tracing_endpoint", Kind::Url, "Where traces are sent.").availability(Availability::Idle),
 ];
 
 #[cfg(test)]

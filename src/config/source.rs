@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Fault, Faults};
+use crate::redact;
 
 /// File read when no other is named and it is there.
 pub const DEFAULT_FILE: &str = "filestorage.toml";
@@ -29,7 +30,7 @@ impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => formatter.write_str("default"),
-            Self::File(path) => write!(formatter, "file {}", path.display()),
+            Self::File(path) => write!(formatter, "file {}", redact::path(path)),
             Self::Environment(name) => write!(formatter, "environment {name}"),
             Self::Flag(flag) => write!(formatter, "flag {flag}"),
             Self::Combination => formatter.write_str("together"),

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::Key;
+use crate::redact::redact;
 
 /// Result of the storage room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -99,7 +100,8 @@ impl Error {
             retry_after: None,
             subject: None,
             senseless: false,
-            message: message.into(),
+            // Foreign libraries' words hold URLs, and those of signed requests and upload sessions are secrets.
+            message: redact(&message.into()).into_owned(),
             source: None,
         }
     }

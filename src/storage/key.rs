@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::redact::redact;
+
 /// A legal key: 1 to 1024 bytes of UTF-8, no control character, no empty, `.` or `..` segment.
 ///
 /// The rule is the same on every backend, so no leading, trailing or doubled `/` and no drive form can exist further
@@ -24,7 +26,7 @@ impl Key {
     ///
     /// [`KeyError`] with the fault and how a key must look.
     pub fn parse(text: &str) -> std::result::Result<Self, KeyError> {
-        let fault = |why: String| Err(KeyError(why));
+        let fault = |why: String| Err(KeyError(redact(&why).into_owned()));
         if text.is_empty() {
             return fault("the key is empty; a key has 1 to 1024 bytes".to_owned());
         }

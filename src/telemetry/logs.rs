@@ -1,9 +1,11 @@
 //! Log output: for people on a terminal, one JSON object a line otherwise; always to standard error.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::redact;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,14 +27,9 @@ impl LogFormat {
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter is not one of tracing's.
-    #[error("log filter {filter:?} is not understood: {source}")]
-    Filter {
-        /// The filter's text.
-        filter: String,
-        /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
-    },
+    /// The filter is not one of tracing's; it is not repeated, since nobody knows what it is.
+    #[error("RUST_LOG is not understood; write level names, or targets and levels, for example info,filestorage=debug")]
+    Filter,
     /// Something in this process logs already.
     #[error("logging is set up already: {0}")]
     Installed(#[from] TryInitError),
@@ -44,8 +41,8 @@ pub enum LogError {
 ///
 /// [`LogError`] when the filter cannot be read or logging is already set up in this process.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(filter).map_err(|_| LogError::Filter)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Redacted(std::io::stderr()));
     match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).finish().try_init()?,
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).finish().try_init()?,
@@ -53,9 +50,27 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
     // A panic is a log line like any other fault; whoever catches it answers its caller.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string);
-        tracing::error!(at, text = panic.payload_as_str(), "panic");
+        let text = panic.payload_as_str().map(redact::unquoted);
+        tracing::error!(at, text, "panic");
     }));
     Ok(())
+}
+
+/// Standard error, without secrets. A log line comes in one piece.
+struct Redacted(std::io::Stderr);
+
+impl Write for Redacted {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => self.0.write_all(redact::redact(text).as_bytes())?,
+            Err(_) => self.0.write_all(redact::redact(&String::from_utf8_lossy(line)).as_bytes())?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]
@@ -63,8 +78,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_filter_is_named() {
-        let error = init("info,=nonsense=", LogFormat::Json).unwrap_err();
-        assert!(error.to_string().contains("info,=nonsense="), "{error}");
+    fn a_wrong_filter_is_refused_and_not_repeated() {
+        let error = init("info,=hunter2=", LogFormat::Json).unwrap_err().to_string();
+        assert!(error.contains("RUST_LOG") && !error.contains("hunter2"), "{error}");
     }
 }

@@ -5,6 +5,8 @@ use std::fmt;
 
 use tokio::sync::watch;
 
+use crate::redact::redact;
+
 /// A part of the process that readiness depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
@@ -60,6 +62,17 @@ pub enum Condition {
     Unready(String),
 }
 
+impl Condition {
+    /// Hides secrets in the reason, which `/readyz` and the log repeat.
+    fn redacted(self) -> Self {
+        match self {
+            Self::Ready => Self::Ready,
+            Self::Degraded(reason) => Self::Degraded(redact(&reason).into_owned()),
+            Self::Unready(reason) => Self::Unready(redact(&reason).into_owned()),
+        }
+    }
+}
+
 /// What is known of the process at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
@@ -89,6 +102,7 @@ impl Readiness {
 
     /// Notes how a component stands and logs a change once.
     pub fn set(&self, component: Component, condition: Condition) {
+        let condition = condition.redacted();
         self.0.send_if_modified(|standing| {
             if standing.conditions.get(&component) == Some(&condition) {
                 return false;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinError;
 
 use crate::commands::{self, Command, Context, Engine, Finished};
+use crate::redact::unquoted;
 
 /// A time limit of one command.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,8 @@ pub(super) fn panic_text(error: JoinError) -> String {
                 .map(String::as_str)
                 .or_else(|| payload.downcast_ref::<&str>().copied())
                 .unwrap_or("no text");
-            format!("the command panicked: {text}")
+            // Where it happened stands in the log.
+            format!("the command panicked: {}", unquoted(text))
         }
         Err(error) => error.to_string(),
     }

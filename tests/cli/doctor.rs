@@ -70,7 +70,7 @@ fn faults_of_settings_are_told_and_what_they_do_not_concern_is_checked() {
     let answer = place.run_with(&["doctor", "--json"], &environment, b"");
     assert_eq!((answer.code, &answer.json()["faults"]), (78, &json!(2)), "a wrong setting is the worse fault");
     let settings = lines(&answer, "settings");
-    assert!(settings[0].0 == "fault" && settings[0].1.contains("chunk_size = \"big\""), "{settings:?}");
+    assert!(settings[0].0 == "fault" && settings[0].1.contains("chunk_size ("), "{settings:?}");
     assert!(settings[1].0 == "note" && settings[1].1.contains("did you mean CELERY_BROKER_URL?"), "{settings:?}");
     one(&answer, "broker", "fault", "Connection refused");
     one(&answer, "objects", "ok", "nothing is stored yet");
@@ -85,11 +85,13 @@ fn faults_of_settings_are_told_and_what_they_do_not_concern_is_checked() {
 #[test]
 fn folders_that_cannot_be_used_are_faults_with_their_mend() {
     let place = Place::new();
-    std::fs::write(place.path().join("file"), "").unwrap();
+    for file in ["file", "storage"] {
+        std::fs::write(place.path().join(file), "").unwrap();
+    }
     std::fs::create_dir(place.path().join("there")).unwrap();
     let (file, there) = (place.path().join("file"), place.path().join("there"));
     let directories = format!("{}:{}:/nowhere", file.display(), there.display());
-    let environment = [NOWHERE, NOBODY, ("EXCHANGE_DIRECTORIES", &directories), ("LOCAL_STORAGE_PATH", "file")];
+    let environment = [NOWHERE, NOBODY, ("EXCHANGE_DIRECTORIES", &directories), ("LOCAL_STORAGE_PATH", "storage")];
     let answer = place.run_with(&["doctor", "--json"], &environment, b"");
     assert_eq!(answer.code, 78, "{answer:?}");
     one(&answer, "folder", "fault", "set local_storage_path");

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::outcome::{Code, Failure};
 use super::super::output::Output;
+use crate::redact::redact;
 use crate::storage::{Error, ErrorKind};
 
 /// How a check came out.
@@ -96,6 +97,7 @@ impl<'a> Report<'a> {
                 self.worst = code;
             }
         }
+        let what = &*redact(what);
         if !self.output.is_json() {
             Output::bytes(format!("{:<8}{check:<14}{what}\n", verdict.as_str()).as_bytes())?;
         }

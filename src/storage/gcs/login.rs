@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::super::stamp::Stamp;
 use super::error::{Fault, nobody_is_logged_in, root};
+use crate::redact;
 
 /// How somebody gets a key file.
 const MEND: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
@@ -192,8 +193,12 @@ impl Source {
 async fn read(file: &Path) -> Result<Value, String> {
     let text = tokio::fs::read(file).await.map_err(|error| unusable(file, &format!("cannot be read: {error}")))?;
     // What the parser says may quote the file.
-    serde_json::from_slice(&text)
-        .map_err(|error| unusable(file, &format!("is no JSON (line {}, column {})", error.line(), error.column())))
+    let json: Value = serde_json::from_slice(&text)
+        .map_err(|error| unusable(file, &format!("is no JSON (line {}, column {})", error.line(), error.column())))?;
+    for member in ["private_key", "client_secret", "refresh_token"] {
+        json.get(member).and_then(Value::as_str).into_iter().for_each(redact::remember);
+    }
+    Ok(json)
 }
 
 /// Returns what signs with the file's key, or why nothing does; fails for a key that is none.
@@ -234,7 +239,7 @@ fn flaw(error: &BuildError) -> &'static str {
 }
 
 fn unusable(file: &Path, why: &str) -> String {
-    format!("the credentials file {} {why}; {MEND}", file.display())
+    format!("the credentials file {} {why}; {MEND}", redact::path(file))
 }
 
 #[cfg(test)]

@@ -1,0 +1,66 @@
+//! Values that are something else than their setting takes, told without repeating them.
+
+use std::path::Path;
+
+use super::Kind;
+use super::kind::Raw;
+use crate::redact::{self, Shape};
+
+/// Says what stands in the place of a path, a name or a word, and what to do with it; none for what may be one.
+pub(super) fn find(kind: Kind, raw: &Raw) -> Option<String> {
+    let items = match raw {
+        Raw::Text(text) => std::slice::from_ref(text),
+        Raw::List(items) => items,
+    };
+    items.iter().find_map(|item| match kind {
+        Kind::Path => Shape::of(item).map(|shape| format!("holds {shape}, not the path of a folder")),
+        Kind::Paths => Shape::of(item).map(|shape| format!("holds {shape}, not paths of folders")),
+        Kind::Emulator => Shape::of(item)
+            .filter(|shape| *shape != Shape::Url)
+            .map(|shape| format!("holds {shape}, not {}", kind.allowed())),
+        Kind::File => file(item, "its path"),
+        Kind::Text | Kind::Name | Kind::Queue | Kind::Queues => {
+            // People name things by digests and by what is random.
+            let is_word = item.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+            let shape = Shape::of(item).filter(|shape| *shape != Shape::Key || !is_word)?;
+            Some(format!("holds {shape}, not {}", kind.allowed()))
+        }
+        _ => None,
+    })
+}
+
+/// Says what stands in the place of a file's path.
+pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
+    const MEND: &str = "write it to a file that only this user can read, and give the path of that file";
+    match Shape::of(text) {
+        // A file may have any name.
+        _ if text.len() < 255 && Path::new(text).exists() => None,
+        Some(Shape::Url) => Some(format!("holds a URL, not {wanted}; give the path of a file on this machine")),
+        Some(shape) => Some(format!("holds {shape}, not {wanted}; {MEND}")),
+        None if !redact::is_plainly_a_path(Path::new(text)) => {
+            Some(format!("holds a word that is no file here, not {wanted}; {MEND}"))
+        }
+        None => None,
+    }
+}
+
+/// Shows a refused value where it can be no secret: a number.
+pub(super) fn show(kind: Kind, raw: &Raw) -> Option<String> {
+    match (kind, raw) {
+        (Kind::Integer { .. } | Kind::Seconds { .. }, Raw::Text(text)) if text.len() < 24 => {
+            text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(|_| text.clone())
+        }
+        _ => None,
+    }
+}
+
+/// Names the word that may have been meant by one that is not known.
+pub(super) fn meant<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
+    let score = |word: &str| strsim::jaro_winkler(&text.trim().to_ascii_lowercase(), &word.to_ascii_lowercase());
+    words
+        .iter()
+        .map(|&word| (score(word), word))
+        .filter(|(score, _)| *score >= 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, word)| word)
+}

@@ -1,0 +1,72 @@
+//! URLs without logins, queries and fragments.
+
+use super::HIDDEN;
+
+/// Schemes of references: what follows names a file or an object, where `?` and `@` are characters like any other.
+const NAMES: [&str; 3] = ["gs", "s3", "file"];
+
+/// Shows a setting that holds URLs joined by `;`: of a login only the user of a broker, no query, no fragment.
+///
+/// Text that is no URL is shown as far as it can be no login.
+#[must_use]
+pub fn urls(text: &str) -> String {
+    let show = |url: &str| match url.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", rest_of(scheme, rest)),
+        None => rest_of("amqp", url),
+    };
+    text.split(';').map(show).collect::<Vec<_>>().join(";")
+}
+
+/// Hides logins and queries of the URLs in a text; none when there is nothing to hide.
+pub(super) fn hide(text: &str) -> Option<String> {
+    let mut less = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let start = rest[..at]
+            .rfind(|byte: char| !byte.is_ascii_alphanumeric())
+            .map_or(0, |before| before + rest[before..].chars().next().map_or(1, char::len_utf8));
+        let (before, scheme, behind) = (&rest[..at + 3], &rest[start..at], &rest[at + 3..]);
+        // A password that is not encoded may hold anything but these.
+        let others = if is_broker(scheme) { "\"';" } else { "\"'`\\<>;,)}]|" };
+        let ends = |character: char| character.is_whitespace() || others.contains(character);
+        // The brackets of an IPv6 address belong to it, wherever it stands.
+        let skip = behind.find('[').and_then(|open| Some(open + behind[open..].find(']')? + 1));
+        let skip = skip.filter(|skip| !behind[..*skip].contains(|character| ends(character) && character != ']'));
+        let skip = skip.unwrap_or(0);
+        let end = behind[skip..].find(ends).map_or(behind.len(), |end| skip + end);
+        less.push_str(before);
+        less.push_str(&rest_of(scheme, &behind[..end]));
+        rest = &behind[end..];
+    }
+    less.push_str(rest);
+    (less != text).then_some(less)
+}
+
+fn is_broker(scheme: &str) -> bool {
+    scheme.to_ascii_lowercase().contains("amqp")
+}
+
+/// Shows what follows `://`.
+fn rest_of(scheme: &str, rest: &str) -> String {
+    if NAMES.iter().any(|name| name.eq_ignore_ascii_case(scheme)) {
+        return rest.to_owned();
+    }
+    let broker = is_broker(scheme);
+    // A password may hold what it should not; of other URLs the path may well hold an `@`.
+    let authority = if broker { rest.len() } else { rest.find(['/', '?', '#']).unwrap_or(rest.len()) };
+    let (login, place) = match rest[..authority].rfind('@') {
+        Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
+        None => (None, rest),
+    };
+    let shown = match place.find(['?', '#']) {
+        Some(at) if at + 1 < place.len() => format!("{}{HIDDEN}", &place[..=at]),
+        _ => place.to_owned(),
+    };
+    match login.map(|login| (login.split_once(':'), login)) {
+        None => shown,
+        Some((Some((user, _)), _)) if broker => format!("{user}:{HIDDEN}@{shown}"),
+        // Alone it may be a token.
+        Some((None, user)) if broker && user.len() < 16 => format!("{user}@{shown}"),
+        Some(_) => format!("{HIDDEN}@{shown}"),
+    }
+}
