@@ -200,7 +200,7 @@ def spoiled(stack):
     [
         pytest.param(
             "worker", {"CELERY_WORKER_CONCURRENCY": "many"},
-            "celery_worker_concurrency = \"many\" (environment CELERY_WORKER_CONCURRENCY): must be a whole number",
+            "celery_worker_concurrency (environment CELERY_WORKER_CONCURRENCY): must be a whole number",
             id="a wrong setting",
         ),
         pytest.param(
