@@ -18,7 +18,7 @@ SOON = 30
 class Encrypted(PrivateBroker):
     """A node with a plain listener for the test's own sake and one that takes known certificates only."""
 
-    def __init__(self, folder, further=None, plugins=""):
+    def __init__(self, folder):
         self.folder = folder
         self.authority, self.foreign = Authority(folder, "authority"), Authority(folder, "foreign")
         self.show_server("localhost", "127.0.0.1")
@@ -32,7 +32,7 @@ class Encrypted(PrivateBroker):
         }
         shipped = dict(re.findall(r"^(\S+) = (.*)$", SHIPPED.read_text(), re.M))
         assert here.keys() <= shipped.keys()
-        super().__init__(folder, shipped | here | (further or {}), plugins)
+        super().__init__(folder, shipped | here)
 
     def show_server(self, *hosts, authority=None, expired=False):
         """Gives the broker another certificate."""
@@ -199,24 +199,3 @@ def test_authentication_by_certificate_alone_is_refused_as_unknown(node, secure)
     worker = secure.spawn(CELERY_BROKER_URL=secure.url + "?login_method=EXTERNAL", **tls(node))
     assert worker.wait(SOON) == 78
     assert "login_method" in worker.log() and "not supported" in worker.log()
-
-
-def test_a_worker_logs_in_by_its_certificate_where_the_broker_takes_nothing_else(tmp_path):
-    settings = {"auth_mechanisms.1": "EXTERNAL", "ssl_cert_login_from": "common_name"}
-    node = Encrypted(tmp_path, settings, "rabbitmq_auth_mechanism_ssl")
-    (tmp_path / "site").mkdir()
-    site = Site(node, tmp_path / "site", full_rights=True)
-    try:
-        node.ctl("add_user", "client", "unused")
-        node.ctl("set_permissions", "-p", site.vhost, "client", ".*", ".*", ".*")
-        # Named, and found out as Python's client does.
-        for option in ("?login_method=EXTERNAL", ""):
-            site.url = f"amqps://localhost:{node.tls_port}/{site.vhost}{option}"
-            assert site.start(**tls(node)).stop() == 0, option
-        site.url = f"amqps://localhost:{node.tls_port}/{site.vhost}?login_method=PLAIN"
-        worker = site.spawn(**tls(node))
-        assert worker.wait(40) == 78
-        assert "does not offer PLAIN" in worker.log() and "EXTERNAL" in worker.log()
-    finally:
-        site.close()
-        node.close()
