@@ -193,9 +193,3 @@ def test_a_plain_port_and_an_encrypted_one_are_told_apart(node, secure):
     wrong = node.least(secure.vhost, "worker").replace("amqp:", "amqps:")
     other = secure.spawn(name="other", CELERY_BROKER_URL=wrong, **tls(node))
     wait_until(lambda: "that port does not speak TLS: write amqp://" in other.http("/readyz")[1], SOON, other.log)
-
-
-def test_authentication_by_certificate_alone_is_refused_as_unknown(node, secure):
-    worker = secure.spawn(CELERY_BROKER_URL=secure.url + "?login_method=EXTERNAL", **tls(node))
-    assert worker.wait(SOON) == 78
-    assert "login_method" in worker.log() and "not supported" in worker.log()
