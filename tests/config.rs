@@ -69,6 +69,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((settings.worker.time_limit, settings.worker.soft_time_limit), (None, None));
     assert_eq!((settings.worker.max_reply_bytes, settings.worker.max_crashes), (15 << 20, 5));
     assert_eq!(settings.worker.journal_max_bytes, 256 << 20);
+    assert_eq!(settings.worker.max_in_flight_bytes, None);
     assert_eq!((settings.worker.events_max_batch, settings.worker.shutdown_grace), (256, Duration::from_secs(25)));
     assert_eq!(settings.worker.name, "filestorage@%h");
     assert_eq!(settings.telemetry.metrics, Some(MetricsAddress { host: "127.0.0.1".to_owned(), port: 8002 }));

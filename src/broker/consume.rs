@@ -2,15 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures_util::{FutureExt, Stream};
+use futures_util::{FutureExt, Stream, future::BoxFuture};
 use lapin::{
     Channel, Consumer,
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
@@ -24,13 +25,17 @@ use super::{
     Error, ErrorKind, Result,
     convert::{message_in, short},
     error,
+    gate::{Gate, Inflow},
     ledger::Ledger,
+    prefetch::Prefetch,
     session::Link,
     topology,
 };
 
 /// Deliveries handed over at once, at most.
 pub const BATCH: usize = 256;
+/// Bytes of bodies handed over at once, but for the last one: whoever decides about them does nothing else meanwhile.
+pub const BATCH_BYTES: usize = 1 << 20;
 
 /// What a quorum queue without a leader says to a consumer.
 const INTERNAL_ERROR: u16 = 541;
@@ -47,6 +52,8 @@ pub struct Delivery {
     pub origin: Origin,
     /// Settles it.
     pub ticket: Ticket,
+    /// Its body's part in what was read ahead; to be dropped once the body is counted elsewhere, or gone.
+    pub inflow: Inflow,
 }
 
 /// The right to settle one delivery, once; dropping it leaves the delivery with the broker, which hands it out again when
@@ -80,16 +87,62 @@ pub enum End {
     Lost(String),
 }
 
-/// The deliveries of all consumed queues.
-#[derive(Debug)]
+/// The deliveries of all consumed queues, in the order in which the broker sent them.
 pub struct Deliveries {
     link: Arc<Link>,
-    consumers: Vec<(String, Consumer)>,
+    channel: Channel,
+    sources: Vec<Source>,
     down: Vec<(String, Error)>,
-    /// Whose turn it is to be asked first, so that a busy queue does not starve the others.
-    turn: usize,
+    /// The tag that follows those handed over; the broker counts them over all consumers of the channel.
+    next: u64,
+    /// What came by another consumer than an earlier tag that was not seen yet.
+    early: BTreeMap<u64, Delivery>,
     generation: u64,
     stopped: watch::Receiver<bool>,
+    tags: Arc<Tags>,
+    /// A consumer that takes the place of another; one at a time, since the channel's prefetch counts for the next consumer.
+    swap: Option<BoxFuture<'static, Swap>>,
+    /// Deliveries that only wait for others.
+    blocked: usize,
+}
+
+/// One consumed queue, by one consumer.
+#[derive(Debug)]
+struct Source {
+    queue: String,
+    consumer: Consumer,
+    tag: ShortString,
+    prefetch: Prefetch,
+    /// Another consumer has taken its place.
+    is_ending: bool,
+}
+
+/// The consumer that replaces the one with this tag.
+type Swap = (ShortString, Result<(ShortString, Consumer)>);
+
+/// Tags of the consumers there are.
+#[derive(Debug)]
+struct Tags {
+    prefix: String,
+    count: AtomicU64,
+    active: Mutex<Vec<ShortString>>,
+}
+
+impl Tags {
+    fn next(&self) -> Result<ShortString> {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        short("a consumer's tag", &format!("{}-{count}", self.prefix)).map_err(invalid)
+    }
+
+    fn active(&self) -> MutexGuard<'_, Vec<ShortString>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Deliveries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries").field("sources", &self.sources).field("next", &self.next).finish_non_exhaustive()
+    }
 }
 
 /// Settles what [`Deliveries`] handed out; clones settle on the same channel.
@@ -97,7 +150,7 @@ pub struct Deliveries {
 pub struct Settler {
     link: Arc<Link>,
     channel: Channel,
-    tags: Arc<[ShortString]>,
+    tags: Arc<Tags>,
     generation: u64,
     ledger: Arc<Mutex<Ledger>>,
     stopped: Arc<watch::Sender<bool>>,
@@ -135,42 +188,66 @@ pub(super) async fn consume(
         return Err(error.clone());
     }
     let channel = link.channel().await?;
-    let mut consumers = Vec::new();
-    let mut tags = Vec::new();
-    for (place, queue) in up.into_iter().enumerate() {
-        let tag = short("a consumer's tag", &format!("{tag_prefix}-{place}")).map_err(invalid)?;
-        // Set before each consumer: it counts for those that follow, and each has its own.
-        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        link.answer("setting the prefetch", qos).await?;
-        let begun = begin(link, &channel, queue, &tag).await;
+    let tags = Arc::new(Tags { prefix: tag_prefix.to_owned(), count: AtomicU64::new(0), active: Mutex::default() });
+    let mut sources = Vec::new();
+    for queue in up {
+        let begun = begin(link, &channel, queue, prefetch, &tags).await;
         if let Some(error) = begun.as_ref().err().filter(|error| error.kind() == ErrorKind::Down) {
             stalled.insert(queue.clone(), error.clone());
         }
-        consumers.push((queue.clone(), begun?));
-        tags.push(tag);
+        let (tag, consumer) = begun?;
+        let prefetch = Prefetch::new(prefetch);
+        sources.push(Source { queue: queue.clone(), consumer, tag, prefetch, is_ending: false });
     }
+    // Nobody takes anything before.
+    link.gate.arm();
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     let (stop, stopped) = watch::channel(false);
+    let deliveries = Deliveries {
+        link: Arc::clone(link),
+        channel: channel.clone(),
+        sources,
+        down,
+        next: 1,
+        early: BTreeMap::new(),
+        generation,
+        stopped,
+        tags: Arc::clone(&tags),
+        swap: None,
+        blocked: 0,
+    };
     let settler = Settler {
         link: Arc::clone(link),
         channel,
-        tags: tags.into(),
+        tags,
         generation,
         ledger: Arc::new(Mutex::new(Ledger::new())),
         stopped: Arc::new(stop),
     };
-    Ok((Deliveries { link: Arc::clone(link), consumers, down, turn: 0, generation, stopped }, settler))
+    Ok((deliveries, settler))
 }
 
 /// Begins one consumer. A quorum queue without a majority answers a look but not this: RabbitMQ says nothing, or ends the
 /// connection with 541. That queue is `Down`, and the session is lost.
-async fn begin(link: &Link, channel: &Channel, queue: &str, tag: &ShortString) -> Result<Consumer> {
-    let name = short("a queue's name", queue).map_err(invalid)?;
+async fn begin(
+    link: &Link,
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+    tags: &Tags,
+) -> Result<(ShortString, Consumer)> {
+    let (name, tag) = (short("a queue's name", queue).map_err(invalid)?, tags.next()?);
+    // It counts for the consumers that follow, and each has its own.
+    let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+    link.answer("setting the prefetch", qos).await?;
     let what = format!("consuming from queue '{queue}'");
     let limit = link.options.timeout;
     let started = channel.basic_consume(name, tag.clone(), BasicConsumeOptions::default(), FieldTable::default());
-    let words = match link.state.within(limit, started).await? {
-        Some(Ok(consumer)) => return Ok(consumer),
+    let words = match link.within(limit, started).await? {
+        Some(Ok(consumer)) => {
+            tags.active().push(tag.clone());
+            return Ok((tag, consumer));
+        }
         Some(Err(fault)) => {
             let error = error::classify(&fault);
             if error::reply(&fault).is_none_or(|reply| reply.code != INTERNAL_ERROR) {
@@ -198,20 +275,36 @@ impl Deliveries {
         &self.down
     }
 
-    /// Waits for a delivery and returns it with all that are ready by now, [`BATCH`] at most and at least one. Dropping
-    /// the future loses none.
+    /// Lets each queue's prefetch follow the sizes of its deliveries, within `full` deliveries and `bytes` of bodies together.
+    ///
+    /// It changes by a new consumer that begins before the old one ends: a queue that deletes itself with its last consumer
+    /// stays, and nothing is handed back.
+    pub fn adapt_prefetch(&mut self, full: u16, bytes: u64) {
+        for source in &mut self.sources {
+            source.prefetch.bound(full, bytes);
+        }
+    }
+
+    /// Tells how many deliveries only wait for others of their kind: others of another kind shall be seen all the same.
+    pub const fn set_blocked(&mut self, count: usize) {
+        self.blocked = count;
+    }
+
+    /// Waits for a delivery and returns it with all that are ready by now, [`BATCH`] and about [`BATCH_BYTES`] at most and at
+    /// least one. Dropping the future loses none.
     ///
     /// # Errors
     /// The reason why there will be no other.
     pub async fn next(&mut self) -> std::result::Result<Vec<Delivery>, End> {
-        let Self { link, consumers, turn, generation, stopped, .. } = self;
+        let link = Arc::clone(&self.link);
+        let mut stopped = self.stopped.clone();
         let stop = async {
             // An error means that the settler is gone, and nobody will stop us any more.
             if stopped.wait_for(|stopped| *stopped).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
-        let ready = std::future::poll_fn(|cx| poll_ready(consumers, turn, *generation, cx));
+        let ready = std::future::poll_fn(|cx| self.poll_ready(cx));
         let end = tokio::select! {
             biased;
             () = stop => return Err(End::Stopped),
@@ -226,47 +319,114 @@ impl Deliveries {
         }
         match &end {
             End::Stopped => {}
-            End::Cancelled { queue } => {
-                self.link.state.lose(format!("the broker ended the consumer of queue '{queue}'"))
-            }
-            End::Lost(reason) => self.link.state.lose(reason),
+            End::Cancelled { queue } => link.state.lose(format!("the broker ended the consumer of queue '{queue}'")),
+            End::Lost(reason) => link.state.lose(reason),
         }
         Err(end)
     }
-}
 
-fn poll_ready(
-    consumers: &mut [(String, Consumer)],
-    turn: &mut usize,
-    generation: u64,
-    cx: &mut Context<'_>,
-) -> Poll<std::result::Result<Vec<Delivery>, End>> {
-    let count = consumers.len();
-    let mut batch = Vec::new();
-    for place in 0..count {
-        let (queue, consumer) = &mut consumers[(*turn + place) % count];
-        while batch.len() < BATCH {
-            match Pin::new(&mut *consumer).poll_next(cx) {
-                Poll::Ready(Some(Ok(delivery))) => batch.push(take_over(delivery, queue, generation)),
-                // What is in the batch cannot be settled any more; the broker delivers it again.
-                Poll::Ready(Some(Err(fault))) => {
-                    let reason = format!("consuming from queue '{queue}': {}", error::classify(&fault));
-                    return Poll::Ready(Err(End::Lost(reason)));
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<Vec<Delivery>, End>> {
+        if let Poll::Ready(Err(end)) = self.poll_swap(cx) {
+            return Poll::Ready(Err(end));
+        }
+        let mut batch = Batch::default();
+        let mut place = 0;
+        while let Some(source) = self.sources.get_mut(place) {
+            place += 1;
+            while batch.has_room() {
+                match Pin::new(&mut source.consumer).poll_next(cx) {
+                    Poll::Ready(Some(Ok(delivery))) => {
+                        source.prefetch.note(delivery.data.len());
+                        let tag = delivery.delivery_tag;
+                        let delivery = take_over(delivery, &source.queue, self.generation, &self.link.gate);
+                        if tag == self.next {
+                            self.next += 1;
+                            batch.push(delivery);
+                        } else {
+                            self.early.insert(tag, delivery);
+                        }
+                        while let Some(delivery) = self.early.remove(&self.next) {
+                            self.next += 1;
+                            batch.push(delivery);
+                        }
+                    }
+                    // What is in the batch cannot be settled any more; the broker delivers it again.
+                    Poll::Ready(Some(Err(fault))) => {
+                        let reason = format!("consuming from queue '{}': {}", source.queue, error::classify(&fault));
+                        return Poll::Ready(Err(End::Lost(reason)));
+                    }
+                    Poll::Ready(None) if source.is_ending => {
+                        place -= 1;
+                        let ended = self.sources.remove(place);
+                        self.tags.active().retain(|tag| *tag != ended.tag);
+                        break;
+                    }
+                    Poll::Ready(None) => return Poll::Ready(Err(End::Cancelled { queue: source.queue.clone() })),
+                    Poll::Pending => break,
                 }
-                Poll::Ready(None) => return Poll::Ready(Err(End::Cancelled { queue: queue.clone() })),
-                Poll::Pending => break,
             }
         }
+        if let Poll::Ready(Err(end)) = self.poll_swap(cx) {
+            return Poll::Ready(Err(end));
+        }
+        if batch.deliveries.is_empty() { Poll::Pending } else { Poll::Ready(Ok(batch.deliveries)) }
     }
-    if batch.is_empty() {
-        return Poll::Pending;
+
+    /// Has a queue consumed with another prefetch where the present one is far from right.
+    fn poll_swap(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(), End>> {
+        loop {
+            let Some(swap) = &mut self.swap else {
+                let blocked = self.blocked;
+                let change = self.sources.iter_mut().filter(|source| !source.is_ending).find_map(|source| {
+                    let prefetch = source.prefetch.change(blocked)?;
+                    Some((source.queue.clone(), source.tag.clone(), prefetch))
+                });
+                let Some((queue, old, prefetch)) = change else { return Poll::Pending };
+                tracing::debug!(queue, prefetch, "prefetch changes");
+                let (link, channel, tags) = (Arc::clone(&self.link), self.channel.clone(), Arc::clone(&self.tags));
+                self.swap = Some(Box::pin(async move {
+                    let begun = begin(&link, &channel, &queue, prefetch, &tags).await;
+                    (old, begun)
+                }));
+                continue;
+            };
+            let (old, begun) = ready!(swap.poll_unpin(cx));
+            self.swap = None;
+            let (tag, consumer) = match begun {
+                Ok(begun) => begun,
+                Err(error) => return Poll::Ready(Err(End::Lost(error.to_string()))),
+            };
+            let Some(source) = self.sources.iter_mut().find(|source| source.tag == old) else { continue };
+            source.is_ending = true;
+            let (queue, prefetch) = (source.queue.clone(), source.prefetch.clone());
+            self.sources.push(Source { queue, consumer, tag, prefetch, is_ending: false });
+            // One poll puts it on its way; the old consumer's end is its answer. Until then it hands over what was sent.
+            drop(self.channel.basic_cancel(old, BasicCancelOptions::default()).now_or_never());
+        }
     }
-    *turn = (*turn + 1) % count;
-    Poll::Ready(Ok(batch))
 }
 
-fn take_over(delivery: lapin::message::Delivery, queue: &str, generation: u64) -> Delivery {
+/// What is handed over at once.
+#[derive(Default)]
+struct Batch {
+    deliveries: Vec<Delivery>,
+    bytes: usize,
+}
+
+impl Batch {
+    const fn has_room(&self) -> bool {
+        self.deliveries.len() < BATCH && self.bytes < BATCH_BYTES
+    }
+
+    fn push(&mut self, delivery: Delivery) {
+        self.bytes += delivery.message.body.len();
+        self.deliveries.push(delivery);
+    }
+}
+
+fn take_over(delivery: lapin::message::Delivery, queue: &str, generation: u64, gate: &Gate) -> Delivery {
     Delivery {
+        inflow: gate.inflow(delivery.data.len()),
         message: message_in(&delivery.properties, delivery.data),
         origin: Origin {
             queue: queue.to_owned(),
@@ -308,8 +468,9 @@ impl Settler {
     /// `Lost`.
     pub async fn stop(&self) -> Result<()> {
         self.stopped.send_replace(true);
-        for tag in self.tags.iter() {
-            let cancelled = self.channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
+        let tags = self.tags.active().clone();
+        for tag in tags {
+            let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
             self.link.answer("ending a consumer", cancelled).await?;
         }
         Ok(())

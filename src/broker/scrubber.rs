@@ -27,6 +27,8 @@ const DEEPEST: usize = 128;
 pub(super) struct Scrubber {
     /// So many bytes more are nobody's business here.
     passing: usize,
+    /// Bytes of bodies among what was passed on, since they were last asked for.
+    bodies: u64,
 }
 
 /// What the bytes at the beginning of a frame ask for.
@@ -65,6 +67,11 @@ pub(super) fn missing(begun: &[u8]) -> usize {
 }
 
 impl Scrubber {
+    /// Counts the bytes of bodies whose frames began since the last time.
+    pub(super) const fn take_bodies(&mut self) -> u64 {
+        std::mem::replace(&mut self.bodies, 0)
+    }
+
     /// Mends the bytes that follow those passed on before and returns how many of these may be passed on; the rest is the
     /// beginning of a frame, to be shown again with what follows it.
     pub(super) fn scrub(&mut self, bytes: &mut [u8]) -> usize {
@@ -78,7 +85,12 @@ impl Scrubber {
                 continue;
             }
             match Frame::of(rest) {
-                Frame::Opaque(whole) => self.passing = whole,
+                Frame::Opaque(whole) => {
+                    if rest.first() == Some(&BODY) {
+                        self.bodies += whole.saturating_sub(HEAD + 1) as u64;
+                    }
+                    self.passing = whole;
+                }
                 Frame::Text(whole) if whole <= rest.len() => {
                     mend(&mut rest[..whole]);
                     at += whole;

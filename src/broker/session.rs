@@ -17,7 +17,8 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, LoginMethod, Notices, Publisher, Result, Settler,
-    State, Subscription, Tls, Topology, consume, error, heard::Heard, pulse, state::StateCell, stream, subscribe, url,
+    State, Subscription, Tls, Topology, consume, error, gate::Gate, heard::Heard, pulse, state::StateCell, stream,
+    subscribe, url,
 };
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
@@ -25,6 +26,9 @@ const HEARTBEAT: u16 = 8;
 
 /// A connection can end without an event (an orderly close by the broker, a cut cable); so often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How many times longer an answer may take while large bodies come before it.
+const BEHIND: u32 = 30;
 
 /// Longest wait for one URL while another is untried.
 const HASTE: Duration = Duration::from_secs(3);
@@ -42,6 +46,8 @@ pub(super) struct Link {
     pub(super) publishing: Connection,
     /// Of the consuming and of the publishing connection.
     heard: [Heard; 2],
+    /// Of the consuming connection.
+    pub(super) gate: Gate,
     pub(super) state: StateCell,
     pub(super) url: BrokerUrl,
     pub(super) options: BrokerOptions,
@@ -221,13 +227,14 @@ impl Drop for Session {
 impl Link {
     async fn open(url: &BrokerUrl, options: &BrokerOptions, limit: Duration) -> Result<Self> {
         let state = StateCell::new();
-        let (consuming, heard) = connect(url, options, "consume", limit).await?;
-        let (publishing, publishing_heard) = connect(url, options, "publish", limit).await?;
+        let gate = Gate::default();
+        let (consuming, heard) = connect(url, options, "consume", limit, Some(gate.clone())).await?;
+        let (publishing, publishing_heard) = connect(url, options, "publish", limit, None).await?;
         watch_over(&consuming, heard.clone(), state.clone(), "consuming");
         watch_over(&publishing, publishing_heard.clone(), state.clone(), "publishing");
         let heard = [heard, publishing_heard];
         let (url, options) = (url.clone(), options.clone());
-        let link = Self { consuming, publishing, heard, state, url, options, delays: Mutex::default() };
+        let link = Self { consuming, publishing, heard, gate, state, url, options, delays: Mutex::default() };
         // What is handed out comes here, so here silence matters; a blocked broker does not even read the other connection.
         pulse::keep(link.channel().await?, link.heard[0].clone(), link.state.clone());
         Ok(link)
@@ -235,10 +242,29 @@ impl Link {
 
     /// Waits for one answer of the broker, as long as the session allows.
     pub(super) async fn answer<T>(&self, what: &str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
-        match self.state.patiently(self.options.timeout, what, answer).await? {
-            Ok(answer) => Ok(answer),
-            Err(fault) => Err(error::classify(&fault).during(what)),
+        let limit = self.options.timeout;
+        match self.within(limit, answer).await? {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(fault)) => Err(error::classify(&fault).during(what)),
+            None => {
+                let reason = format!("no answer to {what} within {} s", limit.as_secs_f32());
+                self.state.lose(&*reason);
+                Err(Error::lost(reason))
+            }
         }
+    }
+
+    /// Waits for one answer of the broker on the consuming connection, up to a limit, or some limits while large bodies come: the
+    /// answer lies behind them.
+    pub(super) async fn within<T>(&self, limit: Duration, answer: impl Future<Output = T>) -> Result<Option<T>> {
+        let mut answer = pin!(answer);
+        for _ in 0..BEHIND {
+            let answered = self.state.within(limit, answer.as_mut()).await?;
+            if answered.is_some() || !self.gate.is_busy(limit) {
+                return Ok(answered);
+            }
+        }
+        self.state.within(limit, answer).await
     }
 
     /// Opens a channel on the connection that is never blocked; one refused command ends it, so most serve one.
@@ -273,7 +299,13 @@ impl Link {
     }
 }
 
-async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Duration) -> Result<(Connection, Heard)> {
+async fn connect(
+    url: &BrokerUrl,
+    options: &BrokerOptions,
+    role: &str,
+    limit: Duration,
+    gate: Option<Gate>,
+) -> Result<(Connection, Heard)> {
     let limit = url.connect_timeout().map_or(limit, |asked| limit.min(asked));
     // Without a method of its own a URL gets what the broker offers, as with Python's client.
     let methods = match url.login_method() {
@@ -291,7 +323,7 @@ async fn connect(url: &BrokerUrl, options: &BrokerOptions, role: &str, limit: Du
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let uri = url::to_lapin(url, method, HEARTBEAT, limit);
         let heard = Heard::new();
-        let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone());
+        let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone(), gate.clone());
         match tokio::time::timeout(limit, connection).await {
             Ok(Ok(connection)) => return Ok((connection, heard)),
             Ok(Err(fault)) if methods.peek().is_some() && error::lacks_method(&fault) => {}

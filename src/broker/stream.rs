@@ -18,24 +18,29 @@ use lapin::{
     uri::AMQPUri,
 };
 
+use tokio::{runtime::Handle, time::Sleep};
+
 use super::{
+    gate::{self, Gate},
     heard::Heard,
     scrubber::{self, Scrubber},
 };
 
 /// Opens a connection on which no message's text can break the library; with TLS, what is decrypted is scrubbed. Each read is
-/// noted in `heard`.
+/// noted in `heard`, and where there is a gate it holds the reading up.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
     tls: OwnedTLSConfig,
     heard: Heard,
+    gate: Option<Gate>,
 ) -> lapin::Result<Connection> {
     let tokio = TokioRuntime::tokio_current();
     let runtime = Runtime::new(RuntimeParts::new(Tokio::current(), Network(Tokio::current(), heard.clone())));
+    let barrier = gate.map(|gate| Barrier { gate, handle: Handle::current(), pause: None });
     let dial = async move |uri: AMQPUri, _| {
         let stream = uri.connect_with_config_async(tls.as_ref(), &tokio).await?;
-        Ok(AsyncTcpStream::Plain(Scrubbed::new(stream, heard.clone())))
+        Ok(AsyncTcpStream::Plain(Scrubbed::new(stream, heard.clone(), barrier.as_ref().map(Barrier::anew))))
     };
     Connection::connector(uri, runtime, dial, properties).await
 }
@@ -56,11 +61,51 @@ struct Scrubbed<S> {
     /// So much of it may be passed on, and so much was.
     ready: usize,
     passed: usize,
+    barrier: Option<Barrier>,
+}
+
+/// Holds reads up while nobody takes what was read.
+#[derive(Debug)]
+struct Barrier {
+    gate: Gate,
+    /// The library polls on a thread of its own.
+    handle: Handle,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Barrier {
+    fn anew(&self) -> Self {
+        Self { gate: self.gate.clone(), handle: self.handle.clone(), pause: None }
+    }
+
+    fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.gate.poll_open(context).is_ready() {
+                self.pause = None;
+                return Poll::Ready(());
+            }
+            let pause = self.pause.get_or_insert_with(|| {
+                let _entered = self.handle.enter();
+                Box::pin(tokio::time::sleep(gate::PAUSE))
+            });
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+    }
 }
 
 impl<S> Scrubbed<S> {
-    fn new(inner: S, heard: Heard) -> Self {
-        Self { inner, heard, scrubber: Scrubber::default(), begun: false, held: Vec::new(), ready: 0, passed: 0 }
+    fn new(inner: S, heard: Heard, barrier: Option<Barrier>) -> Self {
+        let scrubber = Scrubber::default();
+        Self { inner, heard, scrubber, begun: false, held: Vec::new(), ready: 0, passed: 0, barrier }
+    }
+
+    /// Tells the gate what was read.
+    fn count(&mut self) {
+        let bodies = self.scrubber.take_bodies();
+        if let Some(barrier) = &self.barrier {
+            barrier.gate.note(bodies);
+        }
     }
 
     fn pass_held(&mut self, buffer: &mut [u8]) -> usize {
@@ -101,6 +146,7 @@ impl<S: AsyncRead + Unpin> Scrubbed<S> {
         self.heard.note();
         // The stream may end inside a frame.
         self.ready = if count == 0 { begun } else { self.scrubber.scrub(&mut self.held) };
+        self.count();
         Poll::Ready(Ok(()))
     }
 }
@@ -113,6 +159,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
             if this.ready > 0 {
                 return Poll::Ready(Ok(this.pass_held(buffer)));
             }
+            if let Some(barrier) = &mut this.barrier {
+                ready!(barrier.poll_open(context));
+            }
             if !this.held.is_empty() {
                 ready!(this.poll_held(context))?;
                 continue;
@@ -123,6 +172,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
                 speaks_amqp(&buffer[..count])?;
             }
             let passed = this.scrubber.scrub(&mut buffer[..count]);
+            this.count();
             this.held.extend_from_slice(&buffer[passed..count]);
             if passed > 0 || count == 0 {
                 return Poll::Ready(Ok(passed));
@@ -183,7 +233,7 @@ impl Reactor for Network {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let (stream, heard) = (self.0.tcp_connect_addr(address), self.1.clone());
-        async move { Ok(Scrubbed::new(AsyncTcpStream::Plain(stream.await?), heard)) }
+        async move { Ok(Scrubbed::new(AsyncTcpStream::Plain(stream.await?), heard, None)) }
     }
 }
 
@@ -224,7 +274,7 @@ mod tests {
 
     /// Reads to the end with a buffer of this size.
     fn read(pieces: Pieces, size: usize) -> Vec<u8> {
-        let mut stream = Scrubbed::new(pieces, Heard::new());
+        let mut stream = Scrubbed::new(pieces, Heard::new(), None);
         let mut context = Context::from_waker(std::task::Waker::noop());
         let (mut all, mut buffer) = (Vec::new(), vec![0; size]);
         loop {
@@ -267,7 +317,7 @@ mod tests {
     #[test]
     fn a_large_body_is_read_straight_into_the_callers_buffer() {
         let body = frame(3, &[0xff; 100_000]);
-        let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)), Heard::new());
+        let mut stream = Scrubbed::new(Pieces::new(body.chunks(30_000)), Heard::new(), None);
         // As in the middle of a connection.
         stream.begun = true;
         let mut context = Context::from_waker(std::task::Waker::noop());

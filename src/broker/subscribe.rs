@@ -69,6 +69,7 @@ impl Notices {
         };
         match next {
             Some(Ok(delivery)) => {
+                drop(self.link.gate.inflow(delivery.data.len()));
                 let origin = Origin {
                     queue: self.queue.clone(),
                     exchange: delivery.exchange.into(),

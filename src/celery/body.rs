@@ -8,6 +8,7 @@ use std::io::{BufReader, Read};
 use base64::Engine as _;
 
 use super::message::{Field, Message};
+use super::scan::{Found, Scan};
 use crate::charset::Charset;
 
 /// What one body may cost.
@@ -89,37 +90,102 @@ fn too_large(limit: usize) -> Error {
     Error::Decode(format!("the body is larger than {limit} bytes; send the value by reference"))
 }
 
-/// Decompresses by the `compression` header, which names kombu's codec by MIME type or alias.
+/// Decompresses by the `compression` header.
 fn decompress(codec: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, Error> {
-    let broken = |error: std::io::Error| {
-        Error::Decode(format!("the body is not {codec} as its compression header says ({error}); send it uncompressed"))
-    };
-    let read = match codec {
+    let read = capped(decompressor(codec, body)?, limit);
+    read.map_err(|error| broken(codec, &error))?.ok_or_else(|| too_large(limit))
+}
+
+fn broken(codec: &str, error: &std::io::Error) -> Error {
+    Error::Decode(format!("the body is not {codec} as its compression header says ({error}); send it uncompressed"))
+}
+
+/// Opens what the `compression` header names by kombu's MIME type or alias.
+fn decompressor<'b>(codec: &str, body: &'b [u8]) -> Result<Box<dyn Read + 'b>, Error> {
+    Ok(match codec {
         // What kombu calls gzip is a zlib stream; other producers mean what they say.
         "application/x-gzip" | "application/gzip" | "gzip" | "zlib" if body.starts_with(&[0x1f, 0x8b]) => {
-            capped(flate2::bufread::MultiGzDecoder::new(body), limit)
+            Box::new(flate2::bufread::MultiGzDecoder::new(body))
         }
         "application/x-gzip" | "application/gzip" | "gzip" | "zlib" => {
-            capped(flate2::bufread::ZlibDecoder::new(body), limit)
+            Box::new(flate2::bufread::ZlibDecoder::new(body))
         }
-        "application/x-bz2" | "bzip2" | "bzip" => capped(bzip2::bufread::MultiBzDecoder::new(body), limit),
+        "application/x-bz2" | "bzip2" | "bzip" => Box::new(bzip2::bufread::MultiBzDecoder::new(body)),
         "application/x-lzma" | "lzma" | "xz" => {
             // A dictionary beyond the cap could never pay off within it; 128 MiB is what `xz -9` takes and more.
             let stream = liblzma::stream::Stream::new_auto_decoder(128 << 20, 0)
-                .map_err(|error| broken(std::io::Error::other(error)))?;
-            capped(liblzma::bufread::XzDecoder::new_stream(body, stream), limit)
+                .map_err(|error| broken(codec, &std::io::Error::other(error)))?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(body, stream))
         }
-        "application/x-brotli" | "brotli" => capped(brotli_decompressor::Decompressor::new(body, 4096), limit),
+        "application/x-brotli" | "brotli" => Box::new(brotli_decompressor::Decompressor::new(body, 4096)),
         "application/zstd" | "zstd" | "zstandard" => {
-            zstd::stream::read::Decoder::with_buffer(BufReader::new(body)).and_then(|decoder| capped(decoder, limit))
+            let decoder = zstd::stream::read::Decoder::with_buffer(BufReader::new(body));
+            Box::new(decoder.map_err(|error| broken(codec, &error))?)
         }
         _ => {
             return Err(Error::Decode(
                 "the compression is unknown; use gzip, zlib, bzip2, lzma, brotli or zstd, or none".to_owned(),
             ));
         }
+    })
+}
+
+/// The beginning of a body's text, see [`peek`].
+#[derive(Debug)]
+pub struct Beginning<'m> {
+    /// The first bytes of it.
+    pub text: Cow<'m, [u8]>,
+    /// They are all there is.
+    pub is_whole: bool,
+}
+
+/// Tells whether a body is compressed.
+#[must_use]
+pub fn is_compressed(message: &Message) -> bool {
+    matches!(message.headers.get("compression"), Some(Field::Text(codec)) if !codec.is_empty())
+}
+
+/// Reads the first bytes of a body's text; `None` where nothing can be told by them: it is in an encoding of which a part says
+/// nothing, or cannot be decompressed.
+#[must_use]
+pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
+    let encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+    if !["utf-8", "utf8", "binary", "us-ascii", "ascii", ""].iter().any(|name| encoding.eq_ignore_ascii_case(name)) {
+        return None;
+    }
+    let codec = match message.headers.get("compression") {
+        None | Some(Field::Void) => "",
+        Some(Field::Text(codec)) => codec,
+        Some(_) => return None,
     };
-    read.map_err(broken)?.ok_or_else(|| too_large(limit))
+    if codec.is_empty() {
+        let text = Cow::Borrowed(&message.body[..message.body.len().min(limit)]);
+        return Some(Beginning { is_whole: text.len() == message.body.len(), text });
+    }
+    let mut text = Vec::new();
+    decompressor(codec, &message.body).ok()?.take(limit as u64 + 1).read_to_end(&mut text).ok()?;
+    let is_whole = text.len() <= limit;
+    text.truncate(limit);
+    Some(Beginning { text: Cow::Owned(text), is_whole })
+}
+
+/// Looks for an argument through the whole of a body, which is decompressed piece by piece.
+#[must_use]
+pub fn search(message: &Message, name: &str) -> Found {
+    let mut scan = Scan::new(name);
+    let codec = message.headers.text("compression").unwrap_or_default();
+    if codec.is_empty() {
+        return scan.push(&message.body).clone();
+    }
+    let Ok(mut decoder) = decompressor(codec, &message.body) else { return Found::Nothing };
+    let mut piece = vec![0; 1 << 16];
+    while *scan.found() == Found::Unread {
+        match decoder.read(&mut piece) {
+            Ok(0) | Err(_) => return Found::Nothing,
+            Ok(count) => scan.push(&piece[..count]),
+        };
+    }
+    scan.found().clone()
 }
 
 /// Reads to the end, or gives `None` once there is more than the cap.

@@ -16,6 +16,7 @@ mod read;
 pub mod reply;
 pub mod repr;
 pub mod request;
+pub mod scan;
 pub mod signature;
 mod time;
 mod weight;

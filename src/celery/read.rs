@@ -1,5 +1,7 @@
 //! From a message to a [`TaskRequest`]: protocol 2 by its headers, protocol 1 by its body.
 
+use std::borrow::Cow;
+
 use super::body;
 use super::compose::field;
 use super::message::{Field, Headers, Message};
@@ -19,18 +21,53 @@ use crate::json::{self, ErrorKind, Json};
 ///
 /// [`Unreadable`] with the fault and, where it can be told, whom to answer.
 pub fn read(message: &Message, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
-    let reader = Reader { message, peek: peek(message), options };
+    read_with(message, None, options)
+}
+
+/// Reads a message as [`read`] does, with the text of its body by [`text`].
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_text(message: &Message, text: &[u8], options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
+    read_with(message, Some(text), options)
+}
+
+fn read_with(message: &Message, text: Option<&[u8]>, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
+    let reader = Reader { message, peek: peek(message), options, text };
     if message.headers.get("task").is_some() { reader.protocol_2() } else { reader.protocol_1() }
+}
+
+/// Undoes compression and encoding of a message's body.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn text<'m>(message: &'m Message, options: &ReadOptions) -> Result<Cow<'m, [u8]>, Unreadable> {
+    let reader = Reader { message, peek: peek(message), options, text: None };
+    body::decode(message, &options.accept, options.limits).map_err(|error| reader.undecodable(&error))
+}
+
+/// Reads what the headers say of a task, without its body; `None` for protocol 1, which says everything there.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn outline(message: &Message, options: &ReadOptions) -> Option<Result<TaskRequest, Unreadable>> {
+    message.headers.get("task")?;
+    Some(Reader { message, peek: peek(message), options, text: None }.outline())
 }
 
 struct Reader<'m> {
     message: &'m Message,
     peek: Peek<'m>,
     options: &'m ReadOptions,
+    /// The body's text, where it was decoded before.
+    text: Option<&'m [u8]>,
 }
 
 impl Reader<'_> {
-    fn protocol_2(&self) -> Result<TaskRequest, Unreadable> {
+    fn outline(&self) -> Result<TaskRequest, Unreadable> {
         let Some(task) = self.peek.task else {
             return Err(self.unreadable(Fault::NotATask, "the task header is no name; send the task's name"));
         };
@@ -42,6 +79,11 @@ impl Reader<'_> {
         self.check_id(task, id)?;
         let mut request = self.request(2, task.to_owned(), id.to_owned());
         self.headers(headers, &mut request)?;
+        Ok(request)
+    }
+
+    fn protocol_2(&self) -> Result<TaskRequest, Unreadable> {
+        let mut request = self.outline()?;
         let [args, kwargs, embed] = match self.tree()? {
             Json::Array(parts) => <[Json; 3]>::try_from(parts)
                 .map_err(|parts| self.invalid(&format!("has a body of {} parts, not three", parts.len())))?,
@@ -180,13 +222,19 @@ impl Reader<'_> {
         self.unreadable(Fault::InvalidTask, &text)
     }
 
+    fn undecodable(&self, error: &body::Error) -> Unreadable {
+        let what = if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
+        self.unreadable(what, &format!("{}: {error}", self.subject()))
+    }
+
     fn tree(&self) -> Result<Json, Unreadable> {
         let limits = self.options.limits;
-        let text = body::decode(self.message, &self.options.accept, limits).map_err(|error| {
-            let what =
-                if matches!(error, body::Error::Disallowed(_)) { Fault::ContentDisallowed } else { Fault::Decode };
-            self.unreadable(what, &format!("{}: {error}", self.subject()))
-        })?;
+        let text = match self.text {
+            Some(text) => Cow::Borrowed(text),
+            None => {
+                body::decode(self.message, &self.options.accept, limits).map_err(|error| self.undecodable(&error))?
+            }
+        };
         json::parse(&text, json::Limits { depth: limits.depth, ..json::Limits::default() }).map_err(|error| {
             let (what, mend) = match error.kind {
                 ErrorKind::Syntax => (Fault::Decode, "send JSON in UTF-8"),

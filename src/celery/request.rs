@@ -11,7 +11,7 @@ use super::reply::ReplyTo;
 use super::signature::Signature;
 use crate::json::Json;
 
-pub use super::read::read;
+pub use super::read::{outline, read, read_text, text};
 
 /// What is read, and how much of it.
 #[derive(Clone, Debug)]

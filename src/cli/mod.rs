@@ -8,6 +8,7 @@ mod doctor;
 mod exists;
 mod flags;
 mod healthcheck;
+mod limit;
 mod list;
 mod lookout;
 mod migrate;

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::bucket::Bucket;
 use super::outcome::{Code, Failure};
 use super::secrets::Secrets;
-use super::{lookout, nodename, open};
+use super::{limit, lookout, nodename, open};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
 use crate::config::{self, Flag, Inputs, JOURNAL, QueueSettings, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
@@ -241,10 +241,12 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         events: worker.events,
         events_max_batch: worker.events_max_batch,
         max_reply_bytes: worker.max_reply_bytes,
+        max_in_flight_bytes: worker.max_in_flight_bytes.unwrap_or_else(limit::in_flight_bytes),
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
         journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
+        spool: open::spool(&settings.storage),
     })
 }
 

@@ -18,6 +18,7 @@ pub(super) static DEFINITION: Definition = Definition {
         keyword_only: &[Parameter::new("if_generation", Kind::Text, "Only this state of the object.")],
     },
     less: "nothing",
+    walks: false,
     result: schemas::of::<bool>,
     parse,
 };
@@ -53,6 +54,6 @@ impl Command for Delete {
             facts.backend = Some(Place::Local.as_str().to_owned());
             facts.pending_sync = true;
         }
-        Finished { result: result.map(|_| "true".to_owned()).map_err(CommandError::from), facts }
+        Finished { result: result.map(|_| "true".to_owned()).map_err(CommandError::from), facts, held: None }
     }
 }

@@ -11,6 +11,7 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("exists"),
     signature: Signature { function: "exists", required: &[KEY], optional: &[], keyword_only: &[] },
     less: "nothing",
+    walks: false,
     result: schemas::of::<bool>,
     parse,
 };
@@ -37,6 +38,6 @@ impl Command for Exists {
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
         let result = engine.exists(&self.key).await;
         let result = result.map(|exists| exists.to_string()).map_err(CommandError::from);
-        Finished { result, facts: Facts::of(Some(&self.key), engine) }
+        Finished { result, facts: Facts::of(Some(&self.key), engine), held: None }
     }
 }

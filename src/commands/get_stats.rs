@@ -9,6 +9,7 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: None,
     signature: Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
+    walks: false,
     result: schemas::of::<crate::storage::Stats>,
     parse,
 };
@@ -32,6 +33,6 @@ impl Command for GetStats {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        Finished { result: super::json(&engine.stats()), facts: Facts::of(None, engine) }
+        Finished { result: super::json(&engine.stats()), facts: Facts::of(None, engine), held: None }
     }
 }

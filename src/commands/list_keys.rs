@@ -20,6 +20,7 @@ pub(super) static DEFINITION: Definition = Definition {
         keyword_only: &[],
     },
     less: "fewer keys with limit, and the next ones with start_after",
+    walks: true,
     result: schemas::of::<Vec<String>>,
     parse,
 };
@@ -52,6 +53,6 @@ impl Command for ListKeys {
             let keys: Vec<&str> = keys.iter().map(Key::as_str).collect();
             super::json(&keys)
         });
-        Finished { result, facts: Facts::of(None, engine) }
+        Finished { result, facts: Facts::of(None, engine), held: None }
     }
 }

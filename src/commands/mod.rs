@@ -24,7 +24,7 @@ use arguments::{Arguments, Kind, Parameter, Signature};
 pub use error::{CommandError, Exception};
 pub use schemas::schemas;
 
-pub use crate::storage::{Engine, Fence, Key, Redelivered};
+pub use crate::storage::{Budget, Engine, Fence, Held, Key, Redelivered, Spool};
 
 use crate::json::Json;
 use crate::storage::{self, Receipt, Reference};
@@ -62,12 +62,21 @@ pub struct Definition {
     signature: Signature,
     /// How to ask for less when an answer is larger than a reply may be.
     pub less: &'static str,
+    /// Whether it goes through many objects: few of those run at once, so that others are not kept waiting.
+    pub walks: bool,
     /// Schema of its result.
     result: fn() -> serde_json::Value,
     parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
 }
 
 impl Definition {
+    /// Names the argument by which calls are ordered, if they are.
+    #[must_use]
+    pub fn key_name(&self) -> Option<&'static str> {
+        let first = self.signature.required.first()?;
+        matches!(first.kind, Kind::Key).then_some(first.name)
+    }
+
     /// Reads a call: binds the arguments and checks their values.
     ///
     /// # Errors
@@ -112,6 +121,8 @@ pub struct Context {
     pub fence: Fence,
     /// Most bytes an answer may have: a value with more is refused before it is read.
     pub max_reply_bytes: Option<usize>,
+    /// What a large answer is made of counts on it.
+    pub budget: Option<Budget>,
 }
 
 /// How a command ended.
@@ -121,6 +132,8 @@ pub struct Finished {
     pub result: Result<String, CommandError>,
     /// What its metric event tells.
     pub facts: Facts,
+    /// What its answer holds of the budget.
+    pub held: Option<Held>,
 }
 
 /// The part of a metric event that only the command knows.

@@ -27,6 +27,7 @@ pub(super) static DEFINITION: Definition = Definition {
         ],
     },
     less: "a part with offset and length, or name a destination",
+    walks: false,
     result: schemas::any_value,
     parse,
 };
@@ -89,12 +90,18 @@ async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Con
     let mut facts = Facts::of(Some(key), engine);
     // JSON is never shorter than the bytes it carries.
     let want = Want { range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
-    let result = engine.retrieve(key, want).await;
+    let (result, held) = match &context.budget {
+        Some(budget) => match engine.retrieve_within(key, want, budget).await {
+            Ok((read, held)) => (Ok(read), held),
+            Err(error) => (Err(error), None),
+        },
+        None => (engine.retrieve(key, want).await, None),
+    };
     if let Ok(Some(read)) = &result {
         facts.note(&read.receipt);
     }
     let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
-    Finished { result: result.map_err(CommandError::from), facts }
+    Finished { result: result.map_err(CommandError::from), facts, held }
 }
 
 /// Writes the value elsewhere and answers the receipt.
@@ -111,7 +118,7 @@ async fn write(
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);
     }
-    Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts }
+    Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts, held: None }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub(super) static DEFINITION: Definition = Definition {
         ],
     },
     less: "nothing",
+    walks: false,
     result: schemas::of::<SignedUrl>,
     parse,
 };
@@ -88,6 +89,6 @@ impl Command for Sign {
             let expires_at = format_timestamp(expires_at);
             super::json(&SignedUrl { url, method: self.grant.method.as_str(), expires_at })
         });
-        Finished { result, facts: Facts::of(Some(&self.key), engine) }
+        Finished { result, facts: Facts::of(Some(&self.key), engine), held: None }
     }
 }

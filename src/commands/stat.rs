@@ -11,6 +11,7 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("stat"),
     signature: Signature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[] },
     less: "nothing",
+    walks: false,
     result: schemas::of::<Option<crate::storage::Stat>>,
     parse,
 };
@@ -43,6 +44,6 @@ impl Command for Stat {
             facts.compression.clone_from(&stat.receipt.compression);
             facts.pending_sync = stat.receipt.pending_sync;
         }
-        Finished { result: result.map_err(CommandError::from).and_then(|stat| super::json(&stat)), facts }
+        Finished { result: result.map_err(CommandError::from).and_then(|stat| super::json(&stat)), facts, held: None }
     }
 }

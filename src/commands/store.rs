@@ -34,6 +34,7 @@ pub(super) static DEFINITION: Definition = Definition {
         ],
     },
     less: "shorter metadata",
+    walks: false,
     result: schemas::of::<crate::storage::Receipt>,
     parse,
 };
@@ -171,6 +172,10 @@ impl Command for Store {
         if let Ok(receipt) = &result {
             facts.note(receipt);
         }
-        Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts }
+        Finished {
+            result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
+            facts,
+            held: None,
+        }
     }
 }

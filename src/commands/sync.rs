@@ -9,6 +9,7 @@ pub(super) static DEFINITION: Definition = Definition {
     operation: Some("sync"),
     signature: Signature { function: "sync", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
+    walks: true,
     result: schemas::of::<Sent>,
     parse,
 };
@@ -46,6 +47,6 @@ impl Command for Sync {
             }
         };
         let result = result.map_err(CommandError::from).and_then(|sent| super::json(&sent));
-        Finished { result, facts: Facts::of(None, engine) }
+        Finished { result, facts: Facts::of(None, engine), held: None }
     }
 }

@@ -249,6 +249,11 @@ pub static SETTINGS: &[Setting] = &[
         "268435456",
         "Bytes that the journal of one worker may have; the oldest answers that were acknowledged go first.",
     ),
+    Setting::unset(
+        "max_in_flight_bytes",
+        integer(1 << 20, 1 << 40),
+        "Bytes of commands held in memory at once; unset is 256 MiB, or a quarter of the memory limit where that is less.",
+    ),
     Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while it ran alone after which a command is given up."),
     Setting::new("enable_events", Kind::Bool, "true", "Publishes a metric event for every finished operation."),
     Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),

@@ -97,6 +97,8 @@ pub struct WorkerSettings {
     pub max_reply_bytes: usize,
     /// `journal_max_bytes`: bytes that the journal of one worker may have.
     pub journal_max_bytes: u64,
+    /// `max_in_flight_bytes`: bytes of commands held in memory at once; unset goes by the memory limit.
+    pub max_in_flight_bytes: Option<u64>,
     /// `max_crashes`: so many crashes while it ran alone, and a command goes to the dead queue.
     pub max_crashes: u32,
     /// `enable_events`: metric events are published.
@@ -203,6 +205,7 @@ impl Settings {
                 send_task_events: values.bool("celery_worker_send_task_events"),
                 max_reply_bytes: values.integer("max_reply_bytes")?,
                 journal_max_bytes: values.integer("journal_max_bytes")?,
+                max_in_flight_bytes: values.integer("max_in_flight_bytes"),
                 max_crashes: values.integer("max_crashes")?,
                 events: values.bool("enable_events"),
                 events_max_batch: values.integer("events_max_batch")?,

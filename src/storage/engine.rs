@@ -8,10 +8,15 @@ use jiter::Jiter;
 
 use super::stats::Counters;
 use super::{
-    Attributes, Backend, Breaker, BreakerState, Content, ContentType, DeleteOptions, Error, ErrorKind, Exchange,
-    Fallback, Grant, Key, Kind, Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe, Put, Receipt,
-    Result, Stat, Stats, StoreOptions, Value, Want, open,
+    Attributes, Backend, Breaker, BreakerState, Budget, Content, ContentType, DeleteOptions, Error, ErrorKind,
+    Exchange, Fallback, Grant, Held, Key, Kind, Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe,
+    Put, Receipt, Result, Stat, Stats, StoreOptions, Value, Want, open,
 };
+
+/// Bytes of a value up to which it is not worth counting.
+const SMALL: u64 = 64 * 1024;
+/// How often a value is in memory, more or less, while it is answered: itself, its JSON, the reply, and what is being sent.
+const COPIES: u64 = 5;
 
 /// Stores and retrieves typed values; cheap to clone.
 ///
@@ -126,6 +131,34 @@ impl Engine {
     /// [`ErrorKind::Integrity`] for an object that is damaged.
     pub async fn retrieve(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
         self.0.counters.measure(self.retrieve_uncounted(key, want)).await
+    }
+
+    /// Reads as [`Engine::retrieve`] does, and counts a large value and what is made of it on a budget before it is read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::retrieve`].
+    pub async fn retrieve_within(
+        &self,
+        key: &Key,
+        want: Want,
+        budget: &Budget,
+    ) -> Result<(Option<Retrieved>, Option<Held>)> {
+        self.0.counters.measure(self.retrieve_counted(key, want, budget)).await
+    }
+
+    async fn retrieve_counted(
+        &self,
+        key: &Key,
+        want: Want,
+        budget: &Budget,
+    ) -> Result<(Option<Retrieved>, Option<Held>)> {
+        // What is large comes as a file, whose length is known before it is in memory.
+        let spooled = Want { spooled: true, ..want };
+        let Some(object) = open::open(&*self.0.backend, key, spooled).await? else { return Ok((None, None)) };
+        let bytes = object.payload.len();
+        let held = if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None };
+        Ok((Some(value_of(key, self.0.place, want.range.is_some(), object).await?), held))
     }
 
     /// Opens a value, or some bytes of it, to be read piece by piece; whether a text is UTF-8 and JSON is JSON is not
@@ -279,39 +312,10 @@ impl Engine {
     }
 
     async fn retrieve_uncounted(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
-        let Some(Object { attributes, payload }) = open::open(&*self.0.backend, key, want).await? else {
-            return Ok(None);
-        };
-        let receipt = Receipt::of(key, self.0.place, &attributes);
-        let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
-        let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
-        let damaged = |what| open::damaged(key, what);
-        let foreign = &attributes.foreign;
-        let payload = match kind {
-            Kind::Json if foreign.charset.is_none() => unmarked(payload),
-            Kind::Text | Kind::Json if foreign.charset.is_some() => foreign
-                .decode(&payload)
-                .map(|text| if kind == Kind::Json { unmarked(text) } else { text })
-                .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))?,
-            Kind::Text | Kind::Json | Kind::Bytes => payload,
-        };
-        let value = match kind {
-            Kind::Bytes => Value::Bytes(payload),
-            Kind::Text if foreign.other_tool => {
-                let text = utf8(payload).ok_or_else(|| {
-                    let why = "the object's text is not in the charset \"utf-8\", which is meant where its content type names \
-                               none; read its bytes with `offset=0`, or name the right charset with the bucket's own tool";
-                    Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why)
-                })?;
-                Value::Text(text)
-            }
-            Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
-            Kind::Json => {
-                let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
-                Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
-            }
-        };
-        Ok(Some(Retrieved { value, receipt }))
+        match open::open(&*self.0.backend, key, want).await? {
+            Some(object) => value_of(key, self.0.place, want.range.is_some(), object).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn open_uncounted(&self, key: &Key, want: Want) -> Result<Option<Opened>> {
@@ -333,6 +337,41 @@ pub(super) fn unmarked(json: Bytes) -> Bytes {
         return charset.decode(&json).map_or_else(|| json.clone(), |text| text.into_owned().into());
     }
     json
+}
+
+/// Takes a value into memory, or a part of it.
+async fn value_of(key: &Key, place: Place, is_part: bool, object: Object) -> Result<Retrieved> {
+    let Object { attributes, payload } = object;
+    let receipt = Receipt::of(key, place, &attributes);
+    let kind = if is_part { Kind::Bytes } else { attributes.kind };
+    let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
+    let damaged = |what| open::damaged(key, what);
+    let foreign = &attributes.foreign;
+    let payload = match kind {
+        Kind::Json if foreign.charset.is_none() => unmarked(payload),
+        Kind::Text | Kind::Json if foreign.charset.is_some() => foreign
+            .decode(&payload)
+            .map(|text| if kind == Kind::Json { unmarked(text) } else { text })
+            .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))?,
+        Kind::Text | Kind::Json | Kind::Bytes => payload,
+    };
+    let value = match kind {
+        Kind::Bytes => Value::Bytes(payload),
+        Kind::Text if foreign.other_tool => {
+            let text = utf8(payload).ok_or_else(|| {
+                let why = "the object's text is not in the charset \"utf-8\", which is meant where its content type names \
+                           none; read its bytes with `offset=0`, or name the right charset with the bucket's own tool";
+                Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why)
+            })?;
+            Value::Text(text)
+        }
+        Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
+        Kind::Json => {
+            let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
+            Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
+        }
+    };
+    Ok(Retrieved { value, receipt })
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

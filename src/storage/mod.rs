@@ -12,6 +12,7 @@
 mod attempts;
 mod backend;
 mod breaker;
+mod budget;
 mod clock;
 mod descriptors;
 mod draft;
@@ -53,6 +54,7 @@ pub use backend::{
     Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
 };
 pub use breaker::{Breaker, BreakerState};
+pub use budget::{Budget, Held};
 pub use descriptors::{descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use draft::Draft;
 pub use engine::{Engine, Opened, Retrieved};

@@ -9,7 +9,7 @@ use super::outbox::{Parcel, Role};
 use super::silences::Silences;
 use super::{METRICS_QUEUE, WorkerOptions};
 use crate::broker::{Error, State};
-use crate::commands::Engine;
+use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
 /// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
@@ -20,6 +20,8 @@ const FOLLOW: Duration = Duration::from_millis(20);
 pub(super) struct Bench {
     pub(super) options: WorkerOptions,
     pub(super) engine: Engine,
+    /// Bytes of commands in memory.
+    pub(super) budget: Budget,
     pub(super) journal: Journal,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,

@@ -1,5 +1,8 @@
 //! From a delivery to what is done with it, and from its end to what the broker must confirm: the settlement table.
 
+mod turn;
+mod unseal;
+
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -8,22 +11,26 @@ use super::WorkerOptions;
 use super::answer::{Answer, Outcome};
 use super::event::{Event, EventData, EventError, EventOutcome};
 use super::journal::{Identity, Journal, Recall};
-use super::outbox::{Parcel, Role};
+use super::outbox::{Parcel, Role, Weight};
+use super::reader::{Call, Opened, Reader};
 use super::run::Limit;
 use super::schedule;
-use crate::broker::{Delivery, Ticket};
+use super::sealed::Sealed;
+use crate::broker::{Delivery, Inflow, Ticket};
 use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, State};
-use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
+use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
-use crate::commands::{self, Command, Definition, Facts, Key, Redelivered};
+use crate::commands::{self, Command, Definition, Facts, Held, Key, Redelivered};
 use crate::json::Json;
 use crate::telemetry::CommandOutcome;
 
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
 const TOO_LARGE: &str = "follow-ups-too-large";
+
+pub(super) use turn::{Turn, doubt, reconsider};
 
 /// Queue that keeps what cannot be run.
 pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
@@ -51,12 +58,17 @@ pub(super) struct Case {
     kept: Option<Box<(Message, Origin)>>,
 }
 
-/// A command ready to run.
+/// A command that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) case: Case,
     pub(super) definition: &'static Definition,
-    pub(super) command: Box<dyn Command>,
+    /// By which it is ordered.
+    pub(super) key: Option<Key>,
+    pub(super) writes: bool,
+    pub(super) work: Work,
+    /// What counts for it on the budget.
+    pub(super) held: Option<Held>,
     pub(super) limit: Option<Limit>,
     pub(super) redelivered: Option<Redelivered>,
     /// It came again, or may have: the journals are asked right before it runs.
@@ -68,13 +80,28 @@ pub(super) struct Job {
     suspect: bool,
 }
 
+/// What a job does when its turn comes.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// It runs.
+    Run(Box<dyn Command>),
+    /// It is read first.
+    Read(Box<Sealed>),
+    /// It is being read.
+    Reading,
+}
+
 impl schedule::Job for Job {
     fn key(&self) -> Option<&Key> {
-        self.command.key()
+        self.key.as_ref()
     }
 
     fn is_suspect(&self) -> bool {
         self.suspect
+    }
+
+    fn walks(&self) -> bool {
+        self.definition.walks
     }
 }
 
@@ -85,8 +112,10 @@ pub(super) enum Decision {
     Run(Box<Job>),
     /// It has ended already.
     End(Box<Parcel>, CommandOutcome),
+    /// It is read and run when its turn comes; the journal may know its answer.
+    Seal(Box<Job>, Box<Message>, Origin, Option<Box<Answer>>, Inflow),
     /// It waits in the broker until its eta.
-    Park(Box<Case>, Box<Message>, Origin, Timestamp),
+    Park(Box<Case>, Box<Message>, Origin, Timestamp, Inflow),
 }
 
 /// How a case ended.
@@ -103,7 +132,7 @@ pub(super) enum End<'a> {
 /// The rules: everything that decides without waiting.
 #[derive(Debug)]
 pub(super) struct Desk {
-    read: ReadOptions,
+    pub(super) reader: Reader,
     replies: ReplyOptions,
     canvas: CanvasOptions,
     extended: bool,
@@ -121,7 +150,10 @@ impl Desk {
     pub(super) fn new(options: &WorkerOptions, frame_max: usize) -> Self {
         Self {
             frame_max,
-            read: ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
+            reader: Reader::new(
+                ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
+                options.result_extended.then(|| options.node.clone()),
+            ),
             replies: ReplyOptions {
                 worker: options.node.clone(),
                 pid: std::process::id(),
@@ -144,82 +176,118 @@ impl Desk {
         }
     }
 
-    /// Decides what is done with a delivery.
+    /// Decides what is done with a delivery, which is read at once.
+    #[cfg(test)]
     pub(super) fn decide(&self, delivery: Delivery, journal: &mut Journal) -> Decision {
-        let Delivery { message, origin, ticket } = delivery;
+        let opened = self.reader.open(&delivery.message, &delivery.origin);
+        self.judge(delivery, opened, journal)
+    }
+
+    /// Decides what is done with a delivery of which so much was read.
+    pub(super) fn judge(
+        &self,
+        delivery: Delivery,
+        opened: Result<Opened, Unreadable>,
+        journal: &mut Journal,
+    ) -> Decision {
+        let Delivery { message, origin, ticket, inflow } = delivery;
         let identity = Identity::of(&message, journal.has_earlier());
-        let mut request = match request::read(&message, &self.read) {
-            Ok(request) => request,
+        let Opened { request, extended, call } = match opened {
+            Ok(opened) => opened,
             Err(unreadable) => {
-                let parcel = self.unreadable(ticket, &unreadable, &message, &origin);
+                let mut parcel = self.unreadable(ticket, &unreadable, &message, &origin);
+                parcel.weights.push(Weight::Read { _bytes: inflow });
                 return Decision::End(Box::new(parcel), CommandOutcome::DeadLettered);
             }
         };
-        let extended = self.extended.then(|| Extended::of(&request, &origin, &self.replies.worker));
         let stamp = identity.stamp;
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
         // Who stamps sets both, and this one in whole seconds only.
         let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
         let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
-        let args = std::mem::take(&mut request.args);
-        let kwargs = std::mem::take(&mut request.kwargs);
-        let kept = canvas::may_outgrow(&request, self.max_reply_bytes, LEAST_MESSAGE)
-            .then(|| Box::new((message.clone(), origin.clone())));
+        let kept = self.kept(&request, &message, &origin);
         let mut case = Case { ticket, request, extended, identity, sent, received: Instant::now(), kept };
 
         let Some(definition) = commands::find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
             let exception = Exception::not_registered(&case.request.task);
-            return self.unrunnable(case, exception, "not-registered", &message, &origin);
+            return self.unrunnable(case, exception, "not-registered", &message, &origin, inflow);
         };
         let again = origin.redelivered || is_open(journal, &case);
         let recall = if again { recall(journal, &case, None) } else { Recall::default() };
-        if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
+        let answer = recall.answer.as_deref().and_then(Answer::read);
+        if answer.is_some() {
             tracing::info!(task_id = case.request.id, "answered again from the journal");
             journal.answered_again(&case.identity, &recall);
-            return Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Replayed);
+        }
+        if let Some(answer) = answer.as_ref().filter(|_| !matches!(call, Call::Later)) {
+            return Decision::End(Box::new(self.close(case, &End::Answered(answer))), CommandOutcome::Replayed);
         }
         if recall.crashes >= self.max_crashes {
             let text = format!(
                 "worker exited prematurely: the command was running alone in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
                 recall.crashes
             );
-            return self.unrunnable(case, Exception::worker_lost(text), "crashed", &message, &origin);
+            return self.unrunnable(case, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
         }
         let now = Timestamp::now();
         if case.request.expires.is_some_and(|expires| expires <= now) {
             return Decision::End(Box::new(self.close(case, &End::Expired)), CommandOutcome::Revoked);
         }
         if let Some(eta) = case.request.eta.filter(|eta| *eta > now) {
-            return Decision::Park(Box::new(case), Box::new(message), origin, eta);
+            return Decision::Park(Box::new(case), Box::new(message), origin, eta, inflow);
         }
         if let Err(unsupported) = canvas::check(&case.request) {
-            return self.unrunnable(case, unsupported.exception(), "unsupported-canvas", &message, &origin);
+            return self.unrunnable(case, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
         }
-        match definition.parse(args, kwargs) {
-            Ok(command) => {
-                let redelivered = redelivered(&recall).filter(|_| again);
-                let limit = self.limit(&case.request);
-                let suspect = recall.suspect;
-                Decision::Run(Box::new(Job {
-                    case,
-                    definition,
-                    command,
-                    limit,
-                    redelivered,
-                    again,
-                    doubted: None,
-                    waits_since: None,
-                    suspect,
-                }))
+        let (key, writes, work) = match call {
+            Call::Read(Ok(command)) => (command.key().cloned(), command.writes(), Work::Run(command)),
+            Call::Read(Err(error)) => return self.misused(definition, case, error),
+            // Until it is read, nobody knows.
+            Call::Later | Call::Unknown => {
+                let answer = answer.map(Box::new);
+                return Decision::Seal(
+                    Box::new(self.job(case, definition, again, &recall)),
+                    Box::new(message),
+                    origin,
+                    answer,
+                    inflow,
+                );
             }
-            Err(error) => {
-                let outcome = Outcome::Failure(exception(error));
-                let event = self.event(definition, &case, &outcome, Facts::default(), 0.0);
-                let answer = Answer { outcome, event };
-                Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Failed)
-            }
+        };
+        Decision::Run(Box::new(Job { key, writes, work, ..self.job(case, definition, again, &recall) }))
+    }
+
+    /// Keeps the message where what follows the command may turn out too large to be sent.
+    fn kept(&self, request: &TaskRequest, message: &Message, origin: &Origin) -> Option<Box<(Message, Origin)>> {
+        canvas::may_outgrow(request, self.max_reply_bytes, LEAST_MESSAGE)
+            .then(|| Box::new((message.clone(), origin.clone())))
+    }
+
+    fn job(&self, case: Case, definition: &'static Definition, again: bool, recall: &Recall) -> Job {
+        let limit = self.limit(&case.request);
+        let redelivered = redelivered(recall).filter(|_| again);
+        Job {
+            case,
+            definition,
+            key: None,
+            writes: true,
+            work: Work::Reading,
+            held: None,
+            limit,
+            redelivered,
+            again,
+            doubted: None,
+            waits_since: None,
+            suspect: recall.suspect,
         }
+    }
+
+    fn misused(&self, definition: &Definition, case: Case, error: commands::CommandError) -> Decision {
+        let outcome = Outcome::Failure(exception(error));
+        let event = self.event(definition, &case, &outcome, Facts::default(), 0.0);
+        let answer = Answer { outcome, event };
+        Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Failed)
     }
 
     fn limit(&self, request: &TaskRequest) -> Option<Limit> {
@@ -235,10 +303,14 @@ impl Desk {
         reason: &'static str,
         message: &Message,
         origin: &Origin,
+        inflow: Inflow,
     ) -> Decision {
         tracing::warn!(task_id = case.request.id, task = case.request.task, reason, %exception, "cannot be run");
         let end = End::Unrunnable { exception, reason, message, origin };
-        Decision::End(Box::new(self.close(case, &end)), CommandOutcome::DeadLettered)
+        let mut parcel = self.close(case, &end);
+        // The copy holds the body until it is confirmed.
+        parcel.weights.push(Weight::Read { _bytes: inflow });
+        Decision::End(Box::new(parcel), CommandOutcome::DeadLettered)
     }
 
     /// What becomes of a message that is no task: an answer where one can be addressed, and a dead copy.
@@ -469,81 +541,6 @@ fn cropped(arg: Json) -> Json {
         }
         other => other,
     }
-}
-
-/// So old a stamped message has become that the broker may have handed it out before without saying so: a cluster takes
-/// longer to give a node up.
-const OLD: i64 = 1000;
-
-/// Tells since when somebody may have begun this job although the broker does not say so; the journal is followed then before
-/// it is reconsidered. `late_since` is since when the broker was silent, if it was. Of a message with a stamp every run counts,
-/// since only a message with the same id, stamp and body has its entry in the journal.
-pub(super) fn doubt(job: &Job, late_since: Option<Timestamp>) -> Option<Timestamp> {
-    match job.case.identity.stamp {
-        _ if job.again => None,
-        None => late_since,
-        Some(stamp) => {
-            let age = Timestamp::now().as_millisecond().saturating_sub(stamp);
-            // One from the future tells that the clocks differ, and nothing of its age.
-            (!(0..OLD).contains(&age) || late_since.is_some()).then_some(Timestamp::UNIX_EPOCH)
-        }
-    }
-}
-
-/// How long the end of a run elsewhere is waited for: who lost its session has given up by then what it ran. What takes longer is
-/// run here as well.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
-
-/// What a look right before a job runs says.
-#[derive(Debug)]
-pub(super) enum Turn {
-    /// It is to run.
-    Begin,
-    /// It has run, with this answer.
-    Answered(Box<Answer>),
-    /// Somebody else runs it: two runs would give two answers.
-    Wait,
-}
-
-/// How long it is waited for whether the session holds in which a living sibling answered an equal command: who lost its session
-/// knows it at once, and from a silence before the broker gives anything to others.
-const SESSION_WAIT: Duration = Duration::from_secs(2);
-
-/// Looks once more right before a job runs: somebody else may have been given it since it was decided about, which the broker
-/// told (it is redelivered) or could not tell (in [`doubt`] since then).
-pub(super) fn reconsider(job: &mut Job, since: Option<Timestamp>, journal: &mut Journal) -> Turn {
-    if !job.again {
-        let identity = &job.case.identity;
-        let is_taken =
-            |since| journal.is_taken(identity, since) || identity.stamp.is_some() && journal.is_done(identity);
-        job.doubted = since.filter(|since| is_taken(*since));
-        if job.doubted.is_none() {
-            return Turn::Begin;
-        }
-        job.again = true;
-    }
-    // Where somebody else was given it unsaid, what is older answered another message.
-    let recall = recall(journal, &job.case, job.doubted);
-    if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
-        tracing::info!(task_id = job.case.request.id, "answered again from the journal");
-        journal.answered_again(&job.case.identity, &recall);
-        return Turn::Answered(Box::new(answer));
-    }
-    job.redelivered = redelivered(&recall);
-    job.suspect |= recall.suspect;
-    if (recall.runs_elsewhere || recall.unsure) && job.command.writes() {
-        let waited = job.waits_since.get_or_insert_with(Instant::now).elapsed();
-        if recall.runs_elsewhere && waited < LONGEST_WAIT || waited < SESSION_WAIT {
-            return Turn::Wait;
-        }
-        if recall.runs_elsewhere {
-            tracing::warn!(
-                task_id = job.case.request.id,
-                "another worker still runs this command; it is run here as well"
-            );
-        }
-    }
-    Turn::Begin
 }
 
 /// Tells what a command that came again is told of its first try: nothing where an equal one was answered and acknowledged without

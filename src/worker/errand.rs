@@ -7,9 +7,14 @@ use jiff::Timestamp;
 
 use super::desk::{DEAD_QUEUE, Job};
 use super::outbox::{Parcel, Role};
+use super::reader::{Opened, Reader};
 use super::{METRICS_LENGTH, METRICS_QUEUE, note};
-use crate::broker::{BrokerOptions, Delay, Error, ErrorKind, Look, Presence, QueueSpec, QueueType, Session, Topology};
+use crate::broker::{
+    BrokerOptions, Delay, Delivery, Error, ErrorKind, Look, Presence, QueueSpec, QueueType, Session, Topology,
+};
 use crate::celery::message::{Address, Message, Publication};
+use crate::celery::request::Unreadable;
+use crate::commands::{Budget, Held, Key};
 use crate::telemetry::{Component, Condition, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
@@ -34,6 +39,10 @@ pub(super) enum Errand {
     Again(Vec<Parcel>),
     /// Look at this one again: somebody else ran it.
     Reconsider(Box<Job>),
+    /// This is ordered by that key.
+    Found(Box<Delivery>, Option<Key>),
+    /// This was read.
+    Opened(Box<Delivery>, Box<Read>),
     /// Nobody will ever take this part of it.
     Refused(Box<Parcel>, Role, String),
     /// Nobody listens for their events.
@@ -108,6 +117,38 @@ pub(super) async fn hold(mut parcel: Parcel) -> Errand {
         parcel.waited += wait;
     }
     Errand::Again(vec![parcel])
+}
+
+/// Searches a message for the key by which it is ordered.
+pub(super) async fn search(reader: Reader, delivery: Box<Delivery>) -> Errand {
+    let searched = tokio::task::spawn_blocking(move || (reader.search(&delivery.message), delivery)).await;
+    match searched {
+        Ok((key, delivery)) => Errand::Found(delivery, key),
+        Err(error) => Errand::Lost(format!("searching a message for its key: {error}")),
+    }
+}
+
+/// Reads a message that tells nothing before it is read.
+pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Errand {
+    let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
+    let mut held = budget.use_when_free(need).await;
+    let opened = tokio::task::spawn_blocking(move || {
+        // Nothing else waits for more in the middle of its work here, and this is rare.
+        let opened = reader.open(&delivery.message, &delivery.origin);
+        held.rest(2 * delivery.message.body.len() as u64);
+        (delivery, Read { opened, held })
+    });
+    match opened.await {
+        Ok((delivery, read)) => Errand::Opened(delivery, Box::new(read)),
+        Err(error) => Errand::Lost(format!("reading a message: {error}")),
+    }
+}
+
+/// What was read of a message, and what it takes.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) opened: Result<Opened, Unreadable>,
+    pub(super) held: Held,
 }
 
 /// Waits a little with a job that somebody else runs.

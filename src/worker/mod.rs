@@ -8,9 +8,11 @@ mod event;
 mod flights;
 mod journal;
 mod outbox;
+mod reader;
 mod refusal;
 mod run;
 mod schedule;
+mod sealed;
 mod shift;
 mod signals;
 mod silences;
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueType, Session};
-use crate::commands::Engine;
+use crate::commands::{Budget, Engine, Spool};
 use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
 
 use bench::Bench;
@@ -38,6 +40,10 @@ pub use signals::{Stop, hangups, listen};
 const METRICS_QUEUE: &str = "filestorage.metrics";
 /// Events it holds; beyond that the oldest go.
 const METRICS_LENGTH: u32 = 100_000;
+/// Unsettled deliveries a queue begins with, whose sizes are not known yet.
+const FIRST_PREFETCH: usize = 16;
+/// The part of the bytes in flight that deliveries may take which are fetched ahead.
+const PREFETCHED: u64 = 4;
 /// A session that lived so long was a good one: the next waits from the beginning.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// How long after a permanent fault at start it must be there again to be believed.
@@ -76,6 +82,8 @@ pub struct WorkerOptions {
     pub events_max_batch: usize,
     /// Longest answer in bytes.
     pub max_reply_bytes: usize,
+    /// Bytes of commands held in memory at once.
+    pub max_in_flight_bytes: u64,
     /// Crashes of a worker a command may be part of.
     pub max_crashes: u32,
     /// How long a warm shutdown waits for what runs.
@@ -84,6 +92,8 @@ pub struct WorkerOptions {
     pub journal_max_bytes: u64,
     /// Folder of the journal.
     pub journal: PathBuf,
+    /// Keeps what is more than memory may hold.
+    pub spool: Spool,
 }
 
 /// How a worker that was told to stop left.
@@ -130,9 +140,11 @@ pub async fn run(
         Journal::open(&options.journal, &options.node, options.journal_max_bytes).map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
+    let budget = Budget::new(options.max_in_flight_bytes);
     let mut bench = Bench {
         options,
         engine,
+        budget,
         journal,
         metrics,
         readiness,
@@ -230,10 +242,15 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     bench.journal.begin_session();
     bench.held_back.clear();
     let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
-    // AMQP's count has 16 bits.
-    let prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+    // AMQP's count has 16 bits, and 0 is no limit.
+    let prefetch = u16::try_from(prefetch).ok().filter(|prefetch| *prefetch > 0).unwrap_or(u16::MAX);
     let Bench { options, stalled, .. } = &mut *bench;
-    let (deliveries, settler) = session.consume(&options.queues, stalled, prefetch, &options.node).await?;
+    let queues = options.queues.len().max(1);
+    // While several are begun one after another, nobody takes what the first ones send.
+    let first = if queues == 1 { FIRST_PREFETCH } else { (FIRST_PREFETCH / 2 / queues).max(1) };
+    let first = prefetch.min(u16::try_from(first).unwrap_or(1));
+    let (mut deliveries, settler) = session.consume(&options.queues, stalled, first, &options.node).await?;
+    deliveries.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
     let condition = consumed(deliveries.down());
     if let Condition::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");

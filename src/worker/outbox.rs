@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::event::Event;
 use super::journal::Digest;
 use super::silences::Silences;
-use crate::broker::{Confirmation, PublishError, Ticket};
+use crate::broker::{Confirmation, Inflow, PublishError, Ticket};
 use crate::celery::message::{Address, Publication};
 use crate::celery::reply::ReplyTo;
+use crate::commands::Held;
 use crate::telemetry::GivenUp;
 
 /// How long an answer is tried again at least whose queue takes nothing: as long as one whose queue is silent.
@@ -37,6 +38,15 @@ impl Role {
     const fn may_be_unheard(self) -> bool {
         matches!(self, Self::Reply | Self::Notice)
     }
+}
+
+/// What counts for something in memory; dropping it says that it is gone.
+#[derive(Debug)]
+pub(super) enum Weight {
+    /// On the budget.
+    Held { _bytes: Held },
+    /// Of what was read ahead.
+    Read { _bytes: Inflow },
 }
 
 /// Everything one delivery still owes.
@@ -78,6 +88,8 @@ pub(super) struct Parcel {
     pub(super) held: bool,
     /// Size of the reply, for the answer to its refusal.
     pub(super) reply_bytes: usize,
+    /// What counts for it until it owes nothing more.
+    pub(super) weights: Vec<Weight>,
 }
 
 impl Parcel {
@@ -102,6 +114,7 @@ impl Parcel {
             waited: Duration::ZERO,
             held: false,
             reply_bytes: 0,
+            weights: Vec::new(),
         }
     }
 

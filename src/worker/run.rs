@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::task::JoinError;
 
-use crate::commands::{self, Command, Context, Engine, Finished};
+use crate::commands::{self, Command, Context, Engine, Finished, Held};
 use crate::redact::unquoted;
 
 /// A time limit of one command.
@@ -30,6 +30,16 @@ impl Limit {
 pub(super) enum Ended {
     Finished(Finished),
     Limited(Limit),
+}
+
+impl Ended {
+    /// Takes what its answer holds of the budget.
+    pub(super) const fn take_held(&mut self) -> Option<Held> {
+        match self {
+            Self::Finished(finished) => finished.held.take(),
+            Self::Limited(_) => None,
+        }
+    }
 }
 
 /// Runs a command within its limit.

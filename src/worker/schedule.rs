@@ -1,4 +1,4 @@
-//! Which command runs next: permits, order per key, suspects alone.
+//! Which command runs next: permits, order per key, suspects alone, few that walk over everything.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,7 +10,12 @@ pub(super) trait Job {
     fn key(&self) -> Option<&Key>;
     /// Whether nothing else may run beside it.
     fn is_suspect(&self) -> bool;
+    /// Whether it goes through many objects.
+    fn walks(&self) -> bool;
 }
+
+/// The part of the permits that jobs may have which go through many objects.
+const WALKERS: usize = 4;
 
 /// Jobs in the order they arrived, released so that no key has two running and no more run than there are permits.
 #[derive(Debug)]
@@ -19,15 +24,30 @@ pub(super) struct Schedule<J> {
     running: usize,
     /// A suspect runs: nothing else may.
     exclusive: bool,
+    /// How many run of those that walk.
+    walking: usize,
     /// Jobs whose key is free, in order.
     ready: VecDeque<J>,
+    /// Of these, those that wait until fewer walk.
+    walkers: VecDeque<J>,
+    /// How many wait behind others of their key.
+    behind: usize,
     /// Keys with a job that runs or is ready, and the jobs behind it.
     busy: HashMap<Key, VecDeque<J>>,
 }
 
 impl<J: Job> Schedule<J> {
     pub(super) fn new(permits: usize) -> Self {
-        Self { permits, running: 0, exclusive: false, ready: VecDeque::new(), busy: HashMap::new() }
+        Self {
+            permits,
+            running: 0,
+            exclusive: false,
+            walking: 0,
+            ready: VecDeque::new(),
+            walkers: VecDeque::new(),
+            behind: 0,
+            busy: HashMap::new(),
+        }
     }
 
     /// Takes a job in.
@@ -35,6 +55,7 @@ impl<J: Job> Schedule<J> {
         if let Some(key) = job.key() {
             if let Some(behind) = self.busy.get_mut(key) {
                 behind.push_back(job);
+                self.behind += 1;
                 return;
             }
             self.busy.insert(key.clone(), VecDeque::new());
@@ -47,20 +68,42 @@ impl<J: Job> Schedule<J> {
         if self.exclusive || self.running >= self.permits {
             return None;
         }
+        while self.ready.front()?.walks() && self.walking >= self.permits.div_ceil(WALKERS) {
+            self.walkers.extend(self.ready.pop_front());
+        }
         let suspect = self.ready.front()?.is_suspect();
         if suspect && self.running > 0 {
             return None;
         }
         let job = self.ready.pop_front()?;
         self.running += 1;
+        self.walking += usize::from(job.walks());
         self.exclusive = suspect;
         Some(job)
     }
 
+    /// Counts the jobs that only wait for others of their kind.
+    pub(super) fn blocked(&self) -> usize {
+        self.behind + self.walkers.len()
+    }
+
+    /// Tells whether this job could be released now.
+    pub(super) fn may_run(&self, job: &J) -> bool {
+        !self.exclusive && self.running < self.permits && (self.running == 0 || !job.is_suspect())
+    }
+
     /// Takes back the permit of a job that cannot begin yet; its key stays taken until it is given to [`Schedule::resume`] and done.
-    pub(super) const fn put_off(&mut self) {
+    pub(super) fn put_off(&mut self, job: &J) {
+        self.give_back(job.walks());
+    }
+
+    fn give_back(&mut self, walks: bool) {
         self.running -= 1;
         self.exclusive = false;
+        if walks {
+            self.walking -= 1;
+            self.ready.extend(self.walkers.pop_front());
+        }
     }
 
     /// Takes in a job that was put off; it is the next.
@@ -69,12 +112,14 @@ impl<J: Job> Schedule<J> {
     }
 
     /// Takes back the permit of a job and readies the next one of its key.
-    pub(super) fn done(&mut self, key: Option<&Key>) {
-        self.running -= 1;
-        self.exclusive = false;
+    pub(super) fn done(&mut self, key: Option<&Key>, walks: bool) {
+        self.give_back(walks);
         let Some(key) = key else { return };
         match self.busy.get_mut(key).and_then(VecDeque::pop_front) {
-            Some(next) => self.ready.push_back(next),
+            Some(next) => {
+                self.behind -= 1;
+                self.ready.push_back(next);
+            }
             None => {
                 self.busy.remove(key);
             }
@@ -84,6 +129,8 @@ impl<J: Job> Schedule<J> {
     /// Drops everything that has not begun.
     pub(super) fn clear(&mut self) {
         self.ready.clear();
+        self.walkers.clear();
+        self.behind = 0;
         self.busy.clear();
     }
 }
@@ -103,6 +150,10 @@ mod tests {
         fn is_suspect(&self) -> bool {
             self.2
         }
+
+        fn walks(&self) -> bool {
+            self.0 == "list"
+        }
     }
 
     fn job(name: &'static str, key: &str) -> Named {
@@ -121,13 +172,13 @@ mod tests {
         }
         schedule.submit(Named("list", None, false));
         assert_eq!(release(&mut schedule), ["a1", "b1", "list"]);
-        schedule.done(None);
-        schedule.done(job("", "a").key());
+        schedule.done(None, true);
+        schedule.done(job("", "a").key(), false);
         assert_eq!(release(&mut schedule), ["a2"]);
-        schedule.done(job("", "b").key());
-        schedule.done(job("", "a").key());
+        schedule.done(job("", "b").key(), false);
+        schedule.done(job("", "a").key(), false);
         assert_eq!(release(&mut schedule), ["a3"]);
-        schedule.done(job("", "a").key());
+        schedule.done(job("", "a").key(), false);
         assert_eq!(schedule.running, 0);
         assert!(schedule.busy.is_empty(), "free keys cost nothing");
     }
@@ -139,7 +190,7 @@ mod tests {
             schedule.submit(job(name, key));
         }
         assert_eq!(release(&mut schedule), ["a", "b"]);
-        schedule.done(job("", "a").key());
+        schedule.done(job("", "a").key(), false);
         assert_eq!(release(&mut schedule), ["c"]);
     }
 
@@ -151,16 +202,35 @@ mod tests {
         }
         schedule.submit(Named("suspect", Key::parse("s").ok(), true));
         assert_eq!(release(&mut schedule), ["a1"]);
-        schedule.put_off();
+        schedule.put_off(&job("a1", "a"));
         assert_eq!(release(&mut schedule), ["b"]);
         schedule.resume(job("a1", "a"));
-        schedule.done(job("", "b").key());
+        schedule.done(job("", "b").key(), false);
         assert_eq!(release(&mut schedule), ["a1"]);
-        schedule.done(job("", "a").key());
+        schedule.done(job("", "a").key(), false);
         assert_eq!(release(&mut schedule), ["suspect"]);
-        schedule.put_off();
+        schedule.put_off(&job("suspect", "s"));
         assert_eq!(release(&mut schedule), ["a2"], "a suspect that does not run holds up nobody");
         assert_eq!(schedule.running, 1);
+    }
+
+    #[test]
+    fn those_that_walk_leave_permits_to_others() {
+        let mut schedule = Schedule::new(8);
+        (0..5).for_each(|_| schedule.submit(Named("list", None, false)));
+        schedule.submit(job("a", "a"));
+        assert_eq!(release(&mut schedule), ["list", "list", "a"]);
+        assert_eq!(schedule.blocked(), 3);
+        schedule.done(job("", "a").key(), false);
+        assert!(release(&mut schedule).is_empty());
+        schedule.done(None, true);
+        assert_eq!(release(&mut schedule), ["list"]);
+        schedule.submit(job("b1", "b"));
+        schedule.submit(job("b2", "b"));
+        assert_eq!(release(&mut schedule), ["b1"]);
+        assert_eq!(schedule.blocked(), 3);
+        schedule.clear();
+        assert_eq!(schedule.blocked(), 0);
     }
 
     #[test]
@@ -170,9 +240,9 @@ mod tests {
         schedule.submit(Named("suspect", Key::parse("s").ok(), true));
         schedule.submit(job("after", "b"));
         assert_eq!(release(&mut schedule), ["before"]);
-        schedule.done(job("", "a").key());
+        schedule.done(job("", "a").key(), false);
         assert_eq!(release(&mut schedule), ["suspect"]);
-        schedule.done(job("", "s").key());
+        schedule.done(job("", "s").key(), false);
         assert_eq!(release(&mut schedule), ["after"]);
     }
 }

@@ -1,5 +1,8 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
+mod intake;
+mod start;
+
 use std::collections::HashMap;
 use std::panic;
 use std::time::{Duration, Instant};
@@ -10,24 +13,23 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tracing::Instrument as _;
 
 use super::bench::Bench;
-use super::desk::{self, Case, Decision, Desk, End, Job, Turn, exception};
+use super::desk::{Case, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
-use super::outbox::{Answered, Outbox, Parcel, Role};
+use super::outbox::{Answered, Outbox, Parcel, Role, Weight};
 use super::refusal;
-use super::run::{Ended, Limit, panic_text, run};
-use super::schedule::{self, Schedule};
+use super::run::{Ended, Limit, panic_text};
+use super::schedule::Schedule;
 use super::signals::Stop;
 use super::waits::{looked, sleep_until};
-use crate::broker::{DOUBT, Deliveries, Delivery, Session, Settler};
+use crate::broker::{DOUBT, Deliveries, Session, Settler};
 use crate::celery::error::Exception;
-use crate::celery::park;
-use crate::commands::{Context, Definition, Facts, Fence, Key};
+use crate::commands::{Definition, Facts, Fence, Held, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition};
 use crate::worker::answer::{Answer, Outcome};
+use intake::Intake;
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
@@ -56,6 +58,7 @@ struct Running {
     writes: bool,
     fence: Fence,
     started: Instant,
+    held: Option<Held>,
     _in_flight: telemetry::InFlight,
 }
 
@@ -67,6 +70,7 @@ pub(super) struct Shift<'b> {
     deliveries: Deliveries,
     settler: Settler,
     schedule: Schedule<Job>,
+    intake: Intake,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
@@ -94,6 +98,7 @@ impl<'b> Shift<'b> {
         Self {
             desk: Desk::new(&bench.options, session.publisher().frame_max()),
             schedule: Schedule::new(bench.options.concurrency),
+            intake: Intake::new(&bench.budget, &bench.options.spool),
             events_on: bench.options.events,
             bench,
             session,
@@ -173,8 +178,8 @@ impl<'b> Shift<'b> {
                 // Also when it is over: what was sent meanwhile may have gone nowhere.
                 self.bench.journal.doubt();
             }
-            // In doubt, somebody else may have been given what we hold: nothing more is begun.
-            if silence < DOUBT && !self.bench.journal.is_full() {
+            // In doubt, somebody else may have been given what we hold: nothing more is begun. Nor while no answer could leave.
+            if silence < DOUBT && !blocked && !self.bench.journal.is_full() {
                 self.start_ready();
             }
             self.send();
@@ -192,6 +197,7 @@ impl<'b> Shift<'b> {
                     _ => self.deadline = Some(last),
                 }
             }
+            self.count_blocked();
             let deadline = self.deadline;
             let full = self.bench.journal.is_full();
             tokio::select! {
@@ -205,6 +211,7 @@ impl<'b> Shift<'b> {
                         self.ended(joined);
                     }
                 }
+                Some(reading) = self.intake.readings.next() => self.was_read(reading)?,
                 Some(errand) = self.errands.next() => self.errand(errand)?,
                 back = looked(&mut self.looking) => {
                     self.looking = None;
@@ -217,8 +224,13 @@ impl<'b> Shift<'b> {
                     self.bench.stalled.remove(&queue);
                     return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
                 }
-                batch = self.deliveries.next(), if self.stop == Stop::No && !blocked && !full => match batch {
-                    Ok(batch) => self.receive(batch),
+                // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
+                batch = self.deliveries.next(), if self.stop == Stop::No && !full => match batch {
+                    Ok(batch) => {
+                        self.receive(batch);
+                        // Large ones took their time, and others are on this thread, too.
+                        tokio::task::yield_now().await;
+                    }
                     Err(end) => return Err(format!("{end:?}")),
                 },
                 // Neither the broker's silence nor a deleted journal wakes anybody by itself.
@@ -232,7 +244,7 @@ impl<'b> Shift<'b> {
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.outbox.is_empty() && self.flights.is_empty()
+        self.running.is_empty() && self.intake.is_idle() && self.outbox.is_empty() && self.flights.is_empty()
     }
 
     /// Stops taking; what has not begun goes back with the channel.
@@ -251,109 +263,27 @@ impl<'b> Shift<'b> {
             }
         }
         self.schedule.clear();
-    }
-
-    /// Decides about deliveries, in the order they came.
-    fn receive(&mut self, batch: Vec<Delivery>) {
-        for delivery in batch {
-            let kind =
-                if delivery.origin.redelivered { telemetry::Delivery::Redelivered } else { telemetry::Delivery::First };
-            self.bench.metrics.record_delivery(kind);
-            if let Some(count) = delivery.message.headers.get("x-delivery-count") {
-                // Told, never counted: most of them were only fetched ahead by a worker that went away.
-                let id = delivery.message.properties.correlation_id.as_deref();
-                tracing::debug!(task_id = id, delivery_count = ?count, "redelivered");
-            }
-            match self.desk.decide(delivery, &mut self.bench.journal) {
-                Decision::Run(job) => self.schedule.submit(*job),
-                Decision::End(parcel, outcome) => {
-                    self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
-                    self.outbox.push(*parcel);
-                }
-                Decision::Park(case, message, origin, eta) => {
-                    self.bench.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
-                    let mut parcel = Parcel::new(Some(case.ticket), None);
-                    parcel.reply_to = case.request.reply_address();
-                    let (delay, message) = (self.session.delay(), park(&message));
-                    self.errands.push(Box::pin(errand::park(delay, parcel, message, origin.queue, eta)));
-                }
-            }
-        }
-    }
-
-    /// Begins what may run, after writing down that it does.
-    fn start_ready(&mut self) {
-        let mut jobs = Vec::new();
-        while let Some(mut job) = self.schedule.next() {
-            let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
-            let doubt = desk::doubt(&job, late_since);
-            if doubt.is_some() {
-                self.bench.follow_journal();
-            }
-            match desk::reconsider(&mut job, doubt, &mut self.bench.journal) {
-                Turn::Begin => {}
-                Turn::Answered(answer) => {
-                    self.pass_over(job, CommandOutcome::Replayed, &End::Answered(&answer));
-                    continue;
-                }
-                Turn::Wait => {
-                    self.schedule.put_off();
-                    self.errands.push(Box::pin(errand::stand_by(Box::new(job))));
-                    continue;
-                }
-            }
-            if job.case.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
-                self.pass_over(job, CommandOutcome::Revoked, &End::Expired);
-                continue;
-            }
-            self.bench.journal.started(&job.case.identity, schedule::Job::is_suspect(&job));
-            jobs.push(job);
-        }
-        if jobs.is_empty() {
-            return;
-        }
-        self.bench.commit_journal();
-        for job in jobs {
-            if let Some(parcel) = self.desk.started(&job.case) {
-                self.outbox.push(parcel);
-            }
-            let fence = Fence::default();
-            let context = Context {
-                operation_id: job.case.identity.digest.to_string(),
-                redelivered: job.redelivered,
-                fence: fence.clone(),
-                max_reply_bytes: Some(self.bench.options.max_reply_bytes),
-            };
-            let span = tracing::info_span!("command", task_id = job.case.request.id, task = job.definition.task);
-            let running = Running {
-                definition: job.definition,
-                key: job.command.key().cloned(),
-                writes: job.command.writes(),
-                fence,
-                started: Instant::now(),
-                _in_flight: self.bench.metrics.command_in_flight(),
-                case: job.case,
-            };
-            let work = run(job.command, self.bench.engine.clone(), context, job.limit);
-            let handle = self.tasks.spawn(work.instrument(span));
-            self.running.insert(handle.id(), running);
-        }
+        self.intake.clear();
     }
 
     /// Ends a job that is not run any more.
     fn pass_over(&mut self, job: Job, outcome: CommandOutcome, end: &End<'_>) {
-        self.schedule.done(job.command.key());
+        self.schedule.done(job.key.as_ref(), job.definition.walks);
         self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
         self.outbox.push(self.desk.close(job.case, end));
     }
 
     /// Takes in how a command ended.
     fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
-        let (id, ended) = parted(joined);
-        let Some(running) = self.running.remove(&id) else { return };
-        self.schedule.done(running.key.as_ref());
+        let (id, mut ended) = parted(joined);
+        let Some(mut running) = self.running.remove(&id) else { return };
+        self.schedule.done(running.key.as_ref(), running.definition.walks);
+        // The value is gone; what its answer took stays until the answer is confirmed.
+        running.held = None;
+        let held = ended.as_mut().ok().and_then(Ended::take_held);
         let (answer, case) = self.record(running, ended);
-        let parcel = self.desk.close(case, &End::Answered(&answer));
+        let mut parcel = self.desk.close(case, &End::Answered(&answer));
+        parcel.weights.extend(held.map(|held| Weight::Held { _bytes: held }));
         self.outbox.push(parcel);
     }
 
@@ -487,6 +417,9 @@ impl<'b> Shift<'b> {
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
+            Errand::Found(delivery, key) if self.stop == Stop::No => self.was_found(*delivery, key),
+            Errand::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened),
+            Errand::Found(..) | Errand::Opened(..) => {}
             Errand::Reconsider(job) if self.stop == Stop::No => self.schedule.resume(*job),
             // It has not begun: it goes back with the channel.
             Errand::Reconsider(_) => {}
@@ -521,6 +454,10 @@ impl<'b> Shift<'b> {
     async fn abandon(&mut self) {
         self.schedule.clear();
         let mut abandoned = 0_u64;
+        for entry in self.intake.abandon() {
+            self.bench.journal.ended(entry);
+            abandoned += 1;
+        }
         self.running.retain(|_, running| {
             if running.fence.abandon() {
                 self.bench.journal.ended(running.case.identity.digest);

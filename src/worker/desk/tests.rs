@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::broker::Inflow;
 use crate::broker::{Confirmation, PublishError, QueueType};
 use crate::celery::message::{Field, Headers, Properties, Publication};
+use crate::commands::Spool;
 use crate::worker::event;
 use crate::worker::outbox::{Answered, Outbox};
 use crate::worker::refusal;
@@ -38,10 +40,12 @@ impl Table {
             events: true,
             events_max_batch: 256,
             max_reply_bytes: 1000,
+            max_in_flight_bytes: 1 << 20,
             max_crashes: 3,
             grace: Duration::from_secs(1),
             journal_max_bytes: 256 << 20,
             journal: folder.path().to_owned(),
+            spool: Spool::new(folder.path()),
         };
         let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
         Self { desk: Desk::new(&options, 131_072), journal, _folder: folder }
@@ -49,7 +53,8 @@ impl Table {
 
     fn decide(&mut self, message: Message, redelivered: bool) -> Decision {
         let origin = Origin { queue: "q".into(), routing_key: "q".into(), redelivered, ..Origin::default() };
-        self.desk.decide(Delivery { message, origin, ticket: Ticket::stray() }, &mut self.journal)
+        self.desk
+            .decide(Delivery { message, origin, ticket: Ticket::stray(), inflow: Inflow::default() }, &mut self.journal)
     }
 
     /// Decides about a message that must end at once.

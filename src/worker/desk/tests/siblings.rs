@@ -1,6 +1,7 @@
 //! What siblings on one journal were given as well.
 
 use super::*;
+use crate::worker::desk::turn::{LONGEST_WAIT, SESSION_WAIT};
 
 /// Looks at a job once more, and returns its answer if it has one.
 fn reconsidered(job: &mut Job, since: Option<Timestamp>, table: &mut Table) -> Option<Answer> {

@@ -1,0 +1,171 @@
+//! From a message to a call, on the loop where it is small and off it where it is not.
+
+use crate::celery::body;
+use crate::celery::message::{Message, Origin};
+use crate::celery::reply::Extended;
+use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
+use crate::celery::scan::{self, Found, Scan};
+use crate::commands::{self, Command, CommandError, Held, Key};
+
+/// Bytes of a text up to which it is read at once; what is larger is read when its turn comes.
+pub(super) const SMALL: usize = 64 * 1024;
+/// Bytes of memory that one value of a JSON tree takes beside its text, on average.
+const VALUE: u64 = 56;
+/// Values at most, see [`crate::json::Limits`].
+const MOST_VALUES: u64 = 4_000_000;
+
+/// Reads deliveries.
+#[derive(Clone, Debug)]
+pub(super) struct Reader {
+    options: ReadOptions,
+    /// The worker's name, where replies repeat arguments.
+    extended: Option<String>,
+}
+
+/// A message that is a task.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// Without its arguments.
+    pub(super) request: TaskRequest,
+    pub(super) extended: Option<Extended>,
+    pub(super) call: Call,
+}
+
+/// What is to be run.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// No task of ours.
+    Unknown,
+    /// It was read, or its arguments were refused.
+    Read(Result<Box<dyn Command>, CommandError>),
+    /// It is read when its turn comes.
+    Later,
+}
+
+/// How a message is to be taken in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// It is read at once and takes so many bytes then.
+    Small(u64),
+    /// It is read when its turn comes; it is ordered by this key.
+    Large(Option<Key>),
+    /// So is this one, once its key was searched for.
+    Hidden,
+    /// All that is known of it stands in its body.
+    Old,
+}
+
+/// What came of reading a large message.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Done(Box<Result<Opened, Unreadable>>),
+    /// The text is there, and its values need so many bytes more than were reserved.
+    Short(Option<Vec<u8>>, u64),
+}
+
+impl Reader {
+    pub(super) const fn new(options: ReadOptions, extended: Option<String>) -> Self {
+        Self { options, extended }
+    }
+
+    /// Reads a message whole.
+    pub(super) fn open(&self, message: &Message, origin: &Origin) -> Result<Opened, Unreadable> {
+        Ok(self.opened(request::read(message, &self.options)?, origin))
+    }
+
+    /// Reads its headers only; `None` where they say nothing.
+    pub(super) fn outline(&self, message: &Message) -> Option<Result<Opened, Unreadable>> {
+        let request = request::outline(message, &self.options)?;
+        Some(request.map(|request| {
+            let call = if commands::find(&request.task).is_some() { Call::Later } else { Call::Unknown };
+            Opened { request, extended: None, call }
+        }))
+    }
+
+    fn opened(&self, mut request: TaskRequest, origin: &Origin) -> Opened {
+        let extended = self.extended.as_deref().map(|worker| Extended::of(&request, origin, worker));
+        let (args, kwargs) = (std::mem::take(&mut request.args), std::mem::take(&mut request.kwargs));
+        let definition = commands::find(&request.task);
+        let call = definition.map_or(Call::Unknown, |definition| Call::Read(definition.parse(args, kwargs)));
+        Opened { request, extended, call }
+    }
+
+    /// Tells how a message is to be taken in, by its beginning.
+    pub(super) fn size(&self, message: &Message) -> Size {
+        let is_compressed = body::is_compressed(message);
+        if !is_compressed && message.body.len() <= SMALL {
+            return Size::Small(cost(&message.body));
+        }
+        let beginning = body::peek(message, SMALL);
+        if let Some(beginning) = beginning.as_ref().filter(|beginning| beginning.is_whole) {
+            return Size::Small(cost(&beginning.text) + beginning.text.len() as u64);
+        }
+        self.large(message, beginning.as_ref().map(|beginning| &*beginning.text))
+    }
+
+    /// Tells by what a message is ordered that is not read at once.
+    pub(super) fn large(&self, message: &Message, beginning: Option<&[u8]>) -> Size {
+        let Some(Ok(outline)) = self.outline(message) else {
+            return if message.headers.get("task").is_some() { Size::Large(None) } else { Size::Old };
+        };
+        let Some(name) = commands::find(&outline.request.task).and_then(commands::Definition::key_name) else {
+            return Size::Large(None);
+        };
+        match Scan::new(name).push(beginning.unwrap_or_default()) {
+            Found::Text(text) => Size::Large(Key::parse(text).ok()),
+            Found::Nothing => Size::Large(None),
+            Found::Unread => Size::Hidden,
+        }
+    }
+
+    /// Searches a whole message for the key by which it is ordered. Takes its time.
+    pub(super) fn search(&self, message: &Message) -> Option<Key> {
+        let task = request::peek(message).task?;
+        let name = commands::find(task)?.key_name()?;
+        match body::search(message, name) {
+            Found::Text(text) => Key::parse(&text).ok(),
+            Found::Nothing | Found::Unread => None,
+        }
+    }
+
+    /// Returns how many bytes must be reserved before a message is read, beside those of its body.
+    pub(super) fn need(&self, message: &Message, length: u64) -> u64 {
+        let most = self.options.limits.max_body_bytes as u64;
+        if body::is_compressed(message) { most } else { 2 * length.min(most) + SMALL as u64 }
+    }
+
+    /// Reads a large message within what was reserved. Takes its time.
+    pub(super) fn read_within(
+        &self,
+        message: &Message,
+        origin: &Origin,
+        text: Option<Vec<u8>>,
+        held: &mut Held,
+    ) -> Reading {
+        let text = match text {
+            Some(text) => std::borrow::Cow::Owned(text),
+            None => match request::text(message, &self.options) {
+                Ok(text) => text,
+                Err(unreadable) => return Reading::Done(Box::new(Err(unreadable))),
+            },
+        };
+        let owned = if matches!(text, std::borrow::Cow::Owned(_)) { text.len() as u64 } else { 0 };
+        let need = cost(&text) + owned;
+        if !held.try_grow(need) {
+            let text = if owned > 0 { Some(text.into_owned()) } else { None };
+            return Reading::Short(text, need);
+        }
+        let read = request::read_text(message, &text, &self.options);
+        let length = text.len() as u64;
+        drop(text);
+        let opened = read.map(|request| self.opened(request, origin));
+        // What is left is the value, and what is made of it.
+        held.shrink(2 * length);
+        Reading::Done(Box::new(opened))
+    }
+}
+
+/// Returns how many bytes a text's values may take, and what is made of them.
+fn cost(text: &[u8]) -> u64 {
+    2 * text.len() as u64 + VALUE * (scan::values(text) as u64).min(MOST_VALUES)
+}
