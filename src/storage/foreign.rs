@@ -16,7 +16,7 @@ pub struct Foreign {
     /// Charset of its text as its headers name it; none for UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charset: Option<String>,
-    /// Those of [`HEADERS`] that it has, by their names in lower case.
+    /// Those of `HEADERS` that it has, by their names in lower case.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
 }

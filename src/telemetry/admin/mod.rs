@@ -78,7 +78,7 @@ impl Admin {
     }
 
     /// Serves on a thread of its own until the result is dropped. `/livez` asks the runtime this is called in, whose loop is the
-    /// worker's: 200 when it comes round within [`LOOP`].
+    /// worker's: 200 when it comes round within `LOOP`.
     ///
     /// # Errors
     ///
