@@ -135,14 +135,19 @@ impl BrokerUrl {
         let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         let (host, port) = split_port(place)?;
-        redact::remember(password);
-        let password = decode(password, "password", "guest")?;
-        redact::remember(&password);
+        // A user's name is told where a right is missing; one that is its own password is no secret.
+        if password != user {
+            redact::remember(password);
+        }
+        let (user, password) = (decode(user, "user", "guest")?, decode(password, "password", "guest")?);
+        if password != user {
+            redact::remember(&password);
+        }
         Ok(Self {
             tls,
             host: decode(host, "host", "localhost")?,
             port: port.unwrap_or(if tls { 5671 } else { 5672 }),
-            user: decode(user, "user", "guest")?,
+            user,
             password,
             vhost: decode(path, "virtual host", "/")?,
             login_method,

@@ -128,7 +128,11 @@ fn every_fault_has_its_name_and_its_mend() {
         (task(r#"[[], {}, {"chain": 1}]"#), Fault::InvalidTask, "chain that is a int"),
         (task(r#"[[], {}, {"chain": ["t.y"]}]"#), Fault::InvalidTask, "chain that is a str, not a signature"),
         (task(r#"[[], {}, {"callbacks": [{}]}]"#), Fault::InvalidTask, "callbacks that has no task name"),
-        (task(r#"[[], {}, {"errbacks": [{"task": "t", "args": {"a": 1}}]}]"#), Fault::InvalidTask, "a dict as its args"),
+        (
+            task(r#"[[], {}, {"errbacks": [{"task": "t", "args": {"a": 1}}]}]"#),
+            Fault::InvalidTask,
+            "a dict as its args",
+        ),
         (task(r#"[[], {}, {"chain": [{"task": "t", "subtask_type": "x"}]}]"#), Fault::InvalidTask, "subtask_type"),
         (task(r#"[[], {}, {"chain": [{"task": "t", "options": {"eta": "x"}}]}]"#), Fault::InvalidTask, "option eta"),
         (task(r#"[[], {}, {"chain": [{"task": "t", "options": {"queue": 1}}]}]"#), Fault::InvalidTask, "option queue"),

@@ -120,6 +120,7 @@ def test_a_redelivered_finished_write_is_answered_again_and_not_run(site):
     assert receipt["status"] == "SUCCESS"
     wait_until(lambda: site.queues()[QUEUE] == (0, 0), what="its acknowledgement", step=0.1)
     worker.kill()
+    wait_until(lambda: site.raw.channel.queue_declare(QUEUE, passive=True).consumer_count == 0, what="its consumer's end", step=0.1)
 
     # Whether the broker has that acknowledgement is in doubt. Taken and given back, an equal message counts as redelivered.
     site.raw.command("store", ["once", 1], task_id="A", reply_to=reply)

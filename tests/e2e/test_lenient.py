@@ -52,6 +52,7 @@ def test_a_body_in_another_encoding_than_it_says_is_read_as_utf_8_or_answered(sh
 
 def test_the_last_day_of_the_calendar_is_never(shared, key):
     reply = shared.raw.reply_queue()
+    dead = shared.raw.count("filestorage.dead")
     zones = [timezone.utc, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12)), None]
     for zone in zones:
         text = NEVER.replace(tzinfo=zone).isoformat()
@@ -63,7 +64,7 @@ def test_the_last_day_of_the_calendar_is_never(shared, key):
         shared.raw.command("store", [key + ".never", 1], reply_to=reply, headers={"eta": text})
     assert shared.call("exists", key + ".never") is False
     assert shared.call("retrieve", key) == 1
-    assert shared.raw.count("filestorage.dead") == 0
+    assert shared.raw.count("filestorage.dead") == dead
     # A follow-up that never expires has no time to live that the broker would refuse.
     follow = shared.sig("exists", key, immutable=True).set(expires=NEVER.replace(tzinfo=timezone(timedelta(hours=-12))).isoformat())
     done = chain(shared.sig("store", key, 2), follow).apply_async()

@@ -310,7 +310,16 @@ def test_a_file_that_changes_meanwhile_is_an_integrity_error(place, folder, key)
     writer.start()
     try:
         wait_until(lambda: source.read_bytes()[:8] != bytes(8), what="the first change")
-        error = failure(place.send("store", key, ref(source)))
+
+        def torn():
+            """On a busy machine the writer may get no time while the file is read: what is stored then is whole."""
+            place.call("store", key, "old")
+            result = place.send("store", key, ref(source))
+            result.get(timeout=TIMEOUT, propagate=False)
+            return result
+
+        result = wait_until(lambda: (found := torn()).failed() and found, what="a change while the file is read")
+        error = failure(result)
     finally:
         stop.set()
         writer.join()
@@ -415,7 +424,8 @@ def test_a_redelivered_retrieve_does_not_write_its_file_again(site, key):
     out.unlink()  # whoever asked has taken it
     site.call("store", key, "second")
     site.call("store", "missing", "there now")
-    assert worker.stop() == 0
+    # Without the broker's close-ok nobody knows whether the acknowledgements arrived.
+    worker.kill()
 
     for task_id, (name, path) in calls.items():
         site.raw.command("retrieve", [name], {"destination": path.as_uri()}, task_id=task_id, reply_to=reply)
