@@ -426,6 +426,7 @@ def test_a_redelivered_retrieve_does_not_write_its_file_again(site, key):
     site.call("store", "missing", "there now")
     # Without the broker's close-ok nobody knows whether the acknowledgements arrived.
     worker.kill()
+    wait_until(lambda: site.raw.channel.queue_declare(QUEUE, passive=True).consumer_count == 0, what="its consumer's end", step=0.1)
 
     for task_id, (name, path) in calls.items():
         site.raw.command("retrieve", [name], {"destination": path.as_uri()}, task_id=task_id, reply_to=reply)
