@@ -95,13 +95,14 @@ pub(crate) fn classify(error: &lapin::Error) -> Error {
     }
 }
 
-/// Tells whether the broker does not know the login method.
-pub(crate) fn lacks_method(error: &lapin::Error) -> bool {
-    reply(error).as_ref().is_some_and(is_unknown_method)
-}
-
-fn is_unknown_method(reply: &Reply) -> bool {
-    reply.code == 503 && reply.text.contains("authentication mechanism")
+/// Says that the broker takes none of the login methods that it was to be asked with.
+pub(crate) fn not_offered(url: &BrokerUrl, methods: &[LoginMethod], offered: &[String]) -> Error {
+    let asked: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+    let (asked, offered) = (asked.join(", "), offered.join(", "));
+    let mend = "name one that it offers in the URL (?login_method=PLAIN, AMQPLAIN or EXTERNAL), or let it offer another \
+                (auth_mechanisms, the plugin rabbitmq_auth_mechanism_ssl for EXTERNAL)";
+    let text = format!("cannot open a session on {url}: the broker does not offer {asked} but {offered}: {mend}");
+    Error::new(ErrorKind::Login, text)
 }
 
 /// Says why no session came about; a refusal is about the login here, whatever else its code may mean.
@@ -131,10 +132,6 @@ fn refused_login(reply: Option<&Reply>, url: &BrokerUrl, method: LoginMethod) ->
             ErrorKind::Login,
             format!("use another user: '{user}' may connect from the broker's own host only (loopback_users)"),
         ),
-        Some(reply) if is_unknown_method(reply) => {
-            let mend = "name one that it offers in the URL, ?login_method=PLAIN, AMQPLAIN or EXTERNAL";
-            (ErrorKind::Login, format!("it does not offer {}: {mend}", method.as_str()))
-        }
         Some(Reply { code: 403, .. }) if method == LoginMethod::External => {
             let mend = "show a client certificate (broker_tls_certificate_file) whose name is a user of the broker";
             (ErrorKind::Login, mend.to_owned())

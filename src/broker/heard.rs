@@ -3,11 +3,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use super::greeting;
 
 /// A broker that has said nothing for so long may have been given up by its cluster, or may have given us up: what it
 /// handed out may be with somebody else. Brokers of a cluster give each other up after 6 s at the earliest
@@ -27,12 +29,27 @@ pub(super) struct Heard {
     last: Arc<AtomicU64>,
     /// The last silences of [`DOUBT`] that ended, in order: from when until when.
     gaps: Arc<Mutex<VecDeque<(Instant, Instant)>>>,
+    /// Login methods that the broker offers, once it has said so.
+    offered: Arc<OnceLock<Vec<String>>>,
 }
 
 impl Heard {
     /// Counts the beginning as heard.
     pub(super) fn new() -> Self {
-        Self { began: Instant::now(), last: Arc::default(), gaps: Arc::default() }
+        Self { began: Instant::now(), last: Arc::default(), gaps: Arc::default(), offered: Arc::default() }
+    }
+
+    /// Notes what the broker said first.
+    pub(super) fn note_greeting(&self, bytes: &[u8]) {
+        if let Some(offered) = greeting::mechanisms(bytes) {
+            // Said once in a connection.
+            self.offered.get_or_init(|| offered);
+        }
+    }
+
+    /// Returns the login methods that the broker offers, or `None` where it has not said.
+    pub(super) fn offered(&self) -> Option<&[String]> {
+        self.offered.get().map(Vec::as_slice)
     }
 
     /// Notes that something was read.

@@ -11,6 +11,7 @@ mod convert;
 mod delay;
 mod error;
 mod gate;
+mod greeting;
 mod heard;
 mod ledger;
 mod options;

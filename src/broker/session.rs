@@ -315,24 +315,35 @@ async fn connect(
         }
         None => vec![LoginMethod::Plain, LoginMethod::Amqplain],
     };
-    let mut methods = methods.into_iter().peekable();
-    while let Some(method) = methods.next() {
+    let mut offered: Option<Vec<String>> = None;
+    for method in &methods {
+        let lacks = |offered: &[String]| !offered.iter().any(|offered| offered == method.as_str());
+        if offered.as_deref().is_some_and(lacks) {
+            continue;
+        }
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", options.connection_name).into())
             .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let uri = url::to_lapin(url, method, HEARTBEAT, limit);
+        let uri = url::to_lapin(url, *method, HEARTBEAT, limit);
         let heard = Heard::new();
         let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone(), gate.clone());
-        match tokio::time::timeout(limit, connection).await {
-            Ok(Ok(connection)) => return Ok((connection, heard)),
-            Ok(Err(fault)) if methods.peek().is_some() && error::lacks_method(&fault) => {}
-            Ok(Err(fault)) => return Err(error::opening(&fault, url, method)),
-            Err(_) => break,
+        let connected = tokio::time::timeout(limit, connection).await;
+        if let Ok(Ok(connection)) = connected {
+            return Ok((connection, heard));
+        }
+        // A login by a method that it does not offer is ended by the broker without a word, and after a while only.
+        offered = heard.offered().map(<[String]>::to_vec);
+        match connected {
+            _ if offered.as_deref().is_some_and(lacks) => {}
+            Ok(Err(fault)) => return Err(error::opening(&fault, url, *method)),
+            Ok(Ok(_)) | Err(_) => {
+                let text = format!("{url} does not answer within {} s: is it a broker, and up?", limit.as_secs_f32());
+                return Err(Error::new(ErrorKind::Unreachable, text));
+            }
         }
     }
-    let text = format!("{url} does not answer within {} s: is it a broker, and up?", limit.as_secs_f32());
-    Err(Error::new(ErrorKind::Unreachable, text))
+    Err(error::not_offered(url, &methods, &offered.unwrap_or_default()))
 }
 
 fn certificates(tls: &Tls) -> OwnedTLSConfig {

@@ -56,6 +56,8 @@ struct Scrubbed<S> {
     scrubber: Scrubber,
     /// Something was read.
     begun: bool,
+    /// The first frame was passed on.
+    greeted: bool,
     /// A frame that began in an earlier read.
     held: Vec<u8>,
     /// So much of it may be passed on, and so much was.
@@ -97,7 +99,7 @@ impl Barrier {
 impl<S> Scrubbed<S> {
     fn new(inner: S, heard: Heard, barrier: Option<Barrier>) -> Self {
         let scrubber = Scrubber::default();
-        Self { inner, heard, scrubber, begun: false, held: Vec::new(), ready: 0, passed: 0, barrier }
+        Self { inner, heard, scrubber, begun: false, greeted: false, held: Vec::new(), ready: 0, passed: 0, barrier }
     }
 
     /// Tells the gate what was read.
@@ -146,6 +148,9 @@ impl<S: AsyncRead + Unpin> Scrubbed<S> {
         self.heard.note();
         // The stream may end inside a frame.
         self.ready = if count == 0 { begun } else { self.scrubber.scrub(&mut self.held) };
+        if self.ready > 0 && !std::mem::replace(&mut self.greeted, true) {
+            self.heard.note_greeting(&self.held[..self.ready]);
+        }
         self.count();
         Poll::Ready(Ok(()))
     }
@@ -172,6 +177,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Scrubbed<S> {
                 speaks_amqp(&buffer[..count])?;
             }
             let passed = this.scrubber.scrub(&mut buffer[..count]);
+            if passed > 0 && !std::mem::replace(&mut this.greeted, true) {
+                this.heard.note_greeting(&buffer[..passed]);
+            }
             this.count();
             this.held.extend_from_slice(&buffer[passed..count]);
             if passed > 0 || count == 0 {

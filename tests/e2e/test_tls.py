@@ -18,7 +18,7 @@ SOON = 30
 class Encrypted(PrivateBroker):
     """A node with a plain listener for the test's own sake and one that takes known certificates only."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, further=None, plugins=""):
         self.folder = folder
         self.authority, self.foreign = Authority(folder, "authority"), Authority(folder, "foreign")
         self.show_server("localhost", "127.0.0.1")
@@ -32,7 +32,7 @@ class Encrypted(PrivateBroker):
         }
         shipped = dict(re.findall(r"^(\S+) = (.*)$", SHIPPED.read_text(), re.M))
         assert here.keys() <= shipped.keys()
-        super().__init__(folder, shipped | here)
+        super().__init__(folder, shipped | here | (further or {}), plugins)
 
     def show_server(self, *hosts, authority=None, expired=False):
         """Gives the broker another certificate."""
@@ -193,3 +193,30 @@ def test_a_plain_port_and_an_encrypted_one_are_told_apart(node, secure):
     wrong = node.least(secure.vhost, "worker").replace("amqp:", "amqps:")
     other = secure.spawn(name="other", CELERY_BROKER_URL=wrong, **tls(node))
     wait_until(lambda: "that port does not speak TLS: write amqp://" in other.http("/readyz")[1], SOON, other.log)
+
+
+def test_a_login_method_that_the_broker_does_not_offer_is_named(node, secure):
+    worker = secure.spawn(CELERY_BROKER_URL=secure.url + "?login_method=EXTERNAL", **tls(node))
+    assert worker.wait(SOON) == 78
+    assert "does not offer EXTERNAL but" in worker.log() and "AMQPLAIN" in worker.log()
+
+
+def test_a_worker_logs_in_by_its_certificate_where_the_broker_takes_nothing_else(tmp_path):
+    settings = {"auth_mechanisms.1": "EXTERNAL", "ssl_cert_login_from": "common_name"}
+    node = Encrypted(tmp_path, settings, "rabbitmq_auth_mechanism_ssl")
+    (tmp_path / "site").mkdir()
+    site = Site(node, tmp_path / "site", full_rights=True)
+    try:
+        node.ctl("add_user", "client", "unused")
+        node.ctl("set_permissions", "-p", site.vhost, "client", ".*", ".*", ".*")
+        # Named, and found out as Python's client does.
+        for option in ("?login_method=EXTERNAL", ""):
+            site.url = f"amqps://localhost:{node.tls_port}/{site.vhost}{option}"
+            assert site.start(**tls(node)).stop() == 0, option
+        site.url = f"amqps://localhost:{node.tls_port}/{site.vhost}?login_method=PLAIN"
+        worker = site.spawn(**tls(node))
+        assert worker.wait(40) == 78
+        assert "does not offer PLAIN but EXTERNAL" in worker.log()
+    finally:
+        site.close()
+        node.close()
