@@ -63,7 +63,9 @@ impl Prefetch {
         let wanted = u16::try_from(most.min(by_bytes)).unwrap_or(u16::MAX).max(1);
         let shrinks = wanted <= self.current / 2;
         let grows = self.seen >= SEEN.min(u32::from(self.current))
-            && (wanted / 2 >= self.current || self.current < full && wanted >= full)
+            && (wanted / 2 >= self.current
+                || wanted >= self.current.saturating_add((full / 2).max(1))
+                || self.current < full && wanted >= full)
             && wanted > self.current;
         let too_much = shrinks && by_bytes < usize::from(self.current);
         let rests = self.changed.is_some_and(|changed| changed.elapsed() < REST);
@@ -84,6 +86,23 @@ mod tests {
         let mut prefetch = Prefetch::new(16);
         prefetch.bound(512, 64 << 20);
         prefetch
+    }
+
+    #[test]
+    fn what_waits_behind_a_hot_key_stretches_it_step_by_step() {
+        let mut prefetch = prefetch();
+        for _ in 0..600 {
+            prefetch.note(200);
+        }
+        assert_eq!(prefetch.change(0), Some(512));
+        prefetch.changed = None;
+        // All but one of those that were taken in wait for the one.
+        assert_eq!(prefetch.change(511), Some(1023));
+        for _ in 0..600 {
+            prefetch.note(200);
+        }
+        prefetch.changed = None;
+        assert_eq!(prefetch.change(1022), Some(1534));
     }
 
     #[test]

@@ -169,15 +169,17 @@ pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
     Some(Beginning { text: Cow::Owned(text), is_whole })
 }
 
-/// Looks for an argument through the whole of a body, which is decompressed piece by piece.
+/// Looks for an argument through the whole of a body, which is decompressed piece by piece up to so many bytes: what is larger
+/// is never read either.
 #[must_use]
-pub fn search(message: &Message, name: &str) -> Found {
+pub fn search(message: &Message, name: &str, limit: usize) -> Found {
     let mut scan = Scan::new(name);
     let codec = message.headers.text("compression").unwrap_or_default();
     if codec.is_empty() {
         return scan.push(&message.body).clone();
     }
-    let Ok(mut decoder) = decompressor(codec, &message.body) else { return Found::Nothing };
+    let Ok(decoder) = decompressor(codec, &message.body) else { return Found::Nothing };
+    let mut decoder = decoder.take(limit as u64);
     let mut piece = vec![0; 1 << 16];
     while *scan.found() == Found::Unread {
         match decoder.read(&mut piece) {

@@ -61,6 +61,12 @@ impl Budget {
         self.0.lock().held()
     }
 
+    /// Tells whether somebody waits in line.
+    #[must_use]
+    pub fn has_line(&self) -> bool {
+        self.0.lock().line.iter().any(|(_, sender)| !sender.is_closed())
+    }
+
     /// Takes bytes for something that waits, whatever is left.
     #[must_use]
     pub fn keep(&self, bytes: u64) -> Held {
@@ -126,6 +132,13 @@ impl Held {
         state.working += more;
         self.bytes += more;
         true
+    }
+
+    /// Takes more bytes for the same piece of work, whatever is left: one of those that wait for each other has to go on.
+    pub fn grow(&mut self, bytes: u64) {
+        let more = bytes.saturating_sub(self.bytes);
+        self.shared.lock().working += more;
+        self.bytes += more;
     }
 
     /// Ends the work; so many bytes wait from now on.
@@ -233,6 +246,9 @@ mod tests {
         assert_eq!(budget.held(), 20);
         let other = budget.try_use(80).unwrap();
         assert!(!alone.try_grow(21));
+        alone.grow(21);
+        assert_eq!((alone.bytes(), budget.held()), (21, 101), "one of those that wait for each other goes on");
+        assert!(alone.try_grow(21), "what it has taken is enough");
         drop(other);
     }
 

@@ -223,7 +223,9 @@ impl Desk {
         if let Some(answer) = answer.as_ref().filter(|_| !matches!(call, Call::Later)) {
             return Decision::End(Box::new(self.close(case, &End::Answered(answer))), CommandOutcome::Replayed);
         }
-        if recall.crashes >= self.max_crashes {
+        // What has an answer is over, whatever else may be said of it; a large one is read for what follows it only.
+        let is_over = answer.is_some();
+        if recall.crashes >= self.max_crashes && !is_over {
             let text = format!(
                 "worker exited prematurely: the command was running alone in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
                 recall.crashes
@@ -231,10 +233,10 @@ impl Desk {
             return self.unrunnable(case, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
         }
         let now = Timestamp::now();
-        if case.request.expires.is_some_and(|expires| expires <= now) {
+        if !is_over && case.request.expires.is_some_and(|expires| expires <= now) {
             return Decision::End(Box::new(self.close(case, &End::Expired)), CommandOutcome::Revoked);
         }
-        if let Some(eta) = case.request.eta.filter(|eta| *eta > now) {
+        if let Some(eta) = case.request.eta.filter(|eta| *eta > now && !is_over) {
             return Decision::Park(Box::new(case), Box::new(message), origin, eta, inflow);
         }
         if let Err(unsupported) = canvas::check(&case.request) {

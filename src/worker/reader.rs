@@ -122,7 +122,7 @@ impl Reader {
     pub(super) fn search(&self, message: &Message) -> Option<Key> {
         let task = request::peek(message).task?;
         let name = commands::find(task)?.key_name()?;
-        match body::search(message, name) {
+        match body::search(message, name, self.options.limits.max_body_bytes) {
             Found::Text(text) => Key::parse(&text).ok(),
             Found::Nothing | Found::Unread => None,
         }

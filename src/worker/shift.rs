@@ -260,6 +260,8 @@ impl<'b> Shift<'b> {
                     tracing::debug!(%error, "cancelling the consumers");
                 },
                 Ok(_) = stop.wait_for(|stop| *stop == Stop::Cold) => {}
+                // The broker's words may lie behind much that is on its way.
+                () = sleep_until(self.deadline) => {}
             }
         }
         self.schedule.clear();

@@ -169,12 +169,14 @@ def test_small_messages_that_unpack_to_large_ones(site, codec, count):
     """A good command beside them is answered soon, and none of them is held against another."""
     reply, good = site.raw.reply_queue(), site.raw.reply_queue()
     name, pack = CODECS[codec]
-    body = pack(json.dumps([["bomb", "a" * (60 * MIB)], {}, {}]).encode())
-    assert len(body) < 70_000
+    # Of several keys where they are quick to make: what is read beside one another waits for one another's room.
+    keys = [f"bomb/{n}" for n in range(count if codec == "zlib" else 1)]
+    bodies = [pack(json.dumps([[key, "a" * (60 * MIB)], {}, {}]).encode()) for key in keys]
+    assert all(len(body) < 70_000 for body in bodies)
     worker = site.start(MAX_IN_FLIGHT_BYTES=256 * MIB)
     memory, alive = Memory(worker), Alive(worker)
     for n in range(count):
-        headers = {"compression": name}
+        headers, body = {"compression": name}, bodies[n % len(bodies)]
         site.raw.command("store", None, headers=headers, body=body, content_encoding="utf-8", reply_to=reply)
     site.raw.command("store", ["good", 1], reply_to=good)
     began = time.monotonic()

@@ -424,7 +424,8 @@ def test_a_redelivered_retrieve_does_not_write_its_file_again(site, key):
     out.unlink()  # whoever asked has taken it
     site.call("store", key, "second")
     site.call("store", "missing", "there now")
-    # Without the broker's close-ok nobody knows whether the acknowledgements arrived.
+    wait_until(lambda: site.queues()[QUEUE] == (0, 0), what="the acknowledgements", step=0.1)
+    # Without the broker's close-ok nobody knows whether they arrived.
     worker.kill()
     wait_until(lambda: site.raw.channel.queue_declare(QUEUE, passive=True).consumer_count == 0, what="its consumer's end", step=0.1)
 

@@ -205,7 +205,7 @@ impl Shift<'_> {
         if job.held.is_some() {
             return true;
         }
-        if !self.intake.thirsty.is_empty() {
+        if !self.intake.thirsty.is_empty() || !self.intake.short.is_empty() {
             return false;
         }
         job.held = self.intake.budget.try_use(self.need(sealed));
@@ -221,13 +221,20 @@ impl Shift<'_> {
     pub(super) fn go_on_reading(&mut self) {
         while let Some(mut part) = self.intake.short.pop_front() {
             let Some(Reading::Short(_, need)) = &part.reading else { continue };
-            // When all others wait as well, one of them has to go on.
-            let is_alone = self.running.is_empty() && self.intake.readings.is_empty();
-            if !part.held.try_grow(*need) && !is_alone {
-                self.intake.short.push_front(part);
-                break;
+            // When all others wait as well, one of them has to go on: nothing is read, and what runs, if anything, waits for room.
+            let is_stuck = self.running.is_empty() || self.intake.budget.has_line();
+            if !part.held.try_grow(*need) {
+                if !is_stuck || !self.intake.readings.is_empty() {
+                    self.intake.short.push_front(part);
+                    break;
+                }
+                part.held.grow(*need);
             }
             self.read_part(part);
+        }
+        // What was let in earlier comes first: it holds a part of the room already.
+        if !self.intake.short.is_empty() {
+            return;
         }
         while let Some(job) = self.intake.thirsty.front() {
             let Work::Read(sealed) = &job.work else { break };
@@ -299,6 +306,12 @@ impl Shift<'_> {
         match self.desk.unseal(job, opened, &message, &origin, answer.as_deref()) {
             Decision::Run(mut job) => {
                 drop(weight);
+                let mut held = held;
+                if !job.writes {
+                    // A read waits for room for its answer: what its question takes is no work that others have to wait for.
+                    let bytes = held.bytes();
+                    held.rest(bytes);
+                }
                 job.held = Some(held);
                 if let Work::Run(command) = std::mem::replace(&mut job.work, Work::Reading) {
                     self.begin(*job, command);

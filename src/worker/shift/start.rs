@@ -23,6 +23,11 @@ impl Shift<'_> {
                 self.intake.thirsty.push_back(job);
                 continue;
             }
+            if matches!(&job.work, Work::Read(sealed) if sealed.answer.is_some()) {
+                // It does not run: only what follows its answer is to be read.
+                self.read(job);
+                continue;
+            }
             let late_since = self.session.late_since(job.case.received).map(|since| before(since.elapsed() + SKEW));
             let doubt = desk::doubt(&job, late_since);
             if doubt.is_some() {
