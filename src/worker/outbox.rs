@@ -519,6 +519,10 @@ impl Batch {
             parcel.nacked = if is_held && nacked { parcel.nacked.saturating_add(1) } else { 0 };
             parcel.unconfirmed =
                 if is_held && !nacked && lane.is_some() { parcel.unconfirmed.saturating_add(1) } else { 0 };
+            if matches!(verdict, Verdict::Fine | Verdict::GivenUp(_)) {
+                // What is next has its own time to be taken.
+                parcel.waited = Duration::ZERO;
+            }
             match verdict {
                 Verdict::Fine | Verdict::GivenUp(_) if parcel.is_done() => answered.done.push(parcel),
                 Verdict::Fine | Verdict::GivenUp(_) => answered.again.push(parcel),
