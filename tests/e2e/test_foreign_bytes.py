@@ -13,7 +13,7 @@ import pytest
 from buckets import BucketSite
 from harness import BINARY, failure, wait_until
 from test_bucket_shell import said, summary
-from test_foreign_tools import TOOLS
+from test_foreign_tools import TOOLS, place  # noqa: F401 - the fixture
 
 CHARSETS = {
     "utf-16le": "h\u00e9llo \U0001f680",
@@ -43,19 +43,6 @@ def put(site, name, data, content_type, encoding=None, metadata=None, headers=No
     if encoding:
         named["ContentEncoding"] = encoding
     site.tool.client.put_object(Bucket=site.bucket, Key=name, Body=data, ContentType=content_type, Metadata=metadata or {}, **named)
-
-
-@pytest.fixture(scope="module", params=["gcs", "s3"])
-def place(request, broker, tmp_path_factory):
-    server = request.getfixturevalue(request.param)
-    site = BucketSite(broker, tmp_path_factory.mktemp("foreign-bytes"), server)
-    try:
-        site.tool = TOOLS[site.kind](server, site.bucket)
-        site.start()
-        yield site
-        site.workers[-1].assert_alive()
-    finally:
-        site.close()
 
 
 def test_text_is_decoded_by_its_charset(place):
