@@ -242,12 +242,11 @@ async fn begin(
     link.answer("setting the prefetch", qos).await?;
     let what = format!("consuming from queue '{queue}'");
     let limit = link.options.timeout;
+    // Before it is sent: a stop meanwhile has to end it as well. The broker takes the end of a consumer that never began.
+    tags.active().push(tag.clone());
     let started = channel.basic_consume(name, tag.clone(), BasicConsumeOptions::default(), FieldTable::default());
     let words = match link.within(limit, started).await? {
-        Some(Ok(consumer)) => {
-            tags.active().push(tag.clone());
-            return Ok((tag, consumer));
-        }
+        Some(Ok(consumer)) => return Ok((tag, consumer)),
         Some(Err(fault)) => {
             let error = error::classify(&fault);
             if error::reply(&fault).is_none_or(|reply| reply.code != INTERNAL_ERROR) {

@@ -48,7 +48,10 @@ pub enum Error {
 /// [`Error::Decode`] for an unknown compression or encoding, for bytes that are not in it, and for what is too large.
 pub fn decode<'m, S: AsRef<str>>(message: &'m Message, accept: &[S], limits: Limits) -> Result<Cow<'m, [u8]>, Error> {
     allow(message.properties.content_type.as_deref(), accept)?;
-    let limit = limits.max_body_bytes;
+    text(message, limits.max_body_bytes)
+}
+
+fn text(message: &Message, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
     if message.body.len() > limit {
         return Err(too_large(limit));
     }
@@ -145,12 +148,28 @@ pub fn is_compressed(message: &Message) -> bool {
     matches!(message.headers.get("compression"), Some(Field::Text(codec)) if !codec.is_empty())
 }
 
+/// Tells whether the bytes of a body are its text, once decompressed.
+#[must_use]
+pub fn is_utf8(message: &Message) -> bool {
+    let encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
+    ["utf-8", "utf8", "binary", "us-ascii", "ascii", ""].iter().any(|name| encoding.eq_ignore_ascii_case(name))
+}
+
+/// Tells whether a body is compressed in a way that keeps what was decompressed until the end, to refer to it.
+#[must_use]
+pub fn keeps_window(message: &Message) -> bool {
+    let codec = match message.headers.get("compression") {
+        Some(Field::Text(codec)) => codec.as_str(),
+        _ => "",
+    };
+    ["xz", "lzma", "zstd", "zstandard"].iter().any(|name| codec.trim_start_matches("application/x-").ends_with(name))
+}
+
 /// Reads the first bytes of a body's text; `None` where nothing can be told by them: it is in an encoding of which a part says
 /// nothing, or cannot be decompressed.
 #[must_use]
 pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
-    let encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
-    if !["utf-8", "utf8", "binary", "us-ascii", "ascii", ""].iter().any(|name| encoding.eq_ignore_ascii_case(name)) {
+    if !is_utf8(message) {
         return None;
     }
     let codec = match message.headers.get("compression") {
@@ -170,10 +189,13 @@ pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
 }
 
 /// Looks for an argument through the whole of a body, which is decompressed piece by piece up to so many bytes: what is larger
-/// is never read either.
+/// is never read either. What is in another encoding than UTF-8 is decoded whole.
 #[must_use]
 pub fn search(message: &Message, name: &str, limit: usize) -> Found {
     let mut scan = Scan::new(name);
+    if !is_utf8(message) {
+        return text(message, limit).map_or(Found::Nothing, |text| scan.push(&text).clone());
+    }
     let codec = message.headers.text("compression").unwrap_or_default();
     if codec.is_empty() {
         return scan.push(&message.body).clone();
@@ -238,6 +260,19 @@ mod tests {
     use crate::celery::message::Properties;
 
     const JSON: &[&str] = &["json"];
+
+    #[test]
+    fn an_argument_is_found_in_every_encoding() {
+        use base64::Engine as _;
+        let plain = r#"[["the/key", "v"], {}, {}]"#;
+        let utf16: Vec<u8> = plain.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let base64 = base64::engine::general_purpose::STANDARD.encode(plain);
+        for (encoding, body) in [("utf-8", plain.as_bytes()), ("utf-16-le", &utf16), ("base64", base64.as_bytes())] {
+            let found = search(&message(None, Some(encoding), body.to_vec()), "key", 1 << 16);
+            assert_eq!(found, Found::Text("the/key".to_owned()), "{encoding}");
+        }
+        assert_eq!(search(&message(None, Some("utf-16-le"), utf16), "key", 8), Found::Nothing);
+    }
 
     fn message(compression: Option<&str>, encoding: Option<&str>, body: impl Into<Bytes>) -> Message {
         let mut message = Message {

@@ -198,7 +198,7 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backe
         buckets: settings.exchange_buckets.iter().map(|(provider, name)| named((*provider, name))).collect(),
     };
     let exchange = Exchange::new(permission, Arc::new(Listed::new(settings.clone(), metrics.clone())));
-    Engine::new(top, place).with_exchange(exchange)
+    Engine::new(top, place).with_exchange(exchange).with_spool(spool(settings))
 }
 
 /// Opens an overlay to be looked at, if it is there; asks no bucket. Blocks.

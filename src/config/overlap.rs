@@ -11,6 +11,9 @@ use super::{Inputs, Kind, SETTINGS};
 /// Most links one path may lead through, as on Linux.
 const MAX_LINKS: usize = 40;
 
+/// Where Google's tools keep the login of a user, below the home folder.
+const GOOGLE_LOGIN: &str = ".config/gcloud/application_default_credentials.json";
+
 /// Finds every exchange directory that contains or lies in the storage folder, or contains a file of the configuration.
 ///
 /// Paths are compared by what they lead to: links and `..` are followed, a folder mounted twice is one, and what is not
@@ -72,6 +75,9 @@ fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
             add(name, path);
         }
     }
+    // Used without being named by anybody.
+    let login = set(inputs, "HOME").map(|home| Path::new(home).join(GOOGLE_LOGIN)).filter(|path| path.exists());
+    files.extend(login.map(|path| ("Google's login on this machine".to_owned(), path)));
     files
 }
 
@@ -128,7 +134,7 @@ mod tests {
                 flag("gcs_credentials_path", credentials),
             ],
             file: Some(ConfigFile { path: file.to_owned(), text: String::new() }),
-            ..Inputs::default()
+            environment: [("HOME".into(), storage.with_file_name("home").into())].into_iter().collect(),
         };
         load(&inputs).map_or_else(|faults| faults.to_string(), |_| String::new())
     }
@@ -137,10 +143,10 @@ mod tests {
     fn exchange_directories_are_apart_from_what_the_program_keeps_and_reads() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
-        for folder in ["store/journal", "config", "secrets", "exchange", "apart/overlay"] {
+        for folder in ["store/journal", "config", "secrets", "exchange", "apart/overlay", "home/.config/gcloud"] {
             fs::create_dir_all(at(folder)).unwrap();
         }
-        for file in ["config/filestorage.toml", "secrets/key.json"] {
+        for file in ["config/filestorage.toml", "secrets/key.json", &format!("home/{GOOGLE_LOGIN}")] {
             fs::write(at(file), "").unwrap();
         }
         symlink(at("store"), at("link")).unwrap();
@@ -167,6 +173,7 @@ mod tests {
             (at("apart/overlay/x"), "lies in a folder of local_storage_path"),
             (at("config"), "contains the configuration file"),
             (at("secrets"), "contains the file of gcs_credentials_path"),
+            (at("home"), "contains Google's login"),
             (at("exchange/up"), "contains the file of gcs_credentials_path"),
         ] {
             let said = tell(exchange.clone());

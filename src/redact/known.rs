@@ -41,7 +41,10 @@ pub fn remember(secret: &str) {
 /// Hides every secret that is known; none when there is none in the text.
 pub(super) fn hide(text: &str) -> Option<String> {
     let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
-    known.iter().filter(|secret| text.contains(secret.as_str())).fold(None, |less: Option<String>, secret| {
+    let mut found: Vec<&String> = known.iter().filter(|secret| text.contains(secret.as_str())).collect();
+    // Of two secrets the one may begin the other, and the rest of that would stay.
+    found.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
+    found.into_iter().fold(None, |less: Option<String>, secret| {
         Some(less.as_deref().unwrap_or(text).replace(secret.as_str(), HIDDEN))
     })
 }

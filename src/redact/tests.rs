@@ -91,6 +91,13 @@ fn a_known_secret_is_hidden_in_every_form() {
 }
 
 #[test]
+fn of_two_secrets_of_which_one_begins_the_other_both_are_hidden_whole() {
+    remember("Summer-2025");
+    remember("Summer-2025-and-more");
+    assert_eq!(redact("now Summer-2025-and-more, was Summer-2025"), format!("now {HIDDEN}, was {HIDDEN}"));
+}
+
+#[test]
 fn what_stands_in_the_wrong_place_is_told_by_its_look() {
     use base64::Engine as _;
     let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);

@@ -95,6 +95,12 @@ impl Budget {
         Some(self.0.work(&mut state, bytes))
     }
 
+    /// Takes bytes for a piece of work, whatever is left: it is alone and shall wait for nobody.
+    #[must_use]
+    pub fn take(&self, bytes: u64) -> Held {
+        self.0.work(&mut self.0.lock(), bytes)
+    }
+
     /// Takes bytes for a piece of work, waiting in line until there is room.
     pub async fn use_when_free(&self, bytes: u64) -> Held {
         let place = {
@@ -244,7 +250,7 @@ mod tests {
         assert!(alone.try_grow(500), "no other work is under way");
         alone.shrink(20);
         assert_eq!(budget.held(), 20);
-        let other = budget.try_use(80).unwrap();
+        let other = budget.take(80);
         assert!(!alone.try_grow(21));
         alone.grow(21);
         assert_eq!((alone.bytes(), budget.held()), (21, 101), "one of those that wait for each other goes on");

@@ -10,7 +10,7 @@ use super::stats::Counters;
 use super::{
     Attributes, Backend, Breaker, BreakerState, Budget, Content, ContentType, DeleteOptions, Error, ErrorKind,
     Exchange, Fallback, Grant, Held, Key, Kind, Landing, ListRequest, Metadata, Object, Operation, Page, Place, Probe,
-    Put, Receipt, Result, Stat, Stats, StoreOptions, Value, Want, open,
+    Put, Receipt, Result, Spool, Stat, Stats, StoreOptions, Value, Want, open,
 };
 
 /// Bytes of a value up to which it is not worth counting.
@@ -36,6 +36,8 @@ pub(super) struct Inner {
     pub(super) place: Place,
     pub(super) fallback: Option<Arc<Fallback>>,
     pub(super) exchange: Exchange,
+    /// For what is unpacked.
+    pub(super) spool: Spool,
     breaker: Option<Breaker>,
     pub(super) counters: Arc<Counters>,
 }
@@ -63,7 +65,15 @@ impl Engine {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, place: Place) -> Self {
         let (fallback, exchange, breaker) = (None, Exchange::default(), None);
-        Self(Arc::new(Inner { backend, place, fallback, exchange, breaker, counters: Arc::default() }))
+        let spool = Spool::new(std::env::temp_dir());
+        Self(Arc::new(Inner { backend, place, fallback, exchange, spool, breaker, counters: Arc::default() }))
+    }
+
+    /// Names the folder for values that are made into files on their way; else that is the system's for temporary files.
+    #[must_use]
+    pub fn with_spool(mut self, spool: Spool) -> Self {
+        Arc::make_mut(&mut self.0).spool = spool;
+        self
     }
 
     /// Lets commands name files and objects outside the store.
@@ -155,7 +165,9 @@ impl Engine {
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
         // What is large comes as a file, whose length is known before it is in memory.
         let spooled = Want { spooled: true, ..want };
-        let Some(object) = open::open(&*self.0.backend, key, spooled).await? else { return Ok((None, None)) };
+        let Some(object) = open::open(&*self.0.backend, key, spooled, &self.0.spool).await? else {
+            return Ok((None, None));
+        };
         let bytes = object.payload.len();
         let held = if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None };
         Ok((Some(value_of(key, self.0.place, want.range.is_some(), object).await?), held))
@@ -312,14 +324,14 @@ impl Engine {
     }
 
     async fn retrieve_uncounted(&self, key: &Key, want: Want) -> Result<Option<Retrieved>> {
-        match open::open(&*self.0.backend, key, want).await? {
+        match open::open(&*self.0.backend, key, want, &self.0.spool).await? {
             Some(object) => value_of(key, self.0.place, want.range.is_some(), object).await.map(Some),
             None => Ok(None),
         }
     }
 
     async fn open_uncounted(&self, key: &Key, want: Want) -> Result<Option<Opened>> {
-        let found = open::open(&*self.0.backend, key, want).await?;
+        let found = open::open(&*self.0.backend, key, want, &self.0.spool).await?;
         Ok(found.map(|Object { attributes, payload }| {
             let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
             Opened { content: Content { kind, payload }, receipt: Receipt::of(key, self.0.place, &attributes) }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::unpack::{self, unpack};
-use super::{Attributes, Backend, Checksum, Error, ErrorKind, Key, Object, Operation, Payload, Result, Want};
+use super::{Attributes, Backend, Error, ErrorKind, Key, Object, Operation, Result, Spool, Want};
 
 /// Reads the attributes of an object that has not expired.
 pub(super) async fn live(backend: &dyn Backend, key: &Key) -> Result<Option<Attributes>> {
@@ -11,8 +11,8 @@ pub(super) async fn live(backend: &dyn Backend, key: &Key) -> Result<Option<Attr
     Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
 }
 
-/// Reads an object that has not expired; its payload is what is wanted of the value's bytes.
-pub(super) async fn open(backend: &dyn Backend, key: &Key, want: Want) -> Result<Option<Object>> {
+/// Reads an object that has not expired; its payload is what is wanted of the value's bytes. What is unpacked is spooled.
+pub(super) async fn open(backend: &dyn Backend, key: &Key, want: Want, spool: &Spool) -> Result<Option<Object>> {
     let found = match backend.get(key, want).await {
         // What was refused may have expired, and then it is not there to be refused.
         Err(error) if error.kind == ErrorKind::Invalid => match live(backend, key).await {
@@ -28,7 +28,7 @@ pub(super) async fn open(backend: &dyn Backend, key: &Key, want: Want) -> Result
         return Err(damaged(key, "the object is encrypted in a way this engine cannot undo"));
     }
     if let Some(codec) = attributes.compression.clone() {
-        return unpacked(backend, key, want, object, &codec).await;
+        return unpacked(backend, key, want, object, &codec, spool).await;
     }
     // The backend vouches for the bytes kept, which here are the value's bytes.
     if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {
@@ -38,7 +38,14 @@ pub(super) async fn open(backend: &dyn Backend, key: &Key, want: Want) -> Result
 }
 
 /// Unpacks an object; a range of one whose packing is unknown is one of its bytes as they are kept.
-async fn unpacked(backend: &dyn Backend, key: &Key, want: Want, object: Object, codec: &str) -> Result<Option<Object>> {
+async fn unpacked(
+    backend: &dyn Backend,
+    key: &Key,
+    want: Want,
+    object: Object,
+    codec: &str,
+    spool: &Spool,
+) -> Result<Option<Object>> {
     if !unpack::is_known(codec) {
         if want.range.is_some() {
             return Ok(Some(object));
@@ -56,15 +63,14 @@ async fn unpacked(backend: &dyn Backend, key: &Key, want: Want, object: Object, 
         },
     };
     let Object { mut attributes, payload } = object;
-    let bytes = unpack(key, codec, &payload, most).await?;
-    let (size, checksum) = (bytes.len() as u64, Checksum::of(&bytes));
+    let (payload, checksum) = unpack(key, codec, &payload, most, spool).await?;
+    let size = payload.len();
     let of_kept = attributes.size == attributes.stored_size && attributes.checksum == attributes.stored_checksum;
     // Nobody knows the value's own size and checksum where another tool packed it.
     if !of_kept && (attributes.size, attributes.checksum) != (size, checksum) {
         return Err(damaged(key, "the value's size or checksum does not match what was unpacked"));
     }
     (attributes.size, attributes.checksum) = (size, checksum);
-    let payload = Payload::Memory(bytes);
     let payload = match want.range {
         None => payload,
         Some(range) => {

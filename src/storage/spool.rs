@@ -129,15 +129,8 @@ impl Intake {
     ///
     /// What the file system fails with.
     pub async fn push(&mut self, bytes: &Bytes) -> io::Result<()> {
-        self.checksum = self.checksum.append(bytes);
-        self.length += bytes.len() as u64;
-        self.memory.extend_from_slice(bytes);
-        if let Some(watch) = &self.watch {
-            watch.hear(self.length);
-        }
-        // A file is written in pieces that are worth the change of threads.
-        let most = if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY };
-        if self.memory.len() > most { self.spill().await } else { Ok(()) }
+        self.take(bytes);
+        if self.memory.len() > self.most() { self.spill().await } else { Ok(()) }
     }
 
     /// Counts the bytes taken so far.
@@ -161,30 +154,95 @@ impl Intake {
         if self.file.is_some() {
             self.spill().await?;
         }
-        Ok(match self.file {
-            Some(file) => (Payload::file(file, 0, self.length), self.checksum),
-            None => (Payload::Memory(self.memory.freeze()), self.checksum),
-        })
+        Ok(self.finished())
+    }
+
+    /// Takes more bytes on a thread that may block.
+    pub(super) fn push_blocking(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.take(bytes);
+        if self.memory.len() <= self.most() {
+            return Ok(());
+        }
+        let written = self.pending().write()?;
+        self.spilled(written);
+        Ok(())
+    }
+
+    /// Ends as [`Intake::finish`] does, on a thread that may block.
+    pub(super) fn finish_blocking(mut self) -> io::Result<(Payload, Checksum)> {
+        if self.file.is_some() {
+            let written = self.pending().write()?;
+            self.spilled(written);
+        }
+        Ok(self.finished())
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.checksum = self.checksum.append(bytes);
+        self.length += bytes.len() as u64;
+        self.memory.extend_from_slice(bytes);
+        if let Some(watch) = &self.watch {
+            watch.hear(self.length);
+        }
+    }
+
+    /// A file is written in pieces that are worth the change of threads.
+    const fn most(&self) -> usize {
+        if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY }
+    }
+
+    fn pending(&mut self) -> Pending {
+        Pending {
+            spool: self.spool.clone(),
+            file: self.file.take(),
+            kept: self.kept,
+            bytes: self.memory.split().freeze(),
+        }
     }
 
     /// Moves what is in memory into the file.
     async fn spill(&mut self) -> io::Result<()> {
-        let (spool, file, bytes) = (self.spool.clone(), self.file.take(), self.memory.split().freeze());
-        let (kept, more) = (self.kept, bytes.len() as u64);
-        let write = move || {
-            let file = match file {
-                Some(file) => file,
-                None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
-            };
-            match file.write_all_at(&bytes, kept) {
-                Ok(()) => Ok(file),
-                Err(error) if is_full(&error) => spool.move_on(&file, kept, &bytes).map(Arc::new).map_err(|_| error),
-                Err(error) => Err(error),
-            }
-        };
-        self.file = Some(payload::hop(write).await?);
-        self.kept += more;
+        let pending = self.pending();
+        let written = payload::hop(move || pending.write()).await?;
+        self.spilled(written);
         Ok(())
+    }
+
+    fn spilled(&mut self, (file, kept): (Arc<File>, u64)) {
+        self.file = Some(file);
+        self.kept = kept;
+    }
+
+    fn finished(self) -> (Payload, Checksum) {
+        match self.file {
+            Some(file) => (Payload::file(file, 0, self.length), self.checksum),
+            None => (Payload::Memory(self.memory.freeze()), self.checksum),
+        }
+    }
+}
+
+/// Bytes that are to be written behind those of a file, or into a new one.
+struct Pending {
+    spool: Spool,
+    file: Option<Arc<File>>,
+    kept: u64,
+    bytes: Bytes,
+}
+
+impl Pending {
+    /// Returns the file and how many bytes are in it. Blocks.
+    fn write(self) -> io::Result<(Arc<File>, u64)> {
+        let Self { spool, file, kept, bytes } = self;
+        let file = match file {
+            Some(file) => file,
+            None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
+        };
+        let file = match file.write_all_at(&bytes, kept) {
+            Ok(()) => file,
+            Err(error) if is_full(&error) => spool.move_on(&file, kept, &bytes).map(Arc::new).map_err(|_| error)?,
+            Err(error) => return Err(error),
+        };
+        Ok((file, kept + bytes.len() as u64))
     }
 }
 

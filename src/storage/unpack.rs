@@ -2,32 +2,47 @@
 
 use std::io::{self, BufReader, Read};
 
-use bytes::Bytes;
-
 use super::open::damaged;
 use super::payload::{self, Payload};
-use super::{Error, ErrorKind, Key, Operation, Result};
+use super::{Checksum, Error, ErrorKind, Key, Operation, Result, Spool};
 
-/// Most bytes that are unpacked; they are in memory.
+/// Most bytes that are unpacked.
 pub(super) const MOST: u64 = 64 << 20;
+
+/// Most that a zstd decoder refers back to, as a power of two in bytes: RFC 9659 allows no more in a `Content-Encoding`.
+const ZSTD_WINDOW: u32 = 23;
+
+/// Why nothing was unpacked.
+enum Fault {
+    /// The bytes are not what the codec says.
+    Packed(io::Error),
+    /// What was unpacked could not be kept.
+    Disk(io::Error),
+}
 
 /// Tells whether a coding can be undone.
 pub(super) fn is_known(codec: &str) -> bool {
     matches!(codec, "gzip" | "zstd")
 }
 
-/// Unpacks a payload whole, on a thread that may block.
+/// Unpacks a payload whole, on a thread that may block; many bytes go into a file of the spool. Returns them with their checksum.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Integrity`] for bytes that are not what the codec says; [`ErrorKind::Invalid`] for more than `most` bytes,
-/// or [`MOST`] where that is less.
-pub(super) async fn unpack(key: &Key, codec: &str, payload: &Payload, most: Option<u64>) -> Result<Bytes> {
+/// or [`MOST`] where that is less; what the file system fails with.
+pub(super) async fn unpack(
+    key: &Key,
+    codec: &str,
+    payload: &Payload,
+    most: Option<u64>,
+    spool: &Spool,
+) -> Result<(Payload, Checksum)> {
     let most = most.unwrap_or(MOST).min(MOST);
-    let (packed, name) = (payload.clone(), codec.to_owned());
-    let unpacked = payload::hop(move || read(&name, &packed, most)).await;
-    match unpacked {
-        Ok(Some(bytes)) => Ok(bytes.into()),
+    let (packed, name, spool) = (payload.clone(), codec.to_owned(), spool.clone());
+    let unpacked = payload::hop(move || Ok(read(&name, &packed, most, &spool))).await;
+    match unpacked.unwrap_or_else(|error| Err(Fault::Disk(error))) {
+        Ok(Some(unpacked)) => Ok(unpacked),
         Ok(None) => {
             let mend = if most < MOST {
                 "read it in parts with `offset` and `length`, or name a `destination`"
@@ -38,26 +53,44 @@ pub(super) async fn unpack(key: &Key, codec: &str, payload: &Payload, most: Opti
                 format!("unpacked (its Content-Encoding is {codec}), the value has more than {most} bytes; {mend}");
             Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))
         }
-        Err(error) => {
+        Err(Fault::Packed(error)) => {
             let what = format!(
                 "the object's Content-Encoding is {codec:?}, and its bytes are not ({error}); take the header off with \
                  the bucket's own tool if they are plain"
             );
             Err(damaged(key, &what).with_source(error))
         }
+        Err(Fault::Disk(error)) => Err(Error::unread(Operation::Retrieve, key, error)),
     }
 }
 
 /// Reads to the end, or gives `None` once there is more than the cap.
-fn read(codec: &str, payload: &Payload, most: u64) -> io::Result<Option<Vec<u8>>> {
+fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Option<(Payload, Checksum)>, Fault> {
     let packed = BufReader::with_capacity(Payload::CHUNK, Source { payload, at: 0 });
-    let mut out = Vec::new();
-    match codec {
-        "gzip" => flate2::bufread::MultiGzDecoder::new(packed).take(most + 1).read_to_end(&mut out)?,
-        "zstd" => zstd::stream::read::Decoder::with_buffer(packed)?.take(most + 1).read_to_end(&mut out)?,
-        other => return Err(io::Error::other(format!("{other} is unknown"))),
+    let mut plain: Box<dyn Read> = match codec {
+        "gzip" => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+        "zstd" => Box::new(zstd(packed).map_err(Fault::Packed)?),
+        other => return Err(Fault::Packed(io::Error::other(format!("{other} is unknown")))),
     };
-    Ok((out.len() as u64 <= most).then_some(out))
+    let mut kept = spool.intake();
+    let mut chunk = vec![0; Payload::CHUNK];
+    loop {
+        match plain.read(&mut chunk) {
+            Ok(0) => return kept.finish_blocking().map(Some).map_err(Fault::Disk),
+            Ok(count) => kept.push_blocking(&chunk[..count]).map_err(Fault::Disk)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Fault::Packed(error)),
+        }
+        if kept.len() > most {
+            return Ok(None);
+        }
+    }
+}
+
+fn zstd<R: io::BufRead>(packed: R) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+    decoder.window_log_max(ZSTD_WINDOW)?;
+    Ok(decoder)
 }
 
 /// Reads a payload from its beginning.
@@ -79,6 +112,8 @@ impl Read for Source<'_> {
 mod tests {
     use std::io::Write as _;
 
+    use bytes::Bytes;
+
     use super::*;
 
     fn gzip(plain: &[u8]) -> Bytes {
@@ -89,21 +124,40 @@ mod tests {
 
     #[tokio::test]
     async fn codings_are_undone_under_a_cap() {
-        let key = Key::parse("k").unwrap();
+        let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
+        let spool = Spool::new(folder.path());
+        let unpack = async |codec: &str, payload: &Payload, most| {
+            let (payload, checksum) = super::unpack(&key, codec, payload, most, &spool).await?;
+            let bytes = payload.into_memory().await.unwrap();
+            assert_eq!(checksum, Checksum::of(&bytes));
+            Ok::<_, Error>(bytes)
+        };
         let plain = vec![b'x'; 100_000];
         for (codec, packed) in [("gzip", gzip(&plain)), ("zstd", zstd::encode_all(&*plain, 3).unwrap().into())] {
             let payload = Payload::Memory(packed.clone());
-            assert_eq!(unpack(&key, codec, &payload, None).await.unwrap(), plain);
-            assert_eq!(unpack(&key, codec, &payload, Some(100_000)).await.unwrap().len(), 100_000);
-            let error = unpack(&key, codec, &payload, Some(99_999)).await.unwrap_err();
+            assert_eq!(unpack(codec, &payload, None).await.unwrap(), plain);
+            assert_eq!(unpack(codec, &payload, Some(100_000)).await.unwrap().len(), 100_000);
+            let error = unpack(codec, &payload, Some(99_999)).await.unwrap_err();
             assert!(error.kind == ErrorKind::Invalid && error.to_string().contains("99999 bytes"), "{error}");
             let cut = Payload::Memory(packed.slice(..packed.len() - 3));
-            assert_eq!(unpack(&key, codec, &cut, None).await.unwrap_err().kind, ErrorKind::Integrity);
+            assert_eq!(unpack(codec, &cut, None).await.unwrap_err().kind, ErrorKind::Integrity);
             let plain = Payload::Memory(Bytes::from_static(b"plain"));
-            let error = unpack(&key, codec, &plain, None).await.unwrap_err();
+            let error = unpack(codec, &plain, None).await.unwrap_err();
             assert!(error.to_string().contains("Content-Encoding") && error.to_string().contains(codec), "{error}");
         }
         let two = [gzip(b"a"), gzip(b"b")].concat();
-        assert_eq!(unpack(&key, "gzip", &Payload::Memory(two.into()), None).await.unwrap(), "ab");
+        assert_eq!(unpack("gzip", &Payload::Memory(two.into()), None).await.unwrap(), "ab");
+    }
+
+    #[tokio::test]
+    async fn much_is_unpacked_into_a_file() {
+        let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
+        let plain = vec![b'x'; 5 << 20];
+        let packed = Payload::Memory(gzip(&plain));
+        let (payload, _) = unpack(&key, "gzip", &packed, None, &Spool::new(folder.path())).await.unwrap();
+        assert!(matches!(payload, Payload::File(_)), "whatever the packed bytes are");
+        assert_eq!(payload.into_memory().await.unwrap(), plain);
+        let error = unpack(&key, "gzip", &packed, None, &Spool::new("/dev/null/x")).await.unwrap_err();
+        assert_ne!(error.kind, ErrorKind::Integrity, "the object is as it was: {error}");
     }
 }

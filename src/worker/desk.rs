@@ -35,7 +35,7 @@ pub(super) use turn::{Turn, doubt, reconsider};
 /// Queue that keeps what cannot be run.
 pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
 
-/// Bytes of all messages that follow one command: a quarter of what may be in flight by default.
+/// Bytes of all messages that follow one command; never more than may be in flight.
 const LONGEST_FOLLOW: usize = 64 << 20;
 /// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
 const LEAST_MESSAGE: usize = 16 << 20;
@@ -56,6 +56,13 @@ pub(super) struct Case {
     pub(super) received: Instant,
     /// The message and how it came, where what follows the command may turn out too large to be sent.
     kept: Option<Box<(Message, Origin)>>,
+}
+
+impl Case {
+    /// Tells whether the message is kept until what follows the command has arrived.
+    pub(super) const fn keeps_message(&self) -> bool {
+        self.kept.is_some()
+    }
 }
 
 /// A command that waits for its turn.
@@ -164,7 +171,7 @@ impl Desk {
                 origin: options.node.clone(),
                 // The same after a restart, so that what is published again is the same message.
                 reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, options.node.as_bytes()).to_string(),
-                max_bytes: LONGEST_FOLLOW,
+                max_bytes: usize::try_from(options.max_in_flight_bytes).unwrap_or(usize::MAX).min(LONGEST_FOLLOW),
             },
             extended: options.result_extended,
             track_started: options.track_started,

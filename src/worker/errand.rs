@@ -12,6 +12,7 @@ use super::{METRICS_LENGTH, METRICS_QUEUE, note};
 use crate::broker::{
     BrokerOptions, Delay, Delivery, Error, ErrorKind, Look, Presence, QueueSpec, QueueType, Session, Topology,
 };
+use crate::celery::body;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
 use crate::commands::{Budget, Held, Key};
@@ -120,8 +121,16 @@ pub(super) async fn hold(mut parcel: Parcel) -> Errand {
 }
 
 /// Searches a message for the key by which it is ordered.
-pub(super) async fn search(reader: Reader, delivery: Box<Delivery>) -> Errand {
-    let searched = tokio::task::spawn_blocking(move || (reader.search(&delivery.message), delivery)).await;
+pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Errand {
+    // What is in another encoding is decoded whole.
+    let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
+    let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.use_when_free(need).await) };
+    let searched = tokio::task::spawn_blocking(move || {
+        let key = reader.search(&delivery.message);
+        drop(held);
+        (key, delivery)
+    });
+    let searched = searched.await;
     match searched {
         Ok((key, delivery)) => Errand::Found(delivery, key),
         Err(error) => Errand::Lost(format!("searching a message for its key: {error}")),

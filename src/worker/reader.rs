@@ -131,7 +131,11 @@ impl Reader {
     /// Returns how many bytes must be reserved before a message is read, beside those of its body.
     pub(super) fn need(&self, message: &Message, length: u64) -> u64 {
         let most = self.options.limits.max_body_bytes as u64;
-        if body::is_compressed(message) { most } else { 2 * length.min(most) + SMALL as u64 }
+        match (body::is_compressed(message), body::keeps_window(message)) {
+            (true, true) => 2 * most,
+            (true, false) => most,
+            (false, _) => 2 * length.min(most) + SMALL as u64,
+        }
     }
 
     /// Reads a large message within what was reserved. Takes its time.

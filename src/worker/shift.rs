@@ -280,12 +280,12 @@ impl<'b> Shift<'b> {
         let (id, mut ended) = parted(joined);
         let Some(mut running) = self.running.remove(&id) else { return };
         self.schedule.done(running.key.as_ref(), running.definition.walks);
-        // The value is gone; what its answer took stays until the answer is confirmed.
-        running.held = None;
+        // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
+        let kept = running.held.take().filter(|_| running.case.keeps_message());
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let (answer, case) = self.record(running, ended);
         let mut parcel = self.desk.close(case, &End::Answered(&answer));
-        parcel.weights.extend(held.map(|held| Weight::Held { _bytes: held }));
+        parcel.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { _bytes: held }));
         self.outbox.push(parcel);
     }
 

@@ -22,8 +22,9 @@ from stack import FIGURES, call, figure
 # Commands sent while each fault lasts, at least.
 COMMANDS = 2000
 ANSWERS = 200
-# Seconds after the end of a fault in which everything must have been answered: above every time-out of worker and broker.
-PATIENCE = 120
+# Seconds after the end of a fault in which everything must have been answered: above every time-out of worker and broker. One
+# write may meet a dead connection at each of its four attempts of 30 s.
+PATIENCE = 240
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ The loads are scaled so that a debug binary gets through them. FILESTORAGE_TEST_
 under a limit of 1 GiB: 1,000 stores of 2 MiB, 200 of 8 MiB, 10,000 small ones before 500 of 8 MiB.
 """
 
+import base64
 import bz2
 import json
 import lzma
@@ -189,6 +190,51 @@ def test_small_messages_that_unpack_to_large_ones(site, codec, count):
     assert memory.peak <= (256 + 144) * MIB, f"{memory.peak / MIB:.0f} MiB were resident"
 
 
+@pytest.mark.full_rights("a queue of another type is declared")
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_large_stores_while_the_broker_blocks(site, slow_sync, kind):
+    """No answer can leave: nothing more is begun, and what is queued is not taken into memory meanwhile."""
+    if not site.broker.can_restart:
+        pytest.skip("this broker may not be throttled")
+    count = 500 if FULL else 40
+    site.raw.declare(QUEUE, arguments={"x-queue-type": kind})
+    reply = site.raw.reply_queue()
+    queue_large(site, reply, count, 2 * MIB, "large")
+    worker = site.spawn(MAX_IN_FLIGHT_BYTES=BUDGET, **slow_sync)
+    memory, alive = Memory(worker), Alive(worker)
+    try:
+        wait_until(lambda: site.raw.count(reply) > 0, LONG, "the first answer")
+        site.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        wait_until(lambda: "blocked" in worker.http("/readyz")[1], what="`blocked` on /readyz")
+        time.sleep(60 if FULL else 5)
+        worker.assert_alive()
+    finally:
+        site.broker.ctl("set_vm_memory_high_watermark", "0.4")
+    check_stored(site, worker, answers(site, reply, count))
+    memory.check()
+    alive.check()
+
+
+def test_a_kill_while_several_are_decoded_is_held_against_none(site):
+    """By which of them nobody can say: each runs alone from then on, and only a death then would count."""
+    reply = site.raw.reply_queue()
+    name, pack = CODECS["bzip2"]
+    for n in range(3):
+        body = pack(json.dumps([[f"bomb/{n}", "a" * (30 * MIB)], {}, {}]).encode())
+        site.raw.command("store", None, headers={"compression": name}, body=body, content_encoding="utf-8", reply_to=reply)
+    good = site.raw.reply_queue()
+    site.raw.command("store", ["good", 1], reply_to=good)
+    once = {"MAX_IN_FLIGHT_BYTES": 256 * MIB, "MAX_CRASHES": 1}
+    worker = site.start("-c", "8", **once)
+    assert site.raw.get(good).json["status"] == "SUCCESS"
+    worker.kill()
+    assert site.raw.count(reply) == 0, "they were still being decoded"
+    site.start("-c", "8", **once)
+    found = answers(site, reply, 3)
+    assert {answer["status"] for answer in found.values()} == {"SUCCESS"}, found
+    assert site.raw.count(DEAD) == 0
+
+
 @pytest.mark.full_rights("a second queue is declared")
 def test_another_queue_does_not_wait_behind_large_ones(site, slow_sync):
     count = 200 if FULL else 20
@@ -234,7 +280,7 @@ def test_large_answers_at_once_are_bounded(site):
 
 
 def test_commands_on_one_key_keep_their_order_whatever_their_size(site):
-    """Large and small, plain and compressed, the key by position, by name in front or behind: the last one sent stays."""
+    """Large and small, plain, compressed and in other encodings, the key by position, by name in front or behind: the last one stays."""
     site.start(MAX_IN_FLIGHT_BYTES=16 * MIB)
     reply = site.raw.reply_queue()
     sent = 0
@@ -246,13 +292,20 @@ def test_commands_on_one_key_keep_their_order_whatever_their_size(site):
             ([[], {"data": large, "key": "one"}, {}], "zlib"),
             ([["one", f"{turn}-small"], {}, {}], "zlib"),
             ([[], {"data": large, "key": "one"}, {}], None),
+            ([["one", large], {}, {}], "utf-16"),
+            ([["one", large], {}, {}], "base64"),
             ([["one", f"{turn}-last"], {}, {}], None),
         ]
-        for body, codec in bodies:
+        for body, form in bodies:
+            headers, encoding = {}, "utf-8"
             text = json.dumps(body).encode()
-            name, pack = CODECS[codec] if codec else (None, lambda text: text)
-            headers = {"compression": name} if codec else {}
-            site.raw.command("store", None, headers=headers, body=pack(text), reply_to=reply)
+            if form in CODECS:
+                headers["compression"], pack = CODECS[form]
+                text = pack(text)
+            elif form:
+                encoding = form
+                text = base64.b64encode(text) if form == "base64" else text.decode().encode(form)
+            site.raw.command("store", None, headers=headers, body=text, content_encoding=encoding, reply_to=reply)
             sent += 1
     found = answers(site, reply, sent)
     assert {answer["status"] for answer in found.values()} == {"SUCCESS"}

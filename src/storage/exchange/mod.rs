@@ -27,7 +27,7 @@ use super::open::open;
 use super::payload::hop;
 use super::{
     Attributes, Backend, Checksum, Content, ContentType, Error, ErrorKind, Fence, Foreign, Key, Kind, Object,
-    Operation, Payload, Put, Result, Want, foreign,
+    Operation, Payload, Put, Result, Spool, Want, foreign,
 };
 
 /// Largest JSON value taken from a bucket, in bytes: it is read whole to see that it is JSON.
@@ -126,7 +126,7 @@ impl Exchange {
     }
 
     /// Opens what a reference names. A file's bytes are read later, checked against a checksum taken before.
-    async fn read(&self, purpose: Purpose<'_>) -> Result<Incoming> {
+    async fn read(&self, purpose: Purpose<'_>, spool: &Spool) -> Result<Incoming> {
         match &purpose.reference.0 {
             Target::File(path) => {
                 let (directory, below) = self.locate(purpose, path)?;
@@ -143,7 +143,7 @@ impl Exchange {
             Target::Object { scheme, bucket, key } => {
                 let found = async {
                     let backend = self.buckets.open(*scheme, bucket).await?;
-                    open(&*backend, key, Want { spooled: true, ..Want::default() }).await
+                    open(&*backend, key, Want { spooled: true, ..Want::default() }, spool).await
                 };
                 purpose.take_found(found.await.map_err(|error| purpose.foreign(error))?).await
             }

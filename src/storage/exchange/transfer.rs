@@ -60,9 +60,11 @@ impl Engine {
 
     /// Reads what a permitted reference names; an object of the store's own bucket as the key it is.
     async fn fetch(&self, purpose: Purpose<'_>) -> Result<Incoming> {
-        let Some(key) = self.0.exchange.own(purpose.reference) else { return self.0.exchange.read(purpose).await };
+        let Some(key) = self.0.exchange.own(purpose.reference) else {
+            return self.0.exchange.read(purpose, &self.0.spool).await;
+        };
         let want = Want { spooled: true, ..Want::default() };
-        let found = open(&*self.0.backend, key, want).await.map_err(|error| purpose.foreign(error))?;
+        let found = open(&*self.0.backend, key, want, &self.0.spool).await.map_err(|error| purpose.foreign(error))?;
         purpose.take_found(found).await
     }
 
@@ -95,7 +97,9 @@ impl Engine {
         // A place that is refused is refused whatever the key has.
         self.0.exchange.check(purpose)?;
         let want = Want { range, spooled: true, ..Want::default() };
-        let Some(Object { attributes, payload }) = open(&*self.0.backend, key, want).await? else { return Ok(None) };
+        let Some(Object { attributes, payload }) = open(&*self.0.backend, key, want, &self.0.spool).await? else {
+            return Ok(None);
+        };
         let receipt = Receipt::of(key, self.0.place, &attributes);
         let (kind, content_type, checksum, foreign) = match range {
             None => (attributes.kind, attributes.content_type, attributes.checksum, attributes.foreign),

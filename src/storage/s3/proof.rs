@@ -13,6 +13,7 @@
 //! Marked is an answer with a request's id. Stores of Amazon, Ceph, MinIO, SeaweedFS and others put one on every answer;
 //! of one that was seen to do so an answer without it is somebody else's.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::{CONTENT_LENGTH, ETAG};
@@ -20,10 +21,9 @@ use http::{HeaderMap, Method, StatusCode};
 use quick_xml::Reader;
 use quick_xml::events::Event;
 use serde::de::DeserializeOwned;
-use tokio::sync::OnceCell;
 
 use super::super::outside::Outside;
-use super::super::{Checksum, Operation, Result};
+use super::super::{Checksum, Error, Operation, Result};
 use super::error::{Asked, Refusal};
 use super::list::{self, Names};
 use super::read::{self, CHECKSUM};
@@ -33,7 +33,7 @@ use super::wire::{self, Call, Outcome, Reply, Wire};
 #[derive(Debug, Default)]
 pub(super) struct Place {
     /// It has listed the bucket, or said that this identity may not.
-    recognized: OnceCell<()>,
+    recognized: OnceLock<()>,
     /// A listing was marked.
     marks: AtomicBool,
 }
@@ -48,8 +48,7 @@ impl Place {
         if wire::is_marked(headers) {
             self.marks.store(true, Ordering::Relaxed);
         }
-        // It may be so already.
-        if self.recognized.set(()).is_err() {}
+        self.recognized.get_or_init(|| ());
     }
 }
 
@@ -59,14 +58,18 @@ impl Wire {
     /// A store takes `PUT /bucket/bucket/key` for a write of `bucket/key`, and confirms it; only what lists a bucket says
     /// which it is. Who may not list it is told so by a store, and then at least that is known.
     pub(super) async fn recognize(&self, asked: &Asked<'_>) -> Result<()> {
-        let look = async || {
-            let outcome = self.exchange(smallest(Operation::Probe)).await.map_err(|error| asked.instead(error))?;
-            match outcome {
-                Outcome::Refused(refusal) if refusal.forbids_listing(asked.address) => Ok(()),
-                outcome => self.read_listing(outcome, asked).await.map(drop),
+        if self.place.recognized.get().is_some() {
+            return Ok(());
+        }
+        // Each by itself: of a place that says nothing, one after another would wait for as long as all of them together.
+        let outcome = self.exchange(smallest(Operation::Probe)).await.map_err(|error| asked.instead(error))?;
+        match outcome {
+            Outcome::Refused(refusal) if refusal.forbids_listing(asked.address) => {
+                self.place.recognized.get_or_init(|| ());
+                Ok(())
             }
-        };
-        self.place.recognized.get_or_try_init(look).await.map(drop)
+            outcome => self.read_listing(outcome, asked).await.map(drop),
+        }
     }
 
     /// Asks for a listing; returns its headers and names.
@@ -127,14 +130,15 @@ impl Reply {
         }
     }
 
-    /// Tells whether a removal is proved by its answer alone; an answer that is none to a removal is an error.
-    pub(super) async fn removed(self, asked: &Asked<'_>) -> Result<bool> {
-        let (outside, marked, unmarked) = (self.outside(asked), wire::is_marked(&self.headers), self.unmarked);
+    /// Takes the answer to a removal; what may only be one is returned as the error that it is unless nothing is there any more.
+    pub(super) async fn removed(self, asked: &Asked<'_>) -> Result<Option<Error>> {
+        let (outside, marked) = (self.outside(asked), wire::is_marked(&self.headers));
+        let strange = || asked.strange(&outside, "does not confirm a removal");
         let right = matches!(self.status, StatusCode::NO_CONTENT | StatusCode::OK);
-        if !right || unmarked || !self.has_no_text(asked).await? {
-            return Err(asked.strange(&outside, "does not confirm a removal"));
+        if !right || !self.has_no_text(asked).await? {
+            return Err(strange());
         }
-        Ok(marked)
+        Ok((!marked).then(strange))
     }
 
     /// Reads how an upload in parts was completed; S3 may notice only behind its status that it failed.

@@ -146,7 +146,7 @@ impl Wire {
         let request = self.signed(&asked, call).await?;
         let answer = self.client.execute(request).await.map_err(|cause| asked.broken(cause))?;
         let (parts, body) = answer.into_parts();
-        if text(&parts.headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS")) {
+        if names_seaweedfs(&parts.headers) {
             self.seaweedfs.store(true, Ordering::Relaxed);
         }
         let (status, headers) = (parts.status, parts.headers);
@@ -260,7 +260,13 @@ impl Reply {
 
 /// Tells whether an answer has what stores put on every one, and nothing else does.
 pub(super) fn is_marked(headers: &HeaderMap) -> bool {
-    ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
+    // SeaweedFS before its version 4 has no id on objects.
+    names_seaweedfs(headers)
+        || ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
+}
+
+fn names_seaweedfs(headers: &HeaderMap) -> bool {
+    text(headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS"))
 }
 
 /// Returns one header's text.

@@ -136,8 +136,10 @@ impl S3 {
         }
         let Some(reply) = wire.send(call).await? else { return Ok(Removal::default()) };
         // What has no mark proves nothing; that nothing is there, said by a store, does.
-        if !reply.removed(&asked).await? && wire.look(Operation::Delete, key).await?.is_some() {
-            return Err(asked.senseless("an object is there although its removal was confirmed"));
+        if let Some(doubt) = reply.removed(&asked).await?
+            && wire.look(Operation::Delete, key).await?.is_some()
+        {
+            return Err(doubt);
         }
         Ok(Removal { found: seen.is_some(), ..Removal::default() })
     }

@@ -40,7 +40,7 @@ impl Table {
             events: true,
             events_max_batch: 256,
             max_reply_bytes: 1000,
-            max_in_flight_bytes: 1 << 20,
+            max_in_flight_bytes: 256 << 20,
             max_crashes: 3,
             grace: Duration::from_secs(1),
             journal_max_bytes: 256 << 20,

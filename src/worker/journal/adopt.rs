@@ -78,7 +78,10 @@ impl Journal {
             return Ok(());
         }
         self.open_since = Instant::now();
-        for (digest, crash) in self.crashes_of(dead.iter().map(|(writer, _)| writer.as_str())) {
+        let crashes = self.crashes_of(dead.iter().map(|(writer, _)| writer.as_str()));
+        // A takeover that fails, on a full disk say, is tried again, and the crash was one.
+        self.counted.extend(dead.iter().map(|(writer, _)| writer.clone()));
+        for (digest, crash) in crashes {
             write::crashed(&mut self.lines, digest, crash.times, crash.at);
             self.ledger.crashes.insert(digest, crash);
         }
@@ -98,6 +101,7 @@ impl Journal {
             self.remove_files_of(&writer)?;
             // Last: as long as it is there, somebody will finish this.
             remove(&self.lock_path(&writer))?;
+            self.counted.remove(&writer);
         }
         Ok(())
     }
@@ -108,9 +112,10 @@ impl Journal {
         for reader in dead.filter_map(|writer| self.siblings.get(writer)) {
             let running = &reader.ledger.running;
             let is_sole = running.values().map(|run| run.runs).sum::<u32>() == 1;
+            let is_counted = self.counted.contains(&reader.writer);
             let left = running.iter().map(|(digest, run)| {
                 // Any of several may be the one to blame: each is a suspect, and none is counted.
-                let times = u32::from(run.alone || is_sole);
+                let times = u32::from((run.alone || is_sole) && !is_counted);
                 (*digest, Crash { times, at: run.at })
             });
             let known = reader.ledger.crashes.iter().map(|(digest, crash)| (*digest, Crash { times: 0, ..*crash }));

@@ -20,7 +20,7 @@ mod record;
 mod remake;
 mod segment;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ pub(super) struct Journal {
     older: VecDeque<Older>,
     ledger: Ledger,
     siblings: BTreeMap<String, Reader>,
+    /// Dead writers whose crash is counted here and whose files are still theirs.
+    counted: BTreeSet<String>,
     /// Something in the journals is of the earlier version.
     earlier: bool,
     /// When a session last ended, or a worker died, as far as is known here: what that left may come again.
@@ -119,6 +121,7 @@ impl Journal {
             older: VecDeque::new(),
             ledger: Ledger::default(),
             siblings: BTreeMap::new(),
+            counted: BTreeSet::new(),
             earlier: false,
             open_since: Instant::now(),
             lines: Vec::new(),

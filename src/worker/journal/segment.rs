@@ -95,6 +95,12 @@ impl Segment {
         Ok(made)
     }
 
+    /// Puts another file in the place of that of the lines.
+    #[cfg(test)]
+    pub(super) fn swap_lines(&mut self, other: File) -> File {
+        std::mem::replace(&mut self.lines, other)
+    }
+
     /// Appends whole answers, and the lines that name them; on an error the files are as they were.
     pub(super) fn append(&mut self, lines: &[u8], answers: &[u8]) -> io::Result<()> {
         let appended = self

@@ -110,6 +110,28 @@ fn only_what_ran_counts_as_crashed() {
 }
 
 #[test]
+fn a_takeover_that_fails_counts_the_crash_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut dead = open(folder.path());
+    dead.started(&named("poison"), true);
+    let mut journal = open(folder.path());
+    kill(dead);
+    journal.follow().unwrap();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let file = journal.segment.swap_lines(full);
+    for _ in 0..3 {
+        journal.adopt().unwrap();
+        journal.follow().unwrap();
+        assert_eq!(journal.known("poison").crashes, 1);
+    }
+    journal.segment.swap_lines(file);
+    journal.adopt().unwrap();
+    assert_eq!(journal.known("poison").crashes, 1);
+    drop(journal);
+    assert_eq!(open(folder.path()).known("poison").crashes, 1);
+}
+
+#[test]
 fn a_living_sibling_has_not_crashed() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = open(folder.path());

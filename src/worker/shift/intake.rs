@@ -1,6 +1,6 @@
 //! From the broker into the schedule: small messages are read at once, large ones when their turn comes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,6 +18,7 @@ use crate::worker::errand::{self, Read};
 use crate::worker::journal::Digest;
 use crate::worker::outbox::{Parcel, Weight};
 use crate::worker::reader::{Reading, SMALL, Size};
+use crate::worker::schedule;
 use crate::worker::sealed::{Sealed, Store};
 
 /// Bytes a small message may take however little is left of the budget: nothing small waits for something large.
@@ -31,8 +32,8 @@ pub(super) struct Intake {
     pub(super) thirsty: VecDeque<Job>,
     /// Jobs being read.
     pub(super) readings: FuturesUnordered<BoxFuture<'static, Result<Part, String>>>,
-    /// What the journal knows those by that it was told of.
-    entries: HashSet<Digest>,
+    /// What the journal knows those by that it was told of; two equal messages may be read at once.
+    entries: Vec<Digest>,
     /// Jobs whose text is there and for whose values there is no room yet.
     short: VecDeque<Part>,
     /// What came behind a message of the same queue whose key is searched for.
@@ -58,7 +59,7 @@ impl Intake {
             budget: budget.clone(),
             thirsty: VecDeque::new(),
             readings: FuturesUnordered::new(),
-            entries: HashSet::new(),
+            entries: Vec::new(),
             short: VecDeque::new(),
             lines: HashMap::new(),
         }
@@ -76,7 +77,7 @@ impl Intake {
     }
 
     /// Drops everything and returns what the journal knows those by that have begun.
-    pub(super) fn abandon(&mut self) -> HashSet<Digest> {
+    pub(super) fn abandon(&mut self) -> Vec<Digest> {
         self.clear();
         self.short.clear();
         self.readings.clear();
@@ -125,7 +126,8 @@ impl Shift<'_> {
             Size::Large(key) => self.seal(delivery, key),
             Size::Hidden | Size::Small(_) => {
                 self.intake.lines.insert(delivery.origin.queue.clone(), VecDeque::new());
-                self.errands.push(Box::pin(errand::search(self.desk.reader.clone(), Box::new(delivery))));
+                let (reader, budget) = (self.desk.reader.clone(), self.intake.budget.clone());
+                self.errands.push(Box::pin(errand::search(reader, budget, Box::new(delivery))));
             }
             Size::Old => {
                 self.intake.lines.insert(delivery.origin.queue.clone(), VecDeque::new());
@@ -205,6 +207,11 @@ impl Shift<'_> {
         if job.held.is_some() {
             return true;
         }
+        if schedule::Job::is_suspect(job) {
+            // Nothing runs beside it. Were it put off, small ones would go on without end, and it would never be alone again.
+            job.held = Some(self.intake.budget.take(self.need(sealed)));
+            return true;
+        }
         if !self.intake.thirsty.is_empty() || !self.intake.short.is_empty() {
             return false;
         }
@@ -257,7 +264,7 @@ impl Shift<'_> {
         };
         let Sealed { mut message, origin, wire, length, answer } = *sealed;
         if answer.is_none() {
-            self.intake.entries.insert(job.case.identity.digest);
+            self.intake.entries.push(job.case.identity.digest);
         }
         let reader = self.desk.reader.clone();
         self.intake.readings.push(Box::pin(async move {
@@ -301,8 +308,10 @@ impl Shift<'_> {
         };
         let Part { job, message, origin, answer, held, weight, .. } = part;
         let (key, walks, entry) = (job.key.clone(), job.definition.walks, job.case.identity.digest);
-        self.intake.entries.remove(&entry);
         let was_noted = answer.is_none();
+        if let Some(place) = self.intake.entries.iter().position(|noted| was_noted && *noted == entry) {
+            self.intake.entries.swap_remove(place);
+        }
         match self.desk.unseal(job, opened, &message, &origin, answer.as_deref()) {
             Decision::Run(mut job) => {
                 drop(weight);
