@@ -162,7 +162,7 @@ pub fn keeps_window(message: &Message) -> bool {
         Some(Field::Text(codec)) => codec.as_str(),
         _ => "",
     };
-    ["xz", "lzma", "zstd", "zstandard"].iter().any(|name| codec.trim_start_matches("application/x-").ends_with(name))
+    ["xz", "lzma", "zstd", "zstandard"].iter().any(|name| codec.ends_with(name))
 }
 
 /// Reads the first bytes of a body's text; `None` where nothing can be told by them: it is in an encoding of which a part says

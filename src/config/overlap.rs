@@ -50,7 +50,7 @@ pub(super) fn faults(inputs: &Inputs, table: &toml::Table, values: &Values) -> V
         .collect()
 }
 
-/// Collects the files that settings come from or name, whether or not they are there.
+/// Collects the files that settings come from or name, whether or not they are there, and the login that Google's tools leave.
 fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
     let mut files: Vec<_> =
         inputs.file.iter().map(|file| ("the configuration file".to_owned(), file.path.clone())).collect();

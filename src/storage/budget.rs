@@ -24,8 +24,15 @@ struct State {
     working: u64,
     /// Pieces of work under way.
     works: usize,
-    /// Who waits for so many bytes, in order.
-    line: VecDeque<(u64, oneshot::Sender<Held>)>,
+    /// Who waits, in order.
+    line: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: u64,
+    sender: oneshot::Sender<Held>,
+    has_begun: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +68,10 @@ impl Budget {
         self.0.lock().held()
     }
 
-    /// Tells whether somebody waits in line.
+    /// Tells whether some work that has begun waits in line.
     #[must_use]
     pub fn has_line(&self) -> bool {
-        self.0.lock().line.iter().any(|(_, sender)| !sender.is_closed())
+        self.0.lock().line.iter().any(|waiting| waiting.has_begun && !waiting.sender.is_closed())
     }
 
     /// Takes bytes for something that waits, whatever is left.
@@ -101,15 +108,24 @@ impl Budget {
         self.0.work(&mut self.0.lock(), bytes)
     }
 
-    /// Takes bytes for a piece of work, waiting in line until there is room.
+    /// Takes more bytes for work that has begun, waiting in line until there is room.
     pub async fn use_when_free(&self, bytes: u64) -> Held {
+        self.line_up(bytes, true).await
+    }
+
+    /// Takes bytes for work that has not begun, waiting in line until there is room.
+    pub async fn begin_when_free(&self, bytes: u64) -> Held {
+        self.line_up(bytes, false).await
+    }
+
+    async fn line_up(&self, bytes: u64, has_begun: bool) -> Held {
         let place = {
             let mut state = self.0.lock();
             if state.line.is_empty() && state.has_room(self.0.total, bytes) {
                 return self.0.work(&mut state, bytes);
             }
             let (sender, place) = oneshot::channel();
-            state.line.push_back((bytes, sender));
+            state.line.push_back(Waiting { bytes, sender, has_begun });
             place
         };
         match place.await {
@@ -199,15 +215,15 @@ impl Shared {
         }
         state.works -= works;
         let mut granted = Vec::new();
-        while let Some((bytes, sender)) = state.line.pop_front() {
-            if sender.is_closed() {
+        while let Some(waiting) = state.line.pop_front() {
+            if waiting.sender.is_closed() {
                 continue;
             }
-            if !state.has_room(self.total, bytes) {
-                state.line.push_front((bytes, sender));
+            if !state.has_room(self.total, waiting.bytes) {
+                state.line.push_front(waiting);
                 break;
             }
-            granted.push((sender, self.work(&mut state, bytes)));
+            granted.push((waiting.sender, self.work(&mut state, waiting.bytes)));
         }
         drop(state);
         for (sender, held) in granted {
@@ -274,6 +290,11 @@ mod tests {
         let large = large.await;
         let last = last.await;
         assert_eq!(budget.held(), 100);
+        let mut outside = Box::pin(budget.begin_when_free(10));
+        assert!((&mut outside).now_or_never().is_none() && !budget.has_line(), "it holds nothing that others wait for");
+        let mut inside = Box::pin(budget.use_when_free(10));
+        assert!((&mut inside).now_or_never().is_none() && budget.has_line());
+        drop((outside, inside));
         drop((large, last));
         assert_eq!(budget.held(), 0);
     }

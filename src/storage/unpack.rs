@@ -2,21 +2,23 @@
 
 use std::io::{self, BufReader, Read};
 
+use tokio::sync::Semaphore;
+
 use super::open::damaged;
 use super::payload::{self, Payload};
-use super::{Checksum, Error, ErrorKind, Key, Operation, Result, Spool};
+use super::{Checksum, Error, ErrorKind, Key, Operation, Result, Spool, spool};
 
 /// Most bytes that are unpacked.
 pub(super) const MOST: u64 = 64 << 20;
 
-/// Most that a zstd decoder refers back to, as a power of two in bytes: RFC 9659 allows no more in a `Content-Encoding`.
-const ZSTD_WINDOW: u32 = 23;
+/// Decoders at work at once: each may keep what it unpacked, to refer back to it.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// Why nothing was unpacked.
 enum Fault {
     /// The bytes are not what the codec says.
     Packed(io::Error),
-    /// What was unpacked could not be kept.
+    /// The local disk, which the bytes pass through.
     Disk(io::Error),
 }
 
@@ -40,7 +42,10 @@ pub(super) async fn unpack(
 ) -> Result<(Payload, Checksum)> {
     let most = most.unwrap_or(MOST).min(MOST);
     let (packed, name, spool) = (payload.clone(), codec.to_owned(), spool.clone());
+    // Nobody closes it.
+    let turn = TURNS.acquire().await;
     let unpacked = payload::hop(move || Ok(read(&name, &packed, most, &spool))).await;
+    drop(turn);
     match unpacked.unwrap_or_else(|error| Err(Fault::Disk(error))) {
         Ok(Some(unpacked)) => Ok(unpacked),
         Ok(None) => {
@@ -60,7 +65,11 @@ pub(super) async fn unpack(
             );
             Err(damaged(key, &what).with_source(error))
         }
-        Err(Fault::Disk(error)) => Err(Error::unread(Operation::Retrieve, key, error)),
+        Err(Fault::Disk(error)) => {
+            let kind = if spool::is_full(&error) { ErrorKind::NoSpace } else { ErrorKind::Io };
+            let why = format!("the value cannot be spooled: {error}; look at the disk of the spool folder");
+            Err(Error::new(kind, Operation::Retrieve, Some(key), why).with_source(error))
+        }
     }
 }
 
@@ -69,7 +78,7 @@ fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Opti
     let packed = BufReader::with_capacity(Payload::CHUNK, Source { payload, at: 0 });
     let mut plain: Box<dyn Read> = match codec {
         "gzip" => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
-        "zstd" => Box::new(zstd(packed).map_err(Fault::Packed)?),
+        "zstd" => Box::new(zstd::stream::read::Decoder::with_buffer(packed).map_err(Fault::Packed)?),
         other => return Err(Fault::Packed(io::Error::other(format!("{other} is unknown")))),
     };
     let mut kept = spool.intake();
@@ -79,18 +88,14 @@ fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Opti
             Ok(0) => return kept.finish_blocking().map(Some).map_err(Fault::Disk),
             Ok(count) => kept.push_blocking(&chunk[..count]).map_err(Fault::Disk)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // No decoder's own: the packed bytes lie in a file of the spool.
+            Err(error) if error.raw_os_error().is_some() => return Err(Fault::Disk(error)),
             Err(error) => return Err(Fault::Packed(error)),
         }
         if kept.len() > most {
             return Ok(None);
         }
     }
-}
-
-fn zstd<R: io::BufRead>(packed: R) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
-    decoder.window_log_max(ZSTD_WINDOW)?;
-    Ok(decoder)
 }
 
 /// Reads a payload from its beginning.
@@ -158,6 +163,6 @@ mod tests {
         assert!(matches!(payload, Payload::File(_)), "whatever the packed bytes are");
         assert_eq!(payload.into_memory().await.unwrap(), plain);
         let error = unpack(&key, "gzip", &packed, None, &Spool::new("/dev/null/x")).await.unwrap_err();
-        assert_ne!(error.kind, ErrorKind::Integrity, "the object is as it was: {error}");
+        assert_eq!(error.kind, ErrorKind::Io, "the object is as it was: {error}");
     }
 }

@@ -269,7 +269,7 @@ impl Desk {
 
     /// Keeps the message where what follows the command may turn out too large to be sent.
     fn kept(&self, request: &TaskRequest, message: &Message, origin: &Origin) -> Option<Box<(Message, Origin)>> {
-        canvas::may_outgrow(request, self.max_reply_bytes, LEAST_MESSAGE)
+        canvas::may_outgrow(request, self.max_reply_bytes, LEAST_MESSAGE.min(self.canvas.max_bytes))
             .then(|| Box::new((message.clone(), origin.clone())))
     }
 

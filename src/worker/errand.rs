@@ -124,7 +124,7 @@ pub(super) async fn hold(mut parcel: Parcel) -> Errand {
 pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Errand {
     // What is in another encoding is decoded whole.
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
-    let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.use_when_free(need).await) };
+    let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.begin_when_free(need).await) };
     let searched = tokio::task::spawn_blocking(move || {
         let key = reader.search(&delivery.message);
         drop(held);
@@ -140,7 +140,7 @@ pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Deliver
 /// Reads a message that tells nothing before it is read.
 pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Errand {
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
-    let mut held = budget.use_when_free(need).await;
+    let mut held = budget.begin_when_free(need).await;
     let opened = tokio::task::spawn_blocking(move || {
         // Nothing else waits for more in the middle of its work here, and this is rare.
         let opened = reader.open(&delivery.message, &delivery.origin);

@@ -131,11 +131,13 @@ impl Reader {
     /// Returns how many bytes must be reserved before a message is read, beside those of its body.
     pub(super) fn need(&self, message: &Message, length: u64) -> u64 {
         let most = self.options.limits.max_body_bytes as u64;
-        match (body::is_compressed(message), body::keeps_window(message)) {
+        let need = match (body::is_compressed(message), body::keeps_window(message)) {
             (true, true) => 2 * most,
             (true, false) => most,
             (false, _) => 2 * length.min(most) + SMALL as u64,
-        }
+        };
+        // A character of one byte may have three in UTF-8.
+        if body::is_utf8(message) { need } else { 4 * need }
     }
 
     /// Reads a large message within what was reserved. Takes its time.

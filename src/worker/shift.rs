@@ -281,7 +281,11 @@ impl<'b> Shift<'b> {
         let Some(mut running) = self.running.remove(&id) else { return };
         self.schedule.done(running.key.as_ref(), running.definition.walks);
         // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
-        let kept = running.held.take().filter(|_| running.case.keeps_message());
+        let mut kept = running.held.take().filter(|_| running.case.keeps_message());
+        if let Some(kept) = &mut kept {
+            // It is no work that others would have to wait for.
+            kept.rest(kept.bytes());
+        }
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let (answer, case) = self.record(running, ended);
         let mut parcel = self.desk.close(case, &End::Answered(&answer));

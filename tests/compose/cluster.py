@@ -113,6 +113,12 @@ class Cluster(Stack):
     def wait_synced(self, timeout=120):
         wait_until(lambda: self.pending() == 0, timeout, lambda: f"the sync: {self.pending()} wait", step=0.2)
 
+    def wait_reached(self, timeout=120):
+        """Waits until every worker asks the bucket again: each looks for itself, every 30 s in the end."""
+        closed = 'filestorage_storage_breaker_open{backend="gcs"} 0'
+        for worker in WORKERS:
+            wait_until(lambda one=worker: closed in self.http(one, "/metrics"), timeout, f"{worker} to reach the bucket", 0.2)
+
     def commands(self, worker):
         """How many commands a worker has answered since it started."""
         counters = re.findall(r"^filestorage_commands_total\{[^}]*\} (\S+)$", self.http(worker, "/metrics"), re.M)

@@ -41,7 +41,7 @@ many), "probability" and "seed". The first rule that applies is the request's.
             "delay": seconds     waits before passing on
             "hold": true         takes the request and passes it on once the rule is removed; never, if its client is
                                  gone by then
-            "patch": {name: value}  replaces headers of the answer
+            "patch": {name: value}  replaces headers of the answer; null takes one off
 
 `--enforce gcs` adds what the emulator leaves out: the preconditions of uploads (of resumable ones at the end as well),
 deletes and reads, atomically for each object; declared checksums; at most 8 KiB of metadata. `--enforce s3`: declared

@@ -47,7 +47,7 @@ impl S3 {
         self.put_scratch(&scratch, &Guard::None).await?;
         let tried = self.try_on(&scratch).await;
         let tidy = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
-        if let Err(error) = self.removed(tidy).await {
+        if let Err(error) = self.removed(&scratch, tidy).await {
             tracing::warn!(%error, "an object that tried the store's conditions is left behind");
         }
         let found = tried?;
@@ -64,14 +64,14 @@ impl S3 {
             && refused(self.upload_scratch(scratch, &other).await)?
             && refused(self.upload_scratch(scratch, &Guard::Absent).await)?;
         let removal = Call::new(Operation::Store, Method::DELETE, Some(scratch)).headers(other.headers());
-        let deletes = refused(self.removed(removal).await)?;
+        let deletes = refused(self.removed(scratch, removal).await)?;
         Ok(Conditions { writes, uploads, deletes })
     }
 
-    async fn removed(&self, call: Call<'_>) -> Result<()> {
+    async fn removed(&self, scratch: &Key, call: Call<'_>) -> Result<()> {
         let asked = self.0.wire.asked(call.operation, call.key);
         match self.0.wire.send(call).await? {
-            Some(reply) => reply.removed(&asked).await.map(drop),
+            Some(reply) => self.0.wire.prove_removal(reply, scratch, &asked).await,
             None => Ok(()),
         }
     }

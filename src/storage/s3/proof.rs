@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Marked is an answer with a request's id. Stores of Amazon, Ceph, MinIO, SeaweedFS and others put one on every answer;
-//! of one that was seen to do so an answer without it is somebody else's.
+//! of one that was seen to do so an answer without it is somebody else's, unless it names SeaweedFS as its server: before
+//! version 4 that marks no objects.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use quick_xml::events::Event;
 use serde::de::DeserializeOwned;
 
 use super::super::outside::Outside;
-use super::super::{Checksum, Error, Operation, Result};
+use super::super::{Checksum, Error, Key, Operation, Result};
 use super::error::{Asked, Refusal};
 use super::list::{self, Names};
 use super::read::{self, CHECKSUM};
@@ -77,6 +78,14 @@ impl Wire {
         let asked = self.asked(call.operation, None);
         let outcome = self.exchange(call).await?;
         self.read_listing(outcome, &asked).await
+    }
+
+    /// Proves a removal by its answer, else by a look that finds nothing.
+    pub(super) async fn prove_removal(&self, reply: Reply, key: &Key, asked: &Asked<'_>) -> Result<()> {
+        match reply.removed(asked).await? {
+            Some(doubt) if self.look(asked.operation, key).await?.is_some() => Err(doubt),
+            _ => Ok(()),
+        }
     }
 
     async fn read_listing(&self, outcome: Outcome, asked: &Asked<'_>) -> Result<(HeaderMap, Names)> {

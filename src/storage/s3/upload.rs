@@ -214,7 +214,7 @@ impl Upload {
         let call = Call::new(Operation::Store, Method::DELETE, Some(key)).query("uploadId", id);
         let asked = wire.asked(Operation::Store, Some(key));
         match wire.send(call).await? {
-            Some(reply) => reply.removed(&asked).await.map(drop),
+            Some(reply) => reply.removed(&asked).await?.map_or(Ok(()), Err),
             None => Ok(()),
         }
     }

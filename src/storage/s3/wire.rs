@@ -152,7 +152,7 @@ impl Wire {
         let (status, headers) = (parts.status, parts.headers);
         let marked = is_marked(&headers);
         if status.is_success() {
-            let unmarked = self.place.marks() && !marked;
+            let unmarked = self.place.marks() && !marked && !names_seaweedfs(&headers);
             return Ok(Outcome::Done(Reply { status, headers, unmarked, body }));
         }
         if is_head && status == StatusCode::NOT_FOUND {
@@ -260,9 +260,7 @@ impl Reply {
 
 /// Tells whether an answer has what stores put on every one, and nothing else does.
 pub(super) fn is_marked(headers: &HeaderMap) -> bool {
-    // SeaweedFS before its version 4 has no id on objects.
-    names_seaweedfs(headers)
-        || ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
+    ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
 }
 
 fn names_seaweedfs(headers: &HeaderMap) -> bool {

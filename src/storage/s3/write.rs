@@ -136,11 +136,7 @@ impl S3 {
         }
         let Some(reply) = wire.send(call).await? else { return Ok(Removal::default()) };
         // What has no mark proves nothing; that nothing is there, said by a store, does.
-        if let Some(doubt) = reply.removed(&asked).await?
-            && wire.look(Operation::Delete, key).await?.is_some()
-        {
-            return Err(doubt);
-        }
+        wire.prove_removal(reply, key, &asked).await?;
         Ok(Removal { found: seen.is_some(), ..Removal::default() })
     }
 }

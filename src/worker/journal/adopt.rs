@@ -79,12 +79,9 @@ impl Journal {
         }
         self.open_since = Instant::now();
         let crashes = self.crashes_of(dead.iter().map(|(writer, _)| writer.as_str()));
+        self.ledger.crashes.extend(&crashes);
         // A takeover that fails, on a full disk say, is tried again, and the crash was one.
         self.counted.extend(dead.iter().map(|(writer, _)| writer.clone()));
-        for (digest, crash) in crashes {
-            write::crashed(&mut self.lines, digest, crash.times, crash.at);
-            self.ledger.crashes.insert(digest, crash);
-        }
         for (writer, _lock) in dead {
             if let Some(reader) = self.siblings.get_mut(&writer) {
                 reader.retire();
@@ -93,7 +90,14 @@ impl Journal {
             if self.earlier {
                 write::earlier(&mut self.lines);
             }
-            if let Err(error) = self.copy_answers(&writer).and_then(|()| self.commit()) {
+            let copied = self.copy_answers(&writer).and_then(|()| self.commit());
+            let begin = self.lines.len();
+            for (digest, crash) in &crashes {
+                write::crashed(&mut self.lines, *digest, crash.times, crash.at);
+            }
+            if let Err(error) = copied.and_then(|()| self.commit()) {
+                // Whoever takes over in the end counts the crash: it must not be found here by then.
+                self.lines.truncate(begin);
                 // Only what is written down here may be forgotten there; the next one to notice takes it over.
                 tracing::warn!(%error, "journal cannot be written; dead workers stay as they are");
                 return Ok(());

@@ -140,3 +140,20 @@ async fn a_bucket_that_the_endpoint_names_already_is_found_out_before_the_first_
     other.remove().await;
     bucket.remove().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_marks_its_listings_only_is_asked_whether_a_removal_was_one() {
+    let bucket = Bucket::make().await;
+    let site = Site::before(&dev_s3::store().url, &["--keep-host"]);
+    // As SeaweedFS before its version 4.
+    let unmarked = json!({ "patch": { "x-amz-request-id": null, "x-amz-id-2": null } });
+    site.rule(json!({ "method": ["DELETE", "GET", "HEAD"], "object": "." }), unmarked).await;
+    let s3 = S3::open(behind(&site, &bucket)).unwrap();
+    assert!(s3.list(&Page::default()).await.unwrap().entries.is_empty());
+    s3.put(&key("it"), object("value"), Put::default()).await.unwrap();
+    assert_eq!(&*bytes(s3.get(&key("it"), Want::default()).await.unwrap().unwrap()).await, b"value");
+    s3.delete(&key("it"), Delete::default()).await.unwrap();
+    assert!(s3.stat(&key("it")).await.unwrap().is_none());
+    s3.delete(&key("it"), Delete::default()).await.unwrap();
+    bucket.remove().await;
+}
