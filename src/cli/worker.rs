@@ -122,6 +122,7 @@ async fn supervised(
     let mut stop = worker::listen().map_err(deaf)?;
     let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
     let secrets = Secrets::new(inputs, broker, readiness.clone());
+    worker::disregard().map_err(deaf)?;
     tokio::spawn(secrets.clone().watch(worker::hangups().map_err(deaf)?));
     let work = serve(settings, options, secrets, readiness.clone(), stop.clone());
     match ServiceManager::find(|name| std::env::var_os(name)) {

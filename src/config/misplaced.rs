@@ -22,7 +22,13 @@ pub(super) fn find(kind: Kind, raw: &Raw) -> Option<String> {
         Kind::Text | Kind::Name | Kind::Queue | Kind::Queues => {
             // People name things by digests and by what is random.
             let is_word = item.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-            let shape = Shape::of(item).filter(|shape| *shape != Shape::Key || !is_word)?;
+            // A queue may have any name.
+            let is_queue = matches!(kind, Kind::Queue | Kind::Queues);
+            let shape = Shape::of(item).filter(|shape| match shape {
+                Shape::Key => !is_word,
+                Shape::Login => !is_queue,
+                _ => true,
+            })?;
             Some(format!("holds {shape}, not {}", kind.allowed()))
         }
         _ => None,

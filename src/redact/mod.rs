@@ -2,7 +2,7 @@
 //!
 //! - [`redact`] is for text on its way out: log lines, errors, answers of `doctor` and `config`, reasons in `/readyz`.
 //! - [`Shape`] tells what somebody put where a path, a name or a number belongs, without repeating it.
-//! - [`urls`] and [`path`] show a setting's value as far as it can be no secret.
+//! - [`urls`], [`path`] and [`word`] show a setting's value as far as it can be no secret.
 //! - [`remember`] makes a secret known, so that it is hidden wherever it turns up, in foreign libraries' words, too.
 //!
 //! Keys, arguments and values of commands are no secrets, and what is stored is never changed.
@@ -15,7 +15,7 @@ mod url;
 use std::borrow::Cow;
 
 pub use known::remember;
-pub use shape::{Shape, is_plainly_a_path, path};
+pub use shape::{Shape, is_plainly_a_path, path, word};
 pub use url::urls;
 
 /// What stands in the place of a secret.

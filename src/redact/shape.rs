@@ -17,6 +17,8 @@ pub enum Shape {
     Pem,
     /// A URL.
     Url,
+    /// A user and a password before a place, as in a URL without its scheme.
+    Login,
     /// A JSON Web Token.
     Token,
     /// A key or token in base64 or hexadecimal digits.
@@ -32,6 +34,7 @@ impl fmt::Display for Shape {
             Self::Json => "JSON",
             Self::Pem => "the text of a PEM file",
             Self::Url => "a URL",
+            Self::Login => "a login",
             Self::Token => "a token",
             Self::Key => "what looks like a key",
             Self::Lines => "text of several lines",
@@ -59,6 +62,11 @@ impl Shape {
         if text.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme) && !scheme.contains('/')) {
             return Some(Self::Url);
         }
+        let login =
+            text.split_once('@').filter(|_| !text.starts_with(['/', '.'])).and_then(|(it, _)| it.split_once(':'));
+        if login.is_some_and(|(_, password)| !password.is_empty()) && !text.contains(' ') {
+            return Some(Self::Login);
+        }
         // `{"` and `{` with a line behind it, in base64.
         if text.len() >= 32 && ["eyJ", "ewo", "ewog", "ewoJ"].iter().any(|begin| text.starts_with(begin)) {
             return Some(if text.contains('.') { Self::Token } else { Self::Credentials });
@@ -82,6 +90,16 @@ fn is_key(text: &str) -> bool {
         32.. if text.bytes().all(|byte| byte.is_ascii_hexdigit()) => has(u8::is_ascii_digit),
         32.. if !text.starts_with('/') => mixed && only(b"+/_-") && run(),
         _ => false,
+    }
+}
+
+/// Shows a refused word in quotes; what may hold a secret is named instead.
+#[must_use]
+pub fn word(text: &str) -> String {
+    match Shape::of(text) {
+        Some(shape) => format!("({shape}, not repeated)"),
+        None if text.contains(['@', '?']) => "(a text with a login or a query, not repeated)".to_owned(),
+        None => format!("{text:?}"),
     }
 }
 

@@ -34,7 +34,7 @@ use shift::{Shift, ShiftEnd};
 use silences::Silences;
 
 pub use event::event_schema;
-pub use signals::{Stop, hangups, listen};
+pub use signals::{Stop, disregard, hangups, listen};
 
 /// Queue that collects metric events by default.
 const METRICS_QUEUE: &str = "filestorage.metrics";
@@ -112,7 +112,7 @@ pub enum WorkerError {
     #[error("{0}{mend}", mend = mend(.0))]
     Broker(Error),
     /// The journal cannot be opened.
-    #[error("the journal cannot be opened: {0}; make the folder writable or set local_storage_path")]
+    #[error("the journal cannot be opened: {0}; see to the folder's disk and permissions, or set local_storage_path")]
     Journal(std::io::Error),
 }
 

@@ -39,6 +39,27 @@ pub fn listen() -> io::Result<watch::Receiver<Stop>> {
     Ok(receiver)
 }
 
+/// Takes SIGUSR1 and SIGUSR2, with which operators ask Celery's own worker for stack traces and a debugger, for the life of the
+/// process: they would end it.
+///
+/// # Errors
+///
+/// When a handler cannot be installed.
+pub fn disregard() -> io::Result<()> {
+    let (mut first, mut second) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                Some(()) = first.recv() => "SIGUSR1",
+                Some(()) = second.recv() => "SIGUSR2",
+                else => return,
+            };
+            tracing::info!(name, "a signal that means nothing here is passed over");
+        }
+    });
+    Ok(())
+}
+
 /// Returns each SIGHUP from now on; the signal no longer ends the process.
 ///
 /// # Errors

@@ -12,6 +12,9 @@ use super::*;
 /// What may be found nowhere.
 const CANARY: &str = "Cn4ryHunter2";
 
+/// What may just as well be the name of a queue.
+const LOGINS: [&str; 2] = ["login without a scheme", "login with half a scheme"];
+
 /// Key material whose text in base64 is looked for, too.
 fn key() -> String {
     base64::engine::general_purpose::STANDARD.encode(b"Cn4ryHunter2-Cn4ryHunter2-123456")
@@ -50,6 +53,8 @@ fn forms() -> Vec<(&'static str, String)> {
         ("login in a URL", format!("http://{CANARY}:{CANARY}@127.0.0.1:1/")),
         ("token in a URL", format!("http://{CANARY}@127.0.0.1:1")),
         ("query", format!("http://127.0.0.1:1/p?X-Goog-Signature={CANARY}#{CANARY}")),
+        (LOGINS[0], format!("user:{CANARY}@127.0.0.1:1//")),
+        (LOGINS[1], format!("amqp:/user:{CANARY}@127.0.0.1:1//")),
         ("second line", format!("amqp://127.0.0.1:1//\n{CANARY}\n")),
         ("second URL", format!("amqp://127.0.0.1:1//;{CANARY}")),
         ("bucket", format!("gs://inbox/{CANARY}")),
@@ -69,7 +74,8 @@ fn search(text: &str, what: &str) {
 fn is_name(setting: &Setting, form: &str) -> bool {
     let name =
         matches!(setting.kind, Kind::Text | Kind::Name | Kind::Queue | Kind::Queues | Kind::Path | Kind::Emulator);
-    form == "word" && name && setting.secrecy == filestorage::config::Secrecy::Plain
+    let queue = LOGINS.contains(&form) && matches!(setting.kind, Kind::Queue | Kind::Queues);
+    (form == "word" && name || queue) && setting.secrecy == filestorage::config::Secrecy::Plain
 }
 
 /// Everything that is said of settings.

@@ -258,7 +258,7 @@ def test_another_queue_does_not_wait_behind_large_ones(site, slow_sync):
 
 
 def test_large_answers_at_once_are_bounded(site):
-    count, size = (200, 15 * MIB) if FULL else (40, 6 * MIB)
+    count, size = (200, 14 * MIB) if FULL else (40, 6 * MIB)
     worker = site.start(MAX_IN_FLIGHT_BYTES=BUDGET)
     site.call("store", "large", os.urandom(size // 2).hex())
     reply = site.raw.reply_queue()

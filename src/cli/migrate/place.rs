@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use super::super::open;
 use super::super::outcome::{Code, Failure};
 use crate::config::{Provider, StorageSettings};
+use crate::redact;
 
 /// Where values are copied from or to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Place {
             Some(("file", path)) => Self::folder(text, path),
             _ => {
                 let forms = "local, gcs, s3, gs://BUCKET, s3://BUCKET or file:///PATH";
-                Err(Failure::new(Code::Usage, format!("{text:?} is no place; a place is one of {forms}")))
+                Err(Failure::new(Code::Usage, format!("{} is no place; a place is one of {forms}", redact::word(text))))
             }
         }
     }
@@ -51,7 +52,7 @@ impl Place {
             return Ok(Self::Bucket(provider, name.to_owned()));
         }
         let mend = if name.contains('/') { "; a part of a bucket is chosen with --prefix" } else { "" };
-        Err(Failure::new(Code::Usage, format!("bucket {name:?}: must be {}{mend}", provider.rule())))
+        Err(Failure::new(Code::Usage, format!("bucket {}: must be {}{mend}", redact::word(name), provider.rule())))
     }
 
     fn folder(text: &str, path: &str) -> Result<Self, Failure> {

@@ -245,6 +245,9 @@ impl Root {
         let mut foreign = 0;
         loop {
             let fault = |error| fault(Operation::List, None, &self.root, error);
+            if !self.root.is_dir() {
+                return Err(self.gone(Operation::List, None));
+            }
             let found = list::walk(&self.root, &page).map_err(fault)?;
             foreign += found.foreign;
             let mut entries = Vec::with_capacity(found.keys.len());
@@ -280,6 +283,29 @@ impl Root {
             }
         }
         Ok(marks)
+    }
+
+    /// Takes what a read found: nothing, only where the store itself is there.
+    fn found<T>(
+        &self,
+        operation: Operation,
+        key: &Key,
+        path: &Path,
+        found: Result<Option<T>, Fault>,
+    ) -> Result<Option<T>> {
+        match found {
+            Ok(None) if !self.root.is_dir() => Err(self.gone(operation, Some(key))),
+            Ok(found) => Ok(found),
+            Err(cause) => Err(Self::unread(operation, key, path, cause)),
+        }
+    }
+
+    /// The error of a store that was there when it was opened.
+    fn gone(&self, operation: Operation, key: Option<&Key>) -> Error {
+        let root = self.root.display();
+        let why =
+            format!("the store's folder {root} is gone; is its file system mounted? the next store makes it anew");
+        Error::new(ErrorKind::Io, operation, key, why)
     }
 
     /// Turns a failed read into the room's error.
@@ -369,7 +395,8 @@ impl Backend for Local {
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
-            read::object(&path, &key, want).map_err(|fault| Root::unread(Operation::Retrieve, &key, &path, fault))
+            let found = read::object(&path, &key, want);
+            root.found(Operation::Retrieve, &key, &path, found)
         };
         self.hop(Operation::Retrieve, in_place, work).await
     }
@@ -378,7 +405,8 @@ impl Backend for Local {
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
-            read::attributes(&path, &key).map_err(|fault| Root::unread(Operation::Stat, &key, &path, fault))
+            let found = read::attributes(&path, &key);
+            root.found(Operation::Stat, &key, &path, found)
         };
         self.hop(Operation::Stat, self.0.in_memory, work).await
     }
