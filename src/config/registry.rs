@@ -261,7 +261,7 @@ pub static SETTINGS: &[Setting] = &[
         "shutdown_grace_seconds",
         Kind::Seconds { max: DAY },
         "25",
-        "How long a stop waits for what runs; below Kubernetes' 30.",
+        "How long a stop waits for what runs; a stop takes at most 8 s more.",
     ),
     Setting::new("enable_metrics", Kind::Bool, "true", "Opens the admin port."),
     Setting::new("metrics_host", Kind::Name, "127.0.0.1", "Address of the admin port."),
