@@ -136,8 +136,10 @@ pub async fn run(
     readiness: Readiness,
     mut stop: watch::Receiver<Stop>,
 ) -> Result<Departure, WorkerError> {
-    let journal =
-        Journal::open(&options.journal, &options.node, options.journal_max_bytes).map_err(WorkerError::Journal)?;
+    // A large one takes its time, and the loop is asked whether it lives meanwhile.
+    let (folder, node, max_bytes) = (options.journal.clone(), options.node.clone(), options.journal_max_bytes);
+    let opening = tokio::task::spawn_blocking(move || Journal::open(&folder, &node, max_bytes));
+    let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
     let silences = Silences::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
     let budget = Budget::new(options.max_in_flight_bytes);

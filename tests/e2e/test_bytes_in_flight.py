@@ -80,17 +80,21 @@ class Alive(threading.Thread):
     def __init__(self, worker):
         super().__init__(daemon=True)
         self.worker, self.faults, self.ended = worker, [], threading.Event()
-        worker.port
+        # The port is open before the store is: that is the start.
+        worker.http("/livez", timeout=30)
         self.start()
 
     def run(self):
+        begun = time.monotonic()
         while not self.ended.wait(0.1):
+            asked = time.monotonic()
             try:
-                status, _ = self.worker.http("/livez", timeout=ALIVE)
-                if status != 200:
-                    self.faults.append(status)
+                status, _ = self.worker.http("/livez", timeout=10 * ALIVE)
             except OSError as error:
-                self.faults.append(repr(error))
+                status = repr(error)
+            took = time.monotonic() - asked
+            if status != 200 or took > ALIVE:
+                self.faults.append(f"{status} after {took:.1f} s, {asked - begun:.1f} s after the beginning")
 
     def check(self):
         self.ended.set()
