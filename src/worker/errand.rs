@@ -130,8 +130,7 @@ pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Deliver
         drop(held);
         (key, delivery)
     });
-    let searched = searched.await;
-    match searched {
+    match searched.await {
         Ok((key, delivery)) => Errand::Found(delivery, key),
         Err(error) => Errand::Lost(format!("searching a message for its key: {error}")),
     }

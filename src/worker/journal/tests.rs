@@ -2,6 +2,7 @@ use super::*;
 use crate::celery::message::{Headers, Message};
 
 mod bounds;
+mod takeover;
 
 /// The identity of a command with this id and body.
 fn with_body(id: &str, body: &str) -> Identity {
@@ -107,33 +108,6 @@ fn only_what_ran_counts_as_crashed() {
     journal.start("poison");
     journal.finish("poison", "{}");
     assert_eq!(journal.known("poison").crashes, 0, "a finished command is no suspect");
-}
-
-#[test]
-fn a_takeover_that_fails_counts_the_crash_once() {
-    for by_another in [false, true] {
-        let folder = tempfile::tempdir().unwrap();
-        let mut dead = open(folder.path());
-        dead.started(&named("poison"), true);
-        let mut journal = open(folder.path());
-        kill(dead);
-        journal.follow().unwrap();
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let file = journal.segment.swap_lines(full);
-        for _ in 0..3 {
-            journal.adopt().unwrap();
-            journal.follow().unwrap();
-            assert_eq!(journal.known("poison").crashes, 1);
-        }
-        journal.segment.swap_lines(file);
-        journal.done("other", "{}");
-        if !by_another {
-            journal.adopt().unwrap();
-            assert_eq!(journal.known("poison").crashes, 1);
-        }
-        kill(journal);
-        assert_eq!(open(folder.path()).known("poison").crashes, 1, "taken over by another: {by_another}");
-    }
 }
 
 #[test]
