@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::json;
 
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Loaded;
+use crate::wiring::{Code, Failure};
 
 /// Shows every setting in force and where it was given; secrets are hidden.
 #[derive(Debug, Args)]

@@ -3,12 +3,12 @@
 use clap::Args;
 use serde_json::json;
 
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Settings;
 use crate::redact::redact;
-use crate::storage::{DeleteOptions, Engine, Key, Landing};
+use crate::storage::{DeleteRequest, Engine, Key};
 use crate::telemetry::Metrics;
+use crate::wiring::{Code, Failure, stack};
 
 /// Removes keys; one that is not there is fine.
 #[derive(Debug, Args)]
@@ -25,12 +25,11 @@ pub(super) struct Arguments {
 impl Arguments {
     /// Goes on after a key that failed; the first failure is the exit code.
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let engine = super::open::engine(&settings.storage, &Metrics::new()).await?;
+        let engine = stack::engine(&settings.storage, &Metrics::new()).await?;
         let (mut first, mut answers, mut text) = (None, Vec::new(), String::new());
         for key in &self.keys {
             match self.delete(&engine, key).await {
-                Ok(landing) => {
-                    let pending = landing == Landing::Overlay;
+                Ok(pending) => {
                     answers.push(json!({"key": key, "ok": true, "pending_sync": pending}));
                     let waits = if pending { "; the bucket is told when it is back" } else { "" };
                     text.push_str(&format!("deleted {key}{waits}\n"));
@@ -46,8 +45,9 @@ impl Arguments {
         Ok(first.unwrap_or(Code::Success))
     }
 
-    async fn delete(&self, engine: &Engine, key: &str) -> Result<Landing, Failure> {
-        let options = DeleteOptions { generation: self.if_generation.clone(), ..DeleteOptions::default() };
+    /// Tells whether the delete has still to be sent to the bucket.
+    async fn delete(&self, engine: &Engine, key: &str) -> Result<bool, Failure> {
+        let options = DeleteRequest { generation: self.if_generation.clone(), ..DeleteRequest::default() };
         Ok(engine.delete(&Key::parse(key)?, options).await?)
     }
 }

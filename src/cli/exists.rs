@@ -2,11 +2,10 @@
 
 use clap::Args;
 
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Settings;
 use crate::storage::Key;
+use crate::wiring::{Code, Failure, stack};
 
 /// Tells whether a key has a value: `true` and exit code 0, or `false` and 66.
 #[derive(Debug, Args)]
@@ -18,9 +17,9 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let key = Key::parse(&self.key)?;
-        let Some(engine) = open::reader(&settings.storage).await? else {
+        let Some(engine) = stack::reader(&settings.storage).await? else {
             output.answer(&false, "false\n")?;
-            return Err(open::nothing_stored(&settings.storage));
+            return Err(stack::nothing_stored(&settings.storage));
         };
         let found = engine.exists(&key).await?;
         output.answer(&found, &format!("{found}\n"))?;

@@ -4,9 +4,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::admin::Port;
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Settings;
+use crate::wiring::{Code, Failure};
 
 /// Asks the worker of this machine whether it is ready: exit code 0, or 69 with the reason.
 #[derive(Debug, Args)]

@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Settings;
 use crate::storage::ListRequest;
+use crate::wiring::{Code, Failure, stack};
 
 /// Lists keys in byte order, one a line.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let request = ListRequest { prefix: self.prefix, start_after: self.start_after, limit: self.limit };
-        let keys = match super::open::reader(&settings.storage).await? {
+        let keys = match stack::reader(&settings.storage).await? {
             Some(engine) => engine.list(request).await?,
             None => Vec::new(),
         };

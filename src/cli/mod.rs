@@ -1,31 +1,19 @@
-//! The program: arguments, settings, wiring, exit code. One file per subcommand.
+//! The program: arguments, settings, exit code. One file per subcommand; `terminal` is what they share.
 
 mod admin;
-mod bucket;
 mod config;
 mod delete;
 mod doctor;
 mod exists;
-mod flags;
 mod healthcheck;
-mod limit;
 mod list;
-mod lookout;
 mod migrate;
-mod nodename;
-mod open;
-mod outcome;
-mod output;
-mod progress;
-mod proxy;
-mod refusal;
 mod retrieve;
 mod schema;
-mod secrets;
-mod sink;
 mod stat;
 mod store;
 mod sync;
+mod terminal;
 mod worker;
 
 use std::path::PathBuf;
@@ -36,8 +24,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crate::config::{Inputs, Loaded, LogLevel, Source};
 use crate::redact::redact;
 use crate::telemetry::{LogFormat, init_logs};
-use outcome::{Code, Failure};
-use output::Output;
+use crate::wiring::{Code, Failure, spare_loopback};
+use terminal::{Output, block_on, flags, interruptible, refusal};
 
 /// Keeps values under keys; answers Celery commands from RabbitMQ.
 #[derive(Debug, Parser)]
@@ -110,7 +98,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
         return Err(faults.into());
     }
-    proxy::spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())?;
+    spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())?;
     start_logs(&loaded, quiet)?;
     crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {
@@ -119,18 +107,18 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     let settings = &loaded.settings;
     match arguments.command {
         Command::Worker(_) => worker::run(settings, inputs),
-        Command::Store(command) => open::block_on(open::interruptible(command.run(settings, output))),
-        Command::Retrieve(command) => open::block_on(command.run(settings, output)),
-        Command::Delete(command) => open::block_on(command.run(settings, output)),
-        Command::Exists(command) => open::block_on(command.run(settings, output)),
-        Command::List(command) => open::block_on(command.run(settings, output)),
-        Command::Stat(command) => open::block_on(command.run(settings, output)),
-        Command::Sync(command) => open::block_on(open::interruptible(command.run(settings, output))),
-        Command::Migrate(command) => open::block_on(command.run(settings, output)),
-        Command::Doctor(command) => open::block_on(command.run(&loaded, &faults, output)),
+        Command::Store(command) => block_on(interruptible(command.run(settings, output))),
+        Command::Retrieve(command) => block_on(command.run(settings, output)),
+        Command::Delete(command) => block_on(command.run(settings, output)),
+        Command::Exists(command) => block_on(command.run(settings, output)),
+        Command::List(command) => block_on(command.run(settings, output)),
+        Command::Stat(command) => block_on(command.run(settings, output)),
+        Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
+        Command::Migrate(command) => block_on(command.run(settings, output)),
+        Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),
-        Command::Healthcheck(command) => open::block_on(command.run(settings, output)),
+        Command::Healthcheck(command) => block_on(command.run(settings, output)),
     }
 }
 

@@ -9,13 +9,14 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
-use super::progress::Progress;
-use super::sink::{self, Sink};
+use super::terminal::Output;
+use super::terminal::Progress;
+use super::terminal::{Sink, sink};
 use crate::config::Settings;
-use crate::storage::{ByteRange, Content, Draft, Key, Opened, Payload, Receipt, Retrieved, Value, Want, watched};
+use crate::storage::{
+    AtomicFile, ByteRange, Content, GetOptions, Key, Opened, Payload, Receipt, Retrieved, Value, watched,
+};
+use crate::wiring::{Code, Failure, stack};
 
 /// Writes the value of a key to standard output or a file.
 #[derive(Debug, Args)]
@@ -51,15 +52,15 @@ impl Arguments {
         let key = Key::parse(&self.key)?;
         let range = (self.offset.is_some() || self.length.is_some())
             .then(|| ByteRange { offset: self.offset.unwrap_or_default(), length: self.length });
-        let Some(engine) = open::reader(&settings.storage).await? else {
-            return Err(open::nothing_stored(&settings.storage));
+        let Some(engine) = stack::reader(&settings.storage).await? else {
+            return Err(stack::nothing_stored(&settings.storage));
         };
         let missing = || Failure::missing(&self.key);
         let file = self.output.as_deref().map(|path| (path, Sink::of(path)));
         let file = file.filter(|(_, sink)| *sink != Sink::Output);
         if file.is_none() && output.is_json() {
             let Retrieved { value, receipt } =
-                engine.retrieve(&key, Want { range, ..Want::default() }).await?.ok_or_else(missing)?;
+                engine.retrieve(&key, GetOptions { range, ..GetOptions::default() }).await?.ok_or_else(missing)?;
             let (value, encoding) = embed(&value)?;
             output.answer(&Answer { value, encoding, receipt: &receipt }, "")?;
             return Ok(Code::Success);
@@ -70,7 +71,7 @@ impl Arguments {
         if progress.is_visible() && range.is_none() {
             progress.expect(engine.stat(&key).await?.ok_or_else(missing)?.receipt.size);
         }
-        let want = Want { range, spooled: true, ..Want::default() };
+        let want = GetOptions { range, spooled: true, ..GetOptions::default() };
         let opened = watched(progress.watch(), engine.open(&key, want)).await?;
         let Opened { content: Content { payload, .. }, receipt } = opened.ok_or_else(missing)?;
         progress.expect(payload.len());
@@ -112,7 +113,7 @@ async fn write(path: &Path, sink: &Sink, payload: &Payload) -> Result<(), Failur
     let present = std::fs::metadata(path);
     // What a link leads to is replaced, not the link.
     let place = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
-    let draft = Draft::at(&place).map_err(cannot)?;
+    let draft = AtomicFile::at(&place).map_err(cannot)?;
     draft.write(payload).await.map_err(cannot)?;
     draft.sync().and_then(|()| draft.place()).map_err(cannot)
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::Value;
 
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
+use crate::wiring::{Code, Failure};
 
 /// Prints the JSON Schemas of every task's arguments and result and of the metric event, or writes them to a folder.
 #[derive(Debug, Args)]

@@ -3,11 +3,10 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
+use super::terminal::Output;
 use crate::config::Settings;
 use crate::storage::Key;
+use crate::wiring::{Code, Failure, stack};
 
 /// Shows what is known about a value without reading it.
 #[derive(Debug, Args)]
@@ -19,8 +18,8 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let key = Key::parse(&self.key)?;
-        let Some(engine) = open::reader(&settings.storage).await? else {
-            return Err(open::nothing_stored(&settings.storage));
+        let Some(engine) = stack::reader(&settings.storage).await? else {
+            return Err(stack::nothing_stored(&settings.storage));
         };
         let found = engine.stat(&key).await?;
         let Some(stat) = found else { return Err(Failure::missing(&self.key)) };

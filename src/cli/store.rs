@@ -11,16 +11,15 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
-use super::progress::Progress;
+use super::terminal::Output;
+use super::terminal::Progress;
 use crate::config::Settings;
 use crate::json::{self, Json};
 use crate::storage::{
     Condition, Content, ContentType, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
 };
 use crate::telemetry::Metrics;
+use crate::wiring::{Code, Failure, stack};
 
 /// Stores a file, or what comes in on standard input, under a key.
 #[derive(Debug, Args)]
@@ -87,13 +86,13 @@ impl Arguments {
         let typed = file.is_none() && stdin().is_terminal();
         let progress = if typed { Progress::none() } else { Progress::new(output, "storing") };
         // The bucket may have room where this disk has none.
-        let spool = open::spool(&settings.storage).or(std::env::temp_dir());
+        let spool = stack::spool(&settings.storage).or(std::env::temp_dir());
         let content = match self.kind {
             KindArgument::Bytes => bytes(file, &spool, &progress).await?,
             KindArgument::Text => text(read(file)?)?.into(),
             KindArgument::Json => json(&read(file)?)?.into(),
         };
-        let receipt = open::engine(&settings.storage, &Metrics::new()).await?.store(&key, content, options).await?;
+        let receipt = stack::engine(&settings.storage, &Metrics::new()).await?.store(&key, content, options).await?;
         drop(progress);
         let waits = if receipt.pending_sync { "; it waits on this machine until the bucket is back" } else { "" };
         let text = format!("stored {key}: {} bytes, generation {}{waits}\n", receipt.size, receipt.generation);
@@ -137,7 +136,7 @@ async fn take_in(
         Failure::new(Code::Io, format!("cannot keep what comes from {name} in {folder}: {error}"))
     };
     let taking = async {
-        let mut intake = spool.intake();
+        let mut intake = spool.writer();
         loop {
             let mut chunk = BytesMut::with_capacity(Payload::CHUNK);
             if source.read_buf(&mut chunk).await.map_err(unread)? == 0 {

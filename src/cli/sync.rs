@@ -6,14 +6,13 @@ use clap::Args;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::bucket::{Bucket, Creation};
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
-use super::progress::Progress;
-use crate::config::{Provider, Settings, StorageSettings};
+use super::terminal::Output;
+use super::terminal::Progress;
+use crate::config::{Settings, StorageSettings};
+use crate::provider::Provider;
 use crate::storage::{Error, ErrorKind, Fallback, Key, SyncProgress, SyncReport, format_timestamp};
 use crate::telemetry::{Metrics, SyncOutcome};
+use crate::wiring::{Bucket, Code, Creation, Failure, stack};
 
 /// Sends what waits on this machine to the bucket, the oldest first.
 ///
@@ -54,7 +53,7 @@ struct SetAside {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let settings = &settings.storage;
-        let Some((provider, name)) = open::kept_in(settings) else {
+        let Some((provider, name)) = settings.bucket() else {
             let why =
                 "values are kept on this machine, so nothing waits to be sent; set gcs_bucket_name or s3_bucket_name";
             return Err(Failure::new(Code::Configuration, why));
@@ -64,11 +63,11 @@ impl Arguments {
         }
         let metrics = Metrics::new();
         let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, &metrics).await;
-        let bucket = bucket.map_err(open::refused)?;
+        let bucket = bucket.map_err(stack::refused)?;
         // Also where the fallback is off now: what it took earlier waits all the same.
-        let (report, denied) = match open::pending(settings, provider, name, &bucket)? {
+        let (report, denied) = match stack::pending(settings, provider, name, &bucket)? {
             Some(fallback) if fallback.pending().await?.entries > 0 => {
-                open::look(&bucket, false).await?;
+                stack::look(&bucket, false).await?;
                 send(&fallback, output).await?
             }
             _ => (SyncReport::default(), 0),
@@ -93,7 +92,7 @@ impl Arguments {
 
 /// Says what waits, and asks no bucket.
 async fn look(settings: &StorageSettings, provider: Provider, name: &str, output: &Output) -> Result<Code, Failure> {
-    let waiting = match open::inspect(&open::overlay(settings, provider, name))? {
+    let waiting = match stack::inspect(&stack::overlay(settings, provider, name))? {
         None => Waiting::default(),
         Some(overlay) => {
             let pending = overlay.pending().await?;
@@ -128,7 +127,7 @@ async fn send(fallback: &Fallback, output: &Output) -> Result<(SyncReport, u64),
         Ok(report) => Ok((report, denied)),
         Err(error) => {
             let waiting = fallback.pending().await?.entries;
-            let mut failure = open::refused(error);
+            let mut failure = stack::refused(error);
             failure.message.push_str(&format!("; {waiting} entries still wait on this machine"));
             Err(failure)
         }

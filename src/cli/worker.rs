@@ -1,22 +1,19 @@
 //! `filestorage worker`: settings, logs, admin port, engine and runtime joined for the worker's room.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::future::BoxFuture;
-use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::bucket::Bucket;
-use super::outcome::{Code, Failure};
-use super::secrets::Secrets;
-use super::{limit, lookout, nodename, open};
-use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
-use crate::config::{self, Flag, Inputs, JOURNAL, QueueSettings, Settings};
+use crate::broker::BrokerOptions;
+use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
+use crate::wiring::{
+    Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, health_report, in_flight_bytes, queue_type,
+    stack,
+};
 use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 
 /// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
@@ -156,7 +153,7 @@ async fn serve(
         Some(address) => Some(Admin::bind(&address.host, address.port)?),
         None => None,
     };
-    let open::Stack { engine, bucket } = open::stack(&settings.storage, &metrics).await?;
+    let stack::Stack { engine, bucket } = stack::stack(&settings.storage, &metrics).await?;
     if settings.worker.send_task_events {
         tracing::info!("task events are asked for; this version sends none");
     }
@@ -198,14 +195,14 @@ async fn attend(
     mut stop: watch::Receiver<Stop>,
     aside: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
-    let mut watcher = lookout::Lookout::new(bucket, engine.fallback().is_some(), readiness.clone());
+    let mut watcher = BucketMonitor::new(bucket, engine.fallback().is_some(), readiness.clone());
     tokio::select! {
         first = watcher.first() => first?,
         _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
     }
     aside.spawn(async move { watcher.watch().await });
     if let Some(fallback) = engine.fallback().cloned() {
-        aside.spawn(async move { fallback.tend().await });
+        aside.spawn(async move { fallback.sync_loop().await });
     }
     Ok(())
 }
@@ -225,7 +222,7 @@ async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
 fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
     let (queue, worker) = (&settings.queue, &settings.worker);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let node = nodename::expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
+    let node = expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
     Ok(WorkerOptions {
         node,
         queues: queue.queues.clone(),
@@ -242,95 +239,17 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         events: worker.events,
         events_max_batch: worker.events_max_batch,
         max_reply_bytes: worker.max_reply_bytes,
-        max_in_flight_bytes: worker.max_in_flight_bytes.unwrap_or_else(limit::in_flight_bytes),
+        max_in_flight_bytes: worker.max_in_flight_bytes.unwrap_or_else(in_flight_bytes),
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
         journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
-        spool: open::spool(&settings.storage),
+        spool: stack::spool(&settings.storage),
     })
-}
-
-pub(super) fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
-    let tls = tls_files(queue).read();
-    Ok(BrokerOptions {
-        urls: broker_urls(queue)?,
-        is_default: queue.broker_is_default,
-        tls: tls.map_err(|error| Failure::new(Code::Configuration, format!("broker_tls_…: {error}")))?,
-        connection_name: node.to_owned(),
-        queue_type: queue_type(queue.queue_type),
-        max_priority: queue.max_priority,
-        ..BrokerOptions::default()
-    })
-}
-
-/// Reads the broker's URLs.
-pub(super) fn broker_urls(queue: &QueueSettings) -> Result<Vec<BrokerUrl>, Failure> {
-    let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
-    BrokerUrl::parse_all(&urls.join(";"))
-        .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))
-}
-
-/// Names the files of certificates.
-pub(super) fn tls_files(queue: &QueueSettings) -> TlsFiles {
-    let identity = queue.tls_identity.as_ref();
-    TlsFiles {
-        ca_file: queue.tls_ca_file.clone(),
-        certificate_file: identity.map(|identity| identity.certificate_file.clone()),
-        key_file: identity.map(|identity| identity.key_file.clone()),
-    }
-}
-
-const fn queue_type(configured: config::QueueType) -> QueueType {
-    match configured {
-        config::QueueType::Classic => QueueType::Classic,
-        config::QueueType::Quorum => QueueType::Quorum,
-    }
 }
 
 impl From<BindError> for Failure {
     fn from(error: BindError) -> Self {
         Self::new(Code::Configuration, error.to_string())
     }
-}
-
-/// Makes `/health`: what the engine says of itself, and whether storage and worker can be used now.
-fn health_report(engine: Engine, readiness: Readiness) -> crate::telemetry::HealthReport {
-    Arc::new(move || -> BoxFuture<'static, Value> {
-        let (engine, readiness) = (engine.clone(), readiness.clone());
-        Box::pin(async move {
-            let storage = storage(&engine, &readiness).await;
-            let status = match &storage {
-                Condition::Unready(_) => "unhealthy",
-                Condition::Ready if readiness.is_ready() => "healthy",
-                Condition::Ready | Condition::Degraded(_) => "degraded",
-            };
-            let pending = match engine.fallback() {
-                Some(fallback) => fallback.pending().await.ok().map(|pending| pending.entries),
-                None => Some(0),
-            };
-            let stats = engine.stats();
-            json!({
-                "status": status,
-                "gcs_available": stats.gcs_available && storage == Condition::Ready,
-                "local_fallback_enabled": stats.local_fallback_enabled,
-                "cache_enabled": stats.cache_enabled,
-                "cache_size": stats.cache_size,
-                "pending_sync": pending,
-                "breaker": engine.breaker().map(|breaker| breaker.state().as_str()),
-                "metrics": stats.metrics,
-            })
-        })
-    })
-}
-
-/// Tells how the storage stands: a bucket is watched all the time, a disk is asked now.
-async fn storage(engine: &Engine, readiness: &Readiness) -> Condition {
-    if engine.breaker().is_none() {
-        return match engine.probe().await {
-            Ok(_) => Condition::Ready,
-            Err(error) => Condition::Unready(error.to_string()),
-        };
-    }
-    readiness.conditions().remove(&Component::Storage).unwrap_or(Condition::Ready)
 }

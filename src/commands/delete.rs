@@ -6,7 +6,8 @@ use super::arguments::{Kind, Parameter};
 use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
-use crate::storage::{DeleteOptions, Landing, Place};
+use crate::provider::BackendKind;
+use crate::storage::DeleteRequest;
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.delete",
@@ -46,12 +47,15 @@ impl Command for Delete {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let options =
-            DeleteOptions { generation: self.generation, redelivered: context.redelivered, fence: context.fence };
+        let options = DeleteRequest {
+            generation: self.generation,
+            redelivered: context.redelivered,
+            commit_guard: context.commit_guard,
+        };
         let result = engine.delete(&self.key, options).await;
         let mut facts = Facts::of(Some(&self.key), engine);
-        if let Ok(Landing::Overlay) = result {
-            facts.backend = Some(Place::Local.as_str().to_owned());
+        if matches!(result, Ok(true)) {
+            facts.backend = Some(BackendKind::Local.as_str().to_owned());
             facts.pending_sync = true;
         }
         Finished { result: result.map(|_| "true".to_owned()).map_err(CommandError::from), facts, held: None }

@@ -24,7 +24,7 @@ use arguments::{Arguments, Kind, Parameter, Signature};
 pub use error::{CommandError, Exception};
 pub use schemas::schemas;
 
-pub use crate::storage::{Budget, Engine, Fence, Held, Key, Redelivered, Spool};
+pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Spool};
 
 use crate::json::Json;
 use crate::storage::{self, Receipt, Reference};
@@ -118,7 +118,7 @@ pub struct Context {
     /// Set when an earlier run of this same message may have happened and no answer of it is known.
     pub redelivered: Option<Redelivered>,
     /// Asked at the commit point.
-    pub fence: Fence,
+    pub commit_guard: CommitGuard,
     /// Most bytes an answer may have: a value with more is refused before it is read.
     pub max_reply_bytes: Option<usize>,
     /// What a large answer is made of counts on it.
@@ -163,7 +163,7 @@ impl Facts {
     pub fn of(key: Option<&Key>, engine: &Engine) -> Self {
         Self {
             key: key.map(|key| key.as_str().to_owned()),
-            backend: Some(engine.place().as_str().to_owned()),
+            backend: Some(engine.kind().as_str().to_owned()),
             attempts: 1,
             ..Self::default()
         }

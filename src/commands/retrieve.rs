@@ -7,7 +7,8 @@ use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
 use crate::json::{typed, write_string};
-use crate::storage::{ByteRange, Reference, RetrieveOptions, Value, Want};
+use crate::provider::BackendKind;
+use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.retrieve",
@@ -22,7 +23,7 @@ pub(super) static DEFINITION: Definition = Definition {
             Parameter::new(
                 "destination",
                 Kind::Text,
-                "Place to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
+                "BackendKind to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
             ),
         ],
     },
@@ -89,7 +90,7 @@ impl Command for Retrieve {
 async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Context) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
     // JSON is never shorter than the bytes it carries.
-    let want = Want { range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
+    let want = GetOptions { range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
     let (result, held) = match &context.budget {
         Some(budget) => match engine.retrieve_within(key, want, budget).await {
             Ok((read, held)) => (Ok(read), held),
@@ -113,7 +114,8 @@ async fn write(
     context: Context,
 ) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
-    let options = RetrieveOptions { range, operation_id: Some(context.operation_id), fence: context.fence };
+    let options =
+        RetrieveOptions { range, operation_id: Some(context.operation_id), commit_guard: context.commit_guard };
     let result = engine.retrieve_to(key, destination, options).await;
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
     use crate::commands::Exception;
     use crate::json::Json;
-    use crate::storage::{Memory, Place, StoreOptions};
+    use crate::storage::{Memory, StoreOptions};
 
     async fn run(engine: &Engine, name: &str, part: &[(&str, i64)]) -> Result<String, CommandError> {
         let kwargs = part.iter().map(|&(name, number)| (name.to_owned(), Json::from(number))).collect();
@@ -138,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_no_reply_can_carry_is_a_value_error_that_names_the_way_out() {
-        let engine = Engine::new(Arc::new(Memory::new()), Place::Local);
+        let engine = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
         for (name, value) in [("fits", "1234"), ("long", "12345")] {
             let value = Value::Text(value.to_owned());
             engine.store(&Key::parse(name).unwrap(), value, StoreOptions::default()).await.unwrap();

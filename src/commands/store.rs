@@ -163,7 +163,7 @@ impl Command for Store {
         let Self { key, data, mut options } = *self;
         options.operation_id = Some(context.operation_id);
         options.redelivered = context.redelivered;
-        options.fence = context.fence;
+        options.commit_guard = context.commit_guard;
         let mut facts = Facts::of(Some(&key), engine);
         let result = match data {
             Data::Value(value) => engine.store(&key, value, options).await,

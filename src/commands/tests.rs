@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::provider::BackendKind;
 use crate::storage::{
-    Attributes, Backend, Delete, Exchange, Fallback, Grant, Landing, Listing, Local, Memory, NoBuckets, Object, Page,
-    Permission, Place, Probe, Put, Removal, Want,
+    Attributes, Backend, DeleteOptions, ExternalReferences, Fallback, GetOptions, Grant, Listing, Local, Memory,
+    NoBuckets, Object, Page, Permission, Probe, PutOptions, Removal,
 };
 use crate::telemetry::Metrics;
 
@@ -40,8 +41,8 @@ fn site() -> (tempfile::TempDir, Engine) {
     fs::create_dir(root.path().join("exchange")).unwrap();
     let local = Local::open(root.path().join("objects")).unwrap();
     let permission = Permission { directories: vec![root.path().join("exchange")], ..Permission::default() };
-    let exchange = Exchange::new(permission, Arc::new(NoBuckets));
-    let engine = Engine::new(Arc::new(local), Place::Local).with_exchange(exchange);
+    let exchange = ExternalReferences::new(permission, Arc::new(NoBuckets));
+    let engine = Engine::new(Arc::new(local), BackendKind::Local).with_external(exchange);
     (root, engine)
 }
 
@@ -62,7 +63,7 @@ async fn only_what_names_a_place_is_a_reference() {
         let wanted: serde_json::Value = serde_json::from_str(value).unwrap();
         assert_eq!(call(&engine, "retrieve", r#"{"key":"k"}"#).await.unwrap(), wanted);
     }
-    for place in ["file:///a/../b", "file://host/a", "FILE:///a%2Fb", "gs://b", "s3://b/../a"] {
+    for place in ["file:///a/../b", "file://host/a", "FILE:///a%2Fb", "gs://bkt", "s3://bkt/../a"] {
         let error = parse("store", &format!(r#"{{"key":"k","data":{{"$ref":"{place}"}}}}"#)).unwrap_err();
         assert!(error.exception == Exception::ValueError && error.to_string().starts_with("data: "), "{error}");
         let error = parse("retrieve", &format!(r#"{{"key":"k","destination":"{place}"}}"#)).unwrap_err();
@@ -127,8 +128,8 @@ async fn faults_of_places_are_python_s_own_exceptions() {
     let (exception, args) = refused(&engine, "store", &from("file/a")).await;
     assert_eq!((exception, &args[0], &args[2]), (Exception::OsError, &20.into(), &path("file/a").into()));
     for (task, call) in [
-        ("store", r#"{"key":"k","data":{"$ref":"gs://b/a"}}"#),
-        ("retrieve", r#"{"key":"k","destination":"s3://b/a"}"#),
+        ("store", r#"{"key":"k","data":{"$ref":"gs://bkt/a"}}"#),
+        ("retrieve", r#"{"key":"k","destination":"s3://bkt/a"}"#),
     ] {
         let (exception, args) = refused(&engine, task, call).await;
         assert!(
@@ -164,17 +165,17 @@ impl fmt::Display for Bucket {
 
 #[async_trait]
 impl Backend for Bucket {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> storage::Result<Landing> {
-        self.reach()?.put(key, object, how).await
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> storage::Result<Attributes> {
+        self.reach()?.put(key, &object, &how).await
     }
-    async fn get(&self, key: &Key, want: Want) -> storage::Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> storage::Result<Option<Object>> {
         self.reach()?.get(key, want).await
     }
     async fn stat(&self, key: &Key) -> storage::Result<Option<Attributes>> {
         self.reach()?.stat(key).await
     }
-    async fn delete(&self, key: &Key, how: Delete) -> storage::Result<Removal> {
-        self.reach()?.delete(key, how).await
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> storage::Result<Removal> {
+        self.reach()?.delete(key, &how).await
     }
     async fn list(&self, page: &Page) -> storage::Result<Listing> {
         self.reach()?.list(page).await
@@ -185,8 +186,8 @@ impl Backend for Bucket {
     async fn probe(&self) -> storage::Result<Probe> {
         self.reach()?.probe().await
     }
-    fn accept(&self, key: &Key, attributes: &Attributes) -> storage::Result<()> {
-        self.inner.accept(key, attributes)
+    fn validate(&self, key: &Key, attributes: &Attributes) -> storage::Result<()> {
+        self.inner.validate(key, attributes)
     }
     async fn sign(&self, key: &Key, grant: &Grant) -> storage::Result<String> {
         Ok(format!("https://h/{key}?{}&{}&signature=hunter2", grant.method.as_str(), grant.lifetime.as_secs()))
@@ -200,7 +201,7 @@ async fn sync_counts_what_has_reached_the_bucket() {
     let fallback = Fallback::open(Arc::clone(&bucket) as Arc<dyn Backend>, folder.path().join("o"), Metrics::new());
     let fallback = Arc::new(fallback.unwrap());
     let engine =
-        Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, Place::Gcs).with_fallback(Arc::clone(&fallback));
+        Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, BackendKind::Gcs).with_fallback(Arc::clone(&fallback));
     call(&engine, "store", r#"{"key":"gone","data":1}"#).await.unwrap();
     assert_eq!(call(&engine, "sync", "{}").await.unwrap(), 0);
     bucket.away.store(true, Ordering::Relaxed);
@@ -224,7 +225,7 @@ async fn sync_counts_what_has_reached_the_bucket() {
 
 #[tokio::test]
 async fn a_signed_url_says_what_it_is_good_for() {
-    let engine = Engine::new(Arc::new(Bucket::default()), Place::Gcs);
+    let engine = Engine::new(Arc::new(Bucket::default()), BackendKind::Gcs);
     for (kwargs, method, seconds) in [
         (r#"{"key":"k"}"#, "GET", 3600),
         (r#"{"key":"k","method":null,"expires_in":null}"#, "GET", 3600),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Provider;
 use crate::broker_url::BrokerUrl;
+use crate::provider::Provider;
 
 /// What a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]

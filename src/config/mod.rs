@@ -6,7 +6,6 @@
 //! looks like is said instead.
 
 mod aws;
-mod bucket;
 mod fault;
 mod gather;
 mod kind;
@@ -19,7 +18,6 @@ mod settings;
 mod source;
 mod storage;
 
-pub use bucket::Provider;
 pub use fault::{Fault, Faults};
 pub use gather::{Effective, Loaded, load, survey};
 pub use kind::Kind;
@@ -30,4 +28,4 @@ pub use settings::{
     LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, TelemetrySettings, TlsIdentity, WorkerSettings,
 };
 pub use source::{ConfigFile, DEFAULT_FILE, Flag, Inputs, Source};
-pub use storage::{GcsSettings, JOURNAL, OBJECTS, OVERLAY, S3Settings, SPOOL, StoragePlace, StorageSettings};
+pub use storage::{GcsSettings, JOURNAL, OBJECTS, OVERLAY, S3Settings, SPOOL, StorageSettings};

@@ -1,6 +1,7 @@
 //! The table of settings: one row each, in the order they are shown.
 
-use super::{Kind, Provider};
+use super::Kind;
+use crate::provider::Provider;
 
 /// How much of a value may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Secret;
 use super::kind::bucket;
 use super::settings::Values;
-use super::{Provider, Secret};
+use crate::provider::Provider;
 
 /// Folder of the local store below `local_storage_path`.
 pub const OBJECTS: &str = "objects";
@@ -23,7 +24,7 @@ pub struct StorageSettings {
     /// `local_storage_path`: the folder everything lies in.
     pub local_storage_path: PathBuf,
     /// `storage_backend` and the buckets that are named: where values are kept.
-    pub place: StoragePlace,
+    pub bucket: Option<(Provider, String)>,
     /// How Google Cloud Storage is used, by whatever needs one of its buckets.
     pub gcs: GcsSettings,
     /// How S3 or a compatible store is used, by whatever needs one of its buckets.
@@ -38,17 +39,6 @@ pub struct StorageSettings {
     pub exchange_directories: Vec<PathBuf>,
     /// `exchange_buckets`: buckets beside the worker's own whose objects commands may name.
     pub exchange_buckets: Vec<(Provider, String)>,
-}
-
-/// Where values are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoragePlace {
-    /// Files of this machine.
-    Local,
-    /// This bucket of Google Cloud Storage.
-    Gcs(String),
-    /// This bucket of S3 or a compatible store.
-    S3(String),
 }
 
 /// How Google Cloud Storage is used.
@@ -83,6 +73,12 @@ pub struct S3Settings {
 }
 
 impl StorageSettings {
+    /// Returns provider and name of the bucket that values are kept in, if they are.
+    #[must_use]
+    pub fn bucket(&self) -> Option<(Provider, &str)> {
+        self.bucket.as_ref().map(|(provider, name)| (*provider, name.as_str()))
+    }
+
     /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
     pub(super) fn from_values(
         values: &Values,
@@ -98,7 +94,7 @@ impl StorageSettings {
         Some(Self {
             local_storage_path: values.text("local_storage_path")?.into(),
             // One whose bucket is missing has its fault already.
-            place: place(values).unwrap_or(StoragePlace::Local),
+            bucket: own_bucket(values).unwrap_or_default(),
             gcs: GcsSettings {
                 bucket: text("gcs_bucket_name"),
                 project: text("gcs_project_id"),
@@ -122,19 +118,16 @@ impl StorageSettings {
     }
 }
 
-/// Finds where values are kept; an error names the bucket that is missing.
-fn place(values: &Values) -> Result<StoragePlace, &'static str> {
+/// Finds the bucket that values are kept in, if they are; an error names the bucket setting that is missing.
+fn own_bucket(values: &Values) -> Result<Option<(Provider, String)>, &'static str> {
     const GCS: &str = "gcs_bucket_name";
     const S3: &str = "s3_bucket_name";
-    let named = |setting| values.text(setting).map(str::to_owned);
+    let named = |provider, setting| values.text(setting).map(|name| (provider, name.to_owned()));
     match values.text("storage_backend") {
-        Some("local") => Ok(StoragePlace::Local),
-        Some("gcs") => named(GCS).map(StoragePlace::Gcs).ok_or(GCS),
-        Some("s3") => named(S3).map(StoragePlace::S3).ok_or(S3),
-        _ => {
-            let gcs = named(GCS).map(StoragePlace::Gcs);
-            Ok(gcs.or_else(|| named(S3).map(StoragePlace::S3)).unwrap_or(StoragePlace::Local))
-        }
+        Some("local") => Ok(None),
+        Some("gcs") => named(Provider::Gcs, GCS).ok_or(GCS).map(Some),
+        Some("s3") => named(Provider::S3, S3).ok_or(S3).map(Some),
+        _ => Ok(named(Provider::Gcs, GCS).or_else(|| named(Provider::S3, S3))),
     }
 }
 
@@ -145,8 +138,8 @@ pub(super) fn combined_faults(
     aws: &BTreeMap<String, Secret>,
 ) -> Vec<(&'static str, String)> {
     let mut faults = Vec::new();
-    let place = place(values);
-    if let Err(missing) = place
+    let own = own_bucket(values);
+    if let Err(missing) = own
         && !refused(missing)
     {
         let backend = values.text("storage_backend").unwrap_or_default();
@@ -154,7 +147,7 @@ pub(super) fn combined_faults(
             format!("must be set as well: storage_backend = {backend} keeps values in this bucket; or unset that");
         faults.push((missing, message));
     }
-    if matches!(place, Ok(StoragePlace::S3(_))) {
+    if matches!(own, Ok(Some((Provider::S3, _)))) {
         const PAIR: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
         for (name, other) in [(PAIR[0], PAIR[1]), (PAIR[1], PAIR[0])] {
             if aws.contains_key(other) && !aws.contains_key(name) {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Attributes, ByteRange, Error, ErrorKind, Fence, Key, Kind, Object, Operation, Result};
+use crate::storage::commit_guard::CommitGuard;
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::object::{Attributes, Key, Kind, Object};
 
 /// A place that keeps whole objects under keys.
 ///
@@ -15,24 +17,32 @@ use super::{Attributes, ByteRange, Error, ErrorKind, Fence, Key, Kind, Object, O
 ///
 /// - Objects appear whole or not at all; a reader sees the old object or the new one.
 /// - A `put` or `delete` that returned is on stable storage.
-/// - `None` means the place is certain that nothing is there; everything else is an error.
+/// - `None` means that the place is certain that the key has no object; everything else is an error.
 /// - Conditions hold against every other writer of the same place, whatever its process.
 /// - Backends keep expired objects like any other; the engine hides them.
-/// - A `get` takes no more of a payload into memory than [`Want`] asks for, beside a buffer of fixed size.
-/// - No default methods: a layer implements all of it or does not compile.
+/// - A `get` takes no more of a payload into memory than [`GetOptions`] asks for, beside a buffer of fixed size.
+/// - Sizes, ranges, limits and conditions speak of the value, also where the bytes kept are encoded.
+/// - No default methods: a layer implements all of them or does not compile.
 #[async_trait]
 pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
-    /// Writes the object, replacing what was there if the condition allows it.
+    /// Writes the object, replacing what was there if the condition allows it, and returns what is stored now.
     ///
-    /// A payload that is a file is checked against the attributes on its way; one that changed since is
+    /// The answer is the attributes after every layer below, as a `stat` would tell them:
+    /// [`ObjectInfo::pending`](super::ObjectInfo::pending) says whether the write waits in an overlay.
+    ///
+    /// A payload that is a file is checked against the attributes on its way. One that changed since is
     /// [`ErrorKind::Integrity`], and nothing is written.
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing>;
+    async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes>;
 
-    /// Reads the object, its payload cut to the wanted bytes; its attributes stay those of the whole.
+    /// Reads the object.
+    ///
+    /// The payload of an object that is kept as it is has the wanted bytes only. The payload of an encoded object
+    /// ([`Attributes::is_encoded`]) has all kept bytes, and the layer that decodes them takes the wanted ones. The
+    /// attributes are those of the whole object.
     ///
     /// Checksums of all kept bytes are verified before anything is returned, also for a part. What is refused
     /// ([`ErrorKind::Invalid`]) is refused by the attributes alone, before the payload is read.
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>>;
+    async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>>;
 
     /// Reads the attributes only.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
@@ -40,15 +50,16 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Removes the object. With a generation condition a missing object is fine.
     ///
     /// A place that cannot look and remove in one step refuses a generation ([`ErrorKind::Invalid`]), unless
-    /// [`Delete::lenient`] lets it do the one after the other.
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal>;
+    /// [`DeleteOptions::lenient`] lets it look first and remove afterwards.
+    async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal>;
 
     /// Lists keys in byte order, one page.
     async fn list(&self, page: &Page) -> Result<Listing>;
 
     /// Makes sure that what a reader sees under the key now, an object or nothing, is on stable storage.
     ///
-    /// Asked before another try's write is answered as done: that try may have died between showing and syncing it.
+    /// The engine asks this before it answers a write of an earlier attempt as done: that attempt may have ended between
+    /// the rename and the sync.
     async fn flush(&self, key: &Key) -> Result<()>;
 
     /// Looks whether the place can be used; for start-up and health only.
@@ -56,8 +67,8 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Refuses ([`ErrorKind::Invalid`]) what the place could never keep, without asking it.
     ///
-    /// So that a write which waits in an overlay is one that can be sent.
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()>;
+    /// A fallback asks this first, so that a write which waits in an overlay is one that can be sent.
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()>;
 
     /// Makes a URL by which anyone can read or write the object for a time, without asking the place.
     ///
@@ -65,23 +76,29 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String>;
 }
 
-/// Where a write has come to rest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Landing {
-    /// In the place itself.
-    #[default]
-    Home,
-    /// In the overlay, from where it will be sent to the bucket.
-    Overlay,
+/// Takes writes and deletes that came again while the place that could tell how they ended cannot be asked.
+///
+/// An overlay takes them, stamped with the time of their first attempt, for its synchronization to weigh against what the
+/// bucket has received since. A layer above the overlay passes on what it makes of the object.
+#[async_trait]
+pub trait Deferral: fmt::Debug + Send + Sync + 'static {
+    /// Takes a write and returns what is stored now; [`ErrorKind::Precondition`] where another write of the key waits.
+    async fn defer_put(&self, key: &Key, object: &Object, guard: &CommitGuard) -> Result<Attributes>;
+
+    /// Takes a delete of this time; [`ErrorKind::Precondition`] where another write of the key waits.
+    async fn defer_delete(&self, key: &Key, deleted_at: Timestamp, guard: &CommitGuard) -> Result<Removal>;
+
+    /// Tells whether the key's newest state, an object or none, waits to be sent.
+    async fn is_pending(&self, key: &Key) -> Result<bool>;
 }
 
 /// What a delete has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
-    /// Something was there. A delete that is only remembered does not know and says no.
+    /// The key had an object. A delete that is only remembered does not know and says no.
     pub found: bool,
-    /// Where it was done or remembered.
-    pub landing: Landing,
+    /// The delete is remembered in an overlay, from where it will be sent to the bucket.
+    pub pending: bool,
 }
 
 /// What a place that can be used says of itself.
@@ -120,36 +137,65 @@ impl Method {
     }
 }
 
-/// Which bytes of a payload are wanted, how many are too many, and in what form they may come.
+/// Which bytes of a value are wanted, how many are too many, and in what form they may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Want {
+pub struct GetOptions {
     /// Only these bytes of a text or bytes value; the whole by default.
     pub range: Option<ByteRange>,
-    /// More bytes than these are refused.
+    /// More bytes of the value than these are refused.
     pub limit: Option<u64>,
     /// Many bytes may come as a file ([`Payload::File`](super::Payload::File)) instead of in memory.
     pub spooled: bool,
 }
 
-impl Want {
-    /// Returns which bytes of the payload are to be read; fails for more than the limit, and for a part of JSON.
-    pub(super) fn part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
+/// Which bytes of a text or bytes value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByteRange {
+    /// First byte; a range that begins beyond the end is empty, which is no error.
+    pub offset: u64,
+    /// At most so many bytes; to the end by default.
+    pub length: Option<u64>,
+}
+
+impl ByteRange {
+    /// Returns the part of a value of so many bytes that lies in the range.
+    pub(super) fn within(self, size: u64) -> Range<u64> {
+        let begin = self.offset.min(size);
+        begin..self.length.map_or(size, |length| begin.saturating_add(length).min(size))
+    }
+}
+
+impl GetOptions {
+    /// Returns which of the kept bytes are to be read: all of an encoded object, else the wanted ones.
+    ///
+    /// Fails for more bytes of the value than the limit, and for a part of JSON.
+    pub(super) fn kept_part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
+        if !attributes.is_encoded() {
+            return self.part(key, attributes.kind, attributes.size);
+        }
+        let (options, size) = match self.range {
+            // The size of a value that another tool has encoded is not known before it is decoded.
+            Some(_) if !attributes.is_value_known() => (Self { limit: None, ..*self }, u64::MAX),
+            _ => (*self, attributes.size),
+        };
+        options.part(key, attributes.kind, size)?;
+        Ok(0..attributes.stored_size)
+    }
+
+    /// Returns which bytes of a value of this size are wanted; fails for more than the limit, and for a part of JSON.
+    pub(super) fn part(&self, key: &Key, kind: Kind, size: u64) -> Result<Range<u64>> {
         let refused = |why| Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
-        let size = attributes.stored_size;
         let part = match self.range {
             None => 0..size,
-            Some(_) if attributes.kind == Kind::Json => {
+            Some(_) if kind == Kind::Json => {
                 let why = "a range of a JSON value has no meaning; retrieve it whole, without offset and length";
                 return refused(why.to_owned());
             }
-            Some(ByteRange { offset, length }) => {
-                let begin = offset.min(size);
-                begin..length.map_or(size, |length| begin.saturating_add(length).min(size))
-            }
+            Some(range) => range.within(size),
         };
         let bytes = part.end - part.start;
         let Some(limit) = self.limit.filter(|limit| bytes > *limit) else { return Ok(part) };
-        let mend = match (self.range, attributes.kind) {
+        let mend = match (self.range, kind) {
             (_, Kind::Json) => "have it written to a `destination`, or raise the limit: a JSON value has no parts",
             (None, Kind::Text | Kind::Bytes) => "read it in parts with `offset` and `length`, or name a `destination`",
             (Some(_), Kind::Text | Kind::Bytes) => {
@@ -174,7 +220,12 @@ pub enum Condition {
 
 impl Condition {
     /// Tells whether the condition holds for what is there.
-    pub(super) fn check(&self, operation: Operation, key: &Key, present: Option<&Attributes>) -> Result<()> {
+    pub(in crate::storage) fn check(
+        &self,
+        operation: Operation,
+        key: &Key,
+        present: Option<&Attributes>,
+    ) -> Result<()> {
         let expired = present.is_some_and(|present| present.is_expired(Timestamp::now()));
         // An expired object is there only to be removed.
         let present = present.filter(|_| !expired || operation == Operation::Delete);
@@ -191,29 +242,24 @@ impl Condition {
 
 /// How to put.
 #[derive(Clone, Debug, Default)]
-pub struct Put {
+pub struct PutOptions {
     /// Checked at the commit point, atomically with it.
     pub condition: Condition,
     /// A place that cannot check and write in one step may look first instead of refusing.
     pub lenient: bool,
     /// Asked at the commit point.
-    pub fence: Fence,
-    /// Not to be done now: an overlay that has nothing of the key takes it, stamped as it is, for its synchronization to
-    /// weigh against what the bucket got since. Asked only of a stack that has an overlay.
-    pub deferred: bool,
+    pub commit_guard: CommitGuard,
 }
 
 /// How to delete.
 #[derive(Clone, Debug, Default)]
-pub struct Delete {
+pub struct DeleteOptions {
     /// Only this state of the object, expired or not, may be removed.
     pub generation: Option<String>,
-    /// A place that cannot look and remove in one step may do the one after the other.
+    /// A place that cannot look and remove in one step may look first and remove afterwards.
     pub lenient: bool,
     /// Asked at the commit point.
-    pub fence: Fence,
-    /// Not to be done now, see [`Put::deferred`]: remembered as a delete of this time.
-    pub deferred: Option<Timestamp>,
+    pub commit_guard: CommitGuard,
 }
 
 /// Which part of a listing is wanted.
@@ -251,7 +297,7 @@ pub struct Entry {
 
 impl Entry {
     /// Lists an object whose attributes are known.
-    pub(super) fn of(key: &Key, attributes: &Attributes) -> Self {
+    pub(in crate::storage) fn of(key: &Key, attributes: &Attributes) -> Self {
         Self { key: key.clone(), expires_at: attributes.expires_at, tombstone: attributes.tombstone }
     }
 }

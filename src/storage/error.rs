@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use super::Key;
 use crate::redact::redact;
+use crate::storage::object::Key;
 
 /// Result of the storage room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -29,7 +29,7 @@ pub enum ErrorKind {
     Unavailable,
     /// The backend can be reached and asks for patience (429): trying again helps, going elsewhere does not.
     Throttled,
-    /// The write was abandoned before its commit point, see [`super::Fence`].
+    /// The write was abandoned before its commit point, see [`super::CommitGuard`].
     Abandoned,
     /// Any other fault of the backend, e.g. an input/output error of the disk.
     Io,
@@ -126,29 +126,29 @@ impl Error {
     }
 
     /// Makes the error of an answer that the place itself cannot have given; it counts as unreachable.
-    pub(super) fn senseless(operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
+    pub(in crate::storage) fn senseless(operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
         Self { senseless: true, ..Self::new(ErrorKind::Unavailable, operation, key, message) }
     }
 
     /// Makes the error of a place that is left alone, for the reason that it was last seen to have.
-    pub(super) fn while_senseless(self, senseless: bool) -> Self {
+    pub(in crate::storage) fn while_senseless(self, senseless: bool) -> Self {
         Self { senseless, ..self }
     }
 
-    /// Makes the error of a write that its fence forbade.
-    pub(super) fn abandoned(operation: Operation, key: &Key) -> Self {
+    /// Makes the error of a write that its commit_guard forbade.
+    pub(in crate::storage) fn abandoned(operation: Operation, key: &Key) -> Self {
         let why = "abandoned before its commit point; nothing was changed";
         Self::new(ErrorKind::Abandoned, operation, Some(key), why)
     }
 
     /// Makes the error of a place that has no signed URLs.
-    pub(super) fn unsigned(key: &Key) -> Self {
+    pub(in crate::storage) fn unsigned(key: &Key) -> Self {
         let why = "only a bucket has signed URLs; retrieve the value, or name a bucket in the settings";
         Self::new(ErrorKind::Invalid, Operation::Sign, Some(key), why)
     }
 
     /// Makes the error of bytes that lie in a file and cannot be read from there.
-    pub(super) fn unread(operation: Operation, key: &Key, error: io::Error) -> Self {
+    pub(in crate::storage) fn unread(operation: Operation, key: &Key, error: io::Error) -> Self {
         let (kind, why) = match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 (ErrorKind::Integrity, "the source became shorter while it was read; try again".to_owned())
@@ -160,13 +160,13 @@ impl Error {
 
     /// Renames the operation: a step's error as that of the whole.
     #[must_use]
-    pub(super) fn during(self, operation: Operation) -> Self {
+    pub(in crate::storage) fn during(self, operation: Operation) -> Self {
         Self { operation, ..self }
     }
 
     /// Adds a remark behind cause and mend.
     #[must_use]
-    pub(super) fn noting(mut self, remark: &str) -> Self {
+    pub(in crate::storage) fn noting(mut self, remark: &str) -> Self {
         self.message = format!("{}; {remark}", self.message);
         self
     }

@@ -9,75 +9,35 @@
 //! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
 //! objects. The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
 
-mod attempts;
 mod backend;
-mod breaker;
-mod budget;
-mod clock;
-mod descriptors;
-mod draft;
+mod backends;
+mod commit_guard;
 mod engine;
 mod error;
-mod exchange;
-mod fallback;
-mod fence;
-mod foreign;
-mod gcs;
-mod key;
-mod label;
-mod leftovers;
-mod local;
-mod memory;
-mod metadata;
-mod metered;
+mod external;
+mod files;
+mod layers;
 mod object;
-mod open;
-mod options;
-mod outside;
-mod pages;
-mod payload;
-mod receipt;
-mod redelivery;
-mod refusals;
-mod retry;
-mod s3;
-mod shortage;
-mod spool;
-mod stamp;
-mod stats;
-mod unpack;
-mod value;
-mod watch;
+mod reading;
 
-pub use attempts::counted;
 pub use backend::{
-    Backend, Condition, Delete, Entry, Grant, Landing, Listing, Method, Page, Probe, Put, Removal, Want,
+    Backend, ByteRange, Condition, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe,
+    PutOptions, Removal,
 };
-pub use breaker::{Breaker, BreakerState};
-pub use budget::{Budget, Held};
-pub use descriptors::{descriptor_limit, descriptors_wanted, raise_descriptor_limit};
-pub use draft::Draft;
-pub use engine::{Engine, Opened, Retrieved};
+pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, settled};
+pub use commit_guard::CommitGuard;
+pub use engine::{
+    Budget, DeleteRequest, Engine, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat,
+    Stats, StatsMetrics, StoreOptions, format_timestamp,
+};
 pub use error::{Error, ErrorKind, Operation, Result};
-pub use exchange::{Buckets, Exchange, NoBuckets, Permission, Reference, ReferenceError, Scheme};
-pub use fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
-pub use fence::Fence;
-pub use foreign::Foreign;
-pub use gcs::{Gcs, GcsOptions};
-pub use key::{Key, KeyError};
-pub use leftovers::settled;
-pub use local::Local;
-pub use memory::Memory;
-pub use metadata::{ContentType, Metadata, OptionError};
-pub use metered::Metered;
-pub use object::{Attributes, Checksum, Kind, Object, Seen};
-pub use options::{ByteRange, DeleteOptions, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
-pub use payload::Payload;
-pub use receipt::{Place, Receipt, Stat, format_timestamp};
-pub use refusals::{Doubts, Refusals};
-pub use retry::{Retry, RetryOptions};
-pub use s3::{S3, S3Options};
-pub use spool::{Intake, Spool};
-pub use stats::{Stats, StatsMetrics};
-pub use value::{Content, Value};
-pub use watch::{Watch, watched};
+pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
+pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
+pub use layers::{
+    Breaker, BreakerState, Conflict, Doubts, Encoded, Fallback, Metered, Owner, Pending, Refusals, Retry, RetryOptions,
+    SyncProgress, SyncReport, counted, overlay_folder,
+};
+pub use object::{
+    Attributes, Checksum, Content, ContentType, Foreign, Key, KeyError, Kind, Metadata, Object, ObjectInfo,
+    OptionError, Payload, Value, Watch, watched,
+};

@@ -90,7 +90,7 @@ label_values! {
 label_values! {
     /// What arrived from the queue.
     Delivery {
-        /// Seen for the first time.
+        /// ObjectInfo for the first time.
         First = "first",
         /// The broker says it delivered this message before.
         Redelivered = "redelivered",
@@ -171,7 +171,7 @@ label_values! {
 
 label_values! {
     /// Which place was asked.
-    Backend {
+    BackendLabel {
         /// Files of this machine.
         Local = "local",
         /// Memory of this process.

@@ -14,8 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    Backend, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session, StorageOperation, StorageOutcome,
-    SyncOutcome,
+    BackendLabel, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session, StorageOperation,
+    StorageOutcome, SyncOutcome,
 };
 use super::pending::PendingCollector;
 use super::process::ProcessCollector;
@@ -59,19 +59,19 @@ struct StateLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StorageLabels {
     operation: StorageOperation,
-    backend: Backend,
+    backend: BackendLabel,
     outcome: StorageOutcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PlaceLabels {
     operation: StorageOperation,
-    backend: Backend,
+    backend: BackendLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BackendLabel {
-    backend: Backend,
+struct BreakerLabels {
+    backend: BackendLabel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,7 +104,7 @@ struct Inner {
     storage_bytes: Family<PlaceLabels, Counter>,
     foreign_names: Counter,
     storage_retries: Family<PlaceLabels, Counter>,
-    breaker_open: Family<BackendLabel, Gauge>,
+    breaker_open: Family<BreakerLabels, Gauge>,
     synced: Family<SyncLabel, Counter>,
     pending: PendingCollector,
 }
@@ -256,7 +256,7 @@ impl Metrics {
     pub fn record_storage(
         &self,
         operation: StorageOperation,
-        backend: Backend,
+        backend: BackendLabel,
         outcome: StorageOutcome,
         duration: Duration,
         bytes: u64,
@@ -275,13 +275,13 @@ impl Metrics {
     }
 
     /// Counts one attempt at a backend after the first.
-    pub fn record_retry(&self, operation: StorageOperation, backend: Backend) {
+    pub fn record_retry(&self, operation: StorageOperation, backend: BackendLabel) {
         self.0.storage_retries.get_or_create(&PlaceLabels { operation, backend }).inc();
     }
 
     /// Notes whether a backend's breaker is open.
-    pub fn record_breaker(&self, backend: Backend, open: bool) {
-        self.0.breaker_open.get_or_create(&BackendLabel { backend }).set(i64::from(open));
+    pub fn record_breaker(&self, backend: BackendLabel, open: bool) {
+        self.0.breaker_open.get_or_create(&BreakerLabels { backend }).set(i64::from(open));
     }
 
     /// Counts one entry of the overlay that was to be sent.
@@ -346,12 +346,12 @@ mod tests {
         metrics.record_reconnect();
         metrics.record_journal_size(4096);
         metrics.record_events(Event::Published, 3);
-        let (operation, backend, outcome) = (StorageOperation::Put, Backend::Local, StorageOutcome::Succeeded);
+        let (operation, backend, outcome) = (StorageOperation::Put, BackendLabel::Local, StorageOutcome::Succeeded);
         metrics.record_storage(operation, backend, outcome, Duration::from_micros(700), 200);
         metrics.record_foreign_names(2);
-        metrics.record_retry(StorageOperation::Get, Backend::Gcs);
-        metrics.record_breaker(Backend::S3, false);
-        metrics.record_breaker(Backend::Gcs, true);
+        metrics.record_retry(StorageOperation::Get, BackendLabel::Gcs);
+        metrics.record_breaker(BackendLabel::S3, false);
+        metrics.record_breaker(BackendLabel::Gcs, true);
         metrics.record_synced(SyncOutcome::AlreadyThere);
         assert!(!metrics.encode().contains("pending_sync"));
         metrics.record_pending(3, 4_000, None);

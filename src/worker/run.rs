@@ -44,14 +44,14 @@ impl Ended {
 
 /// Runs a command within its limit.
 pub(super) async fn run(command: Box<dyn Command>, engine: Engine, context: Context, limit: Option<Limit>) -> Ended {
-    let fence = context.fence.clone();
+    let commit_guard = context.commit_guard.clone();
     let mut work = Box::pin(commands::run(command, &engine, context));
     let Some(limit) = limit else { return Ended::Finished(work.await) };
     tokio::select! {
         finished = &mut work => return Ended::Finished(finished),
         () = tokio::time::sleep(limit.after()) => {}
     }
-    if fence.abandon() {
+    if commit_guard.abandon() {
         return Ended::Limited(limit);
     }
     // It took effect already: whatever comes of it is the truth.

@@ -26,10 +26,10 @@ use super::signals::Stop;
 use super::waits::{looked, sleep_until};
 use crate::broker::{DOUBT, Deliveries, Session, Settler};
 use crate::celery::error::Exception;
-use crate::commands::{Definition, Facts, Fence, Held, Key};
+use crate::commands::{CommitGuard, Definition, Facts, Held, Key};
 use crate::telemetry::{self, Command, CommandOutcome, Component, Condition};
 use crate::worker::answer::{Answer, Outcome};
-use intake::Intake;
+use intake::SpoolWriter;
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ struct Running {
     definition: &'static Definition,
     key: Option<Key>,
     writes: bool,
-    fence: Fence,
+    commit_guard: CommitGuard,
     started: Instant,
     held: Option<Held>,
     _in_flight: telemetry::InFlight,
@@ -70,7 +70,7 @@ pub(super) struct Shift<'b> {
     deliveries: Deliveries,
     settler: Settler,
     schedule: Schedule<Job>,
-    intake: Intake,
+    intake: SpoolWriter,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
@@ -98,7 +98,7 @@ impl<'b> Shift<'b> {
         Self {
             desk: Desk::new(&bench.options, session.publisher().frame_max()),
             schedule: Schedule::new(bench.options.concurrency),
-            intake: Intake::new(&bench.budget, &bench.options.spool),
+            intake: SpoolWriter::new(&bench.budget, &bench.options.spool),
             events_on: bench.options.events,
             bench,
             session,
@@ -465,7 +465,7 @@ impl<'b> Shift<'b> {
             abandoned += 1;
         }
         self.running.retain(|_, running| {
-            if running.fence.abandon() {
+            if running.commit_guard.abandon() {
                 self.bench.journal.ended(running.case.identity.digest);
                 abandoned += 1;
                 return false;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use filestorage::storage::{
-    Backend, ByteRange, Condition, Delete, ErrorKind, Fence, Key, Kind, Page, Put, Result, Want,
+    Backend, ByteRange, CommitGuard, Condition, DeleteOptions, ErrorKind, GetOptions, Key, Kind, Page, PutOptions,
+    Result,
 };
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -18,7 +19,7 @@ pub(crate) struct Profile {
     pub(crate) conditional_delete: bool,
     /// An unconditional removal tells what it removed; else two at once may both have found the object.
     pub(crate) exact_removal: bool,
-    /// Looks at the condition before it asks the fence; else the fence may be passed by a write that is then refused.
+    /// Looks at the condition before it asks the commit_guard; else the commit_guard may be passed by a write that is then refused.
     pub(crate) condition_before_fence: bool,
     /// Every question is a request over the wire: fewer of the many combinations are asked.
     pub(crate) remote: bool,
@@ -84,12 +85,12 @@ pub(crate) async fn short_suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>
     overwritten_while_read(one, other, profile, tally).await;
 }
 
-fn when(condition: Condition) -> Put {
-    Put { condition, ..Put::default() }
+fn when(condition: Condition) -> PutOptions {
+    PutOptions { condition, ..PutOptions::default() }
 }
 
-fn only(generation: &str) -> Delete {
-    Delete { generation: Some(generation.to_owned()), ..Delete::default() }
+fn only(generation: &str) -> DeleteOptions {
+    DeleteOptions { generation: Some(generation.to_owned()), ..DeleteOptions::default() }
 }
 
 /// Waits for all of it, some at a time: a place over the wire has a connection for each.
@@ -105,21 +106,21 @@ async fn values(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
     let it = key("values/it");
     for size in [0, 1, 200, 3_000, 4_095, 4_096, 4_097, 65_000, 65_536, 70_000, 1 << 20, (8 << 20) - 1, 8 << 20] {
         let wanted = object(noise(size, size as u64));
-        one.put(&it, wanted.clone(), Put::default()).await.unwrap();
-        let found = other.get(&it, Want::default()).await.unwrap().unwrap();
+        one.put(&it, &wanted, &PutOptions::default()).await.unwrap();
+        let found = other.get(&it, GetOptions::default()).await.unwrap().unwrap();
         assert!(bytes(found.clone()).await == bytes(wanted.clone()).await, "{size} bytes");
         tally.equal(text(&found.attributes), text(&wanted.attributes));
         tally.equal(other.stat(&it).await.unwrap().map(|it| text(&it)), Some(text(&wanted.attributes)));
     }
     for payload in ["\n", "\n\n{}\n", "{\"format\":1}\n"] {
-        one.put(&it, object(payload), Put::default()).await.unwrap();
-        tally.equal(&*bytes(other.get(&it, Want::default()).await.unwrap().unwrap()).await, payload.as_bytes());
+        one.put(&it, &object(payload), &PutOptions::default()).await.unwrap();
+        tally.equal(&*bytes(other.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, payload.as_bytes());
     }
     one.flush(&it).await.unwrap();
-    tally.equal(other.delete(&it, Delete::default()).await.unwrap().found, true);
-    tally.equal(one.get(&it, Want::default()).await.unwrap().is_none(), true);
+    tally.equal(other.delete(&it, &DeleteOptions::default()).await.unwrap().found, true);
+    tally.equal(one.get(&it, GetOptions::default()).await.unwrap().is_none(), true);
     tally.equal(one.stat(&it).await.unwrap().is_none(), true);
-    tally.equal(one.delete(&it, Delete::default()).await.unwrap().found, false);
+    tally.equal(one.delete(&it, &DeleteOptions::default()).await.unwrap().found, false);
     one.flush(&it).await.unwrap();
     one.flush(&key("never/was/there")).await.unwrap();
 }
@@ -131,13 +132,14 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
         if profile.remote { &[0, 5, 70_000] } else { &[0, 1, 5, 65_000, 65_536, 70_000, 300_000, 600_000] };
     for &size in sizes {
         let wanted = object(noise(size, size as u64));
-        one.put(&it, wanted.clone(), Put::default()).await.unwrap();
+        one.put(&it, &wanted, &PutOptions::default()).await.unwrap();
         for offset in [0, 1, 4, 64_000, 65_000, 65_536, 262_144, 599_999, 600_000, u64::MAX] {
             for length in [Some(0), Some(1), Some(4), Some(64_900), Some(300_000), Some(u64::MAX), None] {
                 let begin = usize::try_from(offset).unwrap_or(size).min(size);
                 let end = length.map_or(size, |length| begin + usize::try_from(length).unwrap().min(size - begin));
                 for limit in [None, Some(0), Some(3), Some(4), Some(64_900), Some(1 << 20)] {
-                    let want = Want { range: Some(ByteRange { offset, length }), limit, spooled: offset % 2 == 1 };
+                    let want =
+                        GetOptions { range: Some(ByteRange { offset, length }), limit, spooled: offset % 2 == 1 };
                     let found = other.get(&it, want).await;
                     if limit.is_some_and(|limit| (end - begin) as u64 > limit) {
                         let error = found.unwrap_err();
@@ -151,7 +153,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
                 }
             }
         }
-        let whole = |limit| other.get(&it, Want { limit: Some(limit), ..Want::default() });
+        let whole = |limit| other.get(&it, GetOptions { limit: Some(limit), ..GetOptions::default() });
         tally.equal(whole(size as u64).await.unwrap().unwrap().payload.len(), size as u64);
         if size > 0 {
             let error = whole(size as u64 - 1).await.unwrap_err();
@@ -162,19 +164,19 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
     }
     let mut json = object("[1,2]");
     json.attributes.kind = Kind::Json;
-    one.put(&it, json, Put::default()).await.unwrap();
-    let error = other.get(&it, Want { limit: Some(4), ..Want::default() }).await.unwrap_err();
+    one.put(&it, &json, &PutOptions::default()).await.unwrap();
+    let error = other.get(&it, GetOptions { limit: Some(4), ..GetOptions::default() }).await.unwrap_err();
     assert!(error.kind == ErrorKind::Invalid && !error.message().contains("`offset`"), "{error}");
-    let part = Want { range: Some(ByteRange::default()), ..Want::default() };
+    let part = GetOptions { range: Some(ByteRange::default()), ..GetOptions::default() };
     tally.equal(kind(other.get(&it, part).await), ErrorKind::Invalid);
-    assert!(one.delete(&it, Delete::default()).await.unwrap().found);
-    let none = Want { limit: Some(0), ..part };
+    assert!(one.delete(&it, &DeleteOptions::default()).await.unwrap().found);
+    let none = GetOptions { limit: Some(0), ..part };
     tally.equal(one.get(&it, none).await.unwrap().is_none(), true);
 }
 
 async fn every_key(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: &Tally) {
     let keys: Vec<Key> = profile.keys().into_iter().collect();
-    let put = |key| one.put(key, object(Key::as_str(key).to_owned()), Put::default());
+    let put = |key| one.put(key, &object(Key::as_str(key).to_owned()), &PutOptions::default());
     if profile.folders {
         for key in &keys {
             put(key).await.unwrap();
@@ -183,7 +185,8 @@ async fn every_key(one: &dyn Backend, other: &dyn Backend, profile: Profile, tal
         all(keys.iter().map(put)).await;
     }
     for key in &keys {
-        let found = other.get(key, Want::default()).await.unwrap().unwrap_or_else(|| panic!("{key:?} is not there"));
+        let found =
+            other.get(key, GetOptions::default()).await.unwrap().unwrap_or_else(|| panic!("{key:?} is not there"));
         tally.equal(&*bytes(found).await, key.as_str().as_bytes());
     }
     let all = other.list(&Page::default()).await.unwrap();
@@ -194,7 +197,7 @@ async fn every_key(one: &dyn Backend, other: &dyn Backend, profile: Profile, tal
     tally.equal((all.foreign, all.more), (0, false));
     pages(one, &keys, profile, tally).await;
     for (position, key) in keys.iter().enumerate() {
-        assert!(one.delete(key, Delete::default()).await.unwrap().found);
+        assert!(one.delete(key, &DeleteOptions::default()).await.unwrap().found);
         if let Some(next) = keys.get(position + 1) {
             assert!(other.stat(next).await.unwrap().is_some(), "{next:?} went with {key:?}");
         }
@@ -234,11 +237,11 @@ async fn pages(one: &dyn Backend, keys: &[Key], profile: Profile, tally: &Tally)
 async fn listing(one: &dyn Backend, tally: &Tally) {
     let mut keys: Vec<Key> =
         (0..2_500).map(|number| key(&format!("many/{}/{number}", ["a", "b c", "ü"][number % 3]))).collect();
-    all(keys.iter().map(|key| one.put(key, object("x"), Put::default()))).await;
+    all(keys.iter().map(|key| one.put(key, &object("x"), &PutOptions::default()))).await;
     let gone = key("many/expired");
     let gone_object = expired("x");
     let expiry = gone_object.attributes.expires_at;
-    one.put(&gone, gone_object, Put::default()).await.unwrap();
+    one.put(&gone, &gone_object, &PutOptions::default()).await.unwrap();
     keys.push(gone.clone());
     keys.sort_unstable();
     let (mut found, mut page) = (Vec::new(), Page { prefix: "many/".to_owned(), limit: Some(700), ..Page::default() });
@@ -253,7 +256,7 @@ async fn listing(one: &dyn Backend, tally: &Tally) {
     tally.equal(found.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(), keys.clone());
     tally.equal(found.iter().find(|entry| entry.key == gone).unwrap().expires_at, expiry);
     tally.equal(found.iter().filter(|entry| entry.expires_at.is_some()).count(), 1);
-    all(keys.iter().map(|key| one.delete(key, Delete::default()))).await;
+    all(keys.iter().map(|key| one.delete(key, &DeleteOptions::default()))).await;
 }
 
 async fn conditions(one: &dyn Backend, profile: Profile, tally: &Tally) {
@@ -261,75 +264,77 @@ async fn conditions(one: &dyn Backend, profile: Profile, tally: &Tally) {
     let first = object("1");
     let generation = first.attributes.generation.clone();
     let exactly = |generation: &str| when(Condition::Generation(generation.to_owned()));
-    tally.equal(kind(one.put(&it, object("0"), exactly("g")).await), ErrorKind::Precondition);
+    tally.equal(kind(one.put(&it, &object("0"), &exactly("g")).await), ErrorKind::Precondition);
     tally.equal(one.stat(&it).await.unwrap().is_none(), true);
     if profile.conditional_delete {
-        tally.equal(one.delete(&it, only("g")).await.unwrap().found, false);
+        tally.equal(one.delete(&it, &only("g")).await.unwrap().found, false);
     }
-    one.put(&it, first, when(Condition::Absent)).await.unwrap();
-    tally.equal(kind(one.put(&it, object("2"), when(Condition::Absent)).await), ErrorKind::Precondition);
-    tally.equal(kind(one.put(&it, object("2"), exactly("g")).await), ErrorKind::Precondition);
+    one.put(&it, &first, &when(Condition::Absent)).await.unwrap();
+    tally.equal(kind(one.put(&it, &object("2"), &when(Condition::Absent)).await), ErrorKind::Precondition);
+    tally.equal(kind(one.put(&it, &object("2"), &exactly("g")).await), ErrorKind::Precondition);
     if profile.conditional_delete {
-        tally.equal(kind(one.delete(&it, only("g")).await), ErrorKind::Precondition);
+        tally.equal(kind(one.delete(&it, &only("g")).await), ErrorKind::Precondition);
     } else {
-        tally.equal(kind(one.delete(&it, only(&generation)).await), ErrorKind::Invalid);
+        tally.equal(kind(one.delete(&it, &only(&generation)).await), ErrorKind::Invalid);
     }
-    let only = |generation: &str| Delete { lenient: !profile.conditional_delete, ..only(generation) };
-    tally.equal(kind(one.delete(&it, only("g")).await), ErrorKind::Precondition);
-    tally.equal(&*bytes(one.get(&it, Want::default()).await.unwrap().unwrap()).await, b"1");
-    one.put(&it, object("2"), exactly(&generation)).await.unwrap();
-    tally.equal(kind(one.put(&it, object("3"), exactly(&generation)).await), ErrorKind::Precondition);
+    let only = |generation: &str| DeleteOptions { lenient: !profile.conditional_delete, ..only(generation) };
+    tally.equal(kind(one.delete(&it, &only("g")).await), ErrorKind::Precondition);
+    tally.equal(&*bytes(one.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, b"1");
+    one.put(&it, &object("2"), &exactly(&generation)).await.unwrap();
+    tally.equal(kind(one.put(&it, &object("3"), &exactly(&generation)).await), ErrorKind::Precondition);
     let now = one.stat(&it).await.unwrap().unwrap().generation;
     tally.equal(now == generation, false);
-    tally.equal(one.delete(&it, only(&now)).await.unwrap().found, true);
+    tally.equal(one.delete(&it, &only(&now)).await.unwrap().found, true);
     // An expired object is absent, and has no generation a store could name, but one that a clean-up can.
     let past = expired("4");
     let generation = past.attributes.generation.clone();
-    one.put(&it, past.clone(), Put::default()).await.unwrap();
-    tally.equal(&*bytes(one.get(&it, Want::default()).await.unwrap().unwrap()).await, b"4");
-    tally.equal(kind(one.put(&it, object("5"), exactly(&generation)).await), ErrorKind::Precondition);
-    one.put(&it, object("5"), when(Condition::Absent)).await.unwrap();
-    tally.equal(kind(one.delete(&it, only(&generation)).await), ErrorKind::Precondition);
-    one.put(&it, past, Put::default()).await.unwrap();
-    tally.equal(one.delete(&it, only(&generation)).await.unwrap().found, true);
+    one.put(&it, &past, &PutOptions::default()).await.unwrap();
+    tally.equal(&*bytes(one.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, b"4");
+    tally.equal(kind(one.put(&it, &object("5"), &exactly(&generation)).await), ErrorKind::Precondition);
+    one.put(&it, &object("5"), &when(Condition::Absent)).await.unwrap();
+    tally.equal(kind(one.delete(&it, &only(&generation)).await), ErrorKind::Precondition);
+    one.put(&it, &past, &PutOptions::default()).await.unwrap();
+    tally.equal(one.delete(&it, &only(&generation)).await.unwrap().found, true);
     // Another key's object plays no part.
-    let absent = if profile.folders { Put::default() } else { when(Condition::Absent) };
-    one.put(&key("conditions"), object("6"), absent).await.unwrap();
-    one.put(&key("conditions/it/x"), object("7"), when(Condition::Absent)).await.unwrap();
-    tally.equal(one.delete(&key("conditions"), Delete::default()).await.unwrap().found, true);
-    tally.equal(one.delete(&key("conditions/it/x"), Delete::default()).await.unwrap().found, true);
+    let absent = if profile.folders { PutOptions::default() } else { when(Condition::Absent) };
+    one.put(&key("conditions"), &object("6"), &absent).await.unwrap();
+    one.put(&key("conditions/it/x"), &object("7"), &when(Condition::Absent)).await.unwrap();
+    tally.equal(one.delete(&key("conditions"), &DeleteOptions::default()).await.unwrap().found, true);
+    tally.equal(one.delete(&key("conditions/it/x"), &DeleteOptions::default()).await.unwrap().found, true);
 }
 
 async fn fences(one: &dyn Backend, profile: Profile, tally: &Tally) {
     let it = key("fences/it");
     let abandoned = || {
-        let fence = Fence::default();
-        assert!(fence.abandon());
-        fence
+        let commit_guard = CommitGuard::default();
+        assert!(commit_guard.abandon());
+        commit_guard
     };
     tally.equal(
-        kind(one.put(&it, object("1"), Put { fence: abandoned(), ..Put::default() }).await),
+        kind(one.put(&it, &object("1"), &PutOptions { commit_guard: abandoned(), ..PutOptions::default() }).await),
         ErrorKind::Abandoned,
     );
     tally.equal(one.stat(&it).await.unwrap().is_none(), true);
-    let fence = Fence::default();
-    one.put(&it, object("2"), Put { fence: fence.clone(), ..Put::default() }).await.unwrap();
-    tally.equal(fence.abandon(), false);
+    let commit_guard = CommitGuard::default();
+    one.put(&it, &object("2"), &PutOptions { commit_guard: commit_guard.clone(), ..PutOptions::default() })
+        .await
+        .unwrap();
+    tally.equal(commit_guard.abandon(), false);
     tally.equal(
-        kind(one.put(&it, object("3"), Put { fence: abandoned(), ..Put::default() }).await),
+        kind(one.put(&it, &object("3"), &PutOptions { commit_guard: abandoned(), ..PutOptions::default() }).await),
         ErrorKind::Abandoned,
     );
-    let how = Delete { fence: abandoned(), ..Delete::default() };
-    tally.equal(kind(one.delete(&it, how).await), ErrorKind::Abandoned);
-    tally.equal(&*bytes(one.get(&it, Want::default()).await.unwrap().unwrap()).await, b"2");
-    // A condition that does not hold leaves the fence open: nothing was committed.
-    let fence = Fence::default();
-    let how = Put { condition: Condition::Absent, fence: fence.clone(), ..Put::default() };
-    tally.equal(kind(one.put(&it, object("4"), how).await), ErrorKind::Precondition);
+    let how = DeleteOptions { commit_guard: abandoned(), ..DeleteOptions::default() };
+    tally.equal(kind(one.delete(&it, &how).await), ErrorKind::Abandoned);
+    tally.equal(&*bytes(one.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, b"2");
+    // A condition that does not hold leaves the commit_guard open: nothing was committed.
+    let commit_guard = CommitGuard::default();
+    let how = PutOptions { condition: Condition::Absent, commit_guard: commit_guard.clone(), ..PutOptions::default() };
+    tally.equal(kind(one.put(&it, &object("4"), &how).await), ErrorKind::Precondition);
     if profile.condition_before_fence {
-        tally.equal(fence.abandon(), true);
+        tally.equal(commit_guard.abandon(), true);
     }
-    assert!(one.delete(&it, Delete::default()).await.unwrap().found);
+    assert!(one.delete(&it, &DeleteOptions::default()).await.unwrap().found);
 }
 
 async fn races(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, profile: Profile, tally: &Tally) {
@@ -344,7 +349,7 @@ async fn races(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, profile: Profil
             (0..4).map(|number| (if number % 2 == 0 { one } else { other }, object(payload(number)))).collect();
         let tasks = contenders.iter().map(|(backend, object)| {
             let (backend, object, it, how) = (Arc::clone(backend), object.clone(), it.clone(), when(condition.clone()));
-            tokio::spawn(async move { backend.put(&it, object, how).await })
+            tokio::spawn(async move { backend.put(&it, &object, &how).await })
         });
         let outcomes = try_join_all(tasks).await.unwrap();
         let winners: Vec<_> = (0..4).filter(|&number| outcomes[number].is_ok()).collect();
@@ -356,7 +361,7 @@ async fn races(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, profile: Profil
         if round % 3 == 0 {
             let deletes = [one, other].map(|backend| {
                 let (backend, it) = (Arc::clone(backend), it.clone());
-                tokio::spawn(async move { backend.delete(&it, Delete::default()).await.unwrap() })
+                tokio::spawn(async move { backend.delete(&it, &DeleteOptions::default()).await.unwrap() })
             });
             let removed = try_join_all(deletes).await.unwrap();
             let found = removed.into_iter().filter(|removed| removed.found).count();
@@ -364,29 +369,29 @@ async fn races(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, profile: Profil
         }
     }
     for number in 0..7 {
-        one.delete(&key(&format!("races/{number}")), Delete::default()).await.unwrap();
+        one.delete(&key(&format!("races/{number}")), &DeleteOptions::default()).await.unwrap();
     }
 }
 
 async fn overwritten_while_read(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, profile: Profile, tally: &Tally) {
     let it = key("mixed/it");
-    one.put(&it, object(vec![b'z'; 9]), Put::default()).await.unwrap();
+    one.put(&it, &object(vec![b'z'; 9]), &PutOptions::default()).await.unwrap();
     let writer = {
         let (one, it) = (Arc::clone(one), it.clone());
         tokio::spawn(async move {
             for round in 0..if profile.remote { 60 } else { 300_usize } {
                 let payload = vec![b'a' + (round % 26) as u8; [100, 5_000, 300_000][round % 3]];
-                one.put(&it, object(payload), Put::default()).await.unwrap();
+                one.put(&it, &object(payload), &PutOptions::default()).await.unwrap();
             }
         })
     };
     while !writer.is_finished() {
-        let found = other.get(&it, Want::default()).await.unwrap().unwrap();
+        let found = other.get(&it, GetOptions::default()).await.unwrap().unwrap();
         assert_eq!(found.attributes.size, found.payload.len());
         assert!(bytes(found).await.windows(2).all(|pair| pair[0] == pair[1]));
         assert!(other.stat(&it).await.unwrap().is_some());
         tally.case();
     }
     writer.await.unwrap();
-    one.delete(&it, Delete::default()).await.unwrap();
+    one.delete(&it, &DeleteOptions::default()).await.unwrap();
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Memory, Object, Operation,
-    Page, Probe, Put, Removal, Result, Want,
+    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object,
+    Operation, Page, Probe, PutOptions, Removal, Result,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
@@ -82,7 +82,7 @@ pub(crate) struct Change {
 }
 
 /// A write or delete that is carried out later: its key, the object if it is a write, and how.
-type Late = (Key, Option<Object>, Put, Delete);
+type Late = (Key, Option<Object>, PutOptions, DeleteOptions);
 
 type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
 
@@ -147,12 +147,12 @@ impl Bucket {
     pub(crate) async fn foreign(&self, key: &Key, payload: &'static str, received_at: Option<Timestamp>) -> Attributes {
         let mut object = object(payload);
         object.attributes.operation_id = None;
-        object.attributes.seen.received_at = received_at;
+        object.attributes.info.received_at = received_at;
         if let Some(received_at) = received_at {
             object.attributes.stored_at = received_at;
         }
         let attributes = object.attributes.clone();
-        self.change(key, Some(object), Put::default(), Delete::default()).await.unwrap();
+        self.change(key, Some(object), PutOptions::default(), DeleteOptions::default()).await.unwrap();
         attributes
     }
 
@@ -161,13 +161,19 @@ impl Bucket {
         self.history.lock().await.clone()
     }
 
-    async fn change(&self, key: &Key, object: Option<Object>, put: Put, delete: Delete) -> Result<Removal> {
+    async fn change(
+        &self,
+        key: &Key,
+        object: Option<Object>,
+        put: PutOptions,
+        delete: DeleteOptions,
+    ) -> Result<Removal> {
         let mut history = self.history.lock().await;
         let attributes = object.as_ref().map(|object| object.attributes.clone());
         let conditional = put.condition != Condition::Always || delete.generation.is_some();
         let removal = match object {
-            Some(object) => self.inner.put(key, object, put).await.map(|_| Removal::default())?,
-            None => self.inner.delete(key, delete).await?,
+            Some(object) => self.inner.put(key, &object, &put).await.map(|_| Removal::default())?,
+            None => self.inner.delete(key, &delete).await?,
         };
         history.push(Change { key: key.clone(), attributes, conditional });
         Ok(removal)
@@ -180,7 +186,7 @@ impl Bucket {
             // What does not fit any more is refused, and nobody hears of it.
             match object {
                 Some(object) => drop(self.write(&key, object, put).await),
-                None => drop(self.change(&key, None, Put::default(), delete).await),
+                None => drop(self.change(&key, None, PutOptions::default(), delete).await),
             }
         }
     }
@@ -207,13 +213,13 @@ impl Bucket {
         self.most_writing.load(Ordering::SeqCst)
     }
 
-    async fn write(&self, key: &Key, mut object: Object, how: Put) -> Result<Landing> {
-        object.attributes.seen.received_at = Some(self.now());
-        self.change(key, Some(object), how, Delete::default()).await.map(|_| Landing::Home)
+    async fn write(&self, key: &Key, mut object: Object, how: PutOptions) -> Result<Landing> {
+        object.attributes.info.received_at = Some(self.now());
+        self.change(key, Some(object), how, DeleteOptions::default()).await.map(|_| Rest::Bucket)
     }
 
     /// Does one after the other what it cannot do in one step.
-    async fn look_and_write(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+    async fn look_and_write(&self, key: &Key, object: Object, how: PutOptions) -> Result<Landing> {
         let refused =
             |kind| Err(Error::new(kind, Operation::Store, Some(key), "as the double says; write the test anew"));
         if !how.lenient {
@@ -225,7 +231,7 @@ impl Bucket {
             (Condition::Generation(wanted), Some(present)) if *wanted == present.generation => {}
             _ => return refused(ErrorKind::Precondition),
         }
-        self.write(key, object, Put { condition: Condition::Always, ..how }).await
+        self.write(key, object, PutOptions { condition: Condition::Always, ..how }).await
     }
 
     fn fate(&self, ask: Ask, key: Option<&Key>, condition: &Condition) -> Fate {
@@ -297,13 +303,13 @@ impl Drop for Writing<'_> {
 
 #[async_trait]
 impl Backend for Bucket {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
         let now = self.writing.fetch_add(1, Ordering::SeqCst) + 1;
         let _writing = Writing(&self.writing);
         self.most_writing.fetch_max(now, Ordering::SeqCst);
         let fate = self.fate(Ask::Put, Some(key), &how.condition);
         // Like every bucket: asked right before the request leaves, whatever becomes of that.
-        if !matches!(fate, Fate::Refused(_)) && !how.fence.commit() {
+        if !matches!(fate, Fate::Refused(_)) && !how.commit_guard.commit() {
             return Err(Error::new(
                 ErrorKind::Abandoned,
                 Operation::Store,
@@ -314,12 +320,12 @@ impl Backend for Bucket {
         if matches!(fate, Fate::Unenforced) && how.condition != Condition::Always {
             return self.look_and_write(key, object, how).await;
         }
-        let kept = (key.clone(), Some(object.clone()), how.clone(), Delete::default());
+        let kept = (key.clone(), Some(object.clone()), how.clone(), DeleteOptions::default());
         let late = || self.late.lock().unwrap().push(kept);
         self.meet(fate, Ask::Put, Some(key), self.write(key, object, how), late).await
     }
 
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         let fate = self.fate(Ask::Get, Some(key), &Condition::Always);
         self.meet(fate, Ask::Get, Some(key), self.inner.get(key, want), || {}).await
     }
@@ -329,14 +335,14 @@ impl Backend for Bucket {
         self.meet(fate, Ask::Stat, Some(key), self.inner.stat(key), || {}).await
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
         let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
         self.writing.fetch_add(1, Ordering::SeqCst);
         let _writing = Writing(&self.writing);
         let fate = self.fate(Ask::Delete, Some(key), &condition);
-        let kept = (key.clone(), None, Put::default(), how.clone());
+        let kept = (key.clone(), None, PutOptions::default(), how.clone());
         let late = || self.late.lock().unwrap().push(kept);
-        self.meet(fate, Ask::Delete, Some(key), self.change(key, None, Put::default(), how), late).await
+        self.meet(fate, Ask::Delete, Some(key), self.change(key, None, PutOptions::default(), how), late).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -356,11 +362,11 @@ impl Backend for Bucket {
     }
 
     /// Keeps a short operation id only, for a rule that an object can break.
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
         if attributes.operation_id.as_ref().is_some_and(|id| id.len() > 1_000) {
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), "the id is too long; shorten it"));
         }
-        assert!(attributes.origin.is_some(), "a bucket judges what it will get");
+        assert!(attributes.writer_id.is_some(), "a bucket judges what it will get");
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! What the engine promises over any backend.
 
 use bytes::Bytes;
+use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    ByteRange, Condition, ContentType, DeleteOptions, Engine, ErrorKind, Fence, Kind, ListRequest, Metadata, Place,
-    Redelivered, StoreOptions, Value, Want,
+    ByteRange, CommitGuard, Condition, ContentType, DeleteRequest, Engine, ErrorKind, GetOptions, Kind, ListRequest,
+    Metadata, Redelivered, StoreOptions, Value,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -28,7 +29,7 @@ fn text(text: &str) -> Value {
 }
 
 async fn get(engine: &Engine, name: &str) -> Option<Value> {
-    engine.retrieve(&key(name), Want::default()).await.unwrap().map(|found| found.value)
+    engine.retrieve(&key(name), GetOptions::default()).await.unwrap().map(|found| found.value)
 }
 
 async fn put(engine: &Engine, name: &str, value: &str) -> filestorage::storage::Receipt {
@@ -45,7 +46,7 @@ async fn values(engine: &Engine, tally: &Tally) {
     values.push(Value::Bytes(noise(8 << 20, 3).into()));
     for value in values {
         let receipt = engine.store(&key("v"), value.clone(), StoreOptions::default()).await.unwrap();
-        let found = engine.retrieve(&key("v"), Want::default()).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("v"), GetOptions::default()).await.unwrap().unwrap();
         assert!(found.value == value, "{receipt:?}");
         tally.equal(found.receipt, receipt.clone());
         tally.equal(receipt.kind, value.kind());
@@ -56,8 +57,8 @@ async fn values(engine: &Engine, tally: &Tally) {
         tally.equal(refused.kind, ErrorKind::Invalid);
     }
     tally.equal(engine.exists(&key("v")).await.unwrap(), true);
-    engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
-    engine.delete(&key("v"), DeleteOptions::default()).await.unwrap();
+    engine.delete(&key("v"), DeleteRequest::default()).await.unwrap();
+    engine.delete(&key("v"), DeleteRequest::default()).await.unwrap();
     tally.equal(engine.exists(&key("v")).await.unwrap(), false);
     tally.equal(get(engine, "v").await, None);
     tally.equal(engine.stat(&key("v")).await.unwrap().is_none(), true);
@@ -76,21 +77,21 @@ async fn ranges(engine: &Engine, tally: &Tally) {
         (u64::MAX, Some(u64::MAX), b""),
     ] {
         let range = Some(ByteRange { offset, length });
-        let found = engine.retrieve(&key("r"), Want { range, ..Want::default() }).await.unwrap().unwrap();
+        let found = engine.retrieve(&key("r"), GetOptions { range, ..GetOptions::default() }).await.unwrap().unwrap();
         tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
         tally.equal(found.receipt.size, 4);
     }
     engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
-    let range = Want { range: Some(ByteRange::default()), ..Want::default() };
+    let range = GetOptions { range: Some(ByteRange::default()), ..GetOptions::default() };
     let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
     // What would be refused for its size is not there once it has expired.
-    let small = Want { limit: Some(2), ..Want::default() };
+    let small = GetOptions { limit: Some(2), ..GetOptions::default() };
     tally.equal(engine.retrieve(&key("r"), small).await.unwrap_err().kind, ErrorKind::Invalid);
     let past = StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
     engine.store(&key("r"), text("123"), past).await.unwrap();
     tally.equal(engine.retrieve(&key("r"), small).await.unwrap().is_none(), true);
-    engine.delete(&key("r"), DeleteOptions::default()).await.unwrap();
+    engine.delete(&key("r"), DeleteRequest::default()).await.unwrap();
     tally.equal(engine.retrieve(&key("r"), range).await.unwrap().is_none(), true);
 }
 
@@ -102,7 +103,7 @@ async fn opened(engine: &Engine, tally: &Tally) {
     {
         let receipt = engine.store(&key("o"), value.clone(), StoreOptions::default()).await.unwrap();
         for spooled in [true, false] {
-            let found = engine.open(&key("o"), Want { spooled, ..Want::default() }).await.unwrap().unwrap();
+            let found = engine.open(&key("o"), GetOptions { spooled, ..GetOptions::default() }).await.unwrap().unwrap();
             tally.equal((found.content.kind, found.receipt), (value.kind(), receipt.clone()));
             assert!(spooled || found.content.payload.as_memory().is_some());
             assert!(found.content.payload.into_memory().await.unwrap() == value.clone().into_bytes());
@@ -110,7 +111,7 @@ async fn opened(engine: &Engine, tally: &Tally) {
         }
     }
     let range = Some(ByteRange { offset: 5, length: Some(2 << 20) });
-    let part = Want { range, spooled: true, ..Want::default() };
+    let part = GetOptions { range, spooled: true, ..GetOptions::default() };
     engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
     let found = engine.open(&key("o"), part).await.unwrap().unwrap();
     assert!(found.content.payload.into_memory().await.unwrap() == many.slice(5..5 + (2 << 20)));
@@ -119,7 +120,7 @@ async fn opened(engine: &Engine, tally: &Tally) {
     let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
     engine.store(&key("o"), text("past"), past).await.unwrap();
     assert!(engine.open(&key("o"), part).await.unwrap().is_none());
-    engine.delete(&key("o"), DeleteOptions::default()).await.unwrap();
+    engine.delete(&key("o"), DeleteRequest::default()).await.unwrap();
     assert!(engine.open(&key("o"), part).await.unwrap().is_none());
     tally.case();
 }
@@ -172,7 +173,7 @@ async fn receipts(engine: &Engine, tally: &Tally) {
         tally.equal(receipt.expires_at, None);
     }
     tally.equal(engine.stat(&key("ä/b")).await.unwrap().unwrap().metadata, None);
-    engine.delete(&key("ä/b"), DeleteOptions::default()).await.unwrap();
+    engine.delete(&key("ä/b"), DeleteRequest::default()).await.unwrap();
 }
 
 async fn expiry(engine: &Engine, tally: &Tally) {
@@ -183,16 +184,16 @@ async fn expiry(engine: &Engine, tally: &Tally) {
     tally.equal(engine.stat(&key("e")).await.unwrap().is_none(), true);
     tally.equal(engine.list(ListRequest::default()).await.unwrap().len(), 0);
     // Whatever generation is named, nothing is there: the delete has what it wants.
-    let other = DeleteOptions { generation: Some("other".to_owned()), ..DeleteOptions::default() };
-    engine.delete(&key("e"), other).await.unwrap();
+    let other = DeleteRequest { generation: Some("other".to_owned()), ..DeleteRequest::default() };
+    engine.delete(&key("e"), &other).await.unwrap();
     let exactly = StoreOptions { condition: Condition::Generation(receipt.generation), ..StoreOptions::default() };
     tally.equal(engine.store(&key("e"), text("2"), exactly).await.unwrap_err().kind, ErrorKind::Precondition);
     let absent = StoreOptions { condition: Condition::Absent, ..StoreOptions::default() };
     engine.store(&key("e"), text("3"), absent).await.unwrap();
     tally.equal(get(engine, "e").await, Some(text("3")));
-    let other = DeleteOptions { generation: Some("other".to_owned()), ..DeleteOptions::default() };
-    tally.equal(engine.delete(&key("e"), other).await.unwrap_err().kind, ErrorKind::Precondition);
-    engine.delete(&key("e"), DeleteOptions::default()).await.unwrap();
+    let other = DeleteRequest { generation: Some("other".to_owned()), ..DeleteRequest::default() };
+    tally.equal(engine.delete(&key("e"), &other).await.unwrap_err().kind, ErrorKind::Precondition);
+    engine.delete(&key("e"), DeleteRequest::default()).await.unwrap();
 }
 
 async fn lists(engine: &Engine, profile: Profile, tally: &Tally) {
@@ -216,7 +217,7 @@ async fn lists(engine: &Engine, profile: Profile, tally: &Tally) {
     let found = engine.list(ListRequest { prefix: Some("x".to_owned()), ..ListRequest::default() }).await.unwrap();
     tally.equal(found, live.iter().filter(|key| key.as_str().starts_with('x')).cloned().collect());
     for key in keys {
-        engine.delete(&key, DeleteOptions::default()).await.unwrap();
+        engine.delete(&key, DeleteRequest::default()).await.unwrap();
     }
 }
 
@@ -249,7 +250,7 @@ async fn redelivered_stores(engine: &Engine, tally: &Tally) {
         // The same id with another value is another run of periodic work, not this one again.
         engine.store(&it, text("4"), again("three", Some(Timestamp::now()))).await.unwrap();
         tally.equal(get(engine, "redelivered").await, Some(text("4")));
-        engine.delete(&it, DeleteOptions::default()).await.unwrap();
+        engine.delete(&it, DeleteRequest::default()).await.unwrap();
     }
     // What was written since stays; what was written before goes.
     let newer = put(engine, "redelivered", "newer").await;
@@ -279,11 +280,11 @@ async fn redelivered_stores(engine: &Engine, tally: &Tally) {
     }
     writer.await.unwrap();
     tally.equal(get(engine, "redelivered").await, Some(text("n199")));
-    let fence = Fence::default();
-    assert!(fence.abandon());
-    let abandoned = StoreOptions { fence, ..again("seven", Some(Timestamp::now())) };
+    let commit_guard = CommitGuard::default();
+    assert!(commit_guard.abandon());
+    let abandoned = StoreOptions { commit_guard, ..again("seven", Some(Timestamp::now())) };
     tally.equal(engine.store(&it, text("x"), abandoned).await.unwrap_err().kind, ErrorKind::Abandoned);
-    engine.delete(&it, DeleteOptions::default()).await.unwrap();
+    engine.delete(&it, DeleteRequest::default()).await.unwrap();
 }
 
 /// Periodic work comes with one id again and again; only this run's own write answers for it.
@@ -321,14 +322,14 @@ async fn reused_ids(engine: &Engine, tally: &Tally) {
         let receipt = engine.store(&it, text("1"), lasting).await.unwrap();
         tally.equal(receipt.generation == old.generation, false);
         tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
-        engine.delete(&it, DeleteOptions::default()).await.unwrap();
+        engine.delete(&it, DeleteRequest::default()).await.unwrap();
     }
     // The same in every part, but written before this run began.
     let old = engine.store(&it, text("1"), again("periodic", None)).await.unwrap();
     let receipt = engine.store(&it, text("1"), again("periodic", Some(after(old.stored_at)))).await.unwrap();
     tally.equal(receipt.generation == old.generation, false);
     tally.equal(engine.stat(&it).await.unwrap().map(|stat| stat.receipt), Some(receipt));
-    engine.delete(&it, DeleteOptions::default()).await.unwrap();
+    engine.delete(&it, DeleteRequest::default()).await.unwrap();
 }
 
 fn after(time: Timestamp) -> Timestamp {
@@ -337,26 +338,26 @@ fn after(time: Timestamp) -> Timestamp {
 
 async fn redelivered_deletes(engine: &Engine, tally: &Tally) {
     let it = key("redelivered");
-    let again = |started_at, generation| DeleteOptions {
+    let again = |started_at, generation| DeleteRequest {
         generation,
         redelivered: Some(Redelivered { started_at }),
-        ..DeleteOptions::default()
+        ..DeleteRequest::default()
     };
     let began = Timestamp::now() - SignedDuration::from_secs(1);
-    engine.delete(&it, again(Some(began), None)).await.unwrap();
+    engine.delete(&it, &again(Some(began), None)).await.unwrap();
     let receipt = put(engine, "redelivered", "newer").await;
-    engine.delete(&it, again(Some(began), None)).await.unwrap();
-    engine.delete(&it, again(Some(began), Some("gone".to_owned()))).await.unwrap();
+    engine.delete(&it, &again(Some(began), None)).await.unwrap();
+    engine.delete(&it, &again(Some(began), Some("gone".to_owned()))).await.unwrap();
     tally.equal(get(engine, "redelivered").await, Some(text("newer")));
-    let refused = engine.delete(&it, again(Some(Timestamp::now()), Some("gone".to_owned()))).await.unwrap_err();
+    let refused = engine.delete(&it, &again(Some(Timestamp::now()), Some("gone".to_owned()))).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Precondition);
-    engine.delete(&it, again(Some(receipt.stored_at), Some(receipt.generation))).await.unwrap();
+    engine.delete(&it, &again(Some(receipt.stored_at), Some(receipt.generation))).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
     put(engine, "redelivered", "x").await;
-    engine.delete(&it, again(Some(Timestamp::now()), None)).await.unwrap();
+    engine.delete(&it, &again(Some(Timestamp::now()), None)).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
     put(engine, "redelivered", "x").await;
-    engine.delete(&it, again(None, None)).await.unwrap();
+    engine.delete(&it, &again(None, None)).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
 }
 
@@ -364,7 +365,7 @@ async fn counters(engine: &Engine, tally: &Tally) {
     let before = engine.stats();
     tally.equal(
         (before.initialized, before.gcs_available, before.cache_enabled, before.cache_size),
-        (true, engine.place() == Place::Gcs, false, 0),
+        (true, engine.place() == BackendKind::Gcs, false, 0),
     );
     put(engine, "c", "12345").await;
     get(engine, "c").await;
@@ -376,6 +377,6 @@ async fn counters(engine: &Engine, tally: &Tally) {
     tally.equal(after.successful_operations - before.metrics.successful_operations, 3);
     tally.equal(after.total_data_size - before.metrics.total_data_size, 5);
     assert!(after.success_rate > 0.0 && after.success_rate < 1.0 && after.mean_response_time > 0.0);
-    tally.equal(engine.retrieve(&key("c"), Want::default()).await.unwrap().unwrap().receipt.kind, Kind::Text);
-    engine.delete(&key("c"), DeleteOptions::default()).await.unwrap();
+    tally.equal(engine.retrieve(&key("c"), GetOptions::default()).await.unwrap().unwrap().receipt.kind, Kind::Text);
+    engine.delete(&key("c"), DeleteRequest::default()).await.unwrap();
 }

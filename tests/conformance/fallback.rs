@@ -1,16 +1,16 @@
 //! What a bucket with a fallback answers while the bucket is there, away, or refuses.
 
+use filestorage::provider::BackendKind;
+use filestorage::storage::{
+    Backend, ByteRange, CommitGuard, Condition, DeleteOptions, Engine, ErrorKind, Fallback, GetOptions, Grant, Key,
+    Local, Method, Page, Pending, PutOptions, Removal, Result,
+};
+use filestorage::telemetry::Metrics;
+use jiff::Timestamp;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-use filestorage::storage::{
-    Backend, ByteRange, Condition, Delete, Engine, ErrorKind, Fallback, Fence, Grant, Key, Landing, Local, Method,
-    Page, Pending, Place, Put, Removal, Result, Want,
-};
-use filestorage::telemetry::Metrics;
-use jiff::Timestamp;
 use tempfile::TempDir;
 
 use crate::backend::{self, Profile};
@@ -30,16 +30,16 @@ pub(crate) fn site() -> (Arc<Bucket>, Arc<Fallback>, TempDir) {
     (bucket, fallback, folder)
 }
 
-pub(crate) fn when(condition: Condition) -> Put {
-    Put { condition, ..Put::default() }
+pub(crate) fn when(condition: Condition) -> PutOptions {
+    PutOptions { condition, ..PutOptions::default() }
 }
 
-pub(crate) fn exactly(generation: &str) -> Put {
+pub(crate) fn exactly(generation: &str) -> PutOptions {
     when(Condition::Generation(generation.to_owned()))
 }
 
-pub(crate) fn only(generation: &str) -> Delete {
-    Delete { generation: Some(generation.to_owned()), ..Delete::default() }
+pub(crate) fn only(generation: &str) -> DeleteOptions {
+    DeleteOptions { generation: Some(generation.to_owned()), ..DeleteOptions::default() }
 }
 
 pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
@@ -48,16 +48,16 @@ pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
 
 /// Reads what is under the key as text.
 pub(crate) async fn read(backend: &dyn Backend, key: &Key) -> Option<String> {
-    let found = backend.get(key, Want::default()).await.unwrap()?;
+    let found = backend.get(key, GetOptions::default()).await.unwrap()?;
     Some(String::from_utf8(bytes(found).await.to_vec()).unwrap())
 }
 
 /// Puts, and returns the generation.
-pub(crate) async fn put(backend: &dyn Backend, key: &Key, payload: &'static str) -> (Landing, String) {
+pub(crate) async fn put(backend: &dyn Backend, key: &Key, payload: &'static str) -> (String) {
     let mut object = object(payload);
     object.attributes.stored_at = Timestamp::now();
     let generation = object.attributes.generation.clone();
-    (backend.put(key, object, Put::default()).await.unwrap(), generation)
+    (backend.put(key, &object, &PutOptions::default()).await.unwrap(), generation)
 }
 
 pub(crate) async fn pending(fallback: &Fallback) -> u64 {
@@ -117,7 +117,7 @@ async fn backend_suite_with_an_overlay_that_drains() {
 async fn engine_suite_with_the_bucket_there() {
     let (_bucket, fallback, _folder) = site();
     let tally = Tally::new("engine over fallback, the bucket there");
-    engine::suite(&Engine::new(fallback, Place::Local), Profile::NEAR, &tally).await;
+    engine::suite(&Engine::new(fallback, BackendKind::Local), Profile::NEAR, &tally).await;
     tally.close();
 }
 
@@ -125,25 +125,25 @@ async fn engine_suite_with_the_bucket_there() {
 async fn writes_land_here_while_the_bucket_is_away_and_reads_find_them() {
     let (bucket, fallback, folder) = site();
     let (it, there, deleted) = (key("it"), key("there"), key("deleted"));
-    assert_eq!(put(&*fallback, &there, "kept").await.0, Landing::Home);
-    assert_eq!(put(&*fallback, &deleted, "old").await.0, Landing::Home);
+    assert_eq!(put(&*fallback, &there, "kept").await.0, Rest::Bucket);
+    assert_eq!(put(&*fallback, &deleted, "old").await.0, Rest::Bucket);
     bucket.leave();
     let wanted = object("new");
-    assert_eq!(fallback.put(&it, wanted.clone(), Put::default()).await.unwrap(), Landing::Overlay);
-    let removal = fallback.delete(&deleted, Delete::default()).await.unwrap();
-    assert_eq!(removal, Removal { found: false, landing: Landing::Overlay });
+    assert_eq!(rest(fallback.put(&it, &wanted, &PutOptions::default()).await.unwrap()), Rest::Overlay);
+    let removal = fallback.delete(&deleted, &DeleteOptions::default()).await.unwrap();
+    assert_eq!(removal, Removal { found: false, pending: true });
     let sibling = open(&bucket, &folder.path().join("overlay"));
     for worker in [&fallback, &sibling] {
-        let found = worker.get(&it, Want::default()).await.unwrap().unwrap();
-        assert!(found.attributes.seen.pending && worker.stat(&it).await.unwrap().unwrap().seen.pending);
+        let found = worker.get(&it, GetOptions::default()).await.unwrap().unwrap();
+        assert!(found.attributes.info.pending && worker.stat(&it).await.unwrap().unwrap().info.pending);
         assert_eq!(text(&found.attributes), text(&wanted.attributes));
         assert_eq!(&*bytes(found).await, b"new");
         let range = Some(ByteRange { offset: 1, length: Some(1) });
-        let part = worker.get(&it, Want { range, ..Want::default() }).await.unwrap().unwrap();
+        let part = worker.get(&it, GetOptions { range, ..GetOptions::default() }).await.unwrap().unwrap();
         assert_eq!(&*bytes(part).await, b"e");
         assert_eq!((read(&**worker, &deleted).await, worker.stat(&deleted).await.unwrap().is_none()), (None, true));
         for unknown in [&there, &key("never")] {
-            assert_eq!(kind(worker.get(unknown, Want::default()).await), ErrorKind::Unavailable);
+            assert_eq!(kind(worker.get(unknown, GetOptions::default()).await), ErrorKind::Unavailable);
             assert_eq!(kind(worker.stat(unknown).await), ErrorKind::Unavailable);
             assert_eq!(kind(worker.flush(unknown).await), ErrorKind::Unavailable);
         }
@@ -155,26 +155,20 @@ async fn writes_land_here_while_the_bucket_is_away_and_reads_find_them() {
     }
     // An entry that was there takes writes and deletes without asking the bucket.
     bucket.requests();
-    assert_eq!(
-        fallback.delete(&it, Delete::default()).await.unwrap(),
-        Removal { found: true, landing: Landing::Overlay }
-    );
-    assert_eq!(
-        fallback.delete(&it, Delete::default()).await.unwrap(),
-        Removal { found: false, landing: Landing::Overlay }
-    );
-    assert_eq!(put(&*fallback, &deleted, "back").await.0, Landing::Overlay);
+    assert_eq!(fallback.delete(&it, &DeleteOptions::default()).await.unwrap(), Removal { found: true, pending: true });
+    assert_eq!(fallback.delete(&it, &DeleteOptions::default()).await.unwrap(), Removal { found: false, pending: true });
+    assert_eq!(put(&*fallback, &deleted, "back").await.0, Rest::Overlay);
     assert!(bucket.requests().is_empty());
     bucket.come_back();
     assert_eq!(read(&*sibling, &it).await, None);
-    assert_eq!(put(&*sibling, &it, "again").await.0, Landing::Overlay, "until it was sent");
+    assert_eq!(put(&*sibling, &it, "again").await.0, Rest::Overlay, "until it was sent");
     let report = sibling.sync(&()).await.unwrap();
     assert_eq!((report.sent, report.remaining), (2, 0), "{report:?}");
     for (key, value) in [(&it, "again"), (&there, "kept"), (&deleted, "back")] {
         assert_eq!(read(&*bucket.inner, key).await.as_deref(), Some(value));
-        assert!(!fallback.stat(key).await.unwrap().unwrap().seen.pending);
+        assert!(!fallback.stat(key).await.unwrap().unwrap().info.pending);
     }
-    assert_eq!(put(&*fallback, &it, "direct").await.0, Landing::Home);
+    assert_eq!(put(&*fallback, &it, "direct").await.0, Rest::Bucket);
 }
 
 #[tokio::test]
@@ -183,22 +177,22 @@ async fn only_a_bucket_that_cannot_be_reached_is_stood_in_for() {
     let it = key("it");
     for refusal in [ErrorKind::Denied, ErrorKind::Invalid, ErrorKind::Integrity, ErrorKind::Io, ErrorKind::Abandoned] {
         bucket.weather(move |_| Fate::Refused(refusal));
-        assert_eq!(kind(fallback.put(&it, object("x"), Put::default()).await), refusal);
-        assert_eq!(kind(fallback.delete(&it, Delete::default()).await), refusal);
-        assert_eq!(kind(fallback.get(&it, Want::default()).await), refusal);
+        assert_eq!(kind(fallback.put(&it, &object("x"), &PutOptions::default()).await), refusal);
+        assert_eq!(kind(fallback.delete(&it, &DeleteOptions::default()).await), refusal);
+        assert_eq!(kind(fallback.get(&it, GetOptions::default()).await), refusal);
         assert_eq!(kind(fallback.probe().await), refusal);
         assert_eq!(pending(&fallback).await, 0, "{refusal:?}");
     }
     bucket.weather(|_| Fate::Refused(ErrorKind::Throttled));
-    assert_eq!(put(&*fallback, &it, "x").await.0, Landing::Overlay);
-    assert_eq!(fallback.delete(&key("other"), Delete::default()).await.unwrap().landing, Landing::Overlay);
-    assert_eq!(kind(fallback.get(&key("third"), Want::default()).await), ErrorKind::Throttled);
+    assert_eq!(put(&*fallback, &it, "x").await.0, Rest::Overlay);
+    assert_eq!(rest(fallback.delete(&key("other"), &DeleteOptions::default()).await.unwrap()), Rest::Overlay);
+    assert_eq!(kind(fallback.get(&key("third"), GetOptions::default()).await), ErrorKind::Throttled);
     // What the bucket could never keep is refused at once, not when it is to be sent.
     bucket.leave();
     let mut impossible = object("x");
     impossible.attributes.operation_id = Some("x".repeat(2_000));
-    assert_eq!(kind(fallback.put(&key("no"), impossible.clone(), Put::default()).await), ErrorKind::Invalid);
-    assert_eq!(kind(fallback.put(&it, impossible, Put::default()).await), ErrorKind::Invalid);
+    assert_eq!(kind(fallback.put(&key("no"), &impossible, &PutOptions::default()).await), ErrorKind::Invalid);
+    assert_eq!(kind(fallback.put(&it, &impossible, &PutOptions::default()).await), ErrorKind::Invalid);
     assert_eq!(pending(&fallback).await, 2);
 }
 
@@ -209,35 +203,35 @@ async fn a_condition_is_decided_where_the_newest_state_is() {
     let (_, first) = put(&*fallback, &it, "first").await;
     bucket.leave();
     for condition in [Condition::Absent, Condition::Generation(first.clone())] {
-        let error = fallback.put(&it, object("x"), when(condition)).await.unwrap_err();
+        let error = fallback.put(&it, &object("x"), &when(condition)).await.unwrap_err();
         assert!(error.kind == ErrorKind::Unavailable && error.message().contains("only the bucket"), "{error}");
         assert_eq!(error.key.as_ref(), Some(&it));
     }
-    let error = fallback.delete(&it, only(&first)).await.unwrap_err();
+    let error = fallback.delete(&it, &only(&first)).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable && error.message().contains("only the bucket"), "{error}");
     assert_eq!(pending(&fallback).await, 0);
 
     let (_, second) = put(&*fallback, &it, "second").await;
-    assert_eq!(kind(fallback.put(&it, object("x"), when(Condition::Absent)).await), ErrorKind::Precondition);
-    assert_eq!(kind(fallback.put(&it, object("x"), exactly(&first)).await), ErrorKind::Precondition);
-    assert_eq!(kind(fallback.delete(&it, only(&first)).await), ErrorKind::Precondition);
+    assert_eq!(kind(fallback.put(&it, &object("x"), &when(Condition::Absent)).await), ErrorKind::Precondition);
+    assert_eq!(kind(fallback.put(&it, &object("x"), &exactly(&first)).await), ErrorKind::Precondition);
+    assert_eq!(kind(fallback.delete(&it, &only(&first)).await), ErrorKind::Precondition);
     let third = object("third");
     let generation = third.attributes.generation.clone();
-    assert_eq!(fallback.put(&it, third, exactly(&second)).await.unwrap(), Landing::Overlay);
-    assert!(fallback.delete(&it, only(&generation)).await.unwrap().found);
+    assert_eq!(rest(fallback.put(&it, &third, &exactly(&second)).await.unwrap()), Rest::Overlay);
+    assert!(fallback.delete(&it, &only(&generation)).await.unwrap().found);
     // A tombstone is nothing, whatever the bucket still has.
-    assert_eq!(kind(fallback.put(&it, object("x"), exactly(&first)).await), ErrorKind::Precondition);
-    assert_eq!(fallback.delete(&it, only(&first)).await.unwrap(), Removal { found: false, landing: Landing::Overlay });
-    assert_eq!(fallback.put(&it, object("4"), when(Condition::Absent)).await.unwrap(), Landing::Overlay);
+    assert_eq!(kind(fallback.put(&it, &object("x"), &exactly(&first)).await), ErrorKind::Precondition);
+    assert_eq!(fallback.delete(&it, &only(&first)).await.unwrap(), Removal { found: false, pending: true });
+    assert_eq!(rest(fallback.put(&it, &object("4"), &when(Condition::Absent)).await.unwrap()), Rest::Overlay);
     // So is what has expired, except that a clean-up can name it.
     let past = expired("5");
     let generation = past.attributes.generation.clone();
-    fallback.put(&it, past.clone(), Put::default()).await.unwrap();
-    assert_eq!(kind(fallback.put(&it, object("x"), exactly(&generation)).await), ErrorKind::Precondition);
-    assert_eq!(fallback.put(&it, object("6"), when(Condition::Absent)).await.unwrap(), Landing::Overlay);
-    assert_eq!(kind(fallback.delete(&it, only(&generation)).await), ErrorKind::Precondition);
-    fallback.put(&it, past, Put::default()).await.unwrap();
-    assert!(fallback.delete(&it, only(&generation)).await.unwrap().found);
+    fallback.put(&it, &past, &PutOptions::default()).await.unwrap();
+    assert_eq!(kind(fallback.put(&it, &object("x"), &exactly(&generation)).await), ErrorKind::Precondition);
+    assert_eq!(rest(fallback.put(&it, &object("6"), &when(Condition::Absent)).await.unwrap()), Rest::Overlay);
+    assert_eq!(kind(fallback.delete(&it, &only(&generation)).await), ErrorKind::Precondition);
+    fallback.put(&it, &past, &PutOptions::default()).await.unwrap();
+    assert!(fallback.delete(&it, &only(&generation)).await.unwrap().found);
     bucket.come_back();
     assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("first"));
     assert_eq!(fallback.sync(&()).await.unwrap().deleted, 1);
@@ -251,26 +245,26 @@ async fn an_abandoned_write_or_delete_lands_nowhere() {
     bucket.leave();
     put(&*fallback, &that, "kept").await;
     let abandoned = || {
-        let fence = Fence::default();
-        assert!(fence.abandon());
-        fence
+        let commit_guard = CommitGuard::default();
+        assert!(commit_guard.abandon());
+        commit_guard
     };
     for key in [&it, &that] {
-        let how = Put { fence: abandoned(), ..Put::default() };
-        assert_eq!(kind(fallback.put(key, object("x"), how).await), ErrorKind::Abandoned);
-        let how = Delete { fence: abandoned(), ..Delete::default() };
-        assert_eq!(kind(fallback.delete(key, how).await), ErrorKind::Abandoned);
+        let how = PutOptions { commit_guard: abandoned(), ..PutOptions::default() };
+        assert_eq!(kind(fallback.put(key, &object("x"), &how).await), ErrorKind::Abandoned);
+        let how = DeleteOptions { commit_guard: abandoned(), ..DeleteOptions::default() };
+        assert_eq!(kind(fallback.delete(key, &how).await), ErrorKind::Abandoned);
     }
     assert_eq!((pending(&fallback).await, read(&*fallback, &that).await.as_deref()), (1, Some("kept")));
-    fallback.delete(&that, Delete::default()).await.unwrap();
-    let how = Delete { fence: abandoned(), ..only("gone") };
-    assert_eq!(kind(fallback.delete(&that, how).await), ErrorKind::Abandoned);
+    fallback.delete(&that, &DeleteOptions::default()).await.unwrap();
+    let how = DeleteOptions { commit_guard: abandoned(), ..only("gone") };
+    assert_eq!(kind(fallback.delete(&that, &how).await), ErrorKind::Abandoned);
     // What was committed when the request left may land here when the request fails.
     bucket.weather(|_| Fate::Late);
-    let fence = Fence::default();
-    let how = Put { fence: fence.clone(), ..Put::default() };
-    assert_eq!(fallback.put(&it, object("x"), how).await.unwrap(), Landing::Overlay);
-    assert!(!fence.abandon());
+    let commit_guard = CommitGuard::default();
+    let how = PutOptions { commit_guard: commit_guard.clone(), ..PutOptions::default() };
+    assert_eq!(rest(fallback.put(&it, &object("x"), &how).await.unwrap()), Rest::Overlay);
+    assert!(!commit_guard.abandon());
 }
 
 #[tokio::test]
@@ -281,7 +275,7 @@ async fn a_url_is_signed_only_for_what_the_bucket_has() {
     assert_eq!(fallback.sign(&it, &grant).await.unwrap(), "signed://it");
     bucket.leave();
     put(&*fallback, &it, "x").await;
-    fallback.delete(&key("gone"), Delete::default()).await.unwrap();
+    fallback.delete(&key("gone"), &DeleteOptions::default()).await.unwrap();
     bucket.come_back();
     for waiting in [&it, &key("gone")] {
         let error = fallback.sign(waiting, &grant).await.unwrap_err();
@@ -301,11 +295,11 @@ async fn a_damaged_entry_is_an_error_until_it_is_replaced() {
         put(&*fallback, &key(name), "x").await;
         fs::write(root.join(format!("{name}.obj")), "not ours").unwrap();
     }
-    assert_eq!(kind(fallback.get(&key("read"), Want::default()).await), ErrorKind::Integrity);
-    assert_eq!(kind(fallback.put(&key("stored"), object("y"), when(Condition::Absent)).await), ErrorKind::Integrity);
-    assert_eq!(put(&*fallback, &key("stored"), "y").await.0, Landing::Overlay);
-    assert_eq!(kind(fallback.delete(&key("deleted"), only("g")).await), ErrorKind::Integrity);
-    assert!(fallback.delete(&key("deleted"), Delete::default()).await.unwrap().found);
+    assert_eq!(kind(fallback.get(&key("read"), GetOptions::default()).await), ErrorKind::Integrity);
+    assert_eq!(kind(fallback.put(&key("stored"), &object("y"), &when(Condition::Absent)).await), ErrorKind::Integrity);
+    assert_eq!(put(&*fallback, &key("stored"), "y").await.0, Rest::Overlay);
+    assert_eq!(kind(fallback.delete(&key("deleted"), &only("g")).await), ErrorKind::Integrity);
+    assert!(fallback.delete(&key("deleted"), &DeleteOptions::default()).await.unwrap().found);
     assert_eq!(fallback.pending().await.unwrap().entries, 4);
     bucket.come_back();
     let report = fallback.sync(&()).await.unwrap();
@@ -327,21 +321,23 @@ async fn a_full_overlay_is_a_full_disk() {
     let fallback = open(&bucket, &folder.path().join("overlay"));
     put(&*fallback, &key("home"), "kept").await;
     bucket.leave();
-    fallback.put(&key("a"), object(noise(200_000, 1)), Put::default()).await.unwrap();
+    fallback.put(&key("a"), &object(noise(200_000, 1)), &PutOptions::default()).await.unwrap();
     for name in ["a", "b", "home"] {
-        let error = fallback.put(&key(name), object(noise(600_000, 2)), Put::default()).await.unwrap_err();
+        let error = fallback.put(&key(name), &object(noise(600_000, 2)), &PutOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
     }
-    let found = fallback.get(&key("a"), Want::default()).await.unwrap().unwrap();
+    let found = fallback.get(&key("a"), GetOptions::default()).await.unwrap().unwrap();
     assert!(bytes(found).await == noise(200_000, 1));
     let waits = fallback.pending().await.unwrap();
     assert_eq!((waits.entries, waits.bytes), (1, 200_000));
     // To the bucket there is room.
     bucket.come_back();
-    fallback.put(&key("b"), object(noise(600_000, 2)), Put::default()).await.unwrap();
+    fallback.put(&key("b"), &object(noise(600_000, 2)), &PutOptions::default()).await.unwrap();
     assert_eq!(fallback.sync(&()).await.unwrap().sent, 1);
     assert_eq!(read(&*bucket.inner, &key("home")).await.as_deref(), Some("kept"));
-    assert!(bytes(bucket.inner.get(&key("a"), Want::default()).await.unwrap().unwrap()).await == noise(200_000, 1));
+    assert!(
+        bytes(bucket.inner.get(&key("a"), GetOptions::default()).await.unwrap().unwrap()).await == noise(200_000, 1)
+    );
 }
 
 #[tokio::test]
@@ -353,9 +349,9 @@ async fn the_folder_says_what_waits_and_who_it_is() {
     bucket.leave();
     let mut old = object("12345");
     old.attributes.stored_at = Timestamp::from_second(1_700_000_000).unwrap();
-    fallback.put(&key("old"), old, Put::default()).await.unwrap();
+    fallback.put(&key("old"), &old, &PutOptions::default()).await.unwrap();
     put(&*fallback, &key("new"), "678").await;
-    fallback.delete(&key("gone"), Delete::default()).await.unwrap();
+    fallback.delete(&key("gone"), &DeleteOptions::default()).await.unwrap();
     let waits = Pending { entries: 3, bytes: 8, oldest: Some(Timestamp::from_second(1_700_000_000).unwrap()) };
     let primary = || Arc::clone(&bucket) as Arc<dyn Backend>;
     let metrics = Metrics::new();
@@ -367,7 +363,7 @@ async fn the_folder_says_what_waits_and_who_it_is() {
     }
     let origin = |name: &str| {
         let (reader, key) = (&reader, key(name));
-        async move { reader.stat(&key).await.unwrap().unwrap().origin.unwrap() }
+        async move { reader.stat(&key).await.unwrap().unwrap().writer_id.unwrap() }
     };
     bucket.come_back();
     let own = origin("home").await;
@@ -394,7 +390,7 @@ async fn an_entry_that_is_sent_between_look_and_deed_is_noticed() {
         bucket.leave();
         let entry = if deed == "expired" { expired("1") } else { object("1") };
         let generation = entry.attributes.generation.clone();
-        fallback.put(&it, entry, Put::default()).await.unwrap();
+        fallback.put(&it, &entry, &PutOptions::default()).await.unwrap();
         bucket.come_back();
         // Every shard is held, so that the writer has looked and waits when its temporary file is there.
         let shards: Vec<_> = (0..256).map(|shard| root.join(format!("#locks/{shard:02x}"))).collect();
@@ -404,16 +400,17 @@ async fn an_entry_that_is_sent_between_look_and_deed_is_noticed() {
             let (writer, it, generation) = (open(&bucket, &root), it.clone(), generation.clone());
             async move {
                 match deed {
-                    "store" => {
-                        writer.put(&it, object("2"), Put::default()).await.map(|landing| landing == Landing::Home)
-                    }
+                    "store" => writer
+                        .put(&it, &object("2"), &PutOptions::default())
+                        .await
+                        .map(|landing| landing == Rest::Bucket),
                     "conditional" => {
-                        writer.put(&it, object("2"), exactly(&generation)).await.map(|it| it == Landing::Home)
+                        writer.put(&it, &object("2"), &exactly(&generation)).await.map(|it| it == Rest::Bucket)
                     }
                     "expired" => {
-                        writer.put(&it, object("2"), when(Condition::Absent)).await.map(|it| it == Landing::Home)
+                        writer.put(&it, &object("2"), &when(Condition::Absent)).await.map(|it| it == Rest::Bucket)
                     }
-                    _ => writer.delete(&it, only(&generation)).await.map(|it| it.found && it.landing == Landing::Home),
+                    _ => writer.delete(&it, &only(&generation)).await.map(|it| it.found && it.landing == Rest::Bucket),
                 }
             }
         });
@@ -421,8 +418,8 @@ async fn an_entry_that_is_sent_between_look_and_deed_is_noticed() {
             tokio::task::yield_now().await;
         }
         // What a sync does, which would need the lock.
-        let sent = fallback.get(&it, Want::default()).await.unwrap().unwrap();
-        bucket.put(&it, sent, Put::default()).await.unwrap();
+        let sent = fallback.get(&it, GetOptions::default()).await.unwrap().unwrap();
+        bucket.put(&it, &sent, &PutOptions::default()).await.unwrap();
         fs::remove_file(root.join("it.obj")).unwrap();
         drop(held);
         assert!(writer.await.unwrap().unwrap(), "{deed} went to the bucket");

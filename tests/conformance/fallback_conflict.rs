@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Delete, Key, Landing, Local, Page, Put};
+use filestorage::storage::{Backend, DeleteOptions, Key, Local, Page, Put};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 
@@ -21,7 +21,7 @@ async fn a_delete_removes_only_what_it_has_looked_at() {
         let it = key("it");
         put(&*fallback, &it, "old").await;
         bucket.leave();
-        fallback.delete(&it, Delete::default()).await.unwrap();
+        fallback.delete(&it, &DeleteOptions::default()).await.unwrap();
         let gate = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&gate);
         bucket.weather(move |request| match request.ask {
@@ -56,9 +56,9 @@ async fn an_earlier_try_of_the_same_command_is_no_conflict() {
     for (first, again, wanted) in [("x", "x", report(0, 0, 1, 0)), ("x", "y", report(0, 0, 0, 1))] {
         let first = attempt(first, begin + SignedDuration::from_millis(5));
         let generation = first.attributes.generation.clone();
-        fallback.put(&it, first, Put::default()).await.unwrap();
-        let how = Put { deferred: true, ..Put::default() };
-        assert_eq!(fallback.put(&it, attempt(again, begin), how).await.unwrap(), Landing::Overlay);
+        fallback.put(&it, &first, &PutOptions::default()).await.unwrap();
+        let how = PutOptions { deferred: true, ..PutOptions::default() };
+        assert_eq!(rest(fallback.put(&it, &attempt(again, begin), &how).await.unwrap()), Rest::Overlay);
         assert_eq!(sync(&fallback).await, wanted);
         assert_eq!(bucket.inner.stat(&it).await.unwrap().unwrap().generation, generation);
     }
@@ -74,7 +74,7 @@ async fn what_somebody_else_changed_since_is_told_by_the_buckets_clock() {
                 bucket.set_skew(SignedDuration::from_hours(hours));
                 bucket.leave();
                 if delete {
-                    fallback.delete(&it, Delete::default()).await.unwrap();
+                    fallback.delete(&it, &DeleteOptions::default()).await.unwrap();
                 } else {
                     put(&*fallback, &it, "ours").await;
                 }
@@ -127,7 +127,7 @@ async fn a_bucket_that_tells_no_time_is_taken_by_the_objects_own() {
     bucket.leave();
     let mut old = object("ours");
     old.attributes.stored_at = Timestamp::from_second(1_000_000_000).unwrap();
-    fallback.put(&key("it"), old, Put::default()).await.unwrap();
+    fallback.put(&key("it"), &old, &PutOptions::default()).await.unwrap();
     bucket.foreign(&key("it"), "theirs", None).await;
     bucket.come_back();
     assert_eq!(sync(&fallback).await, report(0, 0, 0, 1));
@@ -153,13 +153,13 @@ async fn those_who_share_the_folder_are_told_by_their_stamps() {
             bucket.weather(move |_| Fate::Held(Arc::clone(&held)));
             let writing = tokio::spawn({
                 let (it, object) = (it.clone(), stamped("theirs", theirs));
-                async move { sibling.put(&it, object, Put::default()).await.unwrap() }
+                async move { sibling.put(&it, &object, &PutOptions::default()).await.unwrap() }
             });
             until(async || bucket.writing() == 1).await;
             bucket.leave();
-            fallback.put(&it, stamped("ours", ours), Put::default()).await.unwrap();
+            fallback.put(&it, &stamped("ours", ours), &PutOptions::default()).await.unwrap();
             gate.add_permits(1);
-            assert_eq!(writing.await.unwrap(), Landing::Home);
+            assert_eq!(rest(writing.await.unwrap()), Rest::Bucket);
             bucket.come_back();
             assert_eq!(sync(&fallback).await, report(1 - conflicts, 0, 0, conflicts), "{hours} h");
             let wanted = if conflicts == 0 { "ours" } else { "theirs" };

@@ -1,20 +1,19 @@
 //! An engine over a bucket with a fallback: receipts, and commands that come again while the bucket is away.
 
-use std::fs;
-use std::sync::Arc;
-
+use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, Condition, DeleteOptions, Engine, ErrorKind, Fallback, Landing, Place, Redelivered, StoreOptions, Value,
-    Want,
+    Backend, Condition, DeleteRequest, Engine, ErrorKind, Fallback, GetOptions, Redelivered, StoreOptions, Value,
 };
 use jiff::{SignedDuration, Timestamp};
+use std::fs;
+use std::sync::Arc;
 
 use crate::bucket::{Ask, Fate};
 use crate::fallback::{kind, pending, read, site};
 use crate::support::key;
 
 fn engine_over(fallback: &Arc<Fallback>) -> Engine {
-    Engine::new(Arc::clone(fallback) as Arc<dyn Backend>, Place::Gcs).with_fallback(Arc::clone(fallback))
+    Engine::new(Arc::clone(fallback) as Arc<dyn Backend>, BackendKind::Gcs).with_fallback(Arc::clone(fallback))
 }
 
 fn again(started_at: Option<Timestamp>) -> StoreOptions {
@@ -33,15 +32,15 @@ async fn the_engine_says_where_a_value_is() {
     assert!(engine.stats().local_fallback_enabled && engine.fallback().is_some());
     bucket.leave();
     let receipt = engine.store(&it, value("1"), StoreOptions::default()).await.unwrap();
-    assert_eq!((receipt.backend, receipt.pending_sync), (Place::Local, true));
+    assert_eq!((receipt.backend, receipt.pending_sync), (BackendKind::Local, true));
     assert_eq!(engine.stat(&it).await.unwrap().unwrap().receipt, receipt);
-    assert_eq!(engine.retrieve(&it, Want::default()).await.unwrap().unwrap().receipt, receipt);
-    assert_eq!(engine.delete(&it, DeleteOptions::default()).await.unwrap(), Landing::Overlay);
+    assert_eq!(engine.retrieve(&it, GetOptions::default()).await.unwrap().unwrap().receipt, receipt);
+    assert_eq!(rest(engine.delete(&it, DeleteRequest::default()).await.unwrap()), Rest::Overlay);
     assert_eq!((engine.exists(&it).await.unwrap(), engine.stat(&it).await.unwrap().is_none()), (false, true));
     bucket.come_back();
     fallback.sync(&()).await.unwrap();
     let receipt = engine.store(&it, value("2"), StoreOptions::default()).await.unwrap();
-    assert_eq!((receipt.backend, receipt.pending_sync), (Place::Gcs, false));
+    assert_eq!((receipt.backend, receipt.pending_sync), (BackendKind::Gcs, false));
     assert_eq!(engine.stat(&it).await.unwrap().unwrap().receipt, receipt);
 }
 
@@ -53,17 +52,17 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     let old = engine.store(&it, value("newer"), StoreOptions::default()).await.unwrap();
     bucket.leave();
     // Without a fallback nothing may be written.
-    let bare = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, Place::Gcs);
+    let bare = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, BackendKind::Gcs);
     assert_eq!(kind(bare.store(&it, value("mine"), again(Some(begin))).await), ErrorKind::Unavailable);
     let redelivered = Some(Redelivered { started_at: Some(begin) });
-    let delete = || DeleteOptions { redelivered, ..DeleteOptions::default() };
-    assert_eq!(kind(bare.delete(&it, delete()).await), ErrorKind::Unavailable);
+    let delete = || DeleteRequest { redelivered, ..DeleteRequest::default() };
+    assert_eq!(kind(bare.delete(&it, &delete()).await), ErrorKind::Unavailable);
     assert_eq!(pending(&fallback).await, 0);
     // Of conditional ones the bucket alone can tell.
     let conditional = StoreOptions { condition: Condition::Generation(old.generation.clone()), ..again(Some(begin)) };
     assert_eq!(kind(engine.store(&it, value("mine"), conditional).await), ErrorKind::Unavailable);
-    let conditional = DeleteOptions { generation: Some(old.generation), ..delete() };
-    assert_eq!(kind(engine.delete(&it, conditional).await), ErrorKind::Unavailable);
+    let conditional = DeleteRequest { generation: Some(old.generation), ..delete() };
+    assert_eq!(kind(engine.delete(&it, &conditional).await), ErrorKind::Unavailable);
     assert_eq!(pending(&fallback).await, 0);
 
     let receipt = engine.store(&it, value("mine"), again(Some(begin))).await.unwrap();
@@ -78,8 +77,8 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     assert!(kept.len() == 1 && fs::read_to_string(&kept[0].path).unwrap().ends_with("\nmine"), "{kept:?}");
 
     bucket.leave();
-    assert_eq!(engine.delete(&it, delete()).await.unwrap(), Landing::Overlay);
-    assert_eq!(engine.delete(&it, delete()).await.unwrap(), Landing::Overlay, "remembered already");
+    assert_eq!(rest(engine.delete(&it, &delete()).await.unwrap()), Rest::Overlay);
+    assert_eq!(rest(engine.delete(&it, &delete()).await.unwrap()), Rest::Overlay, "remembered already");
     bucket.come_back();
     assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);
     assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("newer"));
@@ -113,12 +112,12 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         });
         let delete = |start| {
             let redelivered = Some(Redelivered { started_at: Some(start) });
-            DeleteOptions { redelivered, ..DeleteOptions::default() }
+            DeleteRequest { redelivered, ..DeleteRequest::default() }
         };
         if store {
             assert!(engine.store(&it, value("mine"), again(Some(later))).await.unwrap().pending_sync);
         } else {
-            assert_eq!(engine.delete(&it, delete(later)).await.unwrap(), Landing::Overlay);
+            assert_eq!(rest(engine.delete(&it, &delete(later)).await.unwrap()), Rest::Overlay);
         }
         bucket.come_back();
         fallback.sync(&()).await.unwrap();
@@ -132,7 +131,7 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         if store {
             assert!(engine.store(&it, value("mine"), again(Some(begin))).await.unwrap().pending_sync);
         } else {
-            assert_eq!(engine.delete(&it, delete(begin)).await.unwrap(), Landing::Overlay);
+            assert_eq!(rest(engine.delete(&it, &delete(begin)).await.unwrap()), Rest::Overlay);
         }
         bucket.come_back();
         assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use filestorage::storage::{Backend, Delete, ErrorKind, Fallback, Key, Landing, Put};
+use filestorage::storage::{Backend, DeleteOptions, ErrorKind, Fallback, Key, Put};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
@@ -34,15 +34,15 @@ async fn write(worker: Arc<Fallback>, overlay: usize, mut seed: u64) -> Vec<Land
         let it = key(&format!("it/{}", random(&mut seed) as usize % KEYS));
         let begin = Timestamp::now();
         let (landing, generation) = if random(&mut seed).is_multiple_of(4) {
-            (worker.delete(&it, Delete::default()).await.unwrap().landing, None)
+            (worker.delete(&it, &DeleteOptions::default()).await.unwrap().landing, None)
         } else {
             let mut object = object("ours");
             object.attributes.stored_at = begin;
             object.attributes.operation_id = None;
             let generation = object.attributes.generation.clone();
-            (worker.put(&it, object, Put::default()).await.unwrap(), Some(generation))
+            (worker.put(&it, &object, &PutOptions::default()).await.unwrap(), Some(generation))
         };
-        if landing == Landing::Overlay {
+        if landing == Rest::Overlay {
             landed.push(Landed { overlay, key: it, generation, begin, end: Timestamp::now() });
         }
         sleep(Duration::from_micros(random(&mut seed) % 4_000)).await;
@@ -104,7 +104,8 @@ fn nothing_newer_was_replaced(history: &[Change]) -> usize {
     for change in history {
         let before = now.insert(&change.key, change).and_then(|before| before.attributes.as_ref());
         let (Some(before), Some(after), true) = (before, &change.attributes, change.conditional) else { continue };
-        let written_at = if before.origin == after.origin { Some(before.stored_at) } else { before.seen.received_at };
+        let written_at =
+            if before.writer_id == after.writer_id { Some(before.stored_at) } else { before.info.received_at };
         assert!(written_at.unwrap() <= after.stored_at, "{before:?} was replaced by {after:?}");
         replaced += 1;
     }

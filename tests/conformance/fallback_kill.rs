@@ -1,13 +1,13 @@
 //! A worker that is killed by the system again and again, on a bucket that outlives it.
 
+use filestorage::provider::BackendKind;
+use filestorage::storage::{Backend, DeleteRequest, Engine, ErrorKind, Local, StoreOptions, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-
-use filestorage::storage::{Backend, DeleteOptions, Engine, ErrorKind, Local, Place, StoreOptions, Value};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
@@ -39,7 +39,7 @@ fn bucket(folder: &Path) -> Arc<Bucket> {
 /// Stores and deletes until it is killed; says what it begins and what was confirmed.
 async fn live(folder: PathBuf, life: String) {
     let fallback = open(&bucket(&folder), &folder.join("overlay"));
-    let engine = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, Place::Gcs);
+    let engine = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, BackendKind::Gcs);
     let say = |line: String| {
         let mut out = std::io::stdout().lock();
         writeln!(out, "\nvictim {line}").unwrap();
@@ -61,7 +61,7 @@ async fn live(folder: PathBuf, life: String) {
                     if random(&mut seed).is_multiple_of(4) { "-".to_owned() } else { format!("{life}.{command}") };
                 say(format!("begins {name} {value}"));
                 if value == "-" {
-                    engine.delete(&key(&name), DeleteOptions::default()).await.unwrap();
+                    engine.delete(&key(&name), DeleteRequest::default()).await.unwrap();
                 } else {
                     engine.store(&key(&name), Value::Text(value.clone()), StoreOptions::default()).await.unwrap();
                 }

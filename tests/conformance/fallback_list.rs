@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Delete, ErrorKind, Fallback, Key, Landing, Page, Put};
+use filestorage::storage::{Backend, DeleteOptions, ErrorKind, Fallback, Key, Page, Put};
 
 use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::site;
@@ -11,18 +11,19 @@ use crate::support::{key, object, random};
 
 /// Puts into the overlay, whatever the weather.
 async fn wait(fallback: &Fallback, key: &Key) {
-    let landing = fallback.put(key, object("x"), Put { deferred: true, ..Put::default() }).await.unwrap();
-    assert_eq!(landing, Landing::Overlay);
+    let landing =
+        fallback.put(key, &object("x"), &PutOptions { deferred: true, ..PutOptions::default() }).await.unwrap();
+    assert_eq!(landing, Rest::Overlay);
 }
 
 /// Deletes in the overlay.
 async fn bury(fallback: &Fallback, key: &Key) {
-    let how = Delete { deferred: Some(jiff::Timestamp::now()), ..Delete::default() };
-    assert_eq!(fallback.delete(key, how).await.unwrap().landing, Landing::Overlay);
+    let how = DeleteOptions { deferred: Some(jiff::Timestamp::now()), ..DeleteOptions::default() };
+    assert_eq!(rest(fallback.delete(key, &how).await.unwrap()), Rest::Overlay);
 }
 
 async fn keep(bucket: &Bucket, key: &Key) {
-    bucket.inner.put(key, object("x"), Put::default()).await.unwrap();
+    bucket.inner.put(key, &object("x"), &PutOptions::default()).await.unwrap();
 }
 
 /// Every page there can be, against the plain definition.

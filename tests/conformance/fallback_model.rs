@@ -4,18 +4,18 @@
 //! under way come again as redelivered ones, as they do from a queue. Each key is used by one client, so that the model
 //! knows what must be there.
 
+use filestorage::provider::BackendKind;
+use filestorage::storage::{
+    Backend, Condition, DeleteRequest, Engine, ErrorKind, Fallback, GetOptions, Key, ListRequest, Redelivered, Result,
+    StoreOptions, Value,
+};
+use futures_util::future::join_all;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-
-use filestorage::storage::{
-    Backend, Condition, DeleteOptions, Engine, ErrorKind, Fallback, Key, Landing, ListRequest, Place, Redelivered,
-    Result, StoreOptions, Value, Want,
-};
-use futures_util::future::join_all;
-use jiff::Timestamp;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -47,8 +47,8 @@ impl Process {
     fn start(bucket: &Arc<Bucket>, folder: &std::path::Path) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let fallback = open(bucket, folder);
-        let engine =
-            Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, Place::Gcs).with_fallback(Arc::clone(&fallback));
+        let engine = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, BackendKind::Gcs)
+            .with_fallback(Arc::clone(&fallback));
         runtime.spawn(async move {
             loop {
                 if let Err(error) = fallback.sync(&()).await {
@@ -109,7 +109,7 @@ impl Worker {
 
 /// What has been seen to happen, so that the test does not pass for want of trouble.
 #[derive(Default)]
-struct Seen {
+struct ObjectInfo {
     home: AtomicU64,
     landed: AtomicU64,
     redelivered: AtomicU64,
@@ -124,11 +124,11 @@ struct Client {
     seed: u64,
     workers: Arc<Vec<Worker>>,
     states: BTreeMap<Key, States>,
-    seen: Arc<Seen>,
+    seen: Arc<ObjectInfo>,
 }
 
 impl Client {
-    fn new(name: usize, seed: u64, workers: &Arc<Vec<Worker>>, seen: &Arc<Seen>) -> Self {
+    fn new(name: usize, seed: u64, workers: &Arc<Vec<Worker>>, seen: &Arc<ObjectInfo>) -> Self {
         let states = (0..KEYS).map(|number| (key(&format!("client {name}/{number}")), States::from([None]))).collect();
         Self { name, seed, workers: Arc::clone(workers), states, seen: Arc::clone(seen) }
     }
@@ -195,10 +195,10 @@ impl Client {
         let it = key.clone();
         let answer = self.run(move |engine, redelivered| {
             let it = it.clone();
-            async move { engine.delete(&it, DeleteOptions { redelivered, ..DeleteOptions::default() }).await }
+            async move { engine.delete(&it, DeleteRequest { redelivered, ..DeleteRequest::default() }).await }
         });
         let landing = answer.await.unwrap();
-        let landed = if landing == Landing::Overlay { &self.seen.landed } else { &self.seen.home };
+        let landed = if landing == Rest::Overlay { &self.seen.landed } else { &self.seen.home };
         landed.fetch_add(1, Ordering::Relaxed);
         self.states.insert(key.clone(), States::from([None]));
     }
@@ -208,7 +208,7 @@ impl Client {
         let it = key.clone();
         let seen = self.run(move |engine, _| {
             let it = it.clone();
-            async move { engine.retrieve(&it, Want::default()).await }
+            async move { engine.retrieve(&it, GetOptions::default()).await }
         });
         let Ok(seen) = seen.await else { return };
         let condition = match &seen {
@@ -236,7 +236,7 @@ impl Client {
         let it = key.clone();
         let found = self.run(move |engine, _| {
             let it = it.clone();
-            async move { engine.retrieve(&it, Want::default()).await }
+            async move { engine.retrieve(&it, GetOptions::default()).await }
         });
         match found.await {
             Ok(found) => self.check(key, found.map(|found| found.value)),
@@ -322,7 +322,7 @@ async fn clear_up(bucket: &Bucket) {
     bucket.come_back();
 }
 
-async fn story(seed: u64, seen: &Arc<Seen>) {
+async fn story(seed: u64, seen: &Arc<ObjectInfo>) {
     let (bucket, folder) = (Bucket::new(), scratch());
     let mut workers = Vec::new();
     for _ in 0..2 {
@@ -362,7 +362,7 @@ async fn story(seed: u64, seen: &Arc<Seen>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_the_bucket_ends_with_what_was_confirmed() {
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(ObjectInfo::default());
     for seed in 1..=6 {
         story(seed, &seen).await;
     }

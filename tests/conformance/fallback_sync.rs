@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Condition, Delete, Error, ErrorKind, Fallback, Key, Landing, Page, Put, SyncProgress, SyncReport, Want,
+    Backend, Condition, DeleteOptions, Error, ErrorKind, Fallback, GetOptions, Key, Page, PutOptions, SyncProgress,
+    SyncReport,
 };
 use filestorage::telemetry::{Metrics, SyncOutcome};
 use jiff::{SignedDuration, Timestamp};
@@ -51,8 +52,8 @@ async fn a_write_whose_answer_was_lost_is_not_sent_twice() {
         let lost = fate.clone();
         bucket.weather(move |_| lost.clone());
         let (landing, generation) = put(&*fallback, &it, "value").await;
-        assert_eq!(landing, Landing::Overlay);
-        assert_eq!(fallback.delete(&gone, Delete::default()).await.unwrap().landing, Landing::Overlay);
+        assert_eq!(landing, Rest::Overlay);
+        assert_eq!(rest(fallback.delete(&gone, &DeleteOptions::default()).await.unwrap()), Rest::Overlay);
         bucket.come_back();
         bucket.catch_up().await;
         assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("value"), "{fate:?}");
@@ -107,7 +108,7 @@ async fn where_no_condition_is_enforced_a_second_look_must_do() {
         put(&*fallback, it, "2").await;
     }
     bucket.weather(|_| Fate::Unenforced);
-    assert_eq!(kind(bucket.put(&new, object("3"), when(Condition::Absent)).await), ErrorKind::Invalid);
+    assert_eq!(kind(bucket.put(&new, &object("3"), &when(Condition::Absent)).await), ErrorKind::Invalid);
     assert_eq!(sync(&fallback).await, report(3, 0, 0, 0));
     // Somebody's change between the two looks is seen.
     bucket.leave();
@@ -154,8 +155,8 @@ async fn a_newer_write_or_delete_during_the_upload_wins() {
             // It counts as being written before it is.
             until(async || read(&*bucket.inner, &it).await.is_some() == reply).await;
             match deed {
-                "store" => assert_eq!(put(&*fallback, &it, "2").await.0, Landing::Overlay),
-                "delete" => assert!(fallback.delete(&it, Delete::default()).await.unwrap().found),
+                "store" => assert_eq!(put(&*fallback, &it, "2").await.0, Rest::Overlay),
+                "delete" => assert!(fallback.delete(&it, &DeleteOptions::default()).await.unwrap().found),
                 _ => drop(bucket.foreign(&it, "theirs", Some(bucket.now() + SignedDuration::from_secs(9))).await),
             }
             gate.add_permits(10);
@@ -184,7 +185,7 @@ async fn a_pass_that_died_between_the_upload_and_the_removal_is_made_good() {
     put(&*fallback, &gone, "old").await;
     bucket.leave();
     put(&*fallback, &it, "1").await;
-    fallback.delete(&gone, Delete::default()).await.unwrap();
+    fallback.delete(&gone, &DeleteOptions::default()).await.unwrap();
     let left: Vec<_> = ["it.obj", "gone.obj"].map(|name| (root.join(name), fs::read(root.join(name)).unwrap())).into();
     bucket.come_back();
     assert_eq!(sync(&fallback).await, report(1, 1, 0, 0));
@@ -244,15 +245,15 @@ async fn what_has_expired_is_carried_over_like_anything_else() {
         object.attributes.stored_at = ago(3_600);
         object
     };
-    fallback.put(&replaced, past("old"), Put::default()).await.unwrap();
+    fallback.put(&replaced, &past("old"), &PutOptions::default()).await.unwrap();
     put(&*fallback, &passed, "live").await;
-    fallback.put(&removed, past("old"), Put::default()).await.unwrap();
+    fallback.put(&removed, &past("old"), &PutOptions::default()).await.unwrap();
     bucket.leave();
     put(&*fallback, &replaced, "new").await;
     let mut late = expired("newer and past its time");
     late.attributes.stored_at = Timestamp::now();
-    fallback.put(&passed, late, Put::default()).await.unwrap();
-    fallback.delete(&removed, Delete::default()).await.unwrap();
+    fallback.put(&passed, &late, &PutOptions::default()).await.unwrap();
+    fallback.delete(&removed, &DeleteOptions::default()).await.unwrap();
     bucket.come_back();
     assert_eq!(sync(&fallback).await, report(2, 1, 0, 0));
     assert_eq!(read(&*bucket.inner, &replaced).await.as_deref(), Some("new"));
@@ -294,12 +295,12 @@ async fn thousands_are_sent_oldest_first_and_eight_at_a_time() {
         let age = number.wrapping_mul(2_654_435_761) % 100_000;
         let stored_at = begin - SignedDuration::from_micros(age as i64);
         if number % 10 == 9 {
-            let how = Delete { deferred: Some(stored_at), ..Delete::default() };
-            assert_eq!(fallback.delete(&key, how).await.unwrap().landing, Landing::Overlay);
+            let how = DeleteOptions { deferred: Some(stored_at), ..DeleteOptions::default() };
+            assert_eq!(rest(fallback.delete(&key, &how).await.unwrap()), Rest::Overlay);
         } else {
             let mut object = object("12345");
             object.attributes.stored_at = stored_at;
-            fallback.put(&key, object, Put { deferred: true, ..Put::default() }).await.unwrap();
+            fallback.put(&key, &object, &PutOptions { deferred: true, ..PutOptions::default() }).await.unwrap();
         }
         wanted.push((stored_at, key));
     }
@@ -410,7 +411,7 @@ async fn one_pass_at_a_time_on_a_folder() {
     bucket.requests();
     let moment = Duration::from_millis(300);
     assert!(timeout(moment, fallback.sync(&())).await.is_err());
-    assert!(timeout(moment, open(&bucket, &root).tend()).await.is_err());
+    assert!(timeout(moment, open(&bucket, &root).sync_loop()).await.is_err());
     assert!(bucket.requests().is_empty() && fallback.holds(&key("it")).await.unwrap());
     let waiting = tokio::spawn({
         let fallback = Arc::clone(&fallback);
@@ -426,12 +427,12 @@ async fn a_large_entry_is_sent_as_a_file() {
     let (bucket, fallback, _folder) = site();
     bucket.leave();
     let it = key("large");
-    fallback.put(&it, object(noise(3 << 20, 5)), Put::default()).await.unwrap();
-    let found = fallback.get(&it, Want { spooled: true, ..Want::default() }).await.unwrap().unwrap();
+    fallback.put(&it, &object(noise(3 << 20, 5)), &PutOptions::default()).await.unwrap();
+    let found = fallback.get(&it, GetOptions { spooled: true, ..GetOptions::default() }).await.unwrap().unwrap();
     assert!(found.payload.as_memory().is_none());
     bucket.come_back();
     assert_eq!(sync(&fallback).await, report(1, 0, 0, 0));
-    let sent = bucket.inner.get(&it, Want::default()).await.unwrap().unwrap();
+    let sent = bucket.inner.get(&it, GetOptions::default()).await.unwrap().unwrap();
     assert!(bytes(sent).await == noise(3 << 20, 5));
 }
 
@@ -441,7 +442,7 @@ async fn the_background_sends_without_being_asked() {
     let sibling = open(&bucket, &folder.path().join("overlay"));
     let tending = tokio::spawn({
         let fallback = Arc::clone(&fallback);
-        async move { fallback.tend().await }
+        async move { fallback.sync_loop().await }
     });
     // What lands, and what the bucket got back to by itself.
     bucket.leave();
@@ -461,12 +462,12 @@ async fn the_background_sends_without_being_asked() {
     tending.abort();
     drop(tending.await);
     bucket.leave();
-    sibling.delete(&key("a"), Delete::default()).await.unwrap();
+    sibling.delete(&key("a"), &DeleteOptions::default()).await.unwrap();
     put(&*sibling, &key("c"), "3").await;
     bucket.come_back();
     let tending = tokio::spawn({
         let fallback = Arc::clone(&fallback);
-        async move { fallback.tend().await }
+        async move { fallback.sync_loop().await }
     });
     until(async || sibling.pending().await.unwrap().entries == 0).await;
     assert_eq!(read(&*bucket.inner, &key("a")).await, None);

@@ -8,9 +8,9 @@ mod patient;
 mod sessions;
 pub(crate) mod site;
 
+use filestorage::provider::BackendKind;
+use filestorage::storage::{Backend, Engine, Gcs, GcsOptions, Page, Spool};
 use std::sync::Arc;
-
-use filestorage::storage::{Backend, Engine, Gcs, GcsOptions, Page, Place, Spool};
 
 use self::patient::Patient;
 use self::site::{Site, open};
@@ -46,7 +46,7 @@ async fn bucket_whose_every_upload_is_a_session() {
 async fn engine_over_bucket() {
     let site = Site::start();
     let tally = Tally::new("engine over gcs");
-    engine::suite(&Engine::new(open(site.options()).await, Place::Local), BUCKET, &tally).await;
+    engine::suite(&Engine::new(open(site.options()).await, BackendKind::Local), BUCKET, &tally).await;
     tally.close();
 }
 
@@ -75,6 +75,6 @@ async fn real_bucket() {
     backend::suite(&real, &real, BUCKET, &tally).await;
     tally.close();
     let tally = Tally::new("engine over gcs, a real bucket");
-    engine::suite(&Engine::new(real, Place::Local), BUCKET, &tally).await;
+    engine::suite(&Engine::new(real, BackendKind::Local), BUCKET, &tally).await;
     tally.close();
 }

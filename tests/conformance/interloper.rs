@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Attributes, Backend, Delete, DeleteOptions, Engine, Grant, Key, Kind, Landing, Listing, Memory, Object, Page,
-    Place, Probe, Put, Redelivered, Removal, Result, StoreOptions, Value, Want,
+    Attributes, Backend, DeleteOptions, DeleteRequest, Engine, GetOptions, Grant, Key, Kind, Listing, Memory, Object,
+    Page, Probe, PutOptions, Redelivered, Removal, Result, StoreOptions, Value,
 };
 use jiff::Timestamp;
 
@@ -35,11 +36,11 @@ impl fmt::Display for Interloper {
 
 #[async_trait]
 impl Backend for Interloper {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        self.inner.put(key, object, how).await
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+        self.inner.put(key, &object, &how).await
     }
 
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         self.inner.get(key, want).await
     }
 
@@ -48,16 +49,16 @@ impl Backend for Interloper {
         let deed = self.deeds.lock().unwrap().pop();
         match deed {
             Some(Deed::Write(object)) => {
-                self.inner.put(key, *object, Put::default()).await?;
+                self.inner.put(key, &*object, &PutOptions::default()).await?;
             }
-            Some(Deed::Remove) => assert!(self.inner.delete(key, Delete::default()).await?.found),
+            Some(Deed::Remove) => assert!(self.inner.delete(key, &DeleteOptions::default()).await?.found),
             None => {}
         }
         seen
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
-        self.inner.delete(key, how).await
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+        self.inner.delete(key, &how).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -73,8 +74,8 @@ impl Backend for Interloper {
         self.inner.probe().await
     }
 
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.inner.accept(key, attributes)
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.inner.validate(key, attributes)
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
@@ -98,18 +99,18 @@ async fn run(store: bool, before: Option<Box<Object>>, mut deeds: Vec<Deed>) -> 
     deeds.reverse();
     let backend = Arc::new(Interloper { deeds: Mutex::new(deeds), ..Interloper::default() });
     if let Some(before) = before {
-        backend.put(&it, *before, Put::default()).await.unwrap();
+        backend.put(&it, &*before, &PutOptions::default()).await.unwrap();
     }
-    let engine = Engine::new(Arc::clone(&backend) as Arc<dyn Backend>, Place::Local);
+    let engine = Engine::new(Arc::clone(&backend) as Arc<dyn Backend>, BackendKind::Local);
     let redelivered = Some(Redelivered { started_at: Some(Timestamp::now() - jiff::SignedDuration::from_mins(1)) });
     if store {
         let options = StoreOptions { redelivered, operation_id: Some("mine".to_owned()), ..StoreOptions::default() };
         engine.store(&it, Value::Text("mine".to_owned()), options).await.unwrap();
     } else {
-        engine.delete(&it, DeleteOptions { redelivered, ..DeleteOptions::default() }).await.unwrap();
+        engine.delete(&it, DeleteRequest { redelivered, ..DeleteRequest::default() }).await.unwrap();
     }
     assert!(backend.deeds.lock().unwrap().is_empty(), "every deed was done");
-    let found = match backend.inner.get(&it, Want::default()).await.unwrap() {
+    let found = match backend.inner.get(&it, GetOptions::default()).await.unwrap() {
         Some(object) => Some(bytes(object).await.to_vec()),
         None => None,
     };

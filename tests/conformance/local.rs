@@ -5,18 +5,20 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use filestorage::storage::{Backend, ByteRange, Condition, Delete, ErrorKind, Key, Local, Page, Put, Want};
+use filestorage::storage::{
+    Backend, ByteRange, Condition, DeleteOptions, ErrorKind, GetOptions, Key, Local, Page, PutOptions,
+};
 
 use crate::support::{Small, bytes, key, noise, object, scratch, text};
 
 async fn stored(local: &Local, name: &str, payload: &str) -> (Key, PathBuf) {
     let key = key(name);
-    local.put(&key, object(payload.to_owned()), Put::default()).await.unwrap();
+    local.put(&key, &object(payload.to_owned()), &PutOptions::default()).await.unwrap();
     (key, local.root().join(format!("{name}.obj")))
 }
 
 async fn assert_damaged(local: &Local, key: &Key, what: &str) {
-    let error = local.get(key, Want::default()).await.map(|found| found.is_some()).expect_err(what);
+    let error = local.get(key, GetOptions::default()).await.map(|found| found.is_some()).expect_err(what);
     assert_eq!(error.kind, ErrorKind::Integrity, "{what}: {error}");
     assert!(error.message().contains(".obj") && error.message().contains("filestorage delete"), "{error}");
 }
@@ -44,7 +46,7 @@ async fn every_flipped_bit_is_noticed() {
         assert_eq!(local.stat(&key).await.unwrap_err().kind, ErrorKind::Integrity);
     }
     fs::write(&path, &sound).unwrap();
-    assert_eq!(&*bytes(local.get(&key, Want::default()).await.unwrap().unwrap()).await, b"payload\nof two lines");
+    assert_eq!(&*bytes(local.get(&key, GetOptions::default()).await.unwrap().unwrap()).await, b"payload\nof two lines");
     println!("local: {} bits and {} lengths of one file tried", sound.len() * 8, sound.len());
 }
 
@@ -53,10 +55,11 @@ async fn damage_outside_a_part_is_noticed_and_a_giant_is_refused_unread() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     let it = key("a");
-    local.put(&it, object(noise(600_000, 1)), Put::default()).await.unwrap();
+    local.put(&it, &object(noise(600_000, 1)), &PutOptions::default()).await.unwrap();
     let path = root.path().join("a.obj");
     let sound = fs::read(&path).unwrap();
-    let part = Want { range: Some(ByteRange { offset: 100_000, length: Some(4) }), limit: Some(4), spooled: false };
+    let part =
+        GetOptions { range: Some(ByteRange { offset: 100_000, length: Some(4) }), limit: Some(4), spooled: false };
     assert_eq!(bytes(local.get(&it, part).await.unwrap().unwrap()).await, noise(600_000, 1)[100_000..100_004]);
     for position in [sound.len() - 1, sound.len() - 600_000, sound.len() - 500_001] {
         let mut flipped = sound.clone();
@@ -67,11 +70,11 @@ async fn damage_outside_a_part_is_noticed_and_a_giant_is_refused_unread() {
     // More than any memory, in a file that takes no room: only one that is never read can be answered.
     let mut giant = object("x");
     giant.attributes.stored_size = 1 << 40;
-    local.put(&it, giant, Put::default()).await.unwrap();
+    local.put(&it, &giant, &PutOptions::default()).await.unwrap();
     let header = fs::metadata(&path).unwrap().len() - 1;
     OpenOptions::new().write(true).open(&path).unwrap().set_len(header + (1 << 40)).unwrap();
     for range in [None, Some(ByteRange { offset: 1 << 30, length: Some(1 << 30) })] {
-        let error = local.get(&it, Want { range, limit: Some(15 << 20), spooled: true }).await.unwrap_err();
+        let error = local.get(&it, GetOptions { range, limit: Some(15 << 20), spooled: true }).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
         assert!(error.message().contains("1099511627776") && error.message().contains("15728640"), "{error}");
     }
@@ -85,18 +88,18 @@ async fn what_is_damaged_can_be_replaced_and_removed_but_not_compared() {
     let generation = local.stat(&key).await.unwrap().unwrap().generation;
     fs::write(&path, b"not ours").unwrap();
     for condition in [Condition::Absent, Condition::Generation(generation.clone())] {
-        let how = Put { condition, ..Put::default() };
-        assert_eq!(local.put(&key, object("2"), how).await.unwrap_err().kind, ErrorKind::Integrity);
+        let how = PutOptions { condition, ..PutOptions::default() };
+        assert_eq!(local.put(&key, &object("2"), &how).await.unwrap_err().kind, ErrorKind::Integrity);
     }
-    let how = Delete { generation: Some(generation), ..Delete::default() };
-    assert_eq!(local.delete(&key, how).await.unwrap_err().kind, ErrorKind::Integrity);
+    let how = DeleteOptions { generation: Some(generation), ..DeleteOptions::default() };
+    assert_eq!(local.delete(&key, &how).await.unwrap_err().kind, ErrorKind::Integrity);
     let listed = local.list(&Page::default()).await.unwrap();
     assert_eq!(listed.entries.len(), 1, "what is damaged is still there");
-    local.put(&key, object("2"), Put::default()).await.unwrap();
-    assert_eq!(&*bytes(local.get(&key, Want::default()).await.unwrap().unwrap()).await, b"2");
+    local.put(&key, &object("2"), &PutOptions::default()).await.unwrap();
+    assert_eq!(&*bytes(local.get(&key, GetOptions::default()).await.unwrap().unwrap()).await, b"2");
     fs::write(&path, b"").unwrap();
-    assert!(local.delete(&key, Delete::default()).await.unwrap().found);
-    assert!(local.get(&key, Want::default()).await.unwrap().is_none());
+    assert!(local.delete(&key, &DeleteOptions::default()).await.unwrap().found);
+    assert!(local.get(&key, GetOptions::default()).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -117,7 +120,7 @@ async fn files_of_other_keys_and_kinds_are_no_objects() {
     assert_damaged(&local, &key("a/sparse"), "a terabyte of nothing").await;
     let line = fs::read_to_string(&path).unwrap().replacen("{\"format\":1,", "{\"format\":2,", 1);
     fs::write(&path, line).unwrap();
-    let error = local.get(&key("a/one"), Want::default()).await.unwrap_err();
+    let error = local.get(&key("a/one"), GetOptions::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Integrity);
     assert!(error.message().contains("format version 2"), "{error}");
 }
@@ -193,8 +196,8 @@ async fn leftovers_are_swept_unless_their_writer_lives() {
     assert_eq!(again.sweep().await.unwrap(), 0);
     // A finished or refused write leaves nothing.
     stored(&local, "a", "1").await;
-    let how = Put { condition: Condition::Absent, ..Put::default() };
-    local.put(&key("a"), object("2"), how).await.unwrap_err();
+    let how = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
+    local.put(&key("a"), &object("2"), &how).await.unwrap_err();
     local.probe().await.unwrap();
     assert_eq!(names(&temporary), [""; 0]);
 }
@@ -208,8 +211,8 @@ async fn sweeping_and_removing_folders_never_fails_a_write() {
         async move {
             for number in 0..400 {
                 let key = key(&format!("deep/er/{}/x", number % 5));
-                local.put(&key, object("x"), Put::default()).await.unwrap();
-                local.delete(&key, Delete::default()).await.unwrap();
+                local.put(&key, &object("x"), &PutOptions::default()).await.unwrap();
+                local.delete(&key, &DeleteOptions::default()).await.unwrap();
             }
         }
     });
@@ -225,7 +228,7 @@ async fn sweeping_and_removing_folders_never_fails_a_write() {
     // Whether the key is there cannot be told: its file system may only not be mounted.
     let gone = key("deep/er/0/x");
     for error in [
-        local.get(&gone, Want::default()).await.unwrap_err(),
+        local.get(&gone, GetOptions::default()).await.unwrap_err(),
         local.stat(&gone).await.unwrap_err(),
         local.list(&Page::default()).await.unwrap_err(),
     ] {
@@ -239,7 +242,7 @@ async fn a_header_can_be_read_without_this_program() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     let wanted = object("payload");
-    local.put(&key("a b"), wanted.clone(), Put::default()).await.unwrap();
+    local.put(&key("a b"), &wanted, &PutOptions::default()).await.unwrap();
     let path = local.root().join("a%20b.obj");
     let mut head = Command::new("head").arg("-1").arg(&path).stdout(Stdio::piped()).spawn().unwrap();
     let tool = Command::new("python3").args(["-m", "json.tool"]).stdin(head.stdout.take().unwrap()).output().unwrap();
@@ -263,12 +266,12 @@ async fn long_headers_are_read_and_endless_ones_refused() {
     for (length, fits) in [(5_000, true), (60_000, true), (66_000, false)] {
         let mut wanted = object(noise(100_000, 1));
         wanted.attributes.operation_id = Some("x".repeat(length));
-        match local.put(&key("a"), wanted.clone(), Put::default()).await {
+        match local.put(&key("a"), &wanted, &PutOptions::default()).await {
             Ok(_) => assert!(fits),
             Err(error) => assert!(!fits && error.kind == ErrorKind::Invalid, "{error}"),
         }
         if fits {
-            let found = local.get(&key("a"), Want::default()).await.unwrap().unwrap();
+            let found = local.get(&key("a"), GetOptions::default()).await.unwrap().unwrap();
             assert_eq!(
                 (text(&found.attributes), bytes(found).await),
                 (text(&wanted.attributes), bytes(wanted.clone()).await)
@@ -283,10 +286,10 @@ async fn what_the_file_system_refuses_is_no_miss() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     fs::write(local.root().join("plain"), b"x").unwrap();
-    let error = local.put(&key("plain/a"), object("1"), Put::default()).await.unwrap_err();
+    let error = local.put(&key("plain/a"), &object("1"), &PutOptions::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io, "{error}");
     assert!(error.message().contains("plain/a.obj"), "{error}");
-    assert!(local.get(&key("plain/a"), Want::default()).await.unwrap().is_none());
+    assert!(local.get(&key("plain/a"), GetOptions::default()).await.unwrap().is_none());
     let long = root.path().join("x".repeat(200)).join("x".repeat(200)).join("x".repeat(250)).join("x".repeat(250));
     assert_eq!(Local::open(long).unwrap_err().kind, ErrorKind::Invalid);
     assert!(names(&local.root().join("#tmp")).is_empty());
@@ -303,19 +306,19 @@ async fn a_full_disk_leaves_nothing_half_written() {
         }
     };
     let local = Local::open(folder.path().join("objects")).unwrap();
-    local.put(&key("a"), object(noise(200_000, 1)), Put::default()).await.unwrap();
+    local.put(&key("a"), &object(noise(200_000, 1)), &PutOptions::default()).await.unwrap();
     for name in ["a", "b"] {
-        let error = local.put(&key(name), object(noise(600_000, 2)), Put::default()).await.unwrap_err();
+        let error = local.put(&key(name), &object(noise(600_000, 2)), &PutOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
         assert!(names(&local.root().join("#tmp")).is_empty());
     }
-    assert!(bytes(local.get(&key("a"), Want::default()).await.unwrap().unwrap()).await == noise(200_000, 1));
-    assert!(local.get(&key("b"), Want::default()).await.unwrap().is_none());
+    assert!(bytes(local.get(&key("a"), GetOptions::default()).await.unwrap().unwrap()).await == noise(200_000, 1));
+    assert!(local.get(&key("b"), GetOptions::default()).await.unwrap().is_none());
     let mut filler = OpenOptions::new().create(true).append(true).open(folder.path().join("filler")).unwrap();
     while filler.write_all(&[0; 4096]).is_ok() {}
-    assert_eq!(local.put(&key("c"), object("1"), Put::default()).await.unwrap_err().kind, ErrorKind::NoSpace);
-    assert!(local.delete(&key("a"), Delete::default()).await.unwrap().found, "room can be made on a full disk");
-    local.put(&key("c"), object("1"), Put::default()).await.unwrap();
+    assert_eq!(local.put(&key("c"), &object("1"), &PutOptions::default()).await.unwrap_err().kind, ErrorKind::NoSpace);
+    assert!(local.delete(&key("a"), &DeleteOptions::default()).await.unwrap().found, "room can be made on a full disk");
+    local.put(&key("c"), &object("1"), &PutOptions::default()).await.unwrap();
 }
 
 fn names(folder: &Path) -> Vec<String> {

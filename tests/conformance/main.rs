@@ -35,19 +35,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backend::Profile;
-use filestorage::storage::{Backend, Engine, Local, Memory, Metered, Place, Retry, RetryOptions};
+use filestorage::provider::BackendKind;
+use filestorage::storage::{Backend, Engine, Local, Memory, Metered, Retry, RetryOptions};
 use filestorage::telemetry::{self, Metrics};
 use support::{Tally, scratch};
 
 /// Puts retries before a backend, as before a bucket.
 fn retried(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
     let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(30) };
-    Arc::new(Retry::new(inner, options, telemetry::Backend::Memory, Metrics::new()))
+    Arc::new(Retry::new(inner, options, telemetry::BackendLabel::Memory, Metrics::new()))
 }
 
 /// Measures a backend.
 fn metered(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
-    Arc::new(Metered::new(inner, telemetry::Backend::Memory, Metrics::new()))
+    Arc::new(Metered::new(inner, telemetry::BackendLabel::Memory, Metrics::new()))
 }
 
 fn local(root: &Path) -> Arc<dyn Backend> {
@@ -91,14 +92,15 @@ async fn metered_over_retry_over_metered_over_local() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engine_over_metered_over_retry_over_memory() {
     let tally = Tally::new("engine over metered over retry over memory");
-    engine::suite(&Engine::new(metered(retried(Arc::new(Memory::new()))), Place::Local), Profile::NEAR, &tally).await;
+    engine::suite(&Engine::new(metered(retried(Arc::new(Memory::new()))), BackendKind::Local), Profile::NEAR, &tally)
+        .await;
     tally.close();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engine_over_memory() {
     let tally = Tally::new("engine over memory");
-    engine::suite(&Engine::new(Arc::new(Memory::new()), Place::Local), Profile::NEAR, &tally).await;
+    engine::suite(&Engine::new(Arc::new(Memory::new()), BackendKind::Local), Profile::NEAR, &tally).await;
     tally.close();
 }
 
@@ -106,6 +108,7 @@ async fn engine_over_memory() {
 async fn engine_over_local() {
     let root = scratch();
     let tally = Tally::new("engine over local");
-    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), Place::Local), Profile::NEAR, &tally).await;
+    engine::suite(&Engine::new(Arc::new(Local::open(root.path()).unwrap()), BackendKind::Local), Profile::NEAR, &tally)
+        .await;
     tally.close();
 }

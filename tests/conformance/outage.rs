@@ -195,7 +195,7 @@ async fn a_stuck_request_is_no_outage() {
     case.place.reset();
     case.place.next(Operation::Retrieve, [Turn::Hangs]);
     let it = key("it");
-    let stuck = case.retry.get(&it, filestorage::storage::Want::default());
+    let stuck = case.retry.get(&it, filestorage::storage::GetOptions::default());
     let others = async {
         for _ in 0..7 {
             sleep(Duration::from_secs(5)).await;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Breaker, Condition, Delete, Error, ErrorKind, Fence, Grant, Landing, Method, Operation, Page, Put, Retry,
-    RetryOptions, Want, counted,
+    Backend, Breaker, CommitGuard, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Method, Operation,
+    Page, PutOptions, Retry, RetryOptions, counted,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::time::{Instant, sleep, timeout};
@@ -36,7 +36,7 @@ impl Case {
         let (place, metrics) = (Scripted::new(), Metrics::new());
         let options = RetryOptions { max_retries, timeout: TIMEOUT };
         let inner = Arc::clone(&place) as Arc<dyn Backend>;
-        let retry = Arc::new(Retry::new(inner, options, telemetry::Backend::Gcs, metrics.clone()));
+        let retry = Arc::new(Retry::new(inner, options, telemetry::BackendLabel::Gcs, metrics.clone()));
         let breaker = retry.breaker();
         Self { place, retry, breaker, metrics }
     }
@@ -46,10 +46,10 @@ impl Case {
         let it = key("it");
         counted(async {
             match operation {
-                Operation::Store => self.retry.put(&it, object("x"), Put::default()).await.map(drop),
-                Operation::Retrieve => self.retry.get(&it, Want::default()).await.map(drop),
+                Operation::Store => self.retry.put(&it, &object("x"), &PutOptions::default()).await.map(drop),
+                Operation::Retrieve => self.retry.get(&it, GetOptions::default()).await.map(drop),
                 Operation::Stat => self.retry.stat(&it).await.map(drop),
-                Operation::Delete => self.retry.delete(&it, Delete::default()).await.map(drop),
+                Operation::Delete => self.retry.delete(&it, &DeleteOptions::default()).await.map(drop),
                 Operation::List => self.retry.list(&Page::default()).await.map(drop),
                 Operation::Probe => self.retry.probe().await.map(drop),
                 Operation::Sign => {
@@ -61,14 +61,14 @@ impl Case {
         .await
     }
 
-    async fn put(&self, condition: Condition, payload: &'static str) -> (Result<Landing, Error>, u32) {
-        let how = Put { condition, ..Put::default() };
+    async fn put(&self, condition: Condition, payload: &'static str) -> (Result<Error>, u32) {
+        let how = PutOptions { condition, ..PutOptions::default() };
         let it = key("it");
-        counted(self.retry.put(&it, object(payload), how)).await
+        counted(self.retry.put(&it, &object(payload), &how)).await
     }
 
     async fn found(&self) -> Option<Vec<u8>> {
-        match self.place.memory.get(&key("it"), Want::default()).await.unwrap() {
+        match self.place.memory.get(&key("it"), GetOptions::default()).await.unwrap() {
             Some(object) => Some(bytes(object).await.to_vec()),
             None => None,
         }
@@ -235,11 +235,11 @@ async fn an_attempt_has_the_time_it_needs() {
     let large = || object(vec![0; 4 << 20]);
     for (slow, fine) in [(33, true), (35, false)] {
         case.place.next(Operation::Store, [Turn::Slow(Duration::from_secs(slow))]);
-        assert_eq!(case.retry.put(&it, large(), Put::default()).await.is_ok(), fine);
+        assert_eq!(case.retry.put(&it, &large(), &PutOptions::default()).await.is_ok(), fine);
     }
     sleep(Duration::from_secs(1)).await;
     // What may come as a file takes as long as it takes.
-    let spooled = Want { spooled: true, ..Want::default() };
+    let spooled = GetOptions { spooled: true, ..GetOptions::default() };
     case.place.next(Operation::Retrieve, [Turn::Slow(Duration::from_secs(3_600))]);
     assert!(case.retry.get(&it, spooled).await.unwrap().is_some());
     let case = Case::new();
@@ -259,7 +259,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
             let first = object("old");
             let generation = first.attributes.generation.clone();
             let condition = if conditional {
-                case.place.memory.put(&key("it"), first, Put::default()).await.unwrap();
+                case.place.memory.put(&key("it"), &first, &PutOptions::default()).await.unwrap();
                 Condition::Generation(generation)
             } else {
                 Condition::Absent
@@ -267,7 +267,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
             case.place.next(Operation::Store, [turn]);
             let (outcome, made) = case.put(condition, "mine").await;
             // The write, the write again, and the look at what is there.
-            assert_eq!((outcome.unwrap(), made), (Landing::Home, 3));
+            assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
             assert_eq!(case.found().await.unwrap(), b"mine");
         }
     }
@@ -275,7 +275,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
     let case = Case::with(1);
     case.place.next(Operation::Store, [lost[0], Turn::Fails(ErrorKind::Unavailable)]);
     let (outcome, made) = case.put(Condition::Absent, "mine").await;
-    assert_eq!((outcome.unwrap(), made), (Landing::Home, 3));
+    assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
     // And if that has no answer either, or nothing is there yet, the write may still happen: the outcome is unknown.
     for (write, look) in
         [(lost[0], Turn::Fails(ErrorKind::Unavailable)), (Turn::Fails(ErrorKind::Unavailable), Turn::Done)]
@@ -291,7 +291,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
     // A condition that never held is not met, and what cannot be looked at is not known.
     for (look, kind) in [(Turn::Done, ErrorKind::Precondition), (Turn::Fails(ErrorKind::Denied), ErrorKind::Denied)] {
         let case = Case::new();
-        case.place.memory.put(&key("it"), object("other"), Put::default()).await.unwrap();
+        case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
         case.place.next(Operation::Store, [Turn::Fails(ErrorKind::Unavailable)]);
         case.place.next(Operation::Stat, [look]);
         let (outcome, made) = case.put(Condition::Absent, "mine").await;
@@ -305,13 +305,13 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
     let other = async {
         sleep(Duration::from_secs(1)).await;
         assert_eq!(case.found().await.unwrap(), b"mine");
-        case.place.memory.put(&key("it"), object("other"), Put::default()).await.unwrap();
+        case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
     };
     let ((outcome, made), ()) = tokio::join!(case.put(Condition::Absent, "mine"), other);
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Precondition, 3));
     // Without an unknown attempt there is nothing to recognize.
     let case = Case::new();
-    case.place.memory.put(&key("it"), object("other"), Put::default()).await.unwrap();
+    case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
     case.place.next(Operation::Store, [Turn::Fails(ErrorKind::Throttled)]);
     let (outcome, made) = case.put(Condition::Absent, "mine").await;
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Precondition, 2));
@@ -323,8 +323,8 @@ async fn a_repeated_write_keeps_its_token() {
     let it = key("it");
     let mine = object("mine");
     case.place.next(Operation::Store, [Turn::Swallows, Turn::Fails(ErrorKind::Throttled)]);
-    let (outcome, made) = counted(case.retry.put(&it, mine.clone(), Put::default())).await;
-    assert_eq!((outcome.unwrap(), made), (Landing::Home, 3));
+    let (outcome, made) = counted(case.retry.put(&it, &mine, &PutOptions::default())).await;
+    assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
     let found = case.place.memory.stat(&it).await.unwrap().unwrap();
     assert_eq!(found.generation, mine.attributes.generation);
 }
@@ -337,11 +337,11 @@ async fn a_delete_whose_answer_was_lost_is_repeated() {
             let case = Case::new();
             let there = object("x");
             let generation = conditional.then(|| there.attributes.generation.clone());
-            case.place.memory.put(&it, there, Put::default()).await.unwrap();
+            case.place.memory.put(&it, &there, &PutOptions::default()).await.unwrap();
             case.place.next(Operation::Delete, [turn]);
-            let how = Delete { generation, ..Delete::default() };
-            let (outcome, made) = counted(case.retry.delete(&it, how)).await;
-            assert_eq!((outcome.unwrap().landing, made), (Landing::Home, 2));
+            let how = DeleteOptions { generation, ..DeleteOptions::default() };
+            let (outcome, made) = counted(case.retry.delete(&it, &how)).await;
+            assert_eq!((outcome.unwrap().landing, made), (Rest::Bucket, 2));
             assert!(case.found().await.is_none());
         }
     }
@@ -350,7 +350,7 @@ async fn a_delete_whose_answer_was_lost_is_repeated() {
 #[tokio::test(start_paused = true)]
 async fn damage_is_read_and_written_again() {
     let case = Case::new();
-    case.place.memory.put(&key("it"), object("x"), Put::default()).await.unwrap();
+    case.place.memory.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
     case.place.next(Operation::Retrieve, [Turn::Fails(ErrorKind::Integrity)]);
     assert!(case.ask(Operation::Retrieve).await.0.is_ok());
     case.place.next(Operation::Retrieve, [Turn::Fails(ErrorKind::Integrity); 4]);
@@ -373,18 +373,19 @@ async fn an_abandoned_write_is_not_tried_again() {
         let asks = Duration::from_secs(9);
         let first = if committed { Turn::Swallows } else { Turn::Asks(ErrorKind::Unavailable, asks) };
         case.place.next(Operation::Store, [first]);
-        let fence = Fence::default();
-        let how = Put { condition: Condition::Absent, fence: fence.clone(), ..Put::default() };
+        let commit_guard = CommitGuard::default();
+        let how =
+            PutOptions { condition: Condition::Absent, commit_guard: commit_guard.clone(), ..PutOptions::default() };
         let writing = tokio::spawn({
             let (retry, it) = (Arc::clone(&case.retry), it.clone());
-            async move { counted(retry.put(&it, object("mine"), how)).await }
+            async move { counted(retry.put(&it, &object("mine"), &how)).await }
         });
         sleep(Duration::from_secs(1)).await;
         // Once it may have been carried out, its outcome is waited for.
-        assert_eq!(fence.abandon(), !committed);
+        assert_eq!(commit_guard.abandon(), !committed);
         let (outcome, made) = writing.await.unwrap();
         if committed {
-            assert_eq!((outcome.unwrap(), made), (Landing::Home, 3));
+            assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
         } else {
             assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Abandoned, 2));
         }

@@ -1,14 +1,14 @@
 //! The bucket backend over SeaweedFS, and what only it can be asked.
 
+use filestorage::provider::BackendKind;
+use filestorage::storage::{
+    Attributes, Backend, Checksum, CommitGuard, Condition, DeleteOptions, Engine, ErrorKind, GetOptions, Grant, Key,
+    Kind, Object, Page, Payload, PutOptions, S3, S3Options,
+};
+use http::{Method, StatusCode};
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
-
-use filestorage::storage::{
-    Attributes, Backend, Checksum, Condition, Delete, Engine, ErrorKind, Fence, Grant, Key, Kind, Landing, Object,
-    Page, Payload, Place, Put, S3, S3Options, Want,
-};
-use http::{Method, StatusCode};
 
 use crate::backend::{self, Profile};
 use crate::dev_s3::{self, Bucket};
@@ -47,7 +47,7 @@ async fn s3_backend_by_two_instances_on_one_bucket() {
 async fn engine_over_s3() {
     let bucket = Bucket::make().await;
     let tally = Tally::new("engine over s3 (SeaweedFS)");
-    engine::suite(&Engine::new(Arc::new(bucket.open()), Place::S3), SEAWEEDFS, &tally).await;
+    engine::suite(&Engine::new(Arc::new(bucket.open()), BackendKind::S3), SEAWEEDFS, &tally).await;
     tally.close();
     bucket.remove().await;
 }
@@ -60,8 +60,8 @@ fn file(content: &[u8], attributes: &[u8]) -> Object {
     Object { payload, ..object(attributes.to_vec()) }
 }
 
-fn when(condition: Condition) -> Put {
-    Put { condition, ..Put::default() }
+fn when(condition: Condition) -> PutOptions {
+    PutOptions { condition, ..PutOptions::default() }
 }
 
 async fn has_uploads(bucket: &Bucket) -> bool {
@@ -97,9 +97,9 @@ async fn a_large_file_goes_up_in_parts_and_comes_down_as_a_file() {
     let content = noise(64 << 20, 5);
     let stored = file(&content, &content);
     let it = key("large/ü");
-    assert_eq!(s3.put(&it, stored.clone(), Put::default()).await.unwrap(), Landing::Home);
+    assert_eq!(rest(s3.put(&it, &stored, &PutOptions::default()).await.unwrap()), Rest::Bucket);
     assert!(etag(&bucket, "large/%C3%BC").await.ends_with("-8"));
-    let spooled = Want { spooled: true, ..Want::default() };
+    let spooled = GetOptions { spooled: true, ..GetOptions::default() };
     let found = s3.get(&it, spooled).await.unwrap().unwrap();
     assert!(found.payload.as_memory().is_none());
     assert_eq!(found.payload.checksum().await.unwrap(), Checksum::of(&content));
@@ -110,23 +110,26 @@ async fn a_large_file_goes_up_in_parts_and_comes_down_as_a_file() {
     let short = &content[..9 << 20];
     for (bad, kind) in [(file(&changed, &content), ErrorKind::Integrity), (file(short, &content), ErrorKind::Integrity)]
     {
-        assert_eq!(s3.put(&it, bad, Put::default()).await.unwrap_err().kind, kind);
+        assert_eq!(s3.put(&it, &bad, &PutOptions::default()).await.unwrap_err().kind, kind);
     }
-    assert_eq!(s3.put(&it, file(b"12", b"13"), Put::default()).await.unwrap_err().kind, ErrorKind::Integrity);
-    let fence = Fence::default();
-    assert!(fence.abandon());
-    let abandoned = s3.put(&it, file(&content, &content), Put { fence, ..Put::default() }).await.unwrap_err();
+    assert_eq!(s3.put(&it, &file(b"12", b"13"), &PutOptions::default()).await.unwrap_err().kind, ErrorKind::Integrity);
+    let commit_guard = CommitGuard::default();
+    assert!(commit_guard.abandon());
+    let abandoned = s3
+        .put(&it, &file(&content, &content), &PutOptions { commit_guard, ..PutOptions::default() })
+        .await
+        .unwrap_err();
     assert_eq!(abandoned.kind, ErrorKind::Abandoned);
     // Neither when whoever waits for it goes away half-way.
     no_uploads(&bucket).await;
     tokio::select! {
-        outcome = s3.put(&it, file(&changed, &changed), Put::default()) => panic!("{outcome:?} before it was seen"),
+        outcome = s3.put(&it, &file(&changed, &changed), &PutOptions::default()) => panic!("{outcome:?} before it was seen"),
         () = an_upload(&bucket) => {}
     }
     no_uploads(&bucket).await;
     assert_eq!(text(&s3.stat(&it).await.unwrap().unwrap()), text(&stored.attributes));
     // SeaweedFS cannot hold a condition against other writers while it joins the parts.
-    let refused = s3.put(&it, file(&content, &content), when(Condition::Absent)).await.unwrap_err();
+    let refused = s3.put(&it, &file(&content, &content), &when(Condition::Absent)).await.unwrap_err();
     assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("several parts"), "{refused}");
     bucket.remove().await;
 }
@@ -147,14 +150,14 @@ async fn what_other_tools_wrote_is_read() {
         assert_eq!((stat.checksum, stat.stored_checksum), (Checksum::of(b"[1]"), Checksum::of(b"[1]")));
         assert_eq!((stat.generation.clone(), stat.operation_id.clone()), (etag(&bucket, name).await, None));
         assert_eq!(stat.metadata.as_ref().unwrap().get(), r#"{"owner":"them"}"#);
-        assert_eq!(Some(stat.stored_at), stat.seen.received_at);
-        let found = s3.get(&key(name), Want::default()).await.unwrap().unwrap();
+        assert_eq!(Some(stat.stored_at), stat.info.received_at);
+        let found = s3.get(&key(name), GetOptions::default()).await.unwrap().unwrap();
         assert_eq!(text(&found.attributes), text(&stat));
         assert_eq!(&*bytes(found).await, b"[1]");
         // Its tag is its token.
-        let other = s3.put(&key(name), object("2"), when(Condition::Generation("0".to_owned()))).await.unwrap_err();
+        let other = s3.put(&key(name), &object("2"), &when(Condition::Generation("0".to_owned()))).await.unwrap_err();
         assert_eq!(other.kind, ErrorKind::Precondition);
-        s3.put(&key(name), object("2"), when(Condition::Generation(stat.generation))).await.unwrap();
+        s3.put(&key(name), &object("2"), &when(Condition::Generation(stat.generation))).await.unwrap();
     }
     // A checksum that the store knows need not be computed, and one of other bytes is not taken.
     let sum = Checksum::of(b"abc").to_string();
@@ -168,17 +171,17 @@ async fn what_other_tools_wrote_is_read() {
     let listing = s3.list(&Page::default()).await.unwrap();
     assert_eq!((listing.entries.len(), listing.foreign), (5, 1));
     // Our label on other bytes is damage, whether or not the length gives it away.
-    s3.put(&key("d"), object("12345"), Put::default()).await.unwrap();
+    s3.put(&key("d"), &object("12345"), &PutOptions::default()).await.unwrap();
     let ours = bucket.ask(Method::GET, "d", &[], "").await;
     let label = ours.headers()["x-amz-meta-filestorage"].to_str().unwrap().to_owned();
     for other in ["12346", "123456"] {
         let written = bucket.ask(Method::PUT, "d", &[("x-amz-meta-filestorage", &label)], other).await;
         assert_eq!(written.status(), StatusCode::OK);
-        assert_eq!(s3.get(&key("d"), Want::default()).await.unwrap_err().kind, ErrorKind::Integrity);
+        assert_eq!(s3.get(&key("d"), GetOptions::default()).await.unwrap_err().kind, ErrorKind::Integrity);
     }
     assert_eq!(s3.stat(&key("d")).await.unwrap_err().kind, ErrorKind::Integrity);
     assert_eq!(s3.list(&Page::default()).await.unwrap().entries.len(), 6);
-    s3.put(&key("d"), object("repaired"), Put::default()).await.unwrap();
+    s3.put(&key("d"), &object("repaired"), &PutOptions::default()).await.unwrap();
     bucket.remove().await;
 }
 
@@ -190,9 +193,9 @@ async fn other_tools_read_what_was_written() {
     stored.attributes.content_type = "text/x-ours; charset=utf-8".to_owned();
     let metadata = r#"{"owner":"us","Big":"no","n":1}"#.to_owned();
     stored.attributes.metadata = Some(serde_json::value::RawValue::from_string(metadata).unwrap());
-    s3.put(&key("plain"), stored.clone(), Put::default()).await.unwrap();
+    s3.put(&key("plain"), &stored, &PutOptions::default()).await.unwrap();
     stored.attributes.compression = Some("gzip".to_owned());
-    s3.put(&key("packed"), stored.clone(), Put::default()).await.unwrap();
+    s3.put(&key("packed"), &stored, &PutOptions::default()).await.unwrap();
     for (name, encoding) in [("plain", None), ("packed", Some("gzip"))] {
         let found = bucket.ask(Method::GET, name, &[], "").await;
         let header = |name: &str| found.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
@@ -224,19 +227,19 @@ async fn metadata_fits_or_is_refused_beforehand() {
         with(format!("{{\"a\":\"{}\"}}", "é".repeat(169))),
         blanks,
     ] {
-        s3.accept(&key("m"), &fits.attributes).unwrap();
-        s3.put(&key("m"), fits.clone(), Put::default()).await.unwrap();
+        s3.validate(&key("m"), &fits.attributes).unwrap();
+        s3.put(&key("m"), &fits, &PutOptions::default()).await.unwrap();
         assert_eq!(text(&s3.stat(&key("m")).await.unwrap().unwrap()), text(&fits.attributes));
     }
     for large in
         [with(format!("{{\"a\":\"{}\"}}", "x".repeat(1_017))), with(format!("{{\"a\":\"{}\"}}", "é".repeat(170)))]
     {
-        let refused = s3.accept(&key("m"), &large.attributes).unwrap_err();
+        let refused = s3.validate(&key("m"), &large.attributes).unwrap_err();
         assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("1024"), "{refused}");
-        assert_eq!(s3.put(&key("m"), large, Put::default()).await.unwrap_err().kind, ErrorKind::Invalid);
+        assert_eq!(s3.put(&key("m"), &large, &PutOptions::default()).await.unwrap_err().kind, ErrorKind::Invalid);
     }
     let too_large = Attributes { stored_size: 1 << 40, ..object("x").attributes };
-    assert_eq!(s3.accept(&key("m"), &too_large).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(s3.validate(&key("m"), &too_large).unwrap_err().kind, ErrorKind::Invalid);
     bucket.remove().await;
 }
 
@@ -251,7 +254,7 @@ async fn a_signed_url_works_for_anyone_and_for_one_thing() {
     let url = s3.sign(&it, &grant(put)).await.unwrap();
     let written = anyone.put(&url).header("content-type", "text/plain").body("theirs").send().await.unwrap();
     assert_eq!(written.status(), StatusCode::OK);
-    assert_eq!(&*bytes(s3.get(&it, Want::default()).await.unwrap().unwrap()).await, b"theirs");
+    assert_eq!(&*bytes(s3.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, b"theirs");
     assert_eq!(anyone.get(&url).send().await.unwrap().status(), StatusCode::FORBIDDEN);
     let url = s3.sign(&it, &grant(get)).await.unwrap();
     assert_eq!(anyone.get(&url).send().await.unwrap().bytes().await.unwrap(), "theirs");
@@ -267,14 +270,14 @@ async fn a_signed_url_works_for_anyone_and_for_one_thing() {
 /// Asks everything once and expects the same failure.
 async fn all_fail(s3: &S3, kind: ErrorKind, named: &str) {
     let it = key("it");
-    let absent = Put { condition: Condition::Absent, ..Put::default() };
+    let absent = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
     let errors = [
         s3.probe().await.unwrap_err(),
-        s3.put(&it, object("x"), Put::default()).await.unwrap_err(),
-        s3.put(&it, object("x"), absent).await.unwrap_err(),
-        s3.get(&it, Want::default()).await.unwrap_err(),
+        s3.put(&it, &object("x"), &PutOptions::default()).await.unwrap_err(),
+        s3.put(&it, &object("x"), &absent).await.unwrap_err(),
+        s3.get(&it, GetOptions::default()).await.unwrap_err(),
         s3.stat(&it).await.unwrap_err(),
-        s3.delete(&it, Delete::default()).await.unwrap_err(),
+        s3.delete(&it, &DeleteOptions::default()).await.unwrap_err(),
         s3.list(&Page::default()).await.unwrap_err(),
     ];
     for error in errors {
@@ -310,14 +313,15 @@ async fn a_store_of_another_name_is_taken_at_its_word() {
     let it = key("it");
     // The same bytes again and again: each conditional write gives the object another tag.
     let mut token = object("same");
-    s3.put(&it, token.clone(), when(Condition::Absent)).await.unwrap();
+    s3.put(&it, &token, &when(Condition::Absent)).await.unwrap();
     let mut tags = vec![etag(&bucket, "it").await];
     for _ in 0..3 {
         let next = object("same");
-        s3.put(&it, next.clone(), when(Condition::Generation(token.attributes.generation.clone()))).await.unwrap();
+        s3.put(&it, &next, &when(Condition::Generation(token.attributes.generation.clone()))).await.unwrap();
         tags.push(etag(&bucket, "it").await);
         assert!(tags.windows(2).all(|pair| pair[0] != pair[1]), "{tags:?}");
-        let stale = s3.put(&it, object("same"), when(Condition::Generation(token.attributes.generation.clone()))).await;
+        let stale =
+            s3.put(&it, &object("same"), &when(Condition::Generation(token.attributes.generation.clone()))).await;
         assert_eq!(stale.unwrap_err().kind, ErrorKind::Precondition);
         assert_eq!(text(&s3.stat(&it).await.unwrap().unwrap()), text(&next.attributes));
         token = next;
@@ -326,16 +330,16 @@ async fn a_store_of_another_name_is_taken_at_its_word() {
     let content = noise(17 << 20, 9);
     let first = file(&content, &content);
     let token = first.attributes.generation.clone();
-    s3.put(&key("parts"), first, when(Condition::Absent)).await.unwrap();
+    s3.put(&key("parts"), &first, &when(Condition::Absent)).await.unwrap();
     assert!(etag(&bucket, "parts").await.ends_with("-3"));
-    let refused = s3.put(&key("parts"), file(&content, &content), when(Condition::Absent)).await.unwrap_err();
+    let refused = s3.put(&key("parts"), &file(&content, &content), &when(Condition::Absent)).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Precondition);
-    s3.put(&key("parts"), file(&content, &content), when(Condition::Generation(token))).await.unwrap();
+    s3.put(&key("parts"), &file(&content, &content), &when(Condition::Generation(token))).await.unwrap();
     assert!(etag(&bucket, "parts").await.ends_with("-2"));
     no_uploads(&bucket).await;
     // Its order is noticed.
     for name in ["a", "a!", "a/b", "a b"] {
-        s3.put(&key(name), object(name), Put::default()).await.unwrap();
+        s3.put(&key(name), &object(name), &PutOptions::default()).await.unwrap();
     }
     let page = Page { prefix: "a".to_owned(), ..Page::default() };
     let names = |listing: filestorage::storage::Listing| -> Vec<String> {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, BreakerState, Condition, Delete, ErrorKind, Listing, Page, Put, Removal, Retry, RetryOptions, S3,
-    S3Options, Spool, Want,
+    Backend, BreakerState, Condition, DeleteOptions, ErrorKind, GetOptions, Listing, Page, PutOptions, Removal, Retry,
+    RetryOptions, S3, S3Options, Spool,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -144,25 +144,26 @@ async fn a_store_that_ignores_conditions_is_never_trusted_with_one() {
     .await;
     let s3 = server.open();
     for condition in [Condition::Absent, Condition::Generation("e".to_owned())] {
-        let refused = s3.put(&key("f/it"), object("x"), Put { condition, ..Put::default() }).await.unwrap_err();
+        let refused =
+            s3.put(&key("f/it"), &object("x"), &PutOptions { condition, ..PutOptions::default() }).await.unwrap_err();
         assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("if_absent"), "{refused}");
     }
-    let only = |lenient| Delete { generation: Some("e".to_owned()), lenient, ..Delete::default() };
-    let refused = s3.delete(&key("f/it"), only(false)).await.unwrap_err();
+    let only = |lenient| DeleteOptions { generation: Some("e".to_owned()), lenient, ..DeleteOptions::default() };
+    let refused = s3.delete(&key("f/it"), &only(false)).await.unwrap_err();
     assert!(refused.kind == ErrorKind::Invalid && refused.message().contains("delete"), "{refused}");
     assert!(server.heads().iter().all(|head| !head.contains("/b/f/it")), "nothing was asked of the object itself");
     assert!(server.heads().iter().any(|head| head.starts_with("delete /b/f/filestorage-tries-conditions-")));
-    assert_eq!(s3.delete(&key("f/it"), only(true)).await.unwrap(), Removal { found: true, ..Removal::default() });
-    s3.put(&key("f/it"), object("x"), Put::default()).await.unwrap();
+    assert_eq!(s3.delete(&key("f/it"), &only(true)).await.unwrap(), Removal { found: true, ..Removal::default() });
+    s3.put(&key("f/it"), &object("x"), &PutOptions::default()).await.unwrap();
 }
 
 #[tokio::test]
 async fn patience_is_asked_for_with_a_time() {
     let server = Scripted::serve(|_| fault("503 Slow Down", "Retry-After: 7\r\n", "SlowDown")).await;
-    let error = server.open().put(&key("it"), object("x"), Put::default()).await.unwrap_err();
+    let error = server.open().put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap_err();
     assert_eq!((error.kind, error.retry_after), (ErrorKind::Throttled, Some(Duration::from_secs(7))));
     let server = Scripted::serve(|_| reply("503 Service Unavailable", "", "")).await;
-    let error = server.open().get(&key("it"), Want::default()).await.unwrap_err();
+    let error = server.open().get(&key("it"), GetOptions::default()).await.unwrap_err();
     assert_eq!((error.kind, error.retry_after), (ErrorKind::Unavailable, None));
     // Once: trying again is another layer's.
     assert_eq!(server.heads().len(), 1);
@@ -176,21 +177,21 @@ async fn a_body_cut_short_or_changed_is_never_handed_out() {
         _ => format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{OBJECT}\r\nshort"),
     })
     .await;
-    assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(server.open().get(&key("it"), GetOptions::default()).await.unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(server.open().stat(&key("it")).await.unwrap_err().kind, ErrorKind::Unavailable);
     let server = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
         _ => reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==\r\n"), "x"),
     })
     .await;
-    assert_eq!(server.open().get(&key("it"), Want::default()).await.unwrap_err().kind, ErrorKind::Integrity);
+    assert_eq!(server.open().get(&key("it"), GetOptions::default()).await.unwrap_err().kind, ErrorKind::Integrity);
     // The sum of the sums of parts says nothing of the whole.
     let server = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
         _ => reply("200 OK", &format!("{OBJECT}x-amz-checksum-crc32c: AAAAAA==-2\r\n"), "x"),
     })
     .await;
-    assert!(server.open().get(&key("it"), Want::default()).await.unwrap().is_some());
+    assert!(server.open().get(&key("it"), GetOptions::default()).await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -235,7 +236,7 @@ async fn a_listing_that_does_not_get_on_is_named_at_its_second_page() {
                         <NextContinuationToken>again</NextContinuationToken></ListBucketResult>";
     let server = Scripted::serve(|_| reply("200 OK", "", PAGE)).await;
     let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(20) };
-    let retry = Retry::new(Arc::new(server.open()), options, telemetry::Backend::S3, Metrics::new());
+    let retry = Retry::new(Arc::new(server.open()), options, telemetry::BackendLabel::S3, Metrics::new());
     for _ in 0..4 {
         let before = server.heads().len();
         let error = retry.list(&Page::default()).await.unwrap_err();
@@ -280,7 +281,7 @@ async fn a_removal_that_a_store_without_marks_confirms_is_looked_after() {
         _ => reply("200 OK", "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", ""),
     })
     .await;
-    let error = there.open().delete(&key("it"), Delete::default()).await.unwrap_err();
+    let error = there.open().delete(&key("it"), &DeleteOptions::default()).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
     let gone = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
@@ -289,7 +290,7 @@ async fn a_removal_that_a_store_without_marks_confirms_is_looked_after() {
         _ => fault("404 Not Found", "", "NoSuchKey"),
     })
     .await;
-    assert_eq!(gone.open().delete(&key("it"), Delete::default()).await.unwrap(), Removal::default());
+    assert_eq!(gone.open().delete(&key("it"), &DeleteOptions::default()).await.unwrap(), Removal::default());
     // A web server misses everything, too.
     let page = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
@@ -297,7 +298,7 @@ async fn a_removal_that_a_store_without_marks_confirms_is_looked_after() {
         _ => reply("404 Not Found", "Content-Type: text/html\r\n", "<html>Not Found</html>"),
     })
     .await;
-    let error = page.open().delete(&key("it"), Delete::default()).await.unwrap_err();
+    let error = page.open().delete(&key("it"), &DeleteOptions::default()).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable, "{error}");
     let error = page.open().stat(&key("it")).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
@@ -330,7 +331,7 @@ async fn one_redirect_is_not_as_another() {
 #[tokio::test]
 async fn a_listing_of_another_bucket_is_none_of_this() {
     let server = Scripted::serve(|_| reply("200 OK", "", &EMPTY.replace("<Name>b<", "<Name>other<"))).await;
-    let error = server.open().put(&key("it"), object("x"), Put::default()).await.unwrap_err();
+    let error = server.open().put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap_err();
     assert!(error.kind == ErrorKind::Invalid && error.message().contains("\"other\""), "{error}");
     assert_eq!(server.heads().len(), 1, "nothing was written");
     // Who may not list a bucket may still use it.
@@ -339,7 +340,7 @@ async fn a_listing_of_another_bucket_is_none_of_this() {
         _ => reply("200 OK", "ETag: \"e\"\r\n", ""),
     })
     .await;
-    server.open().put(&key("it"), object("x"), Put::default()).await.unwrap();
+    server.open().put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
 }
 
 #[tokio::test]

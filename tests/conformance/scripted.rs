@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Memory, Object, Operation, Page,
-    Probe, Put, Removal, Result, Want,
+    Attributes, Backend, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object, Operation,
+    Page, Probe, PutOptions, Removal, Result,
 };
 use tokio::time::{Instant, sleep};
 
@@ -139,11 +139,11 @@ impl fmt::Display for Scripted {
 
 #[async_trait]
 impl Backend for Scripted {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        self.turn(Operation::Store, Some(key), self.memory.put(key, object, how)).await
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+        self.turn(Operation::Store, Some(key), self.memory.put(key, &object, &how)).await
     }
 
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         self.turn(Operation::Retrieve, Some(key), self.memory.get(key, want)).await
     }
 
@@ -151,8 +151,8 @@ impl Backend for Scripted {
         self.turn(Operation::Stat, Some(key), self.memory.stat(key)).await
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
-        self.turn(Operation::Delete, Some(key), self.memory.delete(key, how)).await
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+        self.turn(Operation::Delete, Some(key), self.memory.delete(key, &how)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -167,8 +167,8 @@ impl Backend for Scripted {
         self.turn(Operation::Probe, None, self.memory.probe()).await
     }
 
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.memory.accept(key, attributes)
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.memory.validate(key, attributes)
     }
 
     async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {

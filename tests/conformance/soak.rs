@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Condition, Delete, Error, ErrorKind, Grant, Key, Landing, Listing, Memory, Object, Operation,
-    Page, Probe, Put, Removal, Result, Retry, RetryOptions, Want,
+    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object,
+    Operation, Page, Probe, PutOptions, Removal, Result, Retry, RetryOptions,
 };
 use filestorage::telemetry::{self, Metrics};
 use futures_util::future::join_all;
@@ -71,17 +71,17 @@ impl fmt::Display for Flaky {
 
 #[async_trait]
 impl Backend for Flaky {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
         let token = object.attributes.generation.clone();
         let work = async {
-            let landing = self.memory.put(key, object, how).await?;
+            let landing = self.memory.put(key, &object, &how).await?;
             self.written.lock().unwrap().push(token);
             Ok(landing)
         };
         self.turn(Operation::Store, work).await
     }
 
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         self.turn(Operation::Retrieve, self.memory.get(key, want)).await
     }
 
@@ -89,8 +89,8 @@ impl Backend for Flaky {
         self.turn(Operation::Stat, self.memory.stat(key)).await
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
-        self.turn(Operation::Delete, self.memory.delete(key, how)).await
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+        self.turn(Operation::Delete, self.memory.delete(key, &how)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -105,8 +105,8 @@ impl Backend for Flaky {
         self.turn(Operation::Probe, self.memory.probe()).await
     }
 
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.memory.accept(key, attributes)
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.memory.validate(key, attributes)
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
@@ -124,7 +124,7 @@ fn stack(seed: u64) -> (Arc<Flaky>, Arc<Retry>) {
     });
     let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(10) };
     let inner = Arc::clone(&place) as Arc<dyn Backend>;
-    let retry = Arc::new(Retry::new(inner, options, telemetry::Backend::Gcs, Metrics::new()));
+    let retry = Arc::new(Retry::new(inner, options, telemetry::BackendLabel::Gcs, Metrics::new()));
     (place, retry)
 }
 
@@ -151,7 +151,7 @@ async fn alone(retry: &Retry, it: &Key, mut draws: StdRng, tally: &Tally) {
                 };
                 let mine = object("x");
                 let token = Some(mine.attributes.generation.clone());
-                match retry.put(it, mine, Put { condition, ..Put::default() }).await {
+                match retry.put(it, &mine, &PutOptions { condition, ..PutOptions::default() }).await {
                     Ok(_) => {
                         assert!(met);
                         states = vec![token];
@@ -166,7 +166,7 @@ async fn alone(retry: &Retry, it: &Key, mut draws: StdRng, tally: &Tally) {
             }
             (3, known) => {
                 let generation = known.flatten();
-                match retry.delete(it, Delete { generation, ..Delete::default() }).await {
+                match retry.delete(it, &DeleteOptions { generation, ..DeleteOptions::default() }).await {
                     Ok(_) => states = vec![None],
                     Err(error) => {
                         if is_open(&error) {
@@ -188,7 +188,7 @@ async fn alone(retry: &Retry, it: &Key, mut draws: StdRng, tally: &Tally) {
                 }
             }
             _ => {
-                if let Ok(found) = retry.get(it, Want::default()).await {
+                if let Ok(found) = retry.get(it, GetOptions::default()).await {
                     let found = found.map(|object| object.attributes.generation);
                     states.retain(|state| *state == found);
                 }
@@ -204,7 +204,7 @@ async fn alone(retry: &Retry, it: &Key, mut draws: StdRng, tally: &Tally) {
 async fn count_up(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) -> u64 {
     let mut confirmed = 0;
     for _ in 0..40 {
-        let (condition, count) = match retry.get(it, Want::default()).await {
+        let (condition, count) = match retry.get(it, GetOptions::default()).await {
             Err(error) => {
                 sleep(error.retry_after.unwrap_or(Duration::from_millis(100))).await;
                 continue;
@@ -218,7 +218,7 @@ async fn count_up(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) -> u64 
         };
         let next = object((count + 1).to_string());
         let token = next.attributes.generation.clone();
-        let outcome = retry.put(it, next, Put { condition, ..Put::default() }).await;
+        let outcome = retry.put(it, &next, &PutOptions { condition, ..PutOptions::default() }).await;
         let written = place.was_written(&token);
         match outcome {
             Ok(_) => {
@@ -245,8 +245,8 @@ async fn race(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) {
     };
     let contenders: Vec<_> = (0..4).map(|_| object("x")).collect();
     let outcomes = join_all(contenders.iter().map(|object| {
-        let how = Put { condition: condition.clone(), ..Put::default() };
-        retry.put(it, object.clone(), how)
+        let how = PutOptions { condition: condition.clone(), ..PutOptions::default() };
+        retry.put(it, &object, &how)
     }))
     .await;
     let winners: Vec<_> = (0..4).filter(|&number| outcomes[number].is_ok()).collect();
@@ -278,7 +278,7 @@ async fn promises_hold_over_a_place_that_fails_at_random() {
         let it = key("counter");
         let before = place.written.lock().unwrap().len();
         let confirmed: u64 = join_all((0..3).map(|_| count_up(&place, &retry, &it, &tally))).await.into_iter().sum();
-        let counted = place.memory.get(&it, Want::default()).await.unwrap().unwrap();
+        let counted = place.memory.get(&it, GetOptions::default()).await.unwrap().unwrap();
         let counted: u64 = std::str::from_utf8(&bytes(counted).await).unwrap().parse().unwrap();
         // Nothing confirmed was lost, and nothing was carried out twice.
         assert!(confirmed > 0 && confirmed <= counted);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Delete, Fallback, Landing, Metered, Object, Payload, Put, Retry, RetryOptions, S3, S3Options, Want,
+    Backend, DeleteOptions, Fallback, GetOptions, Metered, Object, Payload, PutOptions, Retry, RetryOptions, S3,
+    S3Options,
 };
 use filestorage::telemetry::{self, Metrics};
 use serde_json::Value;
@@ -20,7 +21,7 @@ use crate::support::{Tally, bytes, key, noise, object, scratch, text};
 use crate::{dev_s3, gcs};
 
 /// Builds what a worker builds over a bucket, with an overlay in the folder.
-fn stack(bucket: &Arc<dyn Backend>, label: telemetry::Backend, folder: &Path) -> Arc<Fallback> {
+fn stack(bucket: &Arc<dyn Backend>, label: telemetry::BackendLabel, folder: &Path) -> Arc<Fallback> {
     let options = RetryOptions { max_retries: 1, timeout: Duration::from_secs(10) };
     let metrics = Metrics::new();
     let retry = Retry::new(Arc::clone(bucket), options, label, metrics.clone());
@@ -29,7 +30,7 @@ fn stack(bucket: &Arc<dyn Backend>, label: telemetry::Backend, folder: &Path) ->
 }
 
 /// Runs the short suite with the bucket there, by two workers that share an overlay.
-async fn there(bucket: Arc<dyn Backend>, label: telemetry::Backend, profile: Profile, name: &'static str) {
+async fn there(bucket: Arc<dyn Backend>, label: telemetry::BackendLabel, profile: Profile, name: &'static str) {
     let folder = scratch();
     let worker = || stack(&bucket, label, folder.path());
     let (one, other) = (worker(), worker());
@@ -49,22 +50,22 @@ fn file(content: &[u8]) -> Object {
 }
 
 /// Values of every form are put, and one is removed, while the bucket is away; then they are sent.
-async fn away(proxy: &Site, bucket: Arc<dyn Backend>, label: telemetry::Backend, name: &'static str) {
+async fn away(proxy: &Site, bucket: Arc<dyn Backend>, label: telemetry::BackendLabel, name: &'static str) {
     let folder = scratch();
     let fallback = stack(&bucket, label, folder.path());
     let tally = Tally::new(name);
     let gone = key("gone");
-    let present = fallback.put(&gone, object("before"), Put::default()).await.unwrap();
-    tally.equal(present, Landing::Home);
+    let present = fallback.put(&gone, &object("before"), &PutOptions::default()).await.unwrap();
+    tally.equal(present, Rest::Bucket);
 
     proxy.tell("down", Value::Null).await;
     let large = noise(9 << 20, 9);
     let values = [("empty", object("")), ("in memory", object(large.clone())), ("in a file", file(&large))];
     for (name, value) in &values {
-        let landing = fallback.put(&key(name), value.clone(), Put::default()).await.unwrap();
-        tally.equal(landing, Landing::Overlay);
+        let landing = fallback.put(&key(name), &value, &PutOptions::default()).await.unwrap();
+        tally.equal(landing, Rest::Overlay);
     }
-    tally.equal(fallback.delete(&gone, Delete::default()).await.unwrap().landing, Landing::Overlay);
+    tally.equal(rest(fallback.delete(&gone, &DeleteOptions::default()).await.unwrap()), Rest::Overlay);
     tally.equal(fallback.pending().await.unwrap().entries, 4);
 
     proxy.tell("up", Value::Null).await;
@@ -83,7 +84,7 @@ async fn away(proxy: &Site, bucket: Arc<dyn Backend>, label: telemetry::Backend,
     tally.equal(fallback.pending().await.unwrap().entries, 0);
     tally.equal(bucket.stat(&gone).await.unwrap().is_none(), true);
     for (name, value) in values {
-        let found = bucket.get(&key(name), Want::default()).await.unwrap().unwrap();
+        let found = bucket.get(&key(name), GetOptions::default()).await.unwrap().unwrap();
         tally.equal(text(&found.attributes), text(&value.attributes));
         tally.equal(bytes(found).await == bytes(value).await, true);
     }
@@ -100,14 +101,14 @@ fn s3_behind(proxy: &Site, bucket: &dev_s3::Bucket) -> Arc<dyn Backend> {
 async fn fallback_over_metered_over_retry_over_gcs() {
     let site = Site::start();
     let bucket = gcs::site::open(site.options()).await;
-    there(bucket, telemetry::Backend::Gcs, BUCKET, "fallback over metered over retry over gcs").await;
+    there(bucket, telemetry::BackendLabel::Gcs, BUCKET, "fallback over metered over retry over gcs").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fallback_over_metered_over_retry_over_s3() {
     let bucket = dev_s3::Bucket::make().await;
     let name = "fallback over metered over retry over s3 (SeaweedFS)";
-    there(Arc::new(bucket.open()), telemetry::Backend::S3, SEAWEEDFS, name).await;
+    there(Arc::new(bucket.open()), telemetry::BackendLabel::S3, SEAWEEDFS, name).await;
     bucket.remove().await;
 }
 
@@ -115,13 +116,13 @@ async fn fallback_over_metered_over_retry_over_s3() {
 async fn gcs_gone_and_back() {
     let site = Site::start();
     let bucket = gcs::site::open(site.options()).await;
-    away(&site, bucket, telemetry::Backend::Gcs, "fallback over gcs, gone and back").await;
+    away(&site, bucket, telemetry::BackendLabel::Gcs, "fallback over gcs, gone and back").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_gone_and_back() {
     let (proxy, bucket) = (Site::before(&dev_s3::store().url, &["--enforce", "s3"]), dev_s3::Bucket::make().await);
     let behind = s3_behind(&proxy, &bucket);
-    away(&proxy, behind, telemetry::Backend::S3, "fallback over s3 (SeaweedFS), gone and back").await;
+    away(&proxy, behind, telemetry::BackendLabel::S3, "fallback over s3 (SeaweedFS), gone and back").await;
     bucket.remove().await;
 }

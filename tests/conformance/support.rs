@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use filestorage::storage::{Attributes, Checksum, Foreign, Key, Kind, Object, Seen};
+use filestorage::storage::{Attributes, Checksum, Foreign, Key, Kind, Object, ObjectInfo};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -72,10 +72,10 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             metadata: Some(metadata),
             stored_at: Timestamp::from_microsecond(1_790_000_000_123_456).unwrap(),
             expires_at: None,
-            origin: None,
+            writer_id: None,
             tombstone: false,
             foreign: Foreign::default(),
-            seen: Seen::default(),
+            info: ObjectInfo::default(),
         },
         payload: payload.into(),
     }
@@ -95,7 +95,7 @@ pub(crate) fn expired(payload: &'static str) -> Object {
 
 /// Attributes as text, to compare all of them but the origin, which a stack may add to what passes through it.
 pub(crate) fn text(attributes: &Attributes) -> String {
-    serde_json::to_string(&Attributes { origin: None, ..attributes.clone() }).unwrap()
+    serde_json::to_string(&Attributes { writer_id: None, ..attributes.clone() }).unwrap()
 }
 
 /// Bytes without pattern, the same each time.

@@ -7,9 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::config::{GcsSettings, S3Settings, Secret};
+use crate::wiring::{Code, Failure};
 
 /// Says who we are to Google.
 pub(super) fn gcs(report: &mut Report<'_>, settings: &GcsSettings) -> Result<(), Failure> {

@@ -1,8 +1,8 @@
 //! How many files a worker may have open.
 
-use super::super::outcome::Failure;
 use super::report::Report;
 use crate::storage::{descriptor_limit, descriptors_wanted};
+use crate::wiring::Failure;
 
 /// Compares the limit of this process, raised as a worker raises its own, with what so many commands in flight may want.
 pub(super) fn check(report: &mut Report<'_>, concurrency: usize) -> Result<(), Failure> {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use rustix::fs::{Access, access, statvfs};
 
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::storage::Spool;
+use crate::wiring::{Code, Failure};
 
 /// Less room than this is a fault: not even what is under way fits.
 const LEAST_BYTES: u64 = 64 << 20;

@@ -14,14 +14,12 @@ use std::time::Duration;
 use clap::Args;
 
 use self::report::Report;
-use super::bucket::{Bucket, Creation};
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
-use super::worker::broker_options;
-use crate::config::{Faults, Loaded, Provider, Settings, StorageSettings};
+use super::terminal::Output;
+use crate::config::{Faults, Loaded, Settings, StorageSettings};
+use crate::provider::Provider;
 use crate::storage::{Backend as _, ErrorKind, Local, Page};
 use crate::telemetry::Metrics;
+use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, stack};
 
 /// Longest wait for one answer of a bucket.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -96,11 +94,11 @@ async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Fail
 async fn storage(report: &mut Report<'_>, settings: &StorageSettings, runs: bool) -> Result<(), Failure> {
     disk::check(report, &settings.local_storage_path)?;
     disk::exchange(report, &settings.exchange_directories)?;
-    match open::kept_in(settings) {
+    match settings.bucket() {
         None => local(report, settings).await?,
         Some((provider, name)) => {
             bucket(report, settings, provider, name, runs).await?;
-            unseen(report, settings, &open::url(provider, name)).await?;
+            unseen(report, settings, &stack::url(provider, name)).await?;
         }
     }
     overlay::check(report, settings).await
@@ -117,7 +115,7 @@ async fn bucket(
         Provider::Gcs => credentials::gcs(report, &settings.gcs)?,
         Provider::S3 => credentials::s3(report, &settings.s3)?,
     }
-    let shown = open::url(provider, name);
+    let shown = stack::url(provider, name);
     // Somebody is waiting.
     let (max_retries, timeout) = (settings.max_retries.min(1), settings.timeout.min(PATIENCE));
     let hasty = StorageSettings { max_retries, timeout, ..settings.clone() };
@@ -163,7 +161,7 @@ async fn bucket(
 
 /// Values of a local store that a named bucket hides.
 async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &str) -> Result<(), Failure> {
-    let folder = open::objects(&settings.local_storage_path);
+    let folder = stack::objects(&settings.local_storage_path);
     let looked = async {
         let Some(local) = Local::open_existing(&folder)? else { return Ok(false) };
         let page = Page { limit: Some(1), ..Page::default() };
@@ -184,7 +182,7 @@ async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &st
 }
 
 async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
-    match Local::open_existing(open::objects(&settings.local_storage_path)) {
+    match Local::open_existing(stack::objects(&settings.local_storage_path)) {
         Ok(Some(local)) => {
             place::permissions(report, &local).await?;
             leftovers(report, &local)

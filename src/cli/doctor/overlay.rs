@@ -7,24 +7,24 @@ use std::path::Path;
 use indicatif::{HumanBytes, HumanDuration};
 use jiff::Timestamp;
 
-use super::super::open;
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
-use crate::config::{Provider, StorageSettings};
+use crate::config::StorageSettings;
+use crate::provider::Provider;
 use crate::storage::{Local, Owner};
+use crate::wiring::{Code, Failure, stack};
 
 /// Most writes that were set aside which are told one by one.
 const TOLD: usize = 50;
 
 /// Looks at the overlay of the bucket values are kept in, and for those of others.
 pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
-    let kept_in = open::kept_in(settings);
-    let own = kept_in.map(|(provider, name)| open::overlay_name(settings, provider, name));
+    let kept_in = settings.bucket();
+    let own = kept_in.map(|(provider, name)| stack::overlay_name(settings, provider, name));
     if let Some(own) = &own {
-        let folder = open::overlays(settings).join(own);
+        let folder = stack::overlays(settings).join(own);
         mine(report, settings, &folder).await?;
     }
-    let folder = open::overlays(settings);
+    let folder = stack::overlays(settings);
     let names = match names(&folder) {
         Ok(names) => names,
         Err(error) => {
@@ -52,7 +52,7 @@ fn names(folder: &Path) -> io::Result<Vec<OsString>> {
 
 async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path) -> Result<(), Failure> {
     let shown = folder.display();
-    let opened = match open::inspect(folder) {
+    let opened = match stack::inspect(folder) {
         Ok(Some(opened)) => opened,
         Ok(None) => return report.fine("overlay", "nothing has ever waited for this bucket"),
         Err(error) => return report.refused("overlay", &error),
@@ -101,7 +101,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
 async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -> Result<(), Failure> {
     let shown = folder.display();
     let counted = async {
-        let Some(opened) = open::inspect(folder)? else { return Ok((0, 0, None)) };
+        let Some(opened) = stack::inspect(folder)? else { return Ok((0, 0, None)) };
         Ok((opened.pending().await?.entries, opened.conflicts().await?.len(), opened.owner()?))
     };
     match counted.await {
@@ -129,6 +129,6 @@ fn bucket_of(settings: &StorageSettings, folder: &str) -> Option<String> {
     let named = [(Provider::Gcs, &settings.gcs.bucket), (Provider::S3, &settings.s3.bucket)];
     named.into_iter().find_map(|(provider, name)| {
         let name = name.as_ref()?;
-        (open::overlay_name(settings, provider, name) == folder).then(|| open::url(provider, name))
+        (stack::overlay_name(settings, provider, name) == folder).then(|| stack::url(provider, name))
     })
 }

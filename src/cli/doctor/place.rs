@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use uuid::Uuid;
 
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::storage::{
-    Attributes, Backend, Checksum, Condition, Delete, Error, ErrorKind, Foreign, Key, Kind, Object, Page, Put, Result,
-    Seen, Want,
+    Attributes, Backend, Checksum, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Key, Kind, Object, Page,
+    PutOptions, Result,
 };
+use crate::wiring::{Code, Failure};
 
 /// A clock that is more off than this makes wrong what is newer and what has expired.
 const OFF: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub(super) async fn permissions(report: &mut Report<'_>, place: &dyn Backend) ->
         report.skipped("replace", "there is nothing to try it on")?;
     }
     // Also after a failed create: nobody knows how that ended.
-    let removed = place.delete(&key, Delete::default()).await;
+    let removed = place.delete(&key, &DeleteOptions::default()).await;
     if there || removed.is_ok() {
         tell(report, "delete", removed.map(|_| ()), "values can be removed")
     } else {
@@ -83,34 +83,15 @@ fn tell(report: &mut Report<'_>, check: &str, outcome: Result<()>, fine: &str) -
 const VALUE: &[u8] = b"filestorage doctor: may be removed";
 
 async fn put(place: &dyn Backend, key: &Key, condition: Condition) -> Result<()> {
-    let (payload, checksum) = (Bytes::from_static(VALUE), Checksum::of(VALUE));
-    let size = VALUE.len() as u64;
-    let attributes = Attributes {
-        kind: Kind::Text,
-        content_type: "text/plain; charset=utf-8".to_owned(),
-        size,
-        checksum,
-        stored_size: size,
-        stored_checksum: checksum,
-        compression: None,
-        encrypted: false,
-        generation: Uuid::new_v4().simple().to_string(),
-        operation_id: None,
-        metadata: None,
-        stored_at: Timestamp::now(),
-        expires_at: None,
-        origin: None,
-        tombstone: false,
-        foreign: Foreign::default(),
-        seen: Seen::default(),
-    };
-    let object = Object { attributes, payload: payload.into() };
-    place.put(key, object, Put { condition, ..Put::default() }).await.map(|_| ())
+    let (size, checksum) = (VALUE.len() as u64, Checksum::of(VALUE));
+    let attributes = Attributes::new(Kind::Text, Kind::Text.content_type().to_owned(), size, checksum);
+    let object = Object { attributes, payload: Bytes::from_static(VALUE).into() };
+    place.put(key, &object, &PutOptions { condition, ..PutOptions::default() }).await.map(drop)
 }
 
 async fn get(place: &dyn Backend, key: &Key) -> Result<()> {
     use crate::storage::Operation::Retrieve;
-    let Some(object) = place.get(key, Want::default()).await? else {
+    let Some(object) = place.get(key, GetOptions::default()).await? else {
         let why = "what was just stored is not there; is another program removing it, or the place not consistent?";
         return Err(Error::new(ErrorKind::Integrity, Retrieve, Some(key), why));
     };

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::broker::{
     BrokerOptions, Confirmation, Delay, Error, ErrorKind, Look, Presence, PublishError, QueueSpec, QueueType, Session,
     Topology,
 };
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
+use crate::wiring::{Code, Failure};
 
 /// Where every operation is told.
 const EVENTS: &str = "filestorage.events";

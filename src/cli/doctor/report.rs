@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::super::outcome::{Code, Failure};
-use super::super::output::Output;
+use super::super::terminal::Output;
 use crate::redact::redact;
 use crate::storage::{Error, ErrorKind};
+use crate::wiring::{Code, Failure};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use serde_json::Value;
 
 use super::super::admin::Port;
-use super::super::outcome::{Code, Failure};
 use super::report::Report;
 use crate::config::MetricsAddress;
+use crate::wiring::{Code, Failure};
 
 /// Asks the worker of this machine how it stands; tells whether one runs.
 pub(super) async fn check(report: &mut Report<'_>, address: Option<&MetricsAddress>) -> Result<bool, Failure> {

@@ -9,18 +9,15 @@ use clap::Args;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::mover::{Moved, Mover};
 use self::place::Place;
-use super::bucket::{Bucket, Creation};
-use super::open;
-use super::outcome::{Code, Failure};
-use super::output::Output;
-use super::progress::Progress;
-use crate::config::{Provider, Settings, StorageSettings};
+use super::terminal::{Output, Progress, interruption};
+use crate::config::{Settings, StorageSettings};
+use crate::provider::Provider;
 use crate::storage::{Attributes, Backend, Error, ErrorKind, Gcs, Key, Local, Memory, Page, S3};
 use crate::telemetry::Metrics;
+use crate::wiring::{Bucket, Code, Creation, Failure, stack};
 
 /// Keys listed at a time; a local store is walked once for each page.
 const PAGE: usize = 10_000;
@@ -125,11 +122,11 @@ impl Arguments {
     /// Opens the place to copy to; a trial makes nothing there.
     async fn target(&self, settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
         match place {
-            Place::Local(path) if self.dry_run => Ok(match Local::open_existing(open::objects(path))? {
+            Place::Local(path) if self.dry_run => Ok(match Local::open_existing(stack::objects(path))? {
                 Some(local) => Arc::new(local),
                 None => Arc::new(Memory::new()),
             }),
-            Place::Local(path) => Ok(Arc::new(Local::open(open::objects(path))?)),
+            Place::Local(path) => Ok(Arc::new(Local::open(stack::objects(path))?)),
             Place::Bucket(provider, name) => {
                 let creation = if self.dry_run { Creation::Never } else { Creation::WhenMissing };
                 bucket(settings, place, *provider, name, creation).await
@@ -149,10 +146,10 @@ fn lost(to: &Place) -> fn(&Attributes) -> Vec<String> {
 
 async fn source(settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
     match place {
-        Place::Local(path) => match Local::open_existing(open::objects(path))? {
+        Place::Local(path) => match Local::open_existing(stack::objects(path))? {
             Some(local) => Ok(Arc::new(local)),
             None => {
-                Err(Failure::new(Code::NoInput, format!("nothing is stored under {}", open::objects(path).display())))
+                Err(Failure::new(Code::NoInput, format!("nothing is stored under {}", stack::objects(path).display())))
             }
         },
         Place::Bucket(provider, name) => bucket(settings, place, *provider, name, Creation::Never).await,
@@ -168,8 +165,8 @@ async fn bucket(
     name: &str,
     creation: Creation,
 ) -> Result<Arc<dyn Backend>, Failure> {
-    let bucket = Bucket::open(settings, provider, name, creation, &Metrics::new()).await.map_err(open::refused)?;
-    if let Some(fallback) = open::pending(settings, provider, name, &bucket)? {
+    let bucket = Bucket::open(settings, provider, name, creation, &Metrics::new()).await.map_err(stack::refused)?;
+    if let Some(fallback) = stack::pending(settings, provider, name, &bucket)? {
         let waiting = fallback.pending().await?.entries;
         if waiting > 0 {
             let mend = "run `filestorage sync` first, with this bucket in the settings";
@@ -177,9 +174,9 @@ async fn bucket(
             return Err(Failure::new(Code::TryAgain, why));
         }
     }
-    match open::look(&bucket, false).await? {
+    match stack::look(&bucket, false).await? {
         None => Ok(bucket.backend),
-        Some(open::Away { words, .. }) => {
+        Some(stack::Away { words, .. }) => {
             Err(Failure::new(Code::Unavailable, format!("{place} cannot be reached: {words}")))
         }
     }
@@ -211,7 +208,7 @@ impl Run<'_> {
             };
             let listing = match listing {
                 Ok(listing) => listing,
-                Err(error) => return self.stopped = Some(open::refused(error)),
+                Err(error) => return self.stopped = Some(stack::refused(error)),
             };
             self.summary.foreign += listing.foreign;
             listed += listing.entries.len() as u64;
@@ -310,19 +307,6 @@ impl Run<'_> {
 /// Says what of a foreign object stays behind.
 fn reduced(key: &Key, lost: &[String], to: &str) -> String {
     format!("{key}: {} stays behind, {to} has no place for it that other tools read", lost.join(", "))
-}
-
-/// Waits until somebody, or whoever runs the program, wants it to end.
-pub(super) async fn interruption() {
-    let interrupt = tokio::signal::ctrl_c();
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
-        },
-        // Without a handler it ends the program as ever.
-        Err(_) => drop(interrupt.await),
-    }
 }
 
 async fn one(mover: &Mover, key: Key) -> (Key, Result<Moved, Error>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::storage::{
-    Attributes, Backend, Condition, Error, ErrorKind, Key, Operation, Put, Result, Want, format_timestamp,
+    Attributes, Backend, Condition, Error, ErrorKind, GetOptions, Key, Operation, PutOptions, Result, format_timestamp,
 };
 
 /// Copies values between two places; never removes one.
@@ -50,11 +50,11 @@ impl Mover {
             Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => Condition::Always,
             Err(error) => return Err(error),
         };
-        self.target.accept(key, &wanted)?;
+        self.target.validate(key, &wanted)?;
         if self.dry_run {
             return Ok(self.copied(&wanted, &wanted));
         }
-        let want = Want { spooled: true, ..Want::default() };
+        let want = GetOptions { spooled: true, ..GetOptions::default() };
         let Some(mut object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
         // What comes with the bytes may say less than what was asked for alone.
         if object.attributes.generation == wanted.generation {
@@ -62,8 +62,8 @@ impl Mover {
         }
         let wanted = object.attributes.clone();
         // Some stores enforce no condition on a value in several parts; a second look is the best there is then.
-        let how = Put { condition, lenient: true, ..Put::default() };
-        match self.target.put(key, object, how).await {
+        let how = PutOptions { condition, lenient: true, ..PutOptions::default() };
+        match self.target.put(key, &object, &how).await {
             Ok(_) => self.verify(key, &wanted).await,
             // The answer to an earlier attempt may have got lost, and then what is in the way is our own.
             Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
@@ -78,7 +78,7 @@ impl Mover {
     /// Compares what the target has with what was read at the source.
     async fn verify(&self, key: &Key, wanted: &Attributes) -> Result<Moved> {
         let kept = if self.read_back {
-            let want = Want { spooled: true, ..Want::default() };
+            let want = GetOptions { spooled: true, ..GetOptions::default() };
             self.target.get(key, want).await?.map(|object| object.attributes)
         } else {
             self.target.stat(key).await?
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
     use crate::storage::{
-        Checksum, Delete, Foreign, Grant, Kind, Landing, Listing, Memory, Object, Page, Probe, Removal, Seen,
+        Checksum, DeleteOptions, Foreign, Grant, Kind, Listing, Memory, Object, ObjectInfo, Page, Probe, Removal,
     };
 
     fn object(text: &'static str) -> Object {
@@ -153,10 +153,10 @@ mod tests {
             metadata: None,
             stored_at: Timestamp::now(),
             expires_at: None,
-            origin: None,
+            writer_id: None,
             tombstone: false,
             foreign: Foreign::default(),
-            seen: Seen::default(),
+            info: ObjectInfo::default(),
         };
         Object { attributes, payload: payload.into() }
     }
@@ -176,12 +176,12 @@ mod tests {
 
     #[async_trait]
     impl Backend for Meddled {
-        async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-            self.inner.put(key, object, how).await
+        async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+            self.inner.put(key, &object, &how).await
         }
 
-        async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
-            self.target.put(key, object("theirs"), Put::default()).await?;
+        async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
+            self.target.put(key, &object("theirs"), &PutOptions::default()).await?;
             self.inner.get(key, want).await
         }
 
@@ -189,8 +189,8 @@ mod tests {
             self.inner.stat(key).await
         }
 
-        async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
-            self.inner.delete(key, how).await
+        async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+            self.inner.delete(key, &how).await
         }
 
         async fn list(&self, page: &Page) -> Result<Listing> {
@@ -205,8 +205,8 @@ mod tests {
             self.inner.probe().await
         }
 
-        fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-            self.inner.accept(key, attributes)
+        fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+            self.inner.validate(key, attributes)
         }
 
         async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
@@ -220,10 +220,10 @@ mod tests {
         for before in [None, Some("older")] {
             let target = Arc::new(Memory::new());
             if let Some(before) = before {
-                target.put(&key, object(before), Put::default()).await.unwrap();
+                target.put(&key, &object(before), &PutOptions::default()).await.unwrap();
             }
             let source = Meddled { inner: Memory::new(), target: Arc::clone(&target) };
-            source.inner.put(&key, object("ours"), Put::default()).await.unwrap();
+            source.inner.put(&key, &object("ours"), &PutOptions::default()).await.unwrap();
             let mover = Mover {
                 source: Arc::new(source),
                 target: Arc::<Memory>::clone(&target),

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 
-use super::super::open;
-use super::super::outcome::{Code, Failure};
-use crate::config::{Provider, StorageSettings};
+use crate::config::StorageSettings;
+use crate::provider::Provider;
 use crate::redact;
+use crate::wiring::{Code, Failure, stack};
 
 /// Where values are copied from or to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(path) => write!(formatter, "{}", path.display()),
-            Self::Bucket(provider, name) => formatter.write_str(&open::url(*provider, name)),
+            Self::Bucket(provider, name) => formatter.write_str(&stack::url(*provider, name)),
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tracing::Instrument as _;
 
 use super::{Running, SKEW, Shift, before};
-use crate::commands::{Command as Runnable, Context, Fence};
+use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
 use crate::worker::desk::{self, End, Job, Turn, Work};
 use crate::worker::run::run;
@@ -93,11 +93,11 @@ impl Shift<'_> {
         if let Some(parcel) = self.desk.started(&job.case) {
             self.outbox.push(parcel);
         }
-        let fence = Fence::default();
+        let commit_guard = CommitGuard::default();
         let context = Context {
             operation_id: job.case.identity.digest.to_string(),
             redelivered: job.redelivered,
-            fence: fence.clone(),
+            commit_guard: commit_guard.clone(),
             max_reply_bytes: Some(self.bench.options.max_reply_bytes),
             budget: Some(self.bench.budget.clone()),
         };
@@ -106,7 +106,7 @@ impl Shift<'_> {
             definition: job.definition,
             key: job.key,
             writes: job.writes,
-            fence,
+            commit_guard,
             started: Instant::now(),
             held: job.held,
             _in_flight: self.bench.metrics.command_in_flight(),

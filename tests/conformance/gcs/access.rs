@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Delete, Error, ErrorKind, Gcs, GcsOptions, Grant, Method, Page, Put, Result, Want,
+    Backend, DeleteOptions, Error, ErrorKind, Gcs, GcsOptions, GetOptions, Grant, Method, Page, PutOptions, Result,
 };
 use jiff::SignedDuration;
 use serde_json::json;
@@ -13,7 +13,7 @@ use serde_json::json;
 use super::site::{Site, open};
 use crate::support::{bytes, key, object};
 
-const WHOLE: Want = Want { range: None, limit: None, spooled: false };
+const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false };
 
 /// What an operation on a bucket that is not there comes to.
 async fn outcomes(bucket: &dyn Backend) -> Vec<Result<String>> {
@@ -22,9 +22,9 @@ async fn outcomes(bucket: &dyn Backend) -> Vec<Result<String>> {
         bucket.stat(&it).await.map(|found| format!("{}", found.is_some())),
         bucket.get(&it, WHOLE).await.map(|found| format!("{}", found.is_some())),
         bucket.list(&Page::default()).await.map(|found| format!("{}", found.entries.len())),
-        bucket.delete(&it, Delete::default()).await.map(|removal| format!("{}", removal.found)),
+        bucket.delete(&it, &DeleteOptions::default()).await.map(|removal| format!("{}", removal.found)),
         bucket.probe().await.map(|_| "there".to_owned()),
-        bucket.put(&it, object("x"), Put::default()).await.map(|landing| format!("{landing:?}")),
+        bucket.put(&it, &object("x"), &PutOptions::default()).await.map(|landing| format!("{landing:?}")),
     ]
 }
 
@@ -39,9 +39,11 @@ async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is
             0 => bucket.stat(&key("it")).await.map(|found| format!("{}", found.is_some())),
             1 => bucket.get(&key("it"), WHOLE).await.map(|found| format!("{}", found.is_some())),
             2 => bucket.list(&Page::default()).await.map(|found| format!("{}", found.entries.len())),
-            3 => bucket.delete(&key("it"), Delete::default()).await.map(|removal| format!("{}", removal.found)),
+            3 => bucket.delete(&key("it"), &DeleteOptions::default()).await.map(|removal| format!("{}", removal.found)),
             4 => bucket.probe().await.map(|_| "there".to_owned()),
-            _ => bucket.put(&key("it"), object("x"), Put::default()).await.map(|landing| format!("{landing:?}")),
+            _ => {
+                bucket.put(&key("it"), &object("x"), &PutOptions::default()).await.map(|landing| format!("{landing:?}"))
+            }
         };
         // Without a project it is found now, or still missing.
         let now = Gcs::open(GcsOptions { project: None, ..options }).await.unwrap().probe().await;
@@ -63,13 +65,16 @@ async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is
     let url = format!("{}/storage/v1/b/{}", options.endpoint.clone().unwrap(), options.bucket);
     assert!(reqwest::Client::new().delete(url).send().await.unwrap().status().is_success());
     assert_eq!(bucket.probe().await.unwrap_err().kind, ErrorKind::Invalid);
-    bucket.put(&key("it"), object("x"), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
     bucket.probe().await.unwrap();
     // Two that notice at once, and one that was there before it went away with its server.
     let options = site.options();
     let (one, other) = (Gcs::open(options.clone()).await.unwrap(), Gcs::open(options).await.unwrap());
     let (a, b) = (key("a"), key("b"));
-    let both = tokio::join!(one.put(&a, object("x"), Put::default()), other.put(&b, object("x"), Put::default()));
+    let both = tokio::join!(
+        one.put(&a, &object("x"), &PutOptions::default()),
+        other.put(&b, &object("x"), &PutOptions::default())
+    );
     assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
 }
 
@@ -190,7 +195,7 @@ async fn whoever_has_a_signed_url_reads_and_writes_one_object() {
     let file = service_account(folder.path());
     let bucket = open(GcsOptions { credentials: Some(file.clone()), ..site.options() }).await;
     let it = key("a/b c?d#é+%");
-    bucket.put(&it, object("for all"), Put::default()).await.unwrap();
+    bucket.put(&it, &object("for all"), &PutOptions::default()).await.unwrap();
     let http = reqwest::Client::new();
     let grant = |method| Grant { method, lifetime: Duration::from_secs(60) };
     let url = bucket.sign(&it, &grant(Method::Get)).await.unwrap();

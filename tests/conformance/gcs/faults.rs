@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, ByteRange, Checksum, Condition, Delete, Error, ErrorKind, Fence, Gcs, GcsOptions, Object, Page, Payload,
-    Put, Want,
+    Backend, ByteRange, Checksum, CommitGuard, Condition, DeleteOptions, Error, ErrorKind, Gcs, GcsOptions, GetOptions,
+    Object, Page, Payload, PutOptions,
 };
 use serde_json::{Value, json};
 
 use super::site::{Site, open};
 use crate::support::{bytes, key, noise, object};
 
-const WHOLE: Want = Want { range: None, limit: None, spooled: false };
+const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false };
 
-fn when(condition: Condition) -> Put {
-    Put { condition, ..Put::default() }
+fn when(condition: Condition) -> PutOptions {
+    PutOptions { condition, ..PutOptions::default() }
 }
 
 /// An object whose bytes are in a file.
@@ -35,12 +35,12 @@ async fn errors(site: &Site, bucket: &dyn Backend, action: Value) -> Vec<Error> 
     let it = key("it");
     site.rule(json!({}), action).await;
     let errors = vec![
-        bucket.put(&it, object("x"), Put::default()).await.unwrap_err(),
-        bucket.put(&it, object("x"), when(Condition::Absent)).await.unwrap_err(),
-        bucket.put(&it, object("x"), when(Condition::Generation("g".to_owned()))).await.unwrap_err(),
+        bucket.put(&it, &object("x"), &PutOptions::default()).await.unwrap_err(),
+        bucket.put(&it, &object("x"), &when(Condition::Absent)).await.unwrap_err(),
+        bucket.put(&it, &object("x"), &when(Condition::Generation("g".to_owned()))).await.unwrap_err(),
         bucket.get(&it, WHOLE).await.unwrap_err(),
         bucket.stat(&it).await.unwrap_err(),
-        bucket.delete(&it, Delete::default()).await.unwrap_err(),
+        bucket.delete(&it, &DeleteOptions::default()).await.unwrap_err(),
         bucket.list(&Page::default()).await.unwrap_err(),
         bucket.probe().await.unwrap_err(),
     ];
@@ -56,7 +56,7 @@ async fn errors(site: &Site, bucket: &dyn Backend, action: Value) -> Vec<Error> 
 async fn answers_are_the_errors_they_mean() {
     let site = Site::start();
     let bucket = open(site.options()).await;
-    bucket.put(&key("it"), object("old"), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &object("old"), &PutOptions::default()).await.unwrap();
     for (status, kind) in [
         (401, ErrorKind::Denied),
         (403, ErrorKind::Denied),
@@ -89,7 +89,7 @@ async fn a_server_that_is_silent_is_not_waited_for() {
         assert_eq!(error.kind, ErrorKind::Unavailable);
         assert!(error.message().contains("0.3 s"), "{error}");
     }
-    patient.put(&key("large"), object(noise(3 << 20, 1)), Put::default()).await.unwrap();
+    patient.put(&key("large"), &object(noise(3 << 20, 1)), &PutOptions::default()).await.unwrap();
     site.rule(json!({ "method": "GET" }), json!({ "stall": 60, "after": 2 << 20 })).await;
     let error = bucket.get(&key("large"), WHOLE).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable && error.message().contains("0.3 s"), "{error}");
@@ -102,7 +102,7 @@ async fn nobody_there_is_unavailable_and_names_no_session() {
     let bucket = open(options.clone()).await;
     site.tell("down?how=refuse", Value::Null).await;
     for error in [
-        bucket.put(&key("it"), object("x"), Put::default()).await.unwrap_err(),
+        bucket.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap_err(),
         bucket.get(&key("it"), WHOLE).await.unwrap_err(),
         bucket.stat(&key("it")).await.unwrap_err(),
         bucket.probe().await.unwrap_err(),
@@ -112,10 +112,10 @@ async fn nobody_there_is_unavailable_and_names_no_session() {
         assert!(why && error.message().contains(&site.url), "{error}");
     }
     site.tell("up", Value::Null).await;
-    bucket.put(&key("it"), object("x"), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
     let sessions = Gcs::open(options).await.unwrap().with_resumable_from(1);
     site.rule(json!({ "method": "PUT" }), json!({ "reset": true })).await;
-    let error = sessions.put(&key("it"), object("x"), Put::default()).await.unwrap_err();
+    let error = sessions.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(!format!("{error:?}").contains("upload_id"), "{error:?}");
 }
@@ -125,7 +125,7 @@ async fn a_read_that_breaks_off_goes_on_in_the_same_generation_or_fails() {
     let site = Site::start();
     let bucket = open(site.options()).await;
     let wanted = noise(3 << 20, 2);
-    bucket.put(&key("it"), object(wanted.clone()), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &object(wanted.clone()), &PutOptions::default()).await.unwrap();
     site.asked().await;
     let broken = json!({ "match": { "method": "GET" }, "action": { "truncate": 1 << 20 }, "times": 2 });
     site.tell("rules", broken).await;
@@ -146,12 +146,12 @@ async fn a_bit_flipped_on_the_way_is_never_handed_out() {
     let bucket = open(site.options()).await;
     for (size, at) in [(5, 3), (70_000, 0), (3 << 20, 2_000_001)] {
         let wanted = noise(size, 3);
-        bucket.put(&key("it"), object(wanted.clone()), Put::default()).await.unwrap();
+        bucket.put(&key("it"), &object(wanted.clone()), &PutOptions::default()).await.unwrap();
         site.rule(json!({ "method": "GET" }), json!({ "flip": { "side": "response", "offset": at, "bit": 3 } })).await;
         for spooled in [false, true] {
             let part = Some(ByteRange { offset: 4, length: Some(1) });
             for range in [None, part] {
-                let error = bucket.get(&key("it"), Want { range, spooled, limit: None }).await.unwrap_err();
+                let error = bucket.get(&key("it"), GetOptions { range, spooled, limit: None }).await.unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
             }
         }
@@ -161,7 +161,7 @@ async fn a_bit_flipped_on_the_way_is_never_handed_out() {
         let other = [b"FIND ME", &*noise(size, 4)].concat();
         site.rule(json!({ "method": "POST" }), json!({ "flip": { "side": "request", "find": "FIND ME", "bit": 3 } }))
             .await;
-        let error = bucket.put(&key("it"), object(other), Put::default()).await.unwrap_err();
+        let error = bucket.put(&key("it"), &object(other), &PutOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
         site.tell("clear", Value::Null).await;
         assert!(bytes(bucket.get(&key("it"), WHOLE).await.unwrap().unwrap()).await == wanted, "the old one stays");
@@ -182,14 +182,14 @@ async fn a_write_that_arrived_damaged_can_be_tried_again_under_its_condition() {
         (second.clone(), Condition::Generation(first.attributes.generation.clone())),
     ] {
         site.rule(json!({ "method": "POST" }), flip.clone()).await;
-        let error = bucket.put(&it, next.clone(), when(condition.clone())).await.unwrap_err();
+        let error = bucket.put(&it, &next, &when(condition.clone())).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
         site.tell("clear", Value::Null).await;
         assert_eq!(bucket.get(&it, WHOLE).await.unwrap_err().kind, ErrorKind::Integrity);
         // Another write's condition is not met by what is damaged; this one's was met before it was.
-        let stranger = bucket.put(&it, content(), when(condition.clone())).await.unwrap_err();
+        let stranger = bucket.put(&it, &content(), &when(condition.clone())).await.unwrap_err();
         assert_eq!(stranger.kind, ErrorKind::Integrity);
-        bucket.put(&it, next.clone(), when(condition)).await.unwrap();
+        bucket.put(&it, &next, &when(condition)).await.unwrap();
         let found = bucket.get(&it, WHOLE).await.unwrap().unwrap();
         assert_eq!(found.attributes.generation, next.attributes.generation);
     }
@@ -203,9 +203,9 @@ async fn a_lost_answer_leaves_the_write_under_its_token() {
     let write = object("1");
     let swallow = json!({ "match": { "method": "POST" }, "action": { "swallow": true }, "times": 1 });
     site.tell("rules", swallow).await;
-    let lost = bucket.put(&it, write.clone(), when(Condition::Absent)).await.unwrap_err();
+    let lost = bucket.put(&it, &write, &when(Condition::Absent)).await.unwrap_err();
     assert_eq!(lost.kind, ErrorKind::Unavailable);
-    let again = bucket.put(&it, write.clone(), when(Condition::Absent)).await.unwrap_err();
+    let again = bucket.put(&it, &write, &when(Condition::Absent)).await.unwrap_err();
     assert_eq!(again.kind, ErrorKind::Precondition);
     assert_eq!(bucket.stat(&it).await.unwrap().unwrap().generation, write.attributes.generation);
 }
@@ -220,17 +220,17 @@ async fn a_file_that_changed_meanwhile_is_not_stored() {
         for (size, bucket) in [(5, &bucket), (700_000, &bucket), (5, &sessions), (700_000, &sessions)] {
             let mut changed = in_file(&noise(size, 6));
             changed.attributes.stored_checksum = Checksum(changed.attributes.stored_checksum.0 ^ 1);
-            let error = bucket.put(&key("it"), changed, Put::default()).await.unwrap_err();
+            let error = bucket.put(&key("it"), &changed, &PutOptions::default()).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
             assert!(error.message().contains("changed"), "{error}");
             assert!(bucket.stat(&key("it")).await.unwrap().is_none());
-            let fence = Fence::default();
-            assert!(fence.abandon());
-            let how = Put { fence, ..Put::default() };
-            let error = bucket.put(&key("it"), in_file(&noise(size, 6)), how).await.unwrap_err();
+            let commit_guard = CommitGuard::default();
+            assert!(commit_guard.abandon());
+            let how = PutOptions { commit_guard, ..PutOptions::default() };
+            let error = bucket.put(&key("it"), &in_file(&noise(size, 6)), &how).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Abandoned, "{error}");
             assert!(bucket.stat(&key("it")).await.unwrap().is_none());
-            bucket.put(&key("good"), in_file(&noise(size, 6)), Put::default()).await.unwrap();
+            bucket.put(&key("good"), &in_file(&noise(size, 6)), &PutOptions::default()).await.unwrap();
             assert!(bytes(bucket.get(&key("good"), WHOLE).await.unwrap().unwrap()).await == noise(size, 6));
         }
     }

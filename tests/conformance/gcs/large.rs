@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::Command;
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Checksum, Gcs, GcsOptions, Object, Payload, Put, Spool, Want};
+use filestorage::storage::{Backend, Checksum, Gcs, GcsOptions, GetOptions, Object, Payload, PutOptions, Spool};
 
 use super::site::Site;
 use crate::support::{bytes, key, noise, object};
@@ -61,14 +61,14 @@ async fn large_values_pass_through_in_little_memory() {
     };
     let gcs = Gcs::open(options.clone()).await.unwrap();
     let it = key("large");
-    let spooled = Want { spooled: true, ..Want::default() };
-    gcs.put(&it, object(noise(100_000, 1)), Put::default()).await.unwrap();
+    let spooled = GetOptions { spooled: true, ..GetOptions::default() };
+    gcs.put(&it, &object(noise(100_000, 1)), &PutOptions::default()).await.unwrap();
     bytes(gcs.get(&it, spooled).await.unwrap().unwrap()).await;
     let wanted = large(mebibytes);
     let before = peak();
     for from in [u64::MAX, 1] {
         let gcs = Gcs::open(options.clone()).await.unwrap().with_resumable_from(from);
-        gcs.put(&it, wanted.clone(), Put::default()).await.unwrap();
+        gcs.put(&it, &wanted, &PutOptions::default()).await.unwrap();
         let found = gcs.get(&it, spooled).await.unwrap().unwrap();
         assert!(found.payload.as_memory().is_none());
         assert_eq!(found.payload.checksum().await.unwrap(), wanted.attributes.checksum);

@@ -1,6 +1,6 @@
 //! Objects as other tools see them, and other tools' objects as we see them.
 
-use filestorage::storage::{Backend, Condition, Delete, ErrorKind, Gcs, Kind, Page, Put, Want};
+use filestorage::storage::{Backend, Condition, DeleteOptions, ErrorKind, Gcs, GetOptions, Kind, Page, PutOptions};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use super::site::{Site, open};
 use crate::support::{bytes, expired, key, object};
 
-const WHOLE: Want = Want { range: None, limit: None, spooled: false };
+const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false };
 
-fn when(condition: Condition) -> Put {
-    Put { condition, ..Put::default() }
+fn when(condition: Condition) -> PutOptions {
+    PutOptions { condition, ..PutOptions::default() }
 }
 
-fn only(generation: &str) -> Delete {
-    Delete { generation: Some(generation.to_owned()), ..Delete::default() }
+fn only(generation: &str) -> DeleteOptions {
+    DeleteOptions { generation: Some(generation.to_owned()), ..DeleteOptions::default() }
 }
 
 #[tokio::test]
@@ -26,23 +26,23 @@ async fn every_operation_asks_as_little_as_it_can() {
     let it = key("it");
     let first = object("1");
     let generation = first.attributes.generation.clone();
-    bucket.put(&it, first, when(Condition::Absent)).await.unwrap();
+    bucket.put(&it, &first, &when(Condition::Absent)).await.unwrap();
     assert_eq!(site.asked().await, "POST ");
-    bucket.put(&it, object("2"), Put::default()).await.unwrap();
+    bucket.put(&it, &object("2"), &PutOptions::default()).await.unwrap();
     assert_eq!(site.asked().await, "POST ");
-    bucket.get(&it, Want { limit: Some(9), ..WHOLE }).await.unwrap().unwrap();
+    bucket.get(&it, GetOptions { limit: Some(9), ..WHOLE }).await.unwrap().unwrap();
     assert_eq!(site.asked().await, "GET ");
     bucket.stat(&it).await.unwrap().unwrap();
     assert_eq!(site.asked().await, "GET ");
-    bucket.put(&it, object("3"), when(Condition::Generation(generation.clone()))).await.unwrap_err();
+    bucket.put(&it, &object("3"), &when(Condition::Generation(generation.clone()))).await.unwrap_err();
     assert_eq!(site.asked().await, "GET ");
-    bucket.delete(&it, only(&generation)).await.unwrap_err();
+    bucket.delete(&it, &only(&generation)).await.unwrap_err();
     assert_eq!(site.asked().await, "GET ");
     bucket.list(&Page { limit: Some(5), ..Page::default() }).await.unwrap();
     assert_eq!(site.asked().await, "GET ");
     bucket.flush(&it).await.unwrap();
     assert_eq!(site.asked().await, "");
-    bucket.delete(&it, Delete::default()).await.unwrap();
+    bucket.delete(&it, &DeleteOptions::default()).await.unwrap();
     assert_eq!(site.asked().await, "DELETE ");
 }
 
@@ -55,8 +55,8 @@ async fn what_we_write_is_an_ordinary_object() {
     let metadata = |text: &str| Some(RawValue::from_string(text.to_owned()).unwrap());
     for resumable in [false, true] {
         let put = async |name: &str, object| match resumable {
-            true => Backend::put(&sessions, &key(name), object, Put::default()).await,
-            false => bucket.put(&key(name), object, Put::default()).await,
+            true => Backend::put(&sessions, &key(name), object, PutOptions::default()).await,
+            false => bucket.put(&key(name), &object, &PutOptions::default()).await,
         };
         let mut plain = object("a,b\n");
         plain.attributes.content_type = "text/csv; charset=utf-8".to_owned();
@@ -102,18 +102,18 @@ async fn what_other_tools_wrote_is_read_by_its_content_type() {
             assert_eq!((attributes.kind, attributes.content_type.as_str()), (kind, content_type));
             assert_eq!((attributes.size, attributes.stored_size, attributes.expires_at), (6, 6, None));
             assert_eq!(attributes.metadata.as_ref().unwrap().get(), r#"{"Author":"Ada","größe":"ü"}"#);
-            assert!(attributes.stored_at >= before && attributes.seen.received_at == Some(attributes.stored_at));
+            assert!(attributes.stored_at >= before && attributes.info.received_at == Some(attributes.stored_at));
         }
         assert_eq!(&*bytes(found).await, b"[1, 2]");
         // Its generation is the bucket's own.
         let native = site.describe(&options.bucket, "from%2Foutside%20%C3%A9").await["generation"].clone();
         assert_eq!(json!(attributes.generation), native);
-        assert_eq!(bucket.delete(&it, only("1")).await.unwrap_err().kind, ErrorKind::Precondition);
+        assert_eq!(bucket.delete(&it, &only("1")).await.unwrap_err().kind, ErrorKind::Precondition);
         let how = when(Condition::Generation("1".to_owned()));
-        assert_eq!(bucket.put(&it, object("x"), how).await.unwrap_err().kind, ErrorKind::Precondition);
+        assert_eq!(bucket.put(&it, &object("x"), &how).await.unwrap_err().kind, ErrorKind::Precondition);
         let exactly = when(Condition::Generation(attributes.generation.clone()));
-        bucket.put(&it, object("x"), exactly).await.unwrap();
-        assert_eq!(bucket.delete(&it, only(&attributes.generation)).await.unwrap_err().kind, ErrorKind::Precondition);
+        bucket.put(&it, &object("x"), &exactly).await.unwrap();
+        assert_eq!(bucket.delete(&it, &only(&attributes.generation)).await.unwrap_err().kind, ErrorKind::Precondition);
     }
 }
 
@@ -123,7 +123,7 @@ async fn an_object_of_ours_that_another_tool_changed_is_damaged_and_can_be_repla
     let options = site.options();
     let bucket = open(options.clone()).await;
     let it = key("it");
-    bucket.put(&it, object("ours"), Put::default()).await.unwrap();
+    bucket.put(&it, &object("ours"), &PutOptions::default()).await.unwrap();
     let ours = site.describe(&options.bucket, "it").await;
     let insert = json!({ "metadata": ours["metadata"] });
     site.write(&options.bucket, "it", "text/plain", insert, "theirs").await;
@@ -132,9 +132,9 @@ async fn an_object_of_ours_that_another_tool_changed_is_damaged_and_can_be_repla
         assert!(error.message().contains("another tool") && error.message().contains("store it again"), "{error}");
     }
     assert_eq!(bucket.list(&Page::default()).await.unwrap().entries.len(), 1);
-    let absent = bucket.put(&it, object("2"), when(Condition::Absent)).await.unwrap_err();
+    let absent = bucket.put(&it, &object("2"), &when(Condition::Absent)).await.unwrap_err();
     assert_eq!(absent.kind, ErrorKind::Integrity);
-    bucket.put(&it, object("2"), Put::default()).await.unwrap();
+    bucket.put(&it, &object("2"), &PutOptions::default()).await.unwrap();
     assert_eq!(&*bytes(bucket.get(&it, WHOLE).await.unwrap().unwrap()).await, b"2");
 }
 
@@ -146,7 +146,7 @@ async fn names_that_are_no_keys_are_skipped_and_counted() {
     for name in ["a//b", "dir/", "/x", "b/../c", "line\u{1}break", "z"] {
         site.write(&options.bucket, name, "text/plain", json!({}), "x").await;
     }
-    bucket.put(&key("dir/a"), expired("x"), Put::default()).await.unwrap();
+    bucket.put(&key("dir/a"), &expired("x"), &PutOptions::default()).await.unwrap();
     let all = bucket.list(&Page::default()).await.unwrap();
     let names: Vec<_> = all.entries.iter().map(|entry| (entry.key.as_str(), entry.expires_at.is_some())).collect();
     assert_eq!((names, all.foreign, all.more), (vec![("dir/a", true), ("z", false)], 5, false));
@@ -164,20 +164,20 @@ async fn what_the_bucket_could_never_keep_is_refused_before_it_is_asked() {
     let mut large = object("x");
     let metadata = |size: usize| RawValue::from_string(format!(r#"{{"a":"{}"}}"#, "x".repeat(size))).unwrap();
     large.attributes.metadata = Some(metadata(7_000));
-    bucket.accept(&key("a"), &large.attributes).unwrap();
-    bucket.put(&key("a"), large.clone(), Put::default()).await.unwrap();
+    bucket.validate(&key("a"), &large.attributes).unwrap();
+    bucket.put(&key("a"), &large, &PutOptions::default()).await.unwrap();
     let found = bucket.get(&key("a"), WHOLE).await.unwrap().unwrap();
     assert_eq!(found.attributes.metadata.unwrap().get(), metadata(7_000).get());
     large.attributes.metadata = Some(metadata(8_000));
     site.asked().await;
-    let refused = bucket.accept(&key("a"), &large.attributes).unwrap_err();
-    let failed = bucket.put(&key("a"), large, Put::default()).await.unwrap_err();
+    let refused = bucket.validate(&key("a"), &large.attributes).unwrap_err();
+    let failed = bucket.put(&key("a"), &large, &PutOptions::default()).await.unwrap_err();
     for error in [refused, failed] {
         assert_eq!(error.kind, ErrorKind::Invalid);
         assert!(error.message().contains("shorten it"), "{error}");
     }
     assert_eq!(
-        bucket.accept(&key(".well-known/acme-challenge/x"), &object("x").attributes).unwrap_err().kind,
+        bucket.validate(&key(".well-known/acme-challenge/x"), &object("x").attributes).unwrap_err().kind,
         ErrorKind::Invalid
     );
     assert_eq!(site.asked().await, "");

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Delete, ErrorKind, Gcs, Grant, Key, Landing, Listing, Object, Page, Probe, Put, Removal,
-    Result, Want,
+    Attributes, Backend, DeleteOptions, ErrorKind, Gcs, GetOptions, Grant, Key, Listing, Object, Page, Probe,
+    PutOptions, Removal, Result,
 };
 
 /// How often somebody who is asked for patience asks again.
@@ -36,11 +36,11 @@ impl fmt::Display for Patient {
 
 #[async_trait]
 impl Backend for Patient {
-    async fn put(&self, key: &Key, object: Object, how: Put) -> Result<Landing> {
-        calmly(|| self.0.put(key, object.clone(), how.clone())).await
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+        calmly(|| self.0.put(key, &object, &how)).await
     }
 
-    async fn get(&self, key: &Key, want: Want) -> Result<Option<Object>> {
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         calmly(|| self.0.get(key, want)).await
     }
 
@@ -48,8 +48,8 @@ impl Backend for Patient {
         calmly(|| self.0.stat(key)).await
     }
 
-    async fn delete(&self, key: &Key, how: Delete) -> Result<Removal> {
-        calmly(|| self.0.delete(key, how.clone())).await
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+        calmly(|| self.0.delete(key, &how)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
@@ -64,8 +64,8 @@ impl Backend for Patient {
         calmly(|| self.0.probe()).await
     }
 
-    fn accept(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.0.accept(key, attributes)
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.0.validate(key, attributes)
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use filestorage::storage::{Backend, Checksum, ErrorKind, Gcs, GcsOptions, Put, Spool};
+use filestorage::storage::{Backend, Checksum, ErrorKind, Gcs, GcsOptions, PutOptions, Spool};
 use futures_util::StreamExt as _;
 use serde_json::json;
 
@@ -110,7 +110,7 @@ async fn upload(content: &[u8], fates: &[Fate]) -> (Result<(), ErrorKind>, Vec<u
         spool: Spool::new(std::env::temp_dir()),
     };
     let gcs = Gcs::open(options).await.unwrap().with_resumable_from(1);
-    let outcome = gcs.put(&key("it"), object(content.to_vec()), Put::default()).await;
+    let outcome = gcs.put(&key("it"), &object(content.to_vec()), &PutOptions::default()).await;
     serving.abort();
     let server = shared.lock().unwrap();
     (outcome.map(|_| ()).map_err(|error| error.kind), server.begun.clone(), server.kept.clone())

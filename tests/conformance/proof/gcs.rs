@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use filestorage::storage::{Backend, BreakerState, ErrorKind, Gcs, GcsOptions, Page, Put, Retry, RetryOptions, Want};
+use filestorage::storage::{
+    Backend, BreakerState, ErrorKind, Gcs, GcsOptions, GetOptions, Page, PutOptions, Retry, RetryOptions,
+};
 use filestorage::telemetry::{self, Metrics};
 use serde_json::{Value, json};
 
@@ -40,7 +42,7 @@ async fn no_request_takes_what_is_no_answer_to_it() {
     let bucket = open(options.clone()).await;
     let sessions: Arc<dyn Backend> = Arc::new(Gcs::open(options).await.unwrap().with_resumable_from(1));
     let old = object("old");
-    bucket.put(&key("it"), old.clone(), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &old, &PutOptions::default()).await.unwrap();
     let mut cases = 0;
     for (what, matching, asks, in_sessions) in requests() {
         for harm in harms() {
@@ -49,7 +51,7 @@ async fn no_request_takes_what_is_no_answer_to_it() {
             site.tell("clear", Value::Null).await;
             let error = outcome.expect_err(&format!("{what} × {}", harm.name));
             says(&error, "STORAGE_EMULATOR_HOST", &harm, what);
-            let found = bucket.get(&key("it"), Want::default()).await.unwrap().unwrap();
+            let found = bucket.get(&key("it"), GetOptions::default()).await.unwrap().unwrap();
             assert_eq!(&*bytes(found).await, b"old", "{what} × {}", harm.name);
             cases += 1;
         }
@@ -94,7 +96,7 @@ async fn an_answer_about_another_object_or_bucket_confirms_nothing() {
     let site = Site::start();
     let options = site.options();
     let bucket = open(options.clone()).await;
-    bucket.put(&key("it"), object("old"), Put::default()).await.unwrap();
+    bucket.put(&key("it"), &object("old"), &PutOptions::default()).await.unwrap();
     let right = site.describe(&options.bucket, "it").await;
     for (member, other) in [
         ("name", json!("another")),
@@ -109,7 +111,7 @@ async fn an_answer_about_another_object_or_bucket_confirms_nothing() {
         wrong[member] = other;
         let action = json!({ "status": 200, "headers": { "Content-Type": "application/json" }, "body": wrong });
         site.rule(json!({ "method": "POST" }), action.clone()).await;
-        let error = bucket.put(&key("it"), object("old"), Put::default()).await.unwrap_err();
+        let error = bucket.put(&key("it"), &object("old"), &PutOptions::default()).await.unwrap_err();
         assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{member}: {error}");
         if !matches!(member, "generation" | "crc32c") {
             site.rule(json!({ "method": "GET" }), action).await;
@@ -130,7 +132,7 @@ async fn a_listing_that_does_not_get_on_is_named_at_its_second_page() {
         "timeCreated": "2026-11-24T12:20:20Z",
     });
     let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(20) };
-    let retry = Retry::new(bucket, options, telemetry::Backend::Gcs, Metrics::new());
+    let retry = Retry::new(bucket, options, telemetry::BackendLabel::Gcs, Metrics::new());
     for items in [json!([]), json!([item])] {
         let page = json!({ "kind": "storage#objects", "nextPageToken": "again", "items": items });
         site.rule(json!({ "path": "/o$" }), json!({ "status": 200, "body": page })).await;

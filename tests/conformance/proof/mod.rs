@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Checksum, Condition, Delete, Error, ErrorKind, Fallback, Landing, Object, Page, Payload, Put, Result,
-    Retry, RetryOptions, Want,
+    Backend, Checksum, Condition, DeleteOptions, Error, ErrorKind, Fallback, GetOptions, Object, Page, Payload,
+    PutOptions, Result, Retry, RetryOptions,
 };
 use filestorage::telemetry::{self, Metrics};
 use serde_json::{Value, json};
@@ -104,20 +104,21 @@ enum Act {
 async fn act(bucket: &dyn Backend, act: Act, generation: &str) -> Result<String> {
     let it = key("it");
     let same = || Condition::Generation(generation.to_owned());
-    let when = |condition| Put { condition, ..Put::default() };
+    let when = |condition| PutOptions { condition, ..PutOptions::default() };
     match act {
-        Act::Put => bucket.put(&it, object("new"), Put::default()).await.map(|done| format!("{done:?}")),
+        Act::Put => bucket.put(&it, &object("new"), &PutOptions::default()).await.map(|done| format!("{done:?}")),
         Act::PutAbsent => {
-            bucket.put(&key("other"), object("new"), when(Condition::Absent)).await.map(|done| format!("{done:?}"))
+            bucket.put(&key("other"), &object("new"), &when(Condition::Absent)).await.map(|done| format!("{done:?}"))
         }
-        Act::PutSame => bucket.put(&it, object("new"), when(same())).await.map(|done| format!("{done:?}")),
-        Act::PutFile => bucket.put(&it, file(), Put::default()).await.map(|done| format!("{done:?}")),
-        Act::Get => bucket.get(&it, Want::default()).await.map(|found| format!("{}", found.is_some())),
+        Act::PutSame => bucket.put(&it, &object("new"), &when(same())).await.map(|done| format!("{done:?}")),
+        Act::PutFile => bucket.put(&it, &file(), &PutOptions::default()).await.map(|done| format!("{done:?}")),
+        Act::Get => bucket.get(&it, GetOptions::default()).await.map(|found| format!("{}", found.is_some())),
         Act::Stat => bucket.stat(&it).await.map(|found| format!("{}", found.is_some())),
-        Act::Delete => bucket.delete(&it, Delete::default()).await.map(|removal| format!("{removal:?}")),
+        Act::Delete => bucket.delete(&it, &DeleteOptions::default()).await.map(|removal| format!("{removal:?}")),
         Act::DeleteSame => {
-            let how = Delete { generation: Some(generation.to_owned()), lenient: true, ..Delete::default() };
-            bucket.delete(&it, how).await.map(|removal| format!("{removal:?}"))
+            let how =
+                DeleteOptions { generation: Some(generation.to_owned()), lenient: true, ..DeleteOptions::default() };
+            bucket.delete(&it, &how).await.map(|removal| format!("{removal:?}"))
         }
         Act::List => bucket.list(&Page::default()).await.map(|listing| format!("{}", listing.entries.len())),
         Act::Probe => bucket.probe().await.map(|_| "there".to_owned()),
@@ -150,16 +151,20 @@ fn says(error: &Error, setting: &str, harm: &Harm, what: &str) {
 /// Puts retries, a breaker and a fallback before a bucket; few and fast, since what answers stays the same.
 fn with_fallback(bucket: Arc<dyn Backend>, folder: &std::path::Path) -> Fallback {
     let options = RetryOptions { max_retries: 0, timeout: Duration::from_secs(20) };
-    let retry = Retry::new(bucket, options, telemetry::Backend::Memory, Metrics::new());
+    let retry = Retry::new(bucket, options, telemetry::BackendLabel::Memory, Metrics::new());
     Fallback::open(Arc::new(retry), folder.to_owned(), Metrics::new()).unwrap()
 }
 
 /// A write and a delete land in the overlay, and what only the bucket knows is an error.
 async fn lands(fallback: &Fallback, at: &str) {
-    assert_eq!(fallback.put(&key("it"), object("new"), Put::default()).await.unwrap(), Landing::Overlay, "{at}");
-    let removal = fallback.delete(&key("it"), Delete::default()).await.unwrap();
+    assert_eq!(
+        fallback.put(&key("it"), &object("new"), &PutOptions::default()).await.unwrap(),
+        Landing::Overlay,
+        "{at}"
+    );
+    let removal = fallback.delete(&key("it"), &DeleteOptions::default()).await.unwrap();
     assert_eq!(removal.landing, Landing::Overlay, "{at}");
-    let error = fallback.get(&key("unknown"), Want::default()).await.unwrap_err();
+    let error = fallback.get(&key("unknown"), GetOptions::default()).await.unwrap_err();
     assert!(error.is_transient() && error.is_senseless(), "{at}: {error}");
     let error = fallback.list(&Page::default()).await.unwrap_err();
     assert!(error.is_transient() && error.is_senseless(), "{at}: {error}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, Delete, ErrorKind, Page, Put, S3, S3Options, Want};
+use filestorage::storage::{Backend, DeleteOptions, ErrorKind, GetOptions, Page, PutOptions, S3, S3Options};
 use serde_json::{Value, json};
 
 use super::{Act, act, harms, lands, says, with_fallback};
@@ -41,13 +41,13 @@ async fn no_request_takes_what_is_no_answer_to_it() {
     let site = Site::before(&dev_s3::store().url, &["--keep-host"]);
     let s3 = S3::open(behind(&site, &bucket)).unwrap();
     let old = object("old");
-    s3.put(&key("it"), old.clone(), Put::default()).await.unwrap();
+    s3.put(&key("it"), &old, &PutOptions::default()).await.unwrap();
     // Finds out, honestly, what conditions are kept.
-    s3.put(&key("it"), old.clone(), super::Put { condition: super::Condition::Always, ..Put::default() })
+    s3.put(&key("it"), &old, &super::Put { condition: super::Condition::Always, ..PutOptions::default() })
         .await
         .unwrap();
     act(&s3, Act::PutAbsent, "").await.unwrap();
-    s3.delete(&key("other"), Delete::default()).await.unwrap();
+    s3.delete(&key("other"), &DeleteOptions::default()).await.unwrap();
     let mut cases = 0;
     for (what, matching, asks) in requests() {
         for harm in harms() {
@@ -59,12 +59,12 @@ async fn no_request_takes_what_is_no_answer_to_it() {
             if honest {
                 let done = outcome.unwrap_or_else(|error| panic!("{what} × {}: {error}", harm.name));
                 assert!(asks != Act::Stat || done == "true", "{what} × {}: {done}", harm.name);
-                s3.put(&key("it"), old.clone(), Put::default()).await.unwrap();
+                s3.put(&key("it"), &old, &PutOptions::default()).await.unwrap();
                 continue;
             }
             says(&outcome.expect_err(&format!("{what} × {}", harm.name)), "s3_endpoint_url", &harm, what);
             // Nothing came of it.
-            let found = s3.get(&key("it"), Want::default()).await.unwrap().unwrap();
+            let found = s3.get(&key("it"), GetOptions::default()).await.unwrap().unwrap();
             assert_eq!(&*bytes(found).await, b"old", "{what} × {}", harm.name);
             cases += 1;
         }
@@ -150,10 +150,10 @@ async fn a_store_that_marks_its_listings_only_is_asked_whether_a_removal_was_one
     site.rule(json!({ "method": ["DELETE", "GET", "HEAD"], "object": "." }), unmarked).await;
     let s3 = S3::open(behind(&site, &bucket)).unwrap();
     assert!(s3.list(&Page::default()).await.unwrap().entries.is_empty());
-    s3.put(&key("it"), object("value"), Put::default()).await.unwrap();
-    assert_eq!(&*bytes(s3.get(&key("it"), Want::default()).await.unwrap().unwrap()).await, b"value");
-    s3.delete(&key("it"), Delete::default()).await.unwrap();
+    s3.put(&key("it"), &object("value"), &PutOptions::default()).await.unwrap();
+    assert_eq!(&*bytes(s3.get(&key("it"), GetOptions::default()).await.unwrap().unwrap()).await, b"value");
+    s3.delete(&key("it"), &DeleteOptions::default()).await.unwrap();
     assert!(s3.stat(&key("it")).await.unwrap().is_none());
-    s3.delete(&key("it"), Delete::default()).await.unwrap();
+    s3.delete(&key("it"), &DeleteOptions::default()).await.unwrap();
     bucket.remove().await;
 }

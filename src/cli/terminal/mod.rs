@@ -1,0 +1,13 @@
+//! What the subcommands share towards the terminal: flags, answers, progress, interruption.
+
+pub(super) mod flags;
+mod output;
+mod progress;
+pub(super) mod refusal;
+mod runtime;
+pub(super) mod sink;
+
+pub(super) use self::output::Output;
+pub(super) use self::progress::Progress;
+pub(super) use self::runtime::{block_on, interruptible, interruption};
+pub(super) use self::sink::Sink;

@@ -1,0 +1,110 @@
+//! Requests to the JSON API: authorized, and never waited for without end.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::redirect::Policy;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::error::{Answer, Fault};
+use super::login::Login;
+use super::progress::{Progress, within};
+use crate::storage::backends::http::outside::Outside;
+
+/// Most bytes of an answer that are read; a page of a thousand objects with full metadata has less.
+const LONGEST_ANSWER: usize = 32 * 1024 * 1024;
+
+/// Most bytes of a refusal that are read.
+const LONGEST_REFUSAL: usize = 64 * 1024;
+
+/// One pool of connections to one server.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    login: Login,
+    patience: Duration,
+}
+
+impl Client {
+    pub(super) fn open(login: Login, patience: Duration) -> Result<Self, String> {
+        // A redirect would carry the token elsewhere; 308 is an answer of the upload protocol.
+        let http = reqwest::Client::builder().redirect(Policy::none()).build();
+        let http = http.map_err(|error| format!("no connection can be set up: {}", super::error::root(&error)))?;
+        Ok(Self { http, login, patience })
+    }
+
+    /// Begins a request without authorization.
+    pub(super) fn plain(&self, method: Method, url: &str) -> RequestBuilder {
+        self.http.request(method, url)
+    }
+
+    /// Begins an authorized request.
+    pub(super) async fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, Fault> {
+        Ok(self.http.request(method, url).headers(self.login.authorize().await?))
+    }
+
+    /// Sends a request with a small body; an answer that is no success is a fault.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Fault> {
+        self.stream(request, &Progress::new()).await
+    }
+
+    /// Sends a request whose body says when it moves; an answer that is no success is a fault.
+    pub(super) async fn stream(&self, request: RequestBuilder, progress: &Progress) -> Result<Response, Fault> {
+        let response = progress.watch(self.patience, request.send()).await??;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (outside, headers) = (outside(&response), response.headers().clone());
+        if outside.status == StatusCode::UNAUTHORIZED {
+            self.login.renew().await;
+        }
+        // The status says enough where the rest does not arrive.
+        let body = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
+        Err(Fault::Answer(Answer::new(outside, &headers, &body)))
+    }
+
+    /// Reads an answer's JSON, which a 200 has, and the 201 with which an upload session may end.
+    pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
+        let outside = outside(&response);
+        let body = self.body(response, LONGEST_ANSWER).await?;
+        // The parser's own words may quote what users wrote.
+        let place = |error: serde_json::Error| {
+            format!("is no JSON of its kind, line {} column {}", error.line(), error.column())
+        };
+        if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
+            return Err(Fault::strange(outside, "is no answer to the request"));
+        }
+        serde_json::from_slice(&body).map_err(|error| Fault::strange(outside, place(error)))
+    }
+
+    /// Tells whether a removal is proved by its answer alone; an answer that is none to a removal is a fault.
+    ///
+    /// Google answers 204 with the id of the request, its emulator 200 with `null`.
+    pub(super) async fn removed(&self, response: Response) -> Result<bool, Fault> {
+        let (outside, google) = (outside(&response), response.headers().contains_key("x-guploader-uploadid"));
+        let body = self.body(response, LONGEST_REFUSAL).await?;
+        match (outside.status, body.trim_ascii()) {
+            (StatusCode::NO_CONTENT, b"") => Ok(google),
+            (StatusCode::OK, b"null") => Ok(true),
+            (StatusCode::OK, b"") => Ok(false),
+            _ => Err(Fault::strange(outside, "does not confirm a removal")),
+        }
+    }
+
+    async fn body(&self, mut response: Response, most: usize) -> Result<Bytes, Fault> {
+        let (mut body, outside) = (BytesMut::new(), outside(&response));
+        while let Some(chunk) = within(self.patience, response.chunk()).await?? {
+            if body.len() + chunk.len() > most {
+                return Err(Fault::strange(outside, format!("has more than {most} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}
+
+/// Returns what may be told of an answer.
+pub(super) fn outside(response: &Response) -> Outside {
+    Outside::of(response.status(), response.headers(), response.url().as_str())
+}

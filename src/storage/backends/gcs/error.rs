@@ -1,0 +1,519 @@
+//! What can go wrong on the way to a bucket, and the one table that turns it into the room's kinds.
+
+use std::error::Error as Cause;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use google_cloud_auth::errors::CredentialsError;
+use google_cloud_auth::signer;
+use google_cloud_storage::error::{ReadError, SigningError};
+use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
+
+use super::address::Address;
+use super::{Error, ErrorKind, Key, Operation};
+use crate::storage::backends::http::outside::Outside;
+
+/// Longest piece of a foreign message that is passed on, in characters.
+const LONGEST_REASON: usize = 300;
+
+/// How somebody without credentials gets some.
+const LOGIN: &str = "log in with `gcloud auth application-default login`, or name a key file in gcs_credentials_path";
+
+/// A failed step, before it is said which command it was for.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// An answer that is no success.
+    Answer(Answer),
+    /// No answer, or not the whole of it.
+    Unreachable(String),
+    /// Nothing moved for so long.
+    Stalled(Duration),
+    /// An answer that Cloud Storage cannot have given: its outside where that is known, and what is wrong with it.
+    Strange(Option<Outside>, String),
+    /// A listing that leads nowhere.
+    Endless(&'static str),
+    /// No authorization could be had.
+    Login { passing: bool, why: String },
+    /// What signs for this identity does not.
+    Unsigned { passing: bool, why: String },
+    /// The bucket does not exist.
+    NoBucket,
+    /// The bucket does not exist, and this identity may not create it.
+    Unmade(Answer),
+    /// The object is replaced faster than it can be read.
+    Restless,
+    /// Bytes are not what they should be: what is wrong, and the mend.
+    Damaged(String),
+    /// Bytes on their way cannot be read from, or put down on, the local disk.
+    Disk(io::Error),
+    /// Said already.
+    Told(Error),
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    outside: Outside,
+    /// There is a text, and it is none of Google's.
+    foreign: bool,
+    /// What the server says about it.
+    reason: String,
+    retry_after: Option<Duration>,
+    /// Of an upload session: so many bytes are safe.
+    pub(super) persisted: u64,
+}
+
+impl Answer {
+    pub(super) fn new(outside: Outside, headers: &HeaderMap, body: &[u8]) -> Self {
+        let reason = reason(body);
+        Self {
+            status: outside.status.as_u16(),
+            foreign: reason.is_empty() && !body.trim_ascii().is_empty(),
+            outside,
+            reason,
+            retry_after: retry_after(headers),
+            persisted: persisted(headers),
+        }
+    }
+
+    /// Tells whether this cannot be Google's: a page, JSON of another service, or a redirect, which the API has none of.
+    pub(super) fn is_strange(&self) -> bool {
+        match self.status {
+            308 => self.outside.location().is_some(),
+            300..=399 => true,
+            407 | 412 | 429 => false,
+            400..=499 => self.foreign,
+            _ => false,
+        }
+    }
+
+    /// Tells whether the answer says that an upload session is not complete.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.status == 308 && !self.is_strange()
+    }
+
+    /// Tells whether the answer itself says that the bucket, or that the object, is missing.
+    pub(super) fn missing(&self) -> Option<Missing> {
+        if self.reason.contains("No such object") {
+            Some(Missing::Object)
+        } else if self.reason.contains("bucket does not exist") {
+            Some(Missing::Bucket)
+        } else {
+            None
+        }
+    }
+
+    /// The table of statuses.
+    fn kind(&self) -> ErrorKind {
+        let about_bytes = || self.says("match") && ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
+        match self.status {
+            403 if self.says("rateLimitExceeded") || self.says("rate limit") => ErrorKind::Throttled,
+            401 | 403 | 407 => ErrorKind::Denied,
+            412 => ErrorKind::Precondition,
+            429 => ErrorKind::Throttled,
+            400 if about_bytes() => ErrorKind::Integrity,
+            // A name, a size or an option that the bucket will not take.
+            400 | 411 | 413 | 414 | 422 | 431 => ErrorKind::Invalid,
+            // A conflict with another request, a session or a position that got lost, and the server's own trouble.
+            308 | 404 | 408..=410 | 416 | 500..=599 => ErrorKind::Unavailable,
+            _ => ErrorKind::Io,
+        }
+    }
+
+    fn says(&self, word: &str) -> bool {
+        self.reason.to_ascii_lowercase().contains(&word.to_ascii_lowercase())
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.status)?;
+        if self.reason.is_empty() { Ok(()) } else { write!(formatter, ": {}", self.reason) }
+    }
+}
+
+/// What a 404 is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    Object,
+    Bucket,
+}
+
+impl Fault {
+    /// Makes the fault of an answer that Cloud Storage cannot have given.
+    pub(super) fn strange(outside: Outside, what: impl Into<String>) -> Self {
+        Self::Strange(Some(outside), what.into())
+    }
+
+    /// Tells whether it is said that something is missing, and not by a page.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Answer(answer) if answer.status == 404 && !answer.is_strange())
+    }
+
+    /// Returns the status of an answer that is no success.
+    pub(super) const fn status(&self) -> Option<u16> {
+        match self {
+            Self::Answer(answer) => Some(answer.status),
+            _ => None,
+        }
+    }
+
+    /// Tells whether an upload session may still be good after this.
+    pub(super) fn may_go_on(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Stalled(_) => true,
+            // 308 says itself that not everything has arrived.
+            Self::Answer(answer) => answer.is_incomplete() || matches!(answer.status, 408 | 500..=599),
+            _ => false,
+        }
+    }
+
+    /// Turns a fault into the room's error: the one place where its kinds are read.
+    pub(super) fn tell(self, address: &Address, operation: Operation, key: Option<&Key>) -> Error {
+        let bucket = address.bucket();
+        let (kind, why) = match self {
+            Self::Told(error) => return error,
+            Self::Disk(error) => return disk(operation, key, error),
+            Self::Answer(answer) if answer.is_strange() => {
+                let what = "is nothing that Cloud Storage says";
+                return Error::senseless(operation, key, strange(address, Some(&answer.outside), what));
+            }
+            Self::Strange(outside, what) => {
+                return Error::senseless(operation, key, strange(address, outside.as_ref(), &what));
+            }
+            Self::Endless(what) => {
+                (ErrorKind::Io, format!("{address}: {what}; look at what answers there for Cloud Storage"))
+            }
+            Self::Answer(answer) => {
+                let retry_after = answer.retry_after;
+                let (kind, why) = refusal(address, &answer);
+                return Error::new(kind, operation, key, why).with_retry_after(retry_after);
+            }
+            Self::Unreachable(why) => {
+                let mend = "look at the network between here and there, and try again";
+                (ErrorKind::Unavailable, format!("{address} cannot be reached: {why}; {mend}"))
+            }
+            Self::Stalled(patience) => {
+                let seconds = patience.as_secs_f64();
+                let mend = "try again, or raise timeout_seconds if the line is slow";
+                (ErrorKind::Unavailable, format!("{address} has been silent for {seconds} s; {mend}"))
+            }
+            Self::Login { passing: true, why } => {
+                (ErrorKind::Unavailable, format!("no token for {address} can be had now: {why}; try again, or {LOGIN}"))
+            }
+            Self::Login { passing: false, why } => {
+                (ErrorKind::Denied, format!("no token for {address} can be had: {why}; {LOGIN}"))
+            }
+            Self::Unsigned { passing, why } => {
+                let kind = if passing { ErrorKind::Unavailable } else { ErrorKind::Denied };
+                let mend = "name a service account's key in gcs_credentials_path, or give this identity \
+                            roles/iam.serviceAccountTokenCreator on itself";
+                (kind, format!("nothing signs for {address}: {why}; {mend}"))
+            }
+            Self::NoBucket => {
+                let mend = format!(
+                    "`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id, with which a store creates it"
+                );
+                (ErrorKind::Invalid, format!("{address} does not exist; create it with {mend}"))
+            }
+            Self::Unmade(answer) => {
+                let mend = format!("have it created with `gcloud storage buckets create gs://{bucket}`");
+                let why = format!("{address} does not exist, and this identity may not create it ({answer}); {mend}");
+                (ErrorKind::Denied, why)
+            }
+            Self::Restless => {
+                let mend = "try again when its writers have calmed down";
+                (ErrorKind::Unavailable, format!("the object is replaced faster than it can be read; {mend}"))
+            }
+            Self::Damaged(why) => (ErrorKind::Integrity, why),
+        };
+        Error::new(kind, operation, key, why)
+    }
+}
+
+/// Says who gave an answer that Cloud Storage cannot have given, and what to do about it.
+fn strange(address: &Address, outside: Option<&Outside>, what: &str) -> String {
+    let server = address.server();
+    let (named, mend) = if address.is_emulator() {
+        ("STORAGE_EMULATOR_HOST", "give it the address of the emulator's API, or leave it out to ask Google")
+    } else {
+        ("Google, since STORAGE_EMULATOR_HOST is unset,", "look at what stands between here and Google")
+    };
+    match outside {
+        Some(outside) => format!(
+            "{named} ({server}) cannot be understood: it answered {outside}, and that {what}; {}; {mend}",
+            outside.suspicion(server)
+        ),
+        None => format!("{named} ({server}) cannot be understood: its answer {what}; {mend}"),
+    }
+}
+
+/// Says what an answer means and what to do about it.
+fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
+    let bucket = address.bucket();
+    let (kind, said) = (answer.kind(), answer);
+    let why = match kind {
+        ErrorKind::Denied if answer.status == 403 => format!(
+            "{address} refuses this identity ({said}); let it in with `gcloud storage buckets add-iam-policy-binding \
+             gs://{bucket} --member=… --role=roles/storage.objectAdmin`"
+        ),
+        ErrorKind::Denied => format!("{address} does not accept these credentials ({said}); {LOGIN}"),
+        ErrorKind::Precondition => "another writer changed the object meanwhile; stat it and decide again".to_owned(),
+        ErrorKind::Throttled => {
+            format!("{address} asks for patience ({said}); try again later, and write one key at most once a second")
+        }
+        ErrorKind::Integrity => {
+            format!("{address} got other bytes than were sent ({said}); nothing was stored; store it again")
+        }
+        ErrorKind::Invalid => format!("{address} does not take the request ({said}); change what it complains of"),
+        ErrorKind::Unavailable => format!("{address} answers {said}; try again later"),
+        _ => format!("{address} answers {said}; look at the bucket in the console"),
+    };
+    (kind, why)
+}
+
+/// Turns an error of the local disk into the room's.
+fn disk(operation: Operation, key: Option<&Key>, error: io::Error) -> Error {
+    let (kind, mend) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (ErrorKind::NoSpace, "free space on the local disk that the value passes through")
+        }
+        _ => (ErrorKind::Io, "look at the local disk that the value passes through"),
+    };
+    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// Foreign errors are not kept as sources: their texts hold addresses of upload sessions, which are secrets.
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Unreachable(root(&error))
+    }
+}
+
+impl From<google_cloud_storage::Error> for Fault {
+    fn from(error: google_cloud_storage::Error) -> Self {
+        if let Some(status) = error.http_status_code() {
+            let none = HeaderMap::new();
+            let headers = error.http_headers().unwrap_or(&none);
+            let said = error.status().map(|status| status.message.as_bytes());
+            let body = said.or_else(|| error.http_payload().map(AsRef::as_ref));
+            let outside = Outside::of(StatusCode::from_u16(status).unwrap_or_default(), headers, "");
+            return Self::Answer(Answer::new(outside, headers, body.unwrap_or_default()));
+        }
+        if error.is_authentication() {
+            let cause = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>());
+            return cause.map_or_else(|| Self::Login { passing: false, why: root(&error) }, Self::from);
+        }
+        match chain(&error).find_map(|cause| cause.downcast_ref::<ReadError>()) {
+            Some(ReadError::ChecksumMismatch(_)) => {
+                Self::Damaged("the bytes that arrived do not match their checksum; retrieve it again".to_owned())
+            }
+            Some(
+                read @ (ReadError::MissingHeader(_)
+                | ReadError::BadHeaderFormat(..)
+                | ReadError::UnexpectedSuccessCode(_)),
+            ) => Self::Strange(None, format!("is no object: {}", cut(&read.to_string()))),
+            _ => Self::Unreachable(root(&error)),
+        }
+    }
+}
+
+impl From<&CredentialsError> for Fault {
+    fn from(error: &CredentialsError) -> Self {
+        if nobody_is_logged_in(error) {
+            return Self::Login { passing: false, why: "nobody has logged in on this machine".to_owned() };
+        }
+        Self::Login { passing: error.is_transient(), why: root(error) }
+    }
+}
+
+impl From<SigningError> for Fault {
+    fn from(error: SigningError) -> Self {
+        let cause = chain(&error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
+        let passing = cause.is_some_and(signer::SigningError::is_transport) && !nobody_is_logged_in(&error);
+        Self::Unsigned { passing, why: root(&error) }
+    }
+}
+
+/// Tells whether credentials were last looked for at a metadata server whose name means nothing here.
+///
+/// It has one inside Google Cloud only. Elsewhere nobody has logged in, which does not pass.
+pub(super) fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
+    chain(error).any(|cause| cause.to_string().contains("metadata.google.internal"))
+        && chain(error).any(|cause| cause.to_string() == "dns error")
+}
+
+/// An error and what is behind it.
+pub(super) fn chain<'a>(error: &'a (dyn Cause + 'static)) -> impl Iterator<Item = &'a (dyn Cause + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+/// The innermost cause: what happened, without the addresses that outer layers put around it.
+pub(super) fn root(error: &(dyn Cause + 'static)) -> String {
+    chain(error).last().map(|cause| cut(&cause.to_string())).unwrap_or_default()
+}
+
+/// Reads what a server says about a failed request: the message of Google's JSON, or a line of plain text.
+fn reason(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        error: Said,
+    }
+    #[derive(serde::Deserialize)]
+    struct Said {
+        #[serde(default)]
+        message: String,
+        #[serde(default)]
+        errors: Vec<Detail>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Detail {
+        #[serde(default)]
+        reason: String,
+    }
+    if let Ok(Body { error }) = serde_json::from_slice::<Body>(body) {
+        let limits = error.errors.iter().find(|detail| detail.reason.contains("LimitExceeded"));
+        return match limits {
+            Some(detail) => cut(&format!("{}: {}", detail.reason, error.message)),
+            None => cut(&error.message),
+        };
+    }
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    // A page for humans says nothing in one line, nor does what another service writes in JSON.
+    if text.starts_with(['<', '{', '[']) { String::new() } else { cut(text.lines().next().unwrap_or_default()) }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().map(|each| if each.is_control() { ' ' } else { each }).take(LONGEST_REASON).collect()
+}
+
+/// Reads `Retry-After`: seconds, or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let wait = date(text)?.duration_since(Timestamp::now());
+    Some(Duration::try_from(wait).unwrap_or_default())
+}
+
+/// Reads how much of an upload session has arrived: `bytes=0-41` are 42, no header none.
+fn persisted(headers: &HeaderMap) -> u64 {
+    let range = headers.get(http::header::RANGE).and_then(|range| range.to_str().ok());
+    let last = range.and_then(|range| range.strip_prefix("bytes=0-")?.parse::<u64>().ok());
+    last.map_or(0, |last| last.saturating_add(1))
+}
+
+/// Reads an HTTP date.
+pub(super) fn date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &HeaderMap, body: &str) -> Answer {
+        let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/");
+        Answer::new(outside, headers, body.as_bytes())
+    }
+
+    fn told(status: u16, headers: &HeaderMap, body: &str) -> Error {
+        let address = Address::parse("b-1", None).unwrap();
+        let answer = Fault::Answer(answer(status, headers, body));
+        answer.tell(&address, Operation::Store, Key::parse("k").ok().as_ref())
+    }
+
+    #[test]
+    fn the_table() {
+        let json = |message: &str, reason: &str| {
+            format!(r#"{{"error":{{"code":0,"message":{message:?},"errors":[{{"reason":{reason:?}}}]}}}}"#)
+        };
+        for (status, body, kind) in [
+            (401, json("Invalid Credentials", "authError"), ErrorKind::Denied),
+            (403, json("x does not have storage.objects.create access", "forbidden"), ErrorKind::Denied),
+            (403, json("Too fast", "rateLimitExceeded"), ErrorKind::Throttled),
+            (429, json("slow down", "rateLimitExceeded"), ErrorKind::Throttled),
+            (412, json("conditionNotMet", "conditionNotMet"), ErrorKind::Precondition),
+            (
+                400,
+                json("Provided CRC32C \"a\" doesn't match calculated CRC32C \"b\".", "invalid"),
+                ErrorKind::Integrity,
+            ),
+            (400, json("Metadata too large", "invalid"), ErrorKind::Invalid),
+            (400, json("Invalid name: md5/x", "invalid"), ErrorKind::Invalid),
+            (413, String::new(), ErrorKind::Invalid),
+            (404, String::new(), ErrorKind::Unavailable),
+            (408, String::new(), ErrorKind::Unavailable),
+            (410, String::new(), ErrorKind::Unavailable),
+            (416, String::new(), ErrorKind::Unavailable),
+            (500, String::new(), ErrorKind::Unavailable),
+            (502, "<html>\n<title>Bad Gateway".to_owned(), ErrorKind::Unavailable),
+            (503, "try later".to_owned(), ErrorKind::Unavailable),
+            (402, String::new(), ErrorKind::Io),
+            // Nothing of this is Google's.
+            (302, String::new(), ErrorKind::Unavailable),
+            (403, "<html>Forbidden".to_owned(), ErrorKind::Unavailable),
+            (405, "<html>Not Allowed".to_owned(), ErrorKind::Unavailable),
+            (401, r#"{"detail":"log in"}"#.to_owned(), ErrorKind::Unavailable),
+        ] {
+            let error = told(status, &HeaderMap::new(), &body);
+            assert_eq!(error.kind, kind, "{status} {body}: {error}");
+            assert!(error.to_string().starts_with("store \"k\": ") && error.message().contains("; "), "{error}");
+            assert!(!error.to_string().contains("html"), "{error}");
+        }
+        let denied = told(403, &HeaderMap::new(), &json("no access", "forbidden"));
+        assert!(denied.message().contains("no access") && denied.message().contains("gs://b-1"), "{denied}");
+    }
+
+    #[test]
+    fn what_servers_ask_for_is_read() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(told(429, &headers, "").retry_after, None);
+        headers.insert("retry-after", "7".parse().unwrap());
+        assert_eq!(told(503, &headers, "").retry_after, Some(Duration::from_secs(7)));
+        headers.insert("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
+        assert_eq!(told(429, &headers, "").retry_after, Some(Duration::ZERO));
+        headers.insert("retry-after", "Tue, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
+        assert!(told(429, &headers, "").retry_after > Some(Duration::from_secs(1_000_000)));
+        headers.insert("retry-after", "soon".parse().unwrap());
+        assert_eq!(told(429, &headers, "").retry_after, None);
+    }
+
+    #[test]
+    fn foreign_texts_are_cut_and_tamed() {
+        let long = "x\n\u{1b}[31m".repeat(1000);
+        let error = told(503, &HeaderMap::new(), &format!(r#"{{"error":{{"message":{}}}}}"#, serde_json::json!(long)));
+        assert!(error.to_string().len() < 2 * LONGEST_REASON && !error.to_string().contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn what_a_session_has_is_read() {
+        let persisted = |range: &str| {
+            let headers = HeaderMap::from_iter([(http::header::RANGE, range.parse().unwrap())]);
+            answer(308, &headers, "").persisted
+        };
+        assert_eq!([persisted("bytes=0-41"), persisted("bytes=5-41"), persisted("x")], [42, 0, 0]);
+        assert_eq!(answer(308, &HeaderMap::new(), "").persisted, 0);
+    }
+
+    #[test]
+    fn a_404_says_what_is_missing() {
+        let missing = |body: &str| answer(404, &HeaderMap::new(), body).missing();
+        assert_eq!(missing("No such object: b/k"), Some(Missing::Object));
+        assert_eq!(missing(r#"{"error":{"message":"No such object: b/k"}}"#), Some(Missing::Object));
+        let bucket = r#"{"error":{"message":"The specified bucket does not exist."}}"#;
+        assert_eq!(missing(bucket), Some(Missing::Bucket));
+        assert_eq!(missing("Not Found"), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! What is asked and changed by name alone: attributes, removal, listing, the bucket itself.
+
+use http::header::DATE;
+use jiff::{SignedDuration, Timestamp};
+use reqwest::{Method, RequestBuilder, Response};
+use serde::Deserialize;
+
+use super::client;
+use super::error::{Fault, Missing, date};
+use super::resource::{FIELDS, Found, Resource};
+use super::{Entry, Gcs, Key, Listing, Page};
+use crate::storage::backends::http::pages::Pages;
+
+/// Most entries the API gives in one answer.
+const LONGEST_PAGE: usize = 1000;
+
+/// A clock that is less ahead or behind counts as right: dates of answers have whole seconds.
+const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1500);
+
+/// One answer of a listing.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Names {
+    kind: String,
+    #[serde(default)]
+    items: Vec<Resource>,
+    next_page_token: Option<String>,
+}
+
+/// The answer to the creation of a bucket.
+#[derive(Deserialize)]
+struct Made {
+    kind: String,
+    name: String,
+}
+
+impl Gcs {
+    /// Reads what the bucket says of a key, or of one generation of it; `None` when it has no such object.
+    pub(super) async fn look(&self, key: &Key, native: Option<i64>) -> Result<Option<Found>, Fault> {
+        let request = self.client.request(Method::GET, &self.address.object(key)).await?.query(&[("fields", FIELDS)]);
+        let request = native.into_iter().fold(request, |request, native| request.query(&[("generation", native)]));
+        match self.client.send(request).await {
+            Ok(response) => {
+                let outside = client::outside(&response);
+                let resource: Resource = self.client.json(response).await?;
+                if !resource.is_of(self.address.bucket(), key) {
+                    return Err(Fault::strange(outside, "does not describe the object that was asked for"));
+                }
+                Ok(Some(resource.into()))
+            }
+            Err(fault) => self.gone(fault).await.map(|()| None),
+        }
+    }
+
+    /// Removes the object, or only this generation of it; tells whether it was there.
+    pub(super) async fn erase(&self, key: &Key, native: Option<i64>) -> Result<bool, Fault> {
+        let request = self.client.request(Method::DELETE, &self.address.object(key)).await?;
+        let only = |native: i64| ("ifGenerationMatch", native);
+        let request = native.into_iter().fold(request, |request, native| request.query(&[only(native)]));
+        let response = match self.client.send(request).await {
+            Ok(response) => response,
+            Err(fault) => return self.gone(fault).await.map(|()| false),
+        };
+        let outside = client::outside(&response);
+        if self.client.removed(response).await? {
+            return Ok(true);
+        }
+        // Anybody can answer that; that nothing is there, or something else by now, only a bucket.
+        match self.look(key, None).await? {
+            Some(found) if native.is_none_or(|native| native == found.native) => {
+                Err(Fault::strange(outside, "confirms the removal of an object that is there"))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Lists keys in byte order, one page of ours from as many of the API's as it takes.
+    pub(super) async fn names(&self, page: &Page) -> Result<Listing, Fault> {
+        let wanted = page.limit.unwrap_or(usize::MAX);
+        let (mut listing, mut token, mut pages) = (Listing::default(), None::<String>, Pages::default());
+        loop {
+            // One more tells whether there are more, and one may be the start itself, which the API includes.
+            let rest = wanted.saturating_sub(listing.entries.len()).saturating_add(2);
+            let items = format!("kind,items({}),nextPageToken", FIELDS.replace("metadata", "metadata/filestorage"));
+            let mut query = vec![("fields", items), ("maxResults", rest.min(LONGEST_PAGE).to_string())];
+            query.extend((!page.prefix.is_empty()).then(|| ("prefix", page.prefix.clone())));
+            query.extend(page.start_after.clone().map(|start| ("startOffset", start)));
+            query.extend(token.map(|token| ("pageToken", token)));
+            let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
+            let answer = self.page(request).await?;
+            if answer.items.iter().any(|item| !item.name.starts_with(&*page.prefix)) {
+                return Err(Fault::Endless("it lists names that do not begin with the prefix it was asked for"));
+            }
+            let ends = answer.items.first().map(|item| &*item.name).zip(answer.items.last().map(|item| &*item.name));
+            pages.turn(ends, answer.next_page_token.as_deref()).map_err(Fault::Endless)?;
+            for resource in answer.items {
+                if page.start_after.as_ref().is_some_and(|start| resource.name <= *start) {
+                    continue;
+                }
+                let Ok(key) = Key::parse(&resource.name) else {
+                    listing.foreign += 1;
+                    continue;
+                };
+                if listing.entries.len() == wanted {
+                    listing.more = true;
+                    return Ok(listing);
+                }
+                let attributes = Found::from(resource).attributes;
+                let nothing_known = || Entry { key: key.clone(), expires_at: None, tombstone: false };
+                listing.entries.push(attributes.map_or_else(|_| nothing_known(), |known| Entry::of(&key, &known)));
+            }
+            match answer.next_page_token {
+                Some(next) => token = Some(next),
+                None => return Ok(listing),
+            }
+        }
+    }
+
+    /// Asks for the least that can be asked of the bucket; returns how much its clock is ahead of ours.
+    pub(super) async fn ask(&self) -> Result<Option<SignedDuration>, Fault> {
+        let query = [("fields", "kind"), ("maxResults", "1")];
+        let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
+        let begun = Timestamp::now();
+        let response = self.listing(request).await?;
+        let skew = skew(&response, begun, Timestamp::now());
+        self.names_in(response).await.map(|_| skew)
+    }
+
+    async fn page(&self, request: RequestBuilder) -> Result<Names, Fault> {
+        let response = self.listing(request).await?;
+        self.names_in(response).await
+    }
+
+    async fn listing(&self, request: RequestBuilder) -> Result<Response, Fault> {
+        let answer = self.client.send(request).await;
+        answer.map_err(|fault| if fault.is_missing() { Fault::NoBucket } else { fault })
+    }
+
+    /// Reads a listing; an empty one says its kind, too.
+    async fn names_in(&self, response: Response) -> Result<Names, Fault> {
+        let outside = client::outside(&response);
+        let names: Names = self.client.json(response).await?;
+        if names.kind != "storage#objects" {
+            return Err(Fault::strange(outside, "is no listing of a bucket"));
+        }
+        Ok(names)
+    }
+
+    /// Makes the bucket, where it is known for whom; one that somebody else made meanwhile is as good.
+    pub(super) async fn make(&self) -> Result<(), Fault> {
+        let Some(project) = &self.project else { return Err(Fault::NoBucket) };
+        let bucket = serde_json::json!({ "name": self.address.bucket(), "location": self.location });
+        let request = self.client.request(Method::POST, &self.address.buckets()).await?;
+        match self.client.send(request.query(&[("project", project)]).json(&bucket)).await {
+            Ok(response) => {
+                let outside = client::outside(&response);
+                let made: Made = self.client.json(response).await?;
+                if made.kind != "storage#bucket" || made.name != self.address.bucket() {
+                    return Err(Fault::strange(outside, "does not confirm that the bucket was created"));
+                }
+                tracing::info!(bucket = self.address.bucket(), project, location = self.location, "created the bucket");
+                Ok(())
+            }
+            Err(Fault::Answer(answer)) if answer.is_strange() => Err(Fault::Answer(answer)),
+            Err(Fault::Answer(answer)) if answer.status == 409 => Ok(()),
+            Err(Fault::Answer(answer)) if answer.status == 403 => Err(Fault::Unmade(answer)),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Succeeds when a failed request says for certain that the object is missing, and not its bucket.
+    pub(super) async fn gone(&self, fault: Fault) -> Result<(), Fault> {
+        let Fault::Answer(answer) = &fault else { return Err(fault) };
+        match answer.missing() {
+            _ if !fault.is_missing() => Err(fault),
+            Some(Missing::Object) => Ok(()),
+            Some(Missing::Bucket) => Err(Fault::NoBucket),
+            // An answer that does not say which, as emulators give them.
+            None => self.ask().await.map(|_| ()),
+        }
+    }
+}
+
+/// Reads the answer's date against ours.
+fn skew(response: &Response, begun: Timestamp, ended: Timestamp) -> Option<SignedDuration> {
+    let theirs = date(response.headers().get(DATE)?.to_str().ok()?)?;
+    Some(ahead(theirs, begun, ended))
+}
+
+/// Tells how much later a time is than the middle of the time that asking for it took.
+fn ahead(theirs: Timestamp, begun: Timestamp, ended: Timestamp) -> SignedDuration {
+    let ours = begun + ended.duration_since(begun) / 2;
+    let ahead = theirs.duration_since(ours);
+    if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_differences_of_clocks_are_none() {
+        let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
+        for (theirs, begun, ended, skew) in [
+            (10_000, 10_000, 10_000, 0),
+            (10_000, 10_999, 11_500, 0),
+            (10_000, 11_000, 12_000, -1_500),
+            (20_000, 10_000, 12_000, 9_000),
+            (5_000, 10_000, 12_000, -6_000),
+        ] {
+            assert_eq!(ahead(at(theirs), at(begun), at(ended)), SignedDuration::from_millis(skew));
+        }
+    }
+}

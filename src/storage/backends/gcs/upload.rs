@@ -1,0 +1,300 @@
+//! How bytes get into a bucket: in one request, or in a session that goes on where it broke off.
+//!
+//! Not by Google's crate: it gives the media part no content type and the parts of a session a wrong one, of which an
+//! emulator believes it, and it drops the port from the address an emulator's sessions are reached at.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION};
+use reqwest::{Body, Method, RequestBuilder, Url};
+use uuid::Uuid;
+
+use super::client::{self, Client};
+use super::error::Fault;
+use super::resource::Stored;
+use super::source::Source;
+use super::{
+    Attributes, CommitGuard, Condition, Error, ErrorKind, Gcs, Key, Object, Operation, leftovers, metadata_header,
+};
+use crate::storage::backends::metadata_header::Names;
+
+/// Most bytes of names and values of custom metadata that the bucket keeps.
+const LONGEST_METADATA: usize = 8192;
+
+/// An object's attributes as the API takes them.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Insert<'a> {
+    content_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_encoding: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_control: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_disposition: Option<&'a String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_language: Option<&'a String>,
+    /// The bucket refuses other bytes.
+    crc32c: String,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Returns the custom metadata of an object, or why the bucket cannot keep it.
+pub(super) fn metadata(attributes: &Attributes) -> Result<BTreeMap<String, String>, String> {
+    metadata_header::write(attributes, LONGEST_METADATA, Names::Exact)
+}
+
+/// Names what another tool said of its object and the bucket has no place for.
+pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
+    let headers = attributes.foreign.headers.keys();
+    let kept = ["cache-control", "content-disposition", "content-language"];
+    let lost = headers.filter(|name| !kept.contains(&name.as_str())).cloned();
+    lost.chain(metadata_header::hidden(attributes, LONGEST_METADATA, Names::Exact)).collect()
+}
+
+impl Gcs {
+    /// Writes the object; a condition is checked against our token and enforced with the bucket's generation.
+    ///
+    /// Without a condition it is one upload and nothing else.
+    pub(super) async fn write(
+        &self,
+        key: &Key,
+        object: &Object,
+        condition: &Condition,
+        commit_guard: &CommitGuard,
+    ) -> Result<(), Fault> {
+        match condition {
+            Condition::Always => self.upload(key, object, None, commit_guard).await,
+            Condition::Generation(_) => {
+                let native = self.replaceable(key, object, condition).await?;
+                self.upload(key, object, Some(native), commit_guard).await
+            }
+            Condition::Absent => match self.upload(key, object, Some(0), commit_guard).await {
+                // Something is there. What has expired counts as absent, and so does what this write itself spoilt.
+                Err(fault) if fault.status() == Some(412) => {
+                    let native = self.replaceable(key, object, condition).await?;
+                    self.upload(key, object, Some(native), commit_guard).await
+                }
+                outcome => outcome,
+            },
+        }
+    }
+
+    /// Returns the bucket's generation that the condition lets this write replace; 0 for none.
+    async fn replaceable(&self, key: &Key, object: &Object, condition: &Condition) -> Result<i64, Fault> {
+        let Some(found) = self.look(key, None).await? else {
+            condition.check(Operation::Store, key, None)?;
+            return Ok(0);
+        };
+        match found.attributes {
+            Ok(present) => condition.check(Operation::Store, key, Some(&present))?,
+            // An earlier try of this very write arrived damaged, so its condition held then; nobody else has written.
+            Err(_) if found.token.as_ref() == Some(&object.attributes.generation) => {}
+            Err(why) => return Err(Self::damaged(&why)),
+        }
+        Ok(found.native)
+    }
+
+    async fn upload(
+        &self,
+        key: &Key,
+        object: &Object,
+        native: Option<i64>,
+        commit_guard: &CommitGuard,
+    ) -> Result<(), Fault> {
+        let source = Source::new(key, object, commit_guard);
+        let stored = if source.len() < self.resumable_from {
+            self.in_one(key, object, native, &source).await?
+        } else {
+            self.in_session(key, object, native, &source).await?
+        };
+        if !stored.is_of(self.address.bucket(), key) {
+            let what = "names another object than was written, or lacks generation or checksum".to_owned();
+            return Err(Fault::Strange(None, what));
+        }
+        let Attributes { stored_size, stored_checksum, .. } = object.attributes;
+        if stored.size != stored_size || stored.crc32c.is_some_and(|found| found != stored_checksum) {
+            let why = "the bytes that arrived in the bucket are not those that were sent; store it again";
+            return Err(Fault::Damaged(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Sends attributes and bytes in one request.
+    async fn in_one(&self, key: &Key, object: &Object, native: Option<i64>, source: &Source) -> Result<Stored, Fault> {
+        let boundary = Uuid::new_v4().simple().to_string();
+        let (insert, content_type) = (insert(key, &object.attributes)?, &object.attributes.content_type);
+        let head = format!(
+            "--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{insert}\r\n--{boundary}\r\nContent-Type: \
+             {content_type}\r\n\r\n"
+        );
+        let tail = format!("\r\n--{boundary}--\r\n");
+        let length = head.len() as u64 + source.len() + tail.len() as u64;
+        let piece = |text: String| stream::once(std::future::ready(Ok(Bytes::from(text))));
+        let body = piece(head).chain(source.stream(0)).chain(piece(tail));
+        let request = self.client.request(Method::POST, &self.address.uploads()).await?;
+        let request = request
+            .query(&query("multipart", key, native))
+            .header(CONTENT_TYPE, format!("multipart/related; boundary={boundary}"))
+            .header(CONTENT_LENGTH, length)
+            .body(Body::wrap_stream(body));
+        self.send_from_source(request, source).await.map_err(Self::nowhere)
+    }
+
+    /// Sends attributes, then bytes, going on where they broke off for as long as that gets further.
+    async fn in_session(
+        &self,
+        key: &Key,
+        object: &Object,
+        native: Option<i64>,
+        source: &Source,
+    ) -> Result<Stored, Fault> {
+        let attributes = &object.attributes;
+        let session = self.session(key, attributes, native).await?;
+        let mut open = Open { client: Some(self.client.clone()), session: session.clone() };
+        let mut from = 0;
+        loop {
+            let fault = match self.send_from(&session, attributes, source, from).await {
+                Ok(stored) => {
+                    open.client = None;
+                    return Ok(stored);
+                }
+                Err(fault) if fault.may_go_on() => fault,
+                Err(fault) => return Err(fault),
+            };
+            match self.reached(&session, source.len()).await {
+                Ok(Reached::Whole(stored)) => {
+                    open.client = None;
+                    return Ok(stored);
+                }
+                Ok(Reached::Part(arrived)) if arrived > from && arrived < source.len() => from = arrived,
+                Ok(Reached::Part(_)) | Err(_) => return Err(fault),
+            }
+        }
+    }
+
+    /// Begins a session; its URL lets anybody write the object and is told to nobody.
+    async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, Fault> {
+        let insert = insert(key, attributes)?;
+        let request = self.client.request(Method::POST, &self.address.uploads()).await?;
+        let request = request
+            .query(&query("resumable", key, native))
+            .header(CONTENT_TYPE, "application/json; charset=UTF-8")
+            .header("x-upload-content-type", &attributes.content_type)
+            .header("x-upload-content-length", attributes.stored_size)
+            .body(insert);
+        let response = self.client.send(request).await.map_err(Self::nowhere)?;
+        let outside = client::outside(&response);
+        if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
+            return Err(Fault::strange(outside, "begins no upload session"));
+        }
+        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+        location
+            .and_then(|location| Url::parse(location).ok())
+            .ok_or_else(|| Fault::strange(outside, "names no upload session"))
+    }
+
+    /// A new object is missing nowhere, so what is missing is the bucket.
+    fn nowhere(fault: Fault) -> Fault {
+        if fault.is_missing() { Fault::NoBucket } else { fault }
+    }
+
+    async fn send_from(
+        &self,
+        session: &Url,
+        attributes: &Attributes,
+        source: &Source,
+        from: u64,
+    ) -> Result<Stored, Fault> {
+        let length = source.len();
+        let request = self
+            .client
+            .plain(Method::PUT, session.as_str())
+            .header(CONTENT_TYPE, &attributes.content_type)
+            .header(CONTENT_RANGE, format!("bytes {from}-{}/{length}", length.saturating_sub(1)))
+            .header(CONTENT_LENGTH, length - from)
+            .body(Body::wrap_stream(source.stream(from)));
+        self.send_from_source(request, source).await
+    }
+
+    async fn send_from_source(&self, request: RequestBuilder, source: &Source) -> Result<Stored, Fault> {
+        match self.client.stream(request, source.progress()).await {
+            Ok(response) => self.client.json(response).await,
+            Err(fault) => Err(source.fault().unwrap_or(fault)),
+        }
+    }
+
+    /// Asks how much of a session's bytes has arrived.
+    async fn reached(&self, session: &Url, length: u64) -> Result<Reached, Fault> {
+        let request = self
+            .client
+            .plain(Method::PUT, session.as_str())
+            .header(CONTENT_RANGE, format!("bytes */{length}"))
+            .header(CONTENT_LENGTH, 0);
+        match self.client.send(request).await {
+            Ok(response) => Ok(Reached::Whole(self.client.json(response).await?)),
+            Err(Fault::Answer(answer)) if answer.is_incomplete() => Ok(Reached::Part(answer.persisted)),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// A session that is cancelled unless it has ended, also when its future is dropped half-way.
+struct Open {
+    /// None once it has ended.
+    client: Option<Client>,
+    session: Url,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (Some(client), Ok(_)) = (self.client.take(), tokio::runtime::Handle::try_current()) else { return };
+        let session = self.session.clone();
+        let cancelling = leftovers::spawn(async move {
+            let request = client.plain(Method::DELETE, session.as_str()).header(CONTENT_LENGTH, 0);
+            match client.send(request).await {
+                // 499 is the answer that it is cancelled, 404 and 410 that it is gone already.
+                Ok(_) => {}
+                Err(fault) if matches!(fault.status(), Some(404 | 410 | 499)) => {}
+                Err(_) => tracing::debug!("an upload session was left to expire by itself"),
+            }
+        });
+        // It goes on by itself.
+        drop(cancelling);
+    }
+}
+
+/// How much of a session's bytes has arrived.
+enum Reached {
+    Whole(Stored),
+    Part(u64),
+}
+
+fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, String)> {
+    let name = key.as_str().to_owned();
+    let mut query = vec![("uploadType", kind.to_owned()), ("name", name), ("fields", Stored::FIELDS.to_owned())];
+    query.extend(native.map(|native| ("ifGenerationMatch", native.to_string())));
+    query
+}
+
+/// Writes an object's attributes as the API takes them.
+fn insert(key: &Key, attributes: &Attributes) -> Result<String, Fault> {
+    let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
+    let metadata = metadata(attributes).map_err(invalid)?;
+    let compression = attributes.compression.as_deref();
+    let checksum = attributes.stored_checksum.to_string();
+    let insert = Insert {
+        content_type: &attributes.content_type,
+        content_encoding: compression,
+        // Else a server in between may unpack it, and then neither size nor checksum fit.
+        cache_control: metadata_header::cache_control(attributes, compression.is_some()),
+        content_disposition: attributes.foreign.headers.get("content-disposition"),
+        content_language: attributes.foreign.headers.get("content-language"),
+        crc32c: checksum.strip_prefix("crc32c:").unwrap_or(&checksum).to_owned(),
+        metadata,
+    };
+    serde_json::to_string(&insert).map_err(|error| invalid(error.to_string()).into())
+}

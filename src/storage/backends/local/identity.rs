@@ -1,0 +1,112 @@
+//! What a root says of itself, written once: its id, the same for every process that shares it, and whose it is.
+
+use std::fs;
+use std::io;
+
+use uuid::Uuid;
+
+use super::{Local, Root, fault};
+use crate::storage::error::{Operation, Result};
+use crate::storage::object::Payload;
+
+/// Name of the file below the root.
+pub(super) const FILE: &str = "#origin";
+
+/// Name of the file below the root that says to which bucket it belongs.
+pub(super) const BUCKET: &str = "#bucket";
+
+/// Name of the lock under which it is made.
+const LOCK: &str = "origin";
+
+impl Local {
+    /// Returns the root's id, making it when there is none. Blocks.
+    pub(in crate::storage) fn identity(&self) -> Result<String> {
+        self.0.identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(FILE), error))
+    }
+
+    /// Returns the root's id if there is one; makes nothing. Blocks.
+    pub(in crate::storage) fn known_identity(&self) -> Result<Option<String>> {
+        self.0.read_identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(FILE), error))
+    }
+
+    /// Writes whose the root is, unless it says so already. Blocks.
+    pub(in crate::storage) fn say_owner(&self, line: &str) -> Result<()> {
+        let path = self.0.root.join(BUCKET);
+        let write = || -> io::Result<()> {
+            if path.try_exists()? {
+                return Ok(());
+            }
+            let text = format!("{line}\n");
+            let (mut temporary, _) = self.0.temporary.write(text.as_bytes(), &Payload::Memory(Vec::new().into()))?;
+            // Two at once write the same.
+            temporary.rename(&path)?;
+            self.0.folders.sync(&self.0.root)
+        };
+        write().map_err(|error| fault(Operation::Probe, None, &path, error))
+    }
+
+    /// Reads whose the root is, if it says so. Blocks.
+    pub(in crate::storage) fn owner(&self) -> Result<Option<String>> {
+        let path = self.0.root.join(BUCKET);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fault(Operation::Probe, None, &path, error)),
+        }
+    }
+}
+
+impl Root {
+    fn identity(&self) -> io::Result<String> {
+        if let Some(known) = self.read_identity()? {
+            return Ok(known);
+        }
+        let held = self.locks.wait(LOCK)?;
+        if let Some(known) = self.read_identity()? {
+            return Ok(known);
+        }
+        let made = Uuid::new_v4().simple().to_string();
+        let (mut temporary, _) =
+            self.temporary.write(format!("{made}\n").as_bytes(), &Payload::Memory(Vec::new().into()))?;
+        temporary.rename(&self.root.join(FILE))?;
+        self.folders.sync(&self.root)?;
+        drop(held);
+        Ok(made)
+    }
+
+    fn read_identity(&self) -> io::Result<Option<String>> {
+        let path = self.root.join(FILE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let id = std::str::from_utf8(&text).ok().and_then(|text| Uuid::parse_str(text.trim()).ok());
+        if id.is_none() {
+            tracing::warn!(path = %path.display(), "the overlay's id cannot be read; a new one takes its place");
+        }
+        Ok(id.map(|id| id.simple().to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn all_who_open_a_root_at_once_get_the_same_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = || Local::open(folder.path().join("overlay")).unwrap();
+        assert_eq!(root().known_identity().unwrap(), None);
+        let ids: HashSet<String> = std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(|| root().identity().unwrap())).collect();
+            asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+        });
+        assert_eq!(ids.len(), 1);
+        assert_eq!(root().known_identity().unwrap(), ids.into_iter().next());
+        fs::write(root().root().join(FILE), "").unwrap();
+        let again = root().identity().unwrap();
+        assert_eq!((again.len(), root().identity().unwrap()), (32, again));
+    }
+}

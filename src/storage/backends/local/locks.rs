@@ -1,0 +1,154 @@
+//! One lock a shard of keys, held against every writer of the root.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::storage::files::descriptors;
+use crate::storage::object::{Checksum, Key};
+
+/// Name of the folder below the root.
+pub(super) const FOLDER: &str = "#locks";
+
+const SHARDS: usize = 256;
+
+/// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process; and named ones.
+///
+/// A file lock belongs to the open file, which this process's threads share, so a mutex keeps them apart.
+#[derive(Debug)]
+pub(super) struct Locks {
+    folder: PathBuf,
+    shards: Vec<Mutex<Option<File>>>,
+    /// Files that are open.
+    open: AtomicUsize,
+    /// Files that stay open between operations at most: of the descriptors there are, a small part.
+    kept: usize,
+}
+
+impl Locks {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        let shards = std::iter::repeat_with(Mutex::default).take(SHARDS).collect();
+        Self { folder, shards, open: AtomicUsize::new(0), kept: descriptors::kept_locks() }
+    }
+
+    /// Waits for the key's shard. A writer that dies lets go of its lock.
+    pub(super) fn lock(&self, key: &Key) -> io::Result<Held<'_>> {
+        let shard = shard(key);
+        let mut file = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = Some(self.file(&format!("{shard:02x}"))?);
+            self.open.fetch_add(1, Ordering::Relaxed);
+        }
+        let locked = file.as_ref().map_or(Ok(()), lock);
+        let held = Held { file, locks: self };
+        locked.map(|()| held)
+    }
+
+    /// Closes the files that nobody holds: others need their descriptors.
+    pub(super) fn let_go(&self) {
+        for shard in &self.shards {
+            if let Ok(mut file) = shard.try_lock()
+                && file.take().is_some()
+            {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Tells whether nobody holds the key's shard right now: taking it would not wait, or hardly.
+    pub(super) fn is_free(&self, key: &Key) -> bool {
+        let shard = shard(key);
+        let Ok(file) = self.shards[shard].try_lock() else { return false };
+        // A shard that was never opened here may be held elsewhere.
+        file.as_ref().is_some_and(|file| file.try_lock().is_ok() && file.unlock().is_ok())
+    }
+
+    /// Takes the lock of this name if nobody has it, not even this process; it is let go when dropped.
+    pub(super) fn take(&self, name: &str) -> io::Result<Option<File>> {
+        let file = self.file(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Waits for the lock of this name.
+    pub(super) fn wait(&self, name: &str) -> io::Result<File> {
+        let file = self.file(name)?;
+        lock(&file)?;
+        Ok(file)
+    }
+
+    fn file(&self, name: &str) -> io::Result<File> {
+        let path = self.folder.join(name);
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                super::folders::create_again(&self.folder)?;
+                open()
+            }
+            result => result,
+        }
+    }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn shard(key: &Key) -> usize {
+    Checksum::of(key.as_str().as_bytes()).0 as usize % SHARDS
+}
+
+/// A held shard, let go when dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    file: MutexGuard<'a, Option<File>>,
+    locks: &'a Locks,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let Some(file) = &*self.file else { return };
+        // Closing the file lets go of its lock as well.
+        if self.locks.open.load(Ordering::Relaxed) > self.locks.kept || file.unlock().is_err() {
+            *self.file = None;
+            self.locks.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_files_stay_open_where_descriptors_are_few() {
+        let folder = tempfile::tempdir().unwrap();
+        let locks = Locks { kept: 3, ..Locks::new(folder.path().to_owned()) };
+        let keys: Vec<Key> = (0..100).map(|n| Key::parse(&format!("k/{n}")).unwrap()).collect();
+        let open = || locks.shards.iter().filter(|shard| shard.lock().unwrap().is_some()).count();
+        for key in &keys {
+            drop(locks.lock(key).unwrap());
+            assert!(open() <= 3);
+        }
+        assert_eq!((open(), locks.open.load(Ordering::Relaxed)), (3, 3));
+        let held = locks.lock(&keys[0]).unwrap();
+        locks.let_go();
+        assert_eq!((locks.open.load(Ordering::Relaxed), locks.is_free(&keys[0])), (1, false));
+        let other = Locks::new(folder.path().to_owned());
+        assert!(other.take(&format!("{:02x}", shard(&keys[0]))).unwrap().is_none(), "what is held stays locked");
+        drop(held);
+        locks.let_go();
+        assert_eq!((open(), locks.open.load(Ordering::Relaxed)), (0, 0));
+        assert!(other.take(&format!("{:02x}", shard(&keys[0]))).unwrap().is_some());
+    }
+}

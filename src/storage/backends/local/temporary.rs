@@ -1,0 +1,179 @@
+//! Temporary files: written and synced whole, then renamed to where they belong.
+//!
+//! All of them lie in one folder on the same file system, so that sweeping is one listing and not a walk.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use crate::storage::object::{Checksum, Payload};
+
+/// Name of the folder below the root.
+pub(super) const FOLDER: &str = "#tmp";
+
+/// Up to this size header and payload are copied together, which is cheaper than a second write.
+const ONE_WRITE: usize = 64 * 1024;
+
+/// The folder of temporary files.
+#[derive(Debug)]
+pub(super) struct TemporaryFolder {
+    folder: PathBuf,
+    instance: Uuid,
+    next: AtomicU64,
+}
+
+/// One temporary file; locked while it lives, removed when dropped unless it was renamed.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    path: PathBuf,
+    file: File,
+    renamed: bool,
+}
+
+impl TemporaryFolder {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, instance: Uuid::new_v4(), next: AtomicU64::new(0) }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Writes and syncs a file of the two parts; returns it with the checksum of the payload as it was written.
+    pub(super) fn write(&self, head: &[u8], payload: &Payload) -> io::Result<(Temporary, Checksum)> {
+        let mut temporary = self.create()?;
+        let checksum = match payload {
+            Payload::Memory(body) => {
+                if head.len() + body.len() <= ONE_WRITE {
+                    temporary.file.write_all(&[head, body].concat())?;
+                } else {
+                    temporary.file.write_all(head)?;
+                    temporary.file.write_all(body)?;
+                }
+                Checksum::of(body)
+            }
+            Payload::File(_) => {
+                temporary.file.write_all(head)?;
+                let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
+                while offset < payload.len() {
+                    let chunk = payload.read_at(offset, Payload::CHUNK)?;
+                    temporary.file.write_all(&chunk)?;
+                    checksum = checksum.append(&chunk);
+                    offset += chunk.len() as u64;
+                }
+                checksum
+            }
+        };
+        // Syncs the size as well: it is needed to read the data back.
+        temporary.file.sync_data()?;
+        Ok((temporary, checksum))
+    }
+
+    /// Makes an empty locked file.
+    pub(super) fn create(&self) -> io::Result<Temporary> {
+        let mut tries = 0;
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = self.folder.join(format!("{}-{number}", self.instance.simple()));
+            let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < super::TRIES => {
+                    tries += 1;
+                    super::folders::create_again(&self.folder)?;
+                    continue;
+                }
+                result => result?,
+            };
+            match file.try_lock() {
+                Ok(()) => {
+                    let temporary = Temporary { path, file, renamed: false };
+                    // A sweeper may have removed it between its making and the lock.
+                    if !temporary.is_gone()? {
+                        return Ok(temporary);
+                    }
+                }
+                // A sweeper was quicker than the lock and is about to remove the file.
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    fs::remove_file(&path)?;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Removes the files whose writers are gone; returns how many.
+    pub(super) fn sweep(&self) -> io::Result<u64> {
+        self.visit_abandoned(|path| fs::remove_file(path))
+    }
+
+    /// Counts the files whose writers are gone.
+    pub(super) fn count_abandoned(&self) -> io::Result<u64> {
+        self.visit_abandoned(|_| Ok(()))
+    }
+
+    /// Visits the files whose writers are gone, holding the lock of each; returns how many there are.
+    fn visit_abandoned(&self, visit: impl Fn(&Path) -> io::Result<()>) -> io::Result<u64> {
+        let mut visited = 0;
+        let entries = match fs::read_dir(&self.folder) {
+            // Somebody removed it; the next write makes it again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+            let file = match OpenOptions::new().write(true).custom_flags(flags).open(entry.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result?,
+            };
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            match visit(&entry.path()) {
+                Ok(()) => visited += 1,
+                // Its writer renamed it between the listing and the lock.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(visited)
+    }
+}
+
+impl Temporary {
+    /// Renames the file to its place, replacing what is there.
+    pub(super) fn rename(&mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.renamed = true;
+        Ok(())
+    }
+
+    /// Tells whether somebody removed the file.
+    pub(super) fn is_gone(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.renamed {
+            return;
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "temporary file left behind; the next start sweeps it");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A backend that keeps objects in memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::storage::backend::{
+    Backend, Condition, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+};
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::object::{Attributes, Checksum, Key, Object};
+
+/// Keeps objects in this process's memory, by the same contract as every backend but durability.
+///
+/// For tests and for programs that embed the engine; nothing outlives the process.
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<BTreeMap<Key, Object>>);
+
+impl Memory {
+    /// Makes an empty backend.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Object>> {
+        // Every change is one insert or remove, so a panic elsewhere leaves the map whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("memory")
+    }
+}
+
+#[async_trait]
+impl Backend for Memory {
+    async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
+        let Object { attributes, payload } = object.clone();
+        let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Store, key, error))?;
+        if attributes.stored_checksum != Checksum::of(&payload) {
+            let why = "the source changed while it was stored; store it again";
+            return Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why));
+        }
+        let stored = attributes.clone();
+        let object = Object { attributes, payload: payload.into() };
+        let mut objects = self.objects();
+        options.condition.check(Operation::Store, key, objects.get(key).map(|present| &present.attributes))?;
+        if !options.commit_guard.commit() {
+            return Err(Error::abandoned(Operation::Store, key));
+        }
+        objects.insert(key.clone(), object);
+        Ok(stored)
+    }
+
+    async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        let Some(Object { attributes, payload }) = self.objects().get(key).cloned() else { return Ok(None) };
+        let part = options.kept_part(key, &attributes)?;
+        let sound = payload.checksum_blocking().is_ok_and(|checksum| checksum == attributes.stored_checksum);
+        if !sound || attributes.stored_size != payload.len() {
+            let why = "the bytes do not match their checksum; store the value again";
+            return Err(Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why));
+        }
+        Ok(Some(Object { attributes, payload: payload.slice(part) }))
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        Ok(self.objects().get(key).map(|object| object.attributes.clone()))
+    }
+
+    async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
+        let mut objects = self.objects();
+        if let (Some(generation), Some(present)) = (&options.generation, objects.get(key)) {
+            Condition::Generation(generation.clone()).check(Operation::Delete, key, Some(&present.attributes))?;
+        }
+        if !options.commit_guard.commit() {
+            return Err(Error::abandoned(Operation::Delete, key));
+        }
+        Ok(Removal { found: objects.remove(key).is_some(), pending: false })
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        let objects = self.objects();
+        let from = match &page.start_after {
+            Some(after) if *after >= page.prefix => Bound::Excluded(after.as_str()),
+            _ => Bound::Included(page.prefix.as_str()),
+        };
+        let mut matching = objects
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(key, _)| key.as_str().starts_with(&page.prefix))
+            .map(|(key, object)| Entry::of(key, &object.attributes));
+        let entries = matching.by_ref().take(page.limit.unwrap_or(usize::MAX)).collect();
+        Ok(Listing { entries, foreign: 0, more: matching.next().is_some() })
+    }
+
+    async fn flush(&self, _: &Key) -> Result<()> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        Ok(Probe::default())
+    }
+
+    fn validate(&self, _: &Key, _: &Attributes) -> Result<()> {
+        Ok(())
+    }
+
+    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
+        Err(Error::unsigned(key))
+    }
+}

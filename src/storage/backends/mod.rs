@@ -1,0 +1,14 @@
+//! Backends: the places that keep objects.
+
+mod gcs;
+pub(in crate::storage) mod http;
+pub(in crate::storage) mod local;
+mod memory;
+pub(in crate::storage) mod metadata_header;
+mod s3;
+
+pub use self::gcs::{Gcs, GcsOptions};
+pub use self::http::settled;
+pub use self::local::Local;
+pub use self::memory::Memory;
+pub use self::s3::{S3, S3Options};

@@ -1,0 +1,130 @@
+//! Which conditions the store enforces, found out by trying.
+//!
+//! A store that does not know `If-Match` writes or removes nevertheless and says that all went well. So each condition
+//! is tried once, on an object of its own that is gone afterwards, with a tag that cannot match.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use uuid::Uuid;
+
+use super::S3;
+use super::upload::{self, Upload};
+use super::wire::Call;
+use super::write::Guard;
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::object::Key;
+
+/// What the store enforces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions {
+    /// Conditions of a write in one request.
+    pub(super) writes: bool,
+    /// Conditions of a write in parts. SeaweedFS looks and then acts, so that of writers at once several may win: that
+    /// is none.
+    pub(super) uploads: bool,
+    /// Conditions of a removal.
+    pub(super) deletes: bool,
+}
+
+impl S3 {
+    /// Returns what the store enforces, asking it the first time.
+    pub(super) async fn conditions(&self, key: &Key, operation: Operation) -> Result<Conditions> {
+        let found = self.0.conditions.get_or_try_init(|| self.try_conditions(key)).await;
+        found.copied().map_err(|error| {
+            let mut error = error.during(operation);
+            error.key = Some(key.clone());
+            error
+        })
+    }
+
+    /// Makes the error of a condition that the store does not enforce.
+    pub(super) fn unenforced(&self, key: &Key, operation: Operation, what: &str) -> Error {
+        let why = format!("{self} does not enforce {what}; leave it out, or use a store that does");
+        Error::new(ErrorKind::Invalid, operation, Some(key), why)
+    }
+
+    async fn try_conditions(&self, near: &Key) -> Result<Conditions> {
+        let scratch = scratch(near)?;
+        self.put_scratch(&scratch, &Guard::None).await?;
+        let tried = self.try_on(&scratch).await;
+        let tidy = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
+        if let Err(error) = self.removed(&scratch, tidy).await {
+            tracing::warn!(%error, "an object that tried the store's conditions is left behind");
+        }
+        let found = tried?;
+        let Conditions { writes, uploads, deletes } = found;
+        tracing::info!(writes, uploads, deletes, backend = %self, "found out which conditions the store enforces");
+        Ok(found)
+    }
+
+    async fn try_on(&self, scratch: &Key) -> Result<Conditions> {
+        let other = Guard::Same("0".repeat(32));
+        let writes = refused(self.put_scratch(scratch, &Guard::Absent).await)?
+            && refused(self.put_scratch(scratch, &other).await)?;
+        let uploads = !self.0.wire.is_seaweedfs()
+            && refused(self.upload_scratch(scratch, &other).await)?
+            && refused(self.upload_scratch(scratch, &Guard::Absent).await)?;
+        let removal = Call::new(Operation::Store, Method::DELETE, Some(scratch)).headers(other.headers());
+        let deletes = refused(self.removed(scratch, removal).await)?;
+        Ok(Conditions { writes, uploads, deletes })
+    }
+
+    async fn removed(&self, scratch: &Key, call: Call<'_>) -> Result<()> {
+        let asked = self.0.wire.asked(call.operation, call.key);
+        match self.0.wire.send(call).await? {
+            Some(reply) => self.0.wire.prove_removal(reply, scratch, &asked).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn put_scratch(&self, scratch: &Key, guard: &Guard) -> Result<()> {
+        upload::put(&self.0.wire, scratch, Bytes::from_static(b"tried"), HeaderMap::new(), guard).await
+    }
+
+    async fn upload_scratch(&self, scratch: &Key, guard: &Guard) -> Result<()> {
+        let upload = Upload::begin(&self.0.wire, scratch, HeaderMap::new()).await?;
+        let part = upload.send(1, Bytes::from_static(b"tried")).await?;
+        upload.complete(&[part], guard).await
+    }
+}
+
+/// Tells whether the store refused; only that it did something else shows that it does not know the condition.
+fn refused(outcome: Result<()>) -> Result<bool> {
+    match outcome {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind == ErrorKind::Precondition => Ok(true),
+        // Said in so many words, or not for this identity to find out.
+        Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Denied) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Begin of the last segment of what conditions are tried on.
+const SCRATCH: &str = "filestorage-tries-conditions-";
+
+/// Tells whether a key is that of something conditions were tried on: not for listings, also where one was left behind.
+pub(super) fn is_scratch(key: &Key) -> bool {
+    key.as_str().rsplit('/').next().is_some_and(|name| name.starts_with(SCRATCH))
+}
+
+/// A name in the same folder, since an identity may be allowed some folders only.
+fn scratch(near: &Key) -> Result<Key> {
+    let name = format!("{SCRATCH}{}", Uuid::new_v4().simple());
+    let folder = near.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let key = Key::parse(&format!("{folder}/{name}")).or_else(|_| Key::parse(&name));
+    key.map_err(|error| Error::new(ErrorKind::Invalid, Operation::Store, Some(near), error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_tried_on_lies_beside_the_key_where_it_can() {
+        let near = |text: &str| scratch(&Key::parse(text).unwrap()).unwrap();
+        assert!(near("a/b/c").as_str().starts_with("a/b/filestorage-tries-"));
+        assert!(near("a").as_str().starts_with("filestorage-tries-"));
+        let long = format!("{}/x", "é".repeat(500));
+        assert!(near(&long).as_str().starts_with("filestorage-tries-"));
+    }
+}

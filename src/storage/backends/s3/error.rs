@@ -1,0 +1,448 @@
+//! What a failed request means: the one place where answers and broken connections become the room's errors.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
+use object_store::client::HttpError;
+
+use super::options::Address;
+use super::{proof, wire};
+use crate::storage::backends::http::outside::Outside;
+use crate::storage::error::{Error, ErrorKind, Operation};
+use crate::storage::object::Key;
+
+/// Who was asked, and for what.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) address: &'a Address,
+    pub(super) operation: Operation,
+    pub(super) key: Option<&'a Key>,
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    outside: Outside,
+    /// S3's name of the cause; empty where the answer has none.
+    code: String,
+    message: String,
+    retry_after: Option<Duration>,
+    /// The region the bucket is really in.
+    region: Option<String>,
+    /// The bucket that was looked for, which the URL may have named otherwise than it was meant.
+    bucket: Option<String>,
+    /// There is a text, and it is none of S3's.
+    foreign: bool,
+}
+
+/// S3's error document.
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Document {
+    code: Option<String>,
+    message: Option<String>,
+    region: Option<String>,
+    bucket_name: Option<String>,
+}
+
+impl Refusal {
+    /// Reads an answer that is no success.
+    pub(super) fn read(outside: Outside, headers: &HeaderMap, text: &str) -> Self {
+        let is_error = proof::root(text).as_deref() == Some("Error");
+        let document: Document =
+            if is_error { quick_xml::de::from_str(text).unwrap_or_default() } else { Document::default() };
+        let region = wire::text(headers, "x-amz-bucket-region").map(str::to_owned);
+        let code = document.code.unwrap_or_default();
+        Self {
+            outside,
+            // A page for humans, or another service's JSON; a line of plain text may be anybody's.
+            foreign: code.is_empty() && text.trim_start().starts_with(['<', '{', '[']),
+            code,
+            message: document.message.unwrap_or_default(),
+            retry_after: wire::text(headers, header::RETRY_AFTER.as_str()).and_then(retry_after),
+            region: document.region.or(region),
+            bucket: document.bucket_name,
+        }
+    }
+
+    /// Reads the text of an answer whose status says success; S3 may notice only behind it that it failed.
+    pub(super) fn within(headers: &HeaderMap, text: &str) -> Option<Self> {
+        let outside = Outside::of(StatusCode::INTERNAL_SERVER_ERROR, headers, "");
+        let refusal = Self::read(outside, headers, text);
+        (!refusal.code.is_empty()).then_some(refusal)
+    }
+
+    /// Tells whether a store says that this identity may not list the bucket, as far as it says which.
+    pub(super) fn forbids_listing(&self, address: &Address) -> bool {
+        self.code == "AccessDenied" && self.other_bucket(address).is_none()
+    }
+
+    fn other_bucket(&self, address: &Address) -> Option<&str> {
+        self.bucket.as_deref().filter(|name| !address.is_named(name))
+    }
+
+    /// Tells whether the answer is that no object is there.
+    pub(super) fn is_missing(&self) -> bool {
+        self.outside.status == StatusCode::NOT_FOUND && matches!(&*self.code, "NoSuchKey" | "NoSuchVersion")
+    }
+
+    /// Decides the kind, and what to do about it.
+    fn meaning(&self, address: &Address) -> (ErrorKind, String) {
+        let Address { bucket, region, .. } = address;
+        let fixed = |kind, mend: &str| (kind, mend.to_owned());
+        match &*self.code {
+            "NoSuchBucket" => {
+                let mend = match self.other_bucket(address) {
+                    Some(other) => format!("it was asked for the bucket {other:?}; {}", address.without_bucket()),
+                    None => format!(
+                        "correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`"
+                    ),
+                };
+                return (ErrorKind::Invalid, mend);
+            }
+            "TemporaryRedirect" => return (ErrorKind::Unavailable, self.sent_on("until its name is known everywhere")),
+            "PreconditionFailed" | "ConditionalRequestConflict" => {
+                return fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again");
+            }
+            "RequestTimeTooSkewed" | "RequestInTheFuture" => {
+                return fixed(ErrorKind::Denied, "set this machine's clock, which the signature depends on");
+            }
+            "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => {
+                return fixed(ErrorKind::Denied, "set AWS_SESSION_TOKEN anew together with both keys");
+            }
+            "SignatureDoesNotMatch" | "InvalidAccessKeyId" => {
+                return fixed(
+                    ErrorKind::Denied,
+                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a pair that is valid here",
+                );
+            }
+            "SlowDown"
+            | "Throttling"
+            | "ThrottlingException"
+            | "RequestLimitExceeded"
+            | "TooManyRequests"
+            | "OperationAborted" => return fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
+            "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
+                return fixed(ErrorKind::Integrity, "the bytes were changed on the way; store them again");
+            }
+            // Of a connection that broke while the request was being sent, and of an upload that somebody tidied up.
+            "IncompleteBody" | "RequestTimeout" | "NoSuchUpload" | "InvalidPart" => {
+                return fixed(ErrorKind::Unavailable, "nothing was written; try again");
+            }
+            "KeyTooLongError" => return fixed(ErrorKind::Invalid, "this store takes only shorter keys or segments"),
+            "EntityTooLarge" | "MetadataTooLarge" => return fixed(ErrorKind::Invalid, "store less under one key"),
+            "NotImplemented"
+            | "InvalidArgument"
+            | "InvalidRequest"
+            | "InvalidObjectName"
+            | "XMinioInvalidObjectName" => {
+                return fixed(ErrorKind::Invalid, "this store cannot do that");
+            }
+            "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" => {
+                return fixed(ErrorKind::NoSpace, "make room in the store");
+            }
+            _ => {}
+        }
+        let wrong_region = matches!(&*self.code, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException");
+        match self.outside.status.as_u16() {
+            300..=399 => self.elsewhere(region),
+            400 if wrong_region => self.elsewhere(region),
+            401 | 403 if let Some(other) = self.other_bucket(address) => {
+                (ErrorKind::Denied, format!("it was asked for the bucket {other:?}; {}", address.without_bucket()))
+            }
+            401 | 403 => {
+                let mend = format!(
+                    "allow this identity s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
+                     arn:aws:s3:::{bucket}/*, and s3:ListBucket on arn:aws:s3:::{bucket}"
+                );
+                (ErrorKind::Denied, mend)
+            }
+            412 => fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again"),
+            429 => fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
+            507 => fixed(ErrorKind::NoSpace, "make room in the store"),
+            500..=599 => fixed(ErrorKind::Unavailable, "try again later"),
+            // Of something in between, while the store itself is away: a store names what is missing.
+            404 | 408 | 425 if self.code.is_empty() => {
+                fixed(ErrorKind::Unavailable, "is the store itself up? try again later")
+            }
+            _ => fixed(ErrorKind::Io, "look at the store's own log"),
+        }
+    }
+
+    /// Tells whether no store has said this: a store names the cause of a refusal, and where it sends on to.
+    fn is_strange(&self) -> bool {
+        match self.outside.status.as_u16() {
+            300..=399 => self.code.is_empty() && self.region.is_none(),
+            412 | 429 | 507 => false,
+            400..=499 => self.foreign,
+            _ => false,
+        }
+    }
+
+    fn elsewhere(&self, given: &str) -> (ErrorKind, String) {
+        let mend = match &self.region {
+            Some(region) if region != given => {
+                format!("the bucket is in the region {region}, not in {given}; set s3_region to it")
+            }
+            _ => {
+                "the bucket is in another region, or at another endpoint; correct s3_region or the endpoint".to_owned()
+            }
+        };
+        (ErrorKind::Invalid, self.sent_on(&mend))
+    }
+
+    /// Adds where the answer sends on to.
+    fn sent_on(&self, text: &str) -> String {
+        match self.outside.location() {
+            Some(location) => format!("it sends on to {location}; {text}"),
+            None => text.to_owned(),
+        }
+    }
+}
+
+impl Asked<'_> {
+    fn error(&self, kind: ErrorKind, message: String) -> Error {
+        Error::new(kind, self.operation, self.key, message)
+    }
+
+    /// The error of a refusal.
+    pub(super) fn refused(&self, refusal: Refusal) -> Error {
+        if refusal.is_strange() {
+            return self.strange(&refusal.outside, "is nothing that a store says");
+        }
+        let (kind, mend) = refusal.meaning(self.address);
+        let Refusal { outside, code, message, retry_after, .. } = refusal;
+        let status = outside.status;
+        let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };
+        let dash = if message.is_empty() { "" } else { ": " };
+        let message = cut(message.trim_end_matches('.'));
+        let why = format!("{} answered {code}{dash}{message}; {mend}", self.address.url);
+        self.error(kind, why).with_retry_after(retry_after)
+    }
+
+    /// The error of a connection that could not be made, broke or stalled.
+    pub(super) fn broken(&self, cause: HttpError) -> Error {
+        let why =
+            format!("{} cannot be reached: {}; is it up, and within reach from here?", self.address.url, chain(&cause));
+        self.error(ErrorKind::Unavailable, why).with_source(cause)
+    }
+
+    /// The error of an answer that no store should give.
+    pub(super) fn senseless(&self, what: &str) -> Error {
+        let Address { url, .. } = self.address;
+        let why = format!("{url} cannot be understood: {}; is it an S3 store, and up?", cut(what));
+        Error::senseless(self.operation, self.key, why)
+    }
+
+    /// The error of an answer that is no store's; `what` it is instead.
+    pub(super) fn strange(&self, outside: &Outside, what: &str) -> Error {
+        let Address { url, .. } = self.address;
+        let (named, mend) = self.address.setting_and_mend();
+        let suspicion = outside.suspicion(url);
+        let why = format!(
+            "{named} ({url}) cannot be understood: it answered {outside}, and that {what}; {suspicion}; {mend}"
+        );
+        Error::senseless(self.operation, self.key, why)
+    }
+
+    /// The error of a URL that is that of something else than the bucket.
+    pub(super) fn misplaced(&self, what: &str) -> Error {
+        let Address { url, .. } = self.address;
+        let why = format!("{url} is not the bucket: {what}; {}", self.address.without_bucket());
+        self.error(ErrorKind::Invalid, why)
+    }
+
+    /// An error of a step before, as that of what was asked.
+    pub(super) fn instead(&self, mut error: Error) -> Error {
+        error.key = self.key.cloned();
+        error.during(self.operation)
+    }
+
+    /// The error of a listing that leads nowhere; the place is there, so nothing is gained by asking again.
+    pub(super) fn endless(&self, what: &str) -> Error {
+        let (named, _) = self.address.setting_and_mend();
+        let why = format!("{}: {what}; look at the store, or at what answers there for it ({named})", self.address.url);
+        self.error(ErrorKind::Io, why)
+    }
+
+    /// The error of bytes that are not those they are said to be.
+    pub(super) fn damaged(&self, what: &str) -> Error {
+        self.error(ErrorKind::Integrity, format!("{what}; store the value again, or restore the object from a backup"))
+    }
+
+    /// The error of credentials that could not be had; `before` when they could be once.
+    pub(super) fn unknown(&self, cause: object_store::Error, before: bool) -> Error {
+        let text = chain(&cause);
+        // `object_store` says it only in words; a test asks for them.
+        let refused = text.contains("status code: 4");
+        let (kind, mend) = match (refused, self.address.only_instance_credentials && !before) {
+            // Nowhere but on an EC2 instance can it be asked for, and there it is always within reach.
+            (_, true) => (
+                ErrorKind::Denied,
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read), or give this machine a role",
+            ),
+            (true, false) => (ErrorKind::Denied, "let this identity assume its role"),
+            (false, false) => (ErrorKind::Unavailable, "is the service that gives them within reach?"),
+        };
+        self.error(kind, format!("no AWS credentials: {text}; {mend}")).with_source(cause)
+    }
+
+    /// The error of a request that could not be signed.
+    pub(super) fn unsigned(&self, cause: &object_store::Error) -> Error {
+        self.error(ErrorKind::Io, format!("the request cannot be signed: {}; report this", chain(cause)))
+    }
+}
+
+/// Longest text of a store that is passed on, in characters.
+const LONGEST_TEXT: usize = 300;
+
+/// Shortens what a store says, and keeps it in one line.
+pub(super) fn cut(text: &str) -> String {
+    let plain = |character: char| if character.is_control() { ' ' } else { character };
+    text.chars().take(LONGEST_TEXT).map(plain).collect()
+}
+
+/// Seconds, or a date.
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = date(text)?.duration_since(Timestamp::now());
+    Some(Duration::try_from(until).unwrap_or_default())
+}
+
+/// Reads a date as HTTP writes it.
+pub(super) fn date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|date| date.timestamp())
+}
+
+/// Says an error with all its causes, since the outermost often says nothing.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        // Some say their cause's text themselves.
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address() -> Address {
+        Address {
+            bucket: "b".to_owned(),
+            region: "us-east-1".to_owned(),
+            url: "https://x/b".to_owned(),
+            setting: Some("s3_endpoint_url"),
+            only_instance_credentials: false,
+        }
+    }
+
+    fn read(status: u16, headers: &HeaderMap, text: &str) -> Refusal {
+        let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/b");
+        Refusal::read(outside, headers, text)
+    }
+
+    fn fault(status: u16, code: &str) -> Error {
+        let address = address();
+        let asked = Asked { address: &address, operation: Operation::Store, key: None };
+        let text = format!(
+            "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>m.</Message><StringToSign>s3cret</StringToSign></Error>"
+        );
+        let text = if code.is_empty() { String::new() } else { text };
+        asked.refused(read(status, &HeaderMap::new(), &text))
+    }
+
+    #[test]
+    fn the_table() {
+        for (status, code, kind) in [
+            (403, "AccessDenied", ErrorKind::Denied),
+            (403, "", ErrorKind::Denied),
+            (401, "", ErrorKind::Denied),
+            (400, "ExpiredToken", ErrorKind::Denied),
+            (403, "RequestTimeTooSkewed", ErrorKind::Denied),
+            (404, "NoSuchBucket", ErrorKind::Invalid),
+            (404, "NoSuchUpload", ErrorKind::Unavailable),
+            (404, "", ErrorKind::Unavailable),
+            (404, "NoSuchWebsiteConfiguration", ErrorKind::Io),
+            (412, "PreconditionFailed", ErrorKind::Precondition),
+            (412, "", ErrorKind::Precondition),
+            (409, "ConditionalRequestConflict", ErrorKind::Precondition),
+            (409, "BucketNotEmpty", ErrorKind::Io),
+            (503, "SlowDown", ErrorKind::Throttled),
+            (429, "", ErrorKind::Throttled),
+            (503, "ServiceUnavailable", ErrorKind::Unavailable),
+            (503, "", ErrorKind::Unavailable),
+            (500, "InternalError", ErrorKind::Unavailable),
+            (501, "NotImplemented", ErrorKind::Invalid),
+            (507, "", ErrorKind::NoSpace),
+            (400, "BadDigest", ErrorKind::Integrity),
+            (400, "XAmzContentSHA256Mismatch", ErrorKind::Integrity),
+            (400, "IncompleteBody", ErrorKind::Unavailable),
+            (400, "EntityTooLarge", ErrorKind::Invalid),
+            (400, "KeyTooLongError", ErrorKind::Invalid),
+            (301, "PermanentRedirect", ErrorKind::Invalid),
+            (400, "AuthorizationHeaderMalformed", ErrorKind::Invalid),
+            (418, "", ErrorKind::Io),
+        ] {
+            let error = fault(status, code);
+            assert_eq!(error.kind, kind, "{status} {code}");
+            assert!(
+                error.message().contains("https://x/b") && error.message().contains(&status.to_string()),
+                "{error}"
+            );
+            assert!(!error.message().contains("s3cret"), "{error}");
+        }
+        assert!(fault(404, "NoSuchBucket").message().contains("aws s3 mb s3://b"));
+        assert!(fault(403, "AccessDenied").message().contains("s3:ListBucket"));
+    }
+
+    #[test]
+    fn a_missing_object_is_no_missing_bucket() {
+        let read = |code: &str| {
+            let text = format!("<Error><Code>{code}</Code></Error>");
+            super::tests::read(404, &HeaderMap::new(), &text).is_missing()
+        };
+        assert!(read("NoSuchKey"));
+        assert!(!read("NoSuchBucket") && !read("NoSuchUpload") && !read(""));
+    }
+
+    #[test]
+    fn the_store_says_how_long_and_where() {
+        let headers = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            headers
+        };
+        let read = |headers: &HeaderMap, text: &str| read(301, headers, text);
+        assert_eq!(read(&headers("retry-after", "7"), "").retry_after, Some(Duration::from_secs(7)));
+        let past = headers("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT");
+        assert_eq!(read(&past, "").retry_after, Some(Duration::ZERO));
+        assert_eq!(read(&headers("retry-after", "soon"), "<not xml").retry_after, None);
+        let region = read(&headers("x-amz-bucket-region", "eu-west-1"), "").meaning(&address()).1;
+        assert!(region.contains("eu-west-1"), "{region}");
+        let region = read(&HeaderMap::new(), "<Error><Code>x</Code><Region>eu-west-2</Region></Error>");
+        assert!(region.meaning(&address()).1.contains("eu-west-2"));
+    }
+
+    #[test]
+    fn a_failure_behind_a_success_is_one() {
+        let none = "<CompleteMultipartUploadResult><ETag>\"x\"</ETag></CompleteMultipartUploadResult>";
+        assert!(Refusal::within(&HeaderMap::new(), none).is_none());
+        let late = "  \n<Error><Code>InternalError</Code><Message>m</Message></Error>";
+        let refusal = Refusal::within(&HeaderMap::new(), late).unwrap();
+        assert_eq!(refusal.meaning(&address()).0, ErrorKind::Unavailable);
+        let slow = "<Error><Code>SlowDown</Code></Error>";
+        assert_eq!(Refusal::within(&HeaderMap::new(), slow).unwrap().meaning(&address()).0, ErrorKind::Throttled);
+    }
+}

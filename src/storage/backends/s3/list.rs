@@ -1,0 +1,266 @@
+//! Names in the bucket, page by page.
+//!
+//! The store is asked to escape names, so that every one survives XML. Its listings carry no metadata: expiry is asked
+//! for object by object, so many at a time.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+use super::S3;
+use super::error::{Asked, cut};
+use super::read;
+use super::wire::Call;
+use crate::storage::backend::{Entry, Listing, Page};
+use crate::storage::backends::http::pages::Pages;
+use crate::storage::error::{ErrorKind, Operation, Result};
+use crate::storage::object::Key;
+
+/// How many objects are asked about at once.
+const AT_ONCE: usize = 16;
+
+/// Most names in one answer; no store gives more.
+const MOST: usize = 1_000;
+
+/// One answer of ListObjectsV2.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Document {
+    name: Option<String>,
+    contents: Vec<Content>,
+    is_truncated: Option<bool>,
+    next_continuation_token: Option<String>,
+    encoding_type: Option<String>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Content {
+    key: String,
+}
+
+/// The names of one answer.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    keys: Vec<Key>,
+    foreign: u64,
+    /// What the next answer begins with; none after the last.
+    next: Option<String>,
+    /// They come in the order of their bytes.
+    sorted: bool,
+}
+
+/// What was found for a page.
+#[derive(Debug, Default)]
+struct Found {
+    keys: Vec<Key>,
+    foreign: u64,
+    more: bool,
+}
+
+impl S3 {
+    pub(super) async fn list_page(&self, page: &Page) -> Result<Listing> {
+        let mut page = page.clone();
+        let mut foreign = 0;
+        loop {
+            let found = self.find(&page).await?;
+            foreign += found.foreign;
+            let last = found.keys.last().map(|key| key.as_str().to_owned());
+            let entries = stream::iter(found.keys).map(|key| self.entry(key)).buffered(AT_ONCE);
+            let entries: Vec<_> = entries.try_filter_map(async |entry| Ok(entry)).try_collect().await?;
+            match last {
+                // A page without entries would tell the caller nothing about where to go on.
+                Some(last) if entries.is_empty() && found.more => page.start_after = Some(last),
+                _ => return Ok(Listing { entries, foreign, more: found.more }),
+            }
+        }
+    }
+
+    /// Asks for the names of a page.
+    async fn find(&self, page: &Page) -> Result<Found> {
+        if !self.0.scattered.load(Ordering::Relaxed)
+            && let Some(found) = self.find_in_order(page).await?
+        {
+            return Ok(found);
+        }
+        self.find_anywhere(page).await
+    }
+
+    /// Reads on from where the page begins; `None` when the store turns out to list in another order than that of bytes.
+    async fn find_in_order(&self, page: &Page) -> Result<Option<Found>> {
+        let wanted = page.limit.unwrap_or(usize::MAX);
+        let (mut found, mut next, mut pages) = (Found::default(), None, Pages::default());
+        loop {
+            // One more than wanted tells whether there is more.
+            let most = wanted.saturating_sub(found.keys.len()).saturating_add(1).min(MOST);
+            let names = self.names(page, next.take(), most, &mut pages).await?;
+            let first = names.keys.first().map(Key::as_str);
+            // A store may not know `start-after`, which is no order either.
+            let follows =
+                first.is_none() || (found.keys.last().map(Key::as_str) < first && page.start_after.as_deref() < first);
+            if !names.sorted || !follows || self.0.scattered.load(Ordering::Relaxed) {
+                self.0.scattered.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            found.foreign += names.foreign;
+            found.keys.extend(names.keys);
+            next = names.next;
+            if found.keys.len() > wanted || next.is_none() {
+                found.more = found.keys.len() > wanted;
+                found.keys.truncate(wanted);
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// Reads all names with the prefix and keeps the first of those that the page asks for.
+    async fn find_anywhere(&self, page: &Page) -> Result<Found> {
+        let wanted = page.limit.unwrap_or(usize::MAX);
+        let all = Page { start_after: None, ..page.clone() };
+        let after = page.start_after.as_deref().unwrap_or_default();
+        let (mut keys, mut foreign, mut more, mut next) = (BTreeSet::new(), 0, false, None);
+        let mut pages = Pages::default();
+        loop {
+            let names = self.names(&all, next.take(), MOST, &mut pages).await?;
+            foreign += names.foreign;
+            for key in names.keys.into_iter().filter(|key| key.as_str() > after) {
+                keys.insert(key);
+                if keys.len() > wanted {
+                    more = true;
+                    keys.pop_last();
+                }
+            }
+            next = names.next;
+            if next.is_none() {
+                return Ok(Found { keys: keys.into_iter().collect(), foreign, more });
+            }
+        }
+    }
+
+    async fn names(&self, page: &Page, next: Option<String>, most: usize, pages: &mut Pages) -> Result<Names> {
+        let wire = &self.0.wire;
+        let mut call = Call::new(Operation::List, Method::GET, None)
+            .query("list-type", "2")
+            .query("encoding-type", "url")
+            .query("max-keys", most.to_string())
+            .query("prefix", &*page.prefix);
+        match (next, &page.start_after) {
+            (Some(next), _) => call = call.query("continuation-token", next),
+            (None, Some(after)) if !after.is_empty() => call = call.query("start-after", &**after),
+            (None, _) => {}
+        }
+        let (_, names) = wire.listing(call).await?;
+        // It lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
+        if wire.is_seaweedfs() {
+            self.0.scattered.store(true, Ordering::Relaxed);
+        }
+        let asked = wire.asked(Operation::List, None);
+        if names.keys.iter().any(|key| !key.as_str().starts_with(&*page.prefix)) {
+            return Err(asked.endless("it lists names that do not begin with the prefix it was asked for"));
+        }
+        let ends = names.keys.first().map(Key::as_str).zip(names.keys.last().map(Key::as_str));
+        pages.turn(ends, names.next.as_deref()).map_err(|what| asked.endless(what))?;
+        Ok(names)
+    }
+
+    /// Asks for the expiry of a listed object; `None` when it has been removed meanwhile.
+    async fn entry(&self, key: Key) -> Result<Option<Entry>> {
+        let wire = &self.0.wire;
+        let ticket = match wire.glance(Operation::List, &key).await {
+            Ok(Some(ticket)) => ticket,
+            Ok(None) => return Ok(None),
+            // One object's own: its key of encryption, for example. That the bucket may be listed is known.
+            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid) => return Ok(Some(unread(key))),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(match read::attributes(ticket, &wire.asked(Operation::List, Some(&key))) {
+            Ok(attributes) => Entry::of(&key, &attributes),
+            // It is there, whatever else may be said of it.
+            Err(error) if error.kind == ErrorKind::Integrity => unread(key),
+            Err(error) => return Err(error),
+        }))
+    }
+}
+
+/// An object whose attributes cannot be read.
+fn unread(key: Key) -> Entry {
+    Entry { key, expires_at: None, tombstone: false }
+}
+
+/// Reads a listing, of this bucket.
+pub(super) fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
+    let document: Document = quick_xml::de::from_str(text).map_err(|error| asked.senseless(&error.to_string()))?;
+    let Some(is_truncated) = document.is_truncated else {
+        return Err(asked.senseless("a listing does not say whether it is whole"));
+    };
+    if let Some(other) = document.name.filter(|name| !asked.address.is_named(name)) {
+        return Err(asked.misplaced(&format!("it lists the bucket {:?}", cut(&other))));
+    }
+    let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
+    let count = document.contents.len() as u64;
+    let names = document.contents.into_iter().map(|content| name(content.key, escaped));
+    let keys: Vec<Key> =
+        names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !super::conditions::is_scratch(key))).collect();
+    let next = match (is_truncated, document.next_continuation_token) {
+        (false, _) => None,
+        (true, Some(next)) => Some(next),
+        (true, None) => return Err(asked.senseless("a listing goes on without saying where")),
+    };
+    Ok(Names { foreign: count - keys.len() as u64, sorted: keys.is_sorted(), keys, next })
+}
+
+/// Undoes the escaping of a name, in which a blank is `+`; `None` for what is no UTF-8.
+fn name(listed: String, escaped: bool) -> Option<String> {
+    if !escaped {
+        return Some(listed);
+    }
+    let blanks = listed.replace('+', " ");
+    percent_decode_str(&blanks).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Address;
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Names> {
+        let address = Address {
+            bucket: "b".to_owned(),
+            region: "r".to_owned(),
+            url: "http://x/b".to_owned(),
+            setting: Some("s3_endpoint_url"),
+            only_instance_credentials: false,
+        };
+        parse(text, &Asked { address: &address, operation: Operation::List, key: None })
+    }
+
+    #[test]
+    fn names_of_every_kind_are_read_or_counted() {
+        let listed = ["a//b", "dir/", "%2B+%2525/%C3%A9", "%EF%BF%BE", "x%00", "%FF", "+"];
+        let contents: String =
+            listed.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
+        let text = format!(
+            "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name>\
+             <IsTruncated>true</IsTruncated>{contents}<EncodingType>url</EncodingType>\
+             <NextContinuationToken>t=</NextContinuationToken></ListBucketResult>"
+        );
+        let names = parsed(&text).unwrap();
+        assert_eq!(names.keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["+ %25/é", "\u{fffe}", " "]);
+        assert_eq!((names.foreign, names.next.as_deref(), names.sorted), (4, Some("t="), false));
+        let plain = parsed(&text.replace("<EncodingType>url</EncodingType>", "")).unwrap();
+        assert_eq!(plain.keys[0].as_str(), "%2B+%2525/%C3%A9");
+        let endless = text.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
+        assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Unavailable);
+        let other = parsed(&text.replace("<Name>b</Name>", "<Name>other</Name>")).unwrap_err();
+        assert!(other.kind == ErrorKind::Invalid && other.message().contains("\"other\""), "{other}");
+        assert_eq!(parsed("<ListBucketResult/>").unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(
+            parsed("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>").unwrap().keys.len(),
+            0
+        );
+    }
+}

@@ -1,0 +1,349 @@
+//! Sending an object's bytes: in one request, or in parts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::error::Asked;
+use super::read::{self, CHECKSUM};
+use super::wire::{Call, Reply, Wire};
+use super::write::Guard;
+use crate::storage::backends::http::leftovers;
+use crate::storage::commit_guard::CommitGuard;
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::object::{Checksum, Key, Object, Payload};
+
+/// Bytes of a part, and the most of a file that goes in one request. S3 wants at least 5 MiB in each part but the last.
+const PART: u64 = 8 << 20;
+/// Most bytes of a part: so many, twice, are in memory during an upload.
+const LARGEST_PART: u64 = 64 << 20;
+/// S3's own limit.
+const MOST_PARTS: u64 = 10_000;
+/// Most bytes of an object.
+pub(super) const MOST: u64 = MOST_PARTS * LARGEST_PART;
+/// Parts on their way at once.
+const AT_ONCE: usize = 2;
+
+const CHECKSUM_ALGORITHM: HeaderName = HeaderName::from_static("x-amz-checksum-algorithm");
+
+/// How an object's bytes are sent; its entity tag depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// In one request.
+    Whole,
+    /// In parts of so many bytes, the last of them shorter.
+    Parts(u64),
+}
+
+impl Form {
+    /// Picks the usual form: what is in memory anyway goes in one request, a file in parts that fit there.
+    pub(super) fn of(payload: &Payload) -> Self {
+        let size = payload.len();
+        let whole = if payload.as_memory().is_some() { LARGEST_PART } else { PART };
+        let part = size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20).max(PART);
+        if size <= whole { Self::Whole } else { Self::Parts(part) }
+    }
+
+    /// Picks a form that gives another tag than this one, should the bytes be the same.
+    ///
+    /// The tag of an object that was sent in parts ends with their number.
+    pub(super) fn other_than(self, tag: &str, size: u64) -> Self {
+        let number = tag.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
+        match (self, number) {
+            (Self::Whole, None) => Self::Parts(PART),
+            (Self::Parts(part), Some(number)) if number == size.div_ceil(part) => Self::Parts(2 * part),
+            _ => self,
+        }
+    }
+}
+
+/// Writes the object in one request.
+pub(super) async fn whole(
+    wire: &Wire,
+    key: &Key,
+    object: &Object,
+    headers: HeaderMap,
+    guard: &Guard,
+    commit_guard: &CommitGuard,
+) -> Result<()> {
+    let length = object.payload.len();
+    let body = object.payload.clone().into_memory().await.map_err(|error| unread(key, error))?;
+    if Checksum::of(&body) != object.attributes.stored_checksum || length != object.attributes.stored_size {
+        return Err(changed(key));
+    }
+    if !commit_guard.commit() {
+        return Err(Error::abandoned(Operation::Store, key));
+    }
+    put(wire, key, body, headers, guard).await
+}
+
+/// Writes bytes in one request.
+pub(super) async fn put(wire: &Wire, key: &Key, body: Bytes, headers: HeaderMap, guard: &Guard) -> Result<()> {
+    let checksum = Checksum::of(&body);
+    let call = Call::new(Operation::Store, Method::PUT, Some(key)).headers(headers).headers(guard.headers());
+    let asked = wire.asked(Operation::Store, Some(key));
+    let reply = written(&asked, guard, wire.send(with_checksum(call, checksum).body(body)).await?)?;
+    reply.written(checksum, &asked).await.map(drop)
+}
+
+/// Writes the object in parts; nothing is to be seen of it before the last request.
+pub(super) async fn parts(
+    wire: &Arc<Wire>,
+    key: &Key,
+    object: &Object,
+    headers: HeaderMap,
+    size: u64,
+    guard: &Guard,
+    commit_guard: &CommitGuard,
+) -> Result<()> {
+    let upload = Upload::begin(wire, key, headers).await?;
+    let most = usize::try_from(size).unwrap_or(usize::MAX);
+    let (mut whole, mut sent, mut under_way) = (Checksum::of(&[]), Vec::new(), FuturesOrdered::new());
+    // Read one after another, which the checksum of the whole needs, and sent side by side. No bytes at all are one part.
+    for (number, offset) in (1..).zip((0..object.payload.len().max(1)).step_by(most)) {
+        if under_way.len() == AT_ONCE {
+            sent.extend(under_way.try_next().await?);
+        }
+        let bytes = object.payload.read(offset, most).await.map_err(|error| unread(key, error))?;
+        whole = whole.append(&bytes);
+        under_way.push_back(upload.send(number, bytes));
+    }
+    sent.extend(under_way.try_collect::<Vec<_>>().await?);
+    let attributes = &object.attributes;
+    if whole != attributes.stored_checksum || object.payload.len() != attributes.stored_size {
+        return Err(changed(key));
+    }
+    if !commit_guard.commit() {
+        return Err(Error::abandoned(Operation::Store, key));
+    }
+    upload.complete(&sent, guard).await
+}
+
+/// An upload in parts, which is called off unless it is completed, also when its future is dropped half-way.
+///
+/// What the store keeps something of (the upload, its parts) is asked for by tasks that outlive that future and hold the
+/// upload. So it is called off behind the last of them: a part that arrives later would be kept, and paid for, for ever.
+pub(super) struct Upload {
+    wire: Arc<Wire>,
+    key: Key,
+    id: String,
+    completed: AtomicBool,
+}
+
+/// A part that has arrived.
+pub(super) struct Part {
+    number: u32,
+    etag: String,
+    checksum: Checksum,
+}
+
+/// The answer that begins an upload.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Begun {
+    upload_id: String,
+    bucket: Option<String>,
+}
+
+/// The answer that ends one.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Completed {
+    #[serde(rename = "ETag")]
+    etag: String,
+    bucket: Option<String>,
+}
+
+impl Upload {
+    pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Arc<Self>> {
+        let (wire, wanted) = (Arc::clone(wire), key.clone());
+        outliving(key, async move { Self::asked_for(wire, wanted, headers).await }).await
+    }
+
+    async fn asked_for(wire: Arc<Wire>, key: Key, headers: HeaderMap) -> Result<Arc<Self>> {
+        let call = Call::new(Operation::Store, Method::POST, Some(&key))
+            .query("uploads", "")
+            .headers(headers)
+            .header(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
+        let asked = wire.asked(Operation::Store, Some(&key));
+        let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &asked).await?;
+        if begun.upload_id.is_empty() || begun.bucket.is_some_and(|name| !wire.address.is_named(&name)) {
+            return Err(asked.senseless("it began an upload without an id, or in another bucket"));
+        }
+        Ok(Arc::new(Self { wire, key, id: begun.upload_id, completed: AtomicBool::new(false) }))
+    }
+
+    /// Sends a part from now on, whether or not anyone waits for it.
+    pub(super) fn send(self: &Arc<Self>, number: u32, bytes: Bytes) -> impl Future<Output = Result<Part>> + use<> {
+        let upload = Arc::clone(self);
+        outliving(&self.key, async move { upload.put_part(number, bytes).await })
+    }
+
+    async fn put_part(&self, number: u32, bytes: Bytes) -> Result<Part> {
+        let checksum = Checksum::of(&bytes);
+        let call = Call::new(Operation::Store, Method::PUT, Some(&self.key))
+            .query("partNumber", number.to_string())
+            .query("uploadId", &*self.id)
+            .body(bytes);
+        let reply = self.wire.demand(with_checksum(call, checksum)).await?;
+        let etag = reply.written(checksum, &self.wire.asked(Operation::Store, Some(&self.key))).await?;
+        Ok(Part { number, etag, checksum })
+    }
+
+    pub(super) async fn complete(&self, parts: &[Part], guard: &Guard) -> Result<()> {
+        let list: String = parts.iter().map(Part::listed).collect();
+        let body = format!(
+            "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{list}</CompleteMultipartUpload>"
+        );
+        let call = Call::new(Operation::Store, Method::POST, Some(&self.key))
+            .query("uploadId", &*self.id)
+            .headers(guard.headers())
+            .body(body.into());
+        let asked = self.wire.asked(Operation::Store, Some(&self.key));
+        let reply = written(&asked, guard, self.wire.send(call).await?)?;
+        let Completed { etag, bucket } = reply.completed(&asked).await?;
+        if etag.trim_matches('"').is_empty() || bucket.is_some_and(|name| !self.wire.address.is_named(&name)) {
+            return Err(asked.senseless("it completed an upload without an ETag, or in another bucket"));
+        }
+        self.completed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Frees what the store keeps of the parts.
+    async fn call_off(wire: &Wire, key: &Key, id: &str) -> Result<()> {
+        let call = Call::new(Operation::Store, Method::DELETE, Some(key)).query("uploadId", id);
+        let asked = wire.asked(Operation::Store, Some(key));
+        match wire.send(call).await? {
+            Some(reply) => reply.removed(&asked).await?.map_or(Ok(()), Err),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Starts work that goes on when nobody waits for it any more.
+fn outliving<T, W>(key: &Key, work: W) -> impl Future<Output = Result<T>> + use<T, W>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>> + Send + 'static,
+{
+    let ended = |key: &Key| {
+        let why = "the program is shutting down; try again once it runs";
+        Error::new(ErrorKind::Unavailable, Operation::Store, Some(key), why)
+    };
+    let work = async {
+        tokio::select! {
+            outcome = work => Some(outcome),
+            () = leftovers::hurried() => None,
+        }
+    };
+    let (task, key) = (leftovers::spawn(work), key.clone());
+    async move {
+        let error = match task.await {
+            Ok(outcome) => return outcome.unwrap_or_else(|| Err(ended(&key))),
+            Err(error) => error,
+        };
+        match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(ended(&key).with_source(error)),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if *self.completed.get_mut() || tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        let (wire, key, id) = (Arc::clone(&self.wire), self.key.clone(), std::mem::take(&mut self.id));
+        let calling_off = leftovers::spawn(async move {
+            match Self::call_off(&wire, &key, &id).await {
+                Ok(()) => {}
+                // The last request was carried out after all, or the store has tidied up itself.
+                Err(error) if error.kind == ErrorKind::Unavailable && error.message().contains("NoSuchUpload") => {}
+                Err(error) => {
+                    tracing::warn!(%error, "an upload in parts is left behind; a lifecycle rule can expire it")
+                }
+            }
+        });
+        // It goes on by itself.
+        drop(calling_off);
+    }
+}
+
+impl Part {
+    fn listed(&self) -> String {
+        let Self { number, etag, checksum } = self;
+        let (etag, checksum) = (quick_xml::escape::escape(&**etag), read::checksum_value(*checksum));
+        format!(
+            "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag><ChecksumCRC32C>{checksum}</ChecksumCRC32C></Part>"
+        )
+    }
+}
+
+/// Lets the store check what arrives.
+fn with_checksum(call: Call<'_>, checksum: Checksum) -> Call<'_> {
+    // Base64 can always be a header.
+    match HeaderValue::try_from(read::checksum_value(checksum)) {
+        Ok(value) => call.header(CHECKSUM, value),
+        Err(_) => call,
+    }
+}
+
+/// A store that knows of no object in answer to a write on condition has compared its tag with that of none.
+fn written(asked: &Asked<'_>, guard: &Guard, reply: Option<Reply>) -> Result<Reply> {
+    match (reply, guard) {
+        (Some(reply), _) => Ok(reply),
+        (None, Guard::Same(_)) => {
+            let gone = "the object has been removed meanwhile; stat it and decide again";
+            Err(Error::new(ErrorKind::Precondition, asked.operation, asked.key, gone))
+        }
+        (None, Guard::None | Guard::Absent) => Err(asked.senseless("it misses an object that is only to be written")),
+    }
+}
+
+fn changed(key: &Key) -> Error {
+    let why = "the source changed while it was stored; store it again";
+    Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why)
+}
+
+/// The error of a payload whose file cannot be read, or has become shorter.
+fn unread(key: &Key, error: std::io::Error) -> Error {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return changed(key).with_source(error);
+    }
+    let why = format!("the source cannot be read: {error}; look at the disk it is on");
+    Error::new(ErrorKind::Io, Operation::Store, Some(key), why).with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_fits_the_size_and_differs_when_it_must() {
+        // Never read, so never there.
+        let file = |size| Payload::file(Arc::new(tempfile::tempfile().unwrap()), 0, size);
+        assert_eq!((Form::of(&file(0)), Form::of(&file(PART))), (Form::Whole, Form::Whole));
+        assert_eq!(Form::of(&file(PART + 1)), Form::Parts(PART));
+        assert_eq!(Form::of(&Bytes::from(vec![0; 9 << 20]).into()), Form::Whole);
+        let large = PART * MOST_PARTS + 1;
+        assert_eq!(Form::of(&file(large)), Form::Parts(PART + (1 << 20)));
+        assert!(matches!(Form::of(&file(MOST)), Form::Parts(LARGEST_PART)));
+        for size in [0, 5, PART, PART + 1, 3 * PART, large] {
+            let tag = |form| match form {
+                Form::Whole => "9dd4".to_owned(),
+                Form::Parts(part) => format!("9dd4-{}", size.max(1).div_ceil(part)),
+            };
+            let usual = Form::of(&file(size));
+            let mut form = usual;
+            for _ in 0..4 {
+                let next = usual.other_than(&tag(form), size);
+                assert_ne!(tag(next), tag(form), "{size}");
+                form = next;
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Values that come from a place outside the store, and go to one.
+
+use crate::storage::backend::GetOptions;
+use crate::storage::commit_guard::CommitGuard;
+use crate::storage::engine::{Engine, Receipt, RetrieveOptions, StoreOptions};
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::external::{Incoming, Outgoing, Purpose, Reference};
+use crate::storage::object::{Content, ContentType, Foreign, Key, Kind, Metadata, Object};
+use crate::storage::reading::read;
+
+impl Engine {
+    /// Stores what a reference names: a file as bytes, an object of a bucket as what it is.
+    ///
+    /// Content type and metadata are those of the options, else those of the source. A redelivered store whose source is
+    /// gone answers the object it wrote at its first try.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Missing`] for a source that is not there; [`ErrorKind::Denied`] for a bucket and
+    /// [`ErrorKind::Invalid`] for a file that no command may read, or for what is not what it says; [`ErrorKind::Integrity`] for one that changes meanwhile; else as [`Engine::store`].
+    pub async fn store_from(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
+        self.0.counters.measure(self.store_from_uncounted(key, source, options)).await
+    }
+
+    /// Writes a value, or some bytes of it, to where a reference says; answers the receipt of the object it was read
+    /// from, or `None`, and nothing is written, when the key has none.
+    ///
+    /// An object in a bucket keeps kind, content type and metadata; some bytes of a value are bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Missing`] for a folder that is not there; [`ErrorKind::Denied`] for a bucket and
+    /// [`ErrorKind::Invalid`] for a file no command may write to, and for a range of a JSON value; [`ErrorKind::Abandoned`]; what either place fails with.
+    pub async fn retrieve_to(
+        &self,
+        key: &Key,
+        destination: &Reference,
+        options: RetrieveOptions,
+    ) -> Result<Option<Receipt>> {
+        self.0.counters.measure(self.retrieve_to_uncounted(key, destination, options)).await
+    }
+
+    async fn store_from_uncounted(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
+        let purpose = Purpose { operation: Operation::Store, key, reference: source };
+        self.0.external.check(purpose)?;
+        let Incoming { content, content_type, metadata } = match self.fetch(purpose).await {
+            Err(error) if error.kind == ErrorKind::Missing => {
+                let stored = self.written_before(key, &options).await?.ok_or(error)?;
+                return Ok(Receipt::of(key, self.0.kind, &stored));
+            }
+            incoming => incoming?,
+        };
+        let metadata = match (options.metadata, metadata) {
+            (None, Some(kept)) => Some(Metadata::parse(kept.get()).map_err(|why| {
+                purpose.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
+            })?),
+            (given, _) => given,
+        };
+        let content_type = options.content_type.or(content_type);
+        self.store_uncounted(key, content, StoreOptions { metadata, content_type, ..options }).await
+    }
+
+    /// Reads what a permitted reference names; an object of the store's own bucket as the key it is.
+    async fn fetch(&self, purpose: Purpose<'_>) -> Result<Incoming> {
+        let Some(key) = self.0.external.own(purpose.reference) else {
+            return self.0.external.read(purpose).await;
+        };
+        let want = GetOptions { spooled: true, ..GetOptions::default() };
+        let found = read(&*self.0.backend, key, want).await.map_err(|error| purpose.foreign(error))?;
+        purpose.take_found(found).await
+    }
+
+    /// Writes to what a permitted reference names; to an object of the store's own bucket as a store of that key.
+    async fn deliver(&self, purpose: Purpose<'_>, outgoing: Outgoing, commit_guard: CommitGuard) -> Result<()> {
+        let Some(key) = self.0.external.own(purpose.reference) else {
+            return self.0.external.write(purpose, outgoing, commit_guard).await;
+        };
+        let Outgoing { kind, content_type, metadata, payload, operation_id, foreign, .. } = outgoing;
+        let (payload, content_type) = purpose.in_utf8(&foreign, payload, content_type).await?;
+        let options = StoreOptions {
+            metadata: metadata.map(Metadata::from_kept),
+            content_type: ContentType::parse(&content_type).ok(),
+            operation_id,
+            commit_guard,
+            ..StoreOptions::default()
+        };
+        let stored = self.store_uncounted(key, Content { kind, payload }, options).await;
+        stored.map(drop).map_err(|error| purpose.foreign(error))
+    }
+
+    async fn retrieve_to_uncounted(
+        &self,
+        key: &Key,
+        destination: &Reference,
+        options: RetrieveOptions,
+    ) -> Result<Option<Receipt>> {
+        let RetrieveOptions { range, operation_id, commit_guard } = options;
+        let purpose = Purpose { operation: Operation::Retrieve, key, reference: destination };
+        // A place that is refused is refused whatever the key has.
+        self.0.external.check(purpose)?;
+        let want = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let Some(Object { attributes, payload }) = read(&*self.0.backend, key, want).await? else {
+            return Ok(None);
+        };
+        let receipt = Receipt::of(key, self.0.kind, &attributes);
+        let (kind, content_type, checksum, foreign) = match range {
+            None => (attributes.kind, attributes.content_type, attributes.checksum, attributes.foreign),
+            Some(_) => {
+                let checksum = payload.checksum().await;
+                let checksum = checksum.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
+                (Kind::Bytes, Kind::Bytes.content_type().to_owned(), checksum, Foreign::default())
+            }
+        };
+        let metadata = attributes.metadata;
+        let outgoing = Outgoing { kind, content_type, metadata, payload, checksum, operation_id, foreign };
+        self.deliver(purpose, outgoing, commit_guard).await?;
+        Ok(Some(receipt))
+    }
+}

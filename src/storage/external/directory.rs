@@ -1,0 +1,129 @@
+//! One exchange directory: files below it are opened name by name, so that nothing leads out of it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Component, Path};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use crate::storage::files::shortage::{self, Refusal};
+use crate::storage::files::{AtomicFile, mode_of};
+
+/// A directory held open.
+///
+/// Each name of a path is opened in the folder that the name before it opened, and never as a link. So no symbolic link
+/// is followed, at whatever moment somebody puts one there, and no path with `..` is ever given to the system.
+#[derive(Debug)]
+pub(super) struct Directory(OwnedFd);
+
+/// Why a file cannot be opened.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The operating system said so.
+    Io(io::Error),
+    /// The folder a file would lie in: the operating system said so of it.
+    Folder(io::Error),
+    /// A name of the path is a symbolic link.
+    Link,
+    /// What is there is a folder, a pipe, a socket or a device.
+    NoFile,
+}
+
+impl Refusal for Fault {
+    fn system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io(error) | Self::Folder(error) => Some(error),
+            Self::Link | Self::NoFile => None,
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<rustix::io::Errno> for Fault {
+    fn from(error: rustix::io::Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+impl Directory {
+    /// Opens the directory itself, whose own path may well lead through links: the operator named it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let open = || rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
+        Ok(Self(shortage::outlast(open, || {})?))
+    }
+
+    /// Opens a regular file for reading.
+    pub(super) fn read(&self, below: &Path) -> Result<File, Fault> {
+        shortage::outlast(|| self.look(below), || {})
+    }
+
+    fn look(&self, below: &Path) -> Result<File, Fault> {
+        let (folder, name) = self.folder(below)?;
+        // Looked at first, because opening a pipe or a device can already do something.
+        let mode = rustix::fs::statat(&folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
+        check(FileType::from_raw_mode(mode))?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&folder, name, flags, Mode::empty()).map_err(|error| match error {
+            rustix::io::Errno::LOOP => Fault::Link,
+            error => error.into(),
+        })?;
+        check(FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode))?;
+        Ok(file.into())
+    }
+
+    /// Begins a file that will replace what has its name, unless that is something else than a file or a link.
+    pub(super) fn write(&self, below: &Path) -> Result<AtomicFile, Fault> {
+        shortage::outlast(|| self.begin(below), || {})
+    }
+
+    fn begin(&self, below: &Path) -> Result<AtomicFile, Fault> {
+        let (folder, name) = self.folder(below).map_err(|fault| match fault {
+            Fault::Io(error) => Fault::Folder(error),
+            fault => fault,
+        })?;
+        match mode_of(&folder, name).map(FileType::from_raw_mode) {
+            None | Some(FileType::RegularFile | FileType::Symlink) => Ok(AtomicFile::create(folder, name)?),
+            Some(_) => Err(Fault::NoFile),
+        }
+    }
+
+    /// Opens the folder of a path and returns its last name.
+    fn folder<'p>(&self, below: &'p Path) -> Result<(OwnedFd, &'p OsStr), Fault> {
+        let mut folder = self.0.try_clone()?;
+        let mut names = below.components().map(|component| match component {
+            Component::Normal(name) => Ok(name),
+            // A reference holds none of these.
+            _ => Err(Fault::NoFile),
+        });
+        let mut name = names.next().unwrap_or(Err(Fault::NoFile))?;
+        for next in names {
+            let opened = rustix::fs::openat(folder.as_fd(), name, FOLDER | OFlags::NOFOLLOW, Mode::empty());
+            folder = opened.map_err(|error| match mode_of(&folder, name).map(FileType::from_raw_mode) {
+                Some(FileType::Symlink) => Fault::Link,
+                _ => error.into(),
+            })?;
+            name = next?;
+        }
+        Ok((folder, name))
+    }
+}
+
+fn check(kind: FileType) -> Result<(), Fault> {
+    match kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => Err(Fault::Link),
+        _ => Err(Fault::NoFile),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,512 @@
+//! Values in and out by reference, over stores in memory and on disk.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+
+use jiff::{SignedDuration, Timestamp};
+use tempfile::TempDir;
+
+use super::*;
+use crate::provider::BackendKind;
+use crate::storage::backend::{ByteRange, DeleteOptions, Grant, Listing, Page, Probe, Removal};
+use crate::storage::backends::{Local, Memory};
+use crate::storage::engine::{Engine, Redelivered, RetrieveOptions, StoreOptions};
+use crate::storage::files::Spool;
+use crate::storage::layers::Encoded;
+use crate::storage::object::{Metadata, Value};
+
+/// A folder with one exchange directory, buckets in memory, and engines over two backends.
+struct Site {
+    root: TempDir,
+    buckets: Arc<Shelf>,
+    backends: [Arc<dyn Backend>; 2],
+}
+
+/// Buckets in memory by URL.
+#[derive(Debug, Default)]
+struct Shelf(HashMap<String, Arc<Memory>>);
+
+#[async_trait]
+impl Buckets for Shelf {
+    async fn open(&self, provider: Provider, bucket: &str) -> Result<Arc<dyn Backend>> {
+        match self.0.get(&format!("{}://{bucket}", provider.scheme())) {
+            Some(bucket) => {
+                let bucket = Arc::clone(bucket) as Arc<dyn Backend>;
+                Ok(Arc::new(Encoded::new(bucket, Spool::new(std::env::temp_dir()))))
+            }
+            None => {
+                let why = "the bucket cannot be reached";
+                Err(Error::new(ErrorKind::Unavailable, Operation::Probe, None, why))
+            }
+        }
+    }
+}
+
+impl Site {
+    fn new() -> Self {
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        fs::create_dir(root.path().join("exchange")).unwrap();
+        let shelf = ["gs://bkt", "s3://bkt"].map(|url| (url.to_owned(), Arc::new(Memory::new())));
+        let local = Local::open(root.path().join("objects")).unwrap();
+        let backends = [Arc::new(Memory::new()) as Arc<dyn Backend>, Arc::new(local)];
+        Self { buckets: Arc::new(Shelf(HashMap::from(shelf))), root, backends }
+    }
+
+    fn engine(&self, backend: &Arc<dyn Backend>) -> Engine {
+        let buckets =
+            [("bkt", Provider::Gcs), ("bkt", Provider::S3), ("other", Provider::Gcs), ("other", Provider::S3)];
+        let permission = Permission {
+            directories: vec![self.root.path().join("unused"), self.path("")],
+            own: Some((Provider::Gcs, "own".to_owned())),
+            buckets: buckets.map(|(name, scheme)| (scheme, name.to_owned())).to_vec(),
+        };
+        let exchange = ExternalReferences::new(permission, Arc::clone(&self.buckets) as Arc<dyn Buckets>);
+        Engine::new(Arc::clone(backend), BackendKind::Local).with_external(exchange)
+    }
+
+    fn engines(&self) -> [Engine; 2] {
+        [0, 1].map(|number| self.engine(&self.backends[number]))
+    }
+
+    fn bucket(&self) -> &Memory {
+        &self.buckets.0["gs://bkt"]
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join("exchange").join(name)
+    }
+
+    fn file(&self, name: &str) -> Reference {
+        reference(&format!("file://{}", self.path(name).display()))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn reference(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+fn key(text: &str) -> Key {
+    Key::parse(text).unwrap()
+}
+
+fn metadata(text: &str) -> Option<Metadata> {
+    Some(Metadata::parse(text).unwrap())
+}
+
+async fn value(engine: &Engine, name: &str) -> Option<Value> {
+    engine.retrieve(&key(name), GetOptions::default()).await.unwrap().map(|found| found.value)
+}
+
+/// Bytes that are no text and longer than what is kept in memory.
+fn many() -> Vec<u8> {
+    (0..3_000_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+#[tokio::test]
+async fn a_file_is_stored_as_bytes_whatever_is_in_it() {
+    let site = Site::new();
+    for engine in site.engines() {
+        for (name, bytes) in [("a b%\u{fc}", b"{\"a\": 1}".to_vec()), ("empty", Vec::new()), ("many", many())] {
+            fs::write(site.path(name), &bytes).unwrap();
+            let url = format!("file://{}", site.path(name).display().to_string().replace('%', "%25"));
+            let receipt = engine.store_from(&key("k"), &reference(&url), StoreOptions::default()).await.unwrap();
+            let wanted = (bytes.len() as u64, Checksum::of(&bytes), Kind::Bytes, "application/octet-stream");
+            assert_eq!((receipt.size, receipt.checksum, receipt.kind, receipt.content_type.as_str()), wanted);
+            assert!(value(&engine, "k").await == Some(Value::Bytes(bytes.into())), "{name}");
+            assert_eq!(engine.stat(&key("k")).await.unwrap().unwrap().receipt, receipt);
+        }
+        let options = StoreOptions {
+            metadata: metadata(r#"{"n":1}"#),
+            content_type: Some(ContentType::parse("text/csv").unwrap()),
+            ..StoreOptions::default()
+        };
+        engine.store_from(&key("k"), &site.file("empty"), options).await.unwrap();
+        let stat = engine.stat(&key("k")).await.unwrap().unwrap();
+        let told = (stat.receipt.content_type.as_str(), stat.receipt.kind, stat.metadata);
+        assert_eq!(told, ("text/csv", Kind::Bytes, metadata(r#"{"n":1}"#)));
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_or_cannot_be_read_says_so_and_stores_nothing() {
+    let site = Site::new();
+    fs::create_dir(site.path("folder")).unwrap();
+    fs::write(site.root.path().join("secret"), "secret").unwrap();
+    std::os::unix::fs::symlink(site.root.path().join("secret"), site.path("link")).unwrap();
+    let outside = |name: &str| reference(&format!("file://{}", site.root.path().join(name).display()));
+    for engine in site.engines() {
+        for (source, kind, word) in [
+            (outside("secret"), ErrorKind::Invalid, "exchange_directories"),
+            (outside("exchange2/a"), ErrorKind::Invalid, "exchange_directories"),
+            (outside("exchange"), ErrorKind::Invalid, "regular file"),
+            (outside("unused/a"), ErrorKind::Missing, "No such file"),
+            (site.file("link"), ErrorKind::Invalid, "symbolic link"),
+            (site.file("link/a"), ErrorKind::Invalid, "symbolic link"),
+            (site.file("folder"), ErrorKind::Invalid, "regular file"),
+            (site.file("none"), ErrorKind::Missing, "No such file"),
+            (site.file("none/a"), ErrorKind::Missing, "No such file"),
+            (site.file(&"x".repeat(256)), ErrorKind::Io, "too long"),
+            (reference("gs://bkt/none"), ErrorKind::Missing, "not there"),
+            (reference("gs://other/a"), ErrorKind::Unavailable, "cannot be reached"),
+        ] {
+            let error = engine.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
+            assert_eq!((error.kind, error.operation, error.key.clone()), (kind, Operation::Store, Some(key("k"))));
+            assert!(error.message().contains(word), "{error}");
+            assert_eq!(error.subject, Some(source.to_string()), "{error}");
+            assert!(!error.to_string().contains("unused") || source == outside("unused/a"), "{error}");
+        }
+        assert!(value(&engine, "k").await.is_none());
+        let bare = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
+        for (source, kind, word) in [
+            (site.file("none"), ErrorKind::Invalid, "exchange_directories"),
+            (reference("s3://bkt/a"), ErrorKind::Denied, "exchange_buckets"),
+        ] {
+            let error = bare.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
+            assert!(error.kind == kind && error.message().contains(word), "{error}");
+        }
+    }
+}
+
+/// Changes a file when its bytes have been looked at and are about to be taken.
+#[derive(Debug)]
+struct Meddler {
+    inner: Arc<dyn Backend>,
+    path: PathBuf,
+    length: u64,
+}
+
+impl fmt::Display for Meddler {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("meddler")
+    }
+}
+
+#[async_trait]
+impl Backend for Meddler {
+    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+        let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
+        file.set_len(self.length).unwrap();
+        self.inner.put(key, &object, &how).await
+    }
+    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
+        self.inner.get(key, want).await
+    }
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        self.inner.stat(key).await
+    }
+    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+        self.inner.delete(key, &how).await
+    }
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        self.inner.list(page).await
+    }
+    async fn flush(&self, key: &Key) -> Result<()> {
+        self.inner.flush(key).await
+    }
+    async fn probe(&self) -> Result<Probe> {
+        self.inner.probe().await
+    }
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.inner.validate(key, attributes)
+    }
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        self.inner.sign(key, grant).await
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_changes_meanwhile_is_an_integrity_error_and_nothing_is_written() {
+    let site = Site::new();
+    let bytes = many();
+    for inner in &site.backends {
+        for length in [bytes.len() as u64, 100] {
+            fs::write(site.path("f"), &bytes).unwrap();
+            let meddler = Meddler { inner: Arc::clone(inner), path: site.path("f"), length };
+            let engine = site.engine(&(Arc::new(meddler) as Arc<dyn Backend>));
+            let stored = engine.store_from(&key("k"), &site.file("f"), StoreOptions::default()).await;
+            let error = stored.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
+            assert!(value(&engine, "k").await.is_none());
+        }
+        fs::write(site.path("f"), &bytes).unwrap();
+        let grows = Meddler { inner: Arc::new(Memory::new()), path: site.path("f"), length: bytes.len() as u64 };
+        fs::write(site.path("g"), &bytes).unwrap();
+        let engine = site.engine(&(Arc::new(grows) as Arc<dyn Backend>));
+        engine.store_from(&key("k"), &site.file("g"), StoreOptions::default()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_value_is_written_to_a_file_whole_or_not_at_all() {
+    let site = Site::new();
+    let values = [
+        Value::Text("text".to_owned()),
+        Value::Json("{\"a\":NaN}".to_owned()),
+        Value::Bytes(many().into()),
+        Value::Bytes("".into()),
+    ];
+    for engine in site.engines() {
+        for value in values.clone() {
+            let stored = engine.store(&key("k"), value.clone(), StoreOptions::default()).await.unwrap();
+            let to = site.file("out");
+            let receipt = engine.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap();
+            assert_eq!(receipt, Some(stored.clone()));
+            let (bytes, json) = (value.clone().into_bytes(), value.kind() == Kind::Json);
+            assert!(fs::read(site.path("out")).unwrap() == bytes);
+            let range = Some(ByteRange { offset: 1, length: Some(2) });
+            let part = engine.retrieve_to(&key("k"), &to, RetrieveOptions { range, ..Default::default() }).await;
+            match part {
+                Err(error) if json => assert_eq!(error.kind, ErrorKind::Invalid),
+                part => {
+                    assert_eq!(part.unwrap(), Some(stored));
+                    let end = bytes.len().min(3);
+                    assert_eq!(fs::read(site.path("out")).unwrap(), &bytes[end.min(1)..end]);
+                }
+            }
+            assert_eq!(site.names(), ["out"]);
+        }
+        fs::remove_file(site.path("out")).unwrap();
+        let none = engine.retrieve_to(&key("none"), &site.file("out"), RetrieveOptions::default()).await;
+        assert_eq!(none.unwrap(), None);
+        assert_eq!(site.names(), [""; 0]);
+
+        let commit_guard = CommitGuard::default();
+        assert!(commit_guard.abandon());
+        let options = RetrieveOptions { commit_guard, ..RetrieveOptions::default() };
+        for to in [site.file("out"), reference("gs://bkt/out")] {
+            let error = engine.retrieve_to(&key("k"), &to, options.clone()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Abandoned, "{error}");
+        }
+        assert_eq!(site.names(), [""; 0]);
+        assert!(site.bucket().stat(&key("out")).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_is_none_says_so_and_what_is_damaged_is_not_written() {
+    let site = Site::new();
+    fs::create_dir(site.path("folder")).unwrap();
+    std::os::unix::fs::symlink(site.root.path(), site.path("up")).unwrap();
+    let outside = reference(&format!("file://{}", site.root.path().join("out").display()));
+    for engine in site.engines() {
+        engine.store(&key("k"), Value::Bytes(many().into()), StoreOptions::default()).await.unwrap();
+        for (to, kind, word, subject) in [
+            (outside.clone(), ErrorKind::Invalid, "exchange_directories", outside.to_string()),
+            (site.file("up/out"), ErrorKind::Invalid, "symbolic link", site.path("up/out").display().to_string()),
+            (site.file("folder"), ErrorKind::Invalid, "regular file", site.path("folder").display().to_string()),
+            (site.file("none/out"), ErrorKind::Missing, "make its folder", site.path("none").display().to_string()),
+            (reference("s3://other/a"), ErrorKind::Unavailable, "cannot be reached", "s3://other/a".to_owned()),
+        ] {
+            let error = engine.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap_err();
+            assert_eq!((error.kind, error.operation), (kind, Operation::Retrieve), "{error}");
+            assert!(error.message().contains(word) && error.subject == Some(subject), "{error}");
+        }
+        // Whatever the key has.
+        let error = engine.retrieve_to(&key("none"), &outside, RetrieveOptions::default()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        std::os::unix::fs::symlink(site.root.path().join("mine"), site.path("link")).unwrap();
+        engine.retrieve_to(&key("k"), &site.file("link"), RetrieveOptions::default()).await.unwrap();
+        assert!(!site.root.path().join("mine").exists());
+        fs::remove_file(site.path("link")).unwrap();
+    }
+    let path = site.root.path().join("objects/k.obj");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let [_, local] = site.engines();
+    for to in [site.file("out"), reference("gs://bkt/out")] {
+        let error = local.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
+    }
+    assert_eq!(site.names(), ["folder", "up"]);
+}
+
+#[tokio::test]
+async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
+    let site = Site::new();
+    let values = [
+        Value::Text("text".to_owned()),
+        Value::Text("\u{fc}".repeat(1_000_000)),
+        Value::Json("{\"a\":NaN}".to_owned()),
+        Value::Json(format!("[{}1]", "1,".repeat(1_000_000))),
+        Value::Bytes(many().into()),
+    ];
+    for engine in site.engines() {
+        for given in values.clone() {
+            let options = StoreOptions {
+                metadata: metadata(r#"{"n":1.50}"#),
+                content_type: Some(ContentType::parse("x/y").unwrap()),
+                ..StoreOptions::default()
+            };
+            engine.store(&key("k"), given.clone(), options).await.unwrap();
+            let to = reference("s3://bkt/a b%20/\u{fc}");
+            let options = RetrieveOptions { operation_id: Some("task".to_owned()), ..RetrieveOptions::default() };
+            engine.retrieve_to(&key("k"), &to, options).await.unwrap();
+            let kept = site.buckets.0["s3://bkt"].stat(&key("a b%20/\u{fc}")).await.unwrap().unwrap();
+            assert_eq!((kept.kind, kept.content_type.as_str()), (given.kind(), "x/y"));
+            assert_eq!(kept.operation_id.as_deref(), Some("task"));
+
+            let receipt = engine.store_from(&key("back"), &to, StoreOptions::default()).await.unwrap();
+            assert!(value(&engine, "back").await == Some(given.clone()));
+            assert_eq!((receipt.kind, receipt.content_type.as_str()), (given.kind(), "x/y"));
+            assert_ne!(receipt.generation, kept.generation);
+            assert_eq!(engine.stat(&key("back")).await.unwrap().unwrap().metadata, metadata(r#"{"n":1.50}"#));
+            let options = StoreOptions {
+                metadata: metadata("{}"),
+                content_type: Some(ContentType::parse("other/type").unwrap()),
+                ..StoreOptions::default()
+            };
+            engine.store_from(&key("back"), &to, options).await.unwrap();
+            let stat = engine.stat(&key("back")).await.unwrap().unwrap();
+            let told = (stat.receipt.kind, stat.receipt.content_type.as_str(), stat.metadata);
+            assert_eq!(told, (given.kind(), "other/type", metadata("{}")));
+        }
+        engine.store(&key("k"), Value::Text("12345".to_owned()), StoreOptions::default()).await.unwrap();
+        let range = Some(ByteRange { offset: 1, length: Some(3) });
+        let to = reference("gs://bkt/part");
+        engine.retrieve_to(&key("k"), &to, RetrieveOptions { range, ..Default::default() }).await.unwrap();
+        let kept = site.bucket().get(&key("part"), GetOptions::default()).await.unwrap().unwrap();
+        assert_eq!(kept.payload.into_memory().await.unwrap(), "234");
+        assert_eq!(
+            (kept.attributes.kind, kept.attributes.content_type.as_str()),
+            (Kind::Bytes, "application/octet-stream")
+        );
+    }
+}
+
+/// Fails the test when a bucket is opened.
+#[derive(Debug)]
+struct Untouched;
+
+#[async_trait]
+impl Buckets for Untouched {
+    async fn open(&self, provider: Provider, bucket: &str) -> Result<Arc<dyn Backend>> {
+        panic!("{provider:?} {bucket} was opened");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_listed_is_refused_without_being_opened() {
+    let site = Site::new();
+    let listed = |own: Option<&str>, buckets: &[&str]| Permission {
+        own: own.map(|name| (Provider::Gcs, name.to_owned())),
+        buckets: buckets.iter().map(|name| (Provider::Gcs, (*name).to_owned())).collect(),
+        ..Permission::default()
+    };
+    for permission in [listed(None, &[]), listed(Some("own"), &[]), listed(Some("own"), &["listed", "payrol"])] {
+        for backend in &site.backends {
+            let exchange = ExternalReferences::new(permission.clone(), Arc::new(Untouched));
+            let engine = Engine::new(Arc::clone(backend), BackendKind::Local).with_external(exchange);
+            engine.store(&key("k"), Value::Text("v".to_owned()), StoreOptions::default()).await.unwrap();
+            for name in ["s3://payroll/a", "s3://own/a", "s3://listed/a", "gs://payroll/a", "gs://payrol.x/a"] {
+                let other = reference(name);
+                let stored = engine.store_from(&key("n"), &other, StoreOptions::default()).await.map(drop);
+                let told = engine.retrieve_to(&key("k"), &other, RetrieveOptions::default()).await.map(drop);
+                let of_none = engine.retrieve_to(&key("none"), &other, RetrieveOptions::default()).await.map(drop);
+                for error in [stored, told, of_none].map(|outcome| outcome.unwrap_err()) {
+                    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+                    assert!(error.message().contains("exchange_buckets"), "{error}");
+                    assert_eq!(error.subject.as_deref(), Some(name));
+                }
+            }
+            assert!(value(&engine, "n").await.is_none());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_own_bucket_s_objects_are_the_store_s_keys() {
+    let site = Site::new();
+    for engine in site.engines() {
+        let options = StoreOptions { metadata: metadata(r#"{"n":1}"#), ..StoreOptions::default() };
+        engine.store(&key("a/b"), Value::Json("[1]".to_owned()), options).await.unwrap();
+        engine.store_from(&key("copy"), &reference("gs://own/a/b"), StoreOptions::default()).await.unwrap();
+        let to = reference("GS://own/out");
+        let receipt = engine.retrieve_to(&key("copy"), &to, RetrieveOptions::default()).await.unwrap();
+        let out = engine.stat(&key("out")).await.unwrap().unwrap();
+        assert_eq!((out.receipt.kind, out.metadata), (Kind::Json, metadata(r#"{"n":1}"#)));
+        assert_ne!(out.receipt.generation, receipt.unwrap().generation);
+        assert_eq!(value(&engine, "out").await, Some(Value::Json("[1]".to_owned())));
+        let missing = engine.store_from(&key("k"), &reference("gs://own/none"), StoreOptions::default()).await;
+        assert_eq!(missing.unwrap_err().kind, ErrorKind::Missing);
+        let commit_guard = CommitGuard::default();
+        assert!(commit_guard.abandon());
+        let options = RetrieveOptions { commit_guard, ..RetrieveOptions::default() };
+        let error = engine.retrieve_to(&key("copy"), &reference("gs://own/late"), options).await.unwrap_err();
+        assert_eq!((error.kind, error.operation), (ErrorKind::Abandoned, Operation::Retrieve));
+        assert!(value(&engine, "late").await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_object_that_is_not_what_it_says_is_refused() {
+    let site = Site::new();
+    let [engine, _] = site.engines();
+    let attributes = |kind: Kind, bytes: &[u8]| {
+        let size = bytes.len() as u64;
+        Attributes::new(kind, kind.content_type().to_owned(), size, Checksum::of(bytes))
+    };
+    let long = RawValue::from_string(format!(r#"{{"a":"{}"}}"#, "x".repeat(5000))).unwrap();
+    let big = vec![b' '; MAX_JSON_BYTES as usize + 1];
+    let compressed = Some("gzip".to_owned());
+    for (attributes, bytes, kind, word) in [
+        (attributes(Kind::Text, b"\xff"), &b"\xff"[..], ErrorKind::Invalid, "UTF-8"),
+        (attributes(Kind::Json, b"{"), b"{", ErrorKind::Invalid, "JSON"),
+        (attributes(Kind::Json, &big), &big, ErrorKind::Invalid, "16777217 bytes"),
+        (Attributes { metadata: Some(long), ..attributes(Kind::Bytes, b"") }, b"", ErrorKind::Invalid, "metadata"),
+        (
+            Attributes { compression: compressed, ..attributes(Kind::Bytes, b"") },
+            b"",
+            ErrorKind::Integrity,
+            "Content-Encoding",
+        ),
+        (Attributes { size: 2, ..attributes(Kind::Bytes, b"1") }, b"1", ErrorKind::Integrity, "size"),
+        (
+            Attributes { expires_at: Some(Timestamp::UNIX_EPOCH), ..attributes(Kind::Bytes, b"") },
+            b"",
+            ErrorKind::Missing,
+            "not there",
+        ),
+    ] {
+        let payload = bytes::Bytes::copy_from_slice(bytes).into();
+        site.bucket().put(&key("a"), &Object { attributes, payload }, &PutOptions::default()).await.unwrap();
+        let source = reference("gs://bkt/a");
+        let error = engine.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.message().contains(word), "{error}");
+    }
+    assert!(value(&engine, "k").await.is_none());
+}
+
+#[tokio::test]
+async fn a_redelivered_store_whose_source_is_gone_answers_what_it_wrote() {
+    let site = Site::new();
+    for engine in site.engines() {
+        let options = |id: &str, began: Option<SignedDuration>| StoreOptions {
+            operation_id: Some(id.to_owned()),
+            redelivered: began.map(|ago| Redelivered { started_at: Some(Timestamp::now() - ago) }),
+            ..StoreOptions::default()
+        };
+        let (minute, now) = (Some(SignedDuration::from_mins(1)), Some(-SignedDuration::from_secs(1)));
+        fs::write(site.path("f"), "once").unwrap();
+        let receipt = engine.store_from(&key("k"), &site.file("f"), options("me", None)).await.unwrap();
+        let again = engine.store_from(&key("k"), &site.file("f"), options("me", minute)).await.unwrap();
+        assert_eq!(again, receipt);
+        fs::remove_file(site.path("f")).unwrap();
+        let again = engine.store_from(&key("k"), &site.file("f"), options("me", minute)).await.unwrap();
+        assert_eq!(again, receipt);
+        for other in [options("me", None), options("other", minute), options("me", now)] {
+            let error = engine.store_from(&key("k"), &site.file("f"), other).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Missing);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Files: how bytes come to rest on a disk, whole or not at all.
+
+mod atomic_file;
+pub(in crate::storage) mod descriptors;
+pub(in crate::storage) mod shortage;
+pub(in crate::storage) mod spool;
+mod stamp;
+
+pub use self::atomic_file::AtomicFile;
+pub(in crate::storage) use self::atomic_file::mode_of;
+pub(in crate::storage) use self::descriptors::TURNS;
+pub use self::descriptors::{descriptor_limit, descriptors_wanted, raise_descriptor_limit};
+pub use self::spool::{Spool, SpoolWriter};
+pub(in crate::storage) use self::stamp::Stamp;

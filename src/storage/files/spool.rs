@@ -1,0 +1,278 @@
+//! Bytes on their way: kept in memory while they are few, in a nameless file once they are many.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use crate::storage::files::shortage;
+use crate::storage::object::{Checksum, Payload, Watch, payload};
+
+/// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
+///
+/// The files have no name from the beginning, so nothing is left when the process dies.
+#[derive(Clone, Debug)]
+pub struct Spool(Arc<[PathBuf]>);
+
+impl Spool {
+    /// Spools into a folder. It should be on a disk: on a file system in memory the files are memory.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self(Arc::from([folder.into()]))
+    }
+
+    /// Names another folder for when there is no room in those before.
+    #[must_use]
+    pub fn or(self, folder: impl Into<PathBuf>) -> Self {
+        Self(self.0.iter().cloned().chain([folder.into()]).collect())
+    }
+
+    /// Returns the folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.0.first().map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// Makes a nameless file to write and read. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub fn create(&self) -> io::Result<File> {
+        let mut made = Self::create_in(self.folder());
+        for folder in self.0.iter().skip(1) {
+            if made.as_ref().is_err_and(is_full) {
+                made = Self::create_in(folder);
+            }
+        }
+        made
+    }
+
+    /// Moves the first bytes of a file for which there is no more room into one in another folder, with more behind them.
+    fn move_on(&self, file: &File, kept: u64, more: &[u8]) -> io::Result<File> {
+        for folder in self.0.iter().skip(1) {
+            let moved = Self::create_in(folder).and_then(|next| {
+                let mut at = 0;
+                while at < kept {
+                    let length = (kept - at).min(Payload::CHUNK as u64) as usize;
+                    let mut chunk = vec![0; length];
+                    file.read_exact_at(&mut chunk, at)?;
+                    next.write_all_at(&chunk, at)?;
+                    at += length as u64;
+                }
+                next.write_all_at(more, kept)?;
+                Ok(next)
+            });
+            match moved {
+                Err(error) if is_full(&error) => {}
+                moved => return moved,
+            }
+        }
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn create_in(folder: &Path) -> io::Result<File> {
+        fs::create_dir_all(folder)?;
+        let flags = i32::try_from(OFlags::TMPFILE.bits()).map_err(io::Error::other)?;
+        let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(folder);
+        match nameless {
+            // Not every file system can do that.
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {
+                let path = folder.join(format!("{}.tmp", Uuid::new_v4().simple()));
+                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+                fs::remove_file(&path)?;
+                Ok(file)
+            }
+            made => made,
+        }
+    }
+
+    /// Begins to take bytes in.
+    #[must_use]
+    pub fn writer(&self) -> SpoolWriter {
+        SpoolWriter {
+            spool: self.clone(),
+            memory: BytesMut::new(),
+            file: None,
+            kept: 0,
+            length: 0,
+            checksum: Checksum::of(&[]),
+            watch: Watch::current(),
+        }
+    }
+}
+
+/// Takes bytes in one after another and gives them back as one [`Payload`].
+#[derive(Debug)]
+pub struct SpoolWriter {
+    spool: Spool,
+    memory: BytesMut,
+    file: Option<Arc<File>>,
+    /// So many bytes are in the file.
+    kept: u64,
+    length: u64,
+    checksum: Checksum,
+    watch: Option<Watch>,
+}
+
+impl SpoolWriter {
+    /// Most bytes that stay in memory.
+    pub const IN_MEMORY: usize = 1024 * 1024;
+
+    /// Takes more bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub async fn push(&mut self, bytes: &Bytes) -> io::Result<()> {
+        self.take(bytes);
+        if self.memory.len() > self.most() { self.spill().await } else { Ok(()) }
+    }
+
+    /// Counts the bytes taken so far.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Tells whether none were taken so far.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Ends, with what was taken and its checksum.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with.
+    pub async fn finish(mut self) -> io::Result<(Payload, Checksum)> {
+        if self.file.is_some() {
+            self.spill().await?;
+        }
+        Ok(self.finished())
+    }
+
+    /// Takes more bytes on a thread that may block.
+    pub(in crate::storage) fn push_blocking(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.take(bytes);
+        if self.memory.len() <= self.most() {
+            return Ok(());
+        }
+        let written = self.pending().write()?;
+        self.spilled(written);
+        Ok(())
+    }
+
+    /// Ends as [`SpoolWriter::finish`] does, on a thread that may block.
+    pub(in crate::storage) fn finish_blocking(mut self) -> io::Result<(Payload, Checksum)> {
+        if self.file.is_some() {
+            let written = self.pending().write()?;
+            self.spilled(written);
+        }
+        Ok(self.finished())
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.checksum = self.checksum.append(bytes);
+        self.length += bytes.len() as u64;
+        self.memory.extend_from_slice(bytes);
+        if let Some(watch) = &self.watch {
+            watch.hear(self.length);
+        }
+    }
+
+    /// A file is written in pieces that are worth the change of threads.
+    const fn most(&self) -> usize {
+        if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY }
+    }
+
+    fn pending(&mut self) -> Pending {
+        Pending {
+            spool: self.spool.clone(),
+            file: self.file.take(),
+            kept: self.kept,
+            bytes: self.memory.split().freeze(),
+        }
+    }
+
+    /// Moves what is in memory into the file.
+    async fn spill(&mut self) -> io::Result<()> {
+        let pending = self.pending();
+        let written = payload::hop(move || pending.write()).await?;
+        self.spilled(written);
+        Ok(())
+    }
+
+    fn spilled(&mut self, (file, kept): (Arc<File>, u64)) {
+        self.file = Some(file);
+        self.kept = kept;
+    }
+
+    fn finished(self) -> (Payload, Checksum) {
+        match self.file {
+            Some(file) => (Payload::file(file, 0, self.length), self.checksum),
+            None => (Payload::Memory(self.memory.freeze()), self.checksum),
+        }
+    }
+}
+
+/// Bytes that are to be written behind those of a file, or into a new one.
+struct Pending {
+    spool: Spool,
+    file: Option<Arc<File>>,
+    kept: u64,
+    bytes: Bytes,
+}
+
+impl Pending {
+    /// Returns the file and how many bytes are in it. Blocks.
+    fn write(self) -> io::Result<(Arc<File>, u64)> {
+        let Self { spool, file, kept, bytes } = self;
+        let file = match file {
+            Some(file) => file,
+            None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
+        };
+        let file = match file.write_all_at(&bytes, kept) {
+            Ok(()) => file,
+            Err(error) if is_full(&error) => spool.move_on(&file, kept, &bytes).map(Arc::new).map_err(|_| error)?,
+            Err(error) => return Err(error),
+        };
+        Ok((file, kept + bytes.len() as u64))
+    }
+}
+
+pub(in crate::storage) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_taken_in_comes_out_wherever_it_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path().join("made/when/needed"));
+        for size in [0, 1, SpoolWriter::IN_MEMORY, SpoolWriter::IN_MEMORY + 1, 3 * SpoolWriter::IN_MEMORY + 77] {
+            let wanted: Vec<u8> = (0..size).map(|at| (at * 31 % 251) as u8).collect();
+            let mut intake = spool.writer();
+            for piece in wanted.chunks(100_003) {
+                intake.push(&Bytes::copy_from_slice(piece)).await.unwrap();
+            }
+            let (payload, checksum) = intake.finish().await.unwrap();
+            assert_eq!(payload.as_memory().is_some(), size <= SpoolWriter::IN_MEMORY, "{size}");
+            assert_eq!(payload.len(), size as u64);
+            assert_eq!(checksum, Checksum::of(&wanted));
+            assert_eq!(payload.checksum().await.unwrap(), checksum);
+            assert_eq!(payload.slice(5..u64::MAX).into_memory().await.unwrap(), &wanted[5.min(size)..]);
+            assert_eq!(payload.into_memory().await.unwrap(), wanted);
+        }
+        assert_eq!(fs::read_dir(spool.folder()).unwrap().count(), 0);
+    }
+}

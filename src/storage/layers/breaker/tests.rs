@@ -1,0 +1,266 @@
+//! The state machine, step by step, and what its handle tells.
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A circuit, and the time that is handed to it.
+struct Case {
+    circuit: Circuit,
+    now: Instant,
+}
+
+impl Case {
+    fn new() -> Self {
+        // The longest interval of each draw, so that the numbers below are whole.
+        Self { circuit: Circuit::new(TIMEOUT, || 1.0), now: Instant::now() }
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        self.now += Duration::from_secs_f64(seconds);
+    }
+
+    /// An attempt that began so long ago has had no answer.
+    fn unanswered(&mut self, seconds: f64, last: bool) -> Option<u64> {
+        self.circuit.unanswered(self.now - Duration::from_secs_f64(seconds), self.now, last)
+    }
+
+    fn answered(&mut self) {
+        self.circuit.answered(self.now);
+    }
+
+    fn admit(&mut self) -> Verdict {
+        self.circuit.admit(self.now)
+    }
+
+    fn looked(&mut self, look: u64, end: End) {
+        self.circuit.looked(look, end, self.now);
+    }
+
+    /// Opened by three operations that were refused at once.
+    fn open() -> Self {
+        let mut case = Self::new();
+        for _ in 0..FAILURES {
+            assert_eq!(case.admit(), Verdict::Pass);
+            assert_eq!(case.unanswered(0.0, true), None);
+        }
+        assert!(case.circuit.state.is_open());
+        case
+    }
+}
+
+fn refused(silence: f64, look_in: Option<f64>) -> Verdict {
+    let (silence, look_in) = (Duration::from_secs_f64(silence), look_in.map(Duration::from_secs_f64));
+    Verdict::Refuse(Outage { silence, look_in })
+}
+
+#[test]
+fn three_operations_in_a_row_open_it() {
+    let mut case = Case::new();
+    for _ in 0..2 {
+        assert_eq!(case.unanswered(0.0, true), None);
+    }
+    // What is not the last of its operation does not count.
+    for _ in 0..9 {
+        assert_eq!(case.unanswered(0.0, false), None);
+    }
+    case.answered();
+    for _ in 0..2 {
+        assert_eq!(case.unanswered(0.0, true), None);
+        assert_eq!(case.admit(), Verdict::Pass);
+    }
+    assert_eq!(case.unanswered(0.0, true), None);
+    assert_eq!(case.admit(), refused(0.0, Some(1.0)));
+}
+
+#[test]
+fn looks_are_an_interval_apart_which_doubles() {
+    let mut case = Case::open();
+    let mut silence = 0.0;
+    for interval in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+        assert_eq!(case.admit(), refused(silence, Some(interval)));
+        case.pass(interval - 0.5);
+        assert_eq!(case.admit(), refused(silence + interval - 0.5, Some(0.5)));
+        case.pass(0.5);
+        silence += interval;
+        let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+        // Only one looks.
+        assert_eq!(case.admit(), refused(silence, None));
+        case.pass(5.0);
+        silence += 5.0;
+        assert_eq!(case.admit(), refused(silence, None));
+        case.looked(look, End::Unanswered);
+    }
+    assert_eq!(case.admit(), refused(silence, Some(30.0)));
+}
+
+#[test]
+fn the_interval_is_drawn_below_its_length() {
+    for (chance, seconds) in [(0.0, 0.75), (0.5, 0.875), (1.0, 1.0)] {
+        let mut case = Case::new();
+        case.circuit.chance = match chance {
+            0.0 => || 0.0,
+            0.5 => || 0.5,
+            _ => || 1.0,
+        };
+        for _ in 0..FAILURES {
+            assert_eq!(case.unanswered(0.0, true), None);
+        }
+        assert_eq!(case.admit(), refused(0.0, Some(seconds)));
+    }
+}
+
+#[test]
+fn an_answer_closes_it_and_all_starts_over() {
+    let mut case = Case::open();
+    case.pass(1.0);
+    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+    case.looked(look, End::Answered);
+    assert_eq!(case.admit(), Verdict::Pass);
+    for _ in 0..FAILURES {
+        assert!(!case.circuit.state.is_open());
+        assert_eq!(case.unanswered(0.0, true), None);
+    }
+    assert_eq!(case.admit(), refused(0.0, Some(1.0)));
+    // An attempt that began before it was opened is answered after all.
+    case.answered();
+    assert_eq!(case.admit(), Verdict::Pass);
+}
+
+#[test]
+fn a_look_that_an_answer_has_overtaken_says_nothing() {
+    let mut case = Case::open();
+    case.pass(1.0);
+    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+    case.answered();
+    for end in [End::Unanswered, End::Dropped] {
+        case.looked(look, end);
+        assert_eq!(case.admit(), Verdict::Pass);
+    }
+    let Some(newer) = case.unanswered(0.0, false).or_else(|| {
+        case.pass(30.0);
+        case.unanswered(0.0, false)
+    }) else {
+        panic!("silent for long")
+    };
+    case.looked(look, End::Unanswered);
+    assert_eq!(case.admit(), Verdict::Wait);
+    case.looked(newer, End::Unanswered);
+    assert_eq!(case.admit(), refused(30.0, Some(1.0)));
+}
+
+#[test]
+fn silence_makes_it_look_before_it_opens() {
+    let mut case = Case::new();
+    let look = case.unanswered(30.0, false).unwrap();
+    // One looks, all others wait for that, and what else is in vain tells nothing new.
+    assert_eq!(case.admit(), Verdict::Wait);
+    assert_eq!(case.unanswered(30.0, false), None);
+    assert_eq!(case.unanswered(30.0, true), None);
+    assert_eq!(case.admit(), Verdict::Wait);
+    case.pass(5.0);
+    case.looked(look, End::Unanswered);
+    assert_eq!(case.admit(), refused(35.0, Some(1.0)));
+
+    let mut case = Case::new();
+    let look = case.unanswered(30.0, false).unwrap();
+    case.looked(look, End::Answered);
+    assert_eq!(case.admit(), Verdict::Pass);
+    // Silence counts from the last answer, not from when an attempt began.
+    case.pass(29.0);
+    assert_eq!(case.unanswered(40.0, false), None);
+    case.pass(1.0);
+    assert!(case.unanswered(0.0, false).is_some());
+}
+
+#[test]
+fn silence_opens_it_where_nobody_goes_on() {
+    let mut case = Case::new();
+    assert_eq!(case.unanswered(30.0, true), None);
+    assert_eq!(case.admit(), refused(30.0, Some(1.0)));
+}
+
+#[test]
+fn silence_without_attempts_is_none() {
+    let mut case = Case::new();
+    case.answered();
+    case.pass(3_600.0);
+    assert_eq!(case.unanswered(0.1, false), None);
+    case.pass(29.0);
+    assert_eq!(case.unanswered(0.1, false), None);
+    case.pass(0.9);
+    assert!(case.unanswered(0.1, false).is_some());
+}
+
+#[test]
+fn a_look_of_one_who_was_cancelled_blocks_nobody() {
+    let mut case = Case::new();
+    let look = case.unanswered(30.0, false).unwrap();
+    case.looked(look, End::Dropped);
+    assert_eq!(case.admit(), Verdict::Pass);
+    let again = case.unanswered(0.0, false).unwrap();
+    assert_ne!(look, again);
+    case.looked(again, End::Unanswered);
+    case.pass(1.0);
+    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+    case.pass(3.0);
+    case.looked(look, End::Dropped);
+    // The next one looks an interval later.
+    assert_eq!(case.admit(), refused(34.0, Some(1.0)));
+    case.pass(1.0);
+    assert!(matches!(case.admit(), Verdict::Look(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_told() {
+    let metrics = Metrics::new();
+    let breaker = Breaker::new(TIMEOUT, telemetry::BackendLabel::Gcs, metrics.clone());
+    let gauge =
+        |open| metrics.encode().contains(&format!("filestorage_storage_breaker_open{{backend=\"gcs\"}} {open}\n"));
+    assert!(gauge(0));
+    breaker.closed().await;
+    let waiting = tokio::spawn({
+        let breaker = breaker.clone();
+        async move {
+            breaker.opened().await;
+            breaker.closed().await;
+        }
+    });
+    for _ in 0..FAILURES {
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert!(breaker.unanswered(Instant::now(), true).is_none());
+    }
+    assert_eq!(breaker.state(), BreakerState::Open);
+    assert!(gauge(1));
+    // An operation that waits for its next attempt does not wait any longer.
+    let since = Instant::now();
+    assert!(!breaker.pause(Duration::from_secs(60)).await);
+    assert_eq!(since.elapsed(), Duration::ZERO);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let Admission::Look(look) = breaker.admit() else { panic!("a look is due") };
+    assert_eq!(breaker.state(), BreakerState::HalfOpen);
+    assert!(gauge(1) && !waiting.is_finished());
+    look.end(true);
+    waiting.await.unwrap();
+    assert_eq!(breaker.state(), BreakerState::Closed);
+    assert!(gauge(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_lasts_until_a_doubt_is_settled() {
+    for answered in [true, false] {
+        let breaker = Breaker::new(TIMEOUT, telemetry::BackendLabel::Gcs, Metrics::new());
+        let began = Instant::now();
+        tokio::time::sleep(TIMEOUT).await;
+        let look = breaker.unanswered(began, false).unwrap();
+        let waiting = tokio::spawn({
+            let breaker = breaker.clone();
+            async move { breaker.pause(Duration::from_secs(1)).await }
+        });
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(!waiting.is_finished());
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        look.end(answered);
+        assert_eq!(waiting.await.unwrap(), answered);
+    }
+}

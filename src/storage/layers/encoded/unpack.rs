@@ -1,0 +1,170 @@
+//! Undoes a `Content-Encoding` of the bytes that a bucket keeps, under a cap.
+
+use std::io::{self, BufReader, Read};
+
+use tokio::sync::Semaphore;
+
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::files::{Spool, spool};
+use crate::storage::object::payload::{self, Payload};
+use crate::storage::object::{Checksum, Key};
+use crate::storage::reading::damaged;
+
+/// Most bytes that are unpacked.
+pub(in crate::storage) const MOST: u64 = 64 << 20;
+
+/// Decoders at work at once: each may keep what it unpacked, to refer back to it.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
+/// Why nothing was unpacked.
+enum Fault {
+    /// The bytes are not what the codec says.
+    Packed(io::Error),
+    /// The local disk, which the bytes pass through.
+    Disk(io::Error),
+}
+
+/// Tells whether a coding can be undone.
+pub(in crate::storage) fn is_known(codec: &str) -> bool {
+    matches!(codec, "gzip" | "zstd")
+}
+
+/// Unpacks a payload whole, on a thread that may block; many bytes go into a file of the spool. Returns them with their checksum.
+///
+/// # Errors
+///
+/// [`ErrorKind::Integrity`] for bytes that are not what the codec says; [`ErrorKind::Invalid`] for more than `most` bytes,
+/// or [`MOST`] where that is less; what the file system fails with.
+pub(in crate::storage) async fn unpack(
+    key: &Key,
+    codec: &str,
+    payload: &Payload,
+    most: Option<u64>,
+    spool: &Spool,
+) -> Result<(Payload, Checksum)> {
+    let most = most.unwrap_or(MOST).min(MOST);
+    let (packed, name, spool) = (payload.clone(), codec.to_owned(), spool.clone());
+    // Nobody closes it.
+    let turn = TURNS.acquire().await;
+    let unpacked = payload::hop(move || Ok(read(&name, &packed, most, &spool))).await;
+    drop(turn);
+    match unpacked.unwrap_or_else(|error| Err(Fault::Disk(error))) {
+        Ok(Some(unpacked)) => Ok(unpacked),
+        Ok(None) => {
+            let mend = if most < MOST {
+                "read it in parts with `offset` and `length`, or name a `destination`"
+            } else {
+                "unpack it with another tool"
+            };
+            let why =
+                format!("unpacked (its Content-Encoding is {codec}), the value has more than {most} bytes; {mend}");
+            Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))
+        }
+        Err(Fault::Packed(error)) => {
+            let what = format!(
+                "the object's Content-Encoding is {codec:?}, and its bytes are not ({error}); take the header off with \
+                 the bucket's own tool if they are plain"
+            );
+            Err(damaged(key, &what).with_source(error))
+        }
+        Err(Fault::Disk(error)) => {
+            let kind = if spool::is_full(&error) { ErrorKind::NoSpace } else { ErrorKind::Io };
+            let why = format!("the value cannot be spooled: {error}; look at the disk of the spool folder");
+            Err(Error::new(kind, Operation::Retrieve, Some(key), why).with_source(error))
+        }
+    }
+}
+
+/// Reads to the end, or gives `None` once there is more than the cap.
+fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Option<(Payload, Checksum)>, Fault> {
+    let packed = BufReader::with_capacity(Payload::CHUNK, Source { payload, at: 0 });
+    let mut plain: Box<dyn Read> = match codec {
+        "gzip" => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+        "zstd" => Box::new(zstd::stream::read::Decoder::with_buffer(packed).map_err(Fault::Packed)?),
+        other => return Err(Fault::Packed(io::Error::other(format!("{other} is unknown")))),
+    };
+    let mut kept = spool.writer();
+    let mut chunk = vec![0; Payload::CHUNK];
+    loop {
+        match plain.read(&mut chunk) {
+            Ok(0) => return kept.finish_blocking().map(Some).map_err(Fault::Disk),
+            Ok(count) => kept.push_blocking(&chunk[..count]).map_err(Fault::Disk)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // No decoder's own: the packed bytes lie in a file of the spool.
+            Err(error) if error.raw_os_error().is_some() => return Err(Fault::Disk(error)),
+            Err(error) => return Err(Fault::Packed(error)),
+        }
+        if kept.len() > most {
+            return Ok(None);
+        }
+    }
+}
+
+/// Reads a payload from its beginning.
+struct Source<'a> {
+    payload: &'a Payload,
+    at: u64,
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.payload.read_at(self.at, buffer.len())?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn gzip(plain: &[u8]) -> Bytes {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        out.write_all(plain).unwrap();
+        out.finish().unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn codings_are_undone_under_a_cap() {
+        let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
+        let spool = Spool::new(folder.path());
+        let unpack = async |codec: &str, payload: &Payload, most| {
+            let (payload, checksum) = super::unpack(&key, codec, payload, most, &spool).await?;
+            let bytes = payload.into_memory().await.unwrap();
+            assert_eq!(checksum, Checksum::of(&bytes));
+            Ok::<_, Error>(bytes)
+        };
+        let plain = vec![b'x'; 100_000];
+        for (codec, packed) in [("gzip", gzip(&plain)), ("zstd", zstd::encode_all(&*plain, 3).unwrap().into())] {
+            let payload = Payload::Memory(packed.clone());
+            assert_eq!(unpack(codec, &payload, None).await.unwrap(), plain);
+            assert_eq!(unpack(codec, &payload, Some(100_000)).await.unwrap().len(), 100_000);
+            let error = unpack(codec, &payload, Some(99_999)).await.unwrap_err();
+            assert!(error.kind == ErrorKind::Invalid && error.to_string().contains("99999 bytes"), "{error}");
+            let cut = Payload::Memory(packed.slice(..packed.len() - 3));
+            assert_eq!(unpack(codec, &cut, None).await.unwrap_err().kind, ErrorKind::Integrity);
+            let plain = Payload::Memory(Bytes::from_static(b"plain"));
+            let error = unpack(codec, &plain, None).await.unwrap_err();
+            assert!(error.to_string().contains("Content-Encoding") && error.to_string().contains(codec), "{error}");
+        }
+        let two = [gzip(b"a"), gzip(b"b")].concat();
+        assert_eq!(unpack("gzip", &Payload::Memory(two.into()), None).await.unwrap(), "ab");
+    }
+
+    #[tokio::test]
+    async fn much_is_unpacked_into_a_file() {
+        let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
+        let plain = vec![b'x'; 5 << 20];
+        let packed = Payload::Memory(gzip(&plain));
+        let (payload, _) = unpack(&key, "gzip", &packed, None, &Spool::new(folder.path())).await.unwrap();
+        assert!(matches!(payload, Payload::File(_)), "whatever the packed bytes are");
+        assert_eq!(payload.into_memory().await.unwrap(), plain);
+        let error = unpack(&key, "gzip", &packed, None, &Spool::new("/dev/null/x")).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Io, "the object is as it was: {error}");
+    }
+}

@@ -1,0 +1,17 @@
+//! Layers: backends over backends, each with one concern.
+
+pub(in crate::storage) mod attempts;
+mod breaker;
+mod encoded;
+mod fallback;
+mod metered;
+mod refusals;
+mod retry;
+
+pub use self::attempts::counted;
+pub use self::breaker::{Breaker, BreakerState};
+pub use self::encoded::Encoded;
+pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
+pub use self::metered::Metered;
+pub use self::refusals::{Doubts, Refusals};
+pub use self::retry::{Retry, RetryOptions};

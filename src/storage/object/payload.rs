@@ -1,0 +1,263 @@
+//! The bytes of an object: in memory, or a stretch of an open file, so that large ones stream.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::storage::object::{Checksum, Watch};
+
+/// Bytes of an object; cheap to clone, never changed.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// Bytes in memory.
+    Memory(Bytes),
+    /// Bytes of a file, which stay on disk until they are read.
+    File(Stretch),
+}
+
+/// Some bytes of an open file.
+///
+/// Whoever makes one vouches that nobody changes these bytes, or has a checksum that tells.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    file: Arc<File>,
+    begin: u64,
+    length: u64,
+    watch: Option<Watch>,
+}
+
+impl Payload {
+    /// Most bytes of a file in memory at once while it is read through.
+    pub const CHUNK: usize = 256 * 1024;
+
+    /// Takes `length` bytes of an open file, from `begin` on.
+    #[must_use]
+    pub fn file(file: Arc<File>, begin: u64, length: u64) -> Self {
+        Self::File(Stretch { file, begin, length, watch: None })
+    }
+
+    /// Lets somebody hear how far the reading of a file has come.
+    #[must_use]
+    pub fn watched(self, watch: &Watch) -> Self {
+        match self {
+            Self::Memory(_) => self,
+            Self::File(stretch) => Self::File(Stretch { watch: Some(watch.clone()), ..stretch }),
+        }
+    }
+
+    /// Counts the bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(stretch) => stretch.length,
+        }
+    }
+
+    /// Tells whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the bytes if they are in memory.
+    #[must_use]
+    pub const fn as_memory(&self) -> Option<&Bytes> {
+        match self {
+            Self::Memory(bytes) => Some(bytes),
+            Self::File(_) => None,
+        }
+    }
+
+    /// Returns some of the bytes without reading them; ends beyond the last byte are cut.
+    #[must_use]
+    pub fn slice(&self, part: Range<u64>) -> Self {
+        let end = part.end.min(self.len());
+        let begin = part.start.min(end);
+        match self {
+            // Both are lengths of what is in memory.
+            Self::Memory(bytes) => Self::Memory(bytes.slice(begin as usize..end as usize)),
+            Self::File(stretch) => {
+                Self::File(Stretch { begin: stretch.begin + begin, length: end - begin, ..stretch.clone() })
+            }
+        }
+    }
+
+    /// Reads at most so many bytes from an offset; fewer, or none, only at the end. Blocks when they are in a file.
+    ///
+    /// # Errors
+    ///
+    /// What the file system fails with; [`io::ErrorKind::UnexpectedEof`] when the file became shorter.
+    pub fn read_at(&self, offset: u64, most: usize) -> io::Result<Bytes> {
+        let rest = self.len().saturating_sub(offset);
+        let length = usize::try_from(rest).unwrap_or(usize::MAX).min(most);
+        match self {
+            Self::Memory(bytes) if length == 0 => Ok(bytes.slice(..0)),
+            Self::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + length)),
+            Self::File(stretch) => {
+                let mut bytes = vec![0; length];
+                stretch.file.read_exact_at(&mut bytes, stretch.begin + offset)?;
+                if let Some(watch) = &stretch.watch {
+                    watch.hear(offset + length as u64);
+                }
+                Ok(bytes.into())
+            }
+        }
+    }
+
+    /// Reads as [`Payload::read_at`], a file on a thread that may block.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub async fn read(&self, offset: u64, most: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(_) => self.read_at(offset, most),
+            Self::File(_) => {
+                let payload = self.clone();
+                hop(move || payload.read_at(offset, most)).await
+            }
+        }
+    }
+
+    /// Reads all of it into memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub async fn into_memory(self) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes),
+            Self::File(_) => {
+                let length = usize::try_from(self.len()).map_err(io::Error::other)?;
+                self.read(0, length).await
+            }
+        }
+    }
+
+    /// Computes the checksum, reading a file through. Blocks then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub fn checksum_blocking(&self) -> io::Result<Checksum> {
+        if let Self::Memory(bytes) = self {
+            return Ok(Checksum::of(bytes));
+        }
+        let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
+        while offset < self.len() {
+            let chunk = self.read_at(offset, Self::CHUNK)?;
+            checksum = checksum.append(&chunk);
+            offset += chunk.len() as u64;
+        }
+        Ok(checksum)
+    }
+
+    /// Tells whether the bytes are UTF-8, reading a file through.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub async fn is_utf8(&self) -> io::Result<bool> {
+        match self {
+            Self::Memory(bytes) => Ok(std::str::from_utf8(bytes).is_ok()),
+            Self::File(_) => {
+                let payload = self.clone();
+                hop(move || payload.is_utf8_blocking()).await
+            }
+        }
+    }
+
+    fn is_utf8_blocking(&self) -> io::Result<bool> {
+        // What is left of the chunk before: the beginning of a character.
+        let (mut rest, mut offset) = (Vec::new(), 0);
+        while offset < self.len() {
+            let chunk = self.read_at(offset, Self::CHUNK)?;
+            offset += chunk.len() as u64;
+            rest.extend_from_slice(&chunk);
+            let valid = match std::str::from_utf8(&rest) {
+                Ok(text) => text.len(),
+                Err(error) if error.error_len().is_none() => error.valid_up_to(),
+                Err(_) => return Ok(false),
+            };
+            rest.drain(..valid);
+        }
+        Ok(rest.is_empty())
+    }
+
+    /// Computes the checksum, a file's on a thread that may block.
+    ///
+    /// # Errors
+    ///
+    /// As [`Payload::read_at`].
+    pub async fn checksum(&self) -> io::Result<Checksum> {
+        match self {
+            Self::Memory(bytes) => Ok(Checksum::of(bytes)),
+            Self::File(_) => {
+                let payload = self.clone();
+                hop(move || payload.checksum_blocking()).await
+            }
+        }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self::Memory(bytes)
+    }
+}
+
+/// Runs blocking work on a thread for it.
+pub(in crate::storage) async fn hop<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(io::Error::other(error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn in_file(bytes: &[u8]) -> Payload {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Payload::file(Arc::new(file), 0, bytes.len() as u64)
+    }
+
+    #[tokio::test]
+    async fn characters_may_lie_across_chunks() {
+        for (filler, tail, text) in [
+            ("", &b""[..], true),
+            ("", b"\xc3", false),
+            ("x", "\u{e9}".as_bytes(), true),
+            ("\u{e9}x", b"x\xff", false),
+            ("\u{1f980}\u{e9}x", "\u{1f980}".as_bytes(), true),
+            ("\u{1f980}\u{e9}x", b"\xf0\x9f\xa6", false),
+        ] {
+            let times = if filler.is_empty() { 0 } else { 2 * Payload::CHUNK / filler.len() };
+            let bytes = [filler.repeat(times).as_bytes(), tail].concat();
+            assert_eq!(in_file(&bytes).is_utf8().await.unwrap(), text, "{filler:?} {tail:?}");
+            assert_eq!(Payload::Memory(bytes.into()).is_utf8().await.unwrap(), text, "{filler:?} {tail:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_shorter_ends_unexpectedly() {
+        let payload = in_file(b"12345");
+        let Payload::File(stretch) = &payload else { unreachable!() };
+        stretch.file.set_len(3).unwrap();
+        assert_eq!(payload.checksum().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

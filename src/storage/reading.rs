@@ -1,0 +1,45 @@
+//! Reading one object of a backend as its value's own bytes.
+
+use jiff::Timestamp;
+
+use crate::storage::backend::{Backend, GetOptions};
+use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::object::{Attributes, Key, Object};
+
+/// Reads the attributes of an object that has not expired.
+pub(super) async fn live(backend: &dyn Backend, key: &Key) -> Result<Option<Attributes>> {
+    let attributes = backend.stat(key).await?;
+    Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
+}
+
+/// Reads an object that has not expired; its payload has the wanted bytes of the value.
+pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+    let found = match backend.get(key, options).await {
+        // A refused object may have expired, and then the key has no object that could be refused.
+        Err(error) if error.kind == ErrorKind::Invalid => match live(backend, key).await {
+            Ok(None) => None,
+            Ok(Some(_)) => return Err(error),
+            Err(fault) => return Err(fault.during(Operation::Retrieve)),
+        },
+        found => found?,
+    };
+    let Some(object) = found.filter(|object| !object.attributes.is_expired(Timestamp::now())) else { return Ok(None) };
+    let attributes = &object.attributes;
+    if attributes.is_encoded() {
+        return match attributes.info.decoded {
+            true => Ok(Some(object)),
+            false => Err(damaged(key, "the object is encoded in a way that this store is not set up to decode")),
+        };
+    }
+    // The backend vouches for the bytes kept, which here are the value's bytes.
+    if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {
+        return Err(damaged(key, "the value's size or checksum does not match its bytes"));
+    }
+    Ok(Some(object))
+}
+
+/// Makes the error of an object that cannot be read as what it says it is.
+pub(super) fn damaged(key: &Key, what: &str) -> Error {
+    let mend = "restore it from a backup or store it again";
+    Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {mend}"))
+}

@@ -1,0 +1,130 @@
+//! Opens buckets: the store's own, and those that references and `migrate` name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Mutex;
+
+use super::stack;
+use crate::config::StorageSettings;
+use crate::provider::Provider;
+use crate::storage::{
+    Backend, Breaker, Buckets, Encoded, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options,
+};
+use crate::telemetry::{self, Metrics};
+
+/// Whether a bucket that is missing is created, where its project is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Creation {
+    WhenMissing,
+    Never,
+}
+
+/// A bucket with its retries and its breaker, measured.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) breaker: Breaker,
+    pub(crate) refusals: Refusals,
+    pub(crate) metrics: Metrics,
+}
+
+impl Bucket {
+    /// Opens a bucket by the settings; asks it nothing.
+    pub(crate) async fn open(
+        settings: &StorageSettings,
+        provider: Provider,
+        name: &str,
+        creation: Creation,
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        Self::measured(settings, provider, name, creation, (metrics, metrics)).await
+    }
+
+    /// Opens a bucket whose retries and breaker are measured apart from its operations.
+    async fn measured(
+        settings: &StorageSettings,
+        provider: Provider,
+        name: &str,
+        creation: Creation,
+        (metrics, own): (&Metrics, &Metrics),
+    ) -> Result<Self> {
+        let (bucket, timeout, spool) = (name.to_owned(), settings.timeout, stack::spool(settings));
+        let (place, label): (Arc<dyn Backend>, _) = match provider {
+            Provider::Gcs => {
+                let gcs = &settings.gcs;
+                let options = GcsOptions {
+                    bucket,
+                    project: gcs.project.clone().filter(|_| creation == Creation::WhenMissing),
+                    location: gcs.location.clone(),
+                    credentials: gcs.credentials.clone(),
+                    endpoint: gcs.emulator.clone(),
+                    proxy: super::proxy::of(gcs.emulator.as_deref()),
+                    timeout,
+                    spool,
+                };
+                (Arc::new(Gcs::open(options).await?), telemetry::BackendLabel::Gcs)
+            }
+            Provider::S3 => {
+                let s3 = &settings.s3;
+                let exposed =
+                    |(name, value): (&String, &crate::config::Secret)| (name.clone(), value.expose().to_owned());
+                let options = S3Options {
+                    bucket,
+                    endpoint: s3.endpoint.clone(),
+                    region: s3.region.clone(),
+                    aws: s3.aws.iter().map(exposed).collect(),
+                    aws_files: s3.aws_files.clone(),
+                    timeout,
+                    spool,
+                };
+                (Arc::new(S3::open(options)?), telemetry::BackendLabel::S3)
+            }
+        };
+        let options = RetryOptions { max_retries: settings.max_retries, timeout };
+        let retry = Retry::new(place, options, label, own.clone());
+        let (breaker, refusals) = (retry.breaker(), retry.refusals());
+        let backend = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
+        Ok(Self { backend, breaker, refusals, metrics: metrics.clone() })
+    }
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Bucket").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+/// The listed buckets that references name, by the same credentials as the store's own.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    settings: StorageSettings,
+    metrics: Metrics,
+    /// Retries and breakers of these are not those of the store's bucket, whose state the metrics show.
+    apart: Metrics,
+    opened: Mutex<HashMap<(Provider, String), Arc<dyn Backend>>>,
+}
+
+impl Listed {
+    pub(crate) fn new(settings: StorageSettings, metrics: Metrics) -> Self {
+        Self { settings, metrics, apart: Metrics::new(), opened: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Buckets for Listed {
+    async fn open(&self, provider: Provider, name: &str) -> Result<Arc<dyn Backend>> {
+        let mut opened = self.opened.lock().await;
+        if let Some(backend) = opened.get(&(provider, name.to_owned())) {
+            return Ok(Arc::clone(backend));
+        }
+        let measures = (&self.metrics, &self.apart);
+        let Bucket { backend, .. } =
+            Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
+        let backend: Arc<dyn Backend> = Arc::new(Encoded::new(backend, stack::spool(&self.settings)));
+        opened.insert((provider, name.to_owned()), Arc::clone(&backend));
+        Ok(backend)
+    }
+}

@@ -1,0 +1,50 @@
+//! The report of `/health`.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use crate::storage::Engine;
+use crate::telemetry::{Component, Condition, HealthReport, Readiness};
+
+/// Makes `/health`: what the engine says of itself, and whether storage and worker can be used now.
+pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthReport {
+    Arc::new(move || -> BoxFuture<'static, Value> {
+        let (engine, readiness) = (engine.clone(), readiness.clone());
+        Box::pin(async move {
+            let storage = storage(&engine, &readiness).await;
+            let status = match &storage {
+                Condition::Unready(_) => "unhealthy",
+                Condition::Ready if readiness.is_ready() => "healthy",
+                Condition::Ready | Condition::Degraded(_) => "degraded",
+            };
+            let pending = match engine.fallback() {
+                Some(fallback) => fallback.pending().await.ok().map(|pending| pending.entries),
+                None => Some(0),
+            };
+            let stats = engine.stats();
+            json!({
+                "status": status,
+                "gcs_available": stats.gcs_available && storage == Condition::Ready,
+                "local_fallback_enabled": stats.local_fallback_enabled,
+                "cache_enabled": stats.cache_enabled,
+                "cache_size": stats.cache_size,
+                "pending_sync": pending,
+                "breaker": engine.breaker().map(|breaker| breaker.state().as_str()),
+                "metrics": stats.metrics,
+            })
+        })
+    })
+}
+
+/// Tells how the storage stands: a bucket is watched all the time, a disk is asked now.
+async fn storage(engine: &Engine, readiness: &Readiness) -> Condition {
+    if engine.breaker().is_none() {
+        return match engine.probe().await {
+            Ok(_) => Condition::Ready,
+            Err(error) => Condition::Unready(error.to_string()),
+        };
+    }
+    readiness.conditions().remove(&Component::Storage).unwrap_or(Condition::Ready)
+}

@@ -1,0 +1,22 @@
+//! Builds what runs from the settings: storage stack, buckets, broker options, health report.
+
+mod broker;
+mod bucket;
+mod bucket_monitor;
+mod failure;
+mod health;
+mod memory_limit;
+mod node_name;
+mod proxy;
+mod secrets;
+pub(crate) mod stack;
+
+pub(crate) use self::broker::{broker_options, queue_type};
+pub(crate) use self::bucket::{Bucket, Creation};
+pub(crate) use self::bucket_monitor::BucketMonitor;
+pub(crate) use self::failure::{Code, Failure};
+pub(crate) use self::health::health_report;
+pub(crate) use self::memory_limit::in_flight_bytes;
+pub(crate) use self::node_name::expand;
+pub(crate) use self::proxy::spare_loopback;
+pub(crate) use self::secrets::Secrets;
