@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod external;
 mod files;
+mod join;
 mod layers;
 mod object;
 mod reading;

@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
+use crate::storage::error::{Error, ErrorKind, Operation};
 use crate::storage::files::shortage;
-use crate::storage::object::{Checksum, Payload, Watch, payload};
+use crate::storage::object::{Checksum, Key, Payload, Watch, payload};
 
 /// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
 ///
@@ -247,7 +248,17 @@ impl Pending {
     }
 }
 
-pub(in crate::storage) fn is_full(error: &io::Error) -> bool {
+/// Makes the error of a value that cannot pass through the spool.
+pub(in crate::storage) fn spool_fault(operation: Operation, key: Option<&Key>, error: io::Error) -> Error {
+    let (kind, mend) = if is_full(&error) {
+        (ErrorKind::NoSpace, "free space on the disk of the spool folder, which values pass through")
+    } else {
+        (ErrorKind::Io, "look at the disk of the spool folder, which values pass through")
+    };
+    Error::new(kind, operation, key, format!("the value cannot be spooled: {error}; {mend}")).with_source(error)
+}
+
+fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

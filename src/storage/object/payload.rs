@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::storage::join::joined;
 use crate::storage::object::{Checksum, Watch};
 
 /// Bytes of an object; cheap to clone, never changed.
@@ -215,13 +216,8 @@ impl From<Bytes> for Payload {
 pub(in crate::storage) async fn hop<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => Err(io::Error::other(error)),
-        },
-    }
+    let outcome = joined(tokio::task::spawn_blocking(work)).await;
+    outcome.unwrap_or_else(|| Err(io::Error::other("the program is shutting down")))
 }
 
 #[cfg(test)]

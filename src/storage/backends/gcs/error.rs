@@ -9,14 +9,12 @@ use google_cloud_auth::errors::CredentialsError;
 use google_cloud_auth::signer;
 use google_cloud_storage::error::{ReadError, SigningError};
 use http::{HeaderMap, StatusCode};
-use jiff::Timestamp;
 
 use super::address::Address;
 use super::{Error, ErrorKind, Key, Operation};
 use crate::storage::backends::http::outside::Outside;
-
-/// Longest piece of a foreign message that is passed on, in characters.
-const LONGEST_REASON: usize = 300;
+use crate::storage::backends::http::{cut, retry_after};
+use crate::storage::files::spool::spool_fault;
 
 /// How somebody without credentials gets some.
 const LOGIN: &str = "log in with `gcloud auth application-default login`, or name a key file in gcs_credentials_path";
@@ -176,7 +174,7 @@ impl Fault {
         let bucket = address.bucket();
         let (kind, why) = match self {
             Self::Told(error) => return error,
-            Self::Disk(error) => return disk(operation, key, error),
+            Self::Disk(error) => return spool_fault(operation, key, error),
             Self::Answer(answer) if answer.is_strange() => {
                 let what = "is nothing that Cloud Storage says";
                 return Error::senseless(operation, key, strange(address, Some(&answer.outside), what));
@@ -273,17 +271,6 @@ fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
         _ => format!("{address} answers {said}; look at the bucket in the console"),
     };
     (kind, why)
-}
-
-/// Turns an error of the local disk into the room's.
-fn disk(operation: Operation, key: Option<&Key>, error: io::Error) -> Error {
-    let (kind, mend) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            (ErrorKind::NoSpace, "free space on the local disk that the value passes through")
-        }
-        _ => (ErrorKind::Io, "look at the local disk that the value passes through"),
-    };
-    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
 }
 
 impl From<Error> for Fault {
@@ -393,20 +380,6 @@ fn reason(body: &[u8]) -> String {
     if text.starts_with(['<', '{', '[']) { String::new() } else { cut(text.lines().next().unwrap_or_default()) }
 }
 
-fn cut(text: &str) -> String {
-    text.chars().map(|each| if each.is_control() { ' ' } else { each }).take(LONGEST_REASON).collect()
-}
-
-/// Reads `Retry-After`: seconds, or a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let wait = date(text)?.duration_since(Timestamp::now());
-    Some(Duration::try_from(wait).unwrap_or_default())
-}
-
 /// Reads how much of an upload session has arrived: `bytes=0-41` are 42, no header none.
 fn persisted(headers: &HeaderMap) -> u64 {
     let range = headers.get(http::header::RANGE).and_then(|range| range.to_str().ok());
@@ -414,14 +387,10 @@ fn persisted(headers: &HeaderMap) -> u64 {
     last.map_or(0, |last| last.saturating_add(1))
 }
 
-/// Reads an HTTP date.
-pub(super) fn date(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::backends::http::LONGEST_TEXT;
 
     fn answer(status: u16, headers: &HeaderMap, body: &str) -> Answer {
         let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/");
@@ -477,24 +446,10 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_ask_for_is_read() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(told(429, &headers, "").retry_after, None);
-        headers.insert("retry-after", "7".parse().unwrap());
-        assert_eq!(told(503, &headers, "").retry_after, Some(Duration::from_secs(7)));
-        headers.insert("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT".parse().unwrap());
-        assert_eq!(told(429, &headers, "").retry_after, Some(Duration::ZERO));
-        headers.insert("retry-after", "Tue, 31 Dec 2999 23:59:59 GMT".parse().unwrap());
-        assert!(told(429, &headers, "").retry_after > Some(Duration::from_secs(1_000_000)));
-        headers.insert("retry-after", "soon".parse().unwrap());
-        assert_eq!(told(429, &headers, "").retry_after, None);
-    }
-
-    #[test]
     fn foreign_texts_are_cut_and_tamed() {
         let long = "x\n\u{1b}[31m".repeat(1000);
         let error = told(503, &HeaderMap::new(), &format!(r#"{{"error":{{"message":{}}}}}"#, serde_json::json!(long)));
-        assert!(error.to_string().len() < 2 * LONGEST_REASON && !error.to_string().contains('\u{1b}'), "{error}");
+        assert!(error.to_string().len() < 2 * LONGEST_TEXT && !error.to_string().contains('\u{1b}'), "{error}");
     }
 
     #[test]

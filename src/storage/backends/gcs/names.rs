@@ -1,21 +1,18 @@
 //! What is asked and changed by name alone: attributes, removal, listing, the bucket itself.
 
-use http::header::DATE;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Deserialize;
 
 use super::client;
-use super::error::{Fault, Missing, date};
+use super::error::{Fault, Missing};
 use super::resource::{FIELDS, Found, Resource};
 use super::{Entry, Gcs, Key, Listing, Page};
+use crate::storage::backends::http::clock_skew;
 use crate::storage::backends::http::pages::Pages;
 
 /// Most entries the API gives in one answer.
 const LONGEST_PAGE: usize = 1000;
-
-/// A clock that is less ahead or behind counts as right: dates of answers have whole seconds.
-const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1500);
 
 /// One answer of a listing.
 #[derive(Deserialize)]
@@ -122,7 +119,7 @@ impl Gcs {
         let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
         let begun = Timestamp::now();
         let response = self.listing(request).await?;
-        let skew = skew(&response, begun, Timestamp::now());
+        let skew = clock_skew(response.headers(), begun, Timestamp::now());
         self.names_in(response).await.map(|_| skew)
     }
 
@@ -177,38 +174,6 @@ impl Gcs {
             Some(Missing::Bucket) => Err(Fault::NoBucket),
             // An answer that does not say which, as emulators give them.
             None => self.ask().await.map(|_| ()),
-        }
-    }
-}
-
-/// Reads the answer's date against ours.
-fn skew(response: &Response, begun: Timestamp, ended: Timestamp) -> Option<SignedDuration> {
-    let theirs = date(response.headers().get(DATE)?.to_str().ok()?)?;
-    Some(ahead(theirs, begun, ended))
-}
-
-/// Tells how much later a time is than the middle of the time that asking for it took.
-fn ahead(theirs: Timestamp, begun: Timestamp, ended: Timestamp) -> SignedDuration {
-    let ours = begun + ended.duration_since(begun) / 2;
-    let ahead = theirs.duration_since(ours);
-    if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_differences_of_clocks_are_none() {
-        let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
-        for (theirs, begun, ended, skew) in [
-            (10_000, 10_000, 10_000, 0),
-            (10_000, 10_999, 11_500, 0),
-            (10_000, 11_000, 12_000, -1_500),
-            (20_000, 10_000, 12_000, 9_000),
-            (5_000, 10_000, 12_000, -6_000),
-        ] {
-            assert_eq!(ahead(at(theirs), at(begun), at(ended)), SignedDuration::from_millis(skew));
         }
     }
 }

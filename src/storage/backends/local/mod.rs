@@ -48,6 +48,7 @@ use crate::storage::backend::{
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::{TURNS, shortage};
+use crate::storage::join::joined;
 use crate::storage::object::{Attributes, Key, Object};
 
 /// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
@@ -199,16 +200,10 @@ impl Local {
             let _turn = turn;
             shortage::outlast(|| work(&root), || root.locks.let_go())
         };
-        match tokio::task::spawn_blocking(outlasted).await {
-            Ok(outcome) => outcome,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => {
-                    let why = "the program is shutting down; try again once it runs";
-                    Err(Error::new(ErrorKind::Unavailable, operation, None, why).with_source(error))
-                }
-            },
-        }
+        joined(tokio::task::spawn_blocking(outlasted)).await.unwrap_or_else(|| {
+            let why = "the program is shutting down; try again once it runs";
+            Err(Error::new(ErrorKind::Unavailable, operation, None, why))
+        })
     }
 }
 

@@ -3,13 +3,13 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
-use jiff::Timestamp;
+use http::{HeaderMap, StatusCode};
 use object_store::client::HttpError;
 
 use super::options::Address;
 use super::{proof, wire};
 use crate::storage::backends::http::outside::Outside;
+use crate::storage::backends::http::{cut, retry_after};
 use crate::storage::error::{Error, ErrorKind, Operation};
 use crate::storage::object::Key;
 
@@ -61,7 +61,7 @@ impl Refusal {
             foreign: code.is_empty() && text.trim_start().starts_with(['<', '{', '[']),
             code,
             message: document.message.unwrap_or_default(),
-            retry_after: wire::text(headers, header::RETRY_AFTER.as_str()).and_then(retry_after),
+            retry_after: retry_after(headers),
             region: document.region.or(region),
             bucket: document.bucket_name,
         }
@@ -293,29 +293,6 @@ impl Asked<'_> {
     pub(super) fn unsigned(&self, cause: &object_store::Error) -> Error {
         self.error(ErrorKind::Io, format!("the request cannot be signed: {}; report this", chain(cause)))
     }
-}
-
-/// Longest text of a store that is passed on, in characters.
-const LONGEST_TEXT: usize = 300;
-
-/// Shortens what a store says, and keeps it in one line.
-pub(super) fn cut(text: &str) -> String {
-    let plain = |character: char| if character.is_control() { ' ' } else { character };
-    text.chars().take(LONGEST_TEXT).map(plain).collect()
-}
-
-/// Seconds, or a date.
-fn retry_after(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let until = date(text)?.duration_since(Timestamp::now());
-    Some(Duration::try_from(until).unwrap_or_default())
-}
-
-/// Reads a date as HTTP writes it.
-pub(super) fn date(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::parse(text).ok().map(|date| date.timestamp())
 }
 
 /// Says an error with all its causes, since the outermost often says nothing.

@@ -11,10 +11,11 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::S3;
-use super::error::{Asked, cut};
+use super::error::Asked;
 use super::read;
 use super::wire::Call;
 use crate::storage::backend::{Entry, Listing, Page};
+use crate::storage::backends::http::cut;
 use crate::storage::backends::http::pages::Pages;
 use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::Key;

@@ -30,8 +30,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::signer::Signer as _;
 use tokio::sync::OnceCell;
@@ -42,15 +41,13 @@ use self::wire::Wire;
 use crate::storage::backend::{
     Backend, DeleteOptions, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
 };
+use crate::storage::backends::http::clock_skew;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::object::{Attributes, Key, Object};
 
 /// Longest a signed URL can last: a week.
 const LONGEST_GRANT: Duration = Duration::from_hours(7 * 24);
-
-/// The `Date` header has whole seconds, so less than this is no difference between two clocks.
-const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1_500);
 
 /// Keeps objects in an S3 bucket, each under its key's own bytes. Cheap to clone.
 ///
@@ -137,14 +134,7 @@ impl Backend for S3 {
     async fn probe(&self) -> Result<Probe> {
         let before = Timestamp::now();
         let (headers, _) = self.0.wire.listing(proof::smallest(Operation::Probe)).await?;
-        let told = wire::text(&headers, header::DATE.as_str()).and_then(error::date);
-        let after = Timestamp::now();
-        let skew = told.map(|told| {
-            let middle = before + after.duration_since(before) / 2;
-            // The second that was told may be nearly over.
-            let ahead = told.duration_since(middle) + SignedDuration::from_millis(500);
-            if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
-        });
+        let skew = clock_skew(&headers, before, Timestamp::now());
         Ok(Probe { skew })
     }
 

@@ -7,11 +7,13 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use super::error::{self, Asked};
+use super::error::Asked;
 use super::wire::{Call, Outcome, Reply, Wire};
 use crate::storage::backend::GetOptions;
+use crate::storage::backends::http::date;
 use crate::storage::backends::metadata_header::{self, HEADER, RemoteObject};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::files::spool::spool_fault;
 use crate::storage::files::{Spool, SpoolWriter};
 use crate::storage::object::foreign::HEADERS;
 use crate::storage::object::{Attributes, Checksum, Key, Object, Payload};
@@ -112,14 +114,7 @@ async fn take(
     part: Range<u64>,
     spool: Option<&Spool>,
 ) -> Result<(Payload, Checksum)> {
-    let unkept = |error: std::io::Error| {
-        let why = format!("the bytes cannot be spooled: {error}; look at the disk of the spool folder");
-        let kind = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-            _ => ErrorKind::Io,
-        };
-        Error::new(kind, asked.operation, asked.key, why).with_source(error)
-    };
+    let unkept = |error| spool_fault(asked.operation, asked.key, error);
     let mut sink = match spool {
         Some(spool) => Sink::Spool(Box::new(spool.writer())),
         None => Sink::Memory(room(asked, part.end - part.start)?),
@@ -183,7 +178,7 @@ fn ticket(reply: &Reply, asked: &Asked<'_>) -> Result<RemoteObject> {
     let missing = |name: HeaderName| asked.strange(&reply.outside(asked), &format!("has no {name}, and is no object"));
     let size = header(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
     let etag = header(header::ETAG).ok_or_else(|| missing(header::ETAG))?;
-    let received_at = header(header::LAST_MODIFIED).and_then(error::date);
+    let received_at = header(header::LAST_MODIFIED).and_then(date);
     Ok(RemoteObject {
         content_type: header(header::CONTENT_TYPE).map(str::to_owned),
         content_encoding: header(header::CONTENT_ENCODING).map(str::to_owned),

@@ -14,6 +14,7 @@ use super::write::Guard;
 use crate::storage::backends::http::leftovers;
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::join::joined;
 use crate::storage::object::{Checksum, Key, Object, Payload};
 
 /// Bytes of a part, and the most of a file that goes in one request. S3 wants at least 5 MiB in each part but the last.
@@ -240,16 +241,7 @@ where
         }
     };
     let (task, key) = (leftovers::spawn(work), key.clone());
-    async move {
-        let error = match task.await {
-            Ok(outcome) => return outcome.unwrap_or_else(|| Err(ended(&key))),
-            Err(error) => error,
-        };
-        match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => Err(ended(&key).with_source(error)),
-        }
-    }
+    async move { joined(task).await.flatten().unwrap_or_else(|| Err(ended(&key))) }
 }
 
 impl Drop for Upload {

@@ -5,7 +5,8 @@ use std::io::{self, BufReader, Read};
 use tokio::sync::Semaphore;
 
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::files::{Spool, spool};
+use crate::storage::files::Spool;
+use crate::storage::files::spool::spool_fault;
 use crate::storage::object::payload::{self, Payload};
 use crate::storage::object::{Checksum, Key};
 use crate::storage::reading::damaged;
@@ -67,11 +68,7 @@ pub(in crate::storage) async fn unpack(
             );
             Err(damaged(key, &what).with_source(error))
         }
-        Err(Fault::Disk(error)) => {
-            let kind = if spool::is_full(&error) { ErrorKind::NoSpace } else { ErrorKind::Io };
-            let why = format!("the value cannot be spooled: {error}; look at the disk of the spool folder");
-            Err(Error::new(kind, Operation::Retrieve, Some(key), why).with_source(error))
-        }
+        Err(Fault::Disk(error)) => Err(spool_fault(Operation::Retrieve, Some(key), error)),
     }
 }
 

@@ -1,0 +1,91 @@
+//! Headers that both clouds send alike: dates, and how long to wait.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, header};
+use jiff::{SignedDuration, Timestamp};
+
+/// Smaller differences of two clocks count as none: the `Date` header has whole seconds.
+const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1_500);
+
+/// Most characters that are shown of a text that a server sent.
+pub(in crate::storage) const LONGEST_TEXT: usize = 300;
+
+/// Returns a header as text.
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Reads an HTTP date.
+pub(in crate::storage) fn date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
+}
+
+/// Reads `Retry-After`: seconds, or a date; one in the past asks for no wait.
+pub(in crate::storage) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = text(headers, header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let wait = date(text)?.duration_since(Timestamp::now());
+    Some(Duration::try_from(wait).unwrap_or_default())
+}
+
+/// Tells how much the server's clock is ahead of ours, by the `Date` of an answer to a request that took this time.
+pub(in crate::storage) fn clock_skew(
+    headers: &HeaderMap,
+    begun: Timestamp,
+    ended: Timestamp,
+) -> Option<SignedDuration> {
+    date(text(headers, header::DATE)?).map(|theirs| ahead(theirs, begun, ended))
+}
+
+/// Tells how much later a time in whole seconds is than the middle of the time that the request took.
+fn ahead(theirs: Timestamp, begun: Timestamp, ended: Timestamp) -> SignedDuration {
+    let ours = begun + ended.duration_since(begun) / 2;
+    // On average half of the second that was told is over.
+    let ahead = theirs.duration_since(ours) + SignedDuration::from_millis(500);
+    if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
+}
+
+/// Shortens a text that a server sent, and keeps it in one line.
+pub(in crate::storage) fn cut(text: &str) -> String {
+    text.chars().map(|each| if each.is_control() { ' ' } else { each }).take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let asked = |value: &str| retry_after(&HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]));
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
+        assert_eq!(asked(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(asked("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
+        assert!(asked("Tue, 31 Dec 2999 23:59:59 GMT") > Some(Duration::from_secs(1_000_000)));
+        assert_eq!(asked("soon"), None);
+    }
+
+    #[test]
+    fn small_differences_of_clocks_are_none() {
+        let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
+        for (theirs, begun, ended, skew) in [
+            (10_000, 10_000, 10_000, 0),
+            (10_000, 10_999, 11_500, 0),
+            (10_000, 11_000, 12_000, 0),
+            (10_000, 12_000, 12_000, -1_500),
+            (20_000, 10_000, 12_000, 9_500),
+            (5_000, 10_000, 12_000, -5_500),
+        ] {
+            assert_eq!(ahead(at(theirs), at(begun), at(ended)), SignedDuration::from_millis(skew));
+        }
+    }
+
+    #[test]
+    fn what_servers_say_is_cut_and_kept_in_one_line() {
+        let shown = cut(&"x\n\u{1b}[31m".repeat(1000));
+        assert!(shown.chars().count() == LONGEST_TEXT && !shown.contains(char::is_control), "{shown}");
+    }
+}
