@@ -176,7 +176,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
 
 async fn every_key(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: &Tally) {
     let keys: Vec<Key> = profile.keys().into_iter().collect();
-    let put = |key| one.put(key, &object(Key::as_str(key).to_owned()), &PutOptions::default());
+    let put = async |key: &Key| one.put(key, &object(key.as_str().to_owned()), &PutOptions::default()).await;
     if profile.folders {
         for key in &keys {
             put(key).await.unwrap();
@@ -237,7 +237,7 @@ async fn pages(one: &dyn Backend, keys: &[Key], profile: Profile, tally: &Tally)
 async fn listing(one: &dyn Backend, tally: &Tally) {
     let mut keys: Vec<Key> =
         (0..2_500).map(|number| key(&format!("many/{}/{number}", ["a", "b c", "ü"][number % 3]))).collect();
-    all(keys.iter().map(|key| one.put(key, &object("x"), &PutOptions::default()))).await;
+    all(keys.iter().map(async |key| one.put(key, &object("x"), &PutOptions::default()).await)).await;
     let gone = key("many/expired");
     let gone_object = expired("x");
     let expiry = gone_object.attributes.expires_at;
@@ -256,7 +256,7 @@ async fn listing(one: &dyn Backend, tally: &Tally) {
     tally.equal(found.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(), keys.clone());
     tally.equal(found.iter().find(|entry| entry.key == gone).unwrap().expires_at, expiry);
     tally.equal(found.iter().filter(|entry| entry.expires_at.is_some()).count(), 1);
-    all(keys.iter().map(|key| one.delete(key, &DeleteOptions::default()))).await;
+    all(keys.iter().map(async |key| one.delete(key, &DeleteOptions::default()).await)).await;
 }
 
 async fn conditions(one: &dyn Backend, profile: Profile, tally: &Tally) {

@@ -1,16 +1,17 @@
 //! Another writer that gets in exactly between the look and the deed of a redelivered command.
 
-use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Attributes, Backend, DeleteOptions, DeleteRequest, Engine, GetOptions, Grant, Key, Kind, Listing, Memory, Object,
-    Page, Probe, PutOptions, Redelivered, Removal, Result, StoreOptions, Value,
+    Backend, DeleteOptions, DeleteRequest, Engine, GetOptions, Key, Kind, Memory, Object, PutOptions, Redelivered,
+    Result, StoreOptions, Value,
 };
 use jiff::Timestamp;
 
+use crate::forwarding::{Ask, Forwarding, Hook};
 use crate::support::{bytes, key, object};
 
 /// What the other writer does.
@@ -21,65 +22,32 @@ enum Deed {
 }
 
 /// Does the next deed after each look.
-#[derive(Debug, Default)]
-struct Interloper {
-    inner: Memory,
+#[derive(Debug)]
+struct ConcurrentWriter {
     deeds: Mutex<Vec<Deed>>,
-    flushed: Mutex<Vec<Key>>,
+    flushed: AtomicUsize,
 }
 
-impl fmt::Display for Interloper {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("interloper")
-    }
-}
-
-#[async_trait]
-impl Backend for Interloper {
-    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
-        self.inner.put(key, &object, &how).await
-    }
-
-    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-        self.inner.get(key, want).await
-    }
-
-    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        let seen = self.inner.stat(key).await;
+impl Hook for ConcurrentWriter {
+    async fn around<T: Send, F: Future<Output = Result<T>> + Send>(
+        &self,
+        place: &dyn Backend,
+        ask: Ask,
+        key: Option<&Key>,
+        work: impl Fn() -> F + Send + Sync,
+    ) -> Result<T> {
+        let answer = work().await;
+        if ask == Ask::Flush {
+            self.flushed.fetch_add(1, Ordering::Relaxed);
+        }
+        let (Ask::Stat, Some(key)) = (ask, key) else { return answer };
         let deed = self.deeds.lock().unwrap().pop();
         match deed {
-            Some(Deed::Write(object)) => {
-                self.inner.put(key, &*object, &PutOptions::default()).await?;
-            }
-            Some(Deed::Remove) => assert!(self.inner.delete(key, &DeleteOptions::default()).await?.found),
+            Some(Deed::Write(object)) => drop(place.put(key, &object, &PutOptions::default()).await?),
+            Some(Deed::Remove) => assert!(place.delete(key, &DeleteOptions::default()).await?.found),
             None => {}
         }
-        seen
-    }
-
-    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, &how).await
-    }
-
-    async fn list(&self, page: &Page) -> Result<Listing> {
-        self.inner.list(page).await
-    }
-
-    async fn flush(&self, key: &Key) -> Result<()> {
-        self.flushed.lock().unwrap().push(key.clone());
-        self.inner.flush(key).await
-    }
-
-    async fn probe(&self) -> Result<Probe> {
-        self.inner.probe().await
-    }
-
-    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.inner.validate(key, attributes)
-    }
-
-    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-        self.inner.sign(key, grant).await
+        answer
     }
 }
 
@@ -97,9 +65,10 @@ fn other(payload: &'static str, newer: bool) -> Box<Object> {
 async fn run(store: bool, before: Option<Box<Object>>, mut deeds: Vec<Deed>) -> (Option<Vec<u8>>, usize) {
     let it = key("it");
     deeds.reverse();
-    let backend = Arc::new(Interloper { deeds: Mutex::new(deeds), ..Interloper::default() });
+    let writer = ConcurrentWriter { deeds: Mutex::new(deeds), flushed: AtomicUsize::new(0) };
+    let backend = Forwarding::over(Arc::new(Memory::new()), writer);
     if let Some(before) = before {
-        backend.put(&it, &*before, &PutOptions::default()).await.unwrap();
+        backend.put(&it, &before, &PutOptions::default()).await.unwrap();
     }
     let engine = Engine::new(Arc::clone(&backend) as Arc<dyn Backend>, BackendKind::Local);
     let redelivered = Some(Redelivered { started_at: Some(Timestamp::now() - jiff::SignedDuration::from_mins(1)) });
@@ -114,7 +83,7 @@ async fn run(store: bool, before: Option<Box<Object>>, mut deeds: Vec<Deed>) -> 
         Some(object) => Some(bytes(object).await.to_vec()),
         None => None,
     };
-    (found, backend.flushed.lock().unwrap().len())
+    (found, backend.flushed.load(Ordering::Relaxed))
 }
 
 #[tokio::test]

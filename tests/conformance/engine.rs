@@ -140,7 +140,7 @@ async fn receipts(engine: &Engine, tally: &Tally) {
     });
     let wanted = [
         ("key", "ä/b".into()),
-        ("backend", engine.place().as_str().into()),
+        ("backend", engine.kind().as_str().into()),
         ("pending_sync", false.into()),
         ("size", 1.into()),
         ("stored_size", 1.into()),
@@ -185,14 +185,14 @@ async fn expiry(engine: &Engine, tally: &Tally) {
     tally.equal(engine.list(ListRequest::default()).await.unwrap().len(), 0);
     // Whatever generation is named, nothing is there: the delete has what it wants.
     let other = DeleteRequest { generation: Some("other".to_owned()), ..DeleteRequest::default() };
-    engine.delete(&key("e"), &other).await.unwrap();
+    engine.delete(&key("e"), other).await.unwrap();
     let exactly = StoreOptions { condition: Condition::Generation(receipt.generation), ..StoreOptions::default() };
     tally.equal(engine.store(&key("e"), text("2"), exactly).await.unwrap_err().kind, ErrorKind::Precondition);
     let absent = StoreOptions { condition: Condition::Absent, ..StoreOptions::default() };
     engine.store(&key("e"), text("3"), absent).await.unwrap();
     tally.equal(get(engine, "e").await, Some(text("3")));
     let other = DeleteRequest { generation: Some("other".to_owned()), ..DeleteRequest::default() };
-    tally.equal(engine.delete(&key("e"), &other).await.unwrap_err().kind, ErrorKind::Precondition);
+    tally.equal(engine.delete(&key("e"), other).await.unwrap_err().kind, ErrorKind::Precondition);
     engine.delete(&key("e"), DeleteRequest::default()).await.unwrap();
 }
 
@@ -344,20 +344,20 @@ async fn redelivered_deletes(engine: &Engine, tally: &Tally) {
         ..DeleteRequest::default()
     };
     let began = Timestamp::now() - SignedDuration::from_secs(1);
-    engine.delete(&it, &again(Some(began), None)).await.unwrap();
+    engine.delete(&it, again(Some(began), None)).await.unwrap();
     let receipt = put(engine, "redelivered", "newer").await;
-    engine.delete(&it, &again(Some(began), None)).await.unwrap();
-    engine.delete(&it, &again(Some(began), Some("gone".to_owned()))).await.unwrap();
+    engine.delete(&it, again(Some(began), None)).await.unwrap();
+    engine.delete(&it, again(Some(began), Some("gone".to_owned()))).await.unwrap();
     tally.equal(get(engine, "redelivered").await, Some(text("newer")));
-    let refused = engine.delete(&it, &again(Some(Timestamp::now()), Some("gone".to_owned()))).await.unwrap_err();
+    let refused = engine.delete(&it, again(Some(Timestamp::now()), Some("gone".to_owned()))).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Precondition);
-    engine.delete(&it, &again(Some(receipt.stored_at), Some(receipt.generation))).await.unwrap();
+    engine.delete(&it, again(Some(receipt.stored_at), Some(receipt.generation))).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
     put(engine, "redelivered", "x").await;
-    engine.delete(&it, &again(Some(Timestamp::now()), None)).await.unwrap();
+    engine.delete(&it, again(Some(Timestamp::now()), None)).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
     put(engine, "redelivered", "x").await;
-    engine.delete(&it, &again(None, None)).await.unwrap();
+    engine.delete(&it, again(None, None)).await.unwrap();
     tally.equal(get(engine, "redelivered").await, None);
 }
 
@@ -365,7 +365,7 @@ async fn counters(engine: &Engine, tally: &Tally) {
     let before = engine.stats();
     tally.equal(
         (before.initialized, before.gcs_available, before.cache_enabled, before.cache_size),
-        (true, engine.place() == BackendKind::Gcs, false, 0),
+        (true, engine.kind() == BackendKind::Gcs, false, 0),
     );
     put(engine, "c", "12345").await;
     get(engine, "c").await;

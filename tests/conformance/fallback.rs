@@ -2,8 +2,8 @@
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, ByteRange, CommitGuard, Condition, DeleteOptions, Engine, ErrorKind, Fallback, GetOptions, Grant, Key,
-    Local, Method, Page, Pending, PutOptions, Removal, Result,
+    Backend, ByteRange, CommitGuard, Condition, Deferral, DeleteOptions, Engine, ErrorKind, Fallback, GetOptions,
+    Grant, Key, Local, Method, Page, Pending, PutOptions, Removal, Result,
 };
 use filestorage::telemetry::Metrics;
 use jiff::Timestamp;
@@ -14,9 +14,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::backend::{self, Profile};
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::engine;
-use crate::support::{Small, Tally, bytes, expired, key, noise, object, scratch, text};
+use crate::support::{Rest, Small, Tally, bytes, expired, key, noise, object, rest, scratch, text};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// A worker of its own on the folder.
 pub(crate) fn open(bucket: &Arc<Bucket>, folder: &Path) -> Arc<Fallback> {
@@ -53,11 +53,11 @@ pub(crate) async fn read(backend: &dyn Backend, key: &Key) -> Option<String> {
 }
 
 /// Puts, and returns the generation.
-pub(crate) async fn put(backend: &dyn Backend, key: &Key, payload: &'static str) -> (String) {
+pub(crate) async fn put(backend: &dyn Backend, key: &Key, payload: &'static str) -> (Rest, String) {
     let mut object = object(payload);
     object.attributes.stored_at = Timestamp::now();
     let generation = object.attributes.generation.clone();
-    (backend.put(key, &object, &PutOptions::default()).await.unwrap(), generation)
+    (rest(backend.put(key, &object, &PutOptions::default()).await.unwrap()), generation)
 }
 
 pub(crate) async fn pending(fallback: &Fallback) -> u64 {
@@ -150,7 +150,7 @@ async fn writes_land_here_while_the_bucket_is_away_and_reads_find_them() {
         worker.flush(&it).await.unwrap();
         worker.flush(&deleted).await.unwrap();
         assert_eq!(kind(worker.list(&Page::default()).await), ErrorKind::Unavailable);
-        assert_eq!((worker.holds(&it).await.unwrap(), pending(worker).await), (true, 2));
+        assert_eq!((worker.is_pending(&it).await.unwrap(), pending(worker).await), (true, 2));
         assert!(worker.probe().await.unwrap().skew.is_none());
     }
     // An entry that was there takes writes and deletes without asking the bucket.
@@ -400,17 +400,13 @@ async fn an_entry_that_is_sent_between_look_and_deed_is_noticed() {
             let (writer, it, generation) = (open(&bucket, &root), it.clone(), generation.clone());
             async move {
                 match deed {
-                    "store" => writer
-                        .put(&it, &object("2"), &PutOptions::default())
-                        .await
-                        .map(|landing| landing == Rest::Bucket),
-                    "conditional" => {
-                        writer.put(&it, &object("2"), &exactly(&generation)).await.map(|it| it == Rest::Bucket)
-                    }
-                    "expired" => {
-                        writer.put(&it, &object("2"), &when(Condition::Absent)).await.map(|it| it == Rest::Bucket)
-                    }
-                    _ => writer.delete(&it, &only(&generation)).await.map(|it| it.found && it.landing == Rest::Bucket),
+                    "store" => writer.put(&it, &object("2"), &PutOptions::default()).await.map(rest),
+                    "conditional" => writer.put(&it, &object("2"), &exactly(&generation)).await.map(rest),
+                    "expired" => writer.put(&it, &object("2"), &when(Condition::Absent)).await.map(rest),
+                    _ => writer.delete(&it, &only(&generation)).await.map(|it| {
+                        assert!(it.found);
+                        rest(it)
+                    }),
                 }
             }
         });
@@ -422,7 +418,7 @@ async fn an_entry_that_is_sent_between_look_and_deed_is_noticed() {
         bucket.put(&it, &sent, &PutOptions::default()).await.unwrap();
         fs::remove_file(root.join("it.obj")).unwrap();
         drop(held);
-        assert!(writer.await.unwrap().unwrap(), "{deed} went to the bucket");
+        assert_eq!(writer.await.unwrap().unwrap(), Rest::Bucket, "{deed}");
         let wanted = if deed == "delete" { None } else { Some("2".to_owned()) };
         assert_eq!((read(&*bucket.inner, &it).await, pending(&fallback).await), (wanted, 0), "{deed}");
     }

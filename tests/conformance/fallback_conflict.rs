@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, DeleteOptions, Key, Local, Page, Put};
+use filestorage::storage::{Backend, CommitGuard, Deferral, DeleteOptions, Key, Local, Page, PutOptions};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::{open, put, read, site};
 use crate::fallback_sync::{ago, report, sync, until};
-use crate::support::{key, object};
+use crate::support::{Rest, key, object, rest};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// Somebody else's write between the sync's look and its delete is not removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,8 +57,8 @@ async fn an_earlier_try_of_the_same_command_is_no_conflict() {
         let first = attempt(first, begin + SignedDuration::from_millis(5));
         let generation = first.attributes.generation.clone();
         fallback.put(&it, &first, &PutOptions::default()).await.unwrap();
-        let how = PutOptions { deferred: true, ..PutOptions::default() };
-        assert_eq!(rest(fallback.put(&it, &attempt(again, begin), &how).await.unwrap()), Rest::Overlay);
+        let deferred = fallback.defer_put(&it, &attempt(again, begin), &CommitGuard::default()).await.unwrap();
+        assert_eq!(rest(deferred), Rest::Overlay);
         assert_eq!(sync(&fallback).await, wanted);
         assert_eq!(bucket.inner.stat(&it).await.unwrap().unwrap().generation, generation);
     }

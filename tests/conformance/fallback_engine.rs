@@ -8,9 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use std::fs;
 use std::sync::Arc;
 
-use crate::bucket::{Ask, Fate};
 use crate::fallback::{kind, pending, read, site};
-use crate::support::key;
+use crate::support::{Rest, key, rest};
+use crate::unreliable_bucket::{Ask, Fate};
 
 fn engine_over(fallback: &Arc<Fallback>) -> Engine {
     Engine::new(Arc::clone(fallback) as Arc<dyn Backend>, BackendKind::Gcs).with_fallback(Arc::clone(fallback))
@@ -56,13 +56,13 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     assert_eq!(kind(bare.store(&it, value("mine"), again(Some(begin))).await), ErrorKind::Unavailable);
     let redelivered = Some(Redelivered { started_at: Some(begin) });
     let delete = || DeleteRequest { redelivered, ..DeleteRequest::default() };
-    assert_eq!(kind(bare.delete(&it, &delete()).await), ErrorKind::Unavailable);
+    assert_eq!(kind(bare.delete(&it, delete()).await), ErrorKind::Unavailable);
     assert_eq!(pending(&fallback).await, 0);
     // Of conditional ones the bucket alone can tell.
     let conditional = StoreOptions { condition: Condition::Generation(old.generation.clone()), ..again(Some(begin)) };
     assert_eq!(kind(engine.store(&it, value("mine"), conditional).await), ErrorKind::Unavailable);
     let conditional = DeleteRequest { generation: Some(old.generation), ..delete() };
-    assert_eq!(kind(engine.delete(&it, &conditional).await), ErrorKind::Unavailable);
+    assert_eq!(kind(engine.delete(&it, conditional).await), ErrorKind::Unavailable);
     assert_eq!(pending(&fallback).await, 0);
 
     let receipt = engine.store(&it, value("mine"), again(Some(begin))).await.unwrap();
@@ -77,8 +77,8 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     assert!(kept.len() == 1 && fs::read_to_string(&kept[0].path).unwrap().ends_with("\nmine"), "{kept:?}");
 
     bucket.leave();
-    assert_eq!(rest(engine.delete(&it, &delete()).await.unwrap()), Rest::Overlay);
-    assert_eq!(rest(engine.delete(&it, &delete()).await.unwrap()), Rest::Overlay, "remembered already");
+    assert_eq!(rest(engine.delete(&it, delete()).await.unwrap()), Rest::Overlay);
+    assert_eq!(rest(engine.delete(&it, delete()).await.unwrap()), Rest::Overlay, "remembered already");
     bucket.come_back();
     assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);
     assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("newer"));
@@ -117,7 +117,7 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         if store {
             assert!(engine.store(&it, value("mine"), again(Some(later))).await.unwrap().pending_sync);
         } else {
-            assert_eq!(rest(engine.delete(&it, &delete(later)).await.unwrap()), Rest::Overlay);
+            assert_eq!(rest(engine.delete(&it, delete(later)).await.unwrap()), Rest::Overlay);
         }
         bucket.come_back();
         fallback.sync(&()).await.unwrap();
@@ -131,7 +131,7 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         if store {
             assert!(engine.store(&it, value("mine"), again(Some(begin))).await.unwrap().pending_sync);
         } else {
-            assert_eq!(rest(engine.delete(&it, &delete(begin)).await.unwrap()), Rest::Overlay);
+            assert_eq!(rest(engine.delete(&it, delete(begin)).await.unwrap()), Rest::Overlay);
         }
         bucket.come_back();
         assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use filestorage::storage::{Backend, DeleteOptions, ErrorKind, Fallback, Key, Put};
+use filestorage::storage::{Backend, DeleteOptions, ErrorKind, Fallback, Key, PutOptions};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
-use crate::bucket::{Ask, Bucket, Change, Fate};
 use crate::fallback::open;
-use crate::support::{key, object, random, scratch};
+use crate::support::{Rest, key, object, random, rest, scratch};
+use crate::unreliable_bucket::{Ask, Bucket, Change, Fate};
 
 const KEYS: usize = 8;
 
@@ -34,13 +34,13 @@ async fn write(worker: Arc<Fallback>, overlay: usize, mut seed: u64) -> Vec<Land
         let it = key(&format!("it/{}", random(&mut seed) as usize % KEYS));
         let begin = Timestamp::now();
         let (landing, generation) = if random(&mut seed).is_multiple_of(4) {
-            (worker.delete(&it, &DeleteOptions::default()).await.unwrap().landing, None)
+            (rest(worker.delete(&it, &DeleteOptions::default()).await.unwrap()), None)
         } else {
             let mut object = object("ours");
             object.attributes.stored_at = begin;
             object.attributes.operation_id = None;
             let generation = object.attributes.generation.clone();
-            (worker.put(&it, &object, &PutOptions::default()).await.unwrap(), Some(generation))
+            (rest(worker.put(&it, &object, &PutOptions::default()).await.unwrap()), Some(generation))
         };
         if landing == Rest::Overlay {
             landed.push(Landed { overlay, key: it, generation, begin, end: Timestamp::now() });

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::{open, read};
 use crate::support::{key, random, scratch};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// Names the folder in the environment of the worker that is to be killed.
 const VICTIM: &str = "FILESTORAGE_TEST_VICTIM";
@@ -25,7 +25,7 @@ const LIVES: usize = 15;
 
 /// A bucket on disk, away while there is a file that says so; answers get lost now and then.
 fn bucket(folder: &Path) -> Arc<Bucket> {
-    let bucket = Bucket::over(Arc::new(Local::open(folder.join("bucket")).unwrap()));
+    let bucket = Bucket::before(Arc::new(Local::open(folder.join("bucket")).unwrap()));
     let away = folder.join("away");
     let seed = std::sync::Mutex::new(u64::from(std::process::id()));
     bucket.weather(move |request| match (away.exists(), request.ask) {
@@ -124,7 +124,7 @@ fn a_worker_that_is_killed_again_and_again_loses_nothing() {
     if away.exists() {
         std::fs::remove_file(&away).unwrap();
     }
-    let place = Bucket::over(Arc::new(Local::open(folder.path().join("bucket")).unwrap()));
+    let place = Bucket::before(Arc::new(Local::open(folder.path().join("bucket")).unwrap()));
     let fallback = open(&place, &folder.path().join("overlay"));
     runtime.block_on(async {
         let waited = fallback.pending().await.unwrap().entries;

@@ -3,23 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use filestorage::storage::{Backend, DeleteOptions, ErrorKind, Fallback, Key, Page, Put};
+use filestorage::storage::{Backend, CommitGuard, Deferral, ErrorKind, Fallback, Key, Page, PutOptions};
 
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::site;
-use crate::support::{key, object, random};
+use crate::support::{Rest, key, object, random, rest};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// Puts into the overlay, whatever the weather.
 async fn wait(fallback: &Fallback, key: &Key) {
-    let landing =
-        fallback.put(key, &object("x"), &PutOptions { deferred: true, ..PutOptions::default() }).await.unwrap();
-    assert_eq!(landing, Rest::Overlay);
+    let stored = fallback.defer_put(key, &object("x"), &CommitGuard::default()).await.unwrap();
+    assert_eq!(rest(stored), Rest::Overlay);
 }
 
 /// Deletes in the overlay.
 async fn bury(fallback: &Fallback, key: &Key) {
-    let how = DeleteOptions { deferred: Some(jiff::Timestamp::now()), ..DeleteOptions::default() };
-    assert_eq!(rest(fallback.delete(key, &how).await.unwrap()), Rest::Overlay);
+    let removal = fallback.defer_delete(key, jiff::Timestamp::now(), &CommitGuard::default()).await.unwrap();
+    assert_eq!(rest(removal), Rest::Overlay);
 }
 
 async fn keep(bucket: &Bucket, key: &Key) {

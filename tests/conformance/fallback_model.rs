@@ -21,9 +21,9 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::{open, read};
-use crate::support::{key, random, scratch};
+use crate::support::{Rest, key, random, rest, scratch};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 const CLIENTS: usize = 6;
 const KEYS: usize = 6;
@@ -109,7 +109,7 @@ impl Worker {
 
 /// What has been seen to happen, so that the test does not pass for want of trouble.
 #[derive(Default)]
-struct ObjectInfo {
+struct Trouble {
     home: AtomicU64,
     landed: AtomicU64,
     redelivered: AtomicU64,
@@ -124,11 +124,11 @@ struct Client {
     seed: u64,
     workers: Arc<Vec<Worker>>,
     states: BTreeMap<Key, States>,
-    seen: Arc<ObjectInfo>,
+    seen: Arc<Trouble>,
 }
 
 impl Client {
-    fn new(name: usize, seed: u64, workers: &Arc<Vec<Worker>>, seen: &Arc<ObjectInfo>) -> Self {
+    fn new(name: usize, seed: u64, workers: &Arc<Vec<Worker>>, seen: &Arc<Trouble>) -> Self {
         let states = (0..KEYS).map(|number| (key(&format!("client {name}/{number}")), States::from([None]))).collect();
         Self { name, seed, workers: Arc::clone(workers), states, seen: Arc::clone(seen) }
     }
@@ -197,8 +197,7 @@ impl Client {
             let it = it.clone();
             async move { engine.delete(&it, DeleteRequest { redelivered, ..DeleteRequest::default() }).await }
         });
-        let landing = answer.await.unwrap();
-        let landed = if landing == Rest::Overlay { &self.seen.landed } else { &self.seen.home };
+        let landed = if rest(answer.await.unwrap()) == Rest::Overlay { &self.seen.landed } else { &self.seen.home };
         landed.fetch_add(1, Ordering::Relaxed);
         self.states.insert(key.clone(), States::from([None]));
     }
@@ -322,7 +321,7 @@ async fn clear_up(bucket: &Bucket) {
     bucket.come_back();
 }
 
-async fn story(seed: u64, seen: &Arc<ObjectInfo>) {
+async fn story(seed: u64, seen: &Arc<Trouble>) {
     let (bucket, folder) = (Bucket::new(), scratch());
     let mut workers = Vec::new();
     for _ in 0..2 {
@@ -362,7 +361,7 @@ async fn story(seed: u64, seen: &Arc<ObjectInfo>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_the_bucket_ends_with_what_was_confirmed() {
-    let seen = Arc::new(ObjectInfo::default());
+    let seen = Arc::new(Trouble::default());
     for seed in 1..=6 {
         story(seed, &seen).await;
     }

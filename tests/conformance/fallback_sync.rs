@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Condition, DeleteOptions, Error, ErrorKind, Fallback, GetOptions, Key, Page, PutOptions, SyncProgress,
-    SyncReport,
+    Backend, CommitGuard, Condition, Deferral, DeleteOptions, Error, ErrorKind, Fallback, GetOptions, Key, Page,
+    PutOptions, SyncProgress, SyncReport,
 };
 use filestorage::telemetry::{Metrics, SyncOutcome};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::bucket::{Ask, Bucket, Fate};
 use crate::fallback::{kind, open, put, read, site, when};
-use crate::support::{bytes, expired, key, noise, object};
+use crate::support::{Rest, bytes, expired, key, noise, object, rest};
+use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// Longest wait for what must come by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -295,12 +295,12 @@ async fn thousands_are_sent_oldest_first_and_eight_at_a_time() {
         let age = number.wrapping_mul(2_654_435_761) % 100_000;
         let stored_at = begin - SignedDuration::from_micros(age as i64);
         if number % 10 == 9 {
-            let how = DeleteOptions { deferred: Some(stored_at), ..DeleteOptions::default() };
-            assert_eq!(rest(fallback.delete(&key, &how).await.unwrap()), Rest::Overlay);
+            let removal = fallback.defer_delete(&key, stored_at, &CommitGuard::default()).await.unwrap();
+            assert_eq!(rest(removal), Rest::Overlay);
         } else {
             let mut object = object("12345");
             object.attributes.stored_at = stored_at;
-            fallback.put(&key, &object, &PutOptions { deferred: true, ..PutOptions::default() }).await.unwrap();
+            fallback.defer_put(&key, &object, &CommitGuard::default()).await.unwrap();
         }
         wanted.push((stored_at, key));
     }
@@ -412,7 +412,7 @@ async fn one_pass_at_a_time_on_a_folder() {
     let moment = Duration::from_millis(300);
     assert!(timeout(moment, fallback.sync(&())).await.is_err());
     assert!(timeout(moment, open(&bucket, &root).sync_loop()).await.is_err());
-    assert!(bucket.requests().is_empty() && fallback.holds(&key("it")).await.unwrap());
+    assert!(bucket.requests().is_empty() && fallback.is_pending(&key("it")).await.unwrap());
     let waiting = tokio::spawn({
         let fallback = Arc::clone(&fallback);
         async move { sync(&fallback).await }

@@ -4,18 +4,19 @@ mod access;
 mod faults;
 mod large;
 mod objects;
-mod patient;
 mod sessions;
 pub(crate) mod site;
+mod throttle_waiting;
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{Backend, Engine, Gcs, GcsOptions, Page, Spool};
 use std::sync::Arc;
 
-use self::patient::Patient;
 use self::site::{Site, open};
+use self::throttle_waiting::ThrottleWaiting;
 use crate::backend::{self, Profile};
 use crate::engine;
+use crate::forwarding::Forwarding;
 use crate::support::Tally;
 
 /// A bucket over the wire, whose uploads are refused only once they are under way.
@@ -68,7 +69,7 @@ async fn real_bucket() {
         timeout: std::time::Duration::from_secs(30),
         spool: Spool::new(std::env::temp_dir()),
     };
-    let real: Arc<dyn Backend> = Arc::new(Patient(Gcs::open(options).await.unwrap()));
+    let real: Arc<dyn Backend> = Forwarding::over(Arc::new(Gcs::open(options).await.unwrap()), ThrottleWaiting);
     let present = real.list(&Page { limit: Some(1), ..Page::default() }).await.unwrap();
     assert!(present.entries.is_empty() && !present.more, "the bucket is not empty; name one of the tests' own");
     let tally = Tally::new("gcs, a real bucket");

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
-mod bucket;
+mod concurrent_writer;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
 mod engine;
@@ -17,18 +17,20 @@ mod fallback_kill;
 mod fallback_list;
 mod fallback_model;
 mod fallback_sync;
+mod forwarding;
 mod gcs;
-mod interloper;
 mod local;
 mod outage;
 mod proof;
+mod random_faults;
 mod retry;
 mod s3;
 mod s3_faults;
 mod scripted;
-mod soak;
 mod stack;
 mod support;
+mod unreliable_bucket;
+mod xor;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -39,7 +39,7 @@ async fn while_it_is_open_nothing_is_asked() {
     let ((outcome, made), took) = timed(case.stat()).await;
     let error = outcome.unwrap_err();
     assert_eq!((error.kind, error.operation, made, took), (ErrorKind::Unavailable, Operation::Stat, 0, Duration::ZERO));
-    for part in ["scripted has not been reached for ", "next look whether it can be is due in 1 s"] {
+    for part in ["script(memory) has not been reached for ", "next look whether it can be is due in 1 s"] {
         assert!(error.message().contains(part), "{error}");
     }
     assert!(error.retry_after.is_some_and(|after| after <= Duration::from_secs(1)));

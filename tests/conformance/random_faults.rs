@@ -1,15 +1,13 @@
 //! Writers over a place that fails at random, before or after it has done what it was asked.
 
-use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object,
-    Operation, Page, Probe, PutOptions, Removal, Result, Retry, RetryOptions,
+    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Key, Memory, Object, Operation, Page,
+    PutOptions, Result, Retry, RetryOptions,
 };
 use filestorage::telemetry::{self, Metrics};
 use futures_util::future::join_all;
@@ -17,19 +15,22 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::sleep;
 
+use crate::forwarding::{Ask, Forwarding, Hook};
 use crate::support::{Tally, bytes, key, object};
 
-/// Objects in memory, with faults drawn from a seed; keeps which writes were carried out.
+/// Objects in memory, with faults drawn from a seed.
+type Flaky = Forwarding<RandomFaults>;
+
+/// Draws the faults, and keeps which writes were carried out.
 #[derive(Debug)]
-struct Flaky {
-    memory: Memory,
+struct RandomFaults {
     draws: Mutex<StdRng>,
     written: Mutex<Vec<String>>,
     /// Requests that were carried out without an answer.
     lost: AtomicUsize,
 }
 
-impl Flaky {
+impl RandomFaults {
     fn draw(&self, most: u32) -> u32 {
         self.draws.lock().unwrap().random_range(0..most)
     }
@@ -63,65 +64,35 @@ impl Flaky {
     }
 }
 
-impl fmt::Display for Flaky {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("flaky")
+impl Hook for RandomFaults {
+    async fn around<T: Send, F: Future<Output = Result<T>> + Send>(
+        &self,
+        _: &dyn Backend,
+        ask: Ask,
+        _: Option<&Key>,
+        work: impl Fn() -> F + Send + Sync,
+    ) -> Result<T> {
+        if ask == Ask::Flush { work().await } else { self.turn(ask.operation(), work()).await }
     }
-}
 
-#[async_trait]
-impl Backend for Flaky {
-    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
-        let token = object.attributes.generation.clone();
+    async fn put(&self, place: &dyn Backend, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
         let work = async {
-            let landing = self.memory.put(key, &object, &how).await?;
-            self.written.lock().unwrap().push(token);
-            Ok(landing)
+            let stored = place.put(key, object, options).await?;
+            self.written.lock().unwrap().push(object.attributes.generation.clone());
+            Ok(stored)
         };
         self.turn(Operation::Store, work).await
-    }
-
-    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-        self.turn(Operation::Retrieve, self.memory.get(key, want)).await
-    }
-
-    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        self.turn(Operation::Stat, self.memory.stat(key)).await
-    }
-
-    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.turn(Operation::Delete, self.memory.delete(key, &how)).await
-    }
-
-    async fn list(&self, page: &Page) -> Result<Listing> {
-        self.turn(Operation::List, self.memory.list(page)).await
-    }
-
-    async fn flush(&self, key: &Key) -> Result<()> {
-        self.memory.flush(key).await
-    }
-
-    async fn probe(&self) -> Result<Probe> {
-        self.turn(Operation::Probe, self.memory.probe()).await
-    }
-
-    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.memory.validate(key, attributes)
-    }
-
-    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-        self.memory.sign(key, grant).await
     }
 }
 
 /// A place of a seed and retries before it.
 fn stack(seed: u64) -> (Arc<Flaky>, Arc<Retry>) {
-    let place = Arc::new(Flaky {
-        memory: Memory::new(),
+    let faults = RandomFaults {
         draws: Mutex::new(StdRng::seed_from_u64(seed)),
         written: Mutex::default(),
         lost: AtomicUsize::new(0),
-    });
+    };
+    let place = Forwarding::over(Arc::new(Memory::new()), faults);
     let options = RetryOptions { max_retries: 3, timeout: Duration::from_secs(10) };
     let inner = Arc::clone(&place) as Arc<dyn Backend>;
     let retry = Arc::new(Retry::new(inner, options, telemetry::BackendLabel::Gcs, Metrics::new()));
@@ -227,7 +198,7 @@ async fn count_up(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) -> u64 
             }
             Err(error) if error.kind == ErrorKind::Precondition => {
                 // Or it was written and replaced before it could be recognized.
-                let there = place.memory.stat(it).await.unwrap().unwrap();
+                let there = place.inner.stat(it).await.unwrap().unwrap();
                 assert!(written == 0 || there.generation != token);
             }
             Err(error) => assert!(is_open(&error) && written <= 1),
@@ -239,16 +210,13 @@ async fn count_up(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) -> u64 
 
 /// Several writers on the same condition: never two of them win, and one does if all of them know how it ended.
 async fn race(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) {
-    let condition = match place.memory.stat(it).await.unwrap() {
+    let condition = match place.inner.stat(it).await.unwrap() {
         None => Condition::Absent,
         Some(present) => Condition::Generation(present.generation),
     };
     let contenders: Vec<_> = (0..4).map(|_| object("x")).collect();
-    let outcomes = join_all(contenders.iter().map(|object| {
-        let how = PutOptions { condition: condition.clone(), ..PutOptions::default() };
-        retry.put(it, &object, &how)
-    }))
-    .await;
+    let how = PutOptions { condition, ..PutOptions::default() };
+    let outcomes = join_all(contenders.iter().map(|object| retry.put(it, object, &how))).await;
     let winners: Vec<_> = (0..4).filter(|&number| outcomes[number].is_ok()).collect();
     let unknown = outcomes
         .iter()
@@ -256,7 +224,7 @@ async fn race(place: &Flaky, retry: &Retry, it: &Key, tally: &Tally) {
         .filter(|error| error.kind != ErrorKind::Precondition && is_open(error));
     assert!(winners.len() == 1 || (winners.is_empty() && unknown.count() > 0), "{outcomes:?}");
     if let Some(&winner) = winners.first() {
-        let there = place.memory.stat(it).await.unwrap().unwrap();
+        let there = place.inner.stat(it).await.unwrap().unwrap();
         assert_eq!(there.generation, contenders[winner].attributes.generation);
     }
     tally.case();
@@ -278,7 +246,7 @@ async fn promises_hold_over_a_place_that_fails_at_random() {
         let it = key("counter");
         let before = place.written.lock().unwrap().len();
         let confirmed: u64 = join_all((0..3).map(|_| count_up(&place, &retry, &it, &tally))).await.into_iter().sum();
-        let counted = place.memory.get(&it, GetOptions::default()).await.unwrap().unwrap();
+        let counted = place.inner.get(&it, GetOptions::default()).await.unwrap().unwrap();
         let counted: u64 = std::str::from_utf8(&bytes(counted).await).unwrap().parse().unwrap();
         // Nothing confirmed was lost, and nothing was carried out twice.
         assert!(confirmed > 0 && confirmed <= counted);

@@ -12,7 +12,7 @@ use filestorage::telemetry::{self, Metrics};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::scripted::{Scripted, Turn};
-use crate::support::{bytes, key, object};
+use crate::support::{Rest, bytes, key, object, rest};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -61,14 +61,14 @@ impl Case {
         .await
     }
 
-    async fn put(&self, condition: Condition, payload: &'static str) -> (Result<Error>, u32) {
+    async fn put(&self, condition: Condition, payload: &'static str) -> (Result<Rest, Error>, u32) {
         let how = PutOptions { condition, ..PutOptions::default() };
-        let it = key("it");
-        counted(self.retry.put(&it, &object(payload), &how)).await
+        let (it, object) = (key("it"), object(payload));
+        counted(async { self.retry.put(&it, &object, &how).await.map(rest) }).await
     }
 
     async fn found(&self) -> Option<Vec<u8>> {
-        match self.place.memory.get(&key("it"), GetOptions::default()).await.unwrap() {
+        match self.place.inner.get(&key("it"), GetOptions::default()).await.unwrap() {
             Some(object) => Some(bytes(object).await.to_vec()),
             None => None,
         }
@@ -259,7 +259,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
             let first = object("old");
             let generation = first.attributes.generation.clone();
             let condition = if conditional {
-                case.place.memory.put(&key("it"), &first, &PutOptions::default()).await.unwrap();
+                case.place.inner.put(&key("it"), &first, &PutOptions::default()).await.unwrap();
                 Condition::Generation(generation)
             } else {
                 Condition::Absent
@@ -291,7 +291,7 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
     // A condition that never held is not met, and what cannot be looked at is not known.
     for (look, kind) in [(Turn::Done, ErrorKind::Precondition), (Turn::Fails(ErrorKind::Denied), ErrorKind::Denied)] {
         let case = Case::new();
-        case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
+        case.place.inner.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
         case.place.next(Operation::Store, [Turn::Fails(ErrorKind::Unavailable)]);
         case.place.next(Operation::Stat, [look]);
         let (outcome, made) = case.put(Condition::Absent, "mine").await;
@@ -305,13 +305,13 @@ async fn an_own_write_whose_answer_was_lost_is_recognized() {
     let other = async {
         sleep(Duration::from_secs(1)).await;
         assert_eq!(case.found().await.unwrap(), b"mine");
-        case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
+        case.place.inner.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
     };
     let ((outcome, made), ()) = tokio::join!(case.put(Condition::Absent, "mine"), other);
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Precondition, 3));
     // Without an unknown attempt there is nothing to recognize.
     let case = Case::new();
-    case.place.memory.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
+    case.place.inner.put(&key("it"), &object("other"), &PutOptions::default()).await.unwrap();
     case.place.next(Operation::Store, [Turn::Fails(ErrorKind::Throttled)]);
     let (outcome, made) = case.put(Condition::Absent, "mine").await;
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Precondition, 2));
@@ -324,8 +324,8 @@ async fn a_repeated_write_keeps_its_token() {
     let mine = object("mine");
     case.place.next(Operation::Store, [Turn::Swallows, Turn::Fails(ErrorKind::Throttled)]);
     let (outcome, made) = counted(case.retry.put(&it, &mine, &PutOptions::default())).await;
-    assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
-    let found = case.place.memory.stat(&it).await.unwrap().unwrap();
+    assert_eq!((rest(outcome.unwrap()), made), (Rest::Bucket, 3));
+    let found = case.place.inner.stat(&it).await.unwrap().unwrap();
     assert_eq!(found.generation, mine.attributes.generation);
 }
 
@@ -337,11 +337,11 @@ async fn a_delete_whose_answer_was_lost_is_repeated() {
             let case = Case::new();
             let there = object("x");
             let generation = conditional.then(|| there.attributes.generation.clone());
-            case.place.memory.put(&it, &there, &PutOptions::default()).await.unwrap();
+            case.place.inner.put(&it, &there, &PutOptions::default()).await.unwrap();
             case.place.next(Operation::Delete, [turn]);
             let how = DeleteOptions { generation, ..DeleteOptions::default() };
             let (outcome, made) = counted(case.retry.delete(&it, &how)).await;
-            assert_eq!((outcome.unwrap().landing, made), (Rest::Bucket, 2));
+            assert_eq!((rest(outcome.unwrap()), made), (Rest::Bucket, 2));
             assert!(case.found().await.is_none());
         }
     }
@@ -350,7 +350,7 @@ async fn a_delete_whose_answer_was_lost_is_repeated() {
 #[tokio::test(start_paused = true)]
 async fn damage_is_read_and_written_again() {
     let case = Case::new();
-    case.place.memory.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
+    case.place.inner.put(&key("it"), &object("x"), &PutOptions::default()).await.unwrap();
     case.place.next(Operation::Retrieve, [Turn::Fails(ErrorKind::Integrity)]);
     assert!(case.ask(Operation::Retrieve).await.0.is_ok());
     case.place.next(Operation::Retrieve, [Turn::Fails(ErrorKind::Integrity); 4]);
@@ -359,7 +359,7 @@ async fn damage_is_read_and_written_again() {
     case.place.next(Operation::Store, [Turn::Lost(ErrorKind::Integrity)]);
     assert!(case.put(Condition::Always, "y").await.0.is_ok());
     // Kept though it came damaged: that is ours, and no success.
-    let generation = case.place.memory.stat(&key("it")).await.unwrap().unwrap().generation;
+    let generation = case.place.inner.stat(&key("it")).await.unwrap().unwrap().generation;
     case.place.next(Operation::Store, [Turn::Lost(ErrorKind::Integrity)]);
     let (outcome, made) = case.put(Condition::Generation(generation), "z").await;
     assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Integrity, 3));
@@ -385,7 +385,7 @@ async fn an_abandoned_write_is_not_tried_again() {
         assert_eq!(commit_guard.abandon(), !committed);
         let (outcome, made) = writing.await.unwrap();
         if committed {
-            assert_eq!((outcome.unwrap(), made), (Rest::Bucket, 3));
+            assert_eq!((rest(outcome.unwrap()), made), (Rest::Bucket, 3));
         } else {
             assert_eq!((outcome.unwrap_err().kind, made), (ErrorKind::Abandoned, 2));
         }

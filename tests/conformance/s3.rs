@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::backend::{self, Profile};
 use crate::dev_s3::{self, Bucket};
 use crate::engine;
-use crate::support::{Tally, bytes, key, noise, object, text};
+use crate::support::{Rest, Tally, bytes, key, noise, object, rest, text};
 
 /// What SeaweedFS does differently, most of it because it keeps names in folders.
 pub(crate) const SEAWEEDFS: Profile = Profile {
@@ -122,8 +122,9 @@ async fn a_large_file_goes_up_in_parts_and_comes_down_as_a_file() {
     assert_eq!(abandoned.kind, ErrorKind::Abandoned);
     // Neither when whoever waits for it goes away half-way.
     no_uploads(&bucket).await;
+    let (changing, options) = (file(&changed, &changed), PutOptions::default());
     tokio::select! {
-        outcome = s3.put(&it, &file(&changed, &changed), &PutOptions::default()) => panic!("{outcome:?} before it was seen"),
+        outcome = s3.put(&it, &changing, &options) => panic!("{outcome:?} before it was seen"),
         () = an_upload(&bucket) => {}
     }
     no_uploads(&bucket).await;

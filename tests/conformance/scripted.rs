@@ -1,18 +1,15 @@
 //! A remote place whose next answers are written down beforehand.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use filestorage::storage::{
-    Attributes, Backend, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object, Operation,
-    Page, Probe, PutOptions, Removal, Result,
-};
+use filestorage::storage::{Backend, Error, ErrorKind, Grant, Key, Memory, Operation, Result};
 use tokio::time::{Instant, sleep};
+
+use crate::forwarding::{Ask, Forwarding, Hook};
 
 /// How the place takes one request.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +33,11 @@ pub(crate) enum Turn {
 }
 
 /// Objects in memory behind written answers; what is not written is done.
+pub(crate) type Scripted = Forwarding<Script>;
+
+/// The written answers.
 #[derive(Debug)]
-pub(crate) struct Scripted {
-    pub(crate) memory: Memory,
+pub(crate) struct Script {
     turns: Mutex<VecDeque<(Operation, Turn)>>,
     otherwise: Mutex<Turn>,
     asked: Mutex<Vec<(Operation, Instant)>>,
@@ -55,15 +54,17 @@ impl Drop for UnderWay<'_> {
 
 impl Scripted {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            memory: Memory::new(),
+        let script = Script {
             turns: Mutex::default(),
             otherwise: Mutex::new(Turn::Done),
             asked: Mutex::default(),
             under_way: AtomicUsize::new(0),
-        })
+        };
+        Self::over(Arc::new(Memory::new()), script)
     }
+}
 
+impl Script {
     /// Writes down the next answers to an operation.
     pub(crate) fn next(&self, operation: Operation, turns: impl IntoIterator<Item = Turn>) {
         self.turns.lock().unwrap().extend(turns.into_iter().map(|turn| (operation, turn)));
@@ -131,47 +132,19 @@ impl Scripted {
     }
 }
 
-impl fmt::Display for Scripted {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("scripted")
-    }
-}
-
-#[async_trait]
-impl Backend for Scripted {
-    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
-        self.turn(Operation::Store, Some(key), self.memory.put(key, &object, &how)).await
-    }
-
-    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-        self.turn(Operation::Retrieve, Some(key), self.memory.get(key, want)).await
+impl Hook for Script {
+    async fn around<T: Send, F: Future<Output = Result<T>> + Send>(
+        &self,
+        _: &dyn Backend,
+        ask: Ask,
+        key: Option<&Key>,
+        work: impl Fn() -> F + Send + Sync,
+    ) -> Result<T> {
+        // What is flushed is always done.
+        if ask == Ask::Flush { work().await } else { self.turn(ask.operation(), key, work()).await }
     }
 
-    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        self.turn(Operation::Stat, Some(key), self.memory.stat(key)).await
-    }
-
-    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.turn(Operation::Delete, Some(key), self.memory.delete(key, &how)).await
-    }
-
-    async fn list(&self, page: &Page) -> Result<Listing> {
-        self.turn(Operation::List, None, self.memory.list(page)).await
-    }
-
-    async fn flush(&self, key: &Key) -> Result<()> {
-        self.memory.flush(key).await
-    }
-
-    async fn probe(&self) -> Result<Probe> {
-        self.turn(Operation::Probe, None, self.memory.probe()).await
-    }
-
-    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.memory.validate(key, attributes)
-    }
-
-    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
+    async fn sign(&self, _: &dyn Backend, key: &Key, _: &Grant) -> Result<String> {
         self.turn(Operation::Sign, Some(key), async { Ok("https://signed".to_owned()) }).await
     }
 }

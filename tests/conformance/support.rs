@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use filestorage::storage::{Attributes, Checksum, Foreign, Key, Kind, Object, ObjectInfo};
+use filestorage::storage::{Attributes, Checksum, Foreign, Key, Kind, Object, ObjectInfo, Removal};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -78,6 +78,42 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             info: ObjectInfo::default(),
         },
         payload: payload.into(),
+    }
+}
+
+/// Where a write or delete came to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Bucket,
+    Overlay,
+}
+
+/// Tells from an answer where what was written, or deleted, rests.
+pub(crate) fn rest(of: impl Into<Rest>) -> Rest {
+    of.into()
+}
+
+impl From<bool> for Rest {
+    fn from(pending: bool) -> Self {
+        if pending { Self::Overlay } else { Self::Bucket }
+    }
+}
+
+impl From<&Attributes> for Rest {
+    fn from(stored: &Attributes) -> Self {
+        stored.info.pending.into()
+    }
+}
+
+impl From<Attributes> for Rest {
+    fn from(stored: Attributes) -> Self {
+        (&stored).into()
+    }
+}
+
+impl From<Removal> for Rest {
+    fn from(removal: Removal) -> Self {
+        removal.pending.into()
     }
 }
 

@@ -1,46 +1,21 @@
 //! A bucket that can be taken away, made slow or forgetful, and that has a clock of its own.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Key, Listing, Memory, Object,
-    Operation, Page, Probe, PutOptions, Removal, Result,
+    Attributes, Backend, Condition, DeleteOptions, Error, ErrorKind, Grant, Key, Memory, Object, Operation, Probe,
+    PutOptions, Removal, Result,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 
+pub(crate) use crate::forwarding::Ask;
+use crate::forwarding::{Forwarding, Hook};
 use crate::support::object;
-
-/// What a bucket is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
-    Put,
-    Get,
-    Stat,
-    Delete,
-    List,
-    Flush,
-    Probe,
-    Sign,
-}
-
-impl Ask {
-    const fn operation(self) -> Operation {
-        match self {
-            Self::Put | Self::Flush => Operation::Store,
-            Self::Get => Operation::Retrieve,
-            Self::Stat => Operation::Stat,
-            Self::Delete => Operation::Delete,
-            Self::List => Operation::List,
-            Self::Probe => Operation::Probe,
-            Self::Sign => Operation::Sign,
-        }
-    }
-}
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -81,14 +56,19 @@ pub(crate) struct Change {
     pub(crate) conditional: bool,
 }
 
-/// A write or delete that is carried out later: its key, the object if it is a write, and how.
-type Late = (Key, Option<Object>, PutOptions, DeleteOptions);
+/// A write or delete that is carried out later.
+enum Late {
+    Put(Key, Object, PutOptions),
+    Delete(Key, DeleteOptions),
+}
 
 type Weather = Arc<dyn Fn(&Request) -> Fate + Send + Sync>;
 
 /// A place whose requests fare as the weather says.
-pub(crate) struct Bucket {
-    pub(crate) inner: Arc<dyn Backend>,
+pub(crate) type Bucket = Forwarding<Weathered>;
+
+/// The weather, and what has come to pass under it.
+pub(crate) struct Weathered {
     weather: Mutex<Weather>,
     requests: Mutex<Vec<Request>>,
     late: Mutex<Vec<Late>>,
@@ -101,13 +81,12 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// One that keeps its objects in memory.
     pub(crate) fn new() -> Arc<Self> {
-        Self::over(Arc::new(Memory::new()))
+        Self::before(Arc::new(Memory::new()))
     }
 
     /// One that keeps its objects in another place.
-    pub(crate) fn over(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self {
-            inner,
+    pub(crate) fn before(inner: Arc<dyn Backend>) -> Arc<Self> {
+        let weathered = Weathered {
             weather: Mutex::new(Arc::new(|_| Fate::Served)),
             requests: Mutex::default(),
             late: Mutex::default(),
@@ -115,9 +94,37 @@ impl Bucket {
             history: tokio::sync::Mutex::default(),
             writing: AtomicUsize::new(0),
             most_writing: AtomicUsize::new(0),
-        })
+        };
+        Self::over(inner, weathered)
     }
 
+    /// Writes as another tool does, received at a time of the bucket's clock; `None` for a bucket that does not tell.
+    pub(crate) async fn foreign(&self, key: &Key, payload: &'static str, received_at: Option<Timestamp>) -> Attributes {
+        let mut object = object(payload);
+        object.attributes.operation_id = None;
+        object.attributes.info.received_at = received_at;
+        if let Some(received_at) = received_at {
+            object.attributes.stored_at = received_at;
+        }
+        let attributes = object.attributes.clone();
+        self.change(&*self.inner, key, &object, &PutOptions::default()).await.unwrap();
+        attributes
+    }
+
+    /// Carries out what its clients gave up on.
+    pub(crate) async fn catch_up(&self) {
+        let late = std::mem::take(&mut *self.late.lock().unwrap());
+        for late in late {
+            // What does not fit any more is refused, and nobody hears of it.
+            match late {
+                Late::Put(key, object, options) => drop(self.write(&*self.inner, &key, &object, &options).await),
+                Late::Delete(key, options) => drop(self.remove(&*self.inner, &key, &options).await),
+            }
+        }
+    }
+}
+
+impl Weathered {
     /// Decides how requests fare from now on.
     pub(crate) fn weather(&self, weather: impl Fn(&Request) -> Fate + Send + Sync + 'static) {
         *self.weather.lock().unwrap() = Arc::new(weather);
@@ -143,19 +150,6 @@ impl Bucket {
         Timestamp::now() + *self.skew.lock().unwrap()
     }
 
-    /// Writes as another tool does, received at a time of the bucket's clock; `None` for a bucket that does not tell.
-    pub(crate) async fn foreign(&self, key: &Key, payload: &'static str, received_at: Option<Timestamp>) -> Attributes {
-        let mut object = object(payload);
-        object.attributes.operation_id = None;
-        object.attributes.info.received_at = received_at;
-        if let Some(received_at) = received_at {
-            object.attributes.stored_at = received_at;
-        }
-        let attributes = object.attributes.clone();
-        self.change(key, Some(object), PutOptions::default(), DeleteOptions::default()).await.unwrap();
-        attributes
-    }
-
     /// Returns every change in the order in which they came to pass.
     pub(crate) async fn history(&self) -> Vec<Change> {
         self.history.lock().await.clone()
@@ -163,32 +157,23 @@ impl Bucket {
 
     async fn change(
         &self,
+        place: &dyn Backend,
         key: &Key,
-        object: Option<Object>,
-        put: PutOptions,
-        delete: DeleteOptions,
-    ) -> Result<Removal> {
+        object: &Object,
+        options: &PutOptions,
+    ) -> Result<Attributes> {
         let mut history = self.history.lock().await;
-        let attributes = object.as_ref().map(|object| object.attributes.clone());
-        let conditional = put.condition != Condition::Always || delete.generation.is_some();
-        let removal = match object {
-            Some(object) => self.inner.put(key, &object, &put).await.map(|_| Removal::default())?,
-            None => self.inner.delete(key, &delete).await?,
-        };
-        history.push(Change { key: key.clone(), attributes, conditional });
-        Ok(removal)
+        let conditional = options.condition != Condition::Always;
+        let stored = place.put(key, object, options).await?;
+        history.push(Change { key: key.clone(), attributes: Some(object.attributes.clone()), conditional });
+        Ok(stored)
     }
 
-    /// Carries out what its clients gave up on.
-    pub(crate) async fn catch_up(&self) {
-        let late = std::mem::take(&mut *self.late.lock().unwrap());
-        for (key, object, put, delete) in late {
-            // What does not fit any more is refused, and nobody hears of it.
-            match object {
-                Some(object) => drop(self.write(&key, object, put).await),
-                None => drop(self.change(&key, None, PutOptions::default(), delete).await),
-            }
-        }
+    async fn remove(&self, place: &dyn Backend, key: &Key, options: &DeleteOptions) -> Result<Removal> {
+        let mut history = self.history.lock().await;
+        let removal = place.delete(key, options).await?;
+        history.push(Change { key: key.clone(), attributes: None, conditional: options.generation.is_some() });
+        Ok(removal)
     }
 
     /// Returns the writes and deletes it was asked for, and forgets all requests.
@@ -213,25 +198,32 @@ impl Bucket {
         self.most_writing.load(Ordering::SeqCst)
     }
 
-    async fn write(&self, key: &Key, mut object: Object, how: PutOptions) -> Result<Landing> {
+    async fn write(&self, place: &dyn Backend, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
+        let mut object = object.clone();
         object.attributes.info.received_at = Some(self.now());
-        self.change(key, Some(object), how, DeleteOptions::default()).await.map(|_| Rest::Bucket)
+        self.change(place, key, &object, options).await
     }
 
     /// Does one after the other what it cannot do in one step.
-    async fn look_and_write(&self, key: &Key, object: Object, how: PutOptions) -> Result<Landing> {
+    async fn look_and_write(
+        &self,
+        place: &dyn Backend,
+        key: &Key,
+        object: &Object,
+        options: &PutOptions,
+    ) -> Result<Attributes> {
         let refused =
             |kind| Err(Error::new(kind, Operation::Store, Some(key), "as the double says; write the test anew"));
-        if !how.lenient {
+        if !options.lenient {
             return refused(ErrorKind::Invalid);
         }
-        let present = self.stat(key).await?;
-        match (&how.condition, present) {
+        let present = self.around(place, Ask::Stat, Some(key), || place.stat(key)).await?;
+        match (&options.condition, present) {
             (Condition::Absent, None) => {}
             (Condition::Generation(wanted), Some(present)) if *wanted == present.generation => {}
             _ => return refused(ErrorKind::Precondition),
         }
-        self.write(key, object, PutOptions { condition: Condition::Always, ..how }).await
+        self.write(place, key, object, &PutOptions { condition: Condition::Always, ..options.clone() }).await
     }
 
     fn fate(&self, ask: Ask, key: Option<&Key>, condition: &Condition) -> Fate {
@@ -280,15 +272,9 @@ impl Bucket {
     }
 }
 
-impl fmt::Debug for Bucket {
+impl fmt::Debug for Weathered {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Bucket").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for Bucket {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("bucket")
+        formatter.debug_struct("Weathered").finish_non_exhaustive()
     }
 }
 
@@ -301,15 +287,25 @@ impl Drop for Writing<'_> {
     }
 }
 
-#[async_trait]
-impl Backend for Bucket {
-    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+impl Hook for Weathered {
+    async fn around<T: Send, F: Future<Output = Result<T>> + Send>(
+        &self,
+        _: &dyn Backend,
+        ask: Ask,
+        key: Option<&Key>,
+        work: impl Fn() -> F + Send + Sync,
+    ) -> Result<T> {
+        let fate = self.fate(ask, key, &Condition::Always);
+        self.meet(fate, ask, key, work(), || {}).await
+    }
+
+    async fn put(&self, place: &dyn Backend, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
         let now = self.writing.fetch_add(1, Ordering::SeqCst) + 1;
         let _writing = Writing(&self.writing);
         self.most_writing.fetch_max(now, Ordering::SeqCst);
-        let fate = self.fate(Ask::Put, Some(key), &how.condition);
+        let fate = self.fate(Ask::Put, Some(key), &options.condition);
         // Like every bucket: asked right before the request leaves, whatever becomes of that.
-        if !matches!(fate, Fate::Refused(_)) && !how.commit_guard.commit() {
+        if !matches!(fate, Fate::Refused(_)) && !options.commit_guard.commit() {
             return Err(Error::new(
                 ErrorKind::Abandoned,
                 Operation::Store,
@@ -317,52 +313,29 @@ impl Backend for Bucket {
                 "abandoned; nothing was changed",
             ));
         }
-        if matches!(fate, Fate::Unenforced) && how.condition != Condition::Always {
-            return self.look_and_write(key, object, how).await;
+        if matches!(fate, Fate::Unenforced) && options.condition != Condition::Always {
+            return self.look_and_write(place, key, object, options).await;
         }
-        let kept = (key.clone(), Some(object.clone()), how.clone(), DeleteOptions::default());
-        let late = || self.late.lock().unwrap().push(kept);
-        self.meet(fate, Ask::Put, Some(key), self.write(key, object, how), late).await
+        let late = || self.late.lock().unwrap().push(Late::Put(key.clone(), object.clone(), options.clone()));
+        self.meet(fate, Ask::Put, Some(key), self.write(place, key, object, options), late).await
     }
 
-    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-        let fate = self.fate(Ask::Get, Some(key), &Condition::Always);
-        self.meet(fate, Ask::Get, Some(key), self.inner.get(key, want), || {}).await
-    }
-
-    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        let fate = self.fate(Ask::Stat, Some(key), &Condition::Always);
-        self.meet(fate, Ask::Stat, Some(key), self.inner.stat(key), || {}).await
-    }
-
-    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
+    async fn delete(&self, place: &dyn Backend, key: &Key, options: &DeleteOptions) -> Result<Removal> {
+        let condition = options.generation.clone().map_or(Condition::Always, Condition::Generation);
         self.writing.fetch_add(1, Ordering::SeqCst);
         let _writing = Writing(&self.writing);
         let fate = self.fate(Ask::Delete, Some(key), &condition);
-        let kept = (key.clone(), None, PutOptions::default(), how.clone());
-        let late = || self.late.lock().unwrap().push(kept);
-        self.meet(fate, Ask::Delete, Some(key), self.change(key, None, PutOptions::default(), how), late).await
+        let late = || self.late.lock().unwrap().push(Late::Delete(key.clone(), options.clone()));
+        self.meet(fate, Ask::Delete, Some(key), self.remove(place, key, options), late).await
     }
 
-    async fn list(&self, page: &Page) -> Result<Listing> {
-        let fate = self.fate(Ask::List, None, &Condition::Always);
-        self.meet(fate, Ask::List, None, self.inner.list(page), || {}).await
-    }
-
-    async fn flush(&self, key: &Key) -> Result<()> {
-        let fate = self.fate(Ask::Flush, Some(key), &Condition::Always);
-        self.meet(fate, Ask::Flush, Some(key), self.inner.flush(key), || {}).await
-    }
-
-    async fn probe(&self) -> Result<Probe> {
-        let fate = self.fate(Ask::Probe, None, &Condition::Always);
+    async fn probe(&self, place: &dyn Backend) -> Result<Probe> {
         let skew = Some(*self.skew.lock().unwrap()).filter(|skew| !skew.is_zero());
-        self.meet(fate, Ask::Probe, None, async { Ok(Probe { skew }) }, || {}).await
+        self.around(place, Ask::Probe, None, || async { Ok(Probe { skew }) }).await
     }
 
     /// Keeps a short operation id only, for a rule that an object can break.
-    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+    fn validate(&self, _: &dyn Backend, key: &Key, attributes: &Attributes) -> Result<()> {
         if attributes.operation_id.as_ref().is_some_and(|id| id.len() > 1_000) {
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), "the id is too long; shorten it"));
         }
@@ -370,8 +343,7 @@ impl Backend for Bucket {
         Ok(())
     }
 
-    async fn sign(&self, key: &Key, _: &Grant) -> Result<String> {
-        let fate = self.fate(Ask::Sign, Some(key), &Condition::Always);
-        self.meet(fate, Ask::Sign, Some(key), async { Ok(format!("signed://{key}")) }, || {}).await
+    async fn sign(&self, place: &dyn Backend, key: &Key, _: &Grant) -> Result<String> {
+        self.around(place, Ask::Sign, Some(key), || async { Ok(format!("signed://{key}")) }).await
     }
 }

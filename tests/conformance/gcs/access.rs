@@ -71,10 +71,8 @@ async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is
     let options = site.options();
     let (one, other) = (Gcs::open(options.clone()).await.unwrap(), Gcs::open(options).await.unwrap());
     let (a, b) = (key("a"), key("b"));
-    let both = tokio::join!(
-        one.put(&a, &object("x"), &PutOptions::default()),
-        other.put(&b, &object("x"), &PutOptions::default())
-    );
+    let (object, options) = (object("x"), PutOptions::default());
+    let both = tokio::join!(one.put(&a, &object, &options), other.put(&b, &object, &options));
     assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
 }
 

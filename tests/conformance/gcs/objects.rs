@@ -54,14 +54,14 @@ async fn what_we_write_is_an_ordinary_object() {
     let sessions = Gcs::open(options.clone()).await.unwrap().with_resumable_from(1);
     let metadata = |text: &str| Some(RawValue::from_string(text.to_owned()).unwrap());
     for resumable in [false, true] {
-        let put = async |name: &str, object| match resumable {
-            true => Backend::put(&sessions, &key(name), object, PutOptions::default()).await,
-            false => bucket.put(&key(name), &object, &PutOptions::default()).await,
+        let put = async |name: &str, object: &_| match resumable {
+            true => Backend::put(&sessions, &key(name), object, &PutOptions::default()).await,
+            false => bucket.put(&key(name), object, &PutOptions::default()).await,
         };
         let mut plain = object("a,b\n");
         plain.attributes.content_type = "text/csv; charset=utf-8".to_owned();
         plain.attributes.metadata = metadata(r#"{"author":"Ada","Größe":1,"title":"ü","upper":"A b"}"#);
-        put("t/a b?", plain).await.unwrap();
+        put("t/a b?", &plain).await.unwrap();
         let found = site.describe(&options.bucket, "t%2Fa%20b%3F").await;
         assert_eq!(found["contentType"], "text/csv; charset=utf-8");
         assert_eq!((&found["contentEncoding"], &found["cacheControl"]), (&Value::Null, &Value::Null));
@@ -69,7 +69,7 @@ async fn what_we_write_is_an_ordinary_object() {
         assert_eq!(found["metadata"].as_object().unwrap().len(), 3, "{found}");
         let mut packed = object("not really gzip");
         packed.attributes.compression = Some("gzip".to_owned());
-        put("packed", packed).await.unwrap();
+        put("packed", &packed).await.unwrap();
         let found = site.describe(&options.bucket, "packed").await;
         assert_eq!((&found["contentEncoding"], &found["cacheControl"]), (&json!("gzip"), &json!("no-transform")));
         // Raw bytes come back, whatever they are said to be.

@@ -18,7 +18,7 @@ use filestorage::storage::{
 use filestorage::telemetry::{self, Metrics};
 use serde_json::{Value, json};
 
-use crate::support::{key, noise, object};
+use crate::support::{Rest, key, noise, object, rest};
 
 /// The text of every false answer has this, and no error may.
 const CONTENT: &str = "content-of-the-page";
@@ -157,13 +157,10 @@ fn with_fallback(bucket: Arc<dyn Backend>, folder: &std::path::Path) -> Fallback
 
 /// A write and a delete land in the overlay, and what only the bucket knows is an error.
 async fn lands(fallback: &Fallback, at: &str) {
-    assert_eq!(
-        fallback.put(&key("it"), &object("new"), &PutOptions::default()).await.unwrap(),
-        Landing::Overlay,
-        "{at}"
-    );
+    let stored = fallback.put(&key("it"), &object("new"), &PutOptions::default()).await.unwrap();
+    assert_eq!(rest(stored), Rest::Overlay, "{at}");
     let removal = fallback.delete(&key("it"), &DeleteOptions::default()).await.unwrap();
-    assert_eq!(removal.landing, Landing::Overlay, "{at}");
+    assert_eq!(rest(removal), Rest::Overlay, "{at}");
     let error = fallback.get(&key("unknown"), GetOptions::default()).await.unwrap_err();
     assert!(error.is_transient() && error.is_senseless(), "{at}: {error}");
     let error = fallback.list(&Page::default()).await.unwrap_err();

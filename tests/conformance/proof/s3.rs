@@ -43,9 +43,13 @@ async fn no_request_takes_what_is_no_answer_to_it() {
     let old = object("old");
     s3.put(&key("it"), &old, &PutOptions::default()).await.unwrap();
     // Finds out, honestly, what conditions are kept.
-    s3.put(&key("it"), &old, &super::Put { condition: super::Condition::Always, ..PutOptions::default() })
-        .await
-        .unwrap();
+    s3.put(
+        &key("it"),
+        &old,
+        &super::PutOptions { condition: super::Condition::Always, ..super::PutOptions::default() },
+    )
+    .await
+    .unwrap();
     act(&s3, Act::PutAbsent, "").await.unwrap();
     s3.delete(&key("other"), &DeleteOptions::default()).await.unwrap();
     let mut cases = 0;
