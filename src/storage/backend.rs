@@ -171,7 +171,8 @@ impl GetOptions {
     /// Fails for more bytes of the value than the limit, and for a part of JSON.
     pub(super) fn kept_part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
         if !attributes.is_encoded() {
-            return self.part(key, attributes.kind, attributes.size);
+            // The same as the value's, or the attributes are damaged; no part may reach beyond the bytes there are.
+            return self.part(key, attributes.kind, attributes.stored_size);
         }
         let (options, size) = match self.range {
             // The size of a value that another tool has encoded is not known before it is decoded.
