@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::compose::{Context, First, Place, message};
+use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
 use super::message::Publication;
 use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
@@ -147,7 +147,7 @@ pub fn after_success(
     if withheld.is_some() {
         return Ok(AfterSuccess { withheld, ..AfterSuccess::default() });
     }
-    let shown = json::parse(result.as_bytes(), json::Limits { depth: 256, ..json::Limits::default() });
+    let shown = json::parse(result.as_bytes(), json::ParseLimits { depth: 256, ..json::ParseLimits::default() });
     let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
     let context = context(request, first, options, now);
     let mut after = AfterSuccess::default();
@@ -172,10 +172,10 @@ impl AfterSuccess {
         &mut self,
         signature: &Signature,
         rest: Option<&[Signature]>,
-        context: &Context<'_>,
+        context: &ComposeContext<'_>,
         new_id: &mut dyn FnMut() -> String,
     ) {
-        let direct = Place { group: None, direct: signature.kind == Kind::Task };
+        let direct = MessageRole { group: None, direct: signature.kind == Kind::Task };
         let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
         self.children.push(Child::Task(sent.head));
         self.publications.push(sent.publication);
@@ -192,9 +192,9 @@ struct Sent {
 /// Makes the message of a task or of a chain's first task; `None` for a chain without tasks.
 fn send(
     signature: &Signature,
-    place: Place<'_>,
+    place: MessageRole<'_>,
     rest: Option<&[Signature]>,
-    context: &Context<'_>,
+    context: &ComposeContext<'_>,
     new_id: &mut dyn FnMut() -> String,
 ) -> Option<Sent> {
     let id_of = |signature: &Signature, new_id: &mut dyn FnMut() -> String| {
@@ -226,7 +226,7 @@ fn send(
         (Some((group, index)), Some(last)) => {
             last.set("group_id", group.into());
             last.set("group_index", i64::try_from(index).unwrap_or(i64::MAX).into());
-            Place { group: None, direct: false }
+            MessageRole { group: None, direct: false }
         }
         _ => place,
     };
@@ -289,14 +289,14 @@ fn extend(signature: &mut Signature, name: &str, more: Option<&Json>) {
 /// Makes one new group of tasks and chains.
 fn group<'s>(
     members: impl Iterator<Item = &'s Signature>,
-    context: &Context<'_>,
+    context: &ComposeContext<'_>,
     new_id: &mut dyn FnMut() -> String,
 ) -> (Vec<Publication>, Child) {
     let id = new_id();
     let mut publications = Vec::new();
     let mut children = Vec::new();
     for member in members {
-        let place = Place { group: Some((&id, publications.len())), direct: false };
+        let place = MessageRole { group: Some((&id, publications.len())), direct: false };
         let Some(sent) = send(member, place, None, context, new_id) else { continue };
         publications.push(sent.publication);
         children.push(if sent.tail.is_empty() {
@@ -308,9 +308,14 @@ fn group<'s>(
     (publications, Child::Group { id, members: children })
 }
 
-fn context<'a>(request: &'a TaskRequest, first: First<'a>, options: &'a CanvasOptions, now: Timestamp) -> Context<'a> {
+fn context<'a>(
+    request: &'a TaskRequest,
+    first: First<'a>,
+    options: &'a CanvasOptions,
+    now: Timestamp,
+) -> ComposeContext<'a> {
     let root_id = request.root_id.as_deref().unwrap_or(&request.id);
-    Context { first, parent_id: &request.id, root_id, options, now }
+    ComposeContext { first, parent_id: &request.id, root_id, options, now }
 }
 
 /// Makes the messages that follow a failure.

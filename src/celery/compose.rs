@@ -11,7 +11,7 @@ use crate::instant;
 use crate::json::{Json, write_string};
 
 /// What every message of one finished task has in common.
-pub(super) struct Context<'a> {
+pub(super) struct ComposeContext<'a> {
     /// Put before the arguments of what is not immutable.
     pub(super) first: First<'a>,
     /// The finished task.
@@ -34,7 +34,7 @@ pub(super) struct First<'a> {
 
 /// Where a message belongs.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct MessageRole<'a> {
     /// Group id and index.
     pub(super) group: Option<(&'a str, usize)>,
     /// The arguments come straight out of JSON, not through a Python tuple: only seen in `argsrepr`.
@@ -73,9 +73,9 @@ pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
 pub(super) fn message(
     signature: &Signature,
     id: &str,
-    place: Place<'_>,
+    place: MessageRole<'_>,
     chain: Option<&[Signature]>,
-    context: &Context<'_>,
+    context: &ComposeContext<'_>,
 ) -> Publication {
     let (expires, expiration) = expiry(signature, context.now);
     let mut headers = headers(signature, id, place, context);
@@ -114,7 +114,7 @@ pub(super) fn message(
     }
 }
 
-fn headers(signature: &Signature, id: &str, place: Place<'_>, context: &Context<'_>) -> Headers {
+fn headers(signature: &Signature, id: &str, place: MessageRole<'_>, context: &ComposeContext<'_>) -> Headers {
     let text = |name: &str| signature.text(name).map_or(Field::Void, Field::from);
     let any = |name: &str| signature.option(name).map_or(Field::Void, field);
     let count = |name: &str| Field::Int(signature.option(name).and_then(Json::as_i64).unwrap_or(0));
@@ -163,7 +163,7 @@ fn headers(signature: &Signature, id: &str, place: Place<'_>, context: &Context<
     .collect()
 }
 
-fn body(signature: &Signature, chain: Option<&[Signature]>, context: &Context<'_>) -> String {
+fn body(signature: &Signature, chain: Option<&[Signature]>, context: &ComposeContext<'_>) -> String {
     let mut out = String::with_capacity(context.first.text.len() + 256);
     out.push_str("[[");
     let mut empty = true;

@@ -235,7 +235,7 @@ impl Reader<'_> {
                 body::decode(self.message, &self.options.accept, limits).map_err(|error| self.undecodable(&error))?
             }
         };
-        json::parse(&text, json::Limits { depth: limits.depth, ..json::Limits::default() }).map_err(|error| {
+        json::parse(&text, json::ParseLimits { depth: limits.depth, ..json::ParseLimits::default() }).map_err(|error| {
             let (what, mend) = match error.kind {
                 ErrorKind::Syntax => (Fault::Decode, "send JSON in UTF-8"),
                 ErrorKind::LoneSurrogate => (Fault::PythonOnlyJson, "send text, or bytes for what is none"),

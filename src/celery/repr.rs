@@ -299,10 +299,10 @@ fn bytes_repr(bytes: &[u8], limit: isize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::{Limits, parse};
+    use crate::json::{ParseLimits, parse};
 
     fn read(text: &str) -> Json {
-        parse(text.as_bytes(), Limits::default()).unwrap()
+        parse(text.as_bytes(), ParseLimits::default()).unwrap()
     }
 
     #[test]

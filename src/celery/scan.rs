@@ -126,7 +126,7 @@ impl<'n> Scan<'n> {
     }
 
     fn ended(&mut self, role: Role) {
-        let text = match json::parse(&self.text, json::Limits::default()) {
+        let text = match json::parse(&self.text, json::ParseLimits::default()) {
             Ok(Json::Text(text)) if role != Role::Other => Some(text),
             _ => None,
         };

@@ -171,7 +171,7 @@ fn text(bytes: Vec<u8>) -> Result<Value, Failure> {
 }
 
 fn json(bytes: &[u8]) -> Result<Value, Failure> {
-    match json::parse(bytes, json::Limits::default()) {
+    match json::parse(bytes, json::ParseLimits::default()) {
         Ok(Json::Text(text)) => Ok(Value::Text(text)),
         Ok(value) => Ok(Value::Json(value.compact())),
         Err(error) => Err(Failure::new(Code::BadData, format!("the value is not JSON: {error}"))),

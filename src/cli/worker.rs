@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::broker::BrokerOptions;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
-use crate::telemetry::{Admin, BindError, Component, Condition, Metrics, Readiness, ServiceManager};
+use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, health_report, in_flight_bytes, queue_type,
     stack,
@@ -169,7 +169,7 @@ async fn serve(
     let mut aside = JoinSet::new();
     match bucket {
         Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut aside).await?,
-        None => readiness.set(Component::Storage, Condition::Ready),
+        None => readiness.set(Component::Storage, ComponentState::Ready),
     }
     let outcome = worker::run(options, || secrets.broker(), engine, metrics, readiness, stop).await;
     let code = |departure| match departure {

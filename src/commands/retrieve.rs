@@ -7,7 +7,6 @@ use super::{
     Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
 };
 use crate::json::{typed, write_string};
-use crate::provider::BackendKind;
 use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {

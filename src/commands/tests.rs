@@ -14,7 +14,7 @@ use crate::storage::{
 use crate::telemetry::Metrics;
 
 fn json(text: &str) -> Json {
-    crate::json::parse(text.as_bytes(), crate::json::Limits::default()).unwrap()
+    crate::json::parse(text.as_bytes(), crate::json::ParseLimits::default()).unwrap()
 }
 
 /// Reads a call with its keyword arguments, written as a JSON object.

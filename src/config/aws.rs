@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::gather::{read_lines, set};
 use super::kind::Raw;
-use super::{Fault, Inputs, Kind, Secret, Source, misplaced};
+use super::{Inputs, Secret, SettingFault, SettingKind, Source, misplaced};
 use crate::redact;
 
 /// Secrets among them; each has a twin `…_FILE` that names a file holding it.
@@ -21,13 +21,13 @@ pub(super) struct Given {
 }
 
 /// Collects the variables by name.
-pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<String, Given> {
+pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> BTreeMap<String, Given> {
     let mut found = BTreeMap::new();
     let names = inputs.environment.keys().filter(|name| name.starts_with("AWS_"));
     for (name, value) in names.filter_map(|name| Some((name, set(inputs, name)?))) {
         let source = Source::Environment(name.clone());
         let mut refuse = |message| {
-            faults.push(Fault { setting: name.clone(), value: None, source: source.clone(), message });
+            faults.push(SettingFault { setting: name.clone(), value: None, source: source.clone(), message });
         };
         let Some(text) = value.to_str() else {
             refuse("is not UTF-8".to_owned());
@@ -36,7 +36,7 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<Fault>) -> BTreeMap<Strin
         let misplaced = match name.as_str() {
             name if name.ends_with("_FILE") => misplaced::file(text, "the path of a file"),
             "AWS_ENDPOINT_URL" | "AWS_ENDPOINT_URL_S3" => {
-                let kind = Kind::Url;
+                let kind = SettingKind::Url;
                 kind.parse(&Raw::Text(text.to_owned())).is_none().then(|| format!("must be {}", kind.allowed()))
             }
             _ => None,

@@ -6,7 +6,7 @@ use super::Source;
 
 /// One thing wrong with one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct SettingFault {
     /// The setting, or the unknown name.
     pub setting: String,
     /// The value that was given, where it is a number or a secret's stars; anything else may be a secret in the wrong place.
@@ -17,7 +17,7 @@ pub struct Fault {
     pub message: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SettingFault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.setting)?;
         if let Some(value) = &self.value {
@@ -29,7 +29,7 @@ impl fmt::Display for Fault {
 
 /// Everything wrong with the configuration, one line each.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct Faults(pub Vec<SettingFault>);
 
 impl fmt::Display for Faults {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

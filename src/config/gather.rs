@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::kind::{Parsed, Raw};
 use super::settings::Values;
 use super::{
-    Availability, Fault, Faults, Inputs, Kind, SETTINGS, Secrecy, Setting, Settings, Source, aws, misplaced, overlap,
-    storage,
+    Availability, Faults, Inputs, SETTINGS, Secrecy, Setting, SettingFault, SettingKind, Settings, Source, aws,
+    misplaced, overlap, storage,
 };
 use crate::redact::{self, HIDDEN, redact};
 
@@ -86,7 +86,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
                         Secrecy::Urls => None,
                         Secrecy::Plain => misplaced::show(setting.kind, &raw),
                     };
-                    Fault { setting: name, value, source, message }
+                    SettingFault { setting: name, value, source, message }
                 }
             }),
         }
@@ -107,13 +107,13 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let combined: Vec<_> = combined
         .chain(overlaps)
         .map(|(setting, message)| (setting.to_owned(), message))
-        .map(|(setting, message)| Fault { setting, value: None, source: Source::Combination, message })
+        .map(|(setting, message)| SettingFault { setting, value: None, source: Source::Combination, message })
         .collect();
     faults.extend(combined);
     let values = Values(with_defaults(values.0));
     let mut settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
         let message = "a setting the program needs has no row in its registry".to_owned();
-        Faults(vec![Fault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
+        Faults(vec![SettingFault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
     let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;
     settings.queue.broker_is_default = effective.iter().any(is_default);
@@ -165,11 +165,11 @@ fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::P
     let parsed = setting.kind.parse(raw).ok_or_else(|| {
         let allowed = setting.kind.allowed();
         match (setting.kind, raw) {
-            (Kind::Choice(words), Raw::Text(text)) if let Some(word) = misplaced::meant(text, words) => {
+            (SettingKind::Choice(words), Raw::Text(text)) if let Some(word) = misplaced::meant(text, words) => {
                 format!("must be {allowed}; did you mean {word}?")
             }
             _ => match setting.kind.flaw(raw) {
-                Some(why) if setting.kind == Kind::BrokerUrls => format!("must be {allowed}; {why}"),
+                Some(why) if setting.kind == SettingKind::BrokerUrls => format!("must be {allowed}; {why}"),
                 Some(why) => format!("{why}; it must be {allowed}"),
                 None => format!("must be {allowed}"),
             },
@@ -196,7 +196,7 @@ fn show(setting: &Setting, raw: &Raw) -> String {
     }
 }
 
-fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Option<Found> {
+fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<SettingFault>) -> Option<Found> {
     let twin = setting.file_twin();
     let named = |flag: &&super::Flag| flag.setting == setting.name || Some(&flag.setting) == twin.as_ref();
     let flag = inputs.flags.iter().rev().find(named)?;
@@ -212,7 +212,7 @@ pub(super) fn set<'a>(inputs: &'a Inputs, name: &str) -> Option<&'a OsString> {
     inputs.environment.get(name).filter(|value| !value.is_empty())
 }
 
-fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>) -> Option<Found> {
+fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<SettingFault>) -> Option<Found> {
     let own = setting.environment();
     let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
     let set = |name: &str| set(inputs, name);
@@ -228,7 +228,7 @@ fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>)
             let source = Source::Environment(name.to_owned());
             let Some(text) = value.to_str() else {
                 let message = "is not UTF-8".to_owned();
-                faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
+                faults.push(SettingFault { setting: setting.name.to_owned(), value: None, source, message });
                 return None;
             };
             Some(Found::new(Raw::Text(text.to_owned()), source))
@@ -240,7 +240,12 @@ fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Fault>)
     }
 }
 
-fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &mut Vec<Fault>) -> Option<Found> {
+fn from_table(
+    setting: &Setting,
+    inputs: &Inputs,
+    table: &toml::Table,
+    faults: &mut Vec<SettingFault>,
+) -> Option<Found> {
     let source = Source::File(inputs.file.as_ref()?.path.clone());
     let twin = setting.file_twin().and_then(|twin| Some((table.get(&twin)?, twin)));
     match (table.get(setting.name), twin) {
@@ -251,7 +256,7 @@ fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &
         (Some(value), None) => {
             let Some(raw) = raw_of(value) else {
                 let message = format!("must be {}, not a {}", setting.kind.allowed(), value.type_str());
-                faults.push(Fault { setting: setting.name.to_owned(), value: None, source, message });
+                faults.push(SettingFault { setting: setting.name.to_owned(), value: None, source, message });
                 return None;
             };
             Some(Found::new(raw, source))
@@ -259,7 +264,7 @@ fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &
         (None, Some((value, twin))) => {
             let Some(path) = value.as_str() else {
                 let message = format!("must be a path, not a {}", value.type_str());
-                faults.push(Fault { setting: twin, value: None, source, message });
+                faults.push(SettingFault { setting: twin, value: None, source, message });
                 return None;
             };
             read_secret(setting, Path::new(path), source, faults)
@@ -268,9 +273,9 @@ fn from_table(setting: &Setting, inputs: &Inputs, table: &toml::Table, faults: &
     }
 }
 
-fn both(setting: &Setting, twin: &str, source: Source) -> Fault {
+fn both(setting: &Setting, twin: &str, source: Source) -> SettingFault {
     let message = format!("is set, and so is {twin}; set one of the two");
-    Fault { setting: setting.name.to_owned(), value: None, source, message }
+    SettingFault { setting: setting.name.to_owned(), value: None, source, message }
 }
 
 fn raw_of(value: &toml::Value) -> Option<Raw> {
@@ -287,9 +292,9 @@ fn raw_of(value: &toml::Value) -> Option<Raw> {
 }
 
 /// Reads the file a twin names; several lines are joined as the setting joins them.
-fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<Fault>) -> Option<Found> {
+fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<SettingFault>) -> Option<Found> {
     if let Some(message) = misplaced::file(&path.to_string_lossy(), "the path of a file that holds it") {
-        faults.push(Fault { setting: setting.file_twin().unwrap_or_default(), value: None, source, message });
+        faults.push(SettingFault { setting: setting.file_twin().unwrap_or_default(), value: None, source, message });
         return None;
     }
     match read_lines(path) {
@@ -309,9 +314,9 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
 }
 
 /// The fault of a file that a twin names.
-fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> Fault {
+fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> SettingFault {
     let value = Some(redact::path(file));
-    Fault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
+    SettingFault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
 }
 
 /// Reads a file of secrets: its lines without blanks around them, and without empty ones.
@@ -321,7 +326,7 @@ pub(super) fn read_lines(path: &Path) -> std::io::Result<Vec<String>> {
 }
 
 /// Reads the file's table and reports its unknown keys.
-fn read_file(inputs: &Inputs, faults: &mut Vec<Fault>) -> toml::Table {
+fn read_file(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> toml::Table {
     let Some(file) = &inputs.file else { return toml::Table::new() };
     let source = || Source::File(file.path.clone());
     let table: toml::Table = match toml::from_str(&file.text) {
@@ -332,7 +337,7 @@ fn read_file(inputs: &Inputs, faults: &mut Vec<Fault>) -> toml::Table {
             let what = error.message().split(['`', '"', '\'', '\n', ':']).next().unwrap_or_default().trim();
             let message = format!("is not TOML: {what} in line {line}");
             let setting = "configuration file".to_owned();
-            faults.push(Fault { setting, value: None, source: source(), message });
+            faults.push(SettingFault { setting, value: None, source: source(), message });
             return toml::Table::new();
         }
     };
@@ -346,7 +351,7 @@ fn read_file(inputs: &Inputs, faults: &mut Vec<Fault>) -> toml::Table {
                 (format!("line {line}"), format!("begins with a name that no setting has; {lists}"))
             }
         };
-        faults.push(Fault { setting, value: None, source: source(), message });
+        faults.push(SettingFault { setting, value: None, source: source(), message });
     }
     table
 }

@@ -7,7 +7,7 @@ use crate::provider::Provider;
 
 /// What a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum SettingKind {
     /// Yes or no.
     Bool,
     /// A whole number within bounds.
@@ -80,7 +80,7 @@ impl Raw {
     }
 }
 
-impl Kind {
+impl SettingKind {
     /// Says what is allowed, to follow "must be".
     #[must_use]
     pub fn allowed(self) -> String {
@@ -104,7 +104,7 @@ impl Kind {
         }
     }
 
-    /// Reads a value; `None` when it is not what [`Kind::allowed`] says.
+    /// Reads a value; `None` when it is not what [`SettingKind::allowed`] says.
     pub(super) fn parse(self, raw: &Raw) -> Option<Parsed> {
         let Raw::Text(text) = raw else { return self.parse_list(raw) };
         let text = text.trim();
@@ -253,7 +253,7 @@ fn is_url(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(kind: Kind, text: &str) -> Option<Parsed> {
+    fn parse(kind: SettingKind, text: &str) -> Option<Parsed> {
         kind.parse(&Raw::Text(text.to_owned()))
     }
 
@@ -264,22 +264,22 @@ mod tests {
     #[test]
     fn words_and_numbers() {
         for (text, value) in [("true", true), ("YES", true), ("1", true), ("on", true), ("off", false), ("No", false)] {
-            assert_eq!(parse(Kind::Bool, text), Some(Parsed::Bool(value)), "{text}");
+            assert_eq!(parse(SettingKind::Bool, text), Some(Parsed::Bool(value)), "{text}");
         }
         for text in ["", "2", "maybe", "truee"] {
-            assert_eq!(parse(Kind::Bool, text), None, "{text}");
+            assert_eq!(parse(SettingKind::Bool, text), None, "{text}");
         }
-        let port = Kind::Integer { min: 0, max: 65_535 };
+        let port = SettingKind::Integer { min: 0, max: 65_535 };
         assert_eq!(parse(port, " 8002 "), Some(Parsed::Integer(8002)));
         for text in ["-1", "65536", "8e3", "", "1.0", "99999999999999999999999"] {
             assert_eq!(parse(port, text), None, "{text}");
         }
-        let seconds = Kind::Seconds { max: 60 };
+        let seconds = SettingKind::Seconds { max: 60 };
         assert_eq!(parse(seconds, "1.5"), Some(Parsed::Seconds(Duration::from_millis(1500))));
         for text in ["0", "-1", "61", "nan", "inf", "x"] {
             assert_eq!(parse(seconds, text), None, "{text}");
         }
-        let levels = Kind::Choice(&["INFO", "ERROR"]);
+        let levels = SettingKind::Choice(&["INFO", "ERROR"]);
         assert_eq!(parse(levels, "info"), Some(Parsed::Text("INFO".to_owned())));
         assert_eq!(parse(levels, "LOUD"), None);
     }
@@ -287,12 +287,12 @@ mod tests {
     #[test]
     fn urls() {
         for text in ["http://s3", "https://minio.example.org:9000", "HTTP://[::1]:9000/path/"] {
-            assert_eq!(parse(Kind::Url, text), Some(Parsed::Text(text.to_owned())));
+            assert_eq!(parse(SettingKind::Url, text), Some(Parsed::Text(text.to_owned())));
         }
         for text in
             ["", "minio:9000", "ftp://h", "http://", "http://:1", "http://u:p@h", "http://h?x", "http://h:99999"]
         {
-            assert_eq!(parse(Kind::Url, text), None, "{text}");
+            assert_eq!(parse(SettingKind::Url, text), None, "{text}");
         }
         for (text, url) in [
             ("localhost:4443", "http://localhost:4443"),
@@ -300,29 +300,29 @@ mod tests {
             ("https://gcs", "https://gcs"),
             ("[::1]:4443", "http://[::1]:4443"),
         ] {
-            assert_eq!(parse(Kind::Emulator, text), Some(Parsed::Text(url.to_owned())));
+            assert_eq!(parse(SettingKind::Emulator, text), Some(Parsed::Text(url.to_owned())));
         }
         for text in ["localhost:x", "http://h/storage/v1", "h/p", "://h", "a b"] {
-            assert_eq!(parse(Kind::Emulator, text), None, "{text}");
+            assert_eq!(parse(SettingKind::Emulator, text), None, "{text}");
         }
     }
 
     #[test]
     fn lists() {
-        assert_eq!(parse(Kind::Queues, "a, b,a"), list(&["a", "b"]));
-        assert_eq!(parse(Kind::Queues, "a,,b"), None);
-        assert_eq!(parse(Kind::Queue, &"x".repeat(256)), None);
-        assert_eq!(parse(Kind::Queue, "amq.mine"), None);
-        assert_eq!(parse(Kind::Queues, "a,amq.gen-1"), None);
-        assert!(Kind::Queues.allowed().contains("`amq.`"));
-        assert_eq!(Kind::Queues.parse(&Raw::List(vec!["a,b".to_owned()])), list(&["a,b"]));
-        assert_eq!(Kind::Bool.parse(&Raw::List(vec!["true".to_owned()])), None);
-        assert_eq!(parse(Kind::Content, "json"), list(&["json"]));
-        assert_eq!(parse(Kind::Content, "json,pickle"), None);
-        assert_eq!(parse(Kind::Paths, "/a:/b"), list(&["/a", "/b"]));
-        assert_eq!(parse(Kind::Paths, "/a:b"), None);
+        assert_eq!(parse(SettingKind::Queues, "a, b,a"), list(&["a", "b"]));
+        assert_eq!(parse(SettingKind::Queues, "a,,b"), None);
+        assert_eq!(parse(SettingKind::Queue, &"x".repeat(256)), None);
+        assert_eq!(parse(SettingKind::Queue, "amq.mine"), None);
+        assert_eq!(parse(SettingKind::Queues, "a,amq.gen-1"), None);
+        assert!(SettingKind::Queues.allowed().contains("`amq.`"));
+        assert_eq!(SettingKind::Queues.parse(&Raw::List(vec!["a,b".to_owned()])), list(&["a,b"]));
+        assert_eq!(SettingKind::Bool.parse(&Raw::List(vec!["true".to_owned()])), None);
+        assert_eq!(parse(SettingKind::Content, "json"), list(&["json"]));
+        assert_eq!(parse(SettingKind::Content, "json,pickle"), None);
+        assert_eq!(parse(SettingKind::Paths, "/a:/b"), list(&["/a", "/b"]));
+        assert_eq!(parse(SettingKind::Paths, "/a:b"), None);
         let urls = "amqp://guest:guest@localhost:5672//;amqps://b/v";
-        assert_eq!(parse(Kind::BrokerUrls, urls), list(&["amqp://guest:guest@localhost:5672//", "amqps://b/v"]));
+        assert_eq!(parse(SettingKind::BrokerUrls, urls), list(&["amqp://guest:guest@localhost:5672//", "amqps://b/v"]));
         for text in [
             "redis://localhost",
             "localhost",
@@ -334,10 +334,10 @@ mod tests {
             "amqp://h?ssl_ca_certs=/x",
             "amqp://h?login_method=GSSAPI",
         ] {
-            assert_eq!(parse(Kind::BrokerUrls, text), None, "{text}");
+            assert_eq!(parse(SettingKind::BrokerUrls, text), None, "{text}");
         }
-        assert_eq!(parse(Kind::BrokerUrls, "amqp://h;"), list(&["amqp://h"]));
-        let fault = Kind::BrokerUrls.flaw(&Raw::Text("amqp://u:hunter2@h?frame_max=1".to_owned())).unwrap();
+        assert_eq!(parse(SettingKind::BrokerUrls, "amqp://h;"), list(&["amqp://h"]));
+        let fault = SettingKind::BrokerUrls.flaw(&Raw::Text("amqp://u:hunter2@h?frame_max=1".to_owned())).unwrap();
         assert!(fault.contains("\"frame_max\"") && !fault.contains("hunter2"), "{fault}");
         for text in [
             "amqp://",
@@ -347,7 +347,7 @@ mod tests {
             "AMQP://h?ssl=1",
             "amqp://h?heartbeat=30&connect_timeout=4",
         ] {
-            assert_eq!(parse(Kind::BrokerUrls, text), list(&[text]));
+            assert_eq!(parse(SettingKind::BrokerUrls, text), list(&[text]));
         }
     }
 }

@@ -2,28 +2,28 @@
 
 use std::path::Path;
 
-use super::Kind;
+use super::SettingKind;
 use super::kind::Raw;
 use crate::redact::{self, Shape};
 
 /// Says what stands in the place of a path, a name or a word, and what to do with it; none for what may be one.
-pub(super) fn find(kind: Kind, raw: &Raw) -> Option<String> {
+pub(super) fn find(kind: SettingKind, raw: &Raw) -> Option<String> {
     let items = match raw {
         Raw::Text(text) => std::slice::from_ref(text),
         Raw::List(items) => items,
     };
     items.iter().find_map(|item| match kind {
-        Kind::Path => Shape::of(item).map(|shape| format!("holds {shape}, not the path of a folder")),
-        Kind::Paths => Shape::of(item).map(|shape| format!("holds {shape}, not paths of folders")),
-        Kind::Emulator => Shape::of(item)
+        SettingKind::Path => Shape::of(item).map(|shape| format!("holds {shape}, not the path of a folder")),
+        SettingKind::Paths => Shape::of(item).map(|shape| format!("holds {shape}, not paths of folders")),
+        SettingKind::Emulator => Shape::of(item)
             .filter(|shape| *shape != Shape::Url)
             .map(|shape| format!("holds {shape}, not {}", kind.allowed())),
-        Kind::File => file(item, "its path"),
-        Kind::Text | Kind::Name | Kind::Queue | Kind::Queues => {
+        SettingKind::File => file(item, "its path"),
+        SettingKind::Text | SettingKind::Name | SettingKind::Queue | SettingKind::Queues => {
             // People name things by digests and by what is random.
             let is_word = item.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
             // A queue may have any name.
-            let is_queue = matches!(kind, Kind::Queue | Kind::Queues);
+            let is_queue = matches!(kind, SettingKind::Queue | SettingKind::Queues);
             let shape = Shape::of(item).filter(|shape| match shape {
                 Shape::Key => !is_word,
                 Shape::Login => !is_queue,
@@ -51,9 +51,9 @@ pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
 }
 
 /// Shows a refused value where it can be no secret: a number.
-pub(super) fn show(kind: Kind, raw: &Raw) -> Option<String> {
+pub(super) fn show(kind: SettingKind, raw: &Raw) -> Option<String> {
     match (kind, raw) {
-        (Kind::Integer { .. } | Kind::Seconds { .. }, Raw::Text(text)) if text.len() < 24 => {
+        (SettingKind::Integer { .. } | SettingKind::Seconds { .. }, Raw::Text(text)) if text.len() < 24 => {
             text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(|_| text.clone())
         }
         _ => None,

@@ -18,9 +18,9 @@ mod settings;
 mod source;
 mod storage;
 
-pub use fault::{Fault, Faults};
+pub use fault::{Faults, SettingFault};
 pub use gather::{Effective, Loaded, load, survey};
-pub use kind::Kind;
+pub use kind::SettingKind;
 pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
 pub use secret::Secret;

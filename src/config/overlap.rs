@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::gather::set;
 use super::settings::Values;
 use super::storage::{JOURNAL, OBJECTS, OVERLAY, SPOOL};
-use super::{Inputs, Kind, SETTINGS};
+use super::{Inputs, SETTINGS, SettingKind};
 
 /// Most links one path may lead through, as on Linux.
 const MAX_LINKS: usize = 40;
@@ -55,7 +55,7 @@ fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
     let mut files: Vec<_> =
         inputs.file.iter().map(|file| ("the configuration file".to_owned(), file.path.clone())).collect();
     let mut add = |name: &str, path: &str| files.push((format!("the file of {name}"), PathBuf::from(path)));
-    let own = |setting: &super::Setting| setting.kind == Kind::File;
+    let own = |setting: &super::Setting| setting.kind == SettingKind::File;
     for (setting, twin) in SETTINGS.iter().map(|setting| (setting, setting.file_twin())) {
         let Some(name) = twin.or_else(|| own(setting).then(|| setting.name.to_owned())) else { continue };
         inputs.flags.iter().filter(|flag| flag.setting == name).for_each(|flag| add(&name, &flag.value));

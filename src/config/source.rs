@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Fault, Faults};
+use super::{Faults, SettingFault};
 use crate::redact;
 
 /// File read when no other is named and it is there.
@@ -95,7 +95,7 @@ impl Inputs {
             Ok(text) => Some(ConfigFile { path: path.to_owned(), text }),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                return Err(Faults(vec![Fault {
+                return Err(Faults(vec![SettingFault {
                     setting: "configuration file".to_owned(),
                     value: None,
                     source: Source::File(path.to_owned()),

@@ -9,7 +9,7 @@ mod parse;
 pub mod typed;
 mod write;
 
-pub use parse::{Error, ErrorKind, Limits, parse};
+pub use parse::{Error, ErrorKind, ParseLimits, parse};
 pub use write::write_string;
 
 /// One JSON value as Python's `json` module reads it.

@@ -6,14 +6,14 @@ use super::Json;
 
 /// What a document may cost; the defaults suit one AMQP message.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ParseLimits {
     /// Arrays and objects inside one another.
     pub depth: usize,
     /// Values in all: a byte or two of text becomes some 30 bytes of tree.
     pub values: usize,
 }
 
-impl Default for Limits {
+impl Default for ParseLimits {
     fn default() -> Self {
         Self { depth: 128, values: 4_000_000 }
     }
@@ -26,9 +26,9 @@ pub enum ErrorKind {
     Syntax,
     /// A lone surrogate escape such as `"\ud800"`: a Python string that is not text in any encoding.
     LoneSurrogate,
-    /// Nested deeper than [`Limits::depth`].
+    /// Nested deeper than [`ParseLimits::depth`].
     TooDeep,
-    /// More values than [`Limits::values`].
+    /// More values than [`ParseLimits::values`].
     TooMany,
 }
 
@@ -48,7 +48,7 @@ pub struct Error {
 /// # Errors
 ///
 /// [`Error`] when the bytes are not JSON, hold a lone surrogate, or go beyond a limit.
-pub fn parse(data: &[u8], limits: Limits) -> Result<Json, Error> {
+pub fn parse(data: &[u8], limits: ParseLimits) -> Result<Json, Error> {
     let jiter = Jiter::new(data).with_allow_inf_nan();
     let mut reader = Reader { jiter, depth_left: limits.depth, values_left: limits.values, limits };
     reader.document().map_err(|error| match std::str::from_utf8(data) {
@@ -64,7 +64,7 @@ struct Reader<'j> {
     jiter: Jiter<'j>,
     depth_left: usize,
     values_left: usize,
-    limits: Limits,
+    limits: ParseLimits,
 }
 
 impl Reader<'_> {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Json, Error> {
-        parse(text.as_bytes(), Limits::default())
+        parse(text.as_bytes(), ParseLimits::default())
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
             assert_eq!(read(text).unwrap_err().kind, ErrorKind::Syntax, "{text:?}");
         }
         for bytes in [&b"{\"\x89\": 1}"[..], b"\"a\xff\"", b"\"\xed\xa0\x80\""] {
-            assert_eq!(parse(bytes, Limits::default()).unwrap_err().kind, ErrorKind::Syntax, "{bytes:?}");
+            assert_eq!(parse(bytes, ParseLimits::default()).unwrap_err().kind, ErrorKind::Syntax, "{bytes:?}");
         }
     }
 
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn values_are_counted() {
-        let limits = Limits { values: 4, ..Limits::default() };
+        let limits = ParseLimits { values: 4, ..ParseLimits::default() };
         assert!(parse(b"[1, {\"a\": 2}]", limits).is_ok());
         assert_eq!(parse(b"[1, {\"a\": 2}, 3]", limits).unwrap_err().kind, ErrorKind::TooMany);
     }

@@ -125,10 +125,10 @@ fn not_text(kind: &'static str, content: &Json) -> TypedError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::{Limits, parse};
+    use crate::json::{ParseLimits, parse};
 
     fn read(text: &str) -> Result<Option<Vec<u8>>, TypedError> {
-        let value = parse(text.as_bytes(), Limits::default()).unwrap();
+        let value = parse(text.as_bytes(), ParseLimits::default()).unwrap();
         let read = bytes(&value);
         let taken = take(value.clone());
         match &read {

@@ -131,7 +131,7 @@ fn write_text(out: &mut String, text: &str, escape: Escape) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::{Limits, parse};
+    use crate::json::{ParseLimits, parse};
 
     #[test]
     fn escapes_are_python_s() {
@@ -148,8 +148,8 @@ mod tests {
                 (text.clone(), Json::Array(vec![Json::Text(text), Json::Number(number.to_string().into()), int.into()])),
             ]);
             proptest::prop_assert_eq!(tree.compact_len(), tree.compact().len());
-            proptest::prop_assert_eq!(&parse(tree.compact().as_bytes(), Limits::default()).unwrap(), &tree);
-            proptest::prop_assert_eq!(&parse(tree.ascii().as_bytes(), Limits::default()).unwrap(), &tree);
+            proptest::prop_assert_eq!(&parse(tree.compact().as_bytes(), ParseLimits::default()).unwrap(), &tree);
+            proptest::prop_assert_eq!(&parse(tree.ascii().as_bytes(), ParseLimits::default()).unwrap(), &tree);
         }
     }
 }

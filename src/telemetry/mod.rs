@@ -16,5 +16,5 @@ pub use labels::{
 };
 pub use logs::{LogError, LogFormat, init as init_logs};
 pub use metrics::{InFlight, Metrics};
-pub use readiness::{Component, Condition, Readiness};
+pub use readiness::{Component, ComponentState, Readiness};
 pub use service_manager::{NotifyError, ServiceManager};

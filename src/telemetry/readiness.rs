@@ -53,7 +53,7 @@ impl fmt::Display for Component {
 
 /// How a component stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum ComponentState {
     /// Works.
     Ready,
     /// Commands go on, but something is missing; `/readyz` stays 200 and says so.
@@ -62,7 +62,7 @@ pub enum Condition {
     Unready(String),
 }
 
-impl Condition {
+impl ComponentState {
     /// Hides secrets in the reason, which `/readyz` and the log repeat.
     fn redacted(self) -> Self {
         match self {
@@ -75,42 +75,42 @@ impl Condition {
 
 /// What is known of the process at one moment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Standing {
-    pub(super) conditions: BTreeMap<Component, Condition>,
+pub(super) struct ReadinessState {
+    pub(super) conditions: BTreeMap<Component, ComponentState>,
     /// The start is over: work is taken, or what is waited for may come by itself.
     pub(super) started: bool,
 }
 
-impl Standing {
+impl ReadinessState {
     fn is_ready(&self) -> bool {
-        !self.conditions.values().any(|condition| matches!(condition, Condition::Unready(_)))
+        !self.conditions.values().any(|condition| matches!(condition, ComponentState::Unready(_)))
     }
 }
 
 /// The conditions of all components; clones share them.
 #[derive(Clone, Debug)]
-pub struct Readiness(watch::Sender<Standing>);
+pub struct Readiness(watch::Sender<ReadinessState>);
 
 impl Readiness {
     /// Starts with the given components unready, because `starting`; others count once they are set.
     #[must_use]
     pub fn new(awaited: &[Component]) -> Self {
-        let starting = Condition::Unready("starting".to_owned());
+        let starting = ComponentState::Unready("starting".to_owned());
         let conditions = awaited.iter().map(|&component| (component, starting.clone())).collect();
-        Self(watch::Sender::new(Standing { conditions, started: false }))
+        Self(watch::Sender::new(ReadinessState { conditions, started: false }))
     }
 
     /// Notes how a component stands and logs a change once.
-    pub fn set(&self, component: Component, condition: Condition) {
+    pub fn set(&self, component: Component, condition: ComponentState) {
         let condition = condition.redacted();
         self.0.send_if_modified(|standing| {
             if standing.conditions.get(&component) == Some(&condition) {
                 return false;
             }
             match &condition {
-                Condition::Ready => tracing::info!(%component, "ready"),
-                Condition::Degraded(reason) => tracing::warn!(%component, %reason, "degraded"),
-                Condition::Unready(reason) => tracing::warn!(%component, %reason, "not ready"),
+                ComponentState::Ready => tracing::info!(%component, "ready"),
+                ComponentState::Degraded(reason) => tracing::warn!(%component, %reason, "degraded"),
+                ComponentState::Unready(reason) => tracing::warn!(%component, %reason, "not ready"),
             }
             standing.conditions.insert(component, condition);
             true
@@ -130,12 +130,12 @@ impl Readiness {
 
     /// Returns every component and how it stands.
     #[must_use]
-    pub fn conditions(&self) -> BTreeMap<Component, Condition> {
+    pub fn conditions(&self) -> BTreeMap<Component, ComponentState> {
         self.0.borrow().conditions.clone()
     }
 
     /// Follows every change from now on.
-    pub(super) fn follow(&self) -> watch::Receiver<Standing> {
+    pub(super) fn follow(&self) -> watch::Receiver<ReadinessState> {
         self.0.subscribe()
     }
 }
@@ -148,15 +148,15 @@ mod tests {
     fn ready_only_when_nothing_is_unready() {
         let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
         assert!(!readiness.is_ready());
-        readiness.set(Component::Broker, Condition::Ready);
+        readiness.set(Component::Broker, ComponentState::Ready);
         assert!(!readiness.is_ready());
-        readiness.set(Component::Storage, Condition::Ready);
+        readiness.set(Component::Storage, ComponentState::Ready);
         assert!(readiness.is_ready());
-        readiness.set(Component::Events, Condition::Degraded("queue is away".to_owned()));
+        readiness.set(Component::Events, ComponentState::Degraded("queue is away".to_owned()));
         assert!(readiness.is_ready());
         let other = readiness.clone();
-        other.set(Component::Broker, Condition::Unready("blocked".to_owned()));
+        other.set(Component::Broker, ComponentState::Unready("blocked".to_owned()));
         assert!(!readiness.is_ready());
-        assert_eq!(readiness.conditions()[&Component::Broker], Condition::Unready("blocked".to_owned()));
+        assert_eq!(readiness.conditions()[&Component::Broker], ComponentState::Unready("blocked".to_owned()));
     }
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::readiness::Standing;
-use super::{Condition, Readiness};
+use super::readiness::ReadinessState;
+use super::{ComponentState, Readiness};
 
 /// How long a datagram may wait for a manager that does not read; the worker stands still meanwhile.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -151,13 +151,13 @@ async fn next(pings: &mut Option<Interval>) {
 }
 
 /// Says in one line how the process stands, what keeps it from working first.
-fn status(standing: &Standing) -> String {
+fn status(standing: &ReadinessState) -> String {
     let (mut unready, mut degraded) = (Vec::new(), Vec::new());
     for (component, condition) in &standing.conditions {
         match condition {
-            Condition::Ready => {}
-            Condition::Degraded(reason) => degraded.push(format!("{component}: {reason}")),
-            Condition::Unready(reason) => unready.push(format!("{component}: {reason}")),
+            ComponentState::Ready => {}
+            ComponentState::Degraded(reason) => degraded.push(format!("{component}: {reason}")),
+            ComponentState::Unready(reason) => unready.push(format!("{component}: {reason}")),
         }
     }
     let state = match (standing.started, unready.is_empty()) {
@@ -234,19 +234,19 @@ mod tests {
         turn().await;
         assert_eq!(manager.heard(), ["STATUS=starting; broker: starting"]);
         readiness.set_started();
-        readiness.set(Component::Broker, Condition::Unready("no session:\nrefused".to_owned()));
+        readiness.set(Component::Broker, ComponentState::Unready("no session:\nrefused".to_owned()));
         turn().await;
         assert_eq!(manager.heard(), ["READY=1\nSTATUS=not ready; broker: no session: refused"]);
-        readiness.set(Component::Broker, Condition::Ready);
+        readiness.set(Component::Broker, ComponentState::Ready);
         turn().await;
         assert_eq!(manager.heard(), ["STATUS=ready"]);
-        readiness.set(Component::Storage, Condition::Degraded("the bucket is away".to_owned()));
+        readiness.set(Component::Storage, ComponentState::Degraded("the bucket is away".to_owned()));
         turn().await;
         assert_eq!(manager.heard(), ["STATUS=ready; storage: the bucket is away"]);
         stop.send(()).unwrap();
         turn().await;
         assert_eq!(manager.heard(), ["STOPPING=1\nSTATUS=stopping: what runs is finished"]);
-        readiness.set(Component::Worker, Condition::Unready("draining".to_owned()));
+        readiness.set(Component::Worker, ComponentState::Unready("draining".to_owned()));
         turn().await;
         finish.send(()).unwrap();
         assert!(life.await.unwrap());
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut() {
         let readiness = Readiness::new(&[]);
-        readiness.set(Component::Broker, Condition::Unready("é".repeat(1000)));
+        readiness.set(Component::Broker, ComponentState::Unready("é".repeat(1000)));
         let line = status(&readiness.follow().borrow());
         assert_eq!(line.chars().count(), STATUS_LENGTH + 1);
         assert!(line.ends_with("é…"), "{line}");

@@ -6,7 +6,7 @@ use super::bucket::Bucket;
 use super::failure::Failure;
 use super::stack;
 use crate::storage::{Error, ErrorKind};
-use crate::telemetry::{Component, Condition, Readiness};
+use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// How long a bucket that answered is believed to be there, unless its breaker says otherwise.
 const CALM: Duration = Duration::from_secs(30);
@@ -80,17 +80,17 @@ impl BucketMonitor {
             return view;
         }
         let condition = match view {
-            View::Ready => Condition::Ready,
+            View::Ready => ComponentState::Ready,
             View::Away if self.fallback => {
-                Condition::Degraded(format!("the bucket is away, entries wait on this machine: {words}"))
+                ComponentState::Degraded(format!("the bucket is away, entries wait on this machine: {words}"))
             }
-            View::Away => Condition::Unready(format!("the bucket is away: {words}")),
-            View::Strange if self.fallback => Condition::Degraded(format!(
+            View::Away => ComponentState::Unready(format!("the bucket is away: {words}")),
+            View::Strange if self.fallback => ComponentState::Degraded(format!(
                 "something else answers for the bucket, entries wait on this machine: {words}"
             )),
-            View::Strange => Condition::Unready(format!("something else answers for the bucket: {words}")),
-            View::Refused => Condition::Unready(words.to_owned()),
-            View::Useless => Condition::Unready(format!("the bucket refuses every command: {words}")),
+            View::Strange => ComponentState::Unready(format!("something else answers for the bucket: {words}")),
+            View::Refused => ComponentState::Unready(words.to_owned()),
+            View::Useless => ComponentState::Unready(format!("the bucket refuses every command: {words}")),
         };
         self.readiness.set(Component::Storage, condition);
         view

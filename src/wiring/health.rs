@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::storage::Engine;
-use crate::telemetry::{Component, Condition, HealthReport, Readiness};
+use crate::telemetry::{Component, ComponentState, HealthReport, Readiness};
 
 /// Makes `/health`: what the engine says of itself, and whether storage and worker can be used now.
 pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthReport {
@@ -15,9 +15,9 @@ pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthRepor
         Box::pin(async move {
             let storage = storage(&engine, &readiness).await;
             let status = match &storage {
-                Condition::Unready(_) => "unhealthy",
-                Condition::Ready if readiness.is_ready() => "healthy",
-                Condition::Ready | Condition::Degraded(_) => "degraded",
+                ComponentState::Unready(_) => "unhealthy",
+                ComponentState::Ready if readiness.is_ready() => "healthy",
+                ComponentState::Ready | ComponentState::Degraded(_) => "degraded",
             };
             let pending = match engine.fallback() {
                 Some(fallback) => fallback.pending().await.ok().map(|pending| pending.entries),
@@ -26,7 +26,7 @@ pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthRepor
             let stats = engine.stats();
             json!({
                 "status": status,
-                "gcs_available": stats.gcs_available && storage == Condition::Ready,
+                "gcs_available": stats.gcs_available && storage == ComponentState::Ready,
                 "local_fallback_enabled": stats.local_fallback_enabled,
                 "cache_enabled": stats.cache_enabled,
                 "cache_size": stats.cache_size,
@@ -39,12 +39,12 @@ pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthRepor
 }
 
 /// Tells how the storage stands: a bucket is watched all the time, a disk is asked now.
-async fn storage(engine: &Engine, readiness: &Readiness) -> Condition {
+async fn storage(engine: &Engine, readiness: &Readiness) -> ComponentState {
     if engine.breaker().is_none() {
         return match engine.probe().await {
-            Ok(_) => Condition::Ready,
-            Err(error) => Condition::Unready(error.to_string()),
+            Ok(_) => ComponentState::Ready,
+            Err(error) => ComponentState::Unready(error.to_string()),
         };
     }
-    readiness.conditions().remove(&Component::Storage).unwrap_or(Condition::Ready)
+    readiness.conditions().remove(&Component::Storage).unwrap_or(ComponentState::Ready)
 }

@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use super::broker::{broker_urls, tls_files};
 use crate::broker::BrokerOptions;
 use crate::config::{self, Inputs, Settings};
-use crate::telemetry::{Component, Condition, Readiness};
+use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// How soon it is noticed that a file is gone, or back.
 const LOOK: Duration = Duration::from_secs(5);
@@ -115,9 +115,9 @@ impl Secrets {
         if !reading.faults.is_empty() {
             let faults = reading.faults.join("; ");
             let condition = format!("{faults}; what was read there last stays in use: put the file back");
-            readiness.set(Component::Secrets, Condition::Degraded(condition));
+            readiness.set(Component::Secrets, ComponentState::Degraded(condition));
         } else if readiness.conditions().contains_key(&Component::Secrets) {
-            readiness.set(Component::Secrets, Condition::Ready);
+            readiness.set(Component::Secrets, ComponentState::Ready);
         }
     }
 }

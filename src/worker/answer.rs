@@ -70,7 +70,7 @@ impl Answer {
         let kept: Kept = serde_json::from_str(text).ok()?;
         let outcome = match (kept.result, kept.exception) {
             (Some(result), None) => Outcome::Success(result.get().to_owned()),
-            (None, Some(kept)) => match json::parse(kept.args.get().as_bytes(), json::Limits::default()).ok()? {
+            (None, Some(kept)) => match json::parse(kept.args.get().as_bytes(), json::ParseLimits::default()).ok()? {
                 Json::Array(args) => Outcome::Failure(Exception::custom(kept.module, kept.name, args)),
                 _ => return None,
             },

@@ -10,7 +10,7 @@ use super::silences::Silences;
 use super::{METRICS_QUEUE, WorkerOptions};
 use crate::broker::{Error, State};
 use crate::commands::{Budget, Engine};
-use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
+use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
 /// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
 const FOLLOW: Duration = Duration::from_millis(20);
@@ -46,14 +46,14 @@ impl Bench {
         for (component, queue, _) in queues.into_iter().filter(|(.., owes)| *owes) {
             parcel.held = true;
             self.held_back.insert(component);
-            self.readiness.set(component, Condition::Degraded(format!("{queue}: {reason}; held back")));
+            self.readiness.set(component, ComponentState::Degraded(format!("{queue}: {reason}; held back")));
         }
     }
 
     /// Says that what was held back has been taken.
     pub(super) fn let_go(&mut self) {
         for component in std::mem::take(&mut self.held_back) {
-            self.readiness.set(component, Condition::Ready);
+            self.readiness.set(component, ComponentState::Ready);
         }
     }
 
@@ -76,12 +76,12 @@ impl Bench {
     pub(super) fn note_state(&self, state: &State) -> Result<bool, String> {
         match state {
             State::Open => {
-                self.readiness.set(Component::Broker, Condition::Ready);
+                self.readiness.set(Component::Broker, ComponentState::Ready);
                 self.metrics.record_session(telemetry::Session::Connected);
                 Ok(false)
             }
             State::Blocked(reason) => {
-                let condition = Condition::Unready(format!("blocked by the broker: {reason}"));
+                let condition = ComponentState::Unready(format!("blocked by the broker: {reason}"));
                 self.readiness.set(Component::Broker, condition);
                 self.metrics.record_session(telemetry::Session::Blocked);
                 Ok(true)
@@ -106,16 +106,16 @@ impl Bench {
             Ok(()) if self.journal.is_full() => {
                 let reason = "the journal is full of what runs or is not acknowledged yet, so nothing more begins: see why answers \
                               are not taken, or raise journal_max_bytes";
-                self.readiness.set(Component::Journal, Condition::Unready(reason.to_owned()));
+                self.readiness.set(Component::Journal, ComponentState::Unready(reason.to_owned()));
             }
             Ok(()) if self.journal.was_remade() => {
                 let reason = "the journal was deleted, and is made anew; what was answered and not acknowledged then may run again";
-                self.readiness.set(Component::Journal, Condition::Degraded(reason.to_owned()));
+                self.readiness.set(Component::Journal, ComponentState::Degraded(reason.to_owned()));
             }
-            Ok(()) => self.readiness.set(Component::Journal, Condition::Ready),
+            Ok(()) => self.readiness.set(Component::Journal, ComponentState::Ready),
             Err(error) => {
                 let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");
-                self.readiness.set(Component::Journal, Condition::Degraded(reason));
+                self.readiness.set(Component::Journal, ComponentState::Degraded(reason));
             }
         }
     }

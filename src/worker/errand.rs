@@ -16,7 +16,7 @@ use crate::celery::body;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
 use crate::commands::{Budget, Held, Key};
-use crate::telemetry::{Component, Condition, Readiness};
+use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -212,7 +212,7 @@ pub(super) async fn see_to_queue(
         Role::Park | Role::Reply | Role::Notice => return Errand::Lost("a delay queue is gone".to_owned()),
     };
     match presence {
-        Ok(Presence::Created) if role == Role::Dead => readiness.set(Component::DeadQueue, Condition::Ready),
+        Ok(Presence::Created) if role == Role::Dead => readiness.set(Component::DeadQueue, ComponentState::Ready),
         Ok(Presence::Created) => {}
         // It is there and took nothing all the same: perhaps it came only now.
         Ok(Presence::Present) => tokio::time::sleep(PATIENCE).await,
@@ -221,7 +221,8 @@ pub(super) async fn see_to_queue(
         }
         Ok(Presence::Down(words) | Presence::Denied(words)) => {
             if role == Role::Dead {
-                readiness.set(Component::DeadQueue, Condition::Degraded(format!("{DEAD_QUEUE}: {words}; held back")));
+                readiness
+                    .set(Component::DeadQueue, ComponentState::Degraded(format!("{DEAD_QUEUE}: {words}; held back")));
             }
             tokio::time::sleep(PATIENCE).await;
         }
@@ -234,13 +235,13 @@ pub(super) async fn see_to_queue(
 pub(super) async fn look_for_listeners(topology: Topology, readiness: Readiness, parcels: Vec<Parcel>) -> Errand {
     match topology.look(METRICS_QUEUE).await {
         Ok(Look::Down(words)) => {
-            readiness.set(Component::Events, Condition::Degraded(format!("{METRICS_QUEUE}: {words}; held back")));
+            readiness.set(Component::Events, ComponentState::Degraded(format!("{METRICS_QUEUE}: {words}; held back")));
             tokio::time::sleep(PATIENCE).await;
             Errand::Again(parcels)
         }
         Ok(_) => {
             let why = format!("nobody is bound to {}: events go to nobody", super::event::EXCHANGE);
-            readiness.set(Component::Events, Condition::Degraded(why));
+            readiness.set(Component::Events, ComponentState::Degraded(why));
             Errand::Unheard(parcels)
         }
         Err(error) => Errand::Lost(error.to_string()),

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueType, Session};
 use crate::commands::{Budget, Engine, Spool};
-use crate::telemetry::{self, Component, Condition, Metrics, Readiness};
+use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
 use bench::Bench;
 use journal::Journal;
@@ -189,7 +189,7 @@ pub async fn run(
                 }
                 doubted = true;
                 tracing::error!(%error, "the broker refuses; trying once more");
-                bench.readiness.set(Component::Broker, Condition::Unready(error.to_string()));
+                bench.readiness.set(Component::Broker, ComponentState::Unready(error.to_string()));
                 pause(SECOND_LOOK, &mut stop).await;
                 continue;
             }
@@ -204,7 +204,7 @@ pub async fn run(
         }
         let wait = backoff.next_wait();
         tracing::warn!(reason, wait_seconds = wait.as_secs_f64(), "no session with the broker; trying again");
-        bench.readiness.set(Component::Broker, Condition::Unready(format!("no session: {reason}")));
+        bench.readiness.set(Component::Broker, ComponentState::Unready(format!("no session: {reason}")));
         pause(wait, &mut stop).await;
     }
     Ok(Departure::Orderly)
@@ -254,7 +254,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     let (mut deliveries, settler) = session.consume(&options.queues, stalled, first, &options.node).await?;
     deliveries.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
     let condition = consumed(deliveries.down());
-    if let Condition::Degraded(reason) = &condition {
+    if let ComponentState::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");
     }
     bench.readiness.set(Component::Queues, condition);
@@ -265,28 +265,28 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
         node = bench.options.node,
         "worker ready"
     );
-    bench.readiness.set(Component::Worker, Condition::Ready);
+    bench.readiness.set(Component::Worker, ComponentState::Ready);
     bench.readiness.set_started();
     Ok(Shift::new(bench, session, deliveries, settler))
 }
 
 /// Says how the consumed queues stand; without some of them the others go on.
-fn consumed(down: &[(String, Error)]) -> Condition {
+fn consumed(down: &[(String, Error)]) -> ComponentState {
     if down.is_empty() {
-        return Condition::Ready;
+        return ComponentState::Ready;
     }
     let faults: Vec<String> = down.iter().map(|(queue, error)| format!("queue '{queue}' is down: {error}")).collect();
-    Condition::Degraded(format!("{}; it is tried again and again", faults.join("; ")))
+    ComponentState::Degraded(format!("{}; it is tried again and again", faults.join("; ")))
 }
 
 /// Says how one of our own queues stands; without it commands go on.
 fn note(readiness: &Readiness, component: Component, presence: Result<Presence, Error>) -> Result<(), Error> {
     let condition = match presence {
-        Ok(Presence::Present | Presence::Created) => Condition::Ready,
-        Ok(Presence::Down(words)) => Condition::Degraded(format!("queue is down: {words}")),
-        Ok(Presence::Denied(words)) => Condition::Degraded(format!("queue is missing: {words}")),
+        Ok(Presence::Present | Presence::Created) => ComponentState::Ready,
+        Ok(Presence::Down(words)) => ComponentState::Degraded(format!("queue is down: {words}")),
+        Ok(Presence::Denied(words)) => ComponentState::Degraded(format!("queue is missing: {words}")),
         Err(error) if matches!(error.kind(), ErrorKind::Lost | ErrorKind::Unreachable) => return Err(error),
-        Err(error) => Condition::Degraded(format!("queue cannot be made: {error}")),
+        Err(error) => ComponentState::Degraded(format!("queue cannot be made: {error}")),
     };
     readiness.set(component, condition);
     Ok(())

@@ -11,7 +11,7 @@ use crate::commands::{self, Command, CommandError, Held, Key};
 pub(super) const SMALL: usize = 64 * 1024;
 /// Bytes of memory that one value of a JSON tree takes beside its text, on average.
 const VALUE: u64 = 56;
-/// Values at most, see [`crate::json::Limits`].
+/// Values at most, see [`crate::json::ParseLimits`].
 const MOST_VALUES: u64 = 4_000_000;
 
 /// Reads deliveries.

@@ -27,9 +27,9 @@ use super::waits::{looked, sleep_until};
 use crate::broker::{DOUBT, Deliveries, Session, Settler};
 use crate::celery::error::Exception;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Key};
-use crate::telemetry::{self, Command, CommandOutcome, Component, Condition};
+use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::answer::{Answer, Outcome};
-use intake::SpoolWriter;
+use intake::Intake;
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub(super) struct Shift<'b> {
     deliveries: Deliveries,
     settler: Settler,
     schedule: Schedule<Job>,
-    intake: SpoolWriter,
+    intake: Intake,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
     outbox: Outbox,
@@ -98,7 +98,7 @@ impl<'b> Shift<'b> {
         Self {
             desk: Desk::new(&bench.options, session.publisher().frame_max()),
             schedule: Schedule::new(bench.options.concurrency),
-            intake: SpoolWriter::new(&bench.budget, &bench.options.spool),
+            intake: Intake::new(&bench.budget, &bench.options.spool),
             events_on: bench.options.events,
             bench,
             session,
@@ -252,7 +252,7 @@ impl<'b> Shift<'b> {
         self.stop = asked;
         if asked == Stop::Warm {
             tracing::info!(running = self.running.len(), "draining");
-            self.bench.readiness.set(Component::Worker, Condition::Unready("draining".to_owned()));
+            self.bench.readiness.set(Component::Worker, ComponentState::Unready("draining".to_owned()));
             self.bench.metrics.record_session(telemetry::Session::Draining);
             self.deadline = Some(tokio::time::Instant::now() + self.bench.options.grace);
             tokio::select! {
@@ -361,7 +361,9 @@ impl<'b> Shift<'b> {
             self.events_on = false;
             self.bench.readiness.set(
                 Component::Events,
-                Condition::Degraded(format!("the broker refuses events: {words}; they are off until the next session")),
+                ComponentState::Degraded(format!(
+                    "the broker refuses events: {words}; they are off until the next session"
+                )),
             );
         }
         lost.map_or(Ok(()), Err)
@@ -383,7 +385,7 @@ impl<'b> Shift<'b> {
         }
         self.bench.metrics.record_events(telemetry::Event::Published, events);
         if events > 0 && self.unheard_until.take().is_some() {
-            self.bench.readiness.set(Component::Events, Condition::Ready);
+            self.bench.readiness.set(Component::Events, ComponentState::Ready);
         }
         self.settler.settle(tickets).map_err(|error| error.to_string())?;
         entries.into_iter().for_each(|entry| self.bench.journal.settled(entry));
@@ -403,7 +405,7 @@ impl<'b> Shift<'b> {
     /// Has queues looked at again as long as one is not there: nothing else may ever ask for it.
     fn look_after_queues(&mut self) {
         let conditions = self.bench.readiness.conditions();
-        let is_degraded = |component| matches!(conditions.get(&component), Some(Condition::Degraded(_)));
+        let is_degraded = |component| matches!(conditions.get(&component), Some(ComponentState::Degraded(_)));
         // Neither is what would be taken for there, and takes nothing.
         let held = &self.bench.held_back;
         let dead = is_degraded(Component::DeadQueue) && !held.contains(&Component::DeadQueue);

@@ -20,7 +20,7 @@ pub(super) struct Directory(OwnedFd);
 
 /// Why a file cannot be opened.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum FileFault {
     /// The operating system said so.
     Io(io::Error),
     /// The folder a file would lie in: the operating system said so of it.
@@ -31,7 +31,7 @@ pub(super) enum Fault {
     NoFile,
 }
 
-impl Refusal for Fault {
+impl Refusal for FileFault {
     fn system(&self) -> Option<&io::Error> {
         match self {
             Self::Io(error) | Self::Folder(error) => Some(error),
@@ -40,13 +40,13 @@ impl Refusal for Fault {
     }
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for FileFault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl From<rustix::io::Errno> for Fault {
+impl From<rustix::io::Errno> for FileFault {
     fn from(error: rustix::io::Errno) -> Self {
         Self::Io(error.into())
     }
@@ -62,18 +62,18 @@ impl Directory {
     }
 
     /// Opens a regular file for reading.
-    pub(super) fn read(&self, below: &Path) -> Result<File, Fault> {
+    pub(super) fn read(&self, below: &Path) -> Result<File, FileFault> {
         shortage::outlast(|| self.look(below), || {})
     }
 
-    fn look(&self, below: &Path) -> Result<File, Fault> {
+    fn look(&self, below: &Path) -> Result<File, FileFault> {
         let (folder, name) = self.folder(below)?;
         // Looked at first, because opening a pipe or a device can already do something.
         let mode = rustix::fs::statat(&folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
         check(FileType::from_raw_mode(mode))?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&folder, name, flags, Mode::empty()).map_err(|error| match error {
-            rustix::io::Errno::LOOP => Fault::Link,
+            rustix::io::Errno::LOOP => FileFault::Link,
             error => error.into(),
         })?;
         check(FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode))?;
@@ -81,34 +81,34 @@ impl Directory {
     }
 
     /// Begins a file that will replace what has its name, unless that is something else than a file or a link.
-    pub(super) fn write(&self, below: &Path) -> Result<AtomicFile, Fault> {
+    pub(super) fn write(&self, below: &Path) -> Result<AtomicFile, FileFault> {
         shortage::outlast(|| self.begin(below), || {})
     }
 
-    fn begin(&self, below: &Path) -> Result<AtomicFile, Fault> {
+    fn begin(&self, below: &Path) -> Result<AtomicFile, FileFault> {
         let (folder, name) = self.folder(below).map_err(|fault| match fault {
-            Fault::Io(error) => Fault::Folder(error),
+            FileFault::Io(error) => FileFault::Folder(error),
             fault => fault,
         })?;
         match mode_of(&folder, name).map(FileType::from_raw_mode) {
             None | Some(FileType::RegularFile | FileType::Symlink) => Ok(AtomicFile::create(folder, name)?),
-            Some(_) => Err(Fault::NoFile),
+            Some(_) => Err(FileFault::NoFile),
         }
     }
 
     /// Opens the folder of a path and returns its last name.
-    fn folder<'p>(&self, below: &'p Path) -> Result<(OwnedFd, &'p OsStr), Fault> {
+    fn folder<'p>(&self, below: &'p Path) -> Result<(OwnedFd, &'p OsStr), FileFault> {
         let mut folder = self.0.try_clone()?;
         let mut names = below.components().map(|component| match component {
             Component::Normal(name) => Ok(name),
             // A reference holds none of these.
-            _ => Err(Fault::NoFile),
+            _ => Err(FileFault::NoFile),
         });
-        let mut name = names.next().unwrap_or(Err(Fault::NoFile))?;
+        let mut name = names.next().unwrap_or(Err(FileFault::NoFile))?;
         for next in names {
             let opened = rustix::fs::openat(folder.as_fd(), name, FOLDER | OFlags::NOFOLLOW, Mode::empty());
             folder = opened.map_err(|error| match mode_of(&folder, name).map(FileType::from_raw_mode) {
-                Some(FileType::Symlink) => Fault::Link,
+                Some(FileType::Symlink) => FileFault::Link,
                 _ => error.into(),
             })?;
             name = next?;
@@ -117,11 +117,11 @@ impl Directory {
     }
 }
 
-fn check(kind: FileType) -> Result<(), Fault> {
+fn check(kind: FileType) -> Result<(), FileFault> {
     match kind {
         FileType::RegularFile => Ok(()),
-        FileType::Symlink => Err(Fault::Link),
-        _ => Err(Fault::NoFile),
+        FileType::Symlink => Err(FileFault::Link),
+        _ => Err(FileFault::NoFile),
     }
 }
 

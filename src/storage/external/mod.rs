@@ -16,7 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
 
-use self::directory::{Directory, Fault};
+use self::directory::{Directory, FileFault};
 pub use self::permission::Permission;
 use self::reference::Target;
 pub use self::reference::{Reference, ReferenceError};
@@ -162,7 +162,7 @@ impl ExternalReferences {
         match &purpose.reference.0 {
             Target::File(path) => {
                 let (directory, below) = self.locate(purpose, path)?;
-                let begun = blocking(move || Directory::open(&directory).map_err(Fault::Folder)?.write(&below));
+                let begun = blocking(move || Directory::open(&directory).map_err(FileFault::Folder)?.write(&below));
                 let draft = begun.await.map_err(|fault| purpose.fault(fault))?;
                 let written = draft.write(&outgoing.payload).await.map_err(|error| purpose.fault(error.into()))?;
                 if written != outgoing.checksum {
@@ -193,7 +193,7 @@ impl ExternalReferences {
 }
 
 /// Gives a finished file its name if nobody has forbidden it; a forbidden one is the inner error.
-fn place(draft: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, Fault> {
+fn place(draft: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, FileFault> {
     draft.sync()?;
     if !commit_guard.commit() {
         return Ok(Err(Error::abandoned(Operation::Retrieve, key)));
@@ -203,7 +203,9 @@ fn place(draft: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Res
 }
 
 /// Runs work that opens and syncs on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FileFault> + Send + 'static,
+) -> Result<T, FileFault> {
     hop(move || Ok(work())).await?
 }
 
@@ -303,15 +305,15 @@ impl Purpose<'_> {
     }
 
     /// Turns what the file system said into the room's error: the one place where its kinds are read.
-    fn fault(self, fault: Fault) -> Error {
+    fn fault(self, fault: FileFault) -> Error {
         let (error, of_folder) = match fault {
-            Fault::Link => {
+            FileFault::Link => {
                 let why = "a symbolic link stands in this path, and none is followed below exchange_directories; name the file itself";
                 return self.fail(ErrorKind::Invalid, why);
             }
-            Fault::NoFile => return self.fail(ErrorKind::Invalid, "is no regular file; name one"),
-            Fault::Io(error) => (error, false),
-            Fault::Folder(error) => (error, true),
+            FileFault::NoFile => return self.fail(ErrorKind::Invalid, "is no regular file; name one"),
+            FileFault::Io(error) => (error, false),
+            FileFault::Folder(error) => (error, true),
         };
         let (kind, mend) = match error.kind() {
             io::ErrorKind::NotFound if of_folder => (ErrorKind::Missing, "make its folder first"),

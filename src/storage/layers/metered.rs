@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::provider::BackendKind;
 use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
 use crate::storage::error::{Error, ErrorKind, Result};
 use crate::storage::object::{Attributes, Key, Object};

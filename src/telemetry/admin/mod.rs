@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::gate::Gate;
 use self::paced::Paced;
-use super::{Condition, Metrics, Readiness};
+use super::{ComponentState, Metrics, Readiness};
 
 /// How long `/livez` waits until the worker's loop comes round.
 const LOOP: Duration = Duration::from_secs(5);
@@ -172,9 +172,9 @@ async fn readyz(State(shared): State<Shared>) -> Response {
     let mut components = Map::new();
     for (component, condition) in shared.readiness.conditions() {
         let said = match condition {
-            Condition::Ready => json!({"ready": true}),
-            Condition::Degraded(reason) => json!({"ready": true, "reason": reason}),
-            Condition::Unready(reason) => json!({"ready": false, "reason": reason}),
+            ComponentState::Ready => json!({"ready": true}),
+            ComponentState::Degraded(reason) => json!({"ready": true, "reason": reason}),
+            ComponentState::Unready(reason) => json!({"ready": false, "reason": reason}),
         };
         components.insert(component.as_str().to_owned(), said);
     }
@@ -223,8 +223,8 @@ mod tests {
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body, json!({"ready": false, "components": {"broker": {"ready": false, "reason": "starting"}}}));
 
-        readiness.set(Component::Broker, Condition::Ready);
-        readiness.set(Component::Events, Condition::Degraded("no queue".to_owned()));
+        readiness.set(Component::Broker, ComponentState::Ready);
+        readiness.set(Component::Events, ComponentState::Degraded("no queue".to_owned()));
         let (status, body) = get(address, "/readyz").await;
         assert_eq!(status, 200);
         assert!(body.contains(r#""events":{"ready":true,"reason":"no queue"}"#), "{body}");

@@ -25,7 +25,7 @@ use crate::worker::sealed::{Sealed, Store};
 const TRIFLE: u64 = 16 * 1024;
 
 /// What is taken in and not yet ready to run.
-pub(super) struct SpoolWriter {
+pub(super) struct Intake {
     store: Store,
     budget: Budget,
     /// Jobs whose turn came before there was room to read them; without a permit, their keys stay taken.
@@ -52,7 +52,7 @@ pub(super) struct Part {
     reading: Option<Reading>,
 }
 
-impl SpoolWriter {
+impl Intake {
     pub(super) fn new(budget: &Budget, spool: &Spool) -> Self {
         Self {
             store: Store::new(budget.clone(), spool.clone()),

@@ -15,7 +15,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 /// A bucket's name and its server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
+pub(super) struct GcsAddress {
     bucket: String,
     /// Scheme, host and port; no slash at the end.
     server: String,
@@ -24,7 +24,7 @@ pub(super) struct Address {
     proxy: Option<String>,
 }
 
-impl Address {
+impl GcsAddress {
     /// Checks a bucket's name and the server's URL; Google's own without one.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for GcsAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "bucket {:?}", self.bucket)?;
         if self.emulator {
@@ -141,10 +141,10 @@ mod tests {
     #[test]
     fn names_of_buckets() {
         for name in ["abc", "my-bucket", "a.b_c", "123", &"x".repeat(63)] {
-            assert_eq!(Address::parse(name, None).unwrap().bucket(), name);
+            assert_eq!(GcsAddress::parse(name, None).unwrap().bucket(), name);
         }
         for name in ["", "ab", "Abc", "a/b", "gs://abc", "-abc", "abc.", "a..b", "ab?c", "ä-b", &"x".repeat(223)] {
-            assert!(Address::parse(name, None).unwrap_err().contains("gcs_bucket_name"), "{name:?}");
+            assert!(GcsAddress::parse(name, None).unwrap_err().contains("gcs_bucket_name"), "{name:?}");
         }
     }
 
@@ -158,14 +158,14 @@ mod tests {
             ("https://gcs.example:443", "https://gcs.example"),
             ("http://[::1]:9", "http://[::1]:9"),
         ] {
-            let address = Address::parse("abc", Some(text)).unwrap();
+            let address = GcsAddress::parse("abc", Some(text)).unwrap();
             assert_eq!((address.server(), address.is_emulator()), (server, true));
         }
         for text in ["", "http://", "ftp://x", "http://x/storage/v1", "http://u:secret@x", "http://x?a=b"] {
-            let why = Address::parse("abc", Some(text)).unwrap_err();
+            let why = GcsAddress::parse("abc", Some(text)).unwrap_err();
             assert!(why.contains("STORAGE_EMULATOR_HOST") && !why.contains("secret"), "{text:?}: {why}");
         }
-        let google = Address::parse("abc", None).unwrap();
+        let google = GcsAddress::parse("abc", None).unwrap();
         assert_eq!(google.server(), GOOGLE);
         let through = google.through(Some("http://p:3128 (HTTPS_PROXY)".to_owned()));
         assert_eq!(through.to_string(), "bucket \"abc\" through the proxy http://p:3128 (HTTPS_PROXY)");
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_key_is_one_segment_of_the_path() {
-        let address = Address::parse("abc", None).unwrap();
+        let address = GcsAddress::parse("abc", None).unwrap();
         let url = address.object(&Key::parse("a/b c?d#e%2F+é...").unwrap());
         assert_eq!(url, format!("{GOOGLE}/storage/v1/b/abc/o/a%2Fb%20c%3Fd%23e%252F%2B%C3%A9..."));
         assert_eq!(Url::parse(&url).unwrap().as_str(), url);

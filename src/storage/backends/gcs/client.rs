@@ -7,9 +7,9 @@ use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
-use super::error::{Answer, Fault};
+use super::error::{Answer, GcsFault};
 use super::login::Login;
-use super::progress::{Progress, within};
+use super::progress::{UploadProgress, within};
 use crate::storage::backends::http::outside::Outside;
 
 /// Most bytes of an answer that are read; a page of a thousand objects with full metadata has less.
@@ -40,17 +40,21 @@ impl Client {
     }
 
     /// Begins an authorized request.
-    pub(super) async fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, Fault> {
+    pub(super) async fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, GcsFault> {
         Ok(self.http.request(method, url).headers(self.login.authorize().await?))
     }
 
     /// Sends a request with a small body; an answer that is no success is a fault.
-    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Fault> {
-        self.stream(request, &Progress::new()).await
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, GcsFault> {
+        self.stream(request, &UploadProgress::new()).await
     }
 
     /// Sends a request whose body says when it moves; an answer that is no success is a fault.
-    pub(super) async fn stream(&self, request: RequestBuilder, progress: &Progress) -> Result<Response, Fault> {
+    pub(super) async fn stream(
+        &self,
+        request: RequestBuilder,
+        progress: &UploadProgress,
+    ) -> Result<Response, GcsFault> {
         let response = progress.watch(self.patience, request.send()).await??;
         if response.status().is_success() {
             return Ok(response);
@@ -61,11 +65,11 @@ impl Client {
         }
         // The status says enough where the rest does not arrive.
         let body = self.body(response, LONGEST_REFUSAL).await.unwrap_or_default();
-        Err(Fault::Answer(Answer::new(outside, &headers, &body)))
+        Err(GcsFault::Answer(Answer::new(outside, &headers, &body)))
     }
 
     /// Reads an answer's JSON, which a 200 has, and the 201 with which an upload session may end.
-    pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Fault> {
+    pub(super) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, GcsFault> {
         let outside = outside(&response);
         let body = self.body(response, LONGEST_ANSWER).await?;
         // The parser's own words may quote what users wrote.
@@ -73,30 +77,30 @@ impl Client {
             format!("is no JSON of its kind, line {} column {}", error.line(), error.column())
         };
         if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
-            return Err(Fault::strange(outside, "is no answer to the request"));
+            return Err(GcsFault::strange(outside, "is no answer to the request"));
         }
-        serde_json::from_slice(&body).map_err(|error| Fault::strange(outside, place(error)))
+        serde_json::from_slice(&body).map_err(|error| GcsFault::strange(outside, place(error)))
     }
 
     /// Tells whether a removal is proved by its answer alone; an answer that is none to a removal is a fault.
     ///
     /// Google answers 204 with the id of the request, its emulator 200 with `null`.
-    pub(super) async fn removed(&self, response: Response) -> Result<bool, Fault> {
+    pub(super) async fn removed(&self, response: Response) -> Result<bool, GcsFault> {
         let (outside, google) = (outside(&response), response.headers().contains_key("x-guploader-uploadid"));
         let body = self.body(response, LONGEST_REFUSAL).await?;
         match (outside.status, body.trim_ascii()) {
             (StatusCode::NO_CONTENT, b"") => Ok(google),
             (StatusCode::OK, b"null") => Ok(true),
             (StatusCode::OK, b"") => Ok(false),
-            _ => Err(Fault::strange(outside, "does not confirm a removal")),
+            _ => Err(GcsFault::strange(outside, "does not confirm a removal")),
         }
     }
 
-    async fn body(&self, mut response: Response, most: usize) -> Result<Bytes, Fault> {
+    async fn body(&self, mut response: Response, most: usize) -> Result<Bytes, GcsFault> {
         let (mut body, outside) = (BytesMut::new(), outside(&response));
         while let Some(chunk) = within(self.patience, response.chunk()).await?? {
             if body.len() + chunk.len() > most {
-                return Err(Fault::strange(outside, format!("has more than {most} bytes")));
+                return Err(GcsFault::strange(outside, format!("has more than {most} bytes")));
             }
             body.extend_from_slice(&chunk);
         }

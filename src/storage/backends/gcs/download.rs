@@ -8,8 +8,8 @@ use google_cloud_storage::read_resume_policy::{ReadResumePolicyExt as _, Recomme
 use jiff::Timestamp;
 use reqwest::Method;
 
-use super::address::Address;
-use super::error::Fault;
+use super::address::GcsAddress;
+use super::error::GcsFault;
 use super::login::Login;
 use super::progress::within;
 use super::{Attributes, Checksum, Gcs, GetOptions, Key, Object, ObjectInfo, Payload, SpoolWriter};
@@ -25,7 +25,7 @@ const READS: u32 = 8;
 const SET_ASIDE: u64 = 8 * 1024 * 1024;
 
 /// Makes the crate's client. Its own retries are off: failed attempts are one layer's business, and it is not this one.
-pub(super) async fn client(address: &Address, login: Login) -> Result<Storage, String> {
+pub(super) async fn client(address: &GcsAddress, login: Login) -> Result<Storage, String> {
     let client = Storage::builder()
         .with_endpoint(address.server())
         .with_credentials(login)
@@ -46,7 +46,7 @@ struct Download {
 impl Gcs {
     /// Reads the wanted bytes of an object, and through all others: only the checksum of all of them tells that these are
     /// the ones that were stored.
-    pub(super) async fn read(&self, key: &Key, want: GetOptions) -> Result<Option<Object>, Fault> {
+    pub(super) async fn read(&self, key: &Key, want: GetOptions) -> Result<Option<Object>, GcsFault> {
         for _ in 0..READS {
             let download = match self.download(key).await {
                 Ok(download) => download,
@@ -74,24 +74,24 @@ impl Gcs {
                 Err(fault) => return Err(fault),
             }
         }
-        Err(Fault::Restless)
+        Err(GcsFault::Restless)
     }
 
     /// Looks at what the crate cannot understand, of which it tells neither status nor content type.
-    async fn explained(&self, key: &Key, fault: Fault) -> Fault {
-        let Fault::Strange(None, what) = fault else { return fault };
+    async fn explained(&self, key: &Key, fault: GcsFault) -> GcsFault {
+        let GcsFault::Strange(None, what) = fault else { return fault };
         let again = async {
             let request = self.client.request(Method::GET, &self.address.object(key)).await?;
             self.client.send(request.query(&[("alt", "media")])).await
         };
         match again.await {
-            Ok(response) => Fault::strange(super::client::outside(&response), what),
-            Err(fault @ Fault::Answer(_)) => fault,
-            Err(_) => Fault::Strange(None, what),
+            Ok(response) => GcsFault::strange(super::client::outside(&response), what),
+            Err(fault @ GcsFault::Answer(_)) => fault,
+            Err(_) => GcsFault::Strange(None, what),
         }
     }
 
-    async fn download(&self, key: &Key) -> Result<Download, Fault> {
+    async fn download(&self, key: &Key) -> Result<Download, GcsFault> {
         let request = self.storage.read_object(self.address.resource(), key.as_str()).send();
         let response = within(self.patience, request).await??;
         let highlights = response.object();
@@ -126,7 +126,7 @@ impl Gcs {
         mut response: ReadObjectResponse,
         attributes: &Attributes,
         want: GetOptions,
-    ) -> Result<Payload, Fault> {
+    ) -> Result<Payload, GcsFault> {
         let part = want.kept_part(key, attributes)?;
         let mut kept = if want.spooled {
             Kept::Spooled(self.spool.writer())
@@ -148,8 +148,8 @@ impl Gcs {
         kept.finish().await
     }
 
-    pub(super) fn damaged(why: &str) -> Fault {
-        Fault::Damaged(format!("{why}; retrieve it again, restore it from a backup, or store it again"))
+    pub(super) fn damaged(why: &str) -> GcsFault {
+        GcsFault::Damaged(format!("{why}; retrieve it again, restore it from a backup, or store it again"))
     }
 }
 
@@ -160,20 +160,20 @@ enum Kept {
 }
 
 impl Kept {
-    async fn push(&mut self, bytes: Bytes) -> Result<(), Fault> {
+    async fn push(&mut self, bytes: Bytes) -> Result<(), GcsFault> {
         match self {
             Self::Memory(all) => {
                 all.extend_from_slice(&bytes);
                 Ok(())
             }
-            Self::Spooled(intake) => intake.push(&bytes).await.map_err(Fault::Disk),
+            Self::Spooled(intake) => intake.push(&bytes).await.map_err(GcsFault::Disk),
         }
     }
 
-    async fn finish(self) -> Result<Payload, Fault> {
+    async fn finish(self) -> Result<Payload, GcsFault> {
         match self {
             Self::Memory(all) => Ok(Payload::Memory(all.into())),
-            Self::Spooled(intake) => intake.finish().await.map(|(payload, _)| payload).map_err(Fault::Disk),
+            Self::Spooled(intake) => intake.finish().await.map(|(payload, _)| payload).map_err(GcsFault::Disk),
         }
     }
 }

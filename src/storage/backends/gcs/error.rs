@@ -10,7 +10,7 @@ use google_cloud_auth::signer;
 use google_cloud_storage::error::{ReadError, SigningError};
 use http::{HeaderMap, StatusCode};
 
-use super::address::Address;
+use super::address::GcsAddress;
 use super::{Error, ErrorKind, Key, Operation};
 use crate::storage::backends::http::outside::Outside;
 use crate::storage::backends::http::{cut, retry_after};
@@ -21,7 +21,7 @@ const LOGIN: &str = "log in with `gcloud auth application-default login`, or nam
 
 /// A failed step, before it is said which command it was for.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum GcsFault {
     /// An answer that is no success.
     Answer(Answer),
     /// No answer, or not the whole of it.
@@ -140,7 +140,7 @@ pub(super) enum Missing {
     Bucket,
 }
 
-impl Fault {
+impl GcsFault {
     /// Makes the fault of an answer that Cloud Storage cannot have given.
     pub(super) fn strange(outside: Outside, what: impl Into<String>) -> Self {
         Self::Strange(Some(outside), what.into())
@@ -170,7 +170,7 @@ impl Fault {
     }
 
     /// Turns a fault into the room's error: the one place where its kinds are read.
-    pub(super) fn tell(self, address: &Address, operation: Operation, key: Option<&Key>) -> Error {
+    pub(super) fn tell(self, address: &GcsAddress, operation: Operation, key: Option<&Key>) -> Error {
         let bucket = address.bucket();
         let (kind, why) = match self {
             Self::Told(error) => return error,
@@ -233,7 +233,7 @@ impl Fault {
 }
 
 /// Says who gave an answer that Cloud Storage cannot have given, and what to do about it.
-fn strange(address: &Address, outside: Option<&Outside>, what: &str) -> String {
+fn strange(address: &GcsAddress, outside: Option<&Outside>, what: &str) -> String {
     let server = address.server();
     let (named, mend) = if address.is_emulator() {
         ("STORAGE_EMULATOR_HOST", "give it the address of the emulator's API, or leave it out to ask Google")
@@ -250,7 +250,7 @@ fn strange(address: &Address, outside: Option<&Outside>, what: &str) -> String {
 }
 
 /// Says what an answer means and what to do about it.
-fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
+fn refusal(address: &GcsAddress, answer: &Answer) -> (ErrorKind, String) {
     let bucket = address.bucket();
     let (kind, said) = (answer.kind(), answer);
     let why = match kind {
@@ -273,20 +273,20 @@ fn refusal(address: &Address, answer: &Answer) -> (ErrorKind, String) {
     (kind, why)
 }
 
-impl From<Error> for Fault {
+impl From<Error> for GcsFault {
     fn from(error: Error) -> Self {
         Self::Told(error)
     }
 }
 
 /// Foreign errors are not kept as sources: their texts hold addresses of upload sessions, which are secrets.
-impl From<reqwest::Error> for Fault {
+impl From<reqwest::Error> for GcsFault {
     fn from(error: reqwest::Error) -> Self {
         Self::Unreachable(root(&error))
     }
 }
 
-impl From<google_cloud_storage::Error> for Fault {
+impl From<google_cloud_storage::Error> for GcsFault {
     fn from(error: google_cloud_storage::Error) -> Self {
         if let Some(status) = error.http_status_code() {
             let none = HeaderMap::new();
@@ -314,7 +314,7 @@ impl From<google_cloud_storage::Error> for Fault {
     }
 }
 
-impl From<&CredentialsError> for Fault {
+impl From<&CredentialsError> for GcsFault {
     fn from(error: &CredentialsError) -> Self {
         if nobody_is_logged_in(error) {
             return Self::Login { passing: false, why: "nobody has logged in on this machine".to_owned() };
@@ -323,7 +323,7 @@ impl From<&CredentialsError> for Fault {
     }
 }
 
-impl From<SigningError> for Fault {
+impl From<SigningError> for GcsFault {
     fn from(error: SigningError) -> Self {
         let cause = chain(&error).find_map(|cause| cause.downcast_ref::<signer::SigningError>());
         let passing = cause.is_some_and(signer::SigningError::is_transport) && !nobody_is_logged_in(&error);
@@ -398,8 +398,8 @@ mod tests {
     }
 
     fn told(status: u16, headers: &HeaderMap, body: &str) -> Error {
-        let address = Address::parse("b-1", None).unwrap();
-        let answer = Fault::Answer(answer(status, headers, body));
+        let address = GcsAddress::parse("b-1", None).unwrap();
+        let answer = GcsFault::Answer(answer(status, headers, body));
         answer.tell(&address, Operation::Store, Key::parse("k").ok().as_ref())
     }
 
@@ -469,6 +469,6 @@ mod tests {
         assert_eq!(missing(r#"{"error":{"message":"No such object: b/k"}}"#), Some(Missing::Object));
         let bucket = r#"{"error":{"message":"The specified bucket does not exist."}}"#;
         assert_eq!(missing(bucket), Some(Missing::Bucket));
-        assert_eq!(missing("Not Found"), None);
+        assert_eq!(missing("Not FoundObject"), None);
     }
 }

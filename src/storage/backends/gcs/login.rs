@@ -16,7 +16,7 @@ use google_cloud_auth::signer::Signer;
 use http::{Extensions, HeaderMap};
 use serde_json::Value;
 
-use super::error::{Fault, nobody_is_logged_in, root};
+use super::error::{GcsFault, nobody_is_logged_in, root};
 use crate::redact;
 use crate::storage::files::Stamp;
 
@@ -32,7 +32,7 @@ const MEND: &str = "name a service account's key or an external account's config
 pub(super) struct Login(Arc<Inner>);
 
 struct Inner {
-    source: Source,
+    source: UploadSource,
     patience: Duration,
     held: Mutex<Held>,
     /// A token was had once: whoever gives it is known here.
@@ -50,7 +50,7 @@ struct Held {
 
 /// Where credentials come from.
 #[derive(Debug)]
-enum Source {
+enum UploadSource {
     /// Nowhere: an emulator asks for none.
     Anonymous,
     /// Application default credentials.
@@ -66,9 +66,9 @@ impl Login {
     /// What is wrong with them, and the mend.
     pub(super) async fn open(file: Option<&Path>, emulator: bool, patience: Duration) -> Result<Self, String> {
         let source = match file {
-            _ if emulator => Source::Anonymous,
-            Some(file) => Source::File(file.to_owned()),
-            None => Source::Default,
+            _ if emulator => UploadSource::Anonymous,
+            Some(file) => UploadSource::File(file.to_owned()),
+            None => UploadSource::Default,
         };
         let stamp = file.and_then(Stamp::of);
         let signer = match file {
@@ -87,11 +87,11 @@ impl Login {
     }
 
     /// Returns the headers that authorize a request.
-    pub(super) async fn authorize(&self) -> Result<HeaderMap, Fault> {
+    pub(super) async fn authorize(&self) -> Result<HeaderMap, GcsFault> {
         match self.headers(Extensions::new()).await {
             Ok(CacheableResource::New { data, .. }) => Ok(data),
             Ok(CacheableResource::NotModified) => Ok(HeaderMap::new()),
-            Err(error) => Err(Fault::from(&error)),
+            Err(error) => Err(GcsFault::from(&error)),
         }
     }
 
@@ -116,7 +116,7 @@ impl Login {
     /// changes nothing.
     async fn held(&self) -> Held {
         let held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Source::File(file) = &self.0.source else { return held };
+        let UploadSource::File(file) = &self.0.source else { return held };
         let stamp = Stamp::of(file);
         if stamp.is_none() || stamp == held.stamp {
             return held;
@@ -168,7 +168,7 @@ impl fmt::Debug for Login {
     }
 }
 
-impl Source {
+impl UploadSource {
     async fn build(&self) -> Result<Credentials, String> {
         match self {
             Self::Anonymous => Ok(anonymous::Builder::new().build()),
@@ -325,6 +325,6 @@ mod tests {
         assert!(login.signer().await.unwrap_err().contains("cannot sign"));
         // Its server is away, which may pass.
         let fault = login.authorize().await.unwrap_err();
-        assert!(matches!(&fault, Fault::Login { passing: true, .. }), "{fault:?}");
+        assert!(matches!(&fault, GcsFault::Login { passing: true, .. }), "{fault:?}");
     }
 }

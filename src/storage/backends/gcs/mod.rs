@@ -30,9 +30,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use google_cloud_storage::client::Storage;
 
-use self::address::Address;
+use self::address::GcsAddress;
 use self::client::Client;
-use self::error::Fault;
+use self::error::GcsFault;
 use self::login::Login;
 use crate::storage::backend::{
     Backend, Condition, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
@@ -75,7 +75,7 @@ pub struct GcsOptions {
 /// Attributes that came with a payload do not say when the bucket received it; those of `stat` do. A part of an object is
 /// cut from the whole, which is read through: the bucket has one checksum of all its bytes and none of some.
 pub struct Gcs {
-    address: Address,
+    address: GcsAddress,
     client: Client,
     storage: Storage,
     login: Login,
@@ -97,7 +97,7 @@ impl Gcs {
     pub async fn open(options: GcsOptions) -> Result<Self> {
         let GcsOptions { bucket, project, location, credentials, endpoint, proxy, timeout, spool } = options;
         let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Probe, None, why);
-        let address = Address::parse(&bucket, endpoint.as_deref()).map_err(invalid)?.through(proxy);
+        let address = GcsAddress::parse(&bucket, endpoint.as_deref()).map_err(invalid)?.through(proxy);
         let login = Login::open(credentials.as_deref(), address.is_emulator(), timeout).await.map_err(invalid)?;
         let client = Client::open(login.clone(), timeout).map_err(invalid)?;
         let storage = download::client(&address, login.clone()).await.map_err(invalid)?;
@@ -131,10 +131,10 @@ impl Gcs {
     async fn run<T, F>(&self, operation: Operation, key: Option<&Key>, work: impl Fn() -> F + Send + Sync) -> Result<T>
     where
         T: Send,
-        F: Future<Output = Result<T, Fault>> + Send,
+        F: Future<Output = Result<T, GcsFault>> + Send,
     {
         let outcome = match work().await {
-            Err(Fault::NoBucket) if self.may_create(operation) => match self.make().await {
+            Err(GcsFault::NoBucket) if self.may_create(operation) => match self.make().await {
                 Ok(()) => work().await,
                 Err(fault) => Err(fault),
             },
@@ -154,7 +154,7 @@ impl Gcs {
         }
     }
 
-    async fn remove(&self, key: &Key, how: &DeleteOptions) -> Result<Removal, Fault> {
+    async fn remove(&self, key: &Key, how: &DeleteOptions) -> Result<Removal, GcsFault> {
         let mut native = None;
         if let Some(generation) = &how.generation {
             let Some(found) = self.look(key, None).await? else { return Ok(Removal::default()) };

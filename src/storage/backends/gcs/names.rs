@@ -5,8 +5,8 @@ use reqwest::{Method, RequestBuilder, Response};
 use serde::Deserialize;
 
 use super::client;
-use super::error::{Fault, Missing};
-use super::resource::{FIELDS, Found, Resource};
+use super::error::{GcsFault, Missing};
+use super::resource::{FIELDS, FoundObject, Resource};
 use super::{Entry, Gcs, Key, Listing, Page};
 use crate::storage::backends::http::clock_skew;
 use crate::storage::backends::http::pages::Pages;
@@ -33,7 +33,7 @@ struct Made {
 
 impl Gcs {
     /// Reads what the bucket says of a key, or of one generation of it; `None` when it has no such object.
-    pub(super) async fn look(&self, key: &Key, native: Option<i64>) -> Result<Option<Found>, Fault> {
+    pub(super) async fn look(&self, key: &Key, native: Option<i64>) -> Result<Option<FoundObject>, GcsFault> {
         let request = self.client.request(Method::GET, &self.address.object(key)).await?.query(&[("fields", FIELDS)]);
         let request = native.into_iter().fold(request, |request, native| request.query(&[("generation", native)]));
         match self.client.send(request).await {
@@ -41,7 +41,7 @@ impl Gcs {
                 let outside = client::outside(&response);
                 let resource: Resource = self.client.json(response).await?;
                 if !resource.is_of(self.address.bucket(), key) {
-                    return Err(Fault::strange(outside, "does not describe the object that was asked for"));
+                    return Err(GcsFault::strange(outside, "does not describe the object that was asked for"));
                 }
                 Ok(Some(resource.into()))
             }
@@ -50,7 +50,7 @@ impl Gcs {
     }
 
     /// Removes the object, or only this generation of it; tells whether it was there.
-    pub(super) async fn erase(&self, key: &Key, native: Option<i64>) -> Result<bool, Fault> {
+    pub(super) async fn erase(&self, key: &Key, native: Option<i64>) -> Result<bool, GcsFault> {
         let request = self.client.request(Method::DELETE, &self.address.object(key)).await?;
         let only = |native: i64| ("ifGenerationMatch", native);
         let request = native.into_iter().fold(request, |request, native| request.query(&[only(native)]));
@@ -65,14 +65,14 @@ impl Gcs {
         // Anybody can answer that; that nothing is there, or something else by now, only a bucket.
         match self.look(key, None).await? {
             Some(found) if native.is_none_or(|native| native == found.native) => {
-                Err(Fault::strange(outside, "confirms the removal of an object that is there"))
+                Err(GcsFault::strange(outside, "confirms the removal of an object that is there"))
             }
             _ => Ok(true),
         }
     }
 
     /// Lists keys in byte order, one page of ours from as many of the API's as it takes.
-    pub(super) async fn names(&self, page: &Page) -> Result<Listing, Fault> {
+    pub(super) async fn names(&self, page: &Page) -> Result<Listing, GcsFault> {
         let wanted = page.limit.unwrap_or(usize::MAX);
         let (mut listing, mut token, mut pages) = (Listing::default(), None::<String>, Pages::default());
         loop {
@@ -86,10 +86,10 @@ impl Gcs {
             let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
             let answer = self.page(request).await?;
             if answer.items.iter().any(|item| !item.name.starts_with(&*page.prefix)) {
-                return Err(Fault::Endless("it lists names that do not begin with the prefix it was asked for"));
+                return Err(GcsFault::Endless("it lists names that do not begin with the prefix it was asked for"));
             }
             let ends = answer.items.first().map(|item| &*item.name).zip(answer.items.last().map(|item| &*item.name));
-            pages.turn(ends, answer.next_page_token.as_deref()).map_err(Fault::Endless)?;
+            pages.turn(ends, answer.next_page_token.as_deref()).map_err(GcsFault::Endless)?;
             for resource in answer.items {
                 if page.start_after.as_ref().is_some_and(|start| resource.name <= *start) {
                     continue;
@@ -102,7 +102,7 @@ impl Gcs {
                     listing.more = true;
                     return Ok(listing);
                 }
-                let attributes = Found::from(resource).attributes;
+                let attributes = FoundObject::from(resource).attributes;
                 let nothing_known = || Entry { key: key.clone(), expires_at: None, tombstone: false };
                 listing.entries.push(attributes.map_or_else(|_| nothing_known(), |known| Entry::of(&key, &known)));
             }
@@ -114,7 +114,7 @@ impl Gcs {
     }
 
     /// Asks for the least that can be asked of the bucket; returns how much its clock is ahead of ours.
-    pub(super) async fn ask(&self) -> Result<Option<SignedDuration>, Fault> {
+    pub(super) async fn ask(&self) -> Result<Option<SignedDuration>, GcsFault> {
         let query = [("fields", "kind"), ("maxResults", "1")];
         let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
         let begun = Timestamp::now();
@@ -123,29 +123,29 @@ impl Gcs {
         self.names_in(response).await.map(|_| skew)
     }
 
-    async fn page(&self, request: RequestBuilder) -> Result<Names, Fault> {
+    async fn page(&self, request: RequestBuilder) -> Result<Names, GcsFault> {
         let response = self.listing(request).await?;
         self.names_in(response).await
     }
 
-    async fn listing(&self, request: RequestBuilder) -> Result<Response, Fault> {
+    async fn listing(&self, request: RequestBuilder) -> Result<Response, GcsFault> {
         let answer = self.client.send(request).await;
-        answer.map_err(|fault| if fault.is_missing() { Fault::NoBucket } else { fault })
+        answer.map_err(|fault| if fault.is_missing() { GcsFault::NoBucket } else { fault })
     }
 
     /// Reads a listing; an empty one says its kind, too.
-    async fn names_in(&self, response: Response) -> Result<Names, Fault> {
+    async fn names_in(&self, response: Response) -> Result<Names, GcsFault> {
         let outside = client::outside(&response);
         let names: Names = self.client.json(response).await?;
         if names.kind != "storage#objects" {
-            return Err(Fault::strange(outside, "is no listing of a bucket"));
+            return Err(GcsFault::strange(outside, "is no listing of a bucket"));
         }
         Ok(names)
     }
 
     /// Makes the bucket, where it is known for whom; one that somebody else made meanwhile is as good.
-    pub(super) async fn make(&self) -> Result<(), Fault> {
-        let Some(project) = &self.project else { return Err(Fault::NoBucket) };
+    pub(super) async fn make(&self) -> Result<(), GcsFault> {
+        let Some(project) = &self.project else { return Err(GcsFault::NoBucket) };
         let bucket = serde_json::json!({ "name": self.address.bucket(), "location": self.location });
         let request = self.client.request(Method::POST, &self.address.buckets()).await?;
         match self.client.send(request.query(&[("project", project)]).json(&bucket)).await {
@@ -153,25 +153,25 @@ impl Gcs {
                 let outside = client::outside(&response);
                 let made: Made = self.client.json(response).await?;
                 if made.kind != "storage#bucket" || made.name != self.address.bucket() {
-                    return Err(Fault::strange(outside, "does not confirm that the bucket was created"));
+                    return Err(GcsFault::strange(outside, "does not confirm that the bucket was created"));
                 }
                 tracing::info!(bucket = self.address.bucket(), project, location = self.location, "created the bucket");
                 Ok(())
             }
-            Err(Fault::Answer(answer)) if answer.is_strange() => Err(Fault::Answer(answer)),
-            Err(Fault::Answer(answer)) if answer.status == 409 => Ok(()),
-            Err(Fault::Answer(answer)) if answer.status == 403 => Err(Fault::Unmade(answer)),
+            Err(GcsFault::Answer(answer)) if answer.is_strange() => Err(GcsFault::Answer(answer)),
+            Err(GcsFault::Answer(answer)) if answer.status == 409 => Ok(()),
+            Err(GcsFault::Answer(answer)) if answer.status == 403 => Err(GcsFault::Unmade(answer)),
             Err(fault) => Err(fault),
         }
     }
 
     /// Succeeds when a failed request says for certain that the object is missing, and not its bucket.
-    pub(super) async fn gone(&self, fault: Fault) -> Result<(), Fault> {
-        let Fault::Answer(answer) = &fault else { return Err(fault) };
+    pub(super) async fn gone(&self, fault: GcsFault) -> Result<(), GcsFault> {
+        let GcsFault::Answer(answer) = &fault else { return Err(fault) };
         match answer.missing() {
             _ if !fault.is_missing() => Err(fault),
             Some(Missing::Object) => Ok(()),
-            Some(Missing::Bucket) => Err(Fault::NoBucket),
+            Some(Missing::Bucket) => Err(GcsFault::NoBucket),
             // An answer that does not say which, as emulators give them.
             None => self.ask().await.map(|_| ()),
         }

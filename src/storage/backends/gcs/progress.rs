@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::Fault;
+use super::error::GcsFault;
 
 /// When something last moved; cheap to clone and shared by who moves and who waits.
 #[derive(Clone, Debug)]
-pub(super) struct Progress(Arc<Mutex<Instant>>);
+pub(super) struct UploadProgress(Arc<Mutex<Instant>>);
 
-impl Progress {
+impl UploadProgress {
     pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
@@ -28,7 +28,7 @@ impl Progress {
     }
 
     /// Waits for work that says when it moves, but never so long without that it moved.
-    pub(super) async fn watch<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Result<T, Fault> {
+    pub(super) async fn watch<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
         self.note();
         let mut work = pin!(work);
         loop {
@@ -36,15 +36,15 @@ impl Progress {
             match timeout_at(seen + patience, &mut work).await {
                 Ok(done) => return Ok(done),
                 Err(_) if self.last() > seen => {}
-                Err(_) => return Err(Fault::Stalled(patience)),
+                Err(_) => return Err(GcsFault::Stalled(patience)),
             }
         }
     }
 }
 
 /// Waits for a single move.
-pub(super) async fn within<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, Fault> {
-    timeout(patience, work).await.map_err(|_| Fault::Stalled(patience))
+pub(super) async fn within<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
+    timeout(patience, work).await.map_err(|_| GcsFault::Stalled(patience))
 }
 
 #[cfg(test)]
@@ -53,7 +53,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_moves_may_last_and_work_that_stands_still_may_not() {
-        let (patience, progress) = (Duration::from_millis(20), Progress::new());
+        let (patience, progress) = (Duration::from_millis(20), UploadProgress::new());
         let moving = async {
             let begun = Instant::now();
             while begun.elapsed() < 5 * patience {
@@ -68,7 +68,9 @@ mod tests {
             progress.note();
             std::future::pending::<()>().await;
         };
-        assert!(matches!(progress.watch(patience, stopping).await, Err(Fault::Stalled(waited)) if waited == patience));
-        assert!(matches!(within(patience, std::future::pending::<()>()).await, Err(Fault::Stalled(_))));
+        assert!(
+            matches!(progress.watch(patience, stopping).await, Err(GcsFault::Stalled(waited)) if waited == patience)
+        );
+        assert!(matches!(within(patience, std::future::pending::<()>()).await, Err(GcsFault::Stalled(_))));
     }
 }

@@ -78,7 +78,7 @@ const OBJECT: &str = "storage#object";
 
 /// An object that is there.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct FoundObject {
     /// The bucket's own generation.
     pub(super) native: i64,
     /// Our token, readable even where the rest does not fit together.
@@ -87,7 +87,7 @@ pub(super) struct Found {
     pub(super) attributes: Result<Attributes, String>,
 }
 
-impl From<Resource> for Found {
+impl From<Resource> for FoundObject {
     fn from(resource: Resource) -> Self {
         let native = resource.generation;
         let token = resource.metadata.get(HEADER).and_then(|label| token(label));
@@ -152,14 +152,14 @@ mod tests {
         assert_eq!((resource.name.as_str(), resource.size), ("a/ü", 5));
         let (key, other) = (Key::parse("a/ü").unwrap(), Key::parse("a").unwrap());
         assert!(resource.is_of("b", &key) && !resource.is_of("c", &key) && !resource.is_of("b", &other));
-        let found = Found::from(resource);
+        let found = FoundObject::from(resource);
         let attributes = found.attributes.unwrap();
         assert_eq!((found.native, found.token), (1_795_522_820_660_852, None));
         assert_eq!((attributes.kind, attributes.generation.as_str()), (Kind::Text, "1795522820660852"));
         assert_eq!(attributes.checksum, Checksum::of(b"hello"));
         assert_eq!(attributes.info.received_at, "2026-11-24T12:20:21Z".parse().ok());
         let nameless = json.replace(r#""crc32c":"mnG7TA==","#, "");
-        let found = Found::from(serde_json::from_str::<Resource>(&nameless).unwrap());
+        let found = FoundObject::from(serde_json::from_str::<Resource>(&nameless).unwrap());
         assert!(found.attributes.unwrap_err().contains("customer"));
         for damaged in [r#""size":"x""#, r#""size":5"#, r#""size":"-5""#] {
             assert!(serde_json::from_str::<Resource>(&json.replace(r#""size":"5""#, damaged)).is_err(), "{damaged}");
@@ -170,7 +170,7 @@ mod tests {
     fn a_token_is_read_where_the_rest_does_not_fit() {
         let json = r#"{"kind":"storage#object","bucket":"b","name":"a","size":"5","crc32c":"mnG7TA==","generation":"1","timeCreated":"2026-11-24T12:20:20Z",
             "metadata":{"filestorage":"{\"format\":1,\"generation\":\"mine\"}"}}"#;
-        let found = Found::from(serde_json::from_str::<Resource>(json).unwrap());
+        let found = FoundObject::from(serde_json::from_str::<Resource>(json).unwrap());
         assert_eq!(found.token.as_deref(), Some("mine"));
         assert!(found.attributes.is_err());
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use google_cloud_storage::builder::storage::SignedUrlBuilder;
 
-use super::error::Fault;
+use super::error::GcsFault;
 use super::progress::within;
 use super::{Error, ErrorKind, Gcs, Grant, Key, Method, Operation};
 
@@ -13,8 +13,8 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Gcs {
     /// Signs by Google's version 4: with the key file's own key where there is one, else by Google's service for it.
-    pub(super) async fn signed(&self, key: &Key, grant: &Grant) -> Result<String, Fault> {
-        let invalid = |why: &str| Fault::Told(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
+    pub(super) async fn signed(&self, key: &Key, grant: &Grant) -> Result<String, GcsFault> {
+        let invalid = |why: &str| GcsFault::Told(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
         if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST {
             return Err(invalid("a signed URL lives for 1 second to 7 days; give expires_in as 1 to 604800"));
         }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 
-use super::error::Fault;
-use super::progress::Progress;
+use super::error::GcsFault;
+use super::progress::UploadProgress;
 use super::{Checksum, CommitGuard, Error, Key, Object, Operation, Payload};
 
 /// Streams a payload once or, from where an upload broke off, again. Cheap to clone.
@@ -15,12 +15,12 @@ use super::{Checksum, CommitGuard, Error, Key, Object, Operation, Payload};
 /// Before the last bytes leave, a file's checksum is compared and the commit_guard is asked: without them nothing becomes
 /// visible, so this is the commit point.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct UploadSource {
     key: Key,
     payload: Payload,
     checksum: Checksum,
     commit_guard: CommitGuard,
-    progress: Progress,
+    progress: UploadProgress,
     state: Arc<Mutex<State>>,
 }
 
@@ -30,10 +30,10 @@ struct State {
     hashed: u64,
     checksum: Checksum,
     /// Why the stream broke off on our side.
-    fault: Option<Fault>,
+    fault: Option<GcsFault>,
 }
 
-impl Source {
+impl UploadSource {
     pub(super) fn new(key: &Key, object: &Object, commit_guard: &CommitGuard) -> Self {
         let state = State { hashed: 0, checksum: Checksum::of(&[]), fault: None };
         Self {
@@ -41,7 +41,7 @@ impl Source {
             payload: object.payload.clone(),
             checksum: object.attributes.stored_checksum,
             commit_guard: commit_guard.clone(),
-            progress: Progress::new(),
+            progress: UploadProgress::new(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -51,12 +51,12 @@ impl Source {
     }
 
     /// Says when bytes were last taken.
-    pub(super) const fn progress(&self) -> &Progress {
+    pub(super) const fn progress(&self) -> &UploadProgress {
         &self.progress
     }
 
     /// Returns why the stream broke off on our side, if it did: what the other side says then is only a consequence.
-    pub(super) fn fault(&self) -> Option<Fault> {
+    pub(super) fn fault(&self) -> Option<GcsFault> {
         self.state().fault.take()
     }
 
@@ -83,8 +83,8 @@ impl Source {
     }
 
     /// Reads the next bytes; none at all of an empty payload.
-    async fn step(&self, at: u64) -> Result<Bytes, Fault> {
-        let chunk = self.payload.read(at, Payload::CHUNK).await.map_err(Fault::Disk)?;
+    async fn step(&self, at: u64) -> Result<Bytes, GcsFault> {
+        let chunk = self.payload.read(at, Payload::CHUNK).await.map_err(GcsFault::Disk)?;
         // What is in memory cannot have changed since its checksum was computed.
         if self.payload.as_memory().is_none() {
             self.hash(at, &chunk);
@@ -104,11 +104,11 @@ impl Source {
         }
     }
 
-    fn seal(&self) -> Result<(), Fault> {
+    fn seal(&self) -> Result<(), GcsFault> {
         let changed = self.payload.as_memory().is_none() && self.state().checksum != self.checksum;
         if changed {
             let why = "the source changed while it was stored; nothing was stored; store it again";
-            return Err(Fault::Damaged(why.to_owned()));
+            return Err(GcsFault::Damaged(why.to_owned()));
         }
         if !self.commit_guard.commit() {
             return Err(Error::abandoned(Operation::Store, &self.key).into());
@@ -155,8 +155,8 @@ mod tests {
         Object { attributes, payload }
     }
 
-    fn source(payload: Payload, of: &[u8], commit_guard: &CommitGuard) -> Source {
-        Source::new(&Key::parse("k").unwrap(), &object(payload, of), commit_guard)
+    fn source(payload: Payload, of: &[u8], commit_guard: &CommitGuard) -> UploadSource {
+        UploadSource::new(&Key::parse("k").unwrap(), &object(payload, of), commit_guard)
     }
 
     fn file(bytes: &[u8]) -> Payload {
@@ -165,7 +165,7 @@ mod tests {
         Payload::file(Arc::new(file), 0, bytes.len() as u64)
     }
 
-    async fn read(source: &Source, from: u64) -> io::Result<Vec<u8>> {
+    async fn read(source: &UploadSource, from: u64) -> io::Result<Vec<u8>> {
         let chunks: Vec<Bytes> = source.stream(from).try_collect().await?;
         Ok(chunks.concat())
     }
@@ -208,19 +208,19 @@ mod tests {
         let commit_guard = CommitGuard::default();
         let broken = source(file(&changed), &bytes, &commit_guard);
         read(&broken, 0).await.unwrap_err();
-        assert!(matches!(broken.fault(), Some(Fault::Damaged(_))));
+        assert!(matches!(broken.fault(), Some(GcsFault::Damaged(_))));
         assert!(commit_guard.abandon(), "nothing was committed");
         for payload in [file(&bytes), Payload::Memory(bytes.clone().into())] {
             let broken = source(payload, &bytes, &commit_guard);
             read(&broken, 0).await.unwrap_err();
             assert!(
-                matches!(broken.fault(), Some(Fault::Told(error)) if error.kind == super::super::ErrorKind::Abandoned)
+                matches!(broken.fault(), Some(GcsFault::Told(error)) if error.kind == super::super::ErrorKind::Abandoned)
             );
         }
         let Payload::File(_) = file(&[]) else { panic!("it is a file") };
         let short = Payload::file(Arc::new(tempfile::tempfile().unwrap()), 0, 5);
         let broken = source(short, b"12345", &CommitGuard::default());
         read(&broken, 0).await.unwrap_err();
-        assert!(matches!(broken.fault(), Some(Fault::Disk(_))));
+        assert!(matches!(broken.fault(), Some(GcsFault::Disk(_))));
     }
 }

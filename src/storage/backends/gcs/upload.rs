@@ -13,9 +13,9 @@ use reqwest::{Body, Method, RequestBuilder, Url};
 use uuid::Uuid;
 
 use super::client::{self, Client};
-use super::error::Fault;
+use super::error::GcsFault;
 use super::resource::Stored;
-use super::source::Source;
+use super::source::UploadSource;
 use super::{
     Attributes, CommitGuard, Condition, Error, ErrorKind, Gcs, Key, Object, Operation, leftovers, metadata_header,
 };
@@ -65,7 +65,7 @@ impl Gcs {
         object: &Object,
         condition: &Condition,
         commit_guard: &CommitGuard,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), GcsFault> {
         match condition {
             Condition::Always => self.upload(key, object, None, commit_guard).await,
             Condition::Generation(_) => {
@@ -84,7 +84,7 @@ impl Gcs {
     }
 
     /// Returns the bucket's generation that the condition lets this write replace; 0 for none.
-    async fn replaceable(&self, key: &Key, object: &Object, condition: &Condition) -> Result<i64, Fault> {
+    async fn replaceable(&self, key: &Key, object: &Object, condition: &Condition) -> Result<i64, GcsFault> {
         let Some(found) = self.look(key, None).await? else {
             condition.check(Operation::Store, key, None)?;
             return Ok(0);
@@ -104,8 +104,8 @@ impl Gcs {
         object: &Object,
         native: Option<i64>,
         commit_guard: &CommitGuard,
-    ) -> Result<(), Fault> {
-        let source = Source::new(key, object, commit_guard);
+    ) -> Result<(), GcsFault> {
+        let source = UploadSource::new(key, object, commit_guard);
         let stored = if source.len() < self.resumable_from {
             self.in_one(key, object, native, &source).await?
         } else {
@@ -113,18 +113,24 @@ impl Gcs {
         };
         if !stored.is_of(self.address.bucket(), key) {
             let what = "names another object than was written, or lacks generation or checksum".to_owned();
-            return Err(Fault::Strange(None, what));
+            return Err(GcsFault::Strange(None, what));
         }
         let Attributes { stored_size, stored_checksum, .. } = object.attributes;
         if stored.size != stored_size || stored.crc32c.is_some_and(|found| found != stored_checksum) {
             let why = "the bytes that arrived in the bucket are not those that were sent; store it again";
-            return Err(Fault::Damaged(why.to_owned()));
+            return Err(GcsFault::Damaged(why.to_owned()));
         }
         Ok(())
     }
 
     /// Sends attributes and bytes in one request.
-    async fn in_one(&self, key: &Key, object: &Object, native: Option<i64>, source: &Source) -> Result<Stored, Fault> {
+    async fn in_one(
+        &self,
+        key: &Key,
+        object: &Object,
+        native: Option<i64>,
+        source: &UploadSource,
+    ) -> Result<Stored, GcsFault> {
         let boundary = Uuid::new_v4().simple().to_string();
         let (insert, content_type) = (insert(key, &object.attributes)?, &object.attributes.content_type);
         let head = format!(
@@ -150,8 +156,8 @@ impl Gcs {
         key: &Key,
         object: &Object,
         native: Option<i64>,
-        source: &Source,
-    ) -> Result<Stored, Fault> {
+        source: &UploadSource,
+    ) -> Result<Stored, GcsFault> {
         let attributes = &object.attributes;
         let session = self.session(key, attributes, native).await?;
         let mut open = Open { client: Some(self.client.clone()), session: session.clone() };
@@ -177,7 +183,7 @@ impl Gcs {
     }
 
     /// Begins a session; its URL lets anybody write the object and is told to nobody.
-    async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, Fault> {
+    async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, GcsFault> {
         let insert = insert(key, attributes)?;
         let request = self.client.request(Method::POST, &self.address.uploads()).await?;
         let request = request
@@ -189,26 +195,26 @@ impl Gcs {
         let response = self.client.send(request).await.map_err(Self::nowhere)?;
         let outside = client::outside(&response);
         if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
-            return Err(Fault::strange(outside, "begins no upload session"));
+            return Err(GcsFault::strange(outside, "begins no upload session"));
         }
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         location
             .and_then(|location| Url::parse(location).ok())
-            .ok_or_else(|| Fault::strange(outside, "names no upload session"))
+            .ok_or_else(|| GcsFault::strange(outside, "names no upload session"))
     }
 
     /// A new object is missing nowhere, so what is missing is the bucket.
-    fn nowhere(fault: Fault) -> Fault {
-        if fault.is_missing() { Fault::NoBucket } else { fault }
+    fn nowhere(fault: GcsFault) -> GcsFault {
+        if fault.is_missing() { GcsFault::NoBucket } else { fault }
     }
 
     async fn send_from(
         &self,
         session: &Url,
         attributes: &Attributes,
-        source: &Source,
+        source: &UploadSource,
         from: u64,
-    ) -> Result<Stored, Fault> {
+    ) -> Result<Stored, GcsFault> {
         let length = source.len();
         let request = self
             .client
@@ -220,7 +226,7 @@ impl Gcs {
         self.send_from_source(request, source).await
     }
 
-    async fn send_from_source(&self, request: RequestBuilder, source: &Source) -> Result<Stored, Fault> {
+    async fn send_from_source(&self, request: RequestBuilder, source: &UploadSource) -> Result<Stored, GcsFault> {
         match self.client.stream(request, source.progress()).await {
             Ok(response) => self.client.json(response).await,
             Err(fault) => Err(source.fault().unwrap_or(fault)),
@@ -228,7 +234,7 @@ impl Gcs {
     }
 
     /// Asks how much of a session's bytes has arrived.
-    async fn reached(&self, session: &Url, length: u64) -> Result<Reached, Fault> {
+    async fn reached(&self, session: &Url, length: u64) -> Result<Reached, GcsFault> {
         let request = self
             .client
             .plain(Method::PUT, session.as_str())
@@ -236,7 +242,7 @@ impl Gcs {
             .header(CONTENT_LENGTH, 0);
         match self.client.send(request).await {
             Ok(response) => Ok(Reached::Whole(self.client.json(response).await?)),
-            Err(Fault::Answer(answer)) if answer.is_incomplete() => Ok(Reached::Part(answer.persisted)),
+            Err(GcsFault::Answer(answer)) if answer.is_incomplete() => Ok(Reached::Part(answer.persisted)),
             Err(fault) => Err(fault),
         }
     }
@@ -281,7 +287,7 @@ fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, Strin
 }
 
 /// Writes an object's attributes as the API takes them.
-fn insert(key: &Key, attributes: &Attributes) -> Result<String, Fault> {
+fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
     let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
     let metadata = metadata(attributes).map_err(invalid)?;
     let compression = attributes.compression.as_deref();

@@ -12,7 +12,7 @@ use crate::storage::object::Key;
 
 /// Keys found by a walk.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct WalkedKeys {
     /// In byte order, at most as many as wanted.
     pub(super) keys: Vec<Key>,
     /// Names in the walked part that are no keys.
@@ -22,7 +22,7 @@ pub(super) struct Found {
 }
 
 /// Walks the root for one page. Folders come in another order than keys, so the smallest keys are gathered in a heap.
-pub(super) fn walk(root: &Path, page: &Page) -> io::Result<Found> {
+pub(super) fn walk(root: &Path, page: &Page) -> io::Result<WalkedKeys> {
     let wanted = page.limit.unwrap_or(usize::MAX);
     let mut walk = Walk {
         root,
@@ -36,7 +36,7 @@ pub(super) fn walk(root: &Path, page: &Page) -> io::Result<Found> {
     let mut keys = walk.smallest.into_sorted_vec();
     let more = keys.len() > wanted;
     keys.truncate(wanted);
-    Ok(Found { keys, foreign: walk.foreign, more })
+    Ok(WalkedKeys { keys, foreign: walk.foreign, more })
 }
 
 struct Walk<'a> {

@@ -34,7 +34,7 @@ impl Locks {
     }
 
     /// Waits for the key's shard. A writer that dies lets go of its lock.
-    pub(super) fn lock(&self, key: &Key) -> io::Result<Held<'_>> {
+    pub(super) fn lock(&self, key: &Key) -> io::Result<HeldLock<'_>> {
         let shard = shard(key);
         let mut file = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
@@ -42,7 +42,7 @@ impl Locks {
             self.open.fetch_add(1, Ordering::Relaxed);
         }
         let locked = file.as_ref().map_or(Ok(()), lock);
-        let held = Held { file, locks: self };
+        let held = HeldLock { file, locks: self };
         locked.map(|()| held)
     }
 
@@ -110,12 +110,12 @@ fn shard(key: &Key) -> usize {
 
 /// A held shard, let go when dropped.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(super) struct HeldLock<'a> {
     file: MutexGuard<'a, Option<File>>,
     locks: &'a Locks,
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldLock<'_> {
     fn drop(&mut self) {
         let Some(file) = &*self.file else { return };
         // Closing the file lets go of its lock as well.

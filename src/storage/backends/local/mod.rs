@@ -39,7 +39,7 @@ use rustix::io::Errno;
 use self::folders::Folders;
 use self::locks::Locks;
 pub(in crate::storage) use self::quarantine::Quarantined;
-use self::read::Fault;
+use self::read::ReadFault;
 use self::temporary::TemporaryFolder;
 use self::write::Needs;
 use crate::storage::backend::{
@@ -289,7 +289,7 @@ impl Root {
         operation: Operation,
         key: &Key,
         path: &Path,
-        found: Result<Option<T>, Fault>,
+        found: Result<Option<T>, ReadFault>,
     ) -> Result<Option<T>> {
         match found {
             Ok(None) if !self.root.is_dir() => Err(self.gone(operation, Some(key))),
@@ -307,11 +307,11 @@ impl Root {
     }
 
     /// Turns a failed read into the room's error.
-    fn unread(operation: Operation, key: &Key, path: &Path, cause: Fault) -> Error {
+    fn unread(operation: Operation, key: &Key, path: &Path, cause: ReadFault) -> Error {
         match cause {
-            Fault::Io(error) => fault(operation, Some(key), path, error),
-            Fault::Refused(error) => error,
-            Fault::Damaged(what) => {
+            ReadFault::Io(error) => fault(operation, Some(key), path, error),
+            ReadFault::Refused(error) => error,
+            ReadFault::Damaged(what) => {
                 let file = path.display();
                 let why = format!(
                     "{what} (file {file}); restore the file from a backup, store the key again, or remove it with \

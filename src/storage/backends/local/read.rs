@@ -19,7 +19,7 @@ use crate::storage::object::{Attributes, Checksum, Key, Object, Payload};
 
 /// Why a file could not be read.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum ReadFault {
     /// The operating system said so.
     Io(io::Error),
     /// What is there is no sound object of this key.
@@ -28,13 +28,13 @@ pub(super) enum Fault {
     Refused(Error),
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for ReadFault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for ReadFault {
     fn from(error: Error) -> Self {
         Self::Refused(error)
     }
@@ -62,12 +62,12 @@ struct Opened {
 }
 
 /// Reads attributes; checks header and length of the file.
-pub(super) fn attributes(path: &Path, key: &Key) -> Result<Option<Attributes>, Fault> {
+pub(super) fn attributes(path: &Path, key: &Key) -> Result<Option<Attributes>, ReadFault> {
     Ok(open(path, key, HEAD)?.map(|opened| opened.attributes))
 }
 
 /// Reads the wanted bytes of an object and checks everything.
-pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<Object>, Fault> {
+pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<Object>, ReadFault> {
     let Some(opened) = open(path, key, BODY)? else {
         return Ok(None);
     };
@@ -76,7 +76,7 @@ pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<
     if want.spooled && part.end - part.start > SpoolWriter::IN_MEMORY as u64 {
         let whole = Payload::file(Arc::new(file), header_length as u64, attributes.stored_size);
         if whole.checksum_blocking()? != attributes.stored_checksum {
-            return Err(Fault::Damaged(UNSOUND.to_owned()));
+            return Err(ReadFault::Damaged(UNSOUND.to_owned()));
         }
         return Ok(Some(Object { attributes, payload: whole.slice(part) }));
     }
@@ -91,7 +91,7 @@ pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<
         read_through(&mut file, bytes, length - header_length, &part)?
     };
     if checksum != attributes.stored_checksum {
-        return Err(Fault::Damaged(UNSOUND.to_owned()));
+        return Err(ReadFault::Damaged(UNSOUND.to_owned()));
     }
     Ok(Some(Object { attributes, payload: payload.into() }))
 }
@@ -102,7 +102,7 @@ fn read_through(
     mut chunk: Vec<u8>,
     length: usize,
     part: &Range<usize>,
-) -> Result<(Checksum, Bytes), Fault> {
+) -> Result<(Checksum, Bytes), ReadFault> {
     let (mut checksum, mut position, mut kept) = (Checksum::of(&[]), 0, Vec::with_capacity(part.len()));
     loop {
         checksum = checksum.append(&chunk);
@@ -117,7 +117,7 @@ fn read_through(
     }
 }
 
-fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, Fault> {
+fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, ReadFault> {
     // A link is not ours and must not lead out of the root; a pipe must not block.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
     let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -126,13 +126,13 @@ fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, Fault> {
             return Ok(None);
         }
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-            return Err(Fault::Damaged("the file is a symbolic link".to_owned()));
+            return Err(ReadFault::Damaged("the file is a symbolic link".to_owned()));
         }
         Err(error) => return Err(error.into()),
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(Fault::Damaged("the file is no regular file".to_owned()));
+        return Err(ReadFault::Damaged("the file is no regular file".to_owned()));
     }
     let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     let mut begin = Vec::new();
@@ -143,19 +143,19 @@ fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, Fault> {
         fill(&mut file, &mut begin, length.min(header::MAX_BYTES))?;
         end = newline(&begin);
     }
-    let end = end.ok_or_else(|| Fault::Damaged("the file has no header line".to_owned()))?;
-    let attributes = header::decode(&begin[..end], key).map_err(Fault::Damaged)?;
+    let end = end.ok_or_else(|| ReadFault::Damaged("the file has no header line".to_owned()))?;
+    let attributes = header::decode(&begin[..end], key).map_err(ReadFault::Damaged)?;
     let header_length = end + 1;
     // Before the payload is read: a damaged length must not decide how much memory is taken.
     if (length - header_length) as u64 != attributes.stored_size {
         let (found, wanted) = (length - header_length, attributes.stored_size);
-        return Err(Fault::Damaged(format!("the payload has {found} bytes instead of {wanted}")));
+        return Err(ReadFault::Damaged(format!("the payload has {found} bytes instead of {wanted}")));
     }
     Ok(Some(Opened { file, attributes, begin, header_length, length }))
 }
 
 /// Reads until so many bytes are there.
-fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), Fault> {
+fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), ReadFault> {
     let have = bytes.len();
     if have >= length {
         return Ok(());
@@ -164,9 +164,9 @@ fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), Fault
     read_exact(file, &mut bytes[have..])
 }
 
-fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<(), Fault> {
+fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<(), ReadFault> {
     file.read_exact(bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Fault::Damaged("the file became shorter while it was read".to_owned()),
-        _ => Fault::Io(error),
+        io::ErrorKind::UnexpectedEof => ReadFault::Damaged("the file became shorter while it was read".to_owned()),
+        _ => ReadFault::Io(error),
     })
 }

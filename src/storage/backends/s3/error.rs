@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use object_store::client::HttpError;
 
-use super::options::Address;
+use super::options::S3Address;
 use super::{proof, wire};
 use crate::storage::backends::http::outside::Outside;
 use crate::storage::backends::http::{cut, retry_after};
@@ -16,14 +16,14 @@ use crate::storage::object::Key;
 /// Who was asked, and for what.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
-    pub(super) address: &'a Address,
+    pub(super) address: &'a S3Address,
     pub(super) operation: Operation,
     pub(super) key: Option<&'a Key>,
 }
 
 /// An answer that is no success.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct S3Refusal {
     outside: Outside,
     /// S3's name of the cause; empty where the answer has none.
     code: String,
@@ -47,7 +47,7 @@ struct Document {
     bucket_name: Option<String>,
 }
 
-impl Refusal {
+impl S3Refusal {
     /// Reads an answer that is no success.
     pub(super) fn read(outside: Outside, headers: &HeaderMap, text: &str) -> Self {
         let is_error = proof::root(text).as_deref() == Some("Error");
@@ -75,11 +75,11 @@ impl Refusal {
     }
 
     /// Tells whether a store says that this identity may not list the bucket, as far as it says which.
-    pub(super) fn forbids_listing(&self, address: &Address) -> bool {
+    pub(super) fn forbids_listing(&self, address: &S3Address) -> bool {
         self.code == "AccessDenied" && self.other_bucket(address).is_none()
     }
 
-    fn other_bucket(&self, address: &Address) -> Option<&str> {
+    fn other_bucket(&self, address: &S3Address) -> Option<&str> {
         self.bucket.as_deref().filter(|name| !address.is_named(name))
     }
 
@@ -89,8 +89,8 @@ impl Refusal {
     }
 
     /// Decides the kind, and what to do about it.
-    fn meaning(&self, address: &Address) -> (ErrorKind, String) {
-        let Address { bucket, region, .. } = address;
+    fn meaning(&self, address: &S3Address) -> (ErrorKind, String) {
+        let S3Address { bucket, region, .. } = address;
         let fixed = |kind, mend: &str| (kind, mend.to_owned());
         match &*self.code {
             "NoSuchBucket" => {
@@ -208,12 +208,12 @@ impl Asked<'_> {
     }
 
     /// The error of a refusal.
-    pub(super) fn refused(&self, refusal: Refusal) -> Error {
+    pub(super) fn refused(&self, refusal: S3Refusal) -> Error {
         if refusal.is_strange() {
             return self.strange(&refusal.outside, "is nothing that a store says");
         }
         let (kind, mend) = refusal.meaning(self.address);
-        let Refusal { outside, code, message, retry_after, .. } = refusal;
+        let S3Refusal { outside, code, message, retry_after, .. } = refusal;
         let status = outside.status;
         let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };
         let dash = if message.is_empty() { "" } else { ": " };
@@ -231,14 +231,14 @@ impl Asked<'_> {
 
     /// The error of an answer that no store should give.
     pub(super) fn senseless(&self, what: &str) -> Error {
-        let Address { url, .. } = self.address;
+        let S3Address { url, .. } = self.address;
         let why = format!("{url} cannot be understood: {}; is it an S3 store, and up?", cut(what));
         Error::senseless(self.operation, self.key, why)
     }
 
     /// The error of an answer that is no store's; `what` it is instead.
     pub(super) fn strange(&self, outside: &Outside, what: &str) -> Error {
-        let Address { url, .. } = self.address;
+        let S3Address { url, .. } = self.address;
         let (named, mend) = self.address.setting_and_mend();
         let suspicion = outside.suspicion(url);
         let why = format!(
@@ -249,7 +249,7 @@ impl Asked<'_> {
 
     /// The error of a URL that is that of something else than the bucket.
     pub(super) fn misplaced(&self, what: &str) -> Error {
-        let Address { url, .. } = self.address;
+        let S3Address { url, .. } = self.address;
         let why = format!("{url} is not the bucket: {what}; {}", self.address.without_bucket());
         self.error(ErrorKind::Invalid, why)
     }
@@ -315,8 +315,8 @@ fn chain(error: &dyn StdError) -> String {
 mod tests {
     use super::*;
 
-    fn address() -> Address {
-        Address {
+    fn address() -> S3Address {
+        S3Address {
             bucket: "b".to_owned(),
             region: "us-east-1".to_owned(),
             url: "https://x/b".to_owned(),
@@ -325,9 +325,9 @@ mod tests {
         }
     }
 
-    fn read(status: u16, headers: &HeaderMap, text: &str) -> Refusal {
+    fn read(status: u16, headers: &HeaderMap, text: &str) -> S3Refusal {
         let outside = Outside::of(StatusCode::from_u16(status).unwrap(), headers, "https://x/b");
-        Refusal::read(outside, headers, text)
+        S3Refusal::read(outside, headers, text)
     }
 
     fn fault(status: u16, code: &str) -> Error {
@@ -415,11 +415,11 @@ mod tests {
     #[test]
     fn a_failure_behind_a_success_is_one() {
         let none = "<CompleteMultipartUploadResult><ETag>\"x\"</ETag></CompleteMultipartUploadResult>";
-        assert!(Refusal::within(&HeaderMap::new(), none).is_none());
+        assert!(S3Refusal::within(&HeaderMap::new(), none).is_none());
         let late = "  \n<Error><Code>InternalError</Code><Message>m</Message></Error>";
-        let refusal = Refusal::within(&HeaderMap::new(), late).unwrap();
+        let refusal = S3Refusal::within(&HeaderMap::new(), late).unwrap();
         assert_eq!(refusal.meaning(&address()).0, ErrorKind::Unavailable);
         let slow = "<Error><Code>SlowDown</Code></Error>";
-        assert_eq!(Refusal::within(&HeaderMap::new(), slow).unwrap().meaning(&address()).0, ErrorKind::Throttled);
+        assert_eq!(S3Refusal::within(&HeaderMap::new(), slow).unwrap().meaning(&address()).0, ErrorKind::Throttled);
     }
 }

@@ -224,11 +224,11 @@ fn name(listed: String, escaped: bool) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::Address;
+    use super::super::options::S3Address;
     use super::*;
 
     fn parsed(text: &str) -> Result<Names> {
-        let address = Address {
+        let address = S3Address {
             bucket: "b".to_owned(),
             region: "r".to_owned(),
             url: "http://x/b".to_owned(),

@@ -50,7 +50,7 @@ impl fmt::Debug for S3Options {
 
 /// A bucket's place on the network.
 #[derive(Clone, Debug)]
-pub(super) struct Address {
+pub(super) struct S3Address {
     pub(super) bucket: String,
     pub(super) region: String,
     /// URL of the bucket, without a slash at its end.
@@ -61,7 +61,7 @@ pub(super) struct Address {
     pub(super) only_instance_credentials: bool,
 }
 
-impl Address {
+impl S3Address {
     /// Tells whether the store is reached without TLS.
     pub(super) fn is_plain(&self) -> bool {
         self.url.starts_with("http://")
@@ -128,7 +128,7 @@ const fn is_known(key: &AmazonS3ConfigKey) -> bool {
 /// # Errors
 ///
 /// [`ErrorKind::Invalid`] with the setting and how it must look.
-pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
+pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)> {
     let bucket = &options.bucket;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if bucket.is_empty() || matches!(&**bucket, "." | "..") || !bucket.bytes().all(legal) {
@@ -193,7 +193,7 @@ pub(super) fn parse(options: &S3Options) -> Result<(Address, AmazonS3Builder)> {
     if let Some(endpoint) = endpoint {
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
-    Ok((Address { bucket: bucket.clone(), region, url, setting, only_instance_credentials }, builder))
+    Ok((S3Address { bucket: bucket.clone(), region, url, setting, only_instance_credentials }, builder))
 }
 
 /// Checks an endpoint; returns it as requests will have it, without a slash at its end.

@@ -23,7 +23,7 @@ use quick_xml::Reader;
 use quick_xml::events::Event;
 use serde::de::DeserializeOwned;
 
-use super::error::{Asked, Refusal};
+use super::error::{Asked, S3Refusal};
 use super::list::{self, Names};
 use super::read::{self, CHECKSUM};
 use super::wire::{self, Call, Outcome, Reply, Wire};
@@ -33,14 +33,14 @@ use crate::storage::object::{Checksum, Key};
 
 /// What is known of who answers at the bucket's URL.
 #[derive(Debug, Default)]
-pub(super) struct Place {
+pub(super) struct BucketIdentity {
     /// It has listed the bucket, or said that this identity may not.
     recognized: OnceLock<()>,
     /// A listing was marked.
     marks: AtomicBool,
 }
 
-impl Place {
+impl BucketIdentity {
     /// Tells whether the store was seen to mark its answers.
     pub(super) fn marks(&self) -> bool {
         self.marks.load(Ordering::Relaxed)
@@ -155,7 +155,7 @@ impl Reply {
     pub(super) async fn completed<T: DeserializeOwned>(self, asked: &Asked<'_>) -> Result<T> {
         let (headers, outside, status) = (self.headers.clone(), self.outside(asked), self.status);
         let text = self.into_text(asked).await?;
-        match Refusal::within(&headers, &text) {
+        match S3Refusal::within(&headers, &text) {
             Some(refusal) => Err(asked.refused(refusal)),
             None => parsed(&text, "CompleteMultipartUploadResult", status, &outside, asked),
         }

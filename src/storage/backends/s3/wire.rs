@@ -18,9 +18,9 @@ use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, HttpReque
 use object_store::{ClientOptions, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::error::{Asked, Refusal};
-use super::options::{Address, invalid};
-use super::proof::Place;
+use super::error::{Asked, S3Refusal};
+use super::options::{S3Address, invalid};
+use super::proof::BucketIdentity;
 use crate::storage::backends::http::outside::Outside;
 use crate::storage::error::{Operation, Result};
 use crate::storage::object::{Key, Payload, payload};
@@ -34,7 +34,7 @@ const LONGEST_ANSWER: usize = 8 << 20;
 
 /// A connection to one bucket, shared by all that is asked of it.
 pub(super) struct Wire {
-    pub(super) address: Address,
+    pub(super) address: S3Address,
     /// Finds credentials and makes signed URLs; sends nothing itself.
     pub(super) store: AmazonS3,
     client: HttpClient,
@@ -43,7 +43,7 @@ pub(super) struct Wire {
     /// An answer was SeaweedFS's.
     seaweedfs: AtomicBool,
     /// What is known of who answers there.
-    pub(super) place: Place,
+    pub(super) place: BucketIdentity,
 }
 
 /// What is asked.
@@ -73,7 +73,7 @@ pub(super) enum Outcome {
     Missing {
         marked: bool,
     },
-    Refused(Refusal),
+    Refused(S3Refusal),
 }
 
 impl<'a> Call<'a> {
@@ -104,7 +104,7 @@ impl<'a> Call<'a> {
 
 impl Wire {
     /// Prepares to ask; asks nobody.
-    pub(super) fn open(address: Address, builder: AmazonS3Builder, timeout: Duration) -> Result<Self> {
+    pub(super) fn open(address: S3Address, builder: AmazonS3Builder, timeout: Duration) -> Result<Self> {
         let client = client(address.is_plain(), timeout, timeout)?;
         // Whoever asks decides what is tried again and when: one place for all backends.
         let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
@@ -120,7 +120,7 @@ impl Wire {
             client: HttpClient::new(client),
             known: AtomicBool::new(false),
             seaweedfs: AtomicBool::new(false),
-            place: Place::default(),
+            place: BucketIdentity::default(),
         })
     }
 
@@ -162,7 +162,7 @@ impl Wire {
         // Without its text an answer is still one: the status alone has to do then.
         let text = collect(body).await.unwrap_or_default();
         let outside = Outside::of(status, &headers, &self.address.url);
-        let refusal = Refusal::read(outside, &headers, &text);
+        let refusal = S3Refusal::read(outside, &headers, &text);
         Ok(if refusal.is_missing() { Outcome::Missing { marked } } else { Outcome::Refused(refusal) })
     }
 

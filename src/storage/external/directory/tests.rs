@@ -35,19 +35,19 @@ impl BackendKind {
         self.root.path().join(name)
     }
 
-    fn read(&self, below: &str) -> Result<String, Fault> {
+    fn read(&self, below: &str) -> Result<String, FileFault> {
         let mut text = String::new();
         self.directory.read(Path::new(below))?.read_to_string(&mut text)?;
         Ok(text)
     }
 
-    fn write(&self, below: &str) -> Result<(), Fault> {
+    fn write(&self, below: &str) -> Result<(), FileFault> {
         Ok(self.directory.write(Path::new(below))?.place()?)
     }
 }
 
-fn is_missing(fault: &Fault) -> bool {
-    matches!(fault, Fault::Io(error) if error.kind() == io::ErrorKind::NotFound)
+fn is_missing(fault: &FileFault) -> bool {
+    matches!(fault, FileFault::Io(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 #[test]
@@ -67,9 +67,11 @@ fn files_are_opened_whatever_their_names() {
     assert!(place.directory.read(foreign).is_ok());
     assert!(is_missing(&place.read("none").unwrap_err()));
     assert!(is_missing(&place.read("none/a").unwrap_err()));
-    assert!(matches!(place.write("none/a"), Err(Fault::Folder(error)) if error.kind() == io::ErrorKind::NotFound));
-    assert!(matches!(place.read("a/b"), Err(Fault::Io(error)) if error.kind() == io::ErrorKind::NotADirectory));
-    assert!(matches!(place.write("a/b"), Err(Fault::Folder(error)) if error.kind() == io::ErrorKind::NotADirectory));
+    assert!(matches!(place.write("none/a"), Err(FileFault::Folder(error)) if error.kind() == io::ErrorKind::NotFound));
+    assert!(matches!(place.read("a/b"), Err(FileFault::Io(error)) if error.kind() == io::ErrorKind::NotADirectory));
+    assert!(
+        matches!(place.write("a/b"), Err(FileFault::Folder(error)) if error.kind() == io::ErrorKind::NotADirectory)
+    );
 }
 
 #[test]
@@ -86,14 +88,14 @@ fn no_link_is_followed_wherever_it_stands() {
     ] {
         symlink(target, place.path("exchange").join(link)).unwrap();
         for below in [link.to_owned(), format!("{link}/a"), format!("{link}/deep/a")] {
-            assert!(matches!(place.read(&below), Err(Fault::Link)), "{below}");
+            assert!(matches!(place.read(&below), Err(FileFault::Link)), "{below}");
         }
         for below in [format!("{link}/a"), format!("{link}/deep/new")] {
-            assert!(matches!(place.write(&below), Err(Fault::Link)), "{below}");
+            assert!(matches!(place.write(&below), Err(FileFault::Link)), "{below}");
         }
     }
     symlink(place.path("outside/a"), place.path("exchange/file")).unwrap();
-    assert!(matches!(place.read("file"), Err(Fault::Link)));
+    assert!(matches!(place.read("file"), Err(FileFault::Link)));
     place.write("file").unwrap();
     assert_eq!(place.read("file").unwrap(), "");
     assert_eq!(fs::read_to_string(place.path("outside/a")).unwrap(), "secret");
@@ -104,8 +106,8 @@ fn dots_and_absolute_paths_are_refused_before_the_system_sees_them() {
     let place = BackendKind::new();
     let absolute = place.path("outside/a");
     for below in ["..", "../outside/a", "in/../../outside/a", "in/..", "/", "", absolute.to_str().unwrap()] {
-        assert!(matches!(place.read(below), Err(Fault::NoFile)), "{below}");
-        assert!(matches!(place.write(below), Err(Fault::NoFile)), "{below}");
+        assert!(matches!(place.read(below), Err(FileFault::NoFile)), "{below}");
+        assert!(matches!(place.write(below), Err(FileFault::NoFile)), "{below}");
     }
 }
 
@@ -117,8 +119,8 @@ fn what_is_no_file_neither_blocks_nor_is_replaced() {
         rustix::fs::mknodat(&folder, name, kind, Mode::RWXU, 0).unwrap();
     }
     for below in ["pipe", "socket", "in", "in/deep"] {
-        assert!(matches!(place.read(below), Err(Fault::NoFile)), "{below}");
-        assert!(matches!(place.write(below), Err(Fault::NoFile)), "{below}");
+        assert!(matches!(place.read(below), Err(FileFault::NoFile)), "{below}");
+        assert!(matches!(place.write(below), Err(FileFault::NoFile)), "{below}");
     }
     assert!(fs::symlink_metadata(place.path("exchange/pipe")).is_ok());
 }
@@ -162,10 +164,10 @@ fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
                     read += 1;
                 }
                 // Between the refusal and the look at why, the folder may be back.
-                Err(Fault::Link | Fault::Io(_)) => refused += 1,
+                Err(FileFault::Link | FileFault::Io(_)) => refused += 1,
                 Err(fault) => panic!("{fault:?}"),
             }
-            if let Err(Fault::NoFile) = place.write("in/deep/new") {
+            if let Err(FileFault::NoFile) = place.write("in/deep/new") {
                 panic!("no file");
             }
         }
@@ -188,7 +190,7 @@ fn a_file_swapped_for_a_link_at_any_moment_lets_nothing_out() {
                     assert_eq!(text, "a");
                     read += 1;
                 }
-                Err(Fault::Link) => refused += 1,
+                Err(FileFault::Link) => refused += 1,
                 Err(fault) => panic!("{fault:?}"),
             }
         }

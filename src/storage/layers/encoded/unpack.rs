@@ -18,7 +18,7 @@ pub(in crate::storage) const MOST: u64 = 64 << 20;
 static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// Why nothing was unpacked.
-enum Fault {
+enum UnpackFault {
     /// The bytes are not what the codec says.
     Packed(io::Error),
     /// The local disk, which the bytes pass through.
@@ -49,7 +49,7 @@ pub(in crate::storage) async fn unpack(
     let turn = TURNS.acquire().await;
     let unpacked = payload::hop(move || Ok(read(&name, &packed, most, &spool))).await;
     drop(turn);
-    match unpacked.unwrap_or_else(|error| Err(Fault::Disk(error))) {
+    match unpacked.unwrap_or_else(|error| Err(UnpackFault::Disk(error))) {
         Ok(Some(unpacked)) => Ok(unpacked),
         Ok(None) => {
             let mend = if most < MOST {
@@ -61,35 +61,35 @@ pub(in crate::storage) async fn unpack(
                 format!("unpacked (its Content-Encoding is {codec}), the value has more than {most} bytes; {mend}");
             Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))
         }
-        Err(Fault::Packed(error)) => {
+        Err(UnpackFault::Packed(error)) => {
             let what = format!(
                 "the object's Content-Encoding is {codec:?}, and its bytes are not ({error}); take the header off with \
                  the bucket's own tool if they are plain"
             );
             Err(damaged(key, &what).with_source(error))
         }
-        Err(Fault::Disk(error)) => Err(spool_fault(Operation::Retrieve, Some(key), error)),
+        Err(UnpackFault::Disk(error)) => Err(spool_fault(Operation::Retrieve, Some(key), error)),
     }
 }
 
 /// Reads to the end, or gives `None` once there is more than the cap.
-fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Option<(Payload, Checksum)>, Fault> {
+fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Option<(Payload, Checksum)>, UnpackFault> {
     let packed = BufReader::with_capacity(Payload::CHUNK, Source { payload, at: 0 });
     let mut plain: Box<dyn Read> = match codec {
         "gzip" => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
-        "zstd" => Box::new(zstd::stream::read::Decoder::with_buffer(packed).map_err(Fault::Packed)?),
-        other => return Err(Fault::Packed(io::Error::other(format!("{other} is unknown")))),
+        "zstd" => Box::new(zstd::stream::read::Decoder::with_buffer(packed).map_err(UnpackFault::Packed)?),
+        other => return Err(UnpackFault::Packed(io::Error::other(format!("{other} is unknown")))),
     };
     let mut kept = spool.writer();
     let mut chunk = vec![0; Payload::CHUNK];
     loop {
         match plain.read(&mut chunk) {
-            Ok(0) => return kept.finish_blocking().map(Some).map_err(Fault::Disk),
-            Ok(count) => kept.push_blocking(&chunk[..count]).map_err(Fault::Disk)?,
+            Ok(0) => return kept.finish_blocking().map(Some).map_err(UnpackFault::Disk),
+            Ok(count) => kept.push_blocking(&chunk[..count]).map_err(UnpackFault::Disk)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // No decoder's own: the packed bytes lie in a file of the spool.
-            Err(error) if error.raw_os_error().is_some() => return Err(Fault::Disk(error)),
-            Err(error) => return Err(Fault::Packed(error)),
+            Err(error) if error.raw_os_error().is_some() => return Err(UnpackFault::Disk(error)),
+            Err(error) => return Err(UnpackFault::Packed(error)),
         }
         if kept.len() > most {
             return Ok(None);

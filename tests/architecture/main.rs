@@ -3,24 +3,56 @@
 //! Every rule is a function from sources to complaints, tried on the real tree and on a planted violation.
 #![allow(clippy::unwrap_used)]
 
+mod imports;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What each room may use of the others; `main` and `cli` may use everything.
 ///
 /// A name with a path is that module only.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("wiring", &["broker", "broker_url", "config", "provider", "redact", "storage", "telemetry"]),
     ("worker", &["broker", "celery", "commands", "json", "redact", "telemetry"]),
-    ("commands", &["instant", "json", "storage"]),
+    ("commands", &["instant", "json", "provider", "storage"]),
     ("broker", &["broker_url", "celery::message", "redact"]),
-    ("storage", &["charset", "redact", "telemetry"]),
+    ("storage", &["charset", "provider", "redact", "telemetry"]),
     ("celery", &["charset", "instant", "json"]),
     ("broker_url", &["redact"]),
-    ("config", &["broker_url", "redact"]),
+    ("config", &["broker_url", "provider", "redact"]),
     ("charset", &[]),
     ("instant", &[]),
     ("json", &[]),
+    ("provider", &[]),
     ("redact", &[]),
     ("telemetry", &["redact"]),
+];
+
+/// What each room inside `storage` may use of the others; `storage/mod.rs` itself only passes names on.
+///
+/// The first row whose path a file lies below counts.
+const STORAGE_ARROWS: &[(&str, &[&str])] = &[
+    ("engine", &["backend", "commit_guard", "error", "external", "layers", "object", "reading"]),
+    ("external", &["backend", "commit_guard", "error", "files", "object", "reading"]),
+    // The overlay of the fallback is a local store.
+    ("layers/fallback", &["backend", "backends", "commit_guard", "error", "object"]),
+    ("layers", &["backend", "error", "files", "object", "reading"]),
+    ("backends", &["backend", "commit_guard", "error", "files", "join", "object"]),
+    ("reading", &["backend", "error", "object"]),
+    ("files", &["error", "object"]),
+    ("backend", &["commit_guard", "error", "object"]),
+    ("error", &["object"]),
+    ("object", &["join"]),
+    ("commit_guard", &[]),
+    ("join", &[]),
+];
+
+/// Names under which several modules may define a type that others see, each with its reason.
+const SHARED_NAMES: &[(&str, &str)] = &[
+    ("Arguments", "each subcommand has its own, as clap wants them"),
+    ("Error", "each room has one error, named together with its room"),
+    ("ErrorKind", "the kind of a room's error"),
+    ("Result", "the alias that goes with a room's error"),
 ];
 
 /// The most code a file may have above its tests.
@@ -220,6 +252,69 @@ fn wrong_arrows(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
+fn wrong_arrows_in_storage(sources: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for source in sources.iter().filter(|source| source.room() == "storage" && !source.is_test()) {
+        let path = imports::module(&source.path)[1..].join("/");
+        if path.is_empty() {
+            continue;
+        }
+        let within = |room: &str| path == room || path.starts_with(&format!("{room}/"));
+        let Some((room, allowed)) = STORAGE_ARROWS.iter().find(|(room, _)| within(room)) else {
+            complaints.push(source.complain("is in no room of the table"));
+            continue;
+        };
+        let own = room.split('/').next().unwrap_or_default();
+        let used =
+            imports::absolute_paths(source).into_iter().filter(|used| used.first().is_some_and(|it| it == "storage"));
+        let mut targets: Vec<String> = used.filter_map(|used| used.into_iter().nth(1)).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        for target in targets.iter().filter(|target| *target != own && !allowed.contains(&target.as_str())) {
+            complaints.push(source.complain(&format!("{room} may not use storage::{target}")));
+        }
+    }
+    complaints
+}
+
+/// Finds files that use each other in a circle.
+fn import_circles(sources: &[Source]) -> Vec<String> {
+    let circles = imports::Tree::new(sources).circles();
+    let complaints = circles.into_iter().filter(|circle| !circle.iter().any(|path| is_being_rebuilt(path)));
+    complaints.map(|circle| format!("use each other in a circle: {circle:?}")).collect()
+}
+
+/// Tells whether a file lies in a room whose inside the next rebuilding makes anew.
+fn is_being_rebuilt(path: &str) -> bool {
+    path.starts_with("worker/") || path.starts_with("broker/")
+}
+
+/// Finds names under which several modules define a type that others can see.
+fn shared_names(sources: &[Source]) -> Vec<String> {
+    let mut defined: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for source in sources.iter().filter(|source| !source.is_test() && !is_being_rebuilt(&source.path)) {
+        for line in source.code.lines() {
+            if let Some(name) = visible_type(line) {
+                defined.entry(name).or_default().push(&source.path);
+            }
+        }
+    }
+    let allowed = |name: &str| SHARED_NAMES.iter().any(|(allowed, _)| *allowed == name);
+    let shared = defined.into_iter().filter(|(name, paths)| paths.len() > 1 && !allowed(name));
+    shared.map(|(name, paths)| format!("{name} is defined by {paths:?}")).collect()
+}
+
+/// Returns the name of the type that a line without indentation defines for others.
+fn visible_type(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("pub")?;
+    let rest = match rest.strip_prefix('(') {
+        Some(scope) => scope.split_once(')')?.1,
+        None => rest,
+    };
+    let mut words = words(rest.strip_prefix(' ')?);
+    matches!(words.next()?, "struct" | "enum" | "trait" | "type" | "union").then(|| words.next()).flatten()
+}
+
 fn misplaced(sources: &[Source], words: &[&str], allowed: impl Fn(&Source) -> bool) -> Vec<String> {
     let mut complaints = Vec::new();
     for source in sources.iter().filter(|source| !source.is_test() && !allowed(source)) {
@@ -236,7 +331,7 @@ fn decoders_outside_their_module(sources: &[Source]) -> Vec<String> {
     let decoders = ["flate2", "bzip2", "liblzma", "brotli", "brotli_decompressor", "zstd"];
     misplaced(sources, &decoders, |source| {
         source.path == "celery/body.rs"
-            || source.path == "storage/unpack.rs"
+            || source.path == "storage/layers/encoded/unpack.rs"
             || source.path.starts_with("celery/body/")
             || source.path.starts_with("celery/body_")
     })
@@ -245,7 +340,7 @@ fn decoders_outside_their_module(sources: &[Source]) -> Vec<String> {
 /// The crate, that is; a module of ours may bear the same name.
 fn backoff_outside_its_file(sources: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
-    for source in sources.iter().filter(|source| !source.is_test() && source.path != "storage/retry.rs") {
+    for source in sources.iter().filter(|source| !source.is_test() && source.path != "storage/layers/retry.rs") {
         let code: String = source.code.split_whitespace().collect::<Vec<_>>().join(" ");
         let begins = |path: &str| {
             let part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
@@ -316,6 +411,21 @@ fn sources() -> Vec<Source> {
     sources
 }
 
+/// Tries a rule that looks at several files on the tree, and on sets of files that break it or do not.
+fn hold_together(rule: fn(&[Source]) -> Vec<String>, bad: &[&[(&str, &str)]], good: &[&[(&str, &str)]]) {
+    let planted =
+        |files: &[(&str, &str)]| files.iter().map(|(path, text)| Source::new(path, text)).collect::<Vec<Source>>();
+    for files in bad {
+        assert_eq!(rule(&planted(files)).len(), 1, "{files:?}");
+    }
+    for files in good {
+        let complaints = rule(&planted(files));
+        assert!(complaints.is_empty(), "{complaints:?} of {files:?}");
+    }
+    let complaints = rule(&sources());
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
 /// Tries a rule on the tree, and on files of which each breaks it or, when `good`, does not.
 fn hold(rule: fn(&[Source]) -> Vec<String>, bad: &[(&str, &str)], good: &[(&str, &str)]) {
     for (path, text) in bad {
@@ -358,6 +468,73 @@ fn rooms_use_only_what_their_arrows_allow() {
 }
 
 #[test]
+fn rooms_inside_storage_use_only_what_their_arrows_allow() {
+    hold(
+        wrong_arrows_in_storage,
+        &[
+            ("storage/object/key.rs", "use crate::storage::error::Error;"),
+            ("storage/object/key.rs", "use super::super::backend::Backend;"),
+            ("storage/backends/gcs/mod.rs", "use crate::storage::layers::Retry;"),
+            ("storage/backends/gcs/mod.rs", "use super::super::engine::Engine;"),
+            ("storage/layers/retry.rs", "use crate::storage::{backend::Backend, backends::Local};"),
+            ("storage/engine/mod.rs", "fn f() { crate::storage::backends::local::x(); }"),
+            ("storage/external/mod.rs", "use crate::storage::engine::Engine;"),
+            ("storage/extra.rs", "fn f() {}"),
+        ],
+        &[
+            ("storage/layers/fallback/overlay.rs", "use crate::storage::backends::Local;"),
+            ("storage/engine/mod.rs", "use crate::storage::{backend::Backend, layers::Breaker};"),
+            ("storage/backends/gcs/mod.rs", "use super::http::date; use crate::telemetry::Metrics;"),
+            ("storage/mod.rs", "pub use backends::Local;"),
+        ],
+    );
+}
+
+#[test]
+fn files_do_not_use_each_other_in_a_circle() {
+    hold_together(
+        import_circles,
+        &[
+            &[("celery/a.rs", "use super::b::B;"), ("celery/b.rs", "use crate::celery::a::A;")],
+            &[
+                ("json/mod.rs", "mod a;\nmod b;\npub use a::A;\npub(crate) use self::b::{B, C};"),
+                ("json/a.rs", "use super::{x, C};"),
+                ("json/b.rs", "fn f() { crate::json::A::new(); }"),
+            ],
+            &[
+                ("config/a.rs", "use crate::config::{b::{B, self}};"),
+                ("config/b.rs", "use super::c;"),
+                ("config/c/mod.rs", "use super::super::config::a::A;"),
+            ],
+        ],
+        &[
+            &[("json/mod.rs", "mod a;\npub use a::A;\npub struct B;"), ("json/a.rs", "use super::B;")],
+            &[
+                ("celery/a.rs", "use super::b::B;"),
+                ("celery/b.rs", "use crate::json::A;\n#[cfg(test)]\nmod tests { use super::a::A; }"),
+            ],
+            &[("worker/a.rs", "use super::b::B;"), ("worker/b.rs", "use super::a::A;")],
+        ],
+    );
+}
+
+#[test]
+fn a_name_means_one_type() {
+    hold_together(
+        shared_names,
+        &[
+            &[("celery/a.rs", "pub struct Found;"), ("config/b.rs", "pub(in crate::config) enum Found { A }")],
+            &[("celery/a.rs", "pub(super) type Found<T> = T;"), ("json/b.rs", "pub trait Found {}")],
+        ],
+        &[
+            &[("celery/a.rs", "pub struct Found;"), ("config/b.rs", "struct Found;\npub fn found() {}")],
+            &[("celery/a.rs", "pub struct Error;"), ("config/b.rs", "pub struct Error;")],
+            &[("celery/a.rs", "pub struct Job;"), ("worker/b.rs", "pub struct Job;")],
+        ],
+    );
+}
+
+#[test]
 fn only_the_broker_room_knows_the_queue_client() {
     hold(
         queue_client_outside_its_room,
@@ -387,7 +564,7 @@ fn only_the_retries_know_backoff() {
             ("broker/mod.rs", "mod backoff;\nuse ::backoff::Clock;"),
         ],
         &[
-            ("storage/retry.rs", "use backoff::backoff::Backoff;"),
+            ("storage/layers/retry.rs", "use backoff::backoff::Backoff;"),
             ("broker/mod.rs", "mod backoff;\npub use backoff::Backoff;"),
             ("worker/mod.rs", "use crate::broker::backoff::Backoff;\nfn f() { let mut backoff = 1; backoff.reset(); }"),
         ],
