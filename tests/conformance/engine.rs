@@ -15,7 +15,7 @@ pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     values(engine, tally).await;
     ranges(engine, tally).await;
     opened(engine, tally).await;
-    receipts(engine, tally).await;
+    receipts(engine, profile, tally).await;
     expiry(engine, tally).await;
     lists(engine, profile, tally).await;
     redelivered_stores(engine, tally).await;
@@ -125,7 +125,7 @@ async fn opened(engine: &Engine, tally: &Tally) {
     tally.case();
 }
 
-async fn receipts(engine: &Engine, tally: &Tally) {
+async fn receipts(engine: &Engine, profile: Profile, tally: &Tally) {
     let options = StoreOptions {
         metadata: Some(Metadata::parse(r#"{"b": 1e400, "a": "ü"}"#).unwrap()),
         content_type: Some(ContentType::parse("text/csv").unwrap()),
@@ -141,10 +141,10 @@ async fn receipts(engine: &Engine, tally: &Tally) {
     let wanted = [
         ("key", "ä/b".into()),
         ("backend", engine.kind().as_str().into()),
-        ("pending_sync", false.into()),
+        ("pending_sync", profile.pending.into()),
         ("size", 1.into()),
-        ("stored_size", 1.into()),
-        ("compression", serde_json::Value::Null),
+        ("stored_size", (1 + profile.codec.map_or(0, |codec| codec.overhead)).into()),
+        ("compression", profile.codec.map(|codec| codec.name).into()),
         ("encrypted", false.into()),
         ("checksum", "crc32c:kPWZ4w==".into()),
         ("generation", stat.receipt.generation.clone().into()),

@@ -2,8 +2,8 @@
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, ByteRange, CommitGuard, Condition, Deferral, DeleteOptions, Engine, ErrorKind, Fallback, GetOptions,
-    Grant, Key, Local, Method, Page, Pending, PutOptions, Removal, Result,
+    Attributes, Backend, ByteRange, CommitGuard, Condition, Deferral, DeleteOptions, Engine, ErrorKind, Fallback,
+    GetOptions, Grant, Key, Local, Method, Page, Pending, PutOptions, Removal, Result,
 };
 use filestorage::telemetry::Metrics;
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::backend::{self, Profile};
 use crate::engine;
-use crate::support::{Rest, Small, Tally, bytes, expired, key, noise, object, rest, scratch, text};
+use crate::support::{Rest, Small, Tally, all, bytes, expired, key, noise, object, rest, scratch, text};
 use crate::unreliable_bucket::{Ask, Bucket, Fate};
 
 /// A worker of its own on the folder.
@@ -169,6 +169,43 @@ async fn writes_land_here_while_the_bucket_is_away_and_reads_find_them() {
         assert!(!fallback.stat(key).await.unwrap().unwrap().info.pending);
     }
     assert_eq!(put(&*fallback, &it, "direct").await.0, Rest::Bucket);
+}
+
+/// However a write lands, what is answered is what is found then.
+#[tokio::test]
+async fn what_lands_is_answered_as_it_is_found() {
+    let (bucket, fallback, folder) = site();
+    let (it, that, damaged) = (key("it"), key("that"), key("damaged"));
+    put(&*fallback, &it, "in the bucket").await;
+    bucket.leave();
+    let found = async |key: &Key, stored: Attributes| {
+        let found = fallback.stat(key).await.unwrap().unwrap();
+        assert_eq!(all(&stored), all(&found));
+        assert!(stored.info == found.info && stored.info.pending && found.writer_id.is_some(), "{stored:?}");
+    };
+    // Where nothing waits, where another waits, and on its condition.
+    let second = object("2");
+    for (object, options) in [
+        (object("1"), PutOptions::default()),
+        (second.clone(), PutOptions::default()),
+        (object("3"), exactly(&second.attributes.generation)),
+        (expired("4"), PutOptions::default()),
+        (object("5"), when(Condition::Absent)),
+    ] {
+        found(&it, fallback.put(&it, &object, &options).await.unwrap()).await;
+    }
+    // In the place of a delete that waits, and of what cannot be read.
+    fallback.delete(&it, &DeleteOptions::default()).await.unwrap();
+    found(&it, fallback.put(&it, &object("6"), &when(Condition::Absent)).await.unwrap()).await;
+    let path = folder.path().join("overlay/damaged.obj");
+    fs::write(&path, "not ours").unwrap();
+    found(&damaged, fallback.put(&damaged, &object("7"), &PutOptions::default()).await.unwrap()).await;
+    fs::write(&path, "not ours").unwrap();
+    found(&damaged, fallback.defer_put(&damaged, &object("8"), &CommitGuard::default()).await.unwrap()).await;
+    found(&that, fallback.defer_put(&that, &object("9"), &CommitGuard::default()).await.unwrap()).await;
+    // The one that waits is newer than any that came again.
+    let later = fallback.defer_put(&that, &object("10"), &CommitGuard::default()).await;
+    assert_eq!(kind(later), ErrorKind::Precondition);
 }
 
 #[tokio::test]

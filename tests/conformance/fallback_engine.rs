@@ -2,7 +2,8 @@
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, Condition, DeleteRequest, Engine, ErrorKind, Fallback, GetOptions, Redelivered, StoreOptions, Value,
+    Backend, Condition, DeleteRequest, Engine, ErrorKind, Fallback, GetOptions, Key, Local, Redelivered, StoreOptions,
+    Value,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::fs;
@@ -11,10 +12,43 @@ use std::sync::Arc;
 use crate::fallback::{kind, pending, read, site};
 use crate::support::{Rest, key, rest};
 use crate::unreliable_bucket::{Ask, Fate};
+use crate::xor::Xor;
 
-fn engine_over(fallback: &Arc<Fallback>) -> Engine {
-    Engine::new(Arc::clone(fallback) as Arc<dyn Backend>, BackendKind::Gcs).with_fallback(Arc::clone(fallback))
+/// What lies between engine and fallback.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    Nothing,
+    /// A layer that changes what is kept.
+    Xor,
 }
+
+impl Between {
+    fn engine(self, fallback: &Arc<Fallback>) -> Engine {
+        let engine = self.without_deferral(fallback).with_fallback(Arc::clone(fallback));
+        match self {
+            Self::Nothing => engine,
+            Self::Xor => engine.with_deferral(Xor::over_fallback(fallback)),
+        }
+    }
+
+    fn without_deferral(self, fallback: &Arc<Fallback>) -> Engine {
+        Engine::new(self.over(Arc::clone(fallback) as Arc<dyn Backend>), BackendKind::Gcs)
+    }
+
+    fn over(self, place: Arc<dyn Backend>) -> Arc<dyn Backend> {
+        match self {
+            Self::Nothing => place,
+            Self::Xor => Arc::new(Xor::new(place)),
+        }
+    }
+
+    /// Reads the value that a place has under the key.
+    async fn read(self, place: &Arc<dyn Backend>, key: &Key) -> Option<String> {
+        read(&*self.over(Arc::clone(place)), key).await
+    }
+}
+
+const BOTH: [Between; 2] = [Between::Nothing, Between::Xor];
 
 fn again(started_at: Option<Timestamp>) -> StoreOptions {
     let redelivered = Some(Redelivered { started_at });
@@ -27,8 +61,14 @@ fn value(text: &str) -> Value {
 
 #[tokio::test]
 async fn the_engine_says_where_a_value_is() {
+    for between in BOTH {
+        says_where_a_value_is(between).await;
+    }
+}
+
+async fn says_where_a_value_is(between: Between) {
     let (bucket, fallback, _folder) = site();
-    let (engine, it) = (engine_over(&fallback), key("it"));
+    let (engine, it) = (between.engine(&fallback), key("it"));
     assert!(engine.stats().local_fallback_enabled && engine.fallback().is_some());
     bucket.leave();
     let receipt = engine.store(&it, value("1"), StoreOptions::default()).await.unwrap();
@@ -46,13 +86,19 @@ async fn the_engine_says_where_a_value_is() {
 
 #[tokio::test]
 async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
+    for between in BOTH {
+        is_left_to_the_sync(between).await;
+    }
+}
+
+async fn is_left_to_the_sync(between: Between) {
     let begin = Timestamp::now();
     let (bucket, fallback, _folder) = site();
-    let (engine, it) = (engine_over(&fallback), key("it"));
+    let (engine, it) = (between.engine(&fallback), key("it"));
     let old = engine.store(&it, value("newer"), StoreOptions::default()).await.unwrap();
     bucket.leave();
     // Without a fallback nothing may be written.
-    let bare = Engine::new(Arc::clone(&fallback) as Arc<dyn Backend>, BackendKind::Gcs);
+    let bare = between.without_deferral(&fallback);
     assert_eq!(kind(bare.store(&it, value("mine"), again(Some(begin))).await), ErrorKind::Unavailable);
     let redelivered = Some(Redelivered { started_at: Some(begin) });
     let delete = || DeleteRequest { redelivered, ..DeleteRequest::default() };
@@ -72,16 +118,20 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     bucket.come_back();
     let report = fallback.sync(&()).await.unwrap();
     assert_eq!((report.conflicts, report.remaining), (1, 0), "{report:?}");
-    assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("newer"));
+    assert_eq!(between.read(&bucket.inner, &it).await.as_deref(), Some("newer"));
     let kept = fallback.conflicts().await.unwrap();
-    assert!(kept.len() == 1 && fs::read_to_string(&kept[0].path).unwrap().ends_with("\nmine"), "{kept:?}");
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let file = fs::read(&kept[0].path).unwrap();
+    assert_eq!(file.ends_with(b"\nmine"), matches!(between, Between::Nothing), "{between:?}");
+    let aside = Local::open_existing(kept[0].path.parent().unwrap().to_owned()).unwrap().unwrap();
+    assert_eq!(between.read(&(Arc::new(aside) as Arc<dyn Backend>), &it).await.as_deref(), Some("mine"));
 
     bucket.leave();
     assert_eq!(rest(engine.delete(&it, delete()).await.unwrap()), Rest::Overlay);
     assert_eq!(rest(engine.delete(&it, delete()).await.unwrap()), Rest::Overlay, "remembered already");
     bucket.come_back();
     assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);
-    assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("newer"));
+    assert_eq!(between.read(&bucket.inner, &it).await.as_deref(), Some("newer"));
 
     // Older than the start: replaced, and removed.
     bucket.leave();
@@ -89,7 +139,7 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
     engine.store(&it, value("mine"), again(Some(later))).await.unwrap();
     bucket.come_back();
     assert_eq!(fallback.sync(&()).await.unwrap().sent, 1);
-    assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("mine"));
+    assert_eq!(between.read(&bucket.inner, &it).await.as_deref(), Some("mine"));
     // Where no start is known there is nothing to compare: it runs.
     bucket.leave();
     let receipt = engine.store(&it, value("unknown"), again(None)).await.unwrap();
@@ -100,10 +150,10 @@ async fn a_redelivered_write_that_cannot_look_is_left_to_the_sync() {
 #[tokio::test]
 async fn a_redelivered_write_survives_a_change_of_weather() {
     let begin = Timestamp::now();
-    for store in [true, false] {
+    for (store, between) in [true, false].into_iter().flat_map(|store| BOTH.map(|between| (store, between))) {
         // It went away after the look.
         let (bucket, fallback, _folder) = site();
-        let (engine, it) = (engine_over(&fallback), key("it"));
+        let (engine, it) = (between.engine(&fallback), key("it"));
         engine.store(&it, value("old"), StoreOptions::default()).await.unwrap();
         let later = Timestamp::now() + SignedDuration::from_secs(1);
         bucket.weather(|request| match request.ask {
@@ -121,7 +171,7 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         }
         bucket.come_back();
         fallback.sync(&()).await.unwrap();
-        assert_eq!(read(&*bucket.inner, &it).await.as_deref(), store.then_some("mine"));
+        assert_eq!(between.read(&bucket.inner, &it).await.as_deref(), store.then_some("mine"));
         // It came back after the look that it did not answer: still not written there unseen.
         engine.store(&it, value("newer"), StoreOptions::default()).await.unwrap();
         bucket.weather(|request| match request.ask {
@@ -135,6 +185,6 @@ async fn a_redelivered_write_survives_a_change_of_weather() {
         }
         bucket.come_back();
         assert_eq!(fallback.sync(&()).await.unwrap().conflicts, 1);
-        assert_eq!(read(&*bucket.inner, &it).await.as_deref(), Some("newer"));
+        assert_eq!(between.read(&bucket.inner, &it).await.as_deref(), Some("newer"));
     }
 }

@@ -2,7 +2,7 @@
 
 mod access;
 mod faults;
-mod large;
+pub(crate) mod large;
 mod objects;
 mod sessions;
 pub(crate) mod site;

@@ -17,7 +17,7 @@ use crate::fallback_sync::{report, until};
 use crate::gcs::BUCKET;
 use crate::gcs::site::Site;
 use crate::s3::SEAWEEDFS;
-use crate::support::{Rest, Tally, bytes, key, noise, object, rest, scratch, text};
+use crate::support::{Rest, Tally, all, bytes, key, noise, object, rest, scratch, text};
 use crate::{dev_s3, gcs};
 
 /// Builds what a worker builds over a bucket, with an overlay in the folder.
@@ -63,7 +63,8 @@ async fn away(proxy: &Site, bucket: Arc<dyn Backend>, label: telemetry::BackendL
     let values = [("empty", object("")), ("in memory", object(large.clone())), ("in a file", file(&large))];
     for (name, value) in &values {
         let stored = fallback.put(&key(name), value, &PutOptions::default()).await.unwrap();
-        tally.equal(rest(stored), Rest::Overlay);
+        tally.equal(rest(&stored), Rest::Overlay);
+        tally.equal(Some(all(&stored)), fallback.stat(&key(name)).await.unwrap().map(|found| all(&found)));
     }
     tally.equal(rest(fallback.delete(&gone, &DeleteOptions::default()).await.unwrap()), Rest::Overlay);
     tally.equal(fallback.pending().await.unwrap().entries, 4);

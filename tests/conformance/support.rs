@@ -134,6 +134,11 @@ pub(crate) fn text(attributes: &Attributes) -> String {
     serde_json::to_string(&Attributes { writer_id: None, ..attributes.clone() }).unwrap()
 }
 
+/// All that is kept of attributes, as text.
+pub(crate) fn all(attributes: &Attributes) -> String {
+    serde_json::to_string(attributes).unwrap()
+}
+
 /// Bytes without pattern, the same each time.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;

@@ -11,7 +11,7 @@ use jiff::SignedDuration;
 use serde_json::json;
 
 use super::site::{Site, open};
-use crate::support::{bytes, key, object};
+use crate::support::{bytes, key, object, rest};
 
 const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false };
 
@@ -24,7 +24,7 @@ async fn outcomes(bucket: &dyn Backend) -> Vec<Result<String>> {
         bucket.list(&Page::default()).await.map(|found| format!("{}", found.entries.len())),
         bucket.delete(&it, &DeleteOptions::default()).await.map(|removal| format!("{}", removal.found)),
         bucket.probe().await.map(|_| "there".to_owned()),
-        bucket.put(&it, &object("x"), &PutOptions::default()).await.map(|landing| format!("{landing:?}")),
+        bucket.put(&it, &object("x"), &PutOptions::default()).await.map(|stored| format!("{:?}", rest(stored))),
     ]
 }
 
@@ -41,9 +41,10 @@ async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is
             2 => bucket.list(&Page::default()).await.map(|found| format!("{}", found.entries.len())),
             3 => bucket.delete(&key("it"), &DeleteOptions::default()).await.map(|removal| format!("{}", removal.found)),
             4 => bucket.probe().await.map(|_| "there".to_owned()),
-            _ => {
-                bucket.put(&key("it"), &object("x"), &PutOptions::default()).await.map(|landing| format!("{landing:?}"))
-            }
+            _ => bucket
+                .put(&key("it"), &object("x"), &PutOptions::default())
+                .await
+                .map(|stored| format!("{:?}", rest(stored))),
         };
         // Without a project it is found now, or still missing.
         let now = Gcs::open(GcsOptions { project: None, ..options }).await.unwrap().probe().await;
@@ -55,7 +56,7 @@ async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is
             );
             assert_eq!(now.unwrap_err().kind, ErrorKind::Invalid);
         } else {
-            assert_eq!(outcome.unwrap(), ["there", "Home"][number - 4]);
+            assert_eq!(outcome.unwrap(), ["there", "Bucket"][number - 4]);
             now.unwrap();
         }
     }

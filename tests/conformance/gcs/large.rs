@@ -11,20 +11,20 @@ use super::site::Site;
 use crate::support::{bytes, key, noise, object};
 
 /// Most KiB that a process may grow by; the value has several times as many.
-const MOST_GROWTH: u64 = 20 * 1024;
+pub(crate) const MOST_GROWTH: u64 = 20 * 1024;
 
 /// Set in the process that is measured: the server to use.
 const SERVER: &str = "FILESTORAGE_TEST_LARGE_SERVER";
 
 /// The most memory this process has had, in KiB.
-fn peak() -> u64 {
+pub(crate) fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// An object of so many MiB whose bytes are in a file.
-fn large(mebibytes: u64) -> Object {
+pub(crate) fn large(mebibytes: u64) -> Object {
     let mut file: File = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut checksum = Checksum::of(&[]);
     for number in 0..mebibytes {
