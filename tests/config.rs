@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use filestorage::config::{
     ConfigFile, Faults, Flag, GcsSettings, Inputs, Loaded, LogLevel, MetricsAddress, QueueType, S3Settings, SETTINGS,
-    Secret, Source, StoragePlace, load, reference,
+    Secret, Source, load, reference,
 };
+use filestorage::provider::Provider::{Gcs, S3};
 
 fn inputs(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Inputs {
     let flag = |&(setting, value): &(&str, &str)| Flag {
@@ -47,7 +48,7 @@ fn defaults_are_those_of_the_contract() {
     let loaded = load(&Inputs::default()).unwrap();
     let settings = &loaded.settings;
     let storage = &settings.storage;
-    assert_eq!((storage.local_storage_path.as_os_str(), &storage.place), ("./storage".as_ref(), &StoragePlace::Local));
+    assert_eq!((storage.local_storage_path.as_os_str(), &storage.bucket), ("./storage".as_ref(), &None));
     assert_eq!((storage.local_fallback, storage.max_retries, storage.timeout), (true, 3, Duration::from_secs(30)));
     assert!(storage.exchange_directories.is_empty());
     let (location, nothing) = ("US".to_owned(), None);
@@ -225,18 +226,19 @@ fn values_that_do_not_go_together() {
 fn the_bucket_that_is_named_is_where_values_are_kept() {
     let (gcs, s3) = (("GCS_BUCKET_NAME", "one"), ("S3_BUCKET_NAME", "two"));
     let backend = |word| ("STORAGE_BACKEND", word);
-    for (environment, place) in [
-        (&[gcs][..], StoragePlace::Gcs("one".to_owned())),
-        (&[("GOOGLE_CLOUD_STORAGE_BUCKET", "alias")], StoragePlace::Gcs("alias".to_owned())),
-        (&[s3], StoragePlace::S3("two".to_owned())),
-        (&[gcs, s3], StoragePlace::Gcs("one".to_owned())),
-        (&[gcs, s3, backend("S3")], StoragePlace::S3("two".to_owned())),
-        (&[gcs, s3, backend("gcs")], StoragePlace::Gcs("one".to_owned())),
-        (&[gcs, s3, backend("local")], StoragePlace::Local),
-        (&[backend("auto")], StoragePlace::Local),
+    for (environment, bucket) in [
+        (&[gcs][..], Some((Gcs, "one"))),
+        (&[("GOOGLE_CLOUD_STORAGE_BUCKET", "alias")], Some((Gcs, "alias"))),
+        (&[s3], Some((S3, "two"))),
+        (&[gcs, s3], Some((Gcs, "one"))),
+        (&[gcs, s3, backend("S3")], Some((S3, "two"))),
+        (&[gcs, s3, backend("gcs")], Some((Gcs, "one"))),
+        (&[gcs, s3, backend("local")], None),
+        (&[backend("auto")], None),
     ] {
         let storage = from_environment(environment).unwrap().settings.storage;
-        assert_eq!(storage.place, place, "{environment:?}");
+        let wanted = bucket.map(|(provider, name)| (provider, name.to_owned()));
+        assert_eq!(storage.bucket, wanted, "{environment:?}");
         let named = |(name, bucket): (_, &str)| environment.contains(&(name, bucket)).then(|| bucket.to_owned());
         assert_eq!(storage.s3.bucket, named(s3), "{environment:?}");
     }
@@ -292,7 +294,6 @@ fn settings_of_buckets_arrive_typed() {
 
 #[test]
 fn buckets_that_commands_may_name_are_listed_whole() {
-    use filestorage::config::Provider::{Gcs, S3};
     let listed =
         |text: &str| from_environment(&[("EXCHANGE_BUCKETS", text)]).map(|it| it.settings.storage.exchange_buckets);
     assert_eq!(from_environment(&[]).unwrap().settings.storage.exchange_buckets, []);
