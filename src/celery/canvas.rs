@@ -2,28 +2,15 @@
 
 use jiff::Timestamp;
 
+pub use super::compose::CanvasOptions;
 use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
 use super::message::Publication;
 use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
 use super::request::TaskRequest;
-use super::signature::{Kind, Signature};
+use super::signature::{Signature, SignatureSignatureKind};
 use super::weight;
 use crate::json::{self, Json};
-
-/// How this worker publishes tasks.
-#[derive(Clone, Debug)]
-pub struct CanvasOptions {
-    /// Queue for signatures that name none.
-    pub default_queue: String,
-    /// Node name, written as `origin`.
-    pub origin: String,
-    /// Queue for answers to signatures that name none. Celery names a queue of the worker process there, which nobody
-    /// reads; a queue that does not exist is as good, and keeps nothing.
-    pub reply_to: String,
-    /// Bytes of all messages that follow one task.
-    pub max_bytes: usize,
-}
 
 /// What follows a success; to be published, in order, before the reply that lists the children.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,9 +99,11 @@ const MAX_CARRIED: usize = 1000;
 
 fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
     match signature.first_kind() {
-        Kind::Task | Kind::Chain => Ok(()),
-        Kind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
-        Kind::Chord => Err(unsupported(task, "is followed by a chord, which the rpc result backend does not support")),
+        SignatureKind::Task | SignatureKind::Chain => Ok(()),
+        SignatureKind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
+        SignatureKind::Chord => {
+            Err(unsupported(task, "is followed by a chord, which the rpc result backend does not support"))
+        }
     }
 }
 
@@ -175,7 +164,7 @@ impl AfterSuccess {
         context: &ComposeContext<'_>,
         new_id: &mut dyn FnMut() -> String,
     ) {
-        let direct = MessageRole { group: None, direct: signature.kind == Kind::Task };
+        let direct = MessageRole { group: None, direct: signature.kind == SignatureSignatureKind::Task };
         let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
         self.children.push(Child::Task(sent.head));
         self.publications.push(sent.publication);
@@ -200,7 +189,7 @@ fn send(
     let id_of = |signature: &Signature, new_id: &mut dyn FnMut() -> String| {
         signature.text("task_id").map_or_else(new_id, str::to_owned)
     };
-    if signature.kind == Kind::Task {
+    if signature.kind == SignatureSignatureKind::Task {
         let head = id_of(signature, new_id);
         return Some(Sent { publication: message(signature, &head, place, rest, context), head, tail: Vec::new() });
     }
@@ -210,7 +199,7 @@ fn send(
     let mut tail = Vec::new();
     let mut behind: Vec<Signature> = Vec::new();
     for mut step in steps {
-        if step.kind == Kind::Task {
+        if step.kind == SignatureKind::Task {
             let id = id_of(&step, new_id);
             step.set("task_id", id.as_str().into());
             step.set("root_id", context.root_id.into());
@@ -239,7 +228,7 @@ fn send(
 ///
 /// A chain's own `args` and `immutable` say nothing: Celery drops both when it reads one.
 fn flatten(mut signature: Signature) -> Vec<Signature> {
-    if signature.kind != Kind::Chain {
+    if signature.kind != SignatureKind::Chain {
         return vec![signature];
     }
     let mut steps: Vec<_> = signature.take_steps().into_iter().flat_map(flatten).collect();
@@ -365,7 +354,7 @@ pub fn fail_rest(
     }
     let mut waiting = Vec::new();
     for step in &request.chain {
-        waiting_for(&step.options, &step.kwargs, step.kind != Kind::Task, &mut waiting);
+        waiting_for(&step.options, &step.kwargs, step.kind != SignatureKind::Task, &mut waiting);
     }
     // The last step stands first, and it is the one that is waited for.
     let told = waiting.iter_mut().take(MAX_CARRIED).map(|to| {

@@ -3,12 +3,27 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::canvas::CanvasOptions;
+use super::encode::{field, write_list, write_members};
 use super::message::{Address, Field, Headers, Message, Properties, Publication};
-use super::signature::{Signature, option};
+use super::options::iso_text;
+use super::signature::Signature;
 use super::{repr, time};
 use crate::instant;
-use crate::json::{Json, write_string};
+use crate::json::Json;
+
+/// How this worker publishes tasks.
+#[derive(Clone, Debug)]
+pub struct CanvasOptions {
+    /// Queue for signatures that name none.
+    pub default_queue: String,
+    /// Node name, written as `origin`.
+    pub origin: String,
+    /// Queue for answers to signatures that name none. Celery names a queue of the worker process there, which nobody
+    /// reads; a queue that does not exist is as good, and keeps nothing.
+    pub reply_to: String,
+    /// Bytes of all messages that follow one task.
+    pub max_bytes: usize,
+}
 
 /// What every message of one finished task has in common.
 pub(super) struct ComposeContext<'a> {
@@ -39,34 +54,6 @@ pub(super) struct MessageRole<'a> {
     pub(super) group: Option<(&'a str, usize)>,
     /// The arguments come straight out of JSON, not through a Python tuple: only seen in `argsrepr`.
     pub(super) direct: bool,
-}
-
-/// Checks the options that [`message`] relies upon.
-pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
-    let wrong = |name: &str, value: &Json| Err(format!("has an unusable {} as option {name}", value.python_type()));
-    let epoch = Timestamp::UNIX_EPOCH;
-    for name in ["countdown", "time_limit", "soft_time_limit", "priority", "group_index", "retries", "expiration"] {
-        if let Some(value) = option(options, name)
-            && value.as_f64().is_none_or(|number| time::later(epoch, number).is_none())
-        {
-            return wrong(name, value);
-        }
-    }
-    for name in ["eta", "expires", "timestamp"] {
-        if let Some(value) = option(options, name) {
-            let number = name != "eta" && value.as_f64().is_some_and(|s| time::later(epoch, s).is_some());
-            if !number && iso_text(value).and_then(instant::read).is_none() {
-                return wrong(name, value);
-            }
-        }
-    }
-    if let Some(value) = option(options, "headers")
-        && value.as_object().is_none()
-        && !value.is_falsy()
-    {
-        return wrong("headers", value);
-    }
-    Ok(())
 }
 
 /// Makes the message of a plain task under this id, with these remaining steps (in reverse; `None`: none ever).
@@ -268,56 +255,4 @@ fn expiry(signature: &Signature, now: Timestamp) -> (Option<String>, Option<Stri
         }
     };
     (text, at.and_then(|at| expiration(at.duration_since(now).as_millis())))
-}
-
-/// Finds the ISO text of a plain or typed date and time.
-fn iso_text(value: &Json) -> Option<&str> {
-    match value {
-        Json::Text(text) => Some(text),
-        value if value.get("__type__").and_then(Json::as_text) == Some("datetime") => value.get("__value__")?.as_text(),
-        value => value.get("datetime")?.as_text(),
-    }
-}
-
-/// Turns JSON into a header value; an integer too large for AMQP becomes a float.
-pub(super) fn field(value: &Json) -> Field {
-    match value {
-        Json::Null => Field::Void,
-        Json::Bool(value) => Field::Bool(*value),
-        Json::Number(_) => match value.as_i64() {
-            Some(number) => Field::Int(number),
-            None => Field::Float(value.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::Text(text) => Field::Text(text.clone()),
-        Json::Array(items) => Field::List(items.iter().map(field).collect()),
-        Json::Object(members) => {
-            Field::Table(members.iter().map(|(name, value)| (name.clone(), field(value))).collect())
-        }
-    }
-}
-
-/// Appends a JSON array.
-pub(super) fn write_list(out: &mut String, items: &[Json]) {
-    out.push('[');
-    for (place, item) in items.iter().enumerate() {
-        if place > 0 {
-            out.push(',');
-        }
-        item.write_compact(out);
-    }
-    out.push(']');
-}
-
-/// Appends a JSON object.
-pub(super) fn write_members(out: &mut String, members: &[(String, Json)]) {
-    out.push('{');
-    for (place, (name, value)) in members.iter().enumerate() {
-        if place > 0 {
-            out.push(',');
-        }
-        write_string(out, name);
-        out.push(':');
-        value.write_compact(out);
-    }
-    out.push('}');
 }

@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 
 use super::body;
-use super::compose::field;
+use super::encode::field;
 use super::message::{Field, Headers, Message};
-use super::reply::ReplyTo;
-use super::request::{Fault, LONGEST_ID, Peek, ReadOptions, TaskRequest, Unreadable, peek};
+use super::request::{Fault, LONGEST_ID, Peek, ReadOptions, ReplyTo, TaskRequest, Unreadable, peek};
 use super::signature::Signature;
 use super::time;
 use crate::instant::{self, NEVER};

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::error::Exception;
 use super::message::{Address, Field, Headers, Message, Origin, Properties, Publication};
+pub use super::request::ReplyTo;
 use super::request::TaskRequest;
 use super::time::iso;
 use crate::json::write_string;
@@ -23,23 +24,6 @@ pub struct ReplyOptions {
     pub pid: u32,
     /// Replies survive a broker restart (delivery mode 2 instead of 1).
     pub persistent: bool,
-}
-
-/// Where the answer to one task goes, and the ids it repeats.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplyTo {
-    /// Queue of the client.
-    pub queue: String,
-    /// The task's id; clients match by it.
-    pub task_id: String,
-    /// Correlation id; the task's id unless the producer chose another.
-    pub correlation_id: String,
-    /// Group the task belongs to.
-    pub group: Option<String>,
-    /// Task that published this one.
-    pub parent_id: Option<String>,
-    /// Task name, for tracebacks; empty when unknown.
-    pub task: String,
 }
 
 /// What a reply says.
@@ -102,9 +86,9 @@ impl Extended {
         let mut fields = String::from("\"name\":");
         write_string(&mut fields, &request.task);
         fields.push_str(",\"args\":");
-        super::compose::write_list(&mut fields, &request.args);
+        super::encode::write_list(&mut fields, &request.args);
         fields.push_str(",\"kwargs\":");
-        super::compose::write_members(&mut fields, &request.kwargs);
+        super::encode::write_members(&mut fields, &request.kwargs);
         fields.push_str(",\"worker\":");
         write_string(&mut fields, worker);
         push(&mut fields, format_args!(",\"retries\":{},\"queue\":", request.retries));

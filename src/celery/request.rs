@@ -7,11 +7,8 @@ use jiff::Timestamp;
 use super::body::Limits;
 use super::error::Exception;
 use super::message::{Headers, Message};
-use super::reply::ReplyTo;
 use super::signature::Signature;
 use crate::json::Json;
-
-pub use super::read::{outline, read, read_text, text};
 
 /// What is read, and how much of it.
 #[derive(Clone, Debug)]
@@ -89,6 +86,23 @@ pub struct TaskRequest {
     pub replaced_task_nesting: i64,
     /// Who published it.
     pub origin: Option<String>,
+}
+
+/// Where the answer to one task goes, and the ids it repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// Queue of the client.
+    pub queue: String,
+    /// The task's id; clients match by it.
+    pub task_id: String,
+    /// Correlation id; the task's id unless the producer chose another.
+    pub correlation_id: String,
+    /// Group the task belongs to.
+    pub group: Option<String>,
+    /// Task that published this one.
+    pub parent_id: Option<String>,
+    /// Task name, for tracebacks; empty when unknown.
+    pub task: String,
 }
 
 impl TaskRequest {

@@ -1,6 +1,7 @@
 //! A task that a task carries along: callback, errback or chain step.
 
-use super::compose::{write_list, write_members};
+use super::encode::{write_list, write_members};
+use super::options::{self, option};
 use crate::json::{Json, write_string};
 
 /// A signature, read and checked; unknown members travel along.
@@ -15,7 +16,7 @@ pub struct Signature {
     /// `apply_async` options.
     pub options: Vec<(String, Json)>,
     /// What it stands for.
-    pub kind: Kind,
+    pub kind: SignatureKind,
     /// Takes no previous result.
     pub immutable: bool,
     extra: Vec<(String, Json)>,
@@ -23,7 +24,7 @@ pub struct Signature {
 
 /// What a signature stands for (`subtask_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SignatureKind {
     /// One task.
     Task,
     /// Several, one after the other.
@@ -34,7 +35,7 @@ pub enum Kind {
     Chord,
 }
 
-impl Kind {
+impl SignatureKind {
     fn of(value: &Json) -> Result<Self, String> {
         match value.get("subtask_type") {
             None | Some(Json::Null) => Ok(Self::Task),
@@ -70,7 +71,7 @@ impl Signature {
             args: Vec::new(),
             kwargs: Vec::new(),
             options: Vec::new(),
-            kind: Kind::of(&value)?,
+            kind: SignatureKind::of(&value)?,
             immutable: false,
             extra: Vec::new(),
         };
@@ -115,12 +116,12 @@ impl Signature {
     }
 
     /// Tells what would be started first: of a chain its first step, and so on.
-    pub(super) fn first_kind(&self) -> Kind {
+    pub(super) fn first_kind(&self) -> SignatureKind {
         let mut kind = self.kind;
         let mut tasks = self.kwargs.iter().find(|(name, _)| name == "tasks").map(|(_, tasks)| tasks);
-        while kind == Kind::Chain {
+        while kind == SignatureKind::Chain {
             let Some(first) = tasks.and_then(Json::as_array).and_then(<[Json]>::first) else { break };
-            kind = Kind::of(first).unwrap_or(Kind::Task);
+            kind = SignatureKind::of(first).unwrap_or(SignatureKind::Task);
             tasks = first.get("kwargs").and_then(|kwargs| kwargs.get("tasks"));
         }
         kind
@@ -189,11 +190,6 @@ fn count(value: &Json) -> usize {
     }
 }
 
-/// Looks a member up; null is absent.
-pub(super) fn option<'j>(members: &'j [(String, Json)], name: &str) -> Option<&'j Json> {
-    members.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| !value.is_null())
-}
-
 /// Checks what composing a message from a signature relies upon, down to every step and link inside.
 fn check(value: &Json) -> Result<(), String> {
     let Json::Object(members) = value else {
@@ -239,8 +235,8 @@ fn check(value: &Json) -> Result<(), String> {
             check_list(value).map_err(|cause| format!("has an option {name} that {cause}"))?;
         }
     }
-    super::compose::check(options)?;
-    if Kind::of(value)? == Kind::Chain {
+    options::check(options)?;
+    if SignatureKind::of(value)? == SignatureKind::Chain {
         let tasks = value.get("kwargs").and_then(|kwargs| kwargs.get("tasks")).unwrap_or(&Json::Null);
         check_list(tasks).map_err(|cause| format!("has a step that {cause}"))?;
     }

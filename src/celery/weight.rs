@@ -3,8 +3,9 @@
 //! What is said of a chain is copied into each of its steps when it is started, so a large `link_error` above many steps grows with
 //! their number. Everything here is at least what is composed in the end.
 
+use super::options::option;
 use super::request::TaskRequest;
-use super::signature::{Kind, Signature, option};
+use super::signature::{Signature, SignatureSignatureKind};
 use crate::json::Json;
 
 /// Headers, and members of a body that every message has.
@@ -25,7 +26,7 @@ pub(super) fn errbacks(request: &TaskRequest) -> usize {
 }
 
 fn message(signature: &Signature, first: usize) -> usize {
-    let weight = if signature.kind == Kind::Chain {
+    let weight = if signature.kind == SignatureSignatureKind::Chain {
         chain(&signature.kwargs, &signature.options).bytes
     } else {
         written(signature)

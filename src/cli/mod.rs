@@ -21,10 +21,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::{Inputs, Loaded, LogLevel, Source};
+use crate::config::{Inputs, Loaded, LogLevel, Source, proxy};
 use crate::redact::redact;
 use crate::telemetry::{LogFormat, init_logs};
-use crate::wiring::{Code, Failure, spare_loopback};
+use crate::wiring::{Code, Failure};
 use terminal::{Output, block_on, flags, interruptible, refusal};
 
 /// Keeps values under keys; answers Celery commands from RabbitMQ.
@@ -98,7 +98,8 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
         return Err(faults.into());
     }
-    spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())?;
+    proxy::spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())
+        .map_err(|why| Failure::new(Code::Configuration, why))?;
     start_logs(&loaded, quiet)?;
     crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {

@@ -19,7 +19,7 @@ use crate::storage::{
     Condition, Content, ContentType, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
 };
 use crate::telemetry::Metrics;
-use crate::wiring::{Code, Failure, stack};
+use crate::wiring::{Code, Failure, folders, stack};
 
 /// Stores a file, or what comes in on standard input, under a key.
 #[derive(Debug, Args)]
@@ -86,7 +86,7 @@ impl Arguments {
         let typed = file.is_none() && stdin().is_terminal();
         let progress = if typed { Progress::none() } else { Progress::new(output, "storing") };
         // The bucket may have room where this disk has none.
-        let spool = stack::spool(&settings.storage).or(std::env::temp_dir());
+        let spool = folders::spool(&settings.storage).or(std::env::temp_dir());
         let content = match self.kind {
             KindArgument::Bytes => bytes(file, &spool, &progress).await?,
             KindArgument::Text => text(read(file)?)?.into(),

@@ -12,7 +12,7 @@ use crate::config::{Settings, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Error, ErrorKind, Fallback, Key, SyncProgress, SyncReport, format_timestamp};
 use crate::telemetry::{Metrics, SyncOutcome};
-use crate::wiring::{Bucket, Code, Creation, Failure, stack};
+use crate::wiring::{Bucket, Code, Creation, Failure, folders, stack};
 
 /// Sends what waits on this machine to the bucket, the oldest first.
 ///
@@ -92,7 +92,7 @@ impl Arguments {
 
 /// Says what waits, and asks no bucket.
 async fn look(settings: &StorageSettings, provider: Provider, name: &str, output: &Output) -> Result<Code, Failure> {
-    let waiting = match stack::inspect(&stack::overlay(settings, provider, name))? {
+    let waiting = match stack::inspect(&folders::overlay(settings, provider, name))? {
         None => Waiting::default(),
         Some(overlay) => {
             let pending = overlay.pending().await?;

@@ -11,8 +11,8 @@ use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
 use crate::wiring::{
-    Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, health_report, in_flight_bytes, queue_type,
-    stack,
+    Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
+    queue_type, stack,
 };
 use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 
@@ -244,7 +244,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         grace: worker.shutdown_grace,
         journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
-        spool: stack::spool(&settings.storage),
+        spool: folders::spool(&settings.storage),
     })
 }
 

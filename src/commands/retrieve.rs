@@ -22,7 +22,7 @@ pub(super) static DEFINITION: Definition = Definition {
             Parameter::new(
                 "destination",
                 Kind::Text,
-                "BackendKind to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
+                "Place to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
             ),
         ],
     },
@@ -129,6 +129,7 @@ mod tests {
     use super::*;
     use crate::commands::Exception;
     use crate::json::Json;
+    use crate::provider::BackendKind;
     use crate::storage::{Memory, StoreOptions};
 
     async fn run(engine: &Engine, name: &str, part: &[(&str, i64)]) -> Result<String, CommandError> {

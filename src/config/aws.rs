@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::gather::{read_lines, set};
+use super::inputs::{read_lines, set};
 use super::kind::Raw;
 use super::{Inputs, Secret, SettingFault, SettingKind, Source, misplaced};
 use crate::redact;

@@ -1,11 +1,11 @@
 //! Four sources to one value each, then to checked settings.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::inputs::{read_lines, set};
 use super::kind::{Parsed, Raw};
-use super::settings::Values;
+use super::values::Values;
 use super::{
     Availability, Faults, Inputs, SETTINGS, Secrecy, Setting, SettingFault, SettingKind, Settings, Source, aws,
     misplaced, overlap, storage,
@@ -207,11 +207,6 @@ fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<SettingFault>
     Some(Found::new(Raw::Text(flag.value.clone()), source))
 }
 
-/// Reads a variable; one that is set but empty counts as unset, which is what compose files make of a missing one.
-pub(super) fn set<'a>(inputs: &'a Inputs, name: &str) -> Option<&'a OsString> {
-    inputs.environment.get(name).filter(|value| !value.is_empty())
-}
-
 fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<SettingFault>) -> Option<Found> {
     let own = setting.environment();
     let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
@@ -317,12 +312,6 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
 fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> SettingFault {
     let value = Some(redact::path(file));
     SettingFault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
-}
-
-/// Reads a file of secrets: its lines without blanks around them, and without empty ones.
-pub(super) fn read_lines(path: &Path) -> std::io::Result<Vec<String>> {
-    let text = std::fs::read_to_string(path)?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
 /// Reads the file's table and reports its unknown keys.

@@ -1,42 +1,15 @@
-//! Where settings come from.
+//! What settings are read from: flags, environment, a file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::source::Source;
 use super::{Faults, SettingFault};
-use crate::redact;
 
 /// File read when no other is named and it is there.
 pub const DEFAULT_FILE: &str = "filestorage.toml";
-
-/// Where one value was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Nowhere: the default holds.
-    Default,
-    /// In this file.
-    File(PathBuf),
-    /// In this environment variable.
-    Environment(String),
-    /// By this flag, dashes included.
-    Flag(String),
-    /// By several settings together.
-    Combination,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => formatter.write_str("default"),
-            Self::File(path) => write!(formatter, "file {}", redact::path(path)),
-            Self::Environment(name) => write!(formatter, "environment {name}"),
-            Self::Flag(flag) => write!(formatter, "flag {flag}"),
-            Self::Combination => formatter.write_str("together"),
-        }
-    }
-}
 
 /// One setting given on the command line.
 #[derive(Clone, PartialEq, Eq)]
@@ -116,4 +89,15 @@ impl fmt::Debug for Inputs {
             .field("file", &self.file)
             .finish()
     }
+}
+
+/// Reads a variable; one that is set but empty counts as unset, which is what compose files make of a missing one.
+pub(super) fn set<'a>(inputs: &'a Inputs, name: &str) -> Option<&'a OsString> {
+    inputs.environment.get(name).filter(|value| !value.is_empty())
+}
+
+/// Reads a file of secrets: its lines without blanks around them, and without empty ones.
+pub(super) fn read_lines(path: &Path) -> std::io::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }

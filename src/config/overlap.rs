@@ -3,9 +3,9 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::gather::set;
-use super::settings::Values;
+use super::inputs::set;
 use super::storage::{JOURNAL, OBJECTS, OVERLAY, SPOOL};
+use super::values::Values;
 use super::{Inputs, SETTINGS, SettingKind};
 
 /// Most links one path may lead through, as on Linux.

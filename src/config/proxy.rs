@@ -3,8 +3,6 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use super::failure::{Code, Failure};
-
 /// Google's own server, as far as a proxy is concerned.
 const GOOGLE: &str = "https://storage.googleapis.com";
 
@@ -24,7 +22,7 @@ pub(crate) fn of(emulator: Option<&str>) -> Option<String> {
 ///
 /// Google's client takes no word about proxies but the environment's, which a running program cannot change safely: so it
 /// runs itself again, as the same process, with the emulator's host in `NO_PROXY`.
-pub(crate) fn spare_loopback(emulator: Option<&str>) -> Result<(), Failure> {
+pub(crate) fn spare_loopback(emulator: Option<&str>) -> Result<(), String> {
     let Some(server) = emulator.filter(|server| is_loopback(host(server))) else { return Ok(()) };
     if found(server, &variable).is_none() {
         return Ok(());
@@ -37,8 +35,7 @@ pub(crate) fn spare_loopback(emulator: Option<&str>) -> Result<(), Failure> {
         again.arg0(name);
     }
     let error = again.args(arguments).env("NO_PROXY", &spared).env("no_proxy", &spared).exec();
-    let why = format!("{server} must be asked without a proxy: {error}; add {} to NO_PROXY", host(server));
-    Err(Failure::new(Code::Configuration, why))
+    Err(format!("{server} must be asked without a proxy: {error}; add {} to NO_PROXY", host(server)))
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Secret;
 use super::kind::bucket;
-use super::settings::Values;
+use super::values::Values;
 use crate::provider::Provider;
 
 /// Folder of the local store below `local_storage_path`.

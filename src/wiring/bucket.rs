@@ -7,8 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::stack;
-use crate::config::StorageSettings;
+use super::folders;
+use crate::config::{StorageSettings, proxy};
 use crate::provider::Provider;
 use crate::storage::{
     Backend, Breaker, Buckets, Encoded, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options,
@@ -51,7 +51,7 @@ impl Bucket {
         creation: Creation,
         (metrics, own): (&Metrics, &Metrics),
     ) -> Result<Self> {
-        let (bucket, timeout, spool) = (name.to_owned(), settings.timeout, stack::spool(settings));
+        let (bucket, timeout, spool) = (name.to_owned(), settings.timeout, folders::spool(settings));
         let (place, label): (Arc<dyn Backend>, _) = match provider {
             Provider::Gcs => {
                 let gcs = &settings.gcs;
@@ -61,7 +61,7 @@ impl Bucket {
                     location: gcs.location.clone(),
                     credentials: gcs.credentials.clone(),
                     endpoint: gcs.emulator.clone(),
-                    proxy: super::proxy::of(gcs.emulator.as_deref()),
+                    proxy: proxy::of(gcs.emulator.as_deref()),
                     timeout,
                     spool,
                 };
@@ -123,7 +123,7 @@ impl Buckets for Listed {
         let measures = (&self.metrics, &self.apart);
         let Bucket { backend, .. } =
             Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
-        let backend: Arc<dyn Backend> = Arc::new(Encoded::new(backend, stack::spool(&self.settings)));
+        let backend: Arc<dyn Backend> = Arc::new(Encoded::new(backend, folders::spool(&self.settings)));
         opened.insert((provider, name.to_owned()), Arc::clone(&backend));
         Ok(backend)
     }

@@ -4,10 +4,10 @@ mod broker;
 mod bucket;
 mod bucket_monitor;
 mod failure;
+pub(crate) mod folders;
 mod health;
 mod memory_limit;
 mod node_name;
-mod proxy;
 mod secrets;
 pub(crate) mod stack;
 
@@ -18,5 +18,4 @@ pub(crate) use self::failure::{Code, Failure};
 pub(crate) use self::health::health_report;
 pub(crate) use self::memory_limit::in_flight_bytes;
 pub(crate) use self::node_name::expand;
-pub(crate) use self::proxy::spare_loopback;
 pub(crate) use self::secrets::Secrets;

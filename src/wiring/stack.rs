@@ -6,17 +6,17 @@
 //! no bucket       Engine ─ Metered ─ Local                                objects/
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::bucket::{Bucket, Creation, Listed};
 use super::failure::{Code, Failure};
-use crate::config::{OBJECTS, OVERLAY, SPOOL, StorageSettings};
+use super::folders::{objects, overlay, owner, spool};
+use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
-    Backend, Encoded, Engine, Error, ErrorKind, ExternalReferences, Fallback, Local, Memory, Metered, Owner,
-    Permission, Spool,
+    Backend, Encoded, Engine, Error, ErrorKind, ExternalReferences, Fallback, Local, Memory, Metered, Permission,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -183,44 +183,9 @@ pub(crate) fn inspect(folder: &Path) -> crate::storage::Result<Option<Fallback>>
     Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
 }
 
-/// Returns the folder of a bucket's overlay.
-pub(crate) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
-    overlays(settings).join(overlay_name(settings, provider, name))
-}
-
-/// Returns the folder that the overlays of all buckets lie in.
-pub(crate) fn overlays(settings: &StorageSettings) -> PathBuf {
-    settings.local_storage_path.join(OVERLAY)
-}
-
-/// Returns the name of a bucket's overlay in it.
-pub(crate) fn overlay_name(settings: &StorageSettings, provider: Provider, name: &str) -> String {
-    let Owner { backend, endpoint, bucket } = owner(settings, provider, name);
-    crate::storage::overlay_folder(&backend, endpoint.as_deref().unwrap_or_default(), &bucket)
-}
-
-/// Returns what tells a bucket from every other.
-fn owner(settings: &StorageSettings, provider: Provider, name: &str) -> Owner {
-    let (backend, endpoint) = match provider {
-        Provider::Gcs => ("gcs", &settings.gcs.emulator),
-        Provider::S3 => ("s3", &settings.s3.endpoint),
-    };
-    Owner { backend: backend.to_owned(), endpoint: endpoint.clone(), bucket: name.to_owned() }
-}
-
-/// Returns where many bytes wait on their way.
-pub(crate) fn spool(settings: &StorageSettings) -> Spool {
-    Spool::new(settings.local_storage_path.join(SPOOL))
-}
-
 /// The failure of a command that needs a value where nothing was ever stored.
 pub(crate) fn nothing_stored(settings: &StorageSettings) -> Failure {
     let folder = objects(&settings.local_storage_path);
     let why = format!("nothing is stored under {}; is local_storage_path the right one?", folder.display());
     Failure::new(Code::NoInput, why)
-}
-
-/// Returns the folder of the local store below what `local_storage_path` names.
-pub(crate) fn objects(path: &Path) -> PathBuf {
-    path.join(OBJECTS)
 }

@@ -2,6 +2,7 @@
 
 use crate::celery::body;
 use crate::celery::message::{Message, Origin};
+use crate::celery::read;
 use crate::celery::reply::Extended;
 use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
 use crate::celery::scan::{self, Found, Scan};
@@ -70,12 +71,12 @@ impl Reader {
 
     /// Reads a message whole.
     pub(super) fn open(&self, message: &Message, origin: &Origin) -> Result<Opened, Unreadable> {
-        Ok(self.opened(request::read(message, &self.options)?, origin))
+        Ok(self.opened(read::read(message, &self.options)?, origin))
     }
 
     /// Reads its headers only; `None` where they say nothing.
     pub(super) fn outline(&self, message: &Message) -> Option<Result<Opened, Unreadable>> {
-        let request = request::outline(message, &self.options)?;
+        let request = read::outline(message, &self.options)?;
         Some(request.map(|request| {
             let call = if commands::find(&request.task).is_some() { Call::Later } else { Call::Unknown };
             Opened { request, extended: None, call }
@@ -150,7 +151,7 @@ impl Reader {
     ) -> Reading {
         let text = match text {
             Some(text) => std::borrow::Cow::Owned(text),
-            None => match request::text(message, &self.options) {
+            None => match read::text(message, &self.options) {
                 Ok(text) => text,
                 Err(unreadable) => return Reading::Done(Box::new(Err(unreadable))),
             },
@@ -161,7 +162,7 @@ impl Reader {
             let text = if owned > 0 { Some(text.into_owned()) } else { None };
             return Reading::Short(text, need);
         }
-        let read = request::read_text(message, &text, &self.options);
+        let read = read::read_text(message, &text, &self.options);
         let length = text.len() as u64;
         drop(text);
         let opened = read.map(|request| self.opened(request, origin));

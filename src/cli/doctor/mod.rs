@@ -19,7 +19,7 @@ use crate::config::{Faults, Loaded, Settings, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Backend as _, ErrorKind, Local, Page};
 use crate::telemetry::Metrics;
-use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, stack};
+use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, folders, stack};
 
 /// Longest wait for one answer of a bucket.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -161,7 +161,7 @@ async fn bucket(
 
 /// Values of a local store that a named bucket hides.
 async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &str) -> Result<(), Failure> {
-    let folder = stack::objects(&settings.local_storage_path);
+    let folder = folders::objects(&settings.local_storage_path);
     let looked = async {
         let Some(local) = Local::open_existing(&folder)? else { return Ok(false) };
         let page = Page { limit: Some(1), ..Page::default() };
@@ -182,7 +182,7 @@ async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &st
 }
 
 async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
-    match Local::open_existing(stack::objects(&settings.local_storage_path)) {
+    match Local::open_existing(folders::objects(&settings.local_storage_path)) {
         Ok(Some(local)) => {
             place::permissions(report, &local).await?;
             leftovers(report, &local)

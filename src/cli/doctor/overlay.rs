@@ -11,7 +11,7 @@ use super::report::Report;
 use crate::config::StorageSettings;
 use crate::provider::Provider;
 use crate::storage::{Local, Owner};
-use crate::wiring::{Code, Failure, stack};
+use crate::wiring::{Code, Failure, folders, stack};
 
 /// Most writes that were set aside which are told one by one.
 const TOLD: usize = 50;
@@ -19,12 +19,12 @@ const TOLD: usize = 50;
 /// Looks at the overlay of the bucket values are kept in, and for those of others.
 pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
     let kept_in = settings.bucket();
-    let own = kept_in.map(|(provider, name)| stack::overlay_name(settings, provider, name));
+    let own = kept_in.map(|(provider, name)| folders::overlay_name(settings, provider, name));
     if let Some(own) = &own {
-        let folder = stack::overlays(settings).join(own);
+        let folder = folders::overlays(settings).join(own);
         mine(report, settings, &folder).await?;
     }
-    let folder = stack::overlays(settings);
+    let folder = folders::overlays(settings);
     let names = match names(&folder) {
         Ok(names) => names,
         Err(error) => {
@@ -129,6 +129,6 @@ fn bucket_of(settings: &StorageSettings, folder: &str) -> Option<String> {
     let named = [(Provider::Gcs, &settings.gcs.bucket), (Provider::S3, &settings.s3.bucket)];
     named.into_iter().find_map(|(provider, name)| {
         let name = name.as_ref()?;
-        (stack::overlay_name(settings, provider, name) == folder).then(|| stack::url(provider, name))
+        (folders::overlay_name(settings, provider, name) == folder).then(|| stack::url(provider, name))
     })
 }

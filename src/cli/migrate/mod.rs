@@ -17,7 +17,7 @@ use crate::config::{Settings, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Attributes, Backend, Error, ErrorKind, Gcs, Key, Local, Memory, Page, S3};
 use crate::telemetry::Metrics;
-use crate::wiring::{Bucket, Code, Creation, Failure, stack};
+use crate::wiring::{Bucket, Code, Creation, Failure, folders, stack};
 
 /// Keys listed at a time; a local store is walked once for each page.
 const PAGE: usize = 10_000;
@@ -122,11 +122,11 @@ impl Arguments {
     /// Opens the place to copy to; a trial makes nothing there.
     async fn target(&self, settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
         match place {
-            Place::Local(path) if self.dry_run => Ok(match Local::open_existing(stack::objects(path))? {
+            Place::Local(path) if self.dry_run => Ok(match Local::open_existing(folders::objects(path))? {
                 Some(local) => Arc::new(local),
                 None => Arc::new(Memory::new()),
             }),
-            Place::Local(path) => Ok(Arc::new(Local::open(stack::objects(path))?)),
+            Place::Local(path) => Ok(Arc::new(Local::open(folders::objects(path))?)),
             Place::Bucket(provider, name) => {
                 let creation = if self.dry_run { Creation::Never } else { Creation::WhenMissing };
                 bucket(settings, place, *provider, name, creation).await
@@ -146,11 +146,12 @@ fn lost(to: &Place) -> fn(&Attributes) -> Vec<String> {
 
 async fn source(settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
     match place {
-        Place::Local(path) => match Local::open_existing(stack::objects(path))? {
+        Place::Local(path) => match Local::open_existing(folders::objects(path))? {
             Some(local) => Ok(Arc::new(local)),
-            None => {
-                Err(Failure::new(Code::NoInput, format!("nothing is stored under {}", stack::objects(path).display())))
-            }
+            None => Err(Failure::new(
+                Code::NoInput,
+                format!("nothing is stored under {}", folders::objects(path).display()),
+            )),
         },
         Place::Bucket(provider, name) => bucket(settings, place, *provider, name, Creation::Never).await,
     }

@@ -42,7 +42,7 @@ pub(in crate::storage) struct RemoteObject {
 
 /// How a bucket keeps the names of custom metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::storage) enum Names {
+pub(in crate::storage) enum NameCase {
     /// To the letter.
     Exact,
     /// In lower case, as headers.
@@ -69,7 +69,7 @@ struct Version {
 pub(in crate::storage) fn write(
     attributes: &Attributes,
     most: usize,
-    names: Names,
+    names: NameCase,
 ) -> Result<BTreeMap<String, String>, String> {
     // The headers stand beside it as what they are.
     let foreign = Foreign { headers: BTreeMap::new(), ..attributes.foreign.clone() };
@@ -98,7 +98,7 @@ pub(in crate::storage) fn write(
 }
 
 /// Names the custom metadata of another tool's object that such a bucket shows to nobody but this program.
-pub(in crate::storage) fn hidden(attributes: &Attributes, most: usize, names: Names) -> Vec<String> {
+pub(in crate::storage) fn hidden(attributes: &Attributes, most: usize, names: NameCase) -> Vec<String> {
     if !attributes.foreign.other_tool {
         return Vec::new();
     }
@@ -117,10 +117,10 @@ fn texts(attributes: &Attributes) -> Vec<(String, String)> {
     members.unwrap_or_default().into_iter().filter_map(text).collect()
 }
 
-fn mirrored(name: &str, names: Names) -> String {
+fn mirrored(name: &str, names: NameCase) -> String {
     match names {
-        Names::Exact => name.to_owned(),
-        Names::Lower => name.to_ascii_lowercase(),
+        NameCase::Exact => name.to_owned(),
+        NameCase::Lower => name.to_ascii_lowercase(),
     }
 }
 
@@ -340,7 +340,7 @@ mod tests {
             r#"{"ü":["é\"\\u00e9\n\\","日本","🦀\ud800","\\"],"":null}"#,
         ] {
             let wanted = attributes(metadata);
-            let written = write(&wanted, 8192, Names::Lower).unwrap();
+            let written = write(&wanted, 8192, NameCase::Lower).unwrap();
             assert!(written.values().all(|value| value.is_ascii()));
             let found = read(ticket(written), || unreachable!()).unwrap();
             assert_eq!(serde_json::to_string(&found).unwrap(), serde_json::to_string(&wanted).unwrap());
@@ -354,14 +354,14 @@ mod tests {
         let metadata = format!(
             r#"{{"a":"plain","B":"upper","ü":"name","b":"ü","c":1e400,"d":" blank","filestorage":"no","long":"{long}"}}"#
         );
-        let written = write(&attributes(&metadata), 8192, Names::Exact).unwrap();
+        let written = write(&attributes(&metadata), 8192, NameCase::Exact).unwrap();
         assert_eq!(written.keys().collect::<Vec<_>>(), ["B", "a", HEADER, "long"]);
-        let lower = write(&attributes(&metadata), 8192, Names::Lower).unwrap();
+        let lower = write(&attributes(&metadata), 8192, NameCase::Lower).unwrap();
         assert_eq!(lower.keys().collect::<Vec<_>>(), ["a", "b", HEADER, "long"]);
         let label = written[HEADER].len() + HEADER.len();
-        let few = write(&attributes(&metadata), label + 10, Names::Exact).unwrap();
+        let few = write(&attributes(&metadata), label + 10, NameCase::Exact).unwrap();
         assert_eq!(few.keys().collect::<Vec<_>>(), ["B", HEADER]);
-        assert!(write(&attributes(&metadata), label - 1, Names::Exact).unwrap_err().contains("1 more than"));
+        assert!(write(&attributes(&metadata), label - 1, NameCase::Exact).unwrap_err().contains("1 more than"));
     }
 
     #[test]
@@ -404,10 +404,10 @@ mod tests {
             Foreign { other_tool: true, charset: Some("utf-16le".to_owned()), headers: headers.clone() }
         );
         assert_eq!(cache_control(&found, true).as_deref(), Some("max-age=5, no-transform"));
-        let written = write(&found, 8192, Names::Exact).unwrap();
+        let written = write(&found, 8192, NameCase::Exact).unwrap();
         assert_eq!((written["Owner"].as_str(), written["team"].as_str()), ("jo", "x"));
-        assert_eq!(hidden(&found, 8192, Names::Exact), ["note", "\u{e4}"]);
-        assert_eq!(write(&found, 8192, Names::Lower).unwrap()["owner"], "jo");
+        assert_eq!(hidden(&found, 8192, NameCase::Exact), ["note", "\u{e4}"]);
+        assert_eq!(write(&found, 8192, NameCase::Lower).unwrap()["owner"], "jo");
         assert!(!written[HEADER].contains("max-age"));
         // At its next place it is the same, whatever this program has put beside it.
         let control = said(&[("cache-control", "max-age=5, no-transform"), ("content-disposition", "attachment")]);
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_label_of_other_bytes_is_damage() {
-        let written = write(&attributes("{}"), 8192, Names::Exact).unwrap();
+        let written = write(&attributes("{}"), 8192, NameCase::Exact).unwrap();
         let other = RemoteObject { stored_checksum: Some(Checksum(1)), ..ticket(written.clone()) };
         assert!(read(other, || unreachable!()).unwrap_err().contains("another tool"));
         assert!(read(RemoteObject { stored_size: 6, ..ticket(written.clone()) }, || unreachable!()).is_err());

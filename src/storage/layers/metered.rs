@@ -136,6 +136,7 @@ impl Backend for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::BackendKind;
     use crate::storage::backend::ByteRange;
     use crate::storage::backends::Memory;
     use crate::storage::engine::{Engine, StoreOptions};

@@ -19,7 +19,7 @@ use super::source::UploadSource;
 use super::{
     Attributes, CommitGuard, Condition, Error, ErrorKind, Gcs, Key, Object, Operation, leftovers, metadata_header,
 };
-use crate::storage::backends::metadata_header::Names;
+use crate::storage::backends::metadata_header::NameCase;
 
 /// Most bytes of names and values of custom metadata that the bucket keeps.
 const LONGEST_METADATA: usize = 8192;
@@ -44,7 +44,7 @@ struct Insert<'a> {
 
 /// Returns the custom metadata of an object, or why the bucket cannot keep it.
 pub(super) fn metadata(attributes: &Attributes) -> Result<BTreeMap<String, String>, String> {
-    metadata_header::write(attributes, LONGEST_METADATA, Names::Exact)
+    metadata_header::write(attributes, LONGEST_METADATA, NameCase::Exact)
 }
 
 /// Names what another tool said of its object and the bucket has no place for.
@@ -52,7 +52,7 @@ pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
     let headers = attributes.foreign.headers.keys();
     let kept = ["cache-control", "content-disposition", "content-language"];
     let lost = headers.filter(|name| !kept.contains(&name.as_str())).cloned();
-    lost.chain(metadata_header::hidden(attributes, LONGEST_METADATA, Names::Exact)).collect()
+    lost.chain(metadata_header::hidden(attributes, LONGEST_METADATA, NameCase::Exact)).collect()
 }
 
 impl Gcs {

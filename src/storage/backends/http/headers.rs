@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
 /// Smaller differences of two clocks count as none: the `Date` header has whole seconds.
@@ -12,7 +12,7 @@ const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1_500);
 pub(in crate::storage) const LONGEST_TEXT: usize = 300;
 
 /// Returns a header as text.
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+pub(in crate::storage) fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
@@ -23,7 +23,7 @@ pub(in crate::storage) fn date(text: &str) -> Option<Timestamp> {
 
 /// Reads `Retry-After`: seconds, or a date; one in the past asks for no wait.
 pub(in crate::storage) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = text(headers, header::RETRY_AFTER)?.trim();
+    let text = text(headers, header::RETRY_AFTER.as_str())?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -37,7 +37,7 @@ pub(in crate::storage) fn clock_skew(
     begun: Timestamp,
     ended: Timestamp,
 ) -> Option<SignedDuration> {
-    date(text(headers, header::DATE)?).map(|theirs| ahead(theirs, begun, ended))
+    date(text(headers, header::DATE.as_str())?).map(|theirs| ahead(theirs, begun, ended))
 }
 
 /// Tells how much later a time in whole seconds is than the middle of the time that the request took.

@@ -7,5 +7,5 @@ pub(in crate::storage) mod pages;
 
 #[cfg(test)]
 pub(in crate::storage) use self::headers::LONGEST_TEXT;
-pub(in crate::storage) use self::headers::{clock_skew, cut, date, retry_after};
+pub(in crate::storage) use self::headers::{clock_skew, cut, date, retry_after, text};
 pub use self::leftovers::settled;

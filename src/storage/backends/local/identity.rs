@@ -5,15 +5,9 @@ use std::io;
 
 use uuid::Uuid;
 
-use super::{Local, Root, fault};
+use super::{Local, Root, fault, names};
 use crate::storage::error::{Operation, Result};
 use crate::storage::object::Payload;
-
-/// Name of the file below the root.
-pub(super) const FILE: &str = "#origin";
-
-/// Name of the file below the root that says to which bucket it belongs.
-pub(super) const BUCKET: &str = "#bucket";
 
 /// Name of the lock under which it is made.
 const LOCK: &str = "origin";
@@ -21,17 +15,19 @@ const LOCK: &str = "origin";
 impl Local {
     /// Returns the root's id, making it when there is none. Blocks.
     pub(in crate::storage) fn identity(&self) -> Result<String> {
-        self.0.identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(FILE), error))
+        self.0.identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(names::WRITER_ID), error))
     }
 
     /// Returns the root's id if there is one; makes nothing. Blocks.
     pub(in crate::storage) fn known_identity(&self) -> Result<Option<String>> {
-        self.0.read_identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(FILE), error))
+        self.0
+            .read_identity()
+            .map_err(|error| fault(Operation::Probe, None, &self.0.root.join(names::WRITER_ID), error))
     }
 
     /// Writes whose the root is, unless it says so already. Blocks.
     pub(in crate::storage) fn say_owner(&self, line: &str) -> Result<()> {
-        let path = self.0.root.join(BUCKET);
+        let path = self.0.root.join(names::BUCKET);
         let write = || -> io::Result<()> {
             if path.try_exists()? {
                 return Ok(());
@@ -47,7 +43,7 @@ impl Local {
 
     /// Reads whose the root is, if it says so. Blocks.
     pub(in crate::storage) fn owner(&self) -> Result<Option<String>> {
-        let path = self.0.root.join(BUCKET);
+        let path = self.0.root.join(names::BUCKET);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim_end().to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -68,14 +64,14 @@ impl Root {
         let made = Uuid::new_v4().simple().to_string();
         let (mut temporary, _) =
             self.temporary.write(format!("{made}\n").as_bytes(), &Payload::Memory(Vec::new().into()))?;
-        temporary.rename(&self.root.join(FILE))?;
+        temporary.rename(&self.root.join(names::WRITER_ID))?;
         self.folders.sync(&self.root)?;
         drop(held);
         Ok(made)
     }
 
     fn read_identity(&self) -> io::Result<Option<String>> {
-        let path = self.root.join(FILE);
+        let path = self.root.join(names::WRITER_ID);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
@@ -105,7 +101,7 @@ mod tests {
         });
         assert_eq!(ids.len(), 1);
         assert_eq!(root().known_identity().unwrap(), ids.into_iter().next());
-        fs::write(root().root().join(FILE), "").unwrap();
+        fs::write(root().root().join(names::WRITER_ID), "").unwrap();
         let again = root().identity().unwrap();
         assert_eq!((again.len(), root().identity().unwrap()), (32, again));
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::path;
+use super::{names, path};
 use crate::storage::backend::Page;
 use crate::storage::object::Key;
 
@@ -126,8 +126,8 @@ impl Walk<'_> {
 /// Tells whether a name in the root is that of a folder or file of the program's own.
 fn is_own(name: &OsStr, is_folder: bool) -> bool {
     if is_folder {
-        [super::locks::FOLDER, super::temporary::FOLDER, super::quarantine::FOLDER].iter().any(|own| name == *own)
+        [names::LOCKS, names::TEMPORARY, names::QUARANTINE].iter().any(|own| name == *own)
     } else {
-        [super::identity::FILE, super::identity::BUCKET].iter().any(|own| name == *own)
+        [names::WRITER_ID, names::BUCKET].iter().any(|own| name == *own)
     }
 }

@@ -9,9 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::storage::files::descriptors;
 use crate::storage::object::{Checksum, Key};
 
-/// Name of the folder below the root.
-pub(super) const FOLDER: &str = "#locks";
-
 const SHARDS: usize = 256;
 
 /// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process; and named ones.

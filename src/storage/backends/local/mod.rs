@@ -20,6 +20,7 @@ mod header;
 mod identity;
 mod list;
 mod locks;
+mod names;
 mod path;
 mod quarantine;
 mod read;
@@ -100,7 +101,7 @@ impl Local {
         let fault = |error| fault(Operation::Probe, None, &given, error);
         fs::create_dir_all(&given).map_err(fault)?;
         let opened = Root::at(given.canonicalize().map_err(fault)?)?;
-        for own in [temporary::FOLDER, locks::FOLDER] {
+        for own in [names::TEMPORARY, names::LOCKS] {
             fs::create_dir_all(opened.root.join(own)).map_err(fault)?;
         }
         folders::sync_chain(&opened.root, folders::sync_folder).map_err(fault)?;
@@ -172,7 +173,7 @@ impl Local {
     /// Takes the root's lock of this name if nobody has it, not even this process; it is let go when dropped.
     pub(in crate::storage) async fn turn(&self, name: &'static str) -> Result<Option<fs::File>> {
         let work = move |root: &Root| {
-            root.locks.take(name).map_err(|error| fault(Operation::Store, None, &root.root.join(locks::FOLDER), error))
+            root.locks.take(name).map_err(|error| fault(Operation::Store, None, &root.root.join(names::LOCKS), error))
         };
         self.hop(Operation::Store, self.0.in_memory, work).await
     }
@@ -214,8 +215,8 @@ impl Root {
             let why = format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; move it up");
             return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
         }
-        let temporary = TemporaryFolder::new(root.join(temporary::FOLDER));
-        let locks = Locks::new(root.join(locks::FOLDER));
+        let temporary = TemporaryFolder::new(root.join(names::TEMPORARY));
+        let locks = Locks::new(root.join(names::LOCKS));
         let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         Ok(Self { folders: Folders::new(root.clone()), locks, temporary, in_memory, root })
     }

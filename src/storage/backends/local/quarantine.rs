@@ -10,13 +10,10 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::write::Needs;
-use super::{Local, Root, fault, list, path, read};
+use super::{Local, Root, fault, list, names, path, read};
 use crate::storage::backend::Page;
 use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key};
-
-/// Name of the folder below the root.
-pub(super) const FOLDER: &str = "#aside";
 
 /// One object that was set aside.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ impl Local {
 impl Root {
     fn quarantine(&self, key: &Key, generation: &str) -> Result<Option<PathBuf>> {
         let from = self.path(key);
-        let to = self.root.join(FOLDER).join(name(generation)).join(path::encode(key));
+        let to = self.root.join(names::QUARANTINE).join(name(generation)).join(path::encode(key));
         let folder = to.parent().unwrap_or(&self.root);
         let failed = |error| fault(Operation::Store, Some(key), &to, error);
         let mut tries = 0;
@@ -68,7 +65,7 @@ impl Root {
     }
 
     fn quarantined(&self) -> Result<Vec<Quarantined>> {
-        let top = self.root.join(FOLDER);
+        let top = self.root.join(names::QUARANTINE);
         let failed = |path: &Path, error| fault(Operation::List, None, path, error);
         let folders = match fs::read_dir(&top) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -13,9 +13,6 @@ use uuid::Uuid;
 
 use crate::storage::object::{Checksum, Payload};
 
-/// Name of the folder below the root.
-pub(super) const FOLDER: &str = "#tmp";
-
 /// Up to this size header and payload are copied together, which is cheaper than a second write.
 const ONE_WRITE: usize = 64 * 1024;
 

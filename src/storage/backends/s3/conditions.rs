@@ -8,9 +8,10 @@ use http::{HeaderMap, Method};
 use uuid::Uuid;
 
 use super::S3;
+use super::guard::Guard;
+use super::list::SCRATCH;
 use super::upload::{self, Upload};
 use super::wire::Call;
-use super::write::Guard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::Key;
 
@@ -97,14 +98,6 @@ fn refused(outcome: Result<()>) -> Result<bool> {
         Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Denied) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Begin of the last segment of what conditions are tried on.
-const SCRATCH: &str = "filestorage-tries-conditions-";
-
-/// Tells whether a key is that of something conditions were tried on: not for listings, also where one was left behind.
-pub(super) fn is_scratch(key: &Key) -> bool {
-    key.as_str().rsplit('/').next().is_some_and(|name| name.starts_with(SCRATCH))
 }
 
 /// A name in the same folder, since an identity may be allowed some folders only.

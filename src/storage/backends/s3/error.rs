@@ -7,9 +7,9 @@ use http::{HeaderMap, StatusCode};
 use object_store::client::HttpError;
 
 use super::options::S3Address;
-use super::{proof, wire};
+use super::xml;
 use crate::storage::backends::http::outside::Outside;
-use crate::storage::backends::http::{cut, retry_after};
+use crate::storage::backends::http::{cut, retry_after, text as header_text};
 use crate::storage::error::{Error, ErrorKind, Operation};
 use crate::storage::object::Key;
 
@@ -50,10 +50,10 @@ struct Document {
 impl S3Refusal {
     /// Reads an answer that is no success.
     pub(super) fn read(outside: Outside, headers: &HeaderMap, text: &str) -> Self {
-        let is_error = proof::root(text).as_deref() == Some("Error");
+        let is_error = xml::root(text).as_deref() == Some("Error");
         let document: Document =
             if is_error { quick_xml::de::from_str(text).unwrap_or_default() } else { Document::default() };
-        let region = wire::text(headers, "x-amz-bucket-region").map(str::to_owned);
+        let region = header_text(headers, "x-amz-bucket-region").map(str::to_owned);
         let code = document.code.unwrap_or_default();
         Self {
             outside,

@@ -203,8 +203,7 @@ pub(super) fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
     let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
     let count = document.contents.len() as u64;
     let names = document.contents.into_iter().map(|content| name(content.key, escaped));
-    let keys: Vec<Key> =
-        names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !super::conditions::is_scratch(key))).collect();
+    let keys: Vec<Key> = names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !is_scratch(key))).collect();
     let next = match (is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),
@@ -220,6 +219,14 @@ fn name(listed: String, escaped: bool) -> Option<String> {
     }
     let blanks = listed.replace('+', " ");
     percent_decode_str(&blanks).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+}
+
+/// Begin of the last segment of what conditions are tried on.
+pub(super) const SCRATCH: &str = "filestorage-tries-conditions-";
+
+/// Tells whether a key is that of something conditions were tried on: not for listings, also where one was left behind.
+fn is_scratch(key: &Key) -> bool {
+    key.as_str().rsplit('/').next().is_some_and(|name| name.starts_with(SCRATCH))
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@
 
 mod conditions;
 mod error;
+mod guard;
+mod identity;
 mod keys;
 mod list;
 mod options;
@@ -23,6 +25,7 @@ mod read;
 mod upload;
 mod wire;
 mod write;
+mod xml;
 
 use std::fmt;
 use std::sync::Arc;

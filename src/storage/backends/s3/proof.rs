@@ -14,45 +14,19 @@
 //! of one that was seen to do so an answer without it is somebody else's, unless it names SeaweedFS as its server: before
 //! version 4 that marks no objects.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use http::header::{CONTENT_LENGTH, ETAG};
 use http::{HeaderMap, Method, StatusCode};
-use quick_xml::Reader;
-use quick_xml::events::Event;
 use serde::de::DeserializeOwned;
 
 use super::error::{Asked, S3Refusal};
+use super::identity::is_marked;
 use super::list::{self, Names};
 use super::read::{self, CHECKSUM};
-use super::wire::{self, Call, Outcome, Reply, Wire};
+use super::wire::{Call, Outcome, Reply, Wire};
+use super::xml;
 use crate::storage::backends::http::outside::Outside;
 use crate::storage::error::{Error, Operation, Result};
 use crate::storage::object::{Checksum, Key};
-
-/// What is known of who answers at the bucket's URL.
-#[derive(Debug, Default)]
-pub(super) struct BucketIdentity {
-    /// It has listed the bucket, or said that this identity may not.
-    recognized: OnceLock<()>,
-    /// A listing was marked.
-    marks: AtomicBool,
-}
-
-impl BucketIdentity {
-    /// Tells whether the store was seen to mark its answers.
-    pub(super) fn marks(&self) -> bool {
-        self.marks.load(Ordering::Relaxed)
-    }
-
-    fn listed(&self, headers: &HeaderMap) {
-        if wire::is_marked(headers) {
-            self.marks.store(true, Ordering::Relaxed);
-        }
-        self.recognized.get_or_init(|| ());
-    }
-}
 
 impl Wire {
     /// Makes sure, the first time that an object is asked for, that the place is the bucket it is meant to be.
@@ -97,10 +71,10 @@ impl Wire {
             Outcome::Refused(refusal) => return Err(asked.refused(refusal)),
         };
         let (headers, outside) = (reply.headers.clone(), reply.outside(asked));
-        let is_object = wire::is_marked(&headers) && headers.contains_key(ETAG);
+        let is_object = is_marked(&headers) && headers.contains_key(ETAG);
         let right = reply.status == StatusCode::OK;
         let text = reply.into_text(asked).await?;
-        match root(&text).as_deref() {
+        match xml::root(&text).as_deref() {
             Some("ListBucketResult") if right => {}
             Some("ListAllMyBucketsResult") => {
                 return Err(asked.misplaced("it lists all buckets, so the URL names none"));
@@ -142,7 +116,7 @@ impl Reply {
 
     /// Takes the answer to a removal; what may only be one is returned as the error that it is unless nothing is there any more.
     pub(super) async fn removed(self, asked: &Asked<'_>) -> Result<Option<Error>> {
-        let (outside, marked) = (self.outside(asked), wire::is_marked(&self.headers));
+        let (outside, marked) = (self.outside(asked), is_marked(&self.headers));
         let strange = || asked.strange(&outside, "does not confirm a removal");
         let right = matches!(self.status, StatusCode::NO_CONTENT | StatusCode::OK);
         if !right || !self.has_no_text(asked).await? {
@@ -192,7 +166,7 @@ fn parsed<T: DeserializeOwned>(
     asked: &Asked<'_>,
 ) -> Result<T> {
     let strange = || asked.strange(outside, &format!("is no {wanted}"));
-    if status != StatusCode::OK || root(text).as_deref() != Some(wanted) {
+    if status != StatusCode::OK || xml::root(text).as_deref() != Some(wanted) {
         return Err(strange());
     }
     quick_xml::de::from_str(text).map_err(|_| strange())
@@ -203,42 +177,9 @@ fn is_strong(etag: &str) -> bool {
     !etag.starts_with("W/") && !etag.trim_matches('"').is_empty()
 }
 
-/// Returns the name of a document's root, without its namespace; `None` for what is no XML.
-pub(super) fn root(text: &str) -> Option<String> {
-    let mut reader = Reader::from_str(text);
-    loop {
-        match reader.read_event().ok()? {
-            Event::Start(start) | Event::Empty(start) => {
-                return String::from_utf8(start.local_name().as_ref().to_vec()).ok();
-            }
-            Event::Eof => return None,
-            Event::Text(text) if !text.iter().all(u8::is_ascii_whitespace) => return None,
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_document_has_a_root() {
-        for (text, name) in [
-            (
-                "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"x\"><Name>b</Name></ListBucketResult>",
-                Some("ListBucketResult"),
-            ),
-            ("  <s3:ListBucketResult xmlns:s3=\"x\"/>", Some("ListBucketResult")),
-            ("<!DOCTYPE html>\n<html><body>ListBucketResult</body></html>", Some("html")),
-            ("<!-- ListBucketResult --><Error/>", Some("Error")),
-            ("{\"ListBucketResult\": 1}", None),
-            ("plain", None),
-            ("", None),
-        ] {
-            assert_eq!(root(text).as_deref(), name, "{text}");
-        }
-    }
 
     #[test]
     fn a_weak_tag_proves_nothing() {

@@ -8,9 +8,9 @@ use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::error::Asked;
+use super::guard::Guard;
 use super::read::{self, CHECKSUM};
 use super::wire::{Call, Reply, Wire};
-use super::write::Guard;
 use crate::storage::backends::http::leftovers;
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};

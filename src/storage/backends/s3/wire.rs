@@ -19,9 +19,10 @@ use object_store::{ClientOptions, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::{Asked, S3Refusal};
+use super::identity::{BucketIdentity, is_marked};
 use super::options::{S3Address, invalid};
-use super::proof::BucketIdentity;
 use crate::storage::backends::http::outside::Outside;
+use crate::storage::backends::http::text;
 use crate::storage::error::{Operation, Result};
 use crate::storage::object::{Key, Payload, payload};
 
@@ -259,18 +260,8 @@ impl Reply {
     }
 }
 
-/// Tells whether an answer has what stores put on every one, and nothing else does.
-pub(super) fn is_marked(headers: &HeaderMap) -> bool {
-    ["x-amz-request-id", "x-amz-id-2", "x-guploader-uploadid"].iter().any(|name| headers.contains_key(*name))
-}
-
 fn names_seaweedfs(headers: &HeaderMap) -> bool {
     text(headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS"))
-}
-
-/// Returns one header's text.
-pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
 }
 
 enum Cut {

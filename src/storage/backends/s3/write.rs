@@ -9,11 +9,12 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::S3;
+use super::guard::Guard;
 use super::read::{self, METADATA};
 use super::upload::{self, Form};
 use super::wire::Call;
 use crate::storage::backend::{Condition, DeleteOptions, PutOptions, Removal};
-use crate::storage::backends::metadata_header::{self, Names, RemoteObject};
+use crate::storage::backends::metadata_header::{self, NameCase, RemoteObject};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key, Object};
@@ -22,29 +23,6 @@ use crate::storage::object::{Attributes, Key, Object};
 const MOST_METADATA: usize = 2_000;
 /// Most bytes of the caller's metadata as ASCII-escaped JSON: what is left beside our own fields.
 const MOST_GIVEN: usize = 1_024;
-
-/// What the store is told to check when it writes or removes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Guard {
-    /// Nothing.
-    None,
-    /// No object is there.
-    Absent,
-    /// The object that is there has this entity tag.
-    Same(String),
-}
-
-impl Guard {
-    pub(super) fn headers(&self) -> HeaderMap {
-        let (name, value) = match self {
-            Self::None => return HeaderMap::new(),
-            Self::Absent => (header::IF_NONE_MATCH, Ok(HeaderValue::from_static("*"))),
-            Self::Same(etag) => (header::IF_MATCH, HeaderValue::from_str(&format!("\"{etag}\""))),
-        };
-        // A tag came as a header, so it can be one.
-        value.map(|value| HeaderMap::from_iter([(name, value)])).unwrap_or_default()
-    }
-}
 
 impl S3 {
     pub(super) async fn write(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<()> {
@@ -163,7 +141,7 @@ fn describe(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
             "metadata has {given} bytes of ASCII-escaped JSON, and S3 has room for {MOST_GIVEN}; shorten it, or put it into the value"
         )));
     }
-    let metadata = metadata_header::write(attributes, MOST_METADATA, Names::Lower).map_err(refused)?;
+    let metadata = metadata_header::write(attributes, MOST_METADATA, NameCase::Lower).map_err(refused)?;
     let metadata = metadata.into_iter().map(|(name, value)| (format!("{METADATA}{name}"), value));
     let mut all = vec![(header::CONTENT_TYPE.to_string(), attributes.content_type.clone())];
     // What is encrypted is no longer in that encoding to anyone else.
@@ -197,7 +175,7 @@ fn sendable(value: &str) -> Option<HeaderValue> {
 pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
     let unsent = attributes.foreign.headers.iter().filter(|(_, value)| sendable(value).is_none());
     let unsent = unsent.map(|(name, _)| name.clone());
-    unsent.chain(metadata_header::hidden(attributes, MOST_METADATA, Names::Lower)).collect()
+    unsent.chain(metadata_header::hidden(attributes, MOST_METADATA, NameCase::Lower)).collect()
 }
 
 /// Picks a form in which the object gets another entity tag than the one that is there.
@@ -206,17 +184,4 @@ fn other_form(form: Form, object: &Object, seen: &RemoteObject, present: &Attrib
     let told_apart = present.stored_size != object.payload.len()
         || (present.stored_checksum != object.attributes.stored_checksum && present.stored_checksum.0 != 0);
     if told_apart { form } else { form.other_than(&seen.generation, object.payload.len()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tag_is_sent_as_it_came() {
-        let headers = Guard::Same("9dd4-1".to_owned()).headers();
-        assert_eq!(headers[header::IF_MATCH], "\"9dd4-1\"");
-        assert_eq!(Guard::Absent.headers()[header::IF_NONE_MATCH], "*");
-        assert!(Guard::None.headers().is_empty());
-    }
 }

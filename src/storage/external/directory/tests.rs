@@ -12,12 +12,12 @@ use tempfile::TempDir;
 use super::*;
 
 /// `exchange/` with some files, and `outside/` with a secret.
-struct BackendKind {
+struct Scratch {
     root: TempDir,
     directory: Directory,
 }
 
-impl BackendKind {
+impl Scratch {
     fn new() -> Self {
         // In memory where there is such a file system: the races sync a folder thousands of times.
         let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
@@ -52,7 +52,7 @@ fn is_missing(fault: &FileFault) -> bool {
 
 #[test]
 fn files_are_opened_whatever_their_names() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     assert_eq!(place.read("a").unwrap(), "a");
     assert_eq!(place.read("in/deep/a").unwrap(), "deep");
     let longest = "x".repeat(255);
@@ -76,7 +76,7 @@ fn files_are_opened_whatever_their_names() {
 
 #[test]
 fn no_link_is_followed_wherever_it_stands() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     let absolute = place.path("outside");
     for (link, target) in [
         ("absolute", absolute.as_path()),
@@ -103,7 +103,7 @@ fn no_link_is_followed_wherever_it_stands() {
 
 #[test]
 fn dots_and_absolute_paths_are_refused_before_the_system_sees_them() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     let absolute = place.path("outside/a");
     for below in ["..", "../outside/a", "in/../../outside/a", "in/..", "/", "", absolute.to_str().unwrap()] {
         assert!(matches!(place.read(below), Err(FileFault::NoFile)), "{below}");
@@ -113,7 +113,7 @@ fn dots_and_absolute_paths_are_refused_before_the_system_sees_them() {
 
 #[test]
 fn what_is_no_file_neither_blocks_nor_is_replaced() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     let folder = fs::File::open(place.path("exchange")).unwrap();
     for (name, kind) in [("pipe", FileType::Fifo), ("socket", FileType::Socket)] {
         rustix::fs::mknodat(&folder, name, kind, Mode::RWXU, 0).unwrap();
@@ -152,7 +152,7 @@ const ROUNDS: usize = 20_000;
 
 #[test]
 fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     let (folder, link) = (place.path("exchange/in"), place.path("exchange/link"));
     symlink(place.path("outside"), &link).unwrap();
     let (mut read, mut refused) = (0, 0);
@@ -179,7 +179,7 @@ fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
 
 #[test]
 fn a_file_swapped_for_a_link_at_any_moment_lets_nothing_out() {
-    let place = BackendKind::new();
+    let place = Scratch::new();
     let (file, link) = (place.path("exchange/a"), place.path("exchange/link"));
     symlink(place.path("outside/a"), &link).unwrap();
     let (mut read, mut refused) = (0, 0);

@@ -1,0 +1,39 @@
+//! What the store is told to check when it writes or removes.
+
+use http::{HeaderMap, HeaderValue, header};
+
+/// What the store is told to check when it writes or removes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// Nothing.
+    None,
+    /// No object is there.
+    Absent,
+    /// The object that is there has this entity tag.
+    Same(String),
+}
+
+impl Guard {
+    pub(super) fn headers(&self) -> HeaderMap {
+        let (name, value) = match self {
+            Self::None => return HeaderMap::new(),
+            Self::Absent => (header::IF_NONE_MATCH, Ok(HeaderValue::from_static("*"))),
+            Self::Same(etag) => (header::IF_MATCH, HeaderValue::from_str(&format!("\"{etag}\""))),
+        };
+        // A tag came as a header, so it can be one.
+        value.map(|value| HeaderMap::from_iter([(name, value)])).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_sent_as_it_came() {
+        let headers = Guard::Same("9dd4-1".to_owned()).headers();
+        assert_eq!(headers[header::IF_MATCH], "\"9dd4-1\"");
+        assert_eq!(Guard::Absent.headers()[header::IF_NONE_MATCH], "*");
+        assert!(Guard::None.headers().is_empty());
+    }
+}

@@ -1,0 +1,42 @@
+//! Which folder holds what, below `local_storage_path`.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{OBJECTS, OVERLAY, SPOOL, StorageSettings};
+use crate::provider::Provider;
+use crate::storage::{Owner, Spool};
+
+/// Returns the folder of a bucket's overlay.
+pub(crate) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
+    overlays(settings).join(overlay_name(settings, provider, name))
+}
+
+/// Returns the folder that the overlays of all buckets lie in.
+pub(crate) fn overlays(settings: &StorageSettings) -> PathBuf {
+    settings.local_storage_path.join(OVERLAY)
+}
+
+/// Returns the name of a bucket's overlay in it.
+pub(crate) fn overlay_name(settings: &StorageSettings, provider: Provider, name: &str) -> String {
+    let Owner { backend, endpoint, bucket } = owner(settings, provider, name);
+    crate::storage::overlay_folder(&backend, endpoint.as_deref().unwrap_or_default(), &bucket)
+}
+
+/// Returns what tells a bucket from every other.
+pub(crate) fn owner(settings: &StorageSettings, provider: Provider, name: &str) -> Owner {
+    let (backend, endpoint) = match provider {
+        Provider::Gcs => ("gcs", &settings.gcs.emulator),
+        Provider::S3 => ("s3", &settings.s3.endpoint),
+    };
+    Owner { backend: backend.to_owned(), endpoint: endpoint.clone(), bucket: name.to_owned() }
+}
+
+/// Returns where many bytes wait on their way.
+pub(crate) fn spool(settings: &StorageSettings) -> Spool {
+    Spool::new(settings.local_storage_path.join(SPOOL))
+}
+
+/// Returns the folder of the local store below what `local_storage_path` names.
+pub(crate) fn objects(path: &Path) -> PathBuf {
+    path.join(OBJECTS)
+}
