@@ -8,7 +8,7 @@ use super::error::Exception;
 use super::message::Publication;
 use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
 use super::request::TaskRequest;
-use super::signature::{Signature, SignatureSignatureKind};
+use super::signature::{Signature, SignatureKind};
 use super::weight;
 use crate::json::{self, Json};
 
@@ -164,7 +164,7 @@ impl AfterSuccess {
         context: &ComposeContext<'_>,
         new_id: &mut dyn FnMut() -> String,
     ) {
-        let direct = MessageRole { group: None, direct: signature.kind == SignatureSignatureKind::Task };
+        let direct = MessageRole { group: None, direct: signature.kind == SignatureKind::Task };
         let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
         self.children.push(Child::Task(sent.head));
         self.publications.push(sent.publication);
@@ -189,7 +189,7 @@ fn send(
     let id_of = |signature: &Signature, new_id: &mut dyn FnMut() -> String| {
         signature.text("task_id").map_or_else(new_id, str::to_owned)
     };
-    if signature.kind == SignatureSignatureKind::Task {
+    if signature.kind == SignatureKind::Task {
         let head = id_of(signature, new_id);
         return Some(Sent { publication: message(signature, &head, place, rest, context), head, tail: Vec::new() });
     }

@@ -5,7 +5,7 @@
 
 use super::options::option;
 use super::request::TaskRequest;
-use super::signature::{Signature, SignatureSignatureKind};
+use super::signature::{Signature, SignatureKind};
 use crate::json::Json;
 
 /// Headers, and members of a body that every message has.
@@ -26,7 +26,7 @@ pub(super) fn errbacks(request: &TaskRequest) -> usize {
 }
 
 fn message(signature: &Signature, first: usize) -> usize {
-    let weight = if signature.kind == SignatureSignatureKind::Chain {
+    let weight = if signature.kind == SignatureKind::Chain {
         chain(&signature.kwargs, &signature.options).bytes
     } else {
         written(signature)
