@@ -136,7 +136,7 @@ impl Gcs {
     /// Reads a listing; an empty one says its kind, too.
     async fn names_in(&self, response: Response) -> Result<Names, GcsFault> {
         let outside = client::outside(&response);
-        let names: NameCase = self.client.json(response).await?;
+        let names: Names = self.client.json(response).await?;
         if names.kind != "storage#objects" {
             return Err(GcsFault::strange(outside, "is no listing of a bucket"));
         }

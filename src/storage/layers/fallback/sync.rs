@@ -34,9 +34,10 @@ impl Fallback {
     /// [`SyncReport::failed`].
     pub async fn sync(&self, progress: &dyn SyncProgress) -> Result<SyncReport> {
         let turn = self.overlay.wait_turn().await?;
-        let skew = self.skew().await?;
+        let mut report = SyncReport::default();
+        let skew = self.skew(&mut report).await?;
         let waiting = self.overlay.waiting().await?;
-        self.pass(turn, waiting, skew, progress).await
+        self.pass(turn, waiting, skew, report, progress).await
     }
 
     /// Sends what waits unless somebody else is at it; asks the bucket only when something waits.
@@ -45,20 +46,24 @@ impl Fallback {
         if self.overlay.is_empty().await? {
             return Ok(Some(SyncReport::default()));
         }
-        let skew = self.skew().await?;
+        let mut report = SyncReport::default();
+        let skew = self.skew(&mut report).await?;
         let waiting = self.overlay.waiting().await?;
-        self.pass(turn, waiting, skew, &()).await.map(Some)
+        self.pass(turn, waiting, skew, report, &()).await.map(Some)
     }
 
     /// Asks the bucket whether it is there and how much its clock is ahead of ours; what waits first is sent to one that is
     /// missing, since a write makes its bucket where it may.
-    async fn skew(&self) -> Result<SignedDuration> {
+    async fn skew(&self, report: &mut SyncReport) -> Result<SignedDuration> {
         let mut probe = self.heard(self.primary.probe().await);
         if let Err(error) = &probe
             && error.kind == ErrorKind::Invalid
             && let Some(first) = self.overlay.waiting().await?.first()
         {
-            self.send(&first.key, SignedDuration::ZERO).await?;
+            if let Some(outcome) = self.send(&first.key, SignedDuration::ZERO).await? {
+                report.count(outcome);
+                self.metrics.record_synced(outcome);
+            }
             probe = self.heard(self.primary.probe().await);
         }
         Ok(probe?.skew.unwrap_or_default())
@@ -69,10 +74,11 @@ impl Fallback {
         turn: File,
         waiting: Vec<PendingEntry>,
         skew: SignedDuration,
+        mut report: SyncReport,
         progress: &dyn SyncProgress,
     ) -> Result<SyncReport> {
         progress.total(waiting.len() as u64, waiting.iter().map(|entry_info| entry_info.stored_size).sum());
-        let (mut report, mut stopped) = (SyncReport::default(), None);
+        let mut stopped = None;
         let (mut waiting, mut under_way) = (waiting.into_iter(), FuturesUnordered::new());
         loop {
             while stopped.is_none()
