@@ -28,8 +28,8 @@ pub(crate) struct Profile {
     pub(crate) conditional_delete: bool,
     /// An unconditional removal tells what it removed; else two at once may both have found the object.
     pub(crate) exact_removal: bool,
-    /// Looks at the condition before it asks the commit_guard; else the commit_guard may be passed by a write that is then refused.
-    pub(crate) condition_before_fence: bool,
+    /// Looks at the condition before it asks the commit guard; else the guard may be passed by a write that is then refused.
+    pub(crate) condition_before_guard: bool,
     /// Every question is a request over the wire: fewer of the many combinations are asked.
     pub(crate) remote: bool,
     /// Conditions hold against writers who write, at the same time, the very bytes that are there already.
@@ -49,7 +49,7 @@ impl Profile {
     /// A place of this process or machine.
     pub(crate) const NEAR: Self = Self {
         conditional_delete: true,
-        condition_before_fence: true,
+        condition_before_guard: true,
         remote: false,
         exact_removal: true,
         same_bytes: true,
@@ -98,7 +98,7 @@ pub(crate) async fn suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, prof
     parts(&**one, &**other, profile, tally).await;
     every_key(&**one, &**other, profile, tally).await;
     conditions(&**one, profile, tally).await;
-    fences(&**one, profile, tally).await;
+    commit_guards(&**one, profile, tally).await;
     listing(&**one, tally).await;
     races(one, other, profile, tally).await;
     overwritten_while_read(one, other, profile, tally).await;
@@ -109,7 +109,7 @@ pub(crate) async fn short_suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>
     one.probe().await.unwrap();
     values(&**one, &**other, profile, tally).await;
     conditions(&**one, profile, tally).await;
-    fences(&**one, profile, tally).await;
+    commit_guards(&**one, profile, tally).await;
     races(one, other, profile, tally).await;
     overwritten_while_read(one, other, profile, tally).await;
 }
@@ -348,8 +348,8 @@ async fn conditions(one: &dyn Backend, profile: Profile, tally: &Tally) {
     tally.equal(one.delete(&key("conditions/it/x"), &DeleteOptions::default()).await.unwrap().found, true);
 }
 
-async fn fences(one: &dyn Backend, profile: Profile, tally: &Tally) {
-    let it = key("fences/it");
+async fn commit_guards(one: &dyn Backend, profile: Profile, tally: &Tally) {
+    let it = key("guards/it");
     let abandoned = || {
         let commit_guard = CommitGuard::default();
         assert!(commit_guard.abandon());
@@ -372,11 +372,11 @@ async fn fences(one: &dyn Backend, profile: Profile, tally: &Tally) {
     let how = DeleteOptions { commit_guard: abandoned(), ..DeleteOptions::default() };
     tally.equal(kind(one.delete(&it, &how).await), ErrorKind::Abandoned);
     tally.equal(&*bytes(one.get(&it, GetOptions::default()).await.unwrap().unwrap()).await, b"2");
-    // A condition that does not hold leaves the commit_guard open: nothing was committed.
+    // A condition that does not hold leaves the commit guard open: nothing was committed.
     let commit_guard = CommitGuard::default();
     let how = PutOptions { condition: Condition::Absent, commit_guard: commit_guard.clone(), ..PutOptions::default() };
     tally.equal(kind(one.put(&it, &object("4"), &how).await), ErrorKind::Precondition);
-    if profile.condition_before_fence {
+    if profile.condition_before_guard {
         tally.equal(commit_guard.abandon(), true);
     }
     assert!(one.delete(&it, &DeleteOptions::default()).await.unwrap().found);

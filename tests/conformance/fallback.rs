@@ -70,7 +70,7 @@ async fn backend_suite_with_the_bucket_there() {
     let other = open(&bucket, &folder.path().join("overlay"));
     let tally = Tally::new("fallback, two workers on one overlay, the bucket there");
     let (one, other) = (one as Arc<dyn Backend>, other as Arc<dyn Backend>);
-    backend::suite(&one, &other, Profile { condition_before_fence: false, ..Profile::NEAR }, &tally).await;
+    backend::suite(&one, &other, Profile { condition_before_guard: false, ..Profile::NEAR }, &tally).await;
     tally.close();
 }
 
@@ -101,7 +101,7 @@ async fn backend_suite_with_an_overlay_that_drains() {
     });
     let tally = Tally::new("fallback, two workers on one overlay, drained all the while");
     // Fewer combinations: what matters here is what happens at once.
-    let profile = Profile { condition_before_fence: false, remote: true, ..Profile::NEAR };
+    let profile = Profile { condition_before_guard: false, remote: true, ..Profile::NEAR };
     let (first, second) = (Arc::clone(&one) as Arc<dyn Backend>, Arc::clone(&other) as Arc<dyn Backend>);
     backend::suite(&first, &second, profile, &tally).await;
     drop((first, second, other));

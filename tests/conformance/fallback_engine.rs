@@ -16,14 +16,14 @@ use crate::xor::Xor;
 
 /// What lies between engine and fallback.
 #[derive(Clone, Copy, Debug)]
-enum Between {
+pub(crate) enum Between {
     Nothing,
     /// A layer that changes what is kept.
     Xor,
 }
 
 impl Between {
-    fn engine(self, fallback: &Arc<Fallback>) -> Engine {
+    pub(crate) fn engine(self, fallback: &Arc<Fallback>) -> Engine {
         let engine = self.without_deferral(fallback).with_fallback(Arc::clone(fallback));
         match self {
             Self::Nothing => engine,
@@ -43,7 +43,7 @@ impl Between {
     }
 
     /// Reads the value that a place has under the key.
-    async fn read(self, place: &Arc<dyn Backend>, key: &Key) -> Option<String> {
+    pub(crate) async fn read(self, place: &Arc<dyn Backend>, key: &Key) -> Option<String> {
         read(&*self.over(Arc::clone(place)), key).await
     }
 }

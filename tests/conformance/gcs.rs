@@ -21,7 +21,7 @@ use crate::support::Tally;
 
 /// A bucket over the wire, whose uploads are refused only once they are under way.
 pub(crate) const BUCKET: Profile =
-    Profile { conditional_delete: true, condition_before_fence: false, remote: true, ..Profile::NEAR };
+    Profile { conditional_delete: true, condition_before_guard: false, remote: true, ..Profile::NEAR };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bucket_by_two_instances() {

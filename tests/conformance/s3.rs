@@ -18,7 +18,7 @@ use crate::support::{Rest, Tally, bytes, key, noise, object, rest, text};
 /// What SeaweedFS does differently, most of it because it keeps names in folders.
 pub(crate) const SEAWEEDFS: Profile = Profile {
     exact_removal: false,
-    condition_before_fence: false,
+    condition_before_guard: false,
     remote: true,
     same_bytes: false,
     folders: true,

@@ -58,7 +58,7 @@ pub(crate) struct Change {
 
 /// A write or delete that is carried out later.
 enum Late {
-    Put(Key, Object, PutOptions),
+    Put(Key, Box<Object>, PutOptions),
     Delete(Key, DeleteOptions),
 }
 
@@ -316,7 +316,7 @@ impl Hook for Weathered {
         if matches!(fate, Fate::Unenforced) && options.condition != Condition::Always {
             return self.look_and_write(place, key, object, options).await;
         }
-        let late = || self.late.lock().unwrap().push(Late::Put(key.clone(), object.clone(), options.clone()));
+        let late = || self.late.lock().unwrap().push(Late::Put(key.clone(), Box::new(object.clone()), options.clone()));
         self.meet(fate, Ask::Put, Some(key), self.write(place, key, object, options), late).await
     }
 
