@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 
 use base64::Engine as _;
-use filestorage::config::{ConfigFile, Flag, Inputs, Kind, SETTINGS, Setting, survey};
+use filestorage::config::{ConfigFile, Flag, Inputs, SETTINGS, Setting, SettingKind, survey};
 
 use super::*;
 
@@ -72,9 +72,16 @@ fn search(text: &str, what: &str) {
 
 /// Tells settings whose value is a name that anybody may know, and a word that may well be one.
 fn is_name(setting: &Setting, form: &str) -> bool {
-    let name =
-        matches!(setting.kind, Kind::Text | Kind::Name | Kind::Queue | Kind::Queues | Kind::Path | Kind::Emulator);
-    let queue = LOGINS.contains(&form) && matches!(setting.kind, Kind::Queue | Kind::Queues);
+    let name = matches!(
+        setting.kind,
+        SettingKind::Text
+            | SettingKind::Name
+            | SettingKind::Queue
+            | SettingKind::Queues
+            | SettingKind::Path
+            | SettingKind::Emulator
+    );
+    let queue = LOGINS.contains(&form) && matches!(setting.kind, SettingKind::Queue | SettingKind::Queues);
     (form == "word" && name || queue) && setting.secrecy == filestorage::config::Secrecy::Plain
 }
 
@@ -214,8 +221,9 @@ fn no_command_says_a_secret_that_was_pasted_in_the_wrong_place() {
     for (form, secret) in forms().into_iter().filter(|(form, _)| *form != "word") {
         for command in COMMANDS {
             // All of them at once: what any command says of settings are the same faults.
-            let plain =
-                SETTINGS.iter().filter(|setting| !matches!(setting.kind, Kind::Text | Kind::Queue | Kind::Queues));
+            let plain = SETTINGS.iter().filter(|setting| {
+                !matches!(setting.kind, SettingKind::Text | SettingKind::Queue | SettingKind::Queues)
+            });
             let environment: Vec<(String, String)> =
                 plain.map(|setting| (setting.environment(), secret.clone())).collect();
             runs.push((format!("{form}: {command:?} with variables"), owned(command), environment));
