@@ -3,6 +3,8 @@
 /// Where values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
+// Programs that were generated from the schemas know it by this name.
+#[schemars(rename = "Place")]
 pub enum BackendKind {
     /// This machine's file system.
     Local,

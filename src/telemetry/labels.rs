@@ -90,7 +90,7 @@ label_values! {
 label_values! {
     /// What arrived from the queue.
     Delivery {
-        /// ObjectInfo for the first time.
+        /// Seen for the first time.
         First = "first",
         /// The broker says it delivered this message before.
         Redelivered = "redelivered",

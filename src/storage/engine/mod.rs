@@ -92,7 +92,9 @@ impl Engine {
     #[must_use]
     pub fn with_fallback(mut self, fallback: Arc<Fallback>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
-        inner.deferral = Some(Arc::<Fallback>::clone(&fallback));
+        if inner.deferral.is_none() {
+            inner.deferral = Some(Arc::<Fallback>::clone(&fallback));
+        }
         inner.fallback = Some(fallback);
         self
     }
