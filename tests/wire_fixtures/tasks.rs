@@ -1,6 +1,7 @@
 //! Tasks are read.
 
-use filestorage::celery::request::{Fault, ReadOptions, read};
+use filestorage::celery::read::read;
+use filestorage::celery::request::{Fault, ReadOptions};
 use filestorage::json::Json;
 use jiff::Timestamp;
 

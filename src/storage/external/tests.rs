@@ -195,7 +195,7 @@ impl Backend for Meddler {
         let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
         file.set_len(self.length).unwrap();
-        self.inner.put(key, &object, &how).await
+        self.inner.put(key, object, how).await
     }
     async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         self.inner.get(key, want).await
@@ -204,7 +204,7 @@ impl Backend for Meddler {
         self.inner.stat(key).await
     }
     async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, &how).await
+        self.inner.delete(key, how).await
     }
     async fn list(&self, page: &Page) -> Result<Listing> {
         self.inner.list(page).await
