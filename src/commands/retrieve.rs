@@ -4,10 +4,10 @@ use async_trait::async_trait;
 
 use super::arguments::{Kind, Parameter};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, KeyUse, Signature,
+    schemas,
 };
 use crate::json::{typed, write_string};
-use crate::provider::BackendKind;
 use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
@@ -35,18 +35,18 @@ pub(super) static DEFINITION: Definition = Definition {
 
 #[derive(Debug)]
 struct Retrieve {
-    key: Key,
+    target: KeyUse,
     range: Option<ByteRange>,
     destination: Option<Reference>,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::read(super::key(&mut arguments)?);
     let (offset, length) = (arguments.optional_count("offset")?, arguments.optional_count("length")?);
     let destination = arguments.optional_text("destination")?;
     let destination = destination.map(|text| super::reference("destination", &text)).transpose()?;
     let range = (offset.is_some() || length.is_some()).then(|| ByteRange { offset: offset.unwrap_or(0), length });
-    Ok(Box::new(Retrieve { key, range, destination }))
+    Ok(Box::new(Retrieve { target, range, destination }))
 }
 
 /// Writes a value as kombu's JSON: text and JSON as themselves, bytes typed.
@@ -68,8 +68,8 @@ fn json_of(value: &Value) -> String {
 
 #[async_trait]
 impl Command for Retrieve {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     /// What lies at a destination may be in use by the time a redelivered command would write it again.
@@ -78,7 +78,7 @@ impl Command for Retrieve {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { key, range, destination } = *self;
+        let Self { target: KeyUse { key, .. }, range, destination } = *self;
         match destination {
             Some(destination) => write(engine, &key, range, &destination, context).await,
             None => read(engine, &key, range, context).await,
@@ -102,7 +102,7 @@ async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Con
         facts.note(&read.receipt);
     }
     let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
-    Finished { result: result.map_err(CommandError::from), facts, held }
+    Finished { result: result.map_err(CommandError::from), facts: vec![facts], held }
 }
 
 /// Writes the value elsewhere and answers the receipt.
@@ -120,7 +120,11 @@ async fn write(
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);
     }
-    Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts, held: None }
+    Finished {
+        result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
+        facts: vec![facts],
+        held: None,
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +134,7 @@ mod tests {
     use super::*;
     use crate::commands::Exception;
     use crate::json::Json;
+    use crate::provider::BackendKind;
     use crate::storage::{Memory, StoreOptions};
 
     async fn run(engine: &Engine, name: &str, part: &[(&str, i64)]) -> Result<String, CommandError> {

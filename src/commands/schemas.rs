@@ -67,6 +67,7 @@ fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
     let typed = match parameter.kind {
         Kind::Value => json!({}),
         Kind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
+        Kind::Keys => json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}}),
         Kind::Metadata => json!({"type": "object"}),
         Kind::Text => json!({"type": "string"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),

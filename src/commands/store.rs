@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::arguments::{Kind, Parameter};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, Signature, schemas,
 };
 use crate::instant::{self, NEVER};
 use crate::json::{Json, typed};
@@ -44,7 +44,7 @@ const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
 
 #[derive(Debug)]
 struct Store {
-    key: Key,
+    target: KeyUse,
     data: Data,
     options: StoreOptions,
 }
@@ -58,7 +58,7 @@ enum Data {
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::write(super::key(&mut arguments)?);
     let options = StoreOptions {
         metadata: metadata(arguments.take("metadata"), &arguments)?,
         content_type: content_type(&mut arguments)?,
@@ -67,7 +67,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
         ..StoreOptions::default()
     };
     let data = data(arguments.take("data"))?;
-    Ok(Box::new(Store { key, data, options }))
+    Ok(Box::new(Store { target, data, options }))
 }
 
 fn data(data: Json) -> Result<Data, CommandError> {
@@ -151,16 +151,12 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
 
 #[async_trait]
 impl Command for Store {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
-    }
-
-    fn writes(&self) -> bool {
-        true
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { key, data, mut options } = *self;
+        let Self { target: KeyUse { key, .. }, data, mut options } = *self;
         options.operation_id = Some(context.operation_id);
         options.redelivered = context.redelivered;
         options.commit_guard = context.commit_guard;
@@ -174,7 +170,7 @@ impl Command for Store {
         }
         Finished {
             result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
-            facts,
+            facts: vec![facts],
             held: None,
         }
     }

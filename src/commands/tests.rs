@@ -20,7 +20,7 @@ fn json(text: &str) -> Json {
 /// Reads a call with its keyword arguments, written as a JSON object.
 fn parse(task: &str, kwargs: &str) -> Result<Box<dyn Command>, CommandError> {
     let Json::Object(kwargs) = json(kwargs) else { panic!("no object: {kwargs}") };
-    find(&format!("filestorage.{task}")).unwrap().parse(Vec::new(), kwargs)
+    CommandTable::default().find(&format!("filestorage.{task}")).unwrap().parse(Vec::new(), kwargs)
 }
 
 async fn call(engine: &Engine, task: &str, kwargs: &str) -> Result<serde_json::Value, CommandError> {
@@ -96,7 +96,7 @@ async fn a_file_comes_in_and_goes_out() {
     // What a reply may carry does not concern what goes elsewhere.
     let finished = run(command, &engine, Context { max_reply_bytes: Some(1), ..Context::default() }).await;
     finished.result.unwrap();
-    assert_eq!((finished.facts.size, finished.facts.backend.as_deref()), (Some(7), Some("local")));
+    assert_eq!((finished.facts[0].size, finished.facts[0].backend.as_deref()), (Some(7), Some("local")));
     assert_eq!(fs::read(path("part")).unwrap(), b"byt");
     let none = format!(r#"{{"key":"none","destination":"file://{}"}}"#, path("none"));
     assert_eq!(call(&engine, "retrieve", &none).await.unwrap(), serde_json::Value::Null);

@@ -4,8 +4,10 @@ use crate::celery::body;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::Extended;
 use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
-use crate::celery::scan::{self, Found, Scan};
-use crate::commands::{self, Command, CommandError, Held, Key};
+use crate::celery::scan::{self, Found, Scan, Sought};
+use crate::commands::{
+    Command, CommandError, CommandTable, Definition, Held, Key, KeyArgument, KeyPlaces, KeyUse, Keys,
+};
 
 /// Bytes of a text up to which it is read at once; what is larger is read when its turn comes.
 pub(super) const SMALL: usize = 64 * 1024;
@@ -20,6 +22,7 @@ pub(super) struct Reader {
     options: ReadOptions,
     /// The worker's name, where replies repeat arguments.
     extended: Option<String>,
+    commands: CommandTable,
 }
 
 /// A message that is a task.
@@ -47,11 +50,11 @@ pub(super) enum Call {
 pub(super) enum Size {
     /// It is read at once and takes so many bytes then.
     Small(u64),
-    /// It is read when its turn comes; it is ordered by this key.
-    Large(Option<Key>),
-    /// So is this one, once its key was searched for.
+    /// It is read when its turn comes; it is ordered by these keys.
+    Large(Keys),
+    /// So is this one, once its keys were searched for.
     Hidden,
-    /// All that is known of it stands in its body.
+    /// It is read before anything behind it: all that is known of it stands in its body, or its keys are not found without that.
     Old,
 }
 
@@ -64,8 +67,8 @@ pub(super) enum Reading {
 }
 
 impl Reader {
-    pub(super) const fn new(options: ReadOptions, extended: Option<String>) -> Self {
-        Self { options, extended }
+    pub(super) const fn new(options: ReadOptions, extended: Option<String>, commands: CommandTable) -> Self {
+        Self { options, extended, commands }
     }
 
     /// Reads a message whole.
@@ -77,7 +80,7 @@ impl Reader {
     pub(super) fn outline(&self, message: &Message) -> Option<Result<Opened, Unreadable>> {
         let request = request::outline(message, &self.options)?;
         Some(request.map(|request| {
-            let call = if commands::find(&request.task).is_some() { Call::Later } else { Call::Unknown };
+            let call = if self.commands.find(&request.task).is_some() { Call::Later } else { Call::Unknown };
             Opened { request, extended: None, call }
         }))
     }
@@ -85,7 +88,7 @@ impl Reader {
     fn opened(&self, mut request: TaskRequest, origin: &Origin) -> Opened {
         let extended = self.extended.as_deref().map(|worker| Extended::of(&request, origin, worker));
         let (args, kwargs) = (std::mem::take(&mut request.args), std::mem::take(&mut request.kwargs));
-        let definition = commands::find(&request.task);
+        let definition = self.commands.find(&request.task);
         let call = definition.map_or(Call::Unknown, |definition| Call::Read(definition.parse(args, kwargs)));
         Opened { request, extended, call }
     }
@@ -106,26 +109,37 @@ impl Reader {
     /// Tells by what a message is ordered that is not read at once.
     pub(super) fn large(&self, message: &Message, beginning: Option<&[u8]>) -> Size {
         let Some(Ok(outline)) = self.outline(message) else {
-            return if message.headers.get("task").is_some() { Size::Large(None) } else { Size::Old };
+            return if message.headers.get("task").is_some() { Size::Large(Keys::None) } else { Size::Old };
         };
-        let Some(name) = commands::find(&outline.request.task).and_then(commands::Definition::key_name) else {
-            return Size::Large(None);
-        };
-        match Scan::new(name).push(beginning.unwrap_or_default()) {
-            Found::Text(text) => Size::Large(Key::parse(text).ok()),
-            Found::Nothing => Size::Large(None),
-            Found::Unread => Size::Hidden,
+        match self.places(&outline.request.task) {
+            KeyPlaces::Nowhere => Size::Large(Keys::None),
+            KeyPlaces::Anywhere => Size::Old,
+            KeyPlaces::Arguments(arguments) => {
+                match Scan::new(&sought(&arguments)).push(beginning.unwrap_or_default()) {
+                    Found::Texts(texts) => Size::Large(keys(texts)),
+                    Found::Unread => Size::Hidden,
+                    Found::TooMany => Size::Old,
+                }
+            }
         }
     }
 
-    /// Searches a whole message for the key by which it is ordered. Takes its time.
-    pub(super) fn search(&self, message: &Message) -> Option<Key> {
-        let task = request::peek(message).task?;
-        let name = commands::find(task)?.key_name()?;
-        match body::search(message, name, self.options.limits.max_body_bytes) {
-            Found::Text(text) => Key::parse(&text).ok(),
-            Found::Nothing | Found::Unread => None,
+    /// Searches a whole message for the keys by which it is ordered; `None` when they are told only once it is read. Takes its time.
+    pub(super) fn search(&self, message: &Message) -> Option<Keys> {
+        match self.places(request::peek(message).task.unwrap_or_default()) {
+            KeyPlaces::Nowhere => Some(Keys::None),
+            KeyPlaces::Anywhere => None,
+            KeyPlaces::Arguments(arguments) => {
+                match body::search(message, &sought(&arguments), self.options.limits.max_body_bytes) {
+                    Found::Texts(texts) => Some(keys(&texts)),
+                    Found::Unread | Found::TooMany => None,
+                }
+            }
         }
+    }
+
+    fn places(&self, task: &str) -> KeyPlaces {
+        self.commands.find(task).map_or(KeyPlaces::Nowhere, Definition::key_places)
     }
 
     /// Returns how many bytes must be reserved before a message is read, beside those of its body.
@@ -169,6 +183,17 @@ impl Reader {
         held.shrink(2 * length);
         Reading::Done(Box::new(opened))
     }
+}
+
+/// Names to the search the arguments that hold keys.
+fn sought(arguments: &[KeyArgument]) -> Vec<Sought> {
+    arguments.iter().map(|&KeyArgument { position, name, is_list }| Sought { position, name, is_list }).collect()
+}
+
+/// Gathers the keys among texts; what is no key is none that others could name. Until the command is read, each may be written.
+fn keys(texts: &[String]) -> Keys {
+    let keys: Vec<KeyUse> = texts.iter().filter_map(|text| Key::parse(text).ok()).map(KeyUse::write).collect();
+    Keys::of(&keys)
 }
 
 /// Returns how many bytes a text's values may take, and what is made of them.
