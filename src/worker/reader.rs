@@ -200,3 +200,69 @@ fn keys(texts: &[String]) -> Keys {
 fn cost(text: &[u8]) -> u64 {
     2 * text.len() as u64 + VALUE * (scan::values(text) as u64).min(MOST_VALUES)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::celery::message::{Field, Properties};
+    use crate::commands::{Arguments, Kind, Parameter, Signature};
+
+    static LISTED: Definition = Definition {
+        task: "test.listed",
+        operation: None,
+        signature: Signature {
+            function: "listed",
+            required: &[Parameter::new("into", Kind::Key, ""), Parameter::new("keys", Kind::Keys, "")],
+            optional: &[Parameter::new("other", Kind::Key, "")],
+            keyword_only: &[Parameter::new("last", Kind::Key, "")],
+        },
+        less: "",
+        walks: false,
+        result: || serde_json::Value::Null,
+        parse: |_: Arguments| Err(CommandError::type_error("it is not run")),
+    };
+
+    static TABLE: &[&Definition] = &[&LISTED];
+
+    fn message(body: &str) -> Message {
+        let headers = [("task", "test.listed"), ("id", "1")];
+        Message {
+            headers: headers.map(|(name, text)| (name.to_owned(), Field::from(text))).into_iter().collect(),
+            properties: Properties {
+                content_type: Some("application/json".into()),
+                content_encoding: Some("utf-8".into()),
+                ..Properties::default()
+            },
+            body: body.to_owned().into(),
+        }
+    }
+
+    fn all(names: &[&str]) -> Keys {
+        keys(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_large_call_is_ordered_by_all_keys_it_names() {
+        let reader = Reader::new(ReadOptions::default(), None, CommandTable(TABLE));
+        let value = "x".repeat(SMALL);
+        let size = |body: &str| reader.size(&message(body));
+        assert!(matches!(size(r#"[["a", ["b"]], {}, {}]"#), Size::Small(_)));
+        let early =
+            format!(r#"[["a", ["b", "c", "b", "no//key"]], {{"last": "d", "other": "a", "v": "{value}"}}, {{}}]"#);
+        assert_eq!(size(&early), Size::Large(all(&["a", "b", "c", "d"])), "each once, and what is no key is none");
+        let late = format!(r#"[["a", ["b"]], {{"v": "{value}", "other": "c"}}, {{}}]"#);
+        assert_eq!(size(&late), Size::Hidden, "more may come behind the value");
+        assert_eq!(reader.search(&message(&late)), Some(all(&["a", "b", "c"])));
+        let many = vec!["\"k\""; 200_000].join(",");
+        let many = message(&format!(r#"[["a", [{many}]], {{}}, {{}}]"#));
+        assert_eq!(reader.size(&many), Size::Hidden);
+        assert_eq!(
+            reader.search(&many),
+            None,
+            "so many are not gathered beside the body: it is read before what came behind it"
+        );
+        let mut unknown = message(&early);
+        unknown.headers.set("task", "test.unknown".into());
+        assert_eq!((reader.size(&unknown), reader.search(&unknown)), (Size::Large(Keys::None), Some(Keys::None)));
+    }
+}

@@ -202,9 +202,10 @@ impl<J: Job> Schedule<J> {
 
 #[cfg(test)]
 mod tests {
-    use crate::commands::Keys;
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::commands::Keys;
 
     #[derive(Debug, PartialEq)]
     struct Named(&'static str, Keys, bool);
@@ -224,10 +225,9 @@ mod tests {
     }
 
     /// The keys of these letters.
-    fn keys(names: &str) -> Keys {
-        let used: Vec<KeyUse> =
-            names.split_terminator("").skip(1).map(|name| KeyUse::write(Key::parse(name).unwrap())).collect();
-        Keys::of(&used)
+    fn keys(letters: &str) -> Keys {
+        let used = letters.chars().map(|letter| KeyUse::write(Key::parse(&letter.to_string()).unwrap()));
+        Keys::of(&used.collect::<Vec<_>>())
     }
 
     fn job(name: &'static str, key: &str) -> Named {
@@ -318,5 +318,205 @@ mod tests {
         assert_eq!(release(&mut schedule), ["suspect"]);
         schedule.done(&keys("s"), false);
         assert_eq!(release(&mut schedule), ["after"]);
+    }
+
+    #[test]
+    fn a_job_of_several_keys_waits_for_all_of_them_and_counts_once() {
+        let mut schedule = Schedule::new(10);
+        for (name, key) in [("a1", "a"), ("b1", "b"), ("abc", "abc"), ("c2", "c"), ("d1", "d"), ("cd", "cd")] {
+            schedule.submit(job(name, key));
+        }
+        assert_eq!(release(&mut schedule), ["a1", "b1", "d1"]);
+        assert_eq!(schedule.blocked(), 3);
+        schedule.done(&keys("a"), false);
+        assert!(release(&mut schedule).is_empty(), "`b` is not free, and `c` is kept for it");
+        schedule.done(&keys("d"), false);
+        assert!(release(&mut schedule).is_empty(), "`c2` came before it");
+        schedule.done(&keys("b"), false);
+        assert_eq!(release(&mut schedule), ["abc"]);
+        assert_eq!(schedule.blocked(), 2);
+        schedule.put_off(&job("abc", "abc"));
+        schedule.submit(job("a2", "a"));
+        assert!(release(&mut schedule).is_empty(), "what is put off keeps all of its keys");
+        schedule.resume(job("abc", "abc"));
+        assert_eq!(release(&mut schedule), ["abc"]);
+        schedule.done(&keys("abc"), false);
+        assert_eq!(release(&mut schedule), ["a2", "c2"]);
+        schedule.done(&keys("c"), false);
+        assert_eq!(release(&mut schedule), ["cd"]);
+        schedule.submit(job("ad", "ad"));
+        schedule.clear();
+        assert_eq!(schedule.blocked(), 0);
+        assert!(schedule.busy.is_empty() && schedule.gathering.is_empty());
+    }
+
+    #[test]
+    fn jobs_that_cross_each_other_s_keys_do_not_wait_for_each_other() {
+        let mut schedule = Schedule::new(10);
+        for (name, key) in [("ab", "ab"), ("ba", "ba"), ("bc", "bc"), ("ca", "ca"), ("cb", "cb")] {
+            schedule.submit(job(name, key));
+        }
+        for (name, key) in [("ab", "ab"), ("ba", "ba"), ("bc", "bc"), ("ca", "ca"), ("cb", "cb")] {
+            assert_eq!(release(&mut schedule), [name]);
+            schedule.done(&keys(key), false);
+        }
+        assert!(schedule.busy.is_empty() && schedule.gathering.is_empty());
+    }
+
+    /// A job of a random run: its keys are those whose bits are set.
+    #[derive(Debug)]
+    struct Drawn {
+        number: usize,
+        mask: u8,
+        keys: Keys,
+        suspect: bool,
+        walks: bool,
+    }
+
+    impl Job for Drawn {
+        fn keys(&self) -> &[KeyUse] {
+            &self.keys
+        }
+
+        fn is_suspect(&self) -> bool {
+            self.suspect
+        }
+
+        fn walks(&self) -> bool {
+            self.walks
+        }
+    }
+
+    /// A schedule, and what must hold of it whatever is done with it.
+    struct Observed {
+        schedule: Schedule<Drawn>,
+        /// Of each job, by its arrival: its keys, and whether it is done.
+        arrived: Vec<(u8, bool)>,
+        /// Those that were not released yet.
+        waiting: Vec<usize>,
+        running: Vec<Drawn>,
+        aside: Vec<Drawn>,
+    }
+
+    impl Observed {
+        fn new(permits: usize) -> Self {
+            let schedule = Schedule::new(permits);
+            Self { schedule, arrived: Vec::new(), waiting: Vec::new(), running: Vec::new(), aside: Vec::new() }
+        }
+
+        fn submit(&mut self, mask: u8, suspect: bool, walks: bool) {
+            let number = self.arrived.len();
+            let letters: String =
+                ('a'..='h').zip(0..).filter(|(_, bit)| mask >> bit & 1 == 1).map(|(name, _)| name).collect();
+            self.arrived.push((mask, false));
+            self.waiting.push(number);
+            self.schedule.submit(Drawn { number, mask, keys: keys(&letters), suspect, walks });
+        }
+
+        /// Tells whether a job that arrived earlier and has one of these keys is not done.
+        fn is_behind(&self, number: usize, mask: u8) -> bool {
+            self.arrived[..number].iter().any(|(earlier, done)| !done && earlier & mask != 0)
+        }
+
+        fn next(&mut self) -> bool {
+            let Some(job) = self.schedule.next() else {
+                let could = self.waiting.iter().any(|&number| !self.is_behind(number, self.arrived[number].0));
+                assert!(!self.running.is_empty() || !could, "something could run and nothing does");
+                return false;
+            };
+            assert!(!self.is_behind(job.number, job.mask), "{job:?} overtakes or overlaps");
+            self.waiting.retain(|number| *number != job.number);
+            self.running.push(job);
+            assert!(self.running.len() <= self.schedule.permits);
+            assert!(self.running.len() == 1 || self.running.iter().all(|job| !job.suspect), "a suspect runs alone");
+            let walking = self.running.iter().filter(|job| job.walks).count();
+            assert!(walking <= self.schedule.permits.div_ceil(WALKERS));
+            true
+        }
+
+        fn done(&mut self, index: usize) {
+            let job = self.running.swap_remove(index);
+            self.arrived[job.number].1 = true;
+            self.schedule.done(&job.keys, job.walks);
+        }
+
+        fn put_off(&mut self, index: usize) {
+            let job = self.running.swap_remove(index);
+            self.schedule.put_off(&job);
+            self.aside.push(job);
+        }
+
+        fn resume(&mut self, index: usize) {
+            let job = self.aside.swap_remove(index);
+            self.schedule.resume(job);
+        }
+
+        fn count(&self) {
+            let behind = self.waiting.iter().filter(|&&number| self.is_behind(number, self.arrived[number].0)).count();
+            assert_eq!(self.schedule.blocked() - self.schedule.walkers.len(), behind, "jobs are counted, not keys");
+        }
+    }
+
+    /// What a random run does next, the number choosing among what there is.
+    #[derive(Clone, Debug)]
+    enum Move {
+        Submit { mask: u8, suspect: bool, walks: bool },
+        Next,
+        Done(usize),
+        PutOff(usize),
+        Resume(usize),
+    }
+
+    /// Up to five of eight keys, often one and seldom none.
+    fn masks() -> impl Strategy<Value = u8> {
+        (proptest::collection::vec(0_u8..8, 0..=5), any::<bool>())
+            .prop_map(|(bits, one)| bits.iter().take(if one { 1 } else { 5 }).fold(0, |mask, bit| mask | 1 << bit))
+    }
+
+    fn moves() -> impl Strategy<Value = Move> {
+        let submit = (masks(), 0..20, 0..10).prop_map(|(mask, suspect, walks)| Move::Submit {
+            mask,
+            suspect: suspect == 0,
+            walks: walks == 0,
+        });
+        prop_oneof![
+            4 => submit,
+            4 => Just(Move::Next),
+            3 => any::<usize>().prop_map(Move::Done),
+            1 => any::<usize>().prop_map(Move::PutOff),
+            1 => any::<usize>().prop_map(Move::Resume),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+        #[test]
+        fn on_each_key_jobs_run_in_their_order_and_all_of_them_end(
+            permits in 1_usize..9, moves in proptest::collection::vec(moves(), 1..80)
+        ) {
+            let mut run = Observed::new(permits);
+            for next in moves {
+                match next {
+                    Move::Submit { mask, suspect, walks } => run.submit(mask, suspect, walks),
+                    Move::Next => drop(run.next()),
+                    Move::Done(index) if !run.running.is_empty() => run.done(index % run.running.len()),
+                    Move::PutOff(index) if !run.running.is_empty() => run.put_off(index % run.running.len()),
+                    Move::Resume(index) if !run.aside.is_empty() => run.resume(index % run.aside.len()),
+                    Move::Done(_) | Move::PutOff(_) | Move::Resume(_) => {}
+                }
+                run.count();
+            }
+            while !run.aside.is_empty() {
+                run.resume(0);
+            }
+            while run.arrived.iter().any(|(_, done)| !done) {
+                while run.next() {}
+                prop_assert!(!run.running.is_empty(), "nothing goes on");
+                run.done(0);
+                run.count();
+            }
+            prop_assert!(run.schedule.busy.is_empty() && run.schedule.gathering.is_empty(), "free keys cost nothing");
+            prop_assert_eq!((run.schedule.running, run.schedule.blocked()), (0, 0));
+        }
     }
 }

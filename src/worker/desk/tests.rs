@@ -12,6 +12,7 @@ use crate::worker::outbox::{Answered, Outbox};
 use crate::worker::refusal;
 
 mod full;
+mod keys;
 mod siblings;
 mod silent;
 
