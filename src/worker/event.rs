@@ -68,8 +68,7 @@ pub(super) struct EventData {
 pub(super) struct CloudEvent<'a> {
     /// `1.0`.
     specversion: &'a str,
-    /// Derived from the command's identity (task id, body and so on), the outcome, and which of the command's keys the event is
-    /// about: a copy of an event has the same.
+    /// Derived from the command's identity, the outcome, and which of its keys the event is about: a copy of an event has the same.
     id: String,
     /// The worker, as `/filestorage/<node>`.
     source: String,
