@@ -303,11 +303,12 @@ impl Script {
             1 => {
                 let before = keys.map(|key| self.values[key]);
                 keys.iter().for_each(|key| self.values[*key] += number as i64);
-                // Of a large one the keys stand behind what makes it large.
+                // Of a large one the keys stand behind what makes it large; more keys than a search gathers are found by reading it.
+                let times = if number % 1000 == 4 { 40_000 } else { 1 };
                 let kwargs = format!(
                     r#"{{"padding": "{padding}", "number": {number}, "before_ms": {}, "keys": {}}}"#,
                     self.pause_ms,
-                    json!(names(&keys))
+                    json!(vec![names(&keys); times].concat())
                 );
                 let mut publication = task("test.add", &id, &json!([]), &json!({}));
                 publication.message.body = format!("[[], {kwargs}, {{}}]").into();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use filestorage::commands::{
     Arguments, COMMANDS, Command, CommandError, CommandTable, Context, Definition, Engine, Facts, Finished, Key,
-    KeyUse, Kind, Parameter, Signature,
+    KeyUse, Keys, Kind, Parameter, Signature,
 };
 use filestorage::storage::{Error, GetOptions, StoreOptions, Value};
 
@@ -42,7 +42,7 @@ pub(crate) static ADD: Definition = Definition {
     result: || serde_json::Value::Null,
     parse: |mut arguments: Arguments| {
         let keys = arguments.texts("keys")?.iter().map(|text| key(text)).collect::<Result<Vec<_>, _>>()?;
-        let keys: Vec<KeyUse> = keys.into_iter().map(KeyUse::write).collect();
+        let keys = Keys::of(&keys.into_iter().map(KeyUse::write).collect::<Vec<_>>());
         let number = number(&mut arguments, "number")?;
         let (before, between) = (pause(&mut arguments, "before_ms")?, pause(&mut arguments, "between_ms")?);
         Ok(Box::new(Add { keys, number, before, between }))
@@ -95,7 +95,7 @@ fn pause(arguments: &mut Arguments, name: &'static str) -> Result<Duration, Comm
 
 #[derive(Debug)]
 struct Add {
-    keys: Vec<KeyUse>,
+    keys: Keys,
     number: i64,
     before: Duration,
     between: Duration,
