@@ -20,7 +20,7 @@
 //! 2 worker      desk decides: run, answer at once, park, give up; the journal knows redelivered ids
 //! 3 celery      Message → TaskRequest
 //! 4 commands    name → command; JSON → typed arguments
-//! 5 worker      schedule: a permit, the order of its key; the journal says it started
+//! 5 worker      schedule: a permit, the order of its keys; the journal says it started
 //! 6 storage     engine → backend, up to the commit point
 //! 7 worker      the answer goes into the journal; desk makes a parcel of reply, follow-ups and event
 //! 8 broker      the parcel is published with others and confirmed

@@ -15,10 +15,14 @@ mod doctor;
 mod faults;
 #[path = "live_broker/foreign.rs"]
 mod foreign;
+#[path = "live_broker/keys.rs"]
+mod keys;
 #[path = "live_broker/publishing.rs"]
 mod publishing;
 #[path = "live_broker/quorum.rs"]
 mod quorum;
+#[path = "live_broker/three_keys.rs"]
+mod three_keys;
 #[path = "live_broker/topology.rs"]
 mod topology;
 

@@ -8,7 +8,7 @@ use std::io::{BufReader, Read};
 use base64::Engine as _;
 
 use super::message::{Field, Message};
-use super::scan::{Found, Scan};
+use super::scan::{Found, Scan, Sought};
 use crate::charset::Charset;
 
 /// What one body may cost.
@@ -188,28 +188,33 @@ pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
     Some(Beginning { text: Cow::Owned(text), is_whole })
 }
 
-/// Looks for an argument through the whole of a body, which is decompressed piece by piece up to so many bytes: what is larger
+/// Looks for arguments through the whole of a body, which is decompressed piece by piece up to so many bytes: what is larger
 /// is never read either. What is in another encoding than UTF-8 is decoded whole.
 #[must_use]
-pub fn search(message: &Message, name: &str, limit: usize) -> Found {
-    let mut scan = Scan::new(name);
-    if !is_utf8(message) {
-        return text(message, limit).map_or(Found::Nothing, |text| scan.push(&text).clone());
+pub fn search(message: &Message, sought: &[Sought], limit: usize) -> Found {
+    let mut scan = Scan::new(sought);
+    if is_utf8(message) {
+        let codec = message.headers.text("compression").unwrap_or_default();
+        if codec.is_empty() {
+            scan.push(&message.body);
+        } else if let Ok(decoder) = decompressor(codec, &message.body) {
+            let mut decoder = decoder.take(limit as u64);
+            let mut piece = vec![0; 1 << 16];
+            while *scan.found() == Found::Unread {
+                match decoder.read(&mut piece) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => scan.push(&piece[..count]),
+                };
+            }
+        }
+    } else if let Ok(text) = text(message, limit) {
+        scan.push(&text);
     }
-    let codec = message.headers.text("compression").unwrap_or_default();
-    if codec.is_empty() {
-        return scan.push(&message.body).clone();
+    match scan.found() {
+        // It ends in the middle.
+        Found::Unread => Found::NOTHING,
+        found => found.clone(),
     }
-    let Ok(decoder) = decompressor(codec, &message.body) else { return Found::Nothing };
-    let mut decoder = decoder.take(limit as u64);
-    let mut piece = vec![0; 1 << 16];
-    while *scan.found() == Found::Unread {
-        match decoder.read(&mut piece) {
-            Ok(0) | Err(_) => return Found::Nothing,
-            Ok(count) => scan.push(&piece[..count]),
-        };
-    }
-    scan.found().clone()
 }
 
 /// Reads to the end, or gives `None` once there is more than the cap.
@@ -265,13 +270,14 @@ mod tests {
     fn an_argument_is_found_in_every_encoding() {
         use base64::Engine as _;
         let plain = r#"[["the/key", "v"], {}, {}]"#;
+        let key = [Sought { position: Some(0), name: "key", is_list: false }];
         let utf16: Vec<u8> = plain.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let base64 = base64::engine::general_purpose::STANDARD.encode(plain);
         for (encoding, body) in [("utf-8", plain.as_bytes()), ("utf-16-le", &utf16), ("base64", base64.as_bytes())] {
-            let found = search(&message(None, Some(encoding), body.to_vec()), "key", 1 << 16);
-            assert_eq!(found, Found::Text("the/key".to_owned()), "{encoding}");
+            let found = search(&message(None, Some(encoding), body.to_vec()), &key, 1 << 16);
+            assert_eq!(found, Found::Texts(vec!["the/key".to_owned()]), "{encoding}");
         }
-        assert_eq!(search(&message(None, Some("utf-16-le"), utf16), "key", 8), Found::Nothing);
+        assert_eq!(search(&message(None, Some("utf-16-le"), utf16), &key, 8), Found::NOTHING);
     }
 
     fn message(compression: Option<&str>, encoding: Option<&str>, body: impl Into<Bytes>) -> Message {

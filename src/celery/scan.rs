@@ -1,34 +1,65 @@
-//! The argument by which calls are ordered, found in the beginning of a body without reading all of it.
+//! The arguments by which calls are ordered, found in the beginning of a body without reading all of it.
 
 use crate::json::{self, Json};
 
 /// Most bytes of a name or an argument that are looked at, as they stand in the body.
 const LONGEST: usize = 8192;
+/// Most bytes of all texts that are kept: a thousand of the longest keys, and then some.
+const MOST: usize = 4 << 20;
+/// Bytes that a text takes in memory beside its own.
+const BESIDE: usize = 32;
 
-/// What is known of the argument.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// It is this text.
-    Text(String),
-    /// There is none, or it is no text.
-    Nothing,
-    /// It may come yet.
-    Unread,
+/// An argument that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sought {
+    /// Its place among the positional arguments, from 0; `None` for one that is given by name only.
+    pub position: Option<usize>,
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it is a list of texts instead of one text.
+    pub is_list: bool,
 }
 
-/// Looks in a protocol 2 body, which may come in pieces, for the first positional argument or else the one of this name.
+/// What is known of the arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// These are all their texts, in the order of the body; an argument that is missing, or that is something else, has none.
+    Texts(Vec<String>),
+    /// More may come yet.
+    Unread,
+    /// Their texts are more than are kept.
+    TooMany,
+}
+
+impl Found {
+    /// None of the arguments is there.
+    pub const NOTHING: Self = Self::Texts(Vec::new());
+}
+
+/// Looks in a protocol 2 body, which may come in pieces, for arguments by their position or else by their name.
+///
+/// Of an argument that is given twice the first counts; nobody takes such a call.
 #[derive(Debug)]
-pub struct Scan<'n> {
-    name: &'n str,
+pub struct Scan {
+    /// What was not found yet.
+    sought: Vec<Sought>,
+    /// What was found.
+    texts: Vec<String>,
+    /// Bytes of it.
+    kept: usize,
     depth: usize,
     /// Which part of the body this is: the positional arguments, then the named ones.
     part: usize,
+    /// Which of the positional arguments this is.
+    position: usize,
     /// In which string, and whether the next byte is escaped.
     string: Option<Role>,
     escaped: bool,
     /// The string being read, quotes included; empty when it does not matter.
     text: Vec<u8>,
     expects: Expects,
+    /// Inside a list that was sought.
+    in_list: bool,
     found: Found,
 }
 
@@ -36,6 +67,7 @@ pub struct Scan<'n> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Name,
+    /// The text that was sought, or a member of the list.
     Wanted,
     Other,
 }
@@ -43,23 +75,30 @@ enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expects {
     Name,
-    Wanted,
+    /// The sought argument with this index.
+    Argument(usize),
+    /// The next member of the sought list.
+    Member,
     Other,
 }
 
-impl<'n> Scan<'n> {
-    /// Begins to look for an argument of this name.
+impl Scan {
+    /// Begins to look for these arguments.
     #[must_use]
-    pub const fn new(name: &'n str) -> Self {
+    pub fn new(sought: &[Sought]) -> Self {
         Self {
-            name,
+            sought: sought.to_vec(),
+            texts: Vec::new(),
+            kept: 0,
             depth: 0,
             part: 0,
+            position: 0,
             string: None,
             escaped: false,
             text: Vec::new(),
             expects: Expects::Other,
-            found: Found::Unread,
+            in_list: false,
+            found: if sought.is_empty() { Found::NOTHING } else { Found::Unread },
         }
     }
 
@@ -69,7 +108,7 @@ impl<'n> Scan<'n> {
         &self.found
     }
 
-    /// Takes the next bytes in and tells what is known by then; what is malformed has no such argument.
+    /// Takes the next bytes in and tells what is known by then; what is malformed has no more such arguments.
     pub fn push(&mut self, mut bytes: &[u8]) -> &Found {
         while self.found == Found::Unread {
             if let Some(role) = self.string {
@@ -99,7 +138,7 @@ impl<'n> Scan<'n> {
             };
             at += next + 1;
             if bytes[at - 1] == b'"' {
-                self.keep(role, &bytes[..at]);
+                let role = self.keep(role, &bytes[..at]);
                 self.string = None;
                 self.ended(role);
                 return Some(&bytes[at..]);
@@ -110,19 +149,21 @@ impl<'n> Scan<'n> {
         None
     }
 
-    fn keep(&mut self, role: Role, bytes: &[u8]) {
+    /// Keeps a piece of a string, and returns what the string is after all: what is too long is nothing that is looked for.
+    fn keep(&mut self, role: Role, bytes: &[u8]) -> Role {
         if role == Role::Other {
-            return;
+            return role;
         }
         if self.text.len() + bytes.len() > LONGEST {
             self.string = Some(Role::Other);
             self.text.clear();
             if role == Role::Wanted {
-                self.found = Found::Nothing;
+                self.passed();
             }
-            return;
+            return Role::Other;
         }
         self.text.extend_from_slice(bytes);
+        role
     }
 
     fn ended(&mut self, role: Role) {
@@ -132,64 +173,121 @@ impl<'n> Scan<'n> {
         };
         self.text.clear();
         match role {
-            Role::Wanted => self.found = text.map_or(Found::Nothing, Found::Text),
+            Role::Wanted => {
+                if let Some(text) = text {
+                    self.kept += text.len() + BESIDE;
+                    self.texts.push(text);
+                }
+                self.passed();
+            }
             Role::Name => {
-                self.expects = if text.as_deref() == Some(self.name) { Expects::Wanted } else { Expects::Other };
+                let named = self.sought.iter().position(|sought| Some(sought.name) == text.as_deref());
+                self.expects = named.map_or(Expects::Other, Expects::Argument);
             }
             Role::Other => {}
         }
+    }
+
+    /// Goes on behind what was expected, whether it was that or not.
+    fn passed(&mut self) {
+        if let Expects::Argument(index) = std::mem::replace(&mut self.expects, Expects::Other) {
+            self.sought.remove(index);
+        }
+        if self.kept > MOST {
+            self.found = Found::TooMany;
+        } else if self.sought.is_empty() && !self.in_list {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        self.found = Found::Texts(std::mem::take(&mut self.texts));
     }
 
     fn step(&mut self, byte: u8) {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' | b':' => {}
             b'[' | b'{' => self.open(byte),
-            b']' | b'}' => {
-                self.depth = self.depth.saturating_sub(1);
-                if self.depth == 0 || self.depth == 1 && self.part == 1 {
-                    self.found = Found::Nothing;
-                }
-                self.expects = Expects::Other;
-            }
-            b',' => {
-                if self.depth == 1 {
-                    self.part += 1;
-                }
-                self.expects = if self.depth == 2 && self.part == 1 { Expects::Name } else { Expects::Other };
-            }
-            b'"' if self.depth == 0 => self.found = Found::Nothing,
+            b']' | b'}' => self.close(),
+            b',' => self.next(),
+            b'"' if self.depth == 0 => self.end(),
             b'"' => {
                 let role = match self.expects {
                     Expects::Name => Role::Name,
-                    Expects::Wanted => Role::Wanted,
-                    Expects::Other => Role::Other,
+                    Expects::Argument(index) if !self.sought[index].is_list => Role::Wanted,
+                    Expects::Member => Role::Wanted,
+                    Expects::Argument(_) | Expects::Other => Role::Other,
                 };
                 self.string = Some(role);
-                if role != Role::Other {
+                if role == Role::Other {
+                    self.passed();
+                } else {
                     self.text.push(byte);
                 }
             }
+            _ if self.depth == 0 => self.end(),
             // A number or a word.
-            _ if self.expects == Expects::Wanted => self.found = Found::Nothing,
-            _ if self.depth == 0 => self.found = Found::Nothing,
-            _ => {}
-        }
-        if self.part > 1 {
-            self.found = Found::Nothing;
+            _ => self.passed(),
         }
     }
 
     fn open(&mut self, byte: u8) {
-        // The first argument is a list or dict, or the body is an object.
-        if self.expects == Expects::Wanted || self.depth == 0 && byte == b'{' {
-            self.found = Found::Nothing;
+        if self.depth == 0 && byte == b'{' {
+            self.end();
+            return;
         }
         self.depth += 1;
+        if let Expects::Argument(index) = self.expects
+            && byte == b'['
+            && self.sought[index].is_list
+        {
+            self.in_list = true;
+            self.passed();
+            self.expects = Expects::Member;
+            return;
+        }
+        self.passed();
         self.expects = match (self.depth, self.part, byte) {
-            (2, 0, b'[') => Expects::Wanted,
+            (2, 0, b'[') => self.argument(),
             (2, 1, b'{') => Expects::Name,
             _ => Expects::Other,
         };
+    }
+
+    fn close(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+        self.expects = Expects::Other;
+        if self.depth == 2 && self.in_list {
+            self.in_list = false;
+            self.passed();
+        } else if self.depth == 0 || self.depth == 1 && self.part == 1 {
+            self.end();
+        }
+    }
+
+    fn next(&mut self) {
+        self.expects = match (self.depth, self.part) {
+            (1, _) => {
+                self.part += 1;
+                Expects::Other
+            }
+            (2, 0) => {
+                self.position += 1;
+                self.argument()
+            }
+            (2, 1) => Expects::Name,
+            (3, _) if self.in_list => Expects::Member,
+            _ => Expects::Other,
+        };
+        if self.part > 1 {
+            self.end();
+        }
+    }
+
+    /// Tells whether the positional argument that comes now is sought.
+    fn argument(&self) -> Expects {
+        let here = self.sought.iter().position(|sought| sought.position == Some(self.position));
+        here.map_or(Expects::Other, Expects::Argument)
     }
 }
 
@@ -206,9 +304,15 @@ mod tests {
 
     use super::*;
 
+    const KEY: Sought = Sought { position: Some(0), name: "key", is_list: false };
+
     fn scan(body: &str) -> Found {
-        let whole = Scan::new("key").push(body.as_bytes()).clone();
-        let mut scan = Scan::new("key");
+        scan_for(&[KEY], body)
+    }
+
+    fn scan_for(sought: &[Sought], body: &str) -> Found {
+        let whole = Scan::new(sought).push(body.as_bytes()).clone();
+        let mut scan = Scan::new(sought);
         for byte in body.as_bytes() {
             scan.push(&[*byte]);
         }
@@ -217,7 +321,11 @@ mod tests {
     }
 
     fn text(text: &str) -> Found {
-        Found::Text(text.to_owned())
+        texts(&[text])
+    }
+
+    fn texts(texts: &[&str]) -> Found {
+        Found::Texts(texts.iter().map(|text| (*text).to_owned()).collect())
     }
 
     #[test]
@@ -244,12 +352,53 @@ mod tests {
             "7",
             "[]",
         ] {
-            assert_eq!(scan(none), Found::Nothing, "{none}");
+            assert_eq!(scan(none), Found::NOTHING, "{none}");
         }
         let long = format!("[[\"{}\", 1], {{}}]", "x".repeat(LONGEST));
-        assert_eq!(scan(&long), Found::Nothing);
+        assert_eq!(scan(&long), Found::NOTHING);
         let behind = format!("[[], {{\"{}\": 1, \"key\": \"k\"}}]", "x".repeat(LONGEST));
         assert_eq!(scan(&behind), text("k"));
+    }
+
+    #[test]
+    fn several_arguments_are_found_wherever_they_stand() {
+        let three =
+            [0, 1, 2].map(|place| Sought { position: Some(place), name: ["a", "b", "c"][place], is_list: false });
+        assert_eq!(scan_for(&three, r#"[["x", "y", "z", "w"], {}, {}]"#), texts(&["x", "y", "z"]));
+        assert_eq!(scan_for(&three, r#"[["x"], {"c": "z", "n": {"b": "no"}, "b": "y""#), texts(&["x", "z", "y"]));
+        assert_eq!(scan_for(&three, r#"[["x", 1, ["no", "no"]], {}]"#), texts(&["x"]), "the others are no texts");
+        assert_eq!(scan_for(&three, r#"[["x"], {"b": "y"}, {"c": "no"}]"#), texts(&["x", "y"]), "one is missing");
+        assert_eq!(scan_for(&three, r#"[["x", "y"], {"d": ""#), Found::Unread, "one may come yet");
+        assert_eq!(scan_for(&three, r#"[["x", "y"], {"a": "no", "c": "z"}]"#), texts(&["x", "y", "z"]));
+        assert_eq!(scan_for(&[], "["), Found::NOTHING);
+    }
+
+    #[test]
+    fn lists_are_found_to_their_end() {
+        let keys = [Sought { position: Some(1), name: "keys", is_list: true }, KEY];
+        assert_eq!(scan_for(&keys, r#"[["k", ["x", "y"], "v"], {}]"#), texts(&["k", "x", "y"]));
+        assert_eq!(
+            scan_for(&keys, r#"[["k"], {"keys": ["x", 1, {"a": ["no"]}, [["no"]], null, "y"]"#),
+            texts(&["k", "x", "y"])
+        );
+        assert_eq!(scan_for(&keys, r#"[["k", []], {}]"#), texts(&["k"]));
+        assert_eq!(scan_for(&keys, r#"[["k", "no"], {}]"#), texts(&["k"]), "a text is no list of texts");
+        assert_eq!(scan_for(&keys, r#"[[["no"], {"keys": ["no"]}], {}]"#), Found::NOTHING);
+        for begun in [r#"[["k", ["x""#, r#"[["k", ["x", "y""#, r#"[["k", ["x", "y",   "#] {
+            assert_eq!(scan_for(&keys, begun), Found::Unread, "{begun}");
+        }
+        let long = format!(r#"[["k", ["{}", "y"]], {{}}]"#, "x".repeat(LONGEST));
+        assert_eq!(scan_for(&keys, &long), texts(&["k", "y"]));
+    }
+
+    #[test]
+    fn more_than_is_kept_is_said() {
+        let keys = [Sought { position: Some(0), name: "keys", is_list: true }];
+        let most = MOST / (BESIDE + 1);
+        let list = |count: usize| format!("[[[{}]]]", vec!["\"a\""; count].join(","));
+        let found = |count| Scan::new(&keys).push(list(count).as_bytes()).clone();
+        assert!(matches!(found(most), Found::Texts(texts) if texts.len() == most));
+        assert_eq!(found(most + 1), Found::TooMany);
     }
 
     proptest! {

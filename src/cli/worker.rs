@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::broker::BrokerOptions;
+use crate::commands::CommandTable;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
@@ -225,6 +226,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
     let node = expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
     Ok(WorkerOptions {
         node,
+        commands: CommandTable::default(),
         queues: queue.queues.clone(),
         default_queue: queue.default_queue.clone(),
         queue_type: queue_type(queue.queue_type),

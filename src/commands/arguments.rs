@@ -2,22 +2,26 @@
 
 use crate::json::Json;
 
-use super::CommandError;
+use super::{CommandError, KeyArgument};
 
 /// One parameter of a task.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parameter {
-    pub(super) name: &'static str,
-    pub(super) kind: Kind,
+pub struct Parameter {
+    /// Name, as Python spells it.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: ParameterKind,
     /// One sentence for the schema.
-    pub(super) about: &'static str,
+    pub about: &'static str,
 }
 
 /// What a parameter takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub enum ParameterKind {
     /// A key.
     Key,
+    /// A list of keys.
+    Keys,
     /// Any value.
     Value,
     /// A JSON object.
@@ -39,32 +43,49 @@ pub(super) enum Kind {
 }
 
 impl Parameter {
-    pub(super) const fn new(name: &'static str, kind: Kind, about: &'static str) -> Self {
+    /// Describes a parameter.
+    #[must_use]
+    pub const fn new(name: &'static str, kind: ParameterKind, about: &'static str) -> Self {
         Self { name, kind, about }
     }
 }
 
 /// The parameters of one task, as a Python `def` would list them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Signature {
+pub struct CallSignature {
     /// Name that error messages use: `store` of `filestorage.store`.
-    pub(super) function: &'static str,
+    pub function: &'static str,
     /// Parameters without a default; by position or by name.
-    pub(super) required: &'static [Parameter],
+    pub required: &'static [Parameter],
     /// Parameters with a default; by position or by name.
-    pub(super) optional: &'static [Parameter],
+    pub optional: &'static [Parameter],
     /// Parameters after `*`: by name only, all with a default.
-    pub(super) keyword_only: &'static [Parameter],
+    pub keyword_only: &'static [Parameter],
 }
 
 /// Bound arguments: each is taken once, by name.
 #[derive(Debug)]
-pub(super) struct Arguments {
-    signature: &'static Signature,
+pub struct Arguments {
+    signature: &'static CallSignature,
     slots: Vec<Option<Json>>,
 }
 
-impl Signature {
+impl CallSignature {
+    /// Lists the parameters that take keys.
+    pub fn key_arguments(&self) -> impl Iterator<Item = KeyArgument> {
+        let positional = self.positional();
+        let parameters = self.required.iter().chain(self.optional).chain(self.keyword_only).enumerate();
+        parameters.filter_map(move |(place, parameter)| {
+            let is_list = match parameter.kind {
+                ParameterKind::Key => false,
+                ParameterKind::Keys => true,
+                _ => return None,
+            };
+            let position = Some(place).filter(|place| *place < positional);
+            Some(KeyArgument { position, name: parameter.name, is_list })
+        })
+    }
+
     const fn positional(&self) -> usize {
         self.required.len() + self.optional.len()
     }
@@ -83,7 +104,7 @@ impl Signature {
     ///
     /// `TypeError` with the text and in the order of checks of CPython 3.11: unknown or doubled keywords first, then
     /// too many positional arguments, then missing ones.
-    pub(super) fn bind(&'static self, args: Vec<Json>, kwargs: Vec<(String, Json)>) -> Result<Arguments, CommandError> {
+    pub fn bind(&'static self, args: Vec<Json>, kwargs: Vec<(String, Json)>) -> Result<Arguments, CommandError> {
         let function = self.function;
         let given = args.len();
         let mut slots: Vec<Option<Json>> = self.names().map(|_| None).collect();
@@ -156,7 +177,7 @@ fn enumerate(names: &[&str]) -> String {
 
 impl Arguments {
     /// Takes an argument; one that was not given is `null`, the default of every optional parameter but the flags.
-    pub(super) fn take(&mut self, name: &'static str) -> Json {
+    pub fn take(&mut self, name: &'static str) -> Json {
         self.signature.place(name).and_then(|place| self.slots[place].take()).unwrap_or(Json::Null)
     }
 
@@ -165,11 +186,28 @@ impl Arguments {
     /// # Errors
     ///
     /// `TypeError` when it is something else.
-    pub(super) fn text(&mut self, name: &'static str) -> Result<String, CommandError> {
+    pub fn text(&mut self, name: &'static str) -> Result<String, CommandError> {
         match self.take(name) {
             Json::Text(text) => Ok(text),
             other => Err(self.wrong_type(name, "str", &other)),
         }
+    }
+
+    /// Takes a list of strings that must be there.
+    ///
+    /// # Errors
+    ///
+    /// `TypeError` when it, or one of its members, is something else.
+    pub fn texts(&mut self, name: &'static str) -> Result<Vec<String>, CommandError> {
+        let members = match self.take(name) {
+            Json::Array(members) => members,
+            other => return Err(self.wrong_type(name, "list", &other)),
+        };
+        let text = |(place, member)| match member {
+            Json::Text(text) => Ok(text),
+            other => Err(self.wrong_type(&format!("{name}[{place}]"), "str", &other)),
+        };
+        members.into_iter().enumerate().map(text).collect()
     }
 
     /// Takes a string or `null`.
@@ -177,7 +215,7 @@ impl Arguments {
     /// # Errors
     ///
     /// `TypeError` when it is something else.
-    pub(super) fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, CommandError> {
+    pub fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, CommandError> {
         match self.take(name) {
             Json::Null => Ok(None),
             Json::Text(text) => Ok(Some(text)),
@@ -190,7 +228,7 @@ impl Arguments {
     /// # Errors
     ///
     /// `TypeError` when it is something else.
-    pub(super) fn flag(&mut self, name: &'static str) -> Result<bool, CommandError> {
+    pub fn flag(&mut self, name: &'static str) -> Result<bool, CommandError> {
         match self.take(name) {
             Json::Null => Ok(false),
             Json::Bool(value) => Ok(value),
@@ -203,7 +241,7 @@ impl Arguments {
     /// # Errors
     ///
     /// `TypeError` when it is no integer, `ValueError` when it is negative or beyond 2**63.
-    pub(super) fn optional_count(&mut self, name: &'static str) -> Result<Option<u64>, CommandError> {
+    pub fn optional_count(&mut self, name: &'static str) -> Result<Option<u64>, CommandError> {
         let value = self.take(name);
         if value.is_null() {
             return Ok(None);
@@ -218,7 +256,7 @@ impl Arguments {
     }
 
     /// Says that an argument has the wrong type, in Python's words.
-    pub(super) fn wrong_type(&self, name: &str, wanted: &str, found: &Json) -> CommandError {
+    pub fn wrong_type(&self, name: &str, wanted: &str, found: &Json) -> CommandError {
         CommandError::type_error(format!(
             "{}() argument '{name}' must be {wanted}, not {}",
             self.signature.function,
@@ -232,22 +270,23 @@ mod tests {
     use super::*;
 
     const fn any(name: &'static str) -> Parameter {
-        Parameter::new(name, Kind::Value, "")
+        Parameter::new(name, ParameterKind::Value, "")
     }
 
-    static STORE: Signature = Signature {
+    static STORE: CallSignature = CallSignature {
         function: "store",
         required: &[any("key"), any("data")],
         optional: &[any("metadata")],
         keyword_only: &[any("content_type"), any("if_absent")],
     };
-    static RETRIEVE: Signature =
-        Signature { function: "retrieve", required: &[any("key")], optional: &[], keyword_only: &[any("offset")] };
-    static STATS: Signature = Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] };
-    static THREE: Signature =
-        Signature { function: "f", required: &[any("a"), any("b"), any("c")], optional: &[], keyword_only: &[] };
+    static RETRIEVE: CallSignature =
+        CallSignature { function: "retrieve", required: &[any("key")], optional: &[], keyword_only: &[any("offset")] };
+    static STATS: CallSignature =
+        CallSignature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] };
+    static THREE: CallSignature =
+        CallSignature { function: "f", required: &[any("a"), any("b"), any("c")], optional: &[], keyword_only: &[] };
 
-    fn refused(signature: &'static Signature, positional: usize, names: &[&str]) -> String {
+    fn refused(signature: &'static CallSignature, positional: usize, names: &[&str]) -> String {
         let args = (0..positional).map(|_| Json::Null).collect();
         let kwargs = names.iter().map(|name| ((*name).to_owned(), Json::Bool(true))).collect();
         signature.bind(args, kwargs).unwrap_err().to_string()

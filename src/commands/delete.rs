@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::arguments::{Kind, Parameter};
+use super::arguments::{Parameter, ParameterKind};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 use crate::provider::BackendKind;
 use crate::storage::DeleteRequest;
@@ -12,11 +12,11 @@ use crate::storage::DeleteRequest;
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.delete",
     operation: Some("delete"),
-    signature: Signature {
+    signature: CallSignature {
         function: "delete",
         required: &[KEY],
         optional: &[],
-        keyword_only: &[Parameter::new("if_generation", Kind::Text, "Only this state of the object.")],
+        keyword_only: &[Parameter::new("if_generation", ParameterKind::Text, "Only this state of the object.")],
     },
     less: "nothing",
     walks: false,
@@ -26,24 +26,20 @@ pub(super) static DEFINITION: Definition = Definition {
 
 #[derive(Debug)]
 struct Delete {
-    key: Key,
+    target: KeyUse,
     generation: Option<String>,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::write(super::key(&mut arguments)?);
     let generation = arguments.optional_text("if_generation")?;
-    Ok(Box::new(Delete { key, generation }))
+    Ok(Box::new(Delete { target, generation }))
 }
 
 #[async_trait]
 impl Command for Delete {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
-    }
-
-    fn writes(&self) -> bool {
-        true
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
@@ -52,12 +48,16 @@ impl Command for Delete {
             redelivered: context.redelivered,
             commit_guard: context.commit_guard,
         };
-        let result = engine.delete(&self.key, options).await;
-        let mut facts = Facts::of(Some(&self.key), engine);
+        let result = engine.delete(&self.target.key, options).await;
+        let mut facts = Facts::of(Some(&self.target.key), engine);
         if matches!(result, Ok(true)) {
             facts.backend = Some(BackendKind::Local.as_str().to_owned());
             facts.pending_sync = true;
         }
-        Finished { result: result.map(|_| "true".to_owned()).map_err(CommandError::from), facts, held: None }
+        Finished {
+            result: result.map(|_| "true".to_owned()).map_err(CommandError::from),
+            facts: vec![facts],
+            held: None,
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::storage::{Error, ErrorKind, Key};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandError {
     /// Which exception.
-    pub exception: Exception,
+    pub exception: ExceptionClass,
     /// The exception's arguments.
     pub args: Vec<Json>,
     /// Whether the same command may succeed later.
@@ -18,7 +18,7 @@ pub struct CommandError {
 
 /// The exceptions a command can answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exception {
+pub enum ExceptionClass {
     /// Wrong arguments.
     TypeError,
     /// A bad key, value or option.
@@ -37,7 +37,7 @@ pub enum Exception {
     StorageUnavailable,
 }
 
-impl Exception {
+impl ExceptionClass {
     /// Returns class name and module, as `exc_type` and `exc_module` of a Celery result.
     #[must_use]
     pub const fn class(self) -> (&'static str, &'static str) {
@@ -55,18 +55,18 @@ impl Exception {
 }
 
 impl CommandError {
-    fn with_text(exception: Exception, text: impl Into<String>) -> Self {
+    fn with_text(exception: ExceptionClass, text: impl Into<String>) -> Self {
         Self { exception, args: vec![Json::Text(text.into())], transient: false }
     }
 
     /// Makes a `TypeError`.
     pub fn type_error(text: impl Into<String>) -> Self {
-        Self::with_text(Exception::TypeError, text)
+        Self::with_text(ExceptionClass::TypeError, text)
     }
 
     /// Makes a `ValueError`.
     pub fn value_error(text: impl Into<String>) -> Self {
-        Self::with_text(Exception::ValueError, text)
+        Self::with_text(ExceptionClass::ValueError, text)
     }
 }
 
@@ -93,15 +93,17 @@ impl From<Error> for CommandError {
         let transient = error.is_transient();
         let text = || vec![Json::Text(error.to_string())];
         let (exception, args) = match error.kind {
-            ErrorKind::Invalid => (Exception::ValueError, text()),
-            ErrorKind::Precondition => (Exception::PreconditionFailed, text()),
-            ErrorKind::Integrity => (Exception::IntegrityError, text()),
-            ErrorKind::Missing => (Exception::FileNotFoundError, os_error(2, "No such file or directory", &error)),
-            ErrorKind::NoSpace => (Exception::OsError, os_error(28, "No space left on device", &error)),
-            ErrorKind::Io => (Exception::OsError, os_error(errno(&error).unwrap_or(EIO), &error.to_string(), &error)),
-            ErrorKind::Denied => (Exception::PermissionError, os_error(13, &error.to_string(), &error)),
+            ErrorKind::Invalid => (ExceptionClass::ValueError, text()),
+            ErrorKind::Precondition => (ExceptionClass::PreconditionFailed, text()),
+            ErrorKind::Integrity => (ExceptionClass::IntegrityError, text()),
+            ErrorKind::Missing => (ExceptionClass::FileNotFoundError, os_error(2, "No such file or directory", &error)),
+            ErrorKind::NoSpace => (ExceptionClass::OsError, os_error(28, "No space left on device", &error)),
+            ErrorKind::Io => {
+                (ExceptionClass::OsError, os_error(errno(&error).unwrap_or(EIO), &error.to_string(), &error))
+            }
+            ErrorKind::Denied => (ExceptionClass::PermissionError, os_error(13, &error.to_string(), &error)),
             ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Abandoned => {
-                (Exception::StorageUnavailable, text())
+                (ExceptionClass::StorageUnavailable, text())
             }
         };
         Self { exception, args, transient }

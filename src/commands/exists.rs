@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.exists",
     operation: Some("exists"),
-    signature: Signature { function: "exists", required: &[KEY], optional: &[], keyword_only: &[] },
+    signature: CallSignature { function: "exists", required: &[KEY], optional: &[], keyword_only: &[] },
     less: "nothing",
     walks: false,
     result: schemas::of::<bool>,
@@ -18,26 +18,22 @@ pub(super) static DEFINITION: Definition = Definition {
 
 #[derive(Debug)]
 struct Exists {
-    key: Key,
+    target: KeyUse,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    Ok(Box::new(Exists { key: super::key(&mut arguments)? }))
+    Ok(Box::new(Exists { target: KeyUse::read(super::key(&mut arguments)?) }))
 }
 
 #[async_trait]
 impl Command for Exists {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
-    }
-
-    fn writes(&self) -> bool {
-        false
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        let result = engine.exists(&self.key).await;
+        let result = engine.exists(&self.target.key).await;
         let result = result.map(|exists| exists.to_string()).map_err(CommandError::from);
-        Finished { result, facts: Facts::of(Some(&self.key), engine), held: None }
+        Finished { result, facts: vec![Facts::of(Some(&self.target.key), engine)], held: None }
     }
 }

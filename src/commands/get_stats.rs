@@ -2,12 +2,14 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
+use super::{
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KeyUse, schemas,
+};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.get_stats",
     operation: None,
-    signature: Signature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] },
+    signature: CallSignature { function: "get_stats", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
     walks: false,
     result: schemas::of::<crate::storage::Stats>,
@@ -24,15 +26,11 @@ fn parse(_arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 
 #[async_trait]
 impl Command for GetStats {
-    fn key(&self) -> Option<&Key> {
-        None
-    }
-
-    fn writes(&self) -> bool {
-        false
+    fn keys(&self) -> &[KeyUse] {
+        &[]
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        Finished { result: super::json(&engine.stats()), facts: Facts::of(None, engine), held: None }
+        Finished { result: super::json(&engine.stats()), facts: vec![Facts::of(None, engine)], held: None }
     }
 }

@@ -2,20 +2,22 @@
 
 use async_trait::async_trait;
 
-use super::arguments::{Kind, Parameter};
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
+use super::arguments::{Parameter, ParameterKind};
+use super::{
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, KeyUse, schemas,
+};
 use crate::storage::ListRequest;
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.list_keys",
     operation: Some("list_keys"),
-    signature: Signature {
+    signature: CallSignature {
         function: "list_keys",
         required: &[],
         optional: &[
-            Parameter::new("prefix", Kind::Text, "Only keys that begin with this text."),
-            Parameter::new("limit", Kind::Count, "Keys at most."),
-            Parameter::new("start_after", Kind::Text, "Only keys after this text, in byte order."),
+            Parameter::new("prefix", ParameterKind::Text, "Only keys that begin with this text."),
+            Parameter::new("limit", ParameterKind::Count, "Keys at most."),
+            Parameter::new("start_after", ParameterKind::Text, "Only keys after this text, in byte order."),
         ],
         keyword_only: &[],
     },
@@ -40,12 +42,8 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 
 #[async_trait]
 impl Command for ListKeys {
-    fn key(&self) -> Option<&Key> {
-        None
-    }
-
-    fn writes(&self) -> bool {
-        false
+    fn keys(&self) -> &[KeyUse] {
+        &[]
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
@@ -53,6 +51,6 @@ impl Command for ListKeys {
             let keys: Vec<&str> = keys.iter().map(Key::as_str).collect();
             super::json(&keys)
         });
-        Finished { result, facts: Facts::of(None, engine), held: None }
+        Finished { result, facts: vec![Facts::of(None, engine)], held: None }
     }
 }

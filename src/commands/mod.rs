@@ -8,6 +8,7 @@ mod delete;
 mod error;
 mod exists;
 mod get_stats;
+mod keys;
 mod list_keys;
 mod retrieve;
 mod schemas;
@@ -20,8 +21,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use arguments::{Arguments, Kind, Parameter, Signature};
-pub use error::{CommandError, Exception};
+pub use arguments::{Arguments, CallSignature, Parameter, ParameterKind};
+pub use error::{CommandError, ExceptionClass};
+pub use keys::{KeyArgument, KeyPlaces, KeyUse, Keys};
 pub use schemas::schemas;
 
 pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Spool};
@@ -30,9 +32,27 @@ use crate::json::Json;
 use crate::storage::{self, Receipt, Reference};
 
 /// The parameter nearly every task begins with.
-const KEY: Parameter = Parameter::new("key", Kind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
+const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
 
-/// Every task this worker runs.
+/// The tasks that a worker runs.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandTable(pub &'static [&'static Definition]);
+
+impl CommandTable {
+    /// Finds a task by its Celery name.
+    #[must_use]
+    pub fn find(self, task: &str) -> Option<&'static Definition> {
+        self.0.iter().find(|definition| definition.task == task).copied()
+    }
+}
+
+impl Default for CommandTable {
+    fn default() -> Self {
+        Self(COMMANDS)
+    }
+}
+
+/// Every task of this program.
 pub static COMMANDS: &[&Definition] = &[
     &delete::DEFINITION,
     &exists::DEFINITION,
@@ -45,12 +65,6 @@ pub static COMMANDS: &[&Definition] = &[
     &sync::DEFINITION,
 ];
 
-/// Finds a task by its Celery name.
-#[must_use]
-pub fn find(task: &str) -> Option<&'static Definition> {
-    COMMANDS.iter().find(|definition| definition.task == task).copied()
-}
-
 /// What a task is called and how its call is read.
 #[derive(Clone, Copy)]
 pub struct Definition {
@@ -59,22 +73,23 @@ pub struct Definition {
     /// Operation of its metric event; `None` for a task that touches no storage.
     pub operation: Option<&'static str>,
     /// Its parameters.
-    signature: Signature,
+    pub signature: CallSignature,
     /// How to ask for less when an answer is larger than a reply may be.
     pub less: &'static str,
     /// Whether it goes through many objects: few of those run at once, so that others are not kept waiting.
     pub walks: bool,
     /// Schema of its result.
-    result: fn() -> serde_json::Value,
-    parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
+    pub result: fn() -> serde_json::Value,
+    /// Checks the values of bound arguments.
+    pub parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
 }
 
 impl Definition {
-    /// Names the argument by which calls are ordered, if they are.
+    /// Tells where the keys stand by which calls are ordered.
     #[must_use]
-    pub fn key_name(&self) -> Option<&'static str> {
-        let first = self.signature.required.first()?;
-        matches!(first.kind, Kind::Key).then_some(first.name)
+    pub fn key_places(&self) -> KeyPlaces {
+        let arguments: Vec<KeyArgument> = self.signature.key_arguments().collect();
+        if arguments.is_empty() { KeyPlaces::Nowhere } else { KeyPlaces::Arguments(arguments) }
     }
 
     /// Reads a call: binds the arguments and checks their values.
@@ -100,11 +115,14 @@ impl fmt::Debug for Definition {
 /// A call that was read and can run.
 #[async_trait]
 pub trait Command: Send + Sync + fmt::Debug {
-    /// The key whose commands must run one after another, in the order they arrived.
-    fn key(&self) -> Option<&Key>;
+    /// Every key it names. On each of them commands run one after another, in the order they arrived.
+    fn keys(&self) -> &[KeyUse];
 
-    /// Whether it changes storage, so that its answer is recorded and never made twice.
-    fn writes(&self) -> bool;
+    /// Whether it changes something, so that its answer is recorded and never made twice: by default, whether it writes one of its
+    /// keys.
+    fn writes(&self) -> bool {
+        self.keys().iter().any(|used| used.writes)
+    }
 
     /// Runs to the end.
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished;
@@ -117,7 +135,8 @@ pub struct Context {
     pub operation_id: String,
     /// Set when an earlier run of this same message may have happened and no answer of it is known.
     pub redelivered: Option<Redelivered>,
-    /// Asked at the commit point.
+    /// Asked at the commit point. One guard stands for all writes of the command: the first of them decides, and once it has passed the
+    /// others pass as well.
     pub commit_guard: CommitGuard,
     /// Most bytes an answer may have: a value with more is refused before it is read.
     pub max_reply_bytes: Option<usize>,
@@ -130,8 +149,9 @@ pub struct Context {
 pub struct Finished {
     /// JSON text of the result (kombu's typed form where it is not plain JSON), or why it failed.
     pub result: Result<String, CommandError>,
-    /// What its metric event tells.
-    pub facts: Facts,
+    /// What its metric events tell, one event each: one for each key it names, in an order that another run repeats, or one for the
+    /// whole.
+    pub facts: Vec<Facts>,
     /// What its answer holds of the budget.
     pub held: Option<Held>,
 }
@@ -169,8 +189,17 @@ impl Facts {
         }
     }
 
+    /// Tells what is known of each key of a command that has not run to its end; of a command without keys, of the whole.
+    #[must_use]
+    pub fn of_each(keys: &Keys, engine: &Engine) -> Vec<Self> {
+        if keys.is_empty() {
+            return vec![Self::of(None, engine)];
+        }
+        keys.iter().map(|used| Self::of(Some(&used.key), engine)).collect()
+    }
+
     /// Tells what a receipt says of the object that was written or read.
-    pub(super) fn note(&mut self, receipt: &Receipt) {
+    pub fn note(&mut self, receipt: &Receipt) {
         self.backend = Some(receipt.backend.as_str().to_owned());
         self.size = Some(receipt.size);
         self.stored_size = Some(receipt.stored_size);
@@ -182,8 +211,11 @@ impl Facts {
 /// Runs a command to its end and counts how often the backend was asked for it.
 pub async fn run(command: Box<dyn Command>, engine: &Engine, context: Context) -> Finished {
     let (mut finished, attempts) = storage::counted(command.run(engine, context)).await;
-    // A place that is asked only once does not count.
-    finished.facts.attempts = attempts.max(1);
+    // Of several keys only the command knows for which of them the backend was asked.
+    if let [facts] = finished.facts.as_mut_slice() {
+        // A place that is asked only once does not count.
+        facts.attempts = attempts.max(1);
+    }
     finished
 }
 

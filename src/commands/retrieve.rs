@@ -2,9 +2,10 @@
 
 use async_trait::async_trait;
 
-use super::arguments::{Kind, Parameter};
+use super::arguments::{Parameter, ParameterKind};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, KeyUse,
+    schemas,
 };
 use crate::json::{typed, write_string};
 use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
@@ -12,16 +13,16 @@ use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.retrieve",
     operation: Some("retrieve"),
-    signature: Signature {
+    signature: CallSignature {
         function: "retrieve",
         required: &[KEY],
         optional: &[],
         keyword_only: &[
-            Parameter::new("offset", Kind::Count, "First byte of a text or bytes value; the answer is bytes."),
-            Parameter::new("length", Kind::Count, "Bytes at most."),
+            Parameter::new("offset", ParameterKind::Count, "First byte of a text or bytes value; the answer is bytes."),
+            Parameter::new("length", ParameterKind::Count, "Bytes at most."),
             Parameter::new(
                 "destination",
-                Kind::Text,
+                ParameterKind::Text,
                 "Place to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
             ),
         ],
@@ -34,18 +35,18 @@ pub(super) static DEFINITION: Definition = Definition {
 
 #[derive(Debug)]
 struct Retrieve {
-    key: Key,
+    target: KeyUse,
     range: Option<ByteRange>,
     destination: Option<Reference>,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::read(super::key(&mut arguments)?);
     let (offset, length) = (arguments.optional_count("offset")?, arguments.optional_count("length")?);
     let destination = arguments.optional_text("destination")?;
     let destination = destination.map(|text| super::reference("destination", &text)).transpose()?;
     let range = (offset.is_some() || length.is_some()).then(|| ByteRange { offset: offset.unwrap_or(0), length });
-    Ok(Box::new(Retrieve { key, range, destination }))
+    Ok(Box::new(Retrieve { target, range, destination }))
 }
 
 /// Writes a value as kombu's JSON: text and JSON as themselves, bytes typed.
@@ -67,8 +68,8 @@ fn json_of(value: &Value) -> String {
 
 #[async_trait]
 impl Command for Retrieve {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     /// What lies at a destination may be in use by the time a redelivered command would write it again.
@@ -77,7 +78,7 @@ impl Command for Retrieve {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { key, range, destination } = *self;
+        let Self { target: KeyUse { key, .. }, range, destination } = *self;
         match destination {
             Some(destination) => write(engine, &key, range, &destination, context).await,
             None => read(engine, &key, range, context).await,
@@ -101,7 +102,7 @@ async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Con
         facts.note(&read.receipt);
     }
     let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
-    Finished { result: result.map_err(CommandError::from), facts, held }
+    Finished { result: result.map_err(CommandError::from), facts: vec![facts], held }
 }
 
 /// Writes the value elsewhere and answers the receipt.
@@ -119,7 +120,11 @@ async fn write(
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);
     }
-    Finished { result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts, held: None }
+    Finished {
+        result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
+        facts: vec![facts],
+        held: None,
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +132,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::commands::Exception;
+    use crate::commands::ExceptionClass;
     use crate::json::Json;
     use crate::provider::BackendKind;
     use crate::storage::{Memory, StoreOptions};
@@ -149,7 +154,7 @@ mod tests {
         assert!(run(&engine, "long", &[("offset", 1)]).await.unwrap().contains("\"2345\""));
         for part in [&[][..], &[("offset", 0)], &[("length", 5)]] {
             let error = run(&engine, "long", part).await.unwrap_err();
-            assert_eq!(error.exception, Exception::ValueError);
+            assert_eq!(error.exception, ExceptionClass::ValueError);
             let text = error.to_string();
             assert!(text.contains("value of 5") && text.contains("4 may be read"), "{text}");
             assert!(text.contains("`offset` and `length`"), "{text}");

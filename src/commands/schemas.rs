@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
-use super::arguments::{Kind, Parameter};
+use super::arguments::{Parameter, ParameterKind};
 use super::{COMMANDS, Definition};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -65,16 +65,17 @@ fn arguments(definition: &Definition) -> Value {
 
 fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
     let typed = match parameter.kind {
-        Kind::Value => json!({}),
-        Kind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
-        Kind::Metadata => json!({"type": "object"}),
-        Kind::Text => json!({"type": "string"}),
-        Kind::Choice(words) => json!({"type": "string", "enum": words}),
-        Kind::Count => json!({"type": "integer", "minimum": 0}),
-        Kind::Between(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
-        Kind::Seconds => json!({"type": "number", "exclusiveMinimum": 0}),
-        Kind::Instant => json!({"type": "string", "format": "date-time"}),
-        Kind::Flag => json!({"type": "boolean"}),
+        ParameterKind::Value => json!({}),
+        ParameterKind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
+        ParameterKind::Keys => json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}}),
+        ParameterKind::Metadata => json!({"type": "object"}),
+        ParameterKind::Text => json!({"type": "string"}),
+        ParameterKind::Choice(words) => json!({"type": "string", "enum": words}),
+        ParameterKind::Count => json!({"type": "integer", "minimum": 0}),
+        ParameterKind::Between(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+        ParameterKind::Seconds => json!({"type": "number", "exclusiveMinimum": 0}),
+        ParameterKind::Instant => json!({"type": "string", "format": "date-time"}),
+        ParameterKind::Flag => json!({"type": "boolean"}),
     };
     let optional = !required.iter().any(|other| other.name == parameter.name);
     let mut schema = serde_json::Map::new();

@@ -5,24 +5,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::arguments::{Kind, Parameter};
+use super::arguments::{Parameter, ParameterKind};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 use crate::storage::{Grant, Method, format_timestamp};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.signed_url",
     operation: Some("signed_url"),
-    signature: Signature {
+    signature: CallSignature {
         function: "signed_url",
         required: &[KEY],
         optional: &[],
         keyword_only: &[
-            Parameter::new("method", Kind::Choice(&["GET", "PUT"]), "What the URL allows; GET by default."),
+            Parameter::new("method", ParameterKind::Choice(&["GET", "PUT"]), "What the URL allows; GET by default."),
             Parameter::new(
                 "expires_in",
-                Kind::Between(1, MAX_LIFETIME),
+                ParameterKind::Between(1, MAX_LIFETIME),
                 "Seconds the URL is good for; 3600 by default.",
             ),
         ],
@@ -52,12 +52,12 @@ struct SignedUrl {
 
 #[derive(Debug)]
 struct Sign {
-    key: Key,
+    target: KeyUse,
     grant: Grant,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::read(super::key(&mut arguments)?);
     let method = match arguments.optional_text("method")?.as_deref() {
         None | Some("GET") => Method::Get,
         Some("PUT") => Method::Put,
@@ -67,13 +67,13 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     if !(1..=MAX_LIFETIME).contains(&seconds) {
         return Err(CommandError::value_error(format!("expires_in must be 1 to {MAX_LIFETIME} seconds")));
     }
-    Ok(Box::new(Sign { key, grant: Grant { method, lifetime: Duration::from_secs(seconds) } }))
+    Ok(Box::new(Sign { target, grant: Grant { method, lifetime: Duration::from_secs(seconds) } }))
 }
 
 #[async_trait]
 impl Command for Sign {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     /// Writes nothing, and so nothing of the URL is kept in the journal.
@@ -85,10 +85,10 @@ impl Command for Sign {
         // Signatures count in whole seconds, from the one they are made in or a later one.
         let begin = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
         let expires_at = begin.saturating_add(self.grant.lifetime).unwrap_or(Timestamp::MAX);
-        let result = engine.sign(&self.key, &self.grant).await.map_err(CommandError::from).and_then(|url| {
+        let result = engine.sign(&self.target.key, &self.grant).await.map_err(CommandError::from).and_then(|url| {
             let expires_at = format_timestamp(expires_at);
             super::json(&SignedUrl { url, method: self.grant.method.as_str(), expires_at })
         });
-        Finished { result, facts: Facts::of(Some(&self.key), engine), held: None }
+        Finished { result, facts: vec![Facts::of(Some(&self.target.key), engine)], held: None }
     }
 }

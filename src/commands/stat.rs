@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.stat",
     operation: Some("stat"),
-    signature: Signature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[] },
+    signature: CallSignature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[] },
     less: "nothing",
     walks: false,
     result: schemas::of::<Option<crate::storage::Stat>>,
@@ -18,32 +18,32 @@ pub(super) static DEFINITION: Definition = Definition {
 
 #[derive(Debug)]
 struct Stat {
-    key: Key,
+    target: KeyUse,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    Ok(Box::new(Stat { key: super::key(&mut arguments)? }))
+    Ok(Box::new(Stat { target: KeyUse::read(super::key(&mut arguments)?) }))
 }
 
 #[async_trait]
 impl Command for Stat {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
-    }
-
-    fn writes(&self) -> bool {
-        false
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        let mut facts = Facts::of(Some(&self.key), engine);
-        let result = engine.stat(&self.key).await;
+        let mut facts = Facts::of(Some(&self.target.key), engine);
+        let result = engine.stat(&self.target.key).await;
         if let Ok(Some(stat)) = &result {
             facts.size = Some(stat.receipt.size);
             facts.stored_size = Some(stat.receipt.stored_size);
             facts.compression.clone_from(&stat.receipt.compression);
             facts.pending_sync = stat.receipt.pending_sync;
         }
-        Finished { result: result.map_err(CommandError::from).and_then(|stat| super::json(&stat)), facts, held: None }
+        Finished {
+            result: result.map_err(CommandError::from).and_then(|stat| super::json(&stat)),
+            facts: vec![facts],
+            held: None,
+        }
     }
 }

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::arguments::{Kind, Parameter};
+use super::arguments::{Parameter, ParameterKind};
 use super::{
-    Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, Signature, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 use crate::instant::{self, NEVER};
 use crate::json::{Json, typed};
@@ -14,23 +14,27 @@ use crate::storage::{Condition, ContentType, JsonText, Metadata, Reference, Stor
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.store",
     operation: Some("store"),
-    signature: Signature {
+    signature: CallSignature {
         function: "store",
         required: &[
             KEY,
             Parameter::new(
                 "data",
-                Kind::Value,
+                ParameterKind::Value,
                 "Value to store; comes back with its own type. {\"$ref\": \"file:///…\" | \"gs://…\" | \"s3://…\"} names a place to take it from.",
             ),
         ],
-        optional: &[Parameter::new("metadata", Kind::Metadata, "Kept beside the value; 4 KiB of ASCII JSON at most.")],
+        optional: &[Parameter::new(
+            "metadata",
+            ParameterKind::Metadata,
+            "Kept beside the value; 4 KiB of ASCII JSON at most.",
+        )],
         keyword_only: &[
-            Parameter::new("content_type", Kind::Text, "MIME type; by default that of the value's type."),
-            Parameter::new("ttl_seconds", Kind::Seconds, "Seconds until the object stops being there."),
-            Parameter::new("expires_at", Kind::Instant, "When the object stops being there."),
-            Parameter::new("if_absent", Kind::Flag, "Only if the key has no object."),
-            Parameter::new("if_generation", Kind::Text, "Only if the key's object has this generation."),
+            Parameter::new("content_type", ParameterKind::Text, "MIME type; by default that of the value's type."),
+            Parameter::new("ttl_seconds", ParameterKind::Seconds, "Seconds until the object stops being there."),
+            Parameter::new("expires_at", ParameterKind::Instant, "When the object stops being there."),
+            Parameter::new("if_absent", ParameterKind::Flag, "Only if the key has no object."),
+            Parameter::new("if_generation", ParameterKind::Text, "Only if the key's object has this generation."),
         ],
     },
     less: "shorter metadata",
@@ -44,7 +48,7 @@ const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
 
 #[derive(Debug)]
 struct Store {
-    key: Key,
+    target: KeyUse,
     data: Data,
     options: StoreOptions,
 }
@@ -58,7 +62,7 @@ enum Data {
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let key = super::key(&mut arguments)?;
+    let target = KeyUse::write(super::key(&mut arguments)?);
     let options = StoreOptions {
         metadata: metadata(arguments.take("metadata"), &arguments)?,
         content_type: content_type(&mut arguments)?,
@@ -67,7 +71,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
         ..StoreOptions::default()
     };
     let data = data(arguments.take("data"))?;
-    Ok(Box::new(Store { key, data, options }))
+    Ok(Box::new(Store { target, data, options }))
 }
 
 fn data(data: Json) -> Result<Data, CommandError> {
@@ -151,16 +155,12 @@ fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, Comma
 
 #[async_trait]
 impl Command for Store {
-    fn key(&self) -> Option<&Key> {
-        Some(&self.key)
-    }
-
-    fn writes(&self) -> bool {
-        true
+    fn keys(&self) -> &[KeyUse] {
+        std::slice::from_ref(&self.target)
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { key, data, mut options } = *self;
+        let Self { target: KeyUse { key, .. }, data, mut options } = *self;
         options.operation_id = Some(context.operation_id);
         options.redelivered = context.redelivered;
         options.commit_guard = context.commit_guard;
@@ -174,7 +174,7 @@ impl Command for Store {
         }
         Finished {
             result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
-            facts,
+            facts: vec![facts],
             held: None,
         }
     }

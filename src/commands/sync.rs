@@ -2,12 +2,14 @@
 
 use async_trait::async_trait;
 
-use super::{Arguments, Command, CommandError, Context, Definition, Engine, Facts, Finished, Key, Signature, schemas};
+use super::{
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KeyUse, schemas,
+};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.sync",
     operation: Some("sync"),
-    signature: Signature { function: "sync", required: &[], optional: &[], keyword_only: &[] },
+    signature: CallSignature { function: "sync", required: &[], optional: &[], keyword_only: &[] },
     less: "nothing",
     walks: true,
     result: schemas::of::<Sent>,
@@ -30,8 +32,8 @@ fn parse(_arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 
 #[async_trait]
 impl Command for Sync {
-    fn key(&self) -> Option<&Key> {
-        None
+    fn keys(&self) -> &[KeyUse] {
+        &[]
     }
 
     /// What was sent is sent, and a second run would answer another number.
@@ -47,6 +49,6 @@ impl Command for Sync {
             }
         };
         let result = result.map_err(CommandError::from).and_then(|sent| super::json(&sent));
-        Finished { result, facts: Facts::of(None, engine), held: None }
+        Finished { result, facts: vec![Facts::of(None, engine)], held: None }
     }
 }

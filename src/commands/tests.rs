@@ -20,7 +20,7 @@ fn json(text: &str) -> Json {
 /// Reads a call with its keyword arguments, written as a JSON object.
 fn parse(task: &str, kwargs: &str) -> Result<Box<dyn Command>, CommandError> {
     let Json::Object(kwargs) = json(kwargs) else { panic!("no object: {kwargs}") };
-    find(&format!("filestorage.{task}")).unwrap().parse(Vec::new(), kwargs)
+    CommandTable::default().find(&format!("filestorage.{task}")).unwrap().parse(Vec::new(), kwargs)
 }
 
 async fn call(engine: &Engine, task: &str, kwargs: &str) -> Result<serde_json::Value, CommandError> {
@@ -29,7 +29,7 @@ async fn call(engine: &Engine, task: &str, kwargs: &str) -> Result<serde_json::V
 }
 
 /// Calls what must fail: the class of the exception and its arguments.
-async fn refused(engine: &Engine, task: &str, kwargs: &str) -> (Exception, Vec<serde_json::Value>) {
+async fn refused(engine: &Engine, task: &str, kwargs: &str) -> (ExceptionClass, Vec<serde_json::Value>) {
     let error = call(engine, task, kwargs).await.unwrap_err();
     let args = error.args.iter().map(|arg| serde_json::from_str(&arg.compact()).unwrap()).collect();
     (error.exception, args)
@@ -65,11 +65,14 @@ async fn only_what_names_a_place_is_a_reference() {
     }
     for place in ["file:///a/../b", "file://host/a", "FILE:///a%2Fb", "gs://bkt", "s3://bkt/../a"] {
         let error = parse("store", &format!(r#"{{"key":"k","data":{{"$ref":"{place}"}}}}"#)).unwrap_err();
-        assert!(error.exception == Exception::ValueError && error.to_string().starts_with("data: "), "{error}");
+        assert!(error.exception == ExceptionClass::ValueError && error.to_string().starts_with("data: "), "{error}");
         let error = parse("retrieve", &format!(r#"{{"key":"k","destination":"{place}"}}"#)).unwrap_err();
-        assert!(error.exception == Exception::ValueError && error.to_string().starts_with("destination: "), "{error}");
+        assert!(
+            error.exception == ExceptionClass::ValueError && error.to_string().starts_with("destination: "),
+            "{error}"
+        );
     }
-    let secret = r#"{"key":"k","destination":"https://h/o?X-Goog-Signature=hunter2"}"#;
+    let secret = r#"{"key":"k","destination":"https://h/o?X-Goog-CallSignature=hunter2"}"#;
     let error = parse("retrieve", secret).unwrap_err().to_string();
     assert!(error.contains("file:///") && !error.contains("hunter2"), "{error}");
     let error = parse("retrieve", r#"{"key":"k","destination":1}"#).unwrap_err();
@@ -96,7 +99,7 @@ async fn a_file_comes_in_and_goes_out() {
     // What a reply may carry does not concern what goes elsewhere.
     let finished = run(command, &engine, Context { max_reply_bytes: Some(1), ..Context::default() }).await;
     finished.result.unwrap();
-    assert_eq!((finished.facts.size, finished.facts.backend.as_deref()), (Some(7), Some("local")));
+    assert_eq!((finished.facts[0].size, finished.facts[0].backend.as_deref()), (Some(7), Some("local")));
     assert_eq!(fs::read(path("part")).unwrap(), b"byt");
     let none = format!(r#"{{"key":"none","destination":"file://{}"}}"#, path("none"));
     assert_eq!(call(&engine, "retrieve", &none).await.unwrap(), serde_json::Value::Null);
@@ -110,30 +113,30 @@ async fn faults_of_places_are_python_s_own_exceptions() {
     let from = |name: &str| format!(r#"{{"key":"k","data":{{"$ref":"file://{}"}}}}"#, path(name));
     let to = |name: &str| format!(r#"{{"key":"k","destination":"file://{}"}}"#, path(name));
     let gone = "No such file or directory";
-    let missing = |name: &str| (Exception::FileNotFoundError, vec![2.into(), gone.into(), path(name).into()]);
+    let missing = |name: &str| (ExceptionClass::FileNotFoundError, vec![2.into(), gone.into(), path(name).into()]);
     assert_eq!(refused(&engine, "store", &from("none")).await, missing("none"));
     assert_eq!(refused(&engine, "store", &from("none/a")).await, missing("none/a"));
     call(&engine, "store", r#"{"key":"k","data":"value"}"#).await.unwrap();
     assert_eq!(refused(&engine, "retrieve", &to("none/a")).await, missing("none"));
     let (exception, args) = refused(&engine, "store", &from("../up")).await;
-    assert_eq!(exception, Exception::ValueError, "{args:?}");
+    assert_eq!(exception, ExceptionClass::ValueError, "{args:?}");
     let outside = r#"{"key":"k","data":{"$ref":"file:///etc/hostname"}}"#;
     let (exception, args) = refused(&engine, "store", outside).await;
     assert!(
-        exception == Exception::ValueError && args[0].as_str().unwrap().contains("exchange_directories"),
+        exception == ExceptionClass::ValueError && args[0].as_str().unwrap().contains("exchange_directories"),
         "{args:?}"
     );
     assert!(!args[0].as_str().unwrap().contains(root.path().to_str().unwrap()), "{args:?}");
     fs::write(path("file"), "").unwrap();
     let (exception, args) = refused(&engine, "store", &from("file/a")).await;
-    assert_eq!((exception, &args[0], &args[2]), (Exception::OsError, &20.into(), &path("file/a").into()));
+    assert_eq!((exception, &args[0], &args[2]), (ExceptionClass::OsError, &20.into(), &path("file/a").into()));
     for (task, call) in [
         ("store", r#"{"key":"k","data":{"$ref":"gs://bkt/a"}}"#),
         ("retrieve", r#"{"key":"k","destination":"s3://bkt/a"}"#),
     ] {
         let (exception, args) = refused(&engine, task, call).await;
         assert!(
-            exception == Exception::PermissionError && args[1].as_str().unwrap().contains("exchange_buckets"),
+            exception == ExceptionClass::PermissionError && args[1].as_str().unwrap().contains("exchange_buckets"),
             "{args:?}"
         );
     }
@@ -211,7 +214,7 @@ async fn sync_counts_what_has_reached_the_bucket() {
     }
     call(&engine, "delete", r#"{"key":"gone"}"#).await.unwrap();
     let (exception, _) = refused(&engine, "sync", "{}").await;
-    assert_eq!(exception, Exception::StorageUnavailable);
+    assert_eq!(exception, ExceptionClass::StorageUnavailable);
     bucket.away.store(false, Ordering::Relaxed);
     assert!(parse("sync", "{}").unwrap().writes());
     assert_eq!(call(&engine, "sync", "{}").await.unwrap(), 3);
@@ -253,14 +256,14 @@ async fn a_signed_url_says_what_it_is_good_for() {
         r#"{"key":"k","expires_in":-1}"#,
         r#"{"key":"../k"}"#,
     ] {
-        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, Exception::ValueError, "{kwargs}");
+        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, ExceptionClass::ValueError, "{kwargs}");
     }
     for kwargs in [r#"{"key":"k","method":1}"#, r#"{"key":"k","expires_in":1.5}"#, r#"{"key":"k","expires_in":true}"#] {
-        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, Exception::TypeError, "{kwargs}");
+        assert_eq!(parse("signed_url", kwargs).unwrap_err().exception, ExceptionClass::TypeError, "{kwargs}");
     }
     let (_root, local) = site();
     let (exception, args) = refused(&local, "signed_url", r#"{"key":"k"}"#).await;
-    assert!(exception == Exception::ValueError && args[0].as_str().unwrap().contains("bucket"), "{args:?}");
+    assert!(exception == ExceptionClass::ValueError && args[0].as_str().unwrap().contains("bucket"), "{args:?}");
 }
 
 #[tokio::test]

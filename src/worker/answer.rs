@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 
 use super::event::EventData;
 use crate::celery::error::Exception;
+use crate::commands::Facts;
 use crate::json::{self, Json};
 
 /// How a command ended, for its caller.
@@ -16,13 +17,17 @@ pub(super) enum Outcome {
     Failure(Exception),
 }
 
-/// An outcome and the event that tells of it.
+/// An outcome and the events that tell of it.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) outcome: Outcome,
+    /// The first event.
     pub(super) event: Option<EventData>,
+    /// What the other events of a command of several keys tell instead of the first one's facts.
+    pub(super) more: Vec<Facts>,
 }
 
+/// How an answer stands in the journal. An earlier worker on the same folder reads it as well, without the events of further keys.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
@@ -30,6 +35,9 @@ struct Kept {
     #[serde(skip_serializing_if = "Option::is_none")]
     exception: Option<KeptException>,
     event: Option<EventData>,
+    /// The first fact stands in the event, and so it is written as it was when a command had one key at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    more: Vec<Facts>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,20 +56,18 @@ impl Answer {
     /// Writes the answer as one line of JSON; `None` for a result that is not plain JSON, which no write returns.
     pub(super) fn write(&self) -> Option<String> {
         let raw = |text: String| RawValue::from_string(text).ok();
-        let kept = match &self.outcome {
-            Outcome::Success(result) => {
-                Kept { result: Some(raw(result.clone())?), exception: None, event: self.event.clone() }
-            }
-            Outcome::Failure(exception) => Kept {
-                result: None,
-                exception: Some(KeptException {
+        let (result, exception) = match &self.outcome {
+            Outcome::Success(result) => (Some(raw(result.clone())?), None),
+            Outcome::Failure(exception) => {
+                let kept = KeptException {
                     module: exception.exc_module().to_owned(),
                     name: exception.exc_type().to_owned(),
                     args: raw(Json::Array(exception.args().to_vec()).compact())?,
-                }),
-                event: self.event.clone(),
-            },
+                };
+                (None, Some(kept))
+            }
         };
+        let kept = Kept { result, exception, event: self.event.clone(), more: self.more.clone() };
         serde_json::to_string(&kept).ok()
     }
 
@@ -76,7 +82,7 @@ impl Answer {
             },
             _ => return None,
         };
-        Some(Self { outcome, event: kept.event })
+        Some(Self { outcome, event: kept.event, more: kept.more })
     }
 }
 
@@ -93,7 +99,7 @@ mod tests {
             Outcome::Failure(Exception::os_error(28, "No space left on device", "a\"b")),
             Outcome::Failure(Exception::custom("filestorage.exceptions", "PreconditionFailed", vec!["x".into()])),
         ] {
-            let text = Answer { outcome: outcome.clone(), event: None }.write().unwrap();
+            let text = Answer { outcome: outcome.clone(), event: None, more: Vec::new() }.write().unwrap();
             assert!(!text.contains('\n'));
             assert_eq!(Answer::read(&text).unwrap().outcome, outcome);
         }

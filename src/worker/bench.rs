@@ -40,7 +40,7 @@ impl Bench {
     /// Says of our own queues that something for them is held back.
     pub(super) fn hold_back(&mut self, parcel: &mut Parcel, reason: &str) {
         // An event that was sent and is still owed was not taken.
-        let events = parcel.told && parcel.event.is_some();
+        let events = parcel.told > 0 && !parcel.events.is_empty();
         let queues =
             [(Component::DeadQueue, DEAD_QUEUE, parcel.owes(Role::Dead)), (Component::Events, METRICS_QUEUE, events)];
         for (component, queue, _) in queues.into_iter().filter(|(.., owes)| *owes) {

@@ -23,7 +23,7 @@ use crate::celery::message::{Message, Origin};
 use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, State};
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
-use crate::commands::{self, Command, Definition, Facts, Held, Key, Redelivered};
+use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
 use crate::json::Json;
 use crate::telemetry::CommandOutcome;
 
@@ -70,8 +70,8 @@ impl Case {
 pub(super) struct Job {
     pub(super) case: Case,
     pub(super) definition: &'static Definition,
-    /// By which it is ordered.
-    pub(super) key: Option<Key>,
+    /// By which it is ordered. Of one that was not read, whether it writes them is not known.
+    pub(super) keys: Keys,
     pub(super) writes: bool,
     pub(super) work: Work,
     /// What counts for it on the budget.
@@ -99,8 +99,8 @@ pub(super) enum Work {
 }
 
 impl schedule::Job for Job {
-    fn key(&self) -> Option<&Key> {
-        self.key.as_ref()
+    fn keys(&self) -> &[KeyUse] {
+        &self.keys
     }
 
     fn is_suspect(&self) -> bool {
@@ -140,6 +140,7 @@ pub(super) enum End<'a> {
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) reader: Reader,
+    commands: CommandTable,
     replies: ReplyOptions,
     canvas: CanvasOptions,
     extended: bool,
@@ -160,7 +161,9 @@ impl Desk {
             reader: Reader::new(
                 ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
                 options.result_extended.then(|| options.node.clone()),
+                options.commands,
             ),
+            commands: options.commands,
             replies: ReplyOptions {
                 worker: options.node.clone(),
                 pid: std::process::id(),
@@ -215,7 +218,7 @@ impl Desk {
         let kept = self.kept(&request, &message, &origin);
         let mut case = Case { ticket, request, extended, identity, sent, received: Instant::now(), kept };
 
-        let Some(definition) = commands::find(&case.request.task) else {
+        let Some(definition) = self.commands.find(&case.request.task) else {
             case.extended = self.extended.then(Extended::unregistered);
             let exception = Exception::not_registered(&case.request.task);
             return self.unrunnable(case, exception, "not-registered", &message, &origin, inflow);
@@ -249,8 +252,8 @@ impl Desk {
         if let Err(unsupported) = canvas::check(&case.request) {
             return self.unrunnable(case, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
         }
-        let (key, writes, work) = match call {
-            Call::Read(Ok(command)) => (command.key().cloned(), command.writes(), Work::Run(command)),
+        let (keys, writes, work) = match call {
+            Call::Read(Ok(command)) => (Keys::of(command.keys()), command.writes(), Work::Run(command)),
             Call::Read(Err(error)) => return self.misused(definition, case, error),
             // Until it is read, nobody knows.
             Call::Later | Call::Unknown => {
@@ -264,7 +267,7 @@ impl Desk {
                 );
             }
         };
-        Decision::Run(Box::new(Job { key, writes, work, ..self.job(case, definition, again, &recall) }))
+        Decision::Run(Box::new(Job { keys, writes, work, ..self.job(case, definition, again, &recall) }))
     }
 
     /// Keeps the message where what follows the command may turn out too large to be sent.
@@ -279,7 +282,7 @@ impl Desk {
         Job {
             case,
             definition,
-            key: None,
+            keys: Keys::None,
             writes: true,
             work: Work::Reading,
             held: None,
@@ -295,7 +298,7 @@ impl Desk {
     fn misused(&self, definition: &Definition, case: Case, error: commands::CommandError) -> Decision {
         let outcome = Outcome::Failure(exception(error));
         let event = self.event(definition, &case, &outcome, Facts::default(), 0.0);
-        let answer = Answer { outcome, event };
+        let answer = Answer { outcome, event, more: Vec::new() };
         Decision::End(Box::new(self.close(case, &End::Answered(&answer))), CommandOutcome::Failed)
     }
 
@@ -363,7 +366,7 @@ impl Desk {
             reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
         };
         match end {
-            End::Answered(Answer { outcome: Outcome::Success(result), event }) => {
+            End::Answered(answered @ Answer { outcome: Outcome::Success(result), .. }) => {
                 // Ids are derived, so that a repeated answer repeats them.
                 let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&identity));
                 match follow {
@@ -383,12 +386,12 @@ impl Desk {
                     }
                     Err(unsupported) => parcel.then.extend(answer(&State::Failure(&unsupported.exception()))),
                 }
-                self.tell(&mut parcel, &request, &identity, event.as_ref(), now);
+                self.tell(&mut parcel, &request, &identity, answered, now);
             }
-            End::Answered(Answer { outcome: Outcome::Failure(exception), event }) => {
+            End::Answered(answered @ Answer { outcome: Outcome::Failure(exception), .. }) => {
                 parcel.then.extend(answer(&State::Failure(exception)));
                 self.after_failure(&mut parcel, &request, &identity, exception, kept.as_deref(), now);
-                self.tell(&mut parcel, &request, &identity, event.as_ref(), now);
+                self.tell(&mut parcel, &request, &identity, answered, now);
             }
             End::Expired => parcel.then.extend(answer(&State::Revoked(Revocation::Expired))),
             End::Unrunnable { exception, reason, message, origin } => {
@@ -440,20 +443,15 @@ impl Desk {
         why
     }
 
-    fn tell(
-        &self,
-        parcel: &mut Parcel,
-        request: &TaskRequest,
-        identity: &Identity,
-        event: Option<&EventData>,
-        now: Timestamp,
-    ) {
-        let Some(data) = event else { return };
-        let event = Event::new(data, identity.digest, now);
+    fn tell(&self, parcel: &mut Parcel, request: &TaskRequest, identity: &Identity, answer: &Answer, now: Timestamp) {
+        let Some(data) = &answer.event else { return };
+        let events = Event::all(data, &answer.more, identity.digest, now);
         if let Some(queue) = &request.metrics_reply_to {
-            parcel.then.push((Role::Notice, event.to_queue(queue)));
+            parcel.then.extend(events.iter().map(|event| (Role::Notice, event.to_queue(queue))));
         }
-        parcel.event = self.events.then_some(event);
+        if self.events {
+            parcel.events = events;
+        }
     }
 
     /// Makes the STARTED reply where tracking is on and somebody listens.
@@ -478,13 +476,13 @@ impl Desk {
         }
     }
 
-    /// Turns what a command returned into its answer.
+    /// Turns what a command returned into its answer, with an event for each of its facts.
     pub(super) fn answer(
         &self,
         definition: &'static Definition,
         case: &Case,
         result: Result<String, Exception>,
-        facts: Facts,
+        facts: Vec<Facts>,
         duration: Duration,
     ) -> Answer {
         let outcome = match result {
@@ -497,8 +495,11 @@ impl Desk {
             Ok(text) => Outcome::Success(text),
             Err(exception) => Outcome::Failure(exception),
         };
-        let event = self.event(definition, case, &outcome, facts, duration.as_secs_f64());
-        Answer { outcome, event }
+        let mut facts = facts.into_iter();
+        let first = facts.next().unwrap_or_default();
+        let event = self.event(definition, case, &outcome, first, duration.as_secs_f64());
+        let more = if event.is_some() { facts.collect() } else { Vec::new() };
+        Answer { outcome, event, more }
     }
 
     fn event(

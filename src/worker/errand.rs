@@ -15,7 +15,7 @@ use crate::broker::{
 use crate::celery::body;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
-use crate::commands::{Budget, Held, Key};
+use crate::commands::{Budget, Held, Keys};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
@@ -40,8 +40,8 @@ pub(super) enum Errand {
     Again(Vec<Parcel>),
     /// Look at this one again: somebody else ran it.
     Reconsider(Box<Job>),
-    /// This is ordered by that key.
-    Found(Box<Delivery>, Option<Key>),
+    /// This is ordered by these keys; `None` when it must be read to know them.
+    Found(Box<Delivery>, Option<Keys>),
     /// This was read.
     Opened(Box<Delivery>, Box<Read>),
     /// Nobody will ever take this part of it.
@@ -120,19 +120,19 @@ pub(super) async fn hold(mut parcel: Parcel) -> Errand {
     Errand::Again(vec![parcel])
 }
 
-/// Searches a message for the key by which it is ordered.
+/// Searches a message for the keys by which it is ordered.
 pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Errand {
     // What is in another encoding is decoded whole.
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.begin_when_free(need).await) };
     let searched = tokio::task::spawn_blocking(move || {
-        let key = reader.search(&delivery.message);
+        let keys = reader.search(&delivery.message);
         drop(held);
-        (key, delivery)
+        (keys, delivery)
     });
     match searched.await {
-        Ok((key, delivery)) => Errand::Found(delivery, key),
-        Err(error) => Errand::Lost(format!("searching a message for its key: {error}")),
+        Ok((keys, delivery)) => Errand::Found(delivery, keys),
+        Err(error) => Errand::Lost(format!("searching a message for its keys: {error}")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Metric events: one CloudEvent for every finished storage operation.
+//! Metric events: one CloudEvent for every finished storage operation, and one for each key of a command of several.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ pub(super) struct EventData {
 pub(super) struct CloudEvent<'a> {
     /// `1.0`.
     specversion: &'a str,
-    /// Derived from the command's identity (task id, body and so on) and the outcome: a copy of an event has the same.
+    /// Derived from the command's identity, the outcome, and which of its keys the event is about: a copy of an event has the same.
     id: String,
     /// The worker, as `/filestorage/<node>`.
     source: String,
@@ -91,6 +91,8 @@ pub(super) struct CloudEvent<'a> {
 pub(super) struct Event {
     /// `<operation>.<outcome>`.
     pub(super) routing_key: String,
+    /// The broker has it, or will never take it.
+    pub(super) is_over: bool,
     json: String,
 }
 
@@ -102,10 +104,23 @@ pub fn event_schema() -> serde_json::Value {
 }
 
 impl Event {
-    /// Writes the event of a finished operation.
-    pub(super) fn new(data: &EventData, command: Digest, at: Timestamp) -> Self {
+    /// Writes the events of a finished operation: one that tells `data`, and one for each of the facts of further keys.
+    pub(super) fn all(data: &EventData, more: &[Facts], command: Digest, at: Timestamp) -> Vec<Self> {
+        let first = Self::new(data, command, 0, at);
+        let others = more.iter().zip(1..).map(|(facts, number)| {
+            let data = EventData { facts: facts.clone(), ..data.clone() };
+            Self::new(&data, command, number, at)
+        });
+        std::iter::once(first).chain(others).collect()
+    }
+
+    /// Writes the event with this number among those of its command, from 0.
+    fn new(data: &EventData, command: Digest, number: usize, at: Timestamp) -> Self {
         let routing_key = format!("{}.{}", data.operation, data.outcome.as_str());
-        let name = format!("{command}/{}", data.outcome.as_str());
+        let name = match number {
+            0 => format!("{command}/{}", data.outcome.as_str()),
+            number => format!("{command}/{}/{number}", data.outcome.as_str()),
+        };
         let event = CloudEvent {
             specversion: "1.0",
             id: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes()).to_string(),
@@ -118,7 +133,7 @@ impl Event {
         };
         // Structs, strings and numbers only: cannot fail to serialize.
         let json = serde_json::to_string(&event).unwrap_or_default();
-        Self { routing_key, json }
+        Self { routing_key, is_over: false, json }
     }
 
     /// Returns where it is published.
@@ -184,7 +199,7 @@ mod tests {
         let now = Timestamp::UNIX_EPOCH;
         let event = |body: &'static str, outcome| {
             let message = Message { body: body.into(), ..Message::default() };
-            Event::new(&data("1", outcome), Identity::of(&message, false).digest, now)
+            Event::new(&data("1", outcome), Identity::of(&message, false).digest, 0, now)
         };
         let first = event("x", EventOutcome::Succeeded);
         let again = event("x", EventOutcome::Succeeded);

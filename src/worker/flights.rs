@@ -46,7 +46,7 @@ impl Flights {
         outbox.next_apart(&self.lanes).filter(|_| self.lanes.len() < LANES)
     }
 
-    /// Sends the next batch, if one may leave; events of at most `events` parcels share a message (0: no events at all).
+    /// Sends the next batch, if one may leave; at most `events` events share a message (0: no events at all).
     pub(super) fn launch(&mut self, outbox: &mut Outbox, silences: &Silences, publisher: Publisher, events: usize) {
         if self.is_clear() && outbox.has_next() {
             let (batch, publications) = outbox.take(BATCH, events);

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueType, Session};
-use crate::commands::{Budget, Engine, Spool};
+use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
 use bench::Bench;
@@ -54,6 +54,8 @@ const SECOND_LOOK: Duration = Duration::from_secs(5);
 pub struct WorkerOptions {
     /// Node name, `filestorage@host`; unique in a virtual host.
     pub node: String,
+    /// The tasks it runs.
+    pub commands: CommandTable,
     /// Queues to consume.
     pub queues: Vec<String>,
     /// Where follow-ups go whose signature names no queue.

@@ -1,7 +1,7 @@
 //! What must be confirmed by the broker before a delivery may be acknowledged.
 //!
 //! Parcels that end while the previous batch is being confirmed leave together: replies, follow-ups, dead copies, and
-//! the events, of which those with one routing key share a message.
+//! the events, of which those with one routing key share messages.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -68,14 +68,14 @@ pub(super) struct Parcel {
     last: Vec<(Role, Publication)>,
     /// What is kept instead of follow-ups whose size the broker refuses: the answer stands then.
     pub(super) spare: Option<Box<Publication>>,
-    /// The metric event.
-    pub(super) event: Option<Event>,
-    /// So does the event.
+    /// The metric events, all of one routing key.
+    pub(super) events: Vec<Event>,
+    /// So do the events.
     event_last: bool,
     /// The reply is out: another one would contradict it.
     pub(super) replied: bool,
-    /// There was one; for counting.
-    pub(super) told: bool,
+    /// How many events were sent; for counting.
+    pub(super) told: usize,
     /// How often something of it came back.
     pub(super) tries: u8,
     /// How often in a row something of it was not confirmed in time.
@@ -104,10 +104,10 @@ impl Parcel {
             then: Vec::new(),
             last: Vec::new(),
             spare: None,
-            event: None,
+            events: Vec::new(),
             event_last: false,
             replied: false,
-            told: false,
+            told: 0,
             tries: 0,
             unconfirmed: 0,
             nacked: 0,
@@ -200,7 +200,7 @@ impl Parcel {
     /// left to be sent next.
     fn part(&mut self, silences: &Silences) -> Option<Address> {
         self.join();
-        self.event_last = self.event.as_ref().is_some_and(|event| silences.contains(&event.address()));
+        self.event_last = self.events.first().is_some_and(|event| silences.contains(&event.address()));
         if !self.first.is_empty() {
             // What follows a task leaves before its answer, whatever becomes of it.
             let mut addresses = self.first.iter().map(|(_, publication)| &publication.address);
@@ -208,13 +208,13 @@ impl Parcel {
         }
         let silent = |(_, publication): &mut (Role, Publication)| silences.contains(&publication.address);
         self.last.extend(self.then.extract_if(.., silent));
-        if !self.then.is_empty() || self.event.is_some() && !self.event_last {
+        if !self.then.is_empty() || !self.events.is_empty() && !self.event_last {
             return None;
         }
         // One silent address at a time.
         let Some((_, publication)) = self.last.first() else {
             self.event_last = false;
-            return self.event.as_ref().map(Event::address);
+            return self.events.first().map(Event::address);
         };
         let address = publication.address.clone();
         let same = |(_, publication): &mut (Role, Publication)| publication.address == address;
@@ -227,7 +227,7 @@ impl Parcel {
         self.first.iter().chain(&self.last).any(|(owed, _)| *owed == role)
     }
 
-    /// Owes nothing more but what has this role, and its event.
+    /// Owes nothing more but what has this role, and its events.
     pub(super) fn keep_only(&mut self, role: Role) {
         for stage in [&mut self.first, &mut self.then, &mut self.last] {
             stage.retain(|(owed, _)| *owed == role);
@@ -235,7 +235,7 @@ impl Parcel {
     }
 
     fn is_done(&self) -> bool {
-        self.last.is_empty() && self.first.is_empty() && self.then.is_empty() && self.event.is_none()
+        self.last.is_empty() && self.first.is_empty() && self.then.is_empty() && self.events.is_empty()
     }
 }
 
@@ -266,8 +266,8 @@ pub(super) struct Batch {
 enum Slot {
     /// The parcel's own; kept where it is sent again when it comes back.
     Own { parcel: usize, role: Role, kept: Option<Box<Publication>> },
-    /// Everyone's whose event is in it.
-    Events(Vec<usize>),
+    /// Everyone's of whom an event is in it, and which one.
+    Events(Vec<(usize, usize)>),
 }
 
 /// What the broker's answers to a batch leave to be done.
@@ -283,7 +283,7 @@ pub(super) struct Answered {
     pub(super) unrouted: Vec<(Parcel, Role)>,
     /// Refused for good; the broker's words.
     pub(super) refused: Vec<(Parcel, Role, String)>,
-    /// Parcels whose event came back unrouted.
+    /// Parcels of which an event came back unrouted.
     pub(super) unheard: Vec<Parcel>,
     /// The silent address this went to.
     pub(super) lane: Option<Address>,
@@ -368,8 +368,8 @@ impl Outbox {
         (Batch { lane: Some(lane), ..batch }, publications)
     }
 
-    /// Takes out up to `limit` parcels and what they owe first; events of at most `events` parcels share a message
-    /// (0: no events at all).
+    /// Takes out up to `limit` parcels and what they owe first; at most `events` events share a message (0: no
+    /// events at all).
     pub(super) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
         let count = self.waiting.len().min(limit);
         pack(self.waiting.drain(..count).collect(), events)
@@ -382,7 +382,7 @@ fn pack(mut parcels: Vec<Parcel>, events: usize) -> (Batch, Vec<Publication>) {
     let mut publications = Vec::with_capacity(parcels.len() * 2);
     // Without a message to share, events are off: they are delivered to nobody.
     let events_on = events > 0;
-    let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<(usize, usize)>> = BTreeMap::new();
     for (index, parcel) in parcels.iter_mut().enumerate() {
         let stage = if parcel.first.is_empty() { &mut parcel.then } else { &mut parcel.first };
         for (role, publication) in stage.drain(..) {
@@ -395,17 +395,20 @@ fn pack(mut parcels: Vec<Parcel>, events: usize) -> (Batch, Vec<Publication>) {
         }
         if parcel.then.is_empty() {
             if !events_on {
-                parcel.event = None;
+                parcel.events.clear();
             }
-            if let Some(event) = parcel.event.as_ref().filter(|_| !parcel.event_last) {
-                parcel.told = true;
-                groups.entry(event.routing_key.clone()).or_default().push(index);
+            if !parcel.event_last {
+                // After a part was confirmed, the rest is sent again.
+                parcel.told = parcel.told.max(parcel.events.len());
+                for (number, event) in parcel.events.iter().enumerate() {
+                    groups.entry(event.routing_key.clone()).or_default().push((index, number));
+                }
             }
         }
     }
     for members in groups.into_values() {
         for group in members.chunks(events) {
-            let joined: Vec<&Event> = group.iter().filter_map(|&index| parcels[index].event.as_ref()).collect();
+            let joined: Vec<&Event> = group.iter().map(|&(index, number)| &parcels[index].events[number]).collect();
             if let Some(publication) = Event::join(&joined) {
                 publications.push(publication);
                 slots.push(Slot::Events(group.to_vec()));
@@ -488,33 +491,36 @@ impl Batch {
                     verdicts[parcel].worsen(verdict);
                 }
                 Slot::Events(members) => match answer {
-                    Ok(Confirmation::Routed) => members.iter().for_each(|&member| self.parcels[member].event = None),
+                    Ok(Confirmation::Routed) => {
+                        members.iter().for_each(|&(member, number)| self.parcels[member].events[number].is_over = true);
+                    }
                     Ok(Confirmation::Returned { .. }) => {
-                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Unheard));
+                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Unheard));
                     }
                     Err(PublishError::Unconfirmed(publication)) if lane.is_none() => {
                         let reason = unconfirmed(&publication.address);
-                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost(reason.clone())));
+                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Lost(reason.clone())));
                         answered.lost = Some(reason);
                     }
                     Err(PublishError::Nacked(_) | PublishError::Unconfirmed(_)) => {
                         let is_nack = matches!(answer, Err(PublishError::Nacked(_)));
-                        members.iter().for_each(|&member| nacked[member] |= is_nack);
+                        members.iter().for_each(|&(member, _)| nacked[member] |= is_nack);
                         let held = || Verdict::Held("the queue of events takes none now".to_owned());
-                        members.iter().for_each(|&member| verdicts[member].worsen(held()));
+                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(held()));
                     }
                     Err(PublishError::Refused { code, text }) => {
-                        members.iter().for_each(|&member| self.parcels[member].event = None);
+                        members.iter().for_each(|&(member, number)| self.parcels[member].events[number].is_over = true);
                         answered.events_refused = Some(format!("{code} {text}"));
                     }
                     Err(PublishError::Lost(reason)) => {
-                        members.iter().for_each(|&member| verdicts[member].worsen(Verdict::Lost(reason.clone())));
+                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Lost(reason.clone())));
                         answered.lost = Some(reason);
                     }
                 },
             }
         }
         for ((mut parcel, verdict), nacked) in self.parcels.into_iter().zip(verdicts).zip(nacked) {
+            parcel.events.retain(|event| !event.is_over);
             let is_held = matches!(verdict, Verdict::Held(_));
             parcel.nacked = if is_held && nacked { parcel.nacked.saturating_add(1) } else { 0 };
             parcel.unconfirmed =

@@ -5,8 +5,10 @@ use crate::celery::message::{Message, Origin};
 use crate::celery::read;
 use crate::celery::reply::Extended;
 use crate::celery::request::{self, ReadOptions, TaskRequest, Unreadable};
-use crate::celery::scan::{self, Found, Scan};
-use crate::commands::{self, Command, CommandError, Held, Key};
+use crate::celery::scan::{self, Found, Scan, Sought};
+use crate::commands::{
+    Command, CommandError, CommandTable, Definition, Held, Key, KeyArgument, KeyPlaces, KeyUse, Keys,
+};
 
 /// Bytes of a text up to which it is read at once; what is larger is read when its turn comes.
 pub(super) const SMALL: usize = 64 * 1024;
@@ -21,6 +23,7 @@ pub(super) struct Reader {
     options: ReadOptions,
     /// The worker's name, where replies repeat arguments.
     extended: Option<String>,
+    commands: CommandTable,
 }
 
 /// A message that is a task.
@@ -48,11 +51,11 @@ pub(super) enum Call {
 pub(super) enum Size {
     /// It is read at once and takes so many bytes then.
     Small(u64),
-    /// It is read when its turn comes; it is ordered by this key.
-    Large(Option<Key>),
-    /// So is this one, once its key was searched for.
+    /// It is read when its turn comes; it is ordered by these keys.
+    Large(Keys),
+    /// So is this one, once its keys were searched for.
     Hidden,
-    /// All that is known of it stands in its body.
+    /// It is read before anything behind it: all that is known of it stands in its body, or its keys are not found without that.
     Old,
 }
 
@@ -65,8 +68,8 @@ pub(super) enum Reading {
 }
 
 impl Reader {
-    pub(super) const fn new(options: ReadOptions, extended: Option<String>) -> Self {
-        Self { options, extended }
+    pub(super) const fn new(options: ReadOptions, extended: Option<String>, commands: CommandTable) -> Self {
+        Self { options, extended, commands }
     }
 
     /// Reads a message whole.
@@ -78,7 +81,7 @@ impl Reader {
     pub(super) fn outline(&self, message: &Message) -> Option<Result<Opened, Unreadable>> {
         let request = read::outline(message, &self.options)?;
         Some(request.map(|request| {
-            let call = if commands::find(&request.task).is_some() { Call::Later } else { Call::Unknown };
+            let call = if self.commands.find(&request.task).is_some() { Call::Later } else { Call::Unknown };
             Opened { request, extended: None, call }
         }))
     }
@@ -86,7 +89,7 @@ impl Reader {
     fn opened(&self, mut request: TaskRequest, origin: &Origin) -> Opened {
         let extended = self.extended.as_deref().map(|worker| Extended::of(&request, origin, worker));
         let (args, kwargs) = (std::mem::take(&mut request.args), std::mem::take(&mut request.kwargs));
-        let definition = commands::find(&request.task);
+        let definition = self.commands.find(&request.task);
         let call = definition.map_or(Call::Unknown, |definition| Call::Read(definition.parse(args, kwargs)));
         Opened { request, extended, call }
     }
@@ -107,26 +110,37 @@ impl Reader {
     /// Tells by what a message is ordered that is not read at once.
     pub(super) fn large(&self, message: &Message, beginning: Option<&[u8]>) -> Size {
         let Some(Ok(outline)) = self.outline(message) else {
-            return if message.headers.get("task").is_some() { Size::Large(None) } else { Size::Old };
+            return if message.headers.get("task").is_some() { Size::Large(Keys::None) } else { Size::Old };
         };
-        let Some(name) = commands::find(&outline.request.task).and_then(commands::Definition::key_name) else {
-            return Size::Large(None);
-        };
-        match Scan::new(name).push(beginning.unwrap_or_default()) {
-            Found::Text(text) => Size::Large(Key::parse(text).ok()),
-            Found::Nothing => Size::Large(None),
-            Found::Unread => Size::Hidden,
+        match self.places(&outline.request.task) {
+            KeyPlaces::Nowhere => Size::Large(Keys::None),
+            KeyPlaces::Anywhere => Size::Old,
+            KeyPlaces::Arguments(arguments) => {
+                match Scan::new(&sought(&arguments)).push(beginning.unwrap_or_default()) {
+                    Found::Texts(texts) => Size::Large(keys(texts)),
+                    Found::Unread => Size::Hidden,
+                    Found::TooMany => Size::Old,
+                }
+            }
         }
     }
 
-    /// Searches a whole message for the key by which it is ordered. Takes its time.
-    pub(super) fn search(&self, message: &Message) -> Option<Key> {
-        let task = request::peek(message).task?;
-        let name = commands::find(task)?.key_name()?;
-        match body::search(message, name, self.options.limits.max_body_bytes) {
-            Found::Text(text) => Key::parse(&text).ok(),
-            Found::Nothing | Found::Unread => None,
+    /// Searches a whole message for the keys by which it is ordered; `None` when they are told only once it is read. Takes its time.
+    pub(super) fn search(&self, message: &Message) -> Option<Keys> {
+        match self.places(request::peek(message).task.unwrap_or_default()) {
+            KeyPlaces::Nowhere => Some(Keys::None),
+            KeyPlaces::Anywhere => None,
+            KeyPlaces::Arguments(arguments) => {
+                match body::search(message, &sought(&arguments), self.options.limits.max_body_bytes) {
+                    Found::Texts(texts) => Some(keys(&texts)),
+                    Found::Unread | Found::TooMany => None,
+                }
+            }
         }
+    }
+
+    fn places(&self, task: &str) -> KeyPlaces {
+        self.commands.find(task).map_or(KeyPlaces::Nowhere, Definition::key_places)
     }
 
     /// Returns how many bytes must be reserved before a message is read, beside those of its body.
@@ -172,7 +186,87 @@ impl Reader {
     }
 }
 
+/// Names to the search the arguments that hold keys.
+fn sought(arguments: &[KeyArgument]) -> Vec<Sought> {
+    arguments.iter().map(|&KeyArgument { position, name, is_list }| Sought { position, name, is_list }).collect()
+}
+
+/// Gathers the keys among texts; what is no key is none that others could name. Until the command is read, each may be written.
+fn keys(texts: &[String]) -> Keys {
+    let keys: Vec<KeyUse> = texts.iter().filter_map(|text| Key::parse(text).ok()).map(KeyUse::write).collect();
+    Keys::of(&keys)
+}
+
 /// Returns how many bytes a text's values may take, and what is made of them.
 fn cost(text: &[u8]) -> u64 {
     2 * text.len() as u64 + VALUE * (scan::values(text) as u64).min(MOST_VALUES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::celery::message::{Field, Properties};
+    use crate::commands::{Arguments, CallSignature, Parameter, ParameterKind};
+
+    static LISTED: Definition = Definition {
+        task: "test.listed",
+        operation: None,
+        signature: CallSignature {
+            function: "listed",
+            required: &[
+                Parameter::new("into", ParameterKind::Key, ""),
+                Parameter::new("keys", ParameterKind::Keys, ""),
+            ],
+            optional: &[Parameter::new("other", ParameterKind::Key, "")],
+            keyword_only: &[Parameter::new("last", ParameterKind::Key, "")],
+        },
+        less: "",
+        walks: false,
+        result: || serde_json::Value::Null,
+        parse: |_: Arguments| Err(CommandError::type_error("it is not run")),
+    };
+
+    static TABLE: &[&Definition] = &[&LISTED];
+
+    fn message(body: &str) -> Message {
+        let headers = [("task", "test.listed"), ("id", "1")];
+        Message {
+            headers: headers.map(|(name, text)| (name.to_owned(), Field::from(text))).into_iter().collect(),
+            properties: Properties {
+                content_type: Some("application/json".into()),
+                content_encoding: Some("utf-8".into()),
+                ..Properties::default()
+            },
+            body: body.to_owned().into(),
+        }
+    }
+
+    fn all(names: &[&str]) -> Keys {
+        keys(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_large_call_is_ordered_by_all_keys_it_names() {
+        let reader = Reader::new(ReadOptions::default(), None, CommandTable(TABLE));
+        let value = "x".repeat(SMALL);
+        let size = |body: &str| reader.size(&message(body));
+        assert!(matches!(size(r#"[["a", ["b"]], {}, {}]"#), Size::Small(_)));
+        let early =
+            format!(r#"[["a", ["b", "c", "b", "no//key"]], {{"last": "d", "other": "a", "v": "{value}"}}, {{}}]"#);
+        assert_eq!(size(&early), Size::Large(all(&["a", "b", "c", "d"])), "each once, and what is no key is none");
+        let late = format!(r#"[["a", ["b"]], {{"v": "{value}", "other": "c"}}, {{}}]"#);
+        assert_eq!(size(&late), Size::Hidden, "more may come behind the value");
+        assert_eq!(reader.search(&message(&late)), Some(all(&["a", "b", "c"])));
+        let many = vec!["\"k\""; 200_000].join(",");
+        let many = message(&format!(r#"[["a", [{many}]], {{}}, {{}}]"#));
+        assert_eq!(reader.size(&many), Size::Hidden);
+        assert_eq!(
+            reader.search(&many),
+            None,
+            "so many are not gathered beside the body: it is read before what came behind it"
+        );
+        let mut unknown = message(&early);
+        unknown.headers.set("task", "test.unknown".into());
+        assert_eq!((reader.size(&unknown), reader.search(&unknown)), (Size::Large(Keys::None), Some(Keys::None)));
+    }
 }

@@ -1,13 +1,14 @@
 //! Which command runs next: permits, order per key, suspects alone, few that walk over everything.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-use crate::commands::Key;
+use crate::commands::{Key, KeyUse};
 
 /// What the schedule needs to know of a job.
 pub(super) trait Job {
-    /// The key whose jobs run one after another.
-    fn key(&self) -> Option<&Key>;
+    /// The keys on each of which jobs run one after another; each of them once, and always the same.
+    fn keys(&self) -> &[KeyUse];
     /// Whether nothing else may run beside it.
     fn is_suspect(&self) -> bool;
     /// Whether it goes through many objects.
@@ -17,7 +18,29 @@ pub(super) trait Job {
 /// The part of the permits that jobs may have which go through many objects.
 const WALKERS: usize = 4;
 
+/// What waits in the line of a key.
+#[derive(Debug)]
+enum Waiter<J> {
+    /// A job that has no other key.
+    Whole(J),
+    /// One of the keys of the job with this number.
+    Part(u64),
+}
+
+/// A job of several keys that is not the first in each of its lines yet.
+#[derive(Debug)]
+struct Gathering<J> {
+    job: J,
+    /// In how many lines others are before it.
+    missing: usize,
+}
+
 /// Jobs in the order they arrived, released so that no key has two running and no more run than there are permits.
+///
+/// A job stands in the line of each of its keys, and is ready once it is the first in all of them. It enters all lines in one step
+/// when it arrives, so in every line the jobs stand in the order they arrived, and a job waits only for jobs that arrived before it.
+/// No circle of waiting jobs can arise from that: of all jobs that are not done, the one that arrived first waits for none, so
+/// something can always go on. A job keeps its place in all lines until [`Schedule::done`].
 #[derive(Debug)]
 pub(super) struct Schedule<J> {
     permits: usize,
@@ -26,14 +49,18 @@ pub(super) struct Schedule<J> {
     exclusive: bool,
     /// How many run of those that walk.
     walking: usize,
-    /// Jobs whose key is free, in order.
+    /// Jobs whose keys are free, in order.
     ready: VecDeque<J>,
     /// Of these, those that wait until fewer walk.
     walkers: VecDeque<J>,
-    /// How many wait behind others of their key.
+    /// How many jobs wait behind others of their keys.
     behind: usize,
-    /// Keys with a job that runs or is ready, and the jobs behind it.
-    busy: HashMap<Key, VecDeque<J>>,
+    /// Keys with a job that is the first in their line, and what stands behind it.
+    busy: HashMap<Key, VecDeque<Waiter<J>>>,
+    /// Jobs of several keys that stand behind others, by their numbers.
+    gathering: HashMap<u64, Gathering<J>>,
+    /// Number of the next job of several keys.
+    number: u64,
 }
 
 impl<J: Job> Schedule<J> {
@@ -47,20 +74,45 @@ impl<J: Job> Schedule<J> {
             walkers: VecDeque::new(),
             behind: 0,
             busy: HashMap::new(),
+            gathering: HashMap::new(),
+            number: 0,
         }
     }
 
     /// Takes a job in.
     pub(super) fn submit(&mut self, job: J) {
-        if let Some(key) = job.key() {
-            if let Some(behind) = self.busy.get_mut(key) {
-                behind.push_back(job);
-                self.behind += 1;
-                return;
+        match job.keys() {
+            [] => self.ready.push_back(job),
+            [KeyUse { key, .. }] => {
+                if let Some(behind) = self.busy.get_mut(key) {
+                    behind.push_back(Waiter::Whole(job));
+                    self.behind += 1;
+                    return;
+                }
+                self.busy.insert(key.clone(), VecDeque::new());
+                self.ready.push_back(job);
             }
-            self.busy.insert(key.clone(), VecDeque::new());
+            _ => self.submit_to_all(job),
         }
-        self.ready.push_back(job);
+    }
+
+    fn submit_to_all(&mut self, job: J) {
+        self.number += 1;
+        let mut missing = 0;
+        for KeyUse { key, .. } in job.keys() {
+            if let Some(behind) = self.busy.get_mut(key) {
+                behind.push_back(Waiter::Part(self.number));
+                missing += 1;
+            } else {
+                self.busy.insert(key.clone(), VecDeque::new());
+            }
+        }
+        if missing == 0 {
+            self.ready.push_back(job);
+        } else {
+            self.gathering.insert(self.number, Gathering { job, missing });
+            self.behind += 1;
+        }
     }
 
     /// Releases the next job that may run now; its end must be told with [`Schedule::done`].
@@ -92,7 +144,7 @@ impl<J: Job> Schedule<J> {
         !self.exclusive && self.running < self.permits && (self.running == 0 || !job.is_suspect())
     }
 
-    /// Takes back the permit of a job that cannot begin yet; its key stays taken until it is given to [`Schedule::resume`] and done.
+    /// Takes back the permit of a job that cannot begin yet; its keys stay taken until it is given to [`Schedule::resume`] and done.
     pub(super) fn put_off(&mut self, job: &J) {
         self.give_back(job.walks());
     }
@@ -111,18 +163,30 @@ impl<J: Job> Schedule<J> {
         self.ready.push_front(job);
     }
 
-    /// Takes back the permit of a job and readies the next one of its key.
-    pub(super) fn done(&mut self, key: Option<&Key>, walks: bool) {
+    /// Takes back the permit of a job with these keys and readies the next ones in their lines.
+    pub(super) fn done(&mut self, keys: &[KeyUse], walks: bool) {
         self.give_back(walks);
-        let Some(key) = key else { return };
-        match self.busy.get_mut(key).and_then(VecDeque::pop_front) {
-            Some(next) => {
-                self.behind -= 1;
-                self.ready.push_back(next);
+        for KeyUse { key, .. } in keys {
+            match self.busy.get_mut(key).and_then(VecDeque::pop_front) {
+                Some(Waiter::Whole(next)) => {
+                    self.behind -= 1;
+                    self.ready.push_back(next);
+                }
+                Some(Waiter::Part(number)) => self.come_first(number),
+                None => {
+                    self.busy.remove(key);
+                }
             }
-            None => {
-                self.busy.remove(key);
-            }
+        }
+    }
+
+    /// Notes that a job of several keys is the first in one more of its lines.
+    fn come_first(&mut self, number: u64) {
+        let Entry::Occupied(mut waiting) = self.gathering.entry(number) else { return };
+        waiting.get_mut().missing -= 1;
+        if waiting.get().missing == 0 {
+            self.behind -= 1;
+            self.ready.push_back(waiting.remove().job);
         }
     }
 
@@ -132,19 +196,23 @@ impl<J: Job> Schedule<J> {
         self.walkers.clear();
         self.behind = 0;
         self.busy.clear();
+        self.gathering.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::commands::Keys;
 
     #[derive(Debug, PartialEq)]
-    struct Named(&'static str, Option<Key>, bool);
+    struct Named(&'static str, Keys, bool);
 
     impl Job for Named {
-        fn key(&self) -> Option<&Key> {
-            self.1.as_ref()
+        fn keys(&self) -> &[KeyUse] {
+            &self.1
         }
 
         fn is_suspect(&self) -> bool {
@@ -156,8 +224,14 @@ mod tests {
         }
     }
 
+    /// The keys of these letters.
+    fn keys(letters: &str) -> Keys {
+        let used = letters.chars().map(|letter| KeyUse::write(Key::parse(&letter.to_string()).unwrap()));
+        Keys::of(&used.collect::<Vec<_>>())
+    }
+
     fn job(name: &'static str, key: &str) -> Named {
-        Named(name, Some(Key::parse(key).unwrap()), false)
+        Named(name, keys(key), false)
     }
 
     fn release(schedule: &mut Schedule<Named>) -> Vec<&'static str> {
@@ -170,15 +244,15 @@ mod tests {
         for (name, key) in [("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a")] {
             schedule.submit(job(name, key));
         }
-        schedule.submit(Named("list", None, false));
+        schedule.submit(Named("list", Keys::None, false));
         assert_eq!(release(&mut schedule), ["a1", "b1", "list"]);
-        schedule.done(None, true);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&[], true);
+        schedule.done(&keys("a"), false);
         assert_eq!(release(&mut schedule), ["a2"]);
-        schedule.done(job("", "b").key(), false);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("b"), false);
+        schedule.done(&keys("a"), false);
         assert_eq!(release(&mut schedule), ["a3"]);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("a"), false);
         assert_eq!(schedule.running, 0);
         assert!(schedule.busy.is_empty(), "free keys cost nothing");
     }
@@ -190,7 +264,7 @@ mod tests {
             schedule.submit(job(name, key));
         }
         assert_eq!(release(&mut schedule), ["a", "b"]);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("a"), false);
         assert_eq!(release(&mut schedule), ["c"]);
     }
 
@@ -200,14 +274,14 @@ mod tests {
         for (name, key) in [("a1", "a"), ("a2", "a"), ("b", "b")] {
             schedule.submit(job(name, key));
         }
-        schedule.submit(Named("suspect", Key::parse("s").ok(), true));
+        schedule.submit(Named("suspect", keys("s"), true));
         assert_eq!(release(&mut schedule), ["a1"]);
         schedule.put_off(&job("a1", "a"));
         assert_eq!(release(&mut schedule), ["b"]);
         schedule.resume(job("a1", "a"));
-        schedule.done(job("", "b").key(), false);
+        schedule.done(&keys("b"), false);
         assert_eq!(release(&mut schedule), ["a1"]);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("a"), false);
         assert_eq!(release(&mut schedule), ["suspect"]);
         schedule.put_off(&job("suspect", "s"));
         assert_eq!(release(&mut schedule), ["a2"], "a suspect that does not run holds up nobody");
@@ -217,13 +291,13 @@ mod tests {
     #[test]
     fn those_that_walk_leave_permits_to_others() {
         let mut schedule = Schedule::new(8);
-        (0..5).for_each(|_| schedule.submit(Named("list", None, false)));
+        (0..5).for_each(|_| schedule.submit(Named("list", Keys::None, false)));
         schedule.submit(job("a", "a"));
         assert_eq!(release(&mut schedule), ["list", "list", "a"]);
         assert_eq!(schedule.blocked(), 3);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("a"), false);
         assert!(release(&mut schedule).is_empty());
-        schedule.done(None, true);
+        schedule.done(&[], true);
         assert_eq!(release(&mut schedule), ["list"]);
         schedule.submit(job("b1", "b"));
         schedule.submit(job("b2", "b"));
@@ -237,12 +311,212 @@ mod tests {
     fn a_suspect_runs_alone() {
         let mut schedule = Schedule::new(10);
         schedule.submit(job("before", "a"));
-        schedule.submit(Named("suspect", Key::parse("s").ok(), true));
+        schedule.submit(Named("suspect", keys("s"), true));
         schedule.submit(job("after", "b"));
         assert_eq!(release(&mut schedule), ["before"]);
-        schedule.done(job("", "a").key(), false);
+        schedule.done(&keys("a"), false);
         assert_eq!(release(&mut schedule), ["suspect"]);
-        schedule.done(job("", "s").key(), false);
+        schedule.done(&keys("s"), false);
         assert_eq!(release(&mut schedule), ["after"]);
+    }
+
+    #[test]
+    fn a_job_of_several_keys_waits_for_all_of_them_and_counts_once() {
+        let mut schedule = Schedule::new(10);
+        for (name, key) in [("a1", "a"), ("b1", "b"), ("abc", "abc"), ("c2", "c"), ("d1", "d"), ("cd", "cd")] {
+            schedule.submit(job(name, key));
+        }
+        assert_eq!(release(&mut schedule), ["a1", "b1", "d1"]);
+        assert_eq!(schedule.blocked(), 3);
+        schedule.done(&keys("a"), false);
+        assert!(release(&mut schedule).is_empty(), "`b` is not free, and `c` is kept for it");
+        schedule.done(&keys("d"), false);
+        assert!(release(&mut schedule).is_empty(), "`c2` came before it");
+        schedule.done(&keys("b"), false);
+        assert_eq!(release(&mut schedule), ["abc"]);
+        assert_eq!(schedule.blocked(), 2);
+        schedule.put_off(&job("abc", "abc"));
+        schedule.submit(job("a2", "a"));
+        assert!(release(&mut schedule).is_empty(), "what is put off keeps all of its keys");
+        schedule.resume(job("abc", "abc"));
+        assert_eq!(release(&mut schedule), ["abc"]);
+        schedule.done(&keys("abc"), false);
+        assert_eq!(release(&mut schedule), ["a2", "c2"]);
+        schedule.done(&keys("c"), false);
+        assert_eq!(release(&mut schedule), ["cd"]);
+        schedule.submit(job("ad", "ad"));
+        schedule.clear();
+        assert_eq!(schedule.blocked(), 0);
+        assert!(schedule.busy.is_empty() && schedule.gathering.is_empty());
+    }
+
+    #[test]
+    fn jobs_that_cross_each_other_s_keys_do_not_wait_for_each_other() {
+        let mut schedule = Schedule::new(10);
+        for (name, key) in [("ab", "ab"), ("ba", "ba"), ("bc", "bc"), ("ca", "ca"), ("cb", "cb")] {
+            schedule.submit(job(name, key));
+        }
+        for (name, key) in [("ab", "ab"), ("ba", "ba"), ("bc", "bc"), ("ca", "ca"), ("cb", "cb")] {
+            assert_eq!(release(&mut schedule), [name]);
+            schedule.done(&keys(key), false);
+        }
+        assert!(schedule.busy.is_empty() && schedule.gathering.is_empty());
+    }
+
+    /// A job of a random run: its keys are those whose bits are set.
+    #[derive(Debug)]
+    struct Drawn {
+        number: usize,
+        mask: u8,
+        keys: Keys,
+        suspect: bool,
+        walks: bool,
+    }
+
+    impl Job for Drawn {
+        fn keys(&self) -> &[KeyUse] {
+            &self.keys
+        }
+
+        fn is_suspect(&self) -> bool {
+            self.suspect
+        }
+
+        fn walks(&self) -> bool {
+            self.walks
+        }
+    }
+
+    /// A schedule, and what must hold of it whatever is done with it.
+    struct Observed {
+        schedule: Schedule<Drawn>,
+        /// Of each job, by its arrival: its keys, and whether it is done.
+        arrived: Vec<(u8, bool)>,
+        /// Those that were not released yet.
+        waiting: Vec<usize>,
+        running: Vec<Drawn>,
+        aside: Vec<Drawn>,
+    }
+
+    impl Observed {
+        fn new(permits: usize) -> Self {
+            let schedule = Schedule::new(permits);
+            Self { schedule, arrived: Vec::new(), waiting: Vec::new(), running: Vec::new(), aside: Vec::new() }
+        }
+
+        fn submit(&mut self, mask: u8, suspect: bool, walks: bool) {
+            let number = self.arrived.len();
+            let letters: String =
+                ('a'..='h').zip(0..).filter(|(_, bit)| mask >> bit & 1 == 1).map(|(name, _)| name).collect();
+            self.arrived.push((mask, false));
+            self.waiting.push(number);
+            self.schedule.submit(Drawn { number, mask, keys: keys(&letters), suspect, walks });
+        }
+
+        /// Tells whether a job that arrived earlier and has one of these keys is not done.
+        fn is_behind(&self, number: usize, mask: u8) -> bool {
+            self.arrived[..number].iter().any(|(earlier, done)| !done && earlier & mask != 0)
+        }
+
+        fn next(&mut self) -> bool {
+            let Some(job) = self.schedule.next() else {
+                let could = self.waiting.iter().any(|&number| !self.is_behind(number, self.arrived[number].0));
+                assert!(!self.running.is_empty() || !could, "something could run and nothing does");
+                return false;
+            };
+            assert!(!self.is_behind(job.number, job.mask), "{job:?} overtakes or overlaps");
+            self.waiting.retain(|number| *number != job.number);
+            self.running.push(job);
+            assert!(self.running.len() <= self.schedule.permits);
+            assert!(self.running.len() == 1 || self.running.iter().all(|job| !job.suspect), "a suspect runs alone");
+            let walking = self.running.iter().filter(|job| job.walks).count();
+            assert!(walking <= self.schedule.permits.div_ceil(WALKERS));
+            true
+        }
+
+        fn done(&mut self, index: usize) {
+            let job = self.running.swap_remove(index);
+            self.arrived[job.number].1 = true;
+            self.schedule.done(&job.keys, job.walks);
+        }
+
+        fn put_off(&mut self, index: usize) {
+            let job = self.running.swap_remove(index);
+            self.schedule.put_off(&job);
+            self.aside.push(job);
+        }
+
+        fn resume(&mut self, index: usize) {
+            let job = self.aside.swap_remove(index);
+            self.schedule.resume(job);
+        }
+
+        fn count(&self) {
+            let behind = self.waiting.iter().filter(|&&number| self.is_behind(number, self.arrived[number].0)).count();
+            assert_eq!(self.schedule.blocked() - self.schedule.walkers.len(), behind, "jobs are counted, not keys");
+        }
+    }
+
+    /// What a random run does next, the number choosing among what there is.
+    #[derive(Clone, Debug)]
+    enum Move {
+        Submit { mask: u8, suspect: bool, walks: bool },
+        Next,
+        Done(usize),
+        PutOff(usize),
+        Resume(usize),
+    }
+
+    /// Up to five of eight keys, often one and seldom none.
+    fn masks() -> impl Strategy<Value = u8> {
+        (proptest::collection::vec(0_u8..8, 0..=5), any::<bool>())
+            .prop_map(|(bits, one)| bits.iter().take(if one { 1 } else { 5 }).fold(0, |mask, bit| mask | 1 << bit))
+    }
+
+    fn moves() -> impl Strategy<Value = Move> {
+        let submit = (masks(), 0..20, 0..10).prop_map(|(mask, suspect, walks)| Move::Submit {
+            mask,
+            suspect: suspect == 0,
+            walks: walks == 0,
+        });
+        prop_oneof![
+            4 => submit,
+            4 => Just(Move::Next),
+            3 => any::<usize>().prop_map(Move::Done),
+            1 => any::<usize>().prop_map(Move::PutOff),
+            1 => any::<usize>().prop_map(Move::Resume),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+        #[test]
+        fn on_each_key_jobs_run_in_their_order_and_all_of_them_end(
+            permits in 1_usize..9, moves in proptest::collection::vec(moves(), 1..80)
+        ) {
+            let mut run = Observed::new(permits);
+            for next in moves {
+                match next {
+                    Move::Submit { mask, suspect, walks } => run.submit(mask, suspect, walks),
+                    Move::Next => drop(run.next()),
+                    Move::Done(index) if !run.running.is_empty() => run.done(index % run.running.len()),
+                    Move::PutOff(index) if !run.running.is_empty() => run.put_off(index % run.running.len()),
+                    Move::Resume(index) if !run.aside.is_empty() => run.resume(index % run.aside.len()),
+                    Move::Done(_) | Move::PutOff(_) | Move::Resume(_) => {}
+                }
+                run.count();
+            }
+            while !run.aside.is_empty() {
+                run.resume(0);
+            }
+            while run.arrived.iter().any(|(_, done)| !done) {
+                while run.next() {}
+                prop_assert!(!run.running.is_empty(), "nothing goes on");
+                run.done(0);
+                run.count();
+            }
+            prop_assert!(run.schedule.busy.is_empty() && run.schedule.gathering.is_empty(), "free keys cost nothing");
+            prop_assert_eq!((run.schedule.running, run.schedule.blocked()), (0, 0));
+        }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Sealed {
     pub(super) length: u64,
     /// What the journal knows as its answer; the body is read for what follows it only.
     pub(super) answer: Option<Box<Answer>>,
+    /// What its keys count for, where it has several.
+    pub(super) _keys: Option<Held>,
 }
 
 /// Where a body is.

@@ -26,7 +26,7 @@ use super::signals::Stop;
 use super::waits::{looked, sleep_until};
 use crate::broker::{DOUBT, Deliveries, Session, Settler};
 use crate::celery::error::Exception;
-use crate::commands::{CommitGuard, Definition, Facts, Held, Key};
+use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::answer::{Answer, Outcome};
 use intake::Intake;
@@ -54,7 +54,7 @@ pub(super) struct ShiftEnd {
 struct Running {
     case: Case,
     definition: &'static Definition,
-    key: Option<Key>,
+    keys: Keys,
     writes: bool,
     commit_guard: CommitGuard,
     started: Instant,
@@ -270,7 +270,7 @@ impl<'b> Shift<'b> {
 
     /// Ends a job that is not run any more.
     fn pass_over(&mut self, job: Job, outcome: CommandOutcome, end: &End<'_>) {
-        self.schedule.done(job.key.as_ref(), job.definition.walks);
+        self.schedule.done(&job.keys, job.definition.walks);
         self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
         self.outbox.push(self.desk.close(job.case, end));
     }
@@ -279,7 +279,7 @@ impl<'b> Shift<'b> {
     fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
         let (id, mut ended) = parted(joined);
         let Some(mut running) = self.running.remove(&id) else { return };
-        self.schedule.done(running.key.as_ref(), running.definition.walks);
+        self.schedule.done(&running.keys, running.definition.walks);
         // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
         let mut kept = running.held.take().filter(|_| running.case.keeps_message());
         if let Some(kept) = &mut kept {
@@ -295,8 +295,8 @@ impl<'b> Shift<'b> {
 
     /// Writes the answer of a command down and counts it.
     fn record(&mut self, running: Running, ended: Result<Ended, JoinError>) -> (Answer, Case) {
-        let Running { case, definition, key, writes, started, .. } = running;
-        let facts = || Facts::of(key.as_ref(), &self.bench.engine);
+        let Running { case, definition, keys, writes, started, .. } = running;
+        let facts = || Facts::of_each(&keys, &self.bench.engine);
         let (result, facts) = match ended {
             Ok(Ended::Finished(finished)) => (finished.result.map_err(exception), finished.facts),
             Ok(Ended::Limited(Limit::Hard(limit))) => (Err(Exception::time_limit_exceeded(limit)), facts()),
@@ -374,7 +374,7 @@ impl<'b> Shift<'b> {
         let mut entries = Vec::with_capacity(done.len());
         let mut events = 0;
         for parcel in done {
-            events += u64::from(parcel.told);
+            events += parcel.told as u64;
             if parcel.held {
                 self.bench.let_go();
             }
@@ -425,7 +425,7 @@ impl<'b> Shift<'b> {
     fn errand(&mut self, errand: Errand) -> Result<(), String> {
         match errand {
             Errand::Again(parcels) => parcels.into_iter().for_each(|parcel| self.outbox.push(parcel)),
-            Errand::Found(delivery, key) if self.stop == Stop::No => self.was_found(*delivery, key),
+            Errand::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys),
             Errand::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened),
             Errand::Found(..) | Errand::Opened(..) => {}
             Errand::Reconsider(job) if self.stop == Stop::No => self.schedule.resume(*job),
@@ -444,10 +444,11 @@ impl<'b> Shift<'b> {
 
     /// Counts events as delivered to nobody: their queue is gone or unbound, as an operator wanted.
     fn give_up_events(&mut self, parcels: Vec<Parcel>) {
-        self.bench.metrics.record_events(telemetry::Event::Undeliverable, parcels.len() as u64);
+        let events: usize = parcels.iter().map(|parcel| parcel.events.len()).sum();
+        self.bench.metrics.record_events(telemetry::Event::Undeliverable, events as u64);
         for mut parcel in parcels {
-            parcel.event = None;
-            parcel.told = false;
+            parcel.told = parcel.told.saturating_sub(parcel.events.len());
+            parcel.events.clear();
             self.outbox.push(parcel);
         }
     }

@@ -49,7 +49,7 @@ const STORAGE_ARROWS: &[(&str, &[&str])] = &[
 
 /// Names under which several modules may define a type that others see, each with its reason.
 const SHARED_NAMES: &[(&str, &str)] = &[
-    ("Arguments", "each subcommand has its own, as clap wants them"),
+    ("Arguments", "each subcommand has its own, as clap wants them, and a call of a task has some"),
     ("Error", "each room has one error, named together with its room"),
     ("ErrorKind", "the kind of a room's error"),
     ("Result", "the alias that goes with a room's error"),

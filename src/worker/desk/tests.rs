@@ -12,6 +12,7 @@ use crate::worker::outbox::{Answered, Outbox};
 use crate::worker::refusal;
 
 mod full;
+mod keys;
 mod siblings;
 mod silent;
 
@@ -26,6 +27,7 @@ impl Table {
         let folder = tempfile::tempdir().unwrap();
         let options = WorkerOptions {
             node: "w@h".into(),
+            commands: CommandTable::default(),
             queues: vec!["q".into()],
             default_queue: "q".into(),
             queue_type: QueueType::Classic,
@@ -80,7 +82,8 @@ impl Table {
     }
 
     fn answered(&self, job: Job, result: Result<String, Exception>) -> Vec<Publication> {
-        let answer = self.desk.answer(job.definition, &job.case, result, Facts::default(), Duration::from_secs(1));
+        let answer =
+            self.desk.answer(job.definition, &job.case, result, vec![Facts::default()], Duration::from_secs(1));
         flatten(self.desk.close(job.case, &End::Answered(&answer)))
     }
 }
@@ -248,7 +251,8 @@ fn a_future_eta_is_parked() {
 fn a_redelivered_finished_write_is_answered_again() {
     let mut table = Table::new();
     let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), vec![Facts::default()], Duration::ZERO);
     table.run(&store(), &answer);
     let fresh = table.job(store(), false);
     assert!(fresh.redelivered.is_none(), "a fresh message always runs, whatever its id");
@@ -305,7 +309,7 @@ fn nobody_is_told_who_does_not_ask() {
 fn what_the_broker_refuses_becomes_the_command_s_failure() {
     let mut table = Table::new();
     let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
     let mut outbox = Outbox::default();
     outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     let (batch, publications) = outbox.take(10, 10);
@@ -326,7 +330,8 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
     let step =
         json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
     let job = table.job(task("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("true".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
     let mut outbox = Outbox::default();
     outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     let (batch, sent) = outbox.take(10, 10);
@@ -345,7 +350,7 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
 fn a_lost_publication_leaves_its_delivery_unsettled() {
     let mut table = Table::new();
     let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
     let mut outbox = Outbox::default();
     outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     let (batch, _) = outbox.take(10, 10);
@@ -359,7 +364,8 @@ fn a_returned_follow_up_and_event_are_seen_to() {
     let mut table = Table::new();
     let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
     let job = table.job(task("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("true".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
     let mut outbox = Outbox::default();
     outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });

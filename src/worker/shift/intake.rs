@@ -10,7 +10,7 @@ use super::Shift;
 use crate::broker::Delivery;
 use crate::celery::message::{Message, Origin};
 use crate::celery::{body, park};
-use crate::commands::{Budget, Held, Key, Spool};
+use crate::commands::{Budget, Held, Keys, Spool};
 use crate::telemetry::{self, Command, CommandOutcome};
 use crate::worker::answer::Answer;
 use crate::worker::desk::{Decision, Job, Work};
@@ -23,6 +23,8 @@ use crate::worker::sealed::{Sealed, Store};
 
 /// Bytes a small message may take however little is left of the budget: nothing small waits for something large.
 const TRIFLE: u64 = 16 * 1024;
+/// Bytes that a key takes in memory and in the schedule beside its text, about.
+const KEY: u64 = 128;
 
 /// What is taken in and not yet ready to run.
 pub(super) struct Intake {
@@ -36,7 +38,7 @@ pub(super) struct Intake {
     entries: Vec<Digest>,
     /// Jobs whose text is there and for whose values there is no room yet.
     short: VecDeque<Part>,
-    /// What came behind a message of the same queue whose key is searched for.
+    /// What came behind a message of the same queue whose keys are searched for.
     lines: HashMap<String, VecDeque<Delivery>>,
 }
 
@@ -68,6 +70,12 @@ impl Intake {
     /// Tells whether nothing that has begun is being read.
     pub(super) fn is_idle(&self) -> bool {
         self.readings.is_empty() && self.short.is_empty()
+    }
+
+    /// Counts the keys of a message that is not read: a list of them may be long.
+    fn weigh(&self, keys: &Keys) -> Option<Held> {
+        let bytes = keys.iter().map(|used| used.key.as_str().len() as u64 + KEY).sum();
+        matches!(keys, Keys::Several(_)).then(|| self.budget.keep(bytes))
     }
 
     /// Drops what has not begun.
@@ -123,7 +131,7 @@ impl Shift<'_> {
             size = self.desk.reader.large(&delivery.message, text.as_ref().map(|beginning| &*beginning.text));
         }
         match size {
-            Size::Large(key) => self.seal(delivery, key),
+            Size::Large(keys) => self.seal(delivery, keys),
             Size::Hidden | Size::Small(_) => {
                 self.intake.lines.insert(delivery.origin.queue.clone(), VecDeque::new());
                 let (reader, budget) = (self.desk.reader.clone(), self.intake.budget.clone());
@@ -131,16 +139,22 @@ impl Shift<'_> {
             }
             Size::Old => {
                 self.intake.lines.insert(delivery.origin.queue.clone(), VecDeque::new());
-                let (reader, budget) = (self.desk.reader.clone(), self.intake.budget.clone());
-                self.errands.push(Box::pin(errand::open(reader, budget, Box::new(delivery))));
+                self.open_first(delivery);
             }
         }
     }
 
-    /// The key of a message was searched for: it and what waits behind it goes on.
-    pub(super) fn was_found(&mut self, delivery: Delivery, key: Option<Key>) {
+    /// Reads a message while what came behind it waits.
+    fn open_first(&mut self, delivery: Delivery) {
+        let (reader, budget) = (self.desk.reader.clone(), self.intake.budget.clone());
+        self.errands.push(Box::pin(errand::open(reader, budget, Box::new(delivery))));
+    }
+
+    /// The keys of a message were searched for: it and what waits behind it goes on, or what waits does so until it was read.
+    pub(super) fn was_found(&mut self, delivery: Delivery, keys: Option<Keys>) {
+        let Some(keys) = keys else { return self.open_first(delivery) };
         let queue = delivery.origin.queue.clone();
-        self.seal(delivery, key);
+        self.seal(delivery, keys);
         self.advance(&queue);
     }
 
@@ -162,7 +176,7 @@ impl Shift<'_> {
         }
     }
 
-    fn seal(&mut self, delivery: Delivery, key: Option<Key>) {
+    fn seal(&mut self, delivery: Delivery, keys: Keys) {
         let Some(outline) = self.desk.reader.outline(&delivery.message) else { return };
         let decision = self.desk.judge(delivery, outline, &mut self.bench.journal);
         match decision {
@@ -170,8 +184,9 @@ impl Shift<'_> {
                 let length = message.body.len() as u64;
                 let mut message = *message;
                 let wire = self.intake.store.keep(&mut message, inflow);
-                job.key = key;
-                job.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer }));
+                let weight = self.intake.weigh(&keys);
+                job.keys = keys;
+                job.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer, _keys: weight }));
                 self.schedule.submit(*job);
             }
             other => self.decided(other, None),
@@ -256,13 +271,13 @@ impl Shift<'_> {
         }
     }
 
-    /// Reads a job whose turn it is; it keeps its permit and its key.
+    /// Reads a job whose turn it is; it keeps its permit and its keys.
     pub(super) fn read(&mut self, mut job: Job) {
         let (Work::Read(sealed), Some(held)) = (std::mem::replace(&mut job.work, Work::Reading), job.held.take())
         else {
             return;
         };
-        let Sealed { mut message, origin, wire, length, answer } = *sealed;
+        let Sealed { mut message, origin, wire, length, answer, .. } = *sealed;
         if answer.is_none() {
             self.intake.entries.push(job.case.identity.digest);
         }
@@ -307,7 +322,7 @@ impl Shift<'_> {
             }
         };
         let Part { job, message, origin, answer, held, weight, .. } = part;
-        let (key, walks, entry) = (job.key.clone(), job.definition.walks, job.case.identity.digest);
+        let (keys, walks, entry) = (job.keys.clone(), job.definition.walks, job.case.identity.digest);
         let was_noted = answer.is_none();
         if let Some(place) = self.intake.entries.iter().position(|noted| was_noted && *noted == entry) {
             self.intake.entries.swap_remove(place);
@@ -330,7 +345,7 @@ impl Shift<'_> {
                 if was_noted {
                     self.bench.journal.ended(entry);
                 }
-                self.schedule.done(key.as_ref(), walks);
+                self.schedule.done(&keys, walks);
                 self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
                 parcel.weights.push(Weight::Held { _bytes: held });
                 self.outbox.push(*parcel);

@@ -104,7 +104,7 @@ impl Shift<'_> {
         let span = tracing::info_span!("command", task_id = job.case.request.id, task = job.definition.task);
         let running = Running {
             definition: job.definition,
-            key: job.key,
+            keys: job.keys,
             writes: job.writes,
             commit_guard,
             started: Instant::now(),

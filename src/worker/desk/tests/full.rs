@@ -11,7 +11,7 @@ fn answered(table: &mut Table, replies: &str) -> Parcel {
     let mut message = store();
     message.properties.reply_to = Some(replies.into());
     let job = table.job(message, false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
     table.desk.close(job.case, &End::Answered(&answer))
 }
 

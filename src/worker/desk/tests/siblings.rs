@@ -28,7 +28,8 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let mut table = Table::new();
     let silent = Timestamp::now();
     let mut job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), vec![Facts::default()], Duration::ZERO);
     assert!(reconsidered(&mut job, Some(silent), &mut table).is_none());
     assert!(job.redelivered.is_none(), "nobody else has it");
 
@@ -60,7 +61,8 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(reconsidered(&mut job, Some(silent), &mut table).is_none(), "that was another message's answer");
     assert!(job.redelivered.is_some());
     assert!(reconsidered(&mut job, None, &mut table).is_none(), "nor is it when that is looked at again");
-    let other = table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), Facts::default(), Duration::ZERO);
+    let other =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":2}".into()), vec![Facts::default()], Duration::ZERO);
     let _finished = elsewhere(&table, Some(&other));
     assert_eq!(reconsidered(&mut job, None, &mut table).unwrap().write(), other.write(), "the later one counts");
 }
@@ -78,7 +80,8 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     let mut table = Table::new();
     let message = stamped(60_000);
     let mut job = table.job(message.clone(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), vec![Facts::default()], Duration::ZERO);
     let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20).unwrap();
     sibling.started(&job.case.identity, false);
     sibling.finished(job.case.identity.digest, &answer.write().unwrap());
@@ -108,7 +111,8 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
     let mut table = Table::new();
     let message = stamped(60_000);
     let mut job = table.job(message.clone(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), vec![Facts::default()], Duration::ZERO);
     for message in [store(), message] {
         let since = doubt(&job, None);
         assert!(reconsidered(&mut job, since, &mut table).is_none(), "an answer to another message");
@@ -123,7 +127,8 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
 fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
     let mut table = Table::new();
     let job = table.job(stamped(0), false);
-    let (entry, answer) = (job.case.identity.digest, Answer { outcome: Outcome::Success("{}".into()), event: None });
+    let (entry, answer) =
+        (job.case.identity.digest, Answer { outcome: Outcome::Success("{}".into()), event: None, more: Vec::new() });
     let parcel = table.desk.close(job.case, &End::Answered(&answer));
     assert_eq!((parcel.id.as_deref(), parcel.entry), (Some("id-1"), Some(entry)));
 }
@@ -132,7 +137,8 @@ fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
 fn what_is_redelivered_is_looked_up_again_before_it_runs() {
     let mut table = Table::new();
     let mut job = table.job(store(), true);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), Facts::default(), Duration::ZERO);
+    let answer =
+        table.desk.answer(job.definition, &job.case, Ok("{\"n\":1}".into()), vec![Facts::default()], Duration::ZERO);
     assert!(reconsidered(&mut job, None, &mut table).is_none());
     let mut sibling = elsewhere(&table, Some(&answer));
     assert!(
@@ -148,7 +154,8 @@ fn what_is_redelivered_is_looked_up_again_before_it_runs() {
 fn an_equal_command_that_a_living_sibling_answered_is_another_once_its_session_is_seen_to_hold() {
     let mut table = Table::new();
     let mut job = table.job(store(), true);
-    let _sibling = elsewhere(&table, Some(&Answer { outcome: Outcome::Success("1".into()), event: None }));
+    let _sibling =
+        elsewhere(&table, Some(&Answer { outcome: Outcome::Success("1".into()), event: None, more: Vec::new() }));
     assert!(matches!(reconsider(&mut job, None, &mut table.journal), Turn::Wait));
     job.waits_since = Instant::now().checked_sub(SESSION_WAIT);
     assert!(matches!(reconsider(&mut job, None, &mut table.journal), Turn::Begin));
@@ -163,7 +170,7 @@ fn another_body_under_one_id_is_another_command_in_all_that_comes_of_it() {
     let embed = json!({"callbacks": null, "errbacks": null, "chain": [step], "chord": null});
     let [monday, tuesday] =
         ["MONDAY", "TUESDAY"].map(|value| task("filestorage.store", &json!([["k", value], {}, embed])));
-    let answer = Answer { outcome: Outcome::Success("1".into()), event: None };
+    let answer = Answer { outcome: Outcome::Success("1".into()), event: None, more: Vec::new() };
     table.run(&monday, &answer);
     table.journal.settled(Identity::of(&monday, false).digest);
     table.journal.begin_session();

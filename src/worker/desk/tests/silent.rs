@@ -16,7 +16,8 @@ fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_t
         let mut message = store();
         message.properties.reply_to = Some(replies.into());
         let job = table.job(message, false);
-        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+        let answer =
+            table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
         outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     };
     let unconfirmed = |publication: &Publication| Err(PublishError::Unconfirmed(Box::new(publication.clone())));
@@ -76,7 +77,8 @@ fn silent_addresses_take_turns_and_each_is_sent_alone() {
         message.properties.reply_to = Some("one".into());
         message.headers.set("metrics_reply_to", Field::from("two"));
         let job = table.job(message, false);
-        let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+        let answer =
+            table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
         outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     }
     let mut order = Vec::new();
@@ -103,7 +105,7 @@ fn an_event_to_a_silent_queue_never_leaves_with_what_others_wait_for() {
     silences.note(&Address { exchange: event::EXCHANGE.into(), routing_key: "store.succeeded".into() });
     let mut table = Table::new();
     let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
     let mut parcel = table.desk.close(job.case, &End::Answered(&answer));
     parcel.first = vec![(Role::FollowUp, Publication { address: Address::queue("next"), message: Message::default() })];
     parcel.then.clear();
@@ -127,7 +129,7 @@ fn a_refusal_replaces_an_answer_that_was_put_off() {
     silences.note(&Address::queue("replies"));
     let mut table = Table::new();
     let job = table.job(store(), false);
-    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), Facts::default(), Duration::ZERO);
+    let answer = table.desk.answer(job.definition, &job.case, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
     let mut outbox = Outbox::default();
     outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
     outbox.part(&mut silences);
