@@ -63,7 +63,7 @@ def test_the_archive_holds_what_an_installation_needs(made, program, tmp_path):
         members = {member.name: member for member in tar}
     # As an operator unpacks it.
     subprocess.run(["tar", "-C", tmp_path, "-xf", archive], check=True)
-    for name in ["filestorage", "LICENSE", "README.md", "CHANGELOG.md", "docs/systemd.md", "filestorage.example.toml",
+    for name in ["filestorage", "LICENSE", "README.md", "CHANGELOG.md", "docs/how-to/systemd.md", "filestorage.example.toml",
                  "schemas/event.json", "THIRD-PARTY-LICENSES.txt", "systemd/filestorage.service", "systemd/filestorage@.service", "systemd/broker-url"]:
         assert f"{top}/{name}" in members
     for member in members.values():
