@@ -107,13 +107,37 @@ def test_a_planted_dead_link_of_the_site_is_found(site, tmp_path):
     ]
 
 
-def test_a_chapter_that_is_missing_fails_the_build(tmp_path):
+@pytest.fixture
+def small(tmp_path):
+    """The smallest book that builds, with the project's own script."""
     for name in TOP:
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(DOCS, tmp_path / "docs")
-    (tmp_path / "docs" / "glossary.md").unlink()
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "docs" / "build"), "--output", str(tmp_path / "site")],
-        capture_output=True, text=True, timeout=180, check=False,
-    )
-    assert done.returncode != 0 and "glossary.md" in done.stderr
+        (tmp_path / name).write_text(f"# {name}\n")
+    (tmp_path / "docs").mkdir()
+    for name in ("build", "book.toml"):
+        shutil.copy(DOCS / name, tmp_path / "docs")
+    (tmp_path / "docs" / "page.md").write_text("# Title\n\n[up](../README.md) [file](book.toml)\n")
+    (tmp_path / "docs" / "SUMMARY.md").write_text("# Summary\n\n- [Title](page.md)\n")
+    return tmp_path
+
+
+def build(small):
+    command = [sys.executable, str(small / "docs" / "build"), "--output", str(small / "site")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_the_smallest_book_is_built(small):
+    assert build(small).returncode == 0
+    assert dead_html_links(small / "site") == []
+    assert (small / "site" / "source" / "docs" / "book.toml.txt").exists()
+
+
+def test_a_planted_chapter_that_is_missing_fails_the_build(small):
+    (small / "docs" / "SUMMARY.md").write_text("# Summary\n\n- [Title](page.md)\n- [Other](other.md)\n")
+    done = build(small)
+    assert done.returncode != 0 and "other.md" in done.stderr
+
+
+def test_a_planted_link_to_a_file_that_is_missing_fails_the_build(small):
+    (small / "docs" / "page.md").write_text("# Title\n\n[file](../Makefile)\n")
+    done = build(small)
+    assert done.returncode != 0 and "Makefile" in done.stderr
