@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,11 @@ def test_what_a_failing_page_left_running_is_ended(servers, tmp_path):
     folder.mkdir()
     assert run_page(page, folder, servers.env())[0] != 0
     stat = Path(f"/proc/{(folder / 'pid').read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
     # Whoever adopts it may not have waited for it yet.
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("block", ["```\nls\n```", "```sh\nls\n```", "```console\nls\n```", "<!-- not run: -->\n```console\nls\n```"])
