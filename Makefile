@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench image dist audit clean
+.PHONY: help demo test check docs bench image dist audit clean
 
 help: ## shows this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ test: ## runs every suite: format, lints, unit and live tests, docs, real Celery
 
 check: ## format, lints and docs only; needs no broker
 	@tests/run check
+
+docs: ## builds the book into target/book and prints the path of its first page
+	@deploy/need python && python=$$(tests/e2e/venv) && "$$python" docs/build
 
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
 	@deploy/need rust broker processes && python=$$(deploy/need --python) && "$$python" benches/run
@@ -34,4 +37,6 @@ clean: ## stops the development servers and removes everything that was built
 	@DEV_BROKER_DIR=target/dev-broker-e2e deploy/dev-broker stop
 	@DEV_GCS_DIR=target/dev-gcs-e2e deploy/dev-gcs stop
 	@DEV_S3_DIR=target/dev-s3-e2e deploy/dev-s3 stop
+	@export DEV_BROKER_DIR=target/book-broker DEV_GCS_DIR=target/book-gcs DEV_S3_DIR=target/book-s3; \
+		for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
 	cargo clean

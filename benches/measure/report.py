@@ -202,10 +202,11 @@ def row(cells):
 
 
 def machine(disk):
-    """Processor, cores, kernel and the file system of the disk folder, for the head of the report."""
+    """Processor, cores, major version of the kernel and the file system of the disk folder, for the head of the report."""
     with open("/proc/cpuinfo") as file:
         models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     with open("/proc/self/mounts") as file:
         mounts = [line.split()[1:3] for line in file]
     _, kind = max((mount for mount in mounts if disk.is_relative_to(mount[0])), key=lambda mount: len(mount[0]))
-    return f"{models[0] if models else 'processor unknown'}, {os.cpu_count()} cores, Linux {platform.release()}, disk on {kind}"
+    kernel = platform.release().partition(".")[0]
+    return f"{models[0] if models else 'processor unknown'}, {os.cpu_count()} cores, Linux {kernel}, disk on {kind}"

@@ -63,9 +63,10 @@ def test_the_archive_holds_what_an_installation_needs(made, program, tmp_path):
         members = {member.name: member for member in tar}
     # As an operator unpacks it.
     subprocess.run(["tar", "-C", tmp_path, "-xf", archive], check=True)
-    for name in ["filestorage", "LICENSE", "README.md", "CHANGELOG.md", "docs/systemd.md", "filestorage.example.toml",
+    for name in ["filestorage", "LICENSE", "README.md", "CHANGELOG.md", "docs/how-to/systemd.md", "filestorage.example.toml",
                  "schemas/event.json", "THIRD-PARTY-LICENSES.txt", "systemd/filestorage.service", "systemd/filestorage@.service", "systemd/broker-url"]:
         assert f"{top}/{name}" in members
+    assert not [name for name in members if name.startswith(f"{top}/docs/") and not members[name].isdir() and not name.endswith(".md")]
     for member in members.values():
         assert (member.uid, member.gid, member.mtime) == (0, 0, EPOCH), member
         private = member.name == f"{top}/systemd/broker-url"

@@ -76,7 +76,7 @@ def test_every_document_is_in_the_namespace(documents):
 
 
 def test_every_component_is_offered_by_the_overlays_and_described():
-    manual = (rendering.ROOT / "docs/kubernetes.md").read_text()
+    manual = (rendering.ROOT / "docs/how-to/kubernetes.md").read_text()
     for component in rendering.COMPONENTS:
         assert f"components/{component}" in manual, component
         for cloud in rendering.CLOUDS:
@@ -91,7 +91,7 @@ def test_only_the_try_out_has_secrets():
 
 
 def test_keys_of_secrets_are_those_that_the_manual_makes(everything):
-    manual = (rendering.ROOT / "docs/kubernetes.md").read_text().replace("\\\n", " ")
+    manual = (rendering.ROOT / "docs/how-to/kubernetes.md").read_text().replace("\\\n", " ")
     cluster = Cluster(everything)
     wanted = {
         (volume["secret"]["secretName"], item["key"])

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ROOT / "deploy" / "systemd"
 EXAMPLE = ROOT / "deploy" / "filestorage.example.toml"
-MANUAL = ROOT / "docs" / "systemd.md"
+MANUAL = ROOT / "docs" / "how-to" / "systemd.md"
 BINARY = Path(os.environ.get("FILESTORAGE_BIN", ROOT / "target" / "debug" / "filestorage"))
 NAMES = ["filestorage.service", "filestorage@.service"]
 MOST_EXPOSED = 1.5  # of 10, by systemd's own count; what is left is the network and the host's root folder

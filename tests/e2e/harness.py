@@ -81,21 +81,25 @@ class Broker:
             given = self._run("start").strip()
             self._ctl = [*self._dev, "ctl"]
             self._own = True
-        # amqp://user:password@host:port/...
-        match = re.fullmatch(r"amqp://([^:]*):([^@]*)@([^:/]+):(\d+)/.*", given)
-        assert match, f"the tests need a URL of the form amqp://user:password@host:port//, not {given}"
-        self.user, self.password, self.host, port = match.groups()
-        self.port = int(port)
+        self._take(given)
         # Only what deploy/dev-broker started can be restarted; a broker given from outside is left alone.
         self.can_restart = any(part.endswith("dev-broker") for part in self._ctl)
         self._vhosts = {True: [], False: []}
         self._made = []
+        self._retired = []
         self.prefix = f"e2e-{uuid.uuid4().hex[:8]}-"
         self._users = []
 
+    def _take(self, url):
+        """Reads amqp://user:password@host:port/..."""
+        match = re.fullmatch(r"amqp://([^:]*):([^@]*)@([^:/]+):(\d+)/.*", url)
+        assert match, f"the tests need a URL of the form amqp://user:password@host:port//, not {url}"
+        self.user, self.password, self.host, port = match.groups()
+        self.port = int(port)
+
     def _run(self, *args):
         done = subprocess.run(
-            [*self._dev, *args], env=self._env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+            [*self._dev, *args], env=self._env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"dev-broker {args}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -154,18 +158,42 @@ class Broker:
                 )
                 if not full_rights:
                     lines.append(self._import(self.definitions(name)))
-            self.ctl("eval", ", ".join(lines) + ", ok.")
+            self.ctl("eval", ", ".join([*self._removals(), *lines]) + ", ok.", timeout=300)
             self._made += pool
         return pool.pop()
 
+    def retire(self, vhost):
+        """Takes back a vhost that nobody needs any more; it is removed with the next call of rabbitmqctl."""
+        self._retired.append(vhost)
+
+    def _removals(self):
+        retired, self._retired = self._retired, []
+        self._made = [name for name in self._made if name not in retired]
+        return [f'catch rabbit_vhost:delete(<<"{name}">>, <<"e2e">>)' for name in retired]
+
+    def _spare(self):
+        """Removes what a node would have to recover at its start, one vhost after another."""
+        removals = self._removals()
+        if removals:
+            self.ctl("eval", ", ".join(removals) + ", ok.", timeout=300)
+
     def restart(self):
+        self._spare()
         self._run("restart")
+        self.start()
 
     def kill(self):
+        self._spare()
         self._run("kill")
 
     def start(self):
-        self._run("start")
+        url = self._run("start").strip()
+        before = self.port
+        self._take(url)
+        if self.port != before:
+            # Only this test has lost its broker, not all that follow.
+            self._vhosts, self._made, self._retired = {True: [], False: []}, [], []
+            raise AssertionError(f"the node on port {before} did not start again; a new one on {self.port} has no data")
 
     def queues(self, vhost):
         """Maps queue name to (ready, unacknowledged)."""
@@ -377,6 +405,7 @@ class Site:
         if self._raw is not None:
             self._raw.close()
         self.app.close()
+        self.broker.retire(self.vhost)
         shutil.rmtree(self.storage, ignore_errors=True)
         panics = [line for worker in self.workers for line in worker.panics() if not self.may_panic(line)]
         assert not panics, f"a worker panicked: {panics}"

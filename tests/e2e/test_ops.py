@@ -138,10 +138,10 @@ def test_settings_come_from_flag_environment_file_and_default_in_that_order(site
     json.loads(shown)
 
 
-def test_the_readme_shows_the_settings_there_are(site):
+def test_the_book_shows_the_settings_there_are(site):
     table = run(site, "config", "--markdown").stdout.decode().strip()
     assert table.startswith("| setting |")
-    assert table in (ROOT / "README.md").read_text(), "put the output of `filestorage config --markdown` into README.md"
+    assert table in (ROOT / "docs" / "reference" / "settings.md").read_text(), "run: docs/generate"
 
 
 def test_the_readmes_first_command_runs_as_it_is(site):

@@ -61,8 +61,8 @@ def selectors(cluster):
 
 
 def references(cluster):
-    """What is named is there; Secrets may also be made by hand, as docs/kubernetes.md says."""
-    by_hand = set(re.findall(r"kubectl create secret generic ([a-z-]+)", (ROOT / "docs/kubernetes.md").read_text()))
+    """What is named is there; Secrets may also be made by hand, as docs/how-to/kubernetes.md says."""
+    by_hand = set(re.findall(r"kubectl create secret generic ([a-z-]+)", (ROOT / "docs/how-to/kubernetes.md").read_text()))
     for name, _, spec in cluster.pods():
         named = [("ServiceAccount", spec.get("serviceAccountName"))]
         for container in spec["containers"]:
