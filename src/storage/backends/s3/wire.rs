@@ -192,7 +192,7 @@ impl Wire {
         let region = self.address.region.clone();
         if long {
             // Signing hashes the body; the loop has other things to do meanwhile.
-            let signed = payload::hop(move || Ok(authorized(&credential, &region, request))).await;
+            let signed = payload::run_blocking(move || Ok(authorized(&credential, &region, request))).await;
             return signed
                 .map_err(|error| asked.senseless(&error.to_string()))?
                 .map_err(|cause| asked.unsigned(&cause));
