@@ -208,7 +208,9 @@ impl GetOptions {
                 "read smaller parts with `offset` and `length`, or name a `destination`"
             }
         };
-        refused(format!("{bytes} bytes of a value of {size} are wanted, and {limit} may be read at once; {mend}"))
+        refused(format!(
+            "{bytes} bytes of a value of {size} bytes are requested, and at most {limit} may be read at once; {mend}"
+        ))
     }
 }
 
@@ -240,7 +242,7 @@ impl Condition {
             (Self::Absent, Some(_)) => "the key has an object already; leave if_absent out to replace it",
             (Self::Generation(wanted), Some(present)) if *wanted == present.generation => return Ok(()),
             (Self::Generation(_), Some(_)) => "the object has changed since that generation; stat it and decide again",
-            (Self::Generation(_), None) => "the key has no object, so no generation of it; stat it and decide again",
+            (Self::Generation(_), None) => "the key has no object, and so no generation; stat it and decide again",
         };
         Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
     }

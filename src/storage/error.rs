@@ -155,7 +155,7 @@ impl Error {
             io::ErrorKind::UnexpectedEof => {
                 (ErrorKind::Integrity, "the source became shorter while it was read; try again".to_owned())
             }
-            _ => (ErrorKind::Io, format!("the value's bytes cannot be read: {error}; look at the disk they are on")),
+            _ => (ErrorKind::Io, format!("the value's bytes cannot be read: {error}; check the disk they are on")),
         };
         Self::new(kind, operation, Some(key), why).with_source(error)
     }

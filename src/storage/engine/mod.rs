@@ -296,7 +296,7 @@ impl Engine {
         if let (Kind::Json, Some(json)) = (kind, payload.as_memory())
             && !is_json(json)
         {
-            let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
+            let why = "the value is not JSON, or nested deeper than 200; a stored value must be readable again";
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
         }
         let checksum = payload.checksum().await.map_err(|error| Error::unread(Operation::Store, key, error))?;

@@ -56,7 +56,7 @@ impl Engine {
         };
         let metadata = match (options.metadata, metadata) {
             (None, Some(kept)) => Some(Metadata::parse(kept.get()).map_err(|why| {
-                purpose.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
+                purpose.fail(ErrorKind::Invalid, format!("{why}; give the value metadata of its own"))
             })?),
             (given, _) => given,
         };

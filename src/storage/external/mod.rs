@@ -281,7 +281,7 @@ impl Purpose<'_> {
         }
         if payload.len() > MAX_JSON_BYTES {
             let why = format!(
-                "a text of {} bytes in another charset than UTF-8; at most {MAX_JSON_BYTES} are taken; give the object the content type application/octet-stream",
+                "a text of {} bytes in another charset than UTF-8; at most {MAX_JSON_BYTES} are converted; give the object the content type application/octet-stream",
                 payload.len()
             );
             return Err(self.fail(ErrorKind::Invalid, why));

@@ -113,7 +113,7 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         let Some(temporary) = self.temporary.take() else { return };
         if let Err(error) = rustix::fs::unlinkat(&self.folder, &temporary, AtFlags::empty()) {
-            tracing::warn!(name = %temporary.display(), %error, "temporary file left behind; remove it");
+            tracing::warn!(name = %temporary.display(), %error, "a temporary file could not be removed; remove it");
         }
     }
 }

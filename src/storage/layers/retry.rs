@@ -148,7 +148,7 @@ impl Retry {
         let (words, senseless) =
             last.map_or_else(Default::default, |(words, senseless)| (format!("; last: {words}"), senseless));
         let why = format!(
-            "{} has not been reached for {} s, and the next look whether it can be {next}; see to the network and the \
+            "{} has not been reached for {} s, and the next look whether it can be {next}; check the network and the \
              endpoint, or try again later{words}",
             self.inner,
             outage.silence.as_secs()
@@ -182,11 +182,12 @@ impl Retry {
                 Ok(present)
             }
             Ok(Some(present)) if present.generation == generation => {
-                let why = "what was written may have been damaged on its way; delete the key and store it again";
+                let why =
+                    "the object that was written may have been damaged in transit; delete the key and store it again";
                 Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
             }
             Err(fault) if refused => {
-                Err(fault.during(Operation::Store).noting("whether the object was written is not known"))
+                Err(fault.during(Operation::Store).noting("it is unknown whether the object was written"))
             }
             _ => Err(error),
         }
@@ -347,7 +348,7 @@ async fn within<T>(
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
     timeout(limit, work).await.unwrap_or_else(|_| {
-        let why = format!("no answer within {limit:.0?}; probe at the network, or raise timeout_seconds");
+        let why = format!("no answer within {limit:.0?}; check the network, or raise timeout_seconds");
         Err(Error::new(ErrorKind::Unavailable, operation, key, why))
     })
 }

@@ -16,7 +16,7 @@ pub struct Foreign {
     /// The charset of the text as the headers name it; none for UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charset: Option<String>,
-    /// The headers of the object that [`HEADERS`] lists, by their names in lower case.
+    /// The headers that are copied with the object, by their names in lower case.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
 }
@@ -43,12 +43,14 @@ impl Foreign {
     ///
     /// A message that names the charset, which is unknown or not that of the bytes, and the remedy.
     pub(in crate::storage) fn decode(&self, bytes: &Bytes) -> Result<Bytes, String> {
-        let mend = "read its bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
+        let mend = "read the bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
         let name = self.charset.as_deref().unwrap_or("utf-8");
         // A header may be long, and a message should not be.
         let shown: String = name.chars().take(64).collect();
         let Some(charset) = Charset::of_web(name) else {
-            return Err(format!("the object's text is in the charset {shown:?}, which is not known here; {mend}"));
+            return Err(format!(
+                "the object's text is in the charset {shown:?}, which this program does not know; {mend}"
+            ));
         };
         match charset.decode(bytes) {
             Some(Cow::Borrowed(text)) => Ok(bytes.slice_ref(text.as_bytes())),

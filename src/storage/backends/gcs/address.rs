@@ -122,7 +122,7 @@ fn parse_server(text: &str) -> Result<String, String> {
     let Ok(url) = Url::parse(&given) else { return fault("is no URL") };
     let Some(host) = url.host_str() else { return fault("has no host") };
     if !matches!(url.scheme(), "http" | "https") {
-        return fault("is not reached by http or https");
+        return fault("has a scheme other than http and https");
     }
     if !url.username().is_empty() || url.password().is_some() {
         return fault("has a user or a password in its URL");

@@ -74,7 +74,7 @@ impl Client {
         let body = self.body(response, LONGEST_ANSWER).await?;
         // The parser's own message may quote data of users.
         let place = |error: serde_json::Error| {
-            format!("is no JSON of its kind, line {} column {}", error.line(), error.column())
+            format!("is no JSON of the expected kind, line {} column {}", error.line(), error.column())
         };
         if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
             return Err(GcsFault::strange(outside, "is no answer to the request"));

@@ -183,7 +183,7 @@ impl CredentialSource {
                     Some("external_account") => external_account::Builder::new(json).build(),
                     Some("authorized_user") => user_account::Builder::new(json).build(),
                     Some("impersonated_service_account") => impersonated::Builder::new(json).build(),
-                    _ => return Err(unusable(file, "has no `type` that is known")),
+                    _ => return Err(unusable(file, "has no known `type`")),
                 };
                 built.map_err(|error| unusable(file, flaw(&error)))
             }
@@ -212,7 +212,7 @@ async fn signer_of(file: &Path, json: &Value) -> Result<Result<Signer, String>, 
             // The key is parsed only when it signs, which needs no request.
             match signer.sign("is this a key?").await {
                 Ok(_) => Ok(Ok(signer)),
-                Err(_) => Err(unusable(file, "holds no private key that can be used")),
+                Err(_) => Err(unusable(file, "has no usable private key")),
             }
         }
         Some("impersonated_service_account") => {
@@ -233,7 +233,7 @@ fn flaw(error: &BuildError) -> &'static str {
     } else if error.is_missing_field() {
         "lack a field"
     } else if error.is_unknown_type() || error.is_not_supported() {
-        "are of a type that is not known"
+        "are of an unknown type"
     } else {
         "lack the fields that they must have"
     }

@@ -76,7 +76,7 @@ impl UploadSource {
                 }
                 Err(fault) => {
                     source.state().fault = Some(fault);
-                    Err(io::Error::other("the upload was given up"))
+                    Err(io::Error::other("the upload was stopped on this side"))
                 }
             }
         })

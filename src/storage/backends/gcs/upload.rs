@@ -268,7 +268,7 @@ impl Drop for Open {
                 // 499 is the answer to a cancellation, 404 and 410 say that the session is gone already.
                 Ok(_) => {}
                 Err(fault) if matches!(fault.status(), Some(404 | 410 | 499)) => {}
-                Err(_) => tracing::debug!("an upload session was left to expire by itself"),
+                Err(_) => tracing::debug!("an upload session could not be cancelled and expires by itself"),
             }
         });
         // The cancellation runs in the background.

@@ -45,11 +45,11 @@ impl Outside {
                 {
                     "it wants to be asked with https://".to_owned()
                 } else {
-                    format!("a log-in page, a web server or a moved service sends on to {location}")
+                    format!("a log-in page, a web server or a moved service redirects to {location}")
                 }
             }
-            _ if self.is_page() => "a web page: of a log-in, a console, maintenance or a proxy".to_owned(),
-            _ => "another service, or something in between".to_owned(),
+            _ if self.is_page() => "a web page of a log-in, a console, maintenance or a proxy".to_owned(),
+            _ => "another service, or a server in between".to_owned(),
         }
     }
 

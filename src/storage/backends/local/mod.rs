@@ -347,8 +347,7 @@ fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, Str
             format!("raise this user's disk quota on the file system of {place}, or free some of it"),
         ),
         (io::ErrorKind::ReadOnlyFilesystem, _) => {
-            let why =
-                "make its file system writable; the kernel itself turns one read-only after a disk error (see dmesg)";
+            let why = "make the file system writable; the kernel makes it read-only after a disk error (see dmesg)";
             (ErrorKind::Denied, format!("{place}: {why}"))
         }
         (_, Some(Errno::PERM)) => {

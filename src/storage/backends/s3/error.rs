@@ -95,7 +95,7 @@ impl S3Refusal {
         match &*self.code {
             "NoSuchBucket" => {
                 let mend = match self.other_bucket(address) {
-                    Some(other) => format!("it was asked for the bucket {other:?}; {}", address.without_bucket()),
+                    Some(other) => format!("the request named the bucket {other:?}; {}", address.without_bucket()),
                     None => format!(
                         "correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`"
                     ),
@@ -103,7 +103,7 @@ impl S3Refusal {
                 return (ErrorKind::Invalid, mend);
             }
             "TemporaryRedirect" => {
-                return (ErrorKind::Unavailable, self.redirected("until its name is known everywhere"));
+                return (ErrorKind::Unavailable, self.redirected("try again when its name is known everywhere"));
             }
             "PreconditionFailed" | "ConditionalRequestConflict" => {
                 return fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again");
@@ -129,7 +129,7 @@ impl S3Refusal {
                 return fixed(ErrorKind::Throttled, "it limits the rate of requests; try again later");
             }
             "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
-                return fixed(ErrorKind::Integrity, "the bytes were changed on the way; store them again");
+                return fixed(ErrorKind::Integrity, "the bytes were changed in transit; store them again");
             }
             // The connection broke while the request was sent, or somebody removed the upload.
             "IncompleteBody" | "RequestTimeout" | "NoSuchUpload" | "InvalidPart" => {
@@ -145,7 +145,7 @@ impl S3Refusal {
                 return fixed(ErrorKind::Invalid, "this store cannot do that");
             }
             "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" => {
-                return fixed(ErrorKind::NoSpace, "make room in the store");
+                return fixed(ErrorKind::NoSpace, "free space in the store");
             }
             _ => {}
         }
@@ -154,7 +154,7 @@ impl S3Refusal {
             300..=399 => self.wrong_region(region),
             400 if wrong_region => self.wrong_region(region),
             401 | 403 if let Some(other) = self.other_bucket(address) => {
-                (ErrorKind::Denied, format!("it was asked for the bucket {other:?}; {}", address.without_bucket()))
+                (ErrorKind::Denied, format!("the request named the bucket {other:?}; {}", address.without_bucket()))
             }
             401 | 403 => {
                 let mend = format!(
@@ -165,7 +165,7 @@ impl S3Refusal {
             }
             412 => fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again"),
             429 => fixed(ErrorKind::Throttled, "it limits the rate of requests; try again later"),
-            507 => fixed(ErrorKind::NoSpace, "make room in the store"),
+            507 => fixed(ErrorKind::NoSpace, "free space in the store"),
             500..=599 => fixed(ErrorKind::Unavailable, "try again later"),
             // A server in between answers so while the store itself is down. A store names what is missing.
             404 | 408 | 425 if self.code.is_empty() => {
@@ -200,7 +200,7 @@ impl S3Refusal {
     /// Prepends the target of a redirect.
     fn redirected(&self, text: &str) -> String {
         match self.outside.location() {
-            Some(location) => format!("it sends on to {location}; {text}"),
+            Some(location) => format!("it redirects to {location}; {text}"),
             None => text.to_owned(),
         }
     }

@@ -55,7 +55,7 @@ impl Encoded {
         let (payload, checksum) = unpack(key, codec, &payload, most, &self.spool).await?;
         let size = payload.len();
         if attributes.is_value_known() && (attributes.size, attributes.checksum) != (size, checksum) {
-            return Err(damaged(key, "the value's size or checksum does not match what was unpacked"));
+            return Err(damaged(key, "the value's size or checksum does not match the unpacked bytes"));
         }
         (attributes.size, attributes.checksum) = (size, checksum);
         let part = options.part(key, attributes.kind, size)?;

@@ -53,7 +53,7 @@ fn horizon(listing: &Listing) -> Result<Option<String>> {
     match listing.entries.last() {
         Some(last) if listing.more => Ok(Some(last.key.as_str().to_owned())),
         None if listing.more => {
-            let why = "a page without entries came though more were announced; try again";
+            let why = "the listing returned a page without entries although more follow; try again";
             Err(Error::new(ErrorKind::Io, Operation::List, None, why))
         }
         _ => Ok(None),

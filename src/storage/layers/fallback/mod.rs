@@ -282,7 +282,7 @@ impl<T> Try<T> {
 fn undecided(error: Error) -> Error {
     let key = error.key.clone();
     let why = format!(
-        "only the bucket can decide the condition, so nothing was written to the fallback; {}; try again when it is back",
+        "only the bucket can decide the condition, so nothing was written to the fallback; {}; try again when the bucket is back",
         error.message()
     );
     let retry_after = error.retry_after;
@@ -291,7 +291,7 @@ fn undecided(error: Error) -> Error {
 
 /// Makes the error of a deferred write or delete that another write has overtaken.
 fn overtaken(operation: Operation, key: &Key) -> Error {
-    let why = "another write of the key waits to be sent; stat it and decide again";
+    let why = "another write of the key is pending; stat it and decide again";
     Error::new(ErrorKind::Precondition, operation, Some(key), why)
 }
 
@@ -372,8 +372,8 @@ impl Backend for Fallback {
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
         if self.overlay.stat(key).await?.is_some() {
-            let why = "the key's newest state waits to be sent to the bucket, and only the bucket has signed URLs; \
-                       try again when it was sent";
+            let why = "the key's newest state is not yet in the bucket, and only the bucket has signed URLs; \
+                       try again after it was sent";
             return Err(Error::new(ErrorKind::Unavailable, Operation::Sign, Some(key), why));
         }
         self.note_answer(self.primary.sign(key, grant).await)

@@ -146,7 +146,7 @@ impl Fallback {
             self.overlay.remove(key, entry.attributes.generation).await?;
             return Ok(Some(outcome));
         }
-        let why = "others keep changing the key in the bucket; it is tried again later";
+        let why = "others keep changing the key in the bucket; the entry is tried again later";
         Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why))
     }
 
