@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::storage::error::Result;
 
-/// The counters of an engine since start: the answer of `get_stats`.
+/// What an engine has done since start: the answer of `get_stats`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Stats {
     /// Whether the engine can be used; true once it exists.

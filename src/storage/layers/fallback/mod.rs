@@ -372,7 +372,7 @@ impl Backend for Fallback {
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
         if self.overlay.stat(key).await?.is_some() {
-            let why = "the key's newest state is not yet in the bucket, and only the bucket has signed URLs; \
+            let why = "the key's newest state waits to be sent to the bucket, and only the bucket has signed URLs; \
                        try again after it was sent";
             return Err(Error::new(ErrorKind::Unavailable, Operation::Sign, Some(key), why));
         }
