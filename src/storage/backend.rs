@@ -1,4 +1,4 @@
-//! The seam: a place that keeps whole objects under keys.
+//! The interface of every place that keeps whole objects under keys.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,109 +15,112 @@ use crate::storage::object::{Attributes, Key, Kind, Object};
 ///
 /// # Contract
 ///
-/// - Objects appear whole or not at all; a reader sees the old object or the new one.
-/// - A `put` or `delete` that returned is on stable storage.
-/// - `None` means that the place is certain that the key has no object; everything else is an error.
+/// - An object appears whole or not at all: a reader sees the old object or the new one.
+/// - A `put` or `delete` that has returned is on stable storage.
+/// - `None` means that the key certainly has no object. Everything else is an error.
 /// - Conditions hold against every other writer of the same place, whatever its process.
 /// - Backends keep expired objects like any other; the engine hides them.
 /// - A `get` takes no more of a payload into memory than [`GetOptions`] asks for, beside a buffer of fixed size.
-/// - Sizes, ranges, limits and conditions speak of the value, also where the bytes kept are encoded.
+/// - Sizes, ranges, limits and conditions are those of the value, also where the stored bytes are encoded.
 /// - No default methods: a layer implements all of them or does not compile.
 #[async_trait]
 pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
-    /// Writes the object, replacing what was there if the condition allows it, and returns what is stored now.
+    /// Writes the object and returns the attributes that are stored now.
     ///
-    /// The answer is the attributes after every layer below, as a `stat` would tell them:
-    /// [`ObjectInfo::pending`](super::ObjectInfo::pending) says whether the write waits in an overlay.
+    /// An object that was there is replaced if the condition allows it. The attributes are those after every layer
+    /// below, as a `stat` would return them: [`ObjectInfo::pending`](super::ObjectInfo::pending) says whether the write
+    /// waits in an overlay.
     ///
-    /// A payload that is a file is checked against the attributes on its way. One that changed since is
+    /// A payload in a file is checked against the attributes while it is read. A file that has changed is
     /// [`ErrorKind::Integrity`], and nothing is written.
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes>;
 
     /// Reads the object.
     ///
-    /// The payload of an object that is kept as it is has the wanted bytes only. The payload of an encoded object
-    /// ([`Attributes::is_encoded`]) has all kept bytes, and the layer that decodes them takes the wanted ones. The
-    /// attributes are those of the whole object.
+    /// The payload of an object that is stored unencoded has the requested bytes only. The payload of an encoded object
+    /// ([`Attributes::is_encoded`]) has all stored bytes, and the layer that decodes them selects the requested part.
+    /// The attributes are those of the whole object.
     ///
-    /// Checksums of all kept bytes are verified before anything is returned, also for a part. What is refused
-    /// ([`ErrorKind::Invalid`]) is refused by the attributes alone, before the payload is read.
+    /// Checksums of all stored bytes are verified before anything is returned, also for a part. A refusal
+    /// ([`ErrorKind::Invalid`]) follows from the attributes alone, before the payload is read.
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>>;
 
-    /// Reads the attributes only.
+    /// Reads only the attributes of the object.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
 
-    /// Removes the object. With a generation condition a missing object is fine.
+    /// Removes the object. With a generation condition, a missing object is a success.
     ///
-    /// A place that cannot look and remove in one step refuses a generation ([`ErrorKind::Invalid`]), unless
-    /// [`DeleteOptions::lenient`] lets it look first and remove afterwards.
+    /// A place that cannot check and remove in one step refuses a generation ([`ErrorKind::Invalid`]), unless
+    /// [`DeleteOptions::lenient`] allows the check to come first and the removal afterwards.
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal>;
 
-    /// Lists keys in byte order, one page.
+    /// Lists one page of keys, in byte order.
     async fn list(&self, page: &Page) -> Result<Listing>;
 
-    /// Makes sure that what a reader sees under the key now, an object or nothing, is on stable storage.
+    /// Makes sure that the present state of the key, an object or none, is on stable storage.
     ///
-    /// The engine asks this before it answers a write of an earlier attempt as done: that attempt may have ended between
-    /// the rename and the sync.
+    /// The engine calls this before it answers a write of an earlier attempt as done. That attempt may have ended
+    /// between the rename and the sync.
     async fn flush(&self, key: &Key) -> Result<()>;
 
-    /// Looks whether the place can be used; for start-up and health only.
+    /// Checks whether the place can be used. Only start-up and health checks call this.
     async fn probe(&self) -> Result<Probe>;
 
-    /// Refuses ([`ErrorKind::Invalid`]) what the place could never keep, without asking it.
+    /// Refuses ([`ErrorKind::Invalid`]) a key or attributes that the place could never store, without a request to the
+    /// place.
     ///
-    /// A fallback asks this first, so that a write which waits in an overlay is one that can be sent.
+    /// A fallback calls this first, so that every write in an overlay can be sent later.
     fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()>;
 
-    /// Makes a URL by which anyone can read or write the object for a time, without asking the place.
+    /// Makes a URL with which anyone can read or write the object for a time, without a request to the place.
     ///
     /// A place without such URLs refuses ([`ErrorKind::Invalid`]).
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String>;
 }
 
-/// Takes writes and deletes that came again while the place that could tell how they ended cannot be asked.
+/// Takes redelivered writes and deletes while the bucket, which knows how their first attempt ended, cannot be asked.
 ///
-/// An overlay takes them, stamped with the time of their first attempt, for its synchronization to weigh against what the
-/// bucket has received since. A layer above the overlay passes on what it makes of the object.
+/// An overlay stores them with the time of their first attempt as the stamp. The sync loop then compares that stamp
+/// with what the bucket has received since. A layer above the overlay passes the object on as it encodes it.
 #[async_trait]
 pub trait Deferral: fmt::Debug + Send + Sync + 'static {
-    /// Takes a write and returns what is stored now; [`ErrorKind::Precondition`] where another write of the key waits.
+    /// Stores a write and returns the stored attributes; [`ErrorKind::Precondition`] where another write of the key is
+    /// pending.
     async fn defer_put(&self, key: &Key, object: &Object, guard: &CommitGuard) -> Result<Attributes>;
 
-    /// Takes a delete of this time; [`ErrorKind::Precondition`] where another write of the key waits.
+    /// Stores a delete with this time; [`ErrorKind::Precondition`] where another write of the key is pending.
     async fn defer_delete(&self, key: &Key, deleted_at: Timestamp, guard: &CommitGuard) -> Result<Removal>;
 
-    /// Tells whether the key's newest state, an object or none, waits to be sent.
+    /// Tells whether the newest state of the key, an object or none, is not yet in the bucket.
     async fn is_pending(&self, key: &Key) -> Result<bool>;
 }
 
-/// What a delete has done.
+/// The result of a delete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
-    /// The key had an object. A delete that is only remembered does not know and says no.
+    /// Whether the key had an object. A delete that an overlay stores without asking the bucket says no.
     pub found: bool,
-    /// The delete is remembered in an overlay, from where it will be sent to the bucket.
+    /// The delete waits in an overlay, from which it is sent to the bucket.
     pub pending: bool,
 }
 
-/// What a place that can be used says of itself.
+/// The answer of a place that can be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Probe {
-    /// How much its clock is ahead of ours, where it has told.
+    /// How much the place's clock is ahead of this machine's, if the place has told its time.
     pub skew: Option<SignedDuration>,
 }
 
-/// What a signed URL allows.
+/// What a signed URL permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Reading or writing.
+    /// Whether the object may be read or written.
     pub method: Method,
-    /// For how long from now.
+    /// How long the URL is valid from now.
     pub lifetime: Duration,
 }
 
-/// Method of a signed URL.
+/// The method of a signed URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Reads the object.
@@ -137,28 +140,28 @@ impl Method {
     }
 }
 
-/// Which bytes of a value are wanted, how many are too many, and in what form they may come.
+/// Which bytes of a value a read returns, how many are permitted, and in what form they may come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GetOptions {
-    /// Only these bytes of a text or bytes value; the whole by default.
+    /// Only these bytes of a text or bytes value are read; by default the whole value.
     pub range: Option<ByteRange>,
-    /// More bytes of the value than these are refused.
+    /// A read of more bytes of the value than this is refused.
     pub limit: Option<u64>,
-    /// Many bytes may come as a file ([`Payload::File`](super::Payload::File)) instead of in memory.
+    /// A large payload may be a file ([`Payload::File`](super::Payload::File)) instead of bytes in memory.
     pub spooled: bool,
 }
 
-/// Which bytes of a text or bytes value.
+/// A range of bytes of a text or bytes value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByteRange {
-    /// First byte; a range that begins beyond the end is empty, which is no error.
+    /// The first byte. A range that begins beyond the end is empty, which is no error.
     pub offset: u64,
-    /// At most so many bytes; to the end by default.
+    /// The largest number of bytes; by default all up to the end.
     pub length: Option<u64>,
 }
 
 impl ByteRange {
-    /// Returns the part of a value of so many bytes that lies in the range.
+    /// Returns the part of the range that lies in a value of this size.
     pub(super) fn within(self, size: u64) -> Range<u64> {
         let begin = self.offset.min(size);
         begin..self.length.map_or(size, |length| begin.saturating_add(length).min(size))
@@ -166,16 +169,17 @@ impl ByteRange {
 }
 
 impl GetOptions {
-    /// Returns which of the kept bytes are to be read: all of an encoded object, else the wanted ones.
+    /// Returns which stored bytes must be read: all of an encoded object, else the requested ones.
     ///
-    /// Fails for more bytes of the value than the limit, and for a part of JSON.
+    /// Fails for more bytes of the value than the limit, and for a part of a JSON value.
     pub(super) fn kept_part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
         if !attributes.is_encoded() {
-            // The same as the value's, or the attributes are damaged; no part may reach beyond the bytes there are.
+            // Stored size and value size are equal here, or the attributes are damaged. No part may exceed the stored
+            // bytes.
             return self.part(key, attributes.kind, attributes.stored_size);
         }
         let (options, size) = match self.range {
-            // The size of a value that another tool has encoded is not known before it is decoded.
+            // The size of a value that another tool has encoded is unknown until it is decoded.
             Some(_) if !attributes.is_value_known() => (Self { limit: None, ..*self }, u64::MAX),
             _ => (*self, attributes.size),
         };
@@ -183,7 +187,8 @@ impl GetOptions {
         Ok(0..attributes.stored_size)
     }
 
-    /// Returns which bytes of a value of this size are wanted; fails for more than the limit, and for a part of JSON.
+    /// Returns the requested bytes of a value of this size; fails for more than the limit, and for a part of a JSON
+    /// value.
     pub(super) fn part(&self, key: &Key, kind: Kind, size: u64) -> Result<Range<u64>> {
         let refused = |why| Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
         let part = match self.range {
@@ -203,24 +208,26 @@ impl GetOptions {
                 "read smaller parts with `offset` and `length`, or name a `destination`"
             }
         };
-        refused(format!("{bytes} bytes of a value of {size} are wanted, and {limit} may be read at once; {mend}"))
+        refused(format!(
+            "{bytes} bytes of a value of {size} bytes are requested, and at most {limit} may be read at once; {mend}"
+        ))
     }
 }
 
-/// What must hold for a write to happen.
+/// A condition that must hold for a write to happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
-    /// Nothing.
+    /// Every state of the key is accepted.
     #[default]
     Always,
-    /// No live (unexpired) object is there.
+    /// The key must have no live (unexpired) object.
     Absent,
-    /// The live object there has this generation token.
+    /// The key must have a live object with this generation token.
     Generation(String),
 }
 
 impl Condition {
-    /// Tells whether the condition holds for what is there.
+    /// Tells whether the condition holds for the present object.
     pub(in crate::storage) fn check(
         &self,
         operation: Operation,
@@ -228,58 +235,58 @@ impl Condition {
         present: Option<&Attributes>,
     ) -> Result<()> {
         let expired = present.is_some_and(|present| present.is_expired(Timestamp::now()));
-        // An expired object is there only to be removed.
+        // A delete may remove an expired object, but no other condition sees one.
         let present = present.filter(|_| !expired || operation == Operation::Delete);
         let why = match (self, present) {
             (Self::Always, _) | (Self::Absent, None) => return Ok(()),
             (Self::Absent, Some(_)) => "the key has an object already; leave if_absent out to replace it",
             (Self::Generation(wanted), Some(present)) if *wanted == present.generation => return Ok(()),
             (Self::Generation(_), Some(_)) => "the object has changed since that generation; stat it and decide again",
-            (Self::Generation(_), None) => "the key has no object, so no generation of it; stat it and decide again",
+            (Self::Generation(_), None) => "the key has no object, and so no generation; stat it and decide again",
         };
         Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
     }
 }
 
-/// How to put.
+/// Options of a put.
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
-    /// Checked at the commit point, atomically with it.
+    /// The condition, checked atomically with the commit point.
     pub condition: Condition,
-    /// A place that cannot check and write in one step may look first instead of refusing.
+    /// A place that cannot check and write in one step may check first instead of refusing the condition.
     pub lenient: bool,
-    /// Asked at the commit point.
+    /// The guard that the backend asks at the commit point.
     pub commit_guard: CommitGuard,
 }
 
-/// How to delete.
+/// Options of a delete.
 #[derive(Clone, Debug, Default)]
 pub struct DeleteOptions {
     /// Only this state of the object, expired or not, may be removed.
     pub generation: Option<String>,
-    /// A place that cannot look and remove in one step may look first and remove afterwards.
+    /// A place that cannot check and remove in one step may check first and remove afterwards.
     pub lenient: bool,
-    /// Asked at the commit point.
+    /// The guard that the backend asks at the commit point.
     pub commit_guard: CommitGuard,
 }
 
-/// Which part of a listing is wanted.
+/// The part of a listing that is requested.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Only keys that begin with this text (any text, not only whole segments).
     pub prefix: String,
     /// Only keys after this text, in byte order.
     pub start_after: Option<String>,
-    /// At most so many entries.
+    /// The largest number of entries.
     pub limit: Option<usize>,
 }
 
 /// One page of a listing.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
-    /// Entries in byte order of their keys.
+    /// The entries in byte order of their keys.
     pub entries: Vec<Entry>,
-    /// Names in the place that are no legal keys: skipped and counted.
+    /// The number of names in the place that are no legal keys. They are not listed.
     pub foreign: u64,
     /// Whether more entries follow the last one.
     pub more: bool,
@@ -288,11 +295,11 @@ pub struct Listing {
 /// One listed object.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its key.
+    /// The key of the object.
     pub key: Key,
-    /// When it stops being there, if ever. An object whose attributes cannot be read is listed without.
+    /// When the object expires, if ever. An object whose attributes cannot be read is listed without this time.
     pub expires_at: Option<Timestamp>,
-    /// The entry says that the key has no object, see [`Attributes::tombstone`].
+    /// Whether the entry is a pending delete, see [`Attributes::tombstone`].
     pub tombstone: bool,
 }
 

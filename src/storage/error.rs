@@ -1,4 +1,4 @@
-//! One error for the whole room: kind, operation, key, source.
+//! The error type of this room: kind, operation, key and source.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use crate::storage::object::Key;
 /// Result of the storage room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong; the kind alone decides whether trying again can help.
+/// The kind of an error, which alone decides whether a retry can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The request itself is wrong: a value, an option, a combination this backend cannot enforce.
@@ -19,19 +19,19 @@ pub enum ErrorKind {
     Precondition,
     /// Stored bytes do not match their checksum, cannot be decoded, or name another key.
     Integrity,
-    /// What is needed is not there: a source, or the folder of a destination. Never what a miss of a key is.
+    /// A source, or the folder of a destination, does not exist. A key without an object is never this error.
     Missing,
     /// The disk is full.
     NoSpace,
     /// The backend refuses this identity.
     Denied,
-    /// The backend cannot be reached, or failed in a way that may pass.
+    /// The backend cannot be reached, or failed in a way that may pass by itself.
     Unavailable,
-    /// The backend can be reached and asks for patience (429): trying again helps, going elsewhere does not.
+    /// The backend can be reached and limits the rate of requests (429): a retry helps, and another place does not.
     Throttled,
     /// The write was abandoned before its commit point, see [`super::CommitGuard`].
     Abandoned,
-    /// Any other fault of the backend, e.g. an input/output error of the disk.
+    /// Any other failure of the backend, such as an input/output error of the disk.
     Io,
 }
 
@@ -48,7 +48,7 @@ pub enum Operation {
     Delete,
     /// Listing keys.
     List,
-    /// Looking whether the place can be used.
+    /// Checking whether the place can be used.
     Probe,
     /// Making a signed URL.
     Sign,
@@ -70,20 +70,20 @@ impl Operation {
     }
 }
 
-/// A failed storage operation. The message names key, operation and mend, never payload or secret.
+/// A failed storage operation. The message names key, operation and remedy, never a payload or a secret.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
-    /// What went wrong.
+    /// The kind of the failure.
     pub kind: ErrorKind,
-    /// Which operation.
+    /// The operation that failed.
     pub operation: Operation,
-    /// Which key, when one is concerned.
+    /// The key, where the error concerns one.
     pub key: Option<Key>,
-    /// How long the backend asks to wait before the next attempt.
+    /// How long the backend asks its caller to wait before the next attempt.
     pub retry_after: Option<Duration>,
-    /// Which file or foreign object, when one beside the key is concerned.
+    /// The file or foreign object that the error concerns, besides the key.
     pub subject: Option<String>,
-    /// What answered is not the place, or not to be understood.
+    /// The answer is not one of the place itself, or it cannot be understood.
     senseless: bool,
     message: String,
     #[source]
@@ -91,7 +91,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// Makes an error; `message` says the cause and the mend.
+    /// Makes an error. `message` names the cause and the remedy.
     pub fn new(kind: ErrorKind, operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -100,7 +100,8 @@ impl Error {
             retry_after: None,
             subject: None,
             senseless: false,
-            // Foreign libraries' words hold URLs, and those of signed requests and upload sessions are secrets.
+            // Messages of other libraries contain URLs, and those of signed requests and of upload sessions are
+            // secrets.
             message: redact(&message.into()).into_owned(),
             source: None,
         }
@@ -125,17 +126,18 @@ impl Error {
         Self { subject: Some(subject.into()), ..self }
     }
 
-    /// Makes the error of an answer that the place itself cannot have given; it counts as unreachable.
+    /// Makes the error of an answer that the place itself cannot have given. Such a place counts as unreachable.
     pub(in crate::storage) fn senseless(operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
         Self { senseless: true, ..Self::new(ErrorKind::Unavailable, operation, key, message) }
     }
 
-    /// Makes the error of a place that is left alone, for the reason that it was last seen to have.
+    /// Notes whether the last answer of a place that gets no requests for now was one that the place itself cannot have
+    /// given.
     pub(in crate::storage) fn while_senseless(self, senseless: bool) -> Self {
         Self { senseless, ..self }
     }
 
-    /// Makes the error of a write that its commit_guard forbade.
+    /// Makes the error of a write that its commit guard forbade.
     pub(in crate::storage) fn abandoned(operation: Operation, key: &Key) -> Self {
         let why = "abandoned before its commit point; nothing was changed";
         Self::new(ErrorKind::Abandoned, operation, Some(key), why)
@@ -147,44 +149,44 @@ impl Error {
         Self::new(ErrorKind::Invalid, Operation::Sign, Some(key), why)
     }
 
-    /// Makes the error of bytes that lie in a file and cannot be read from there.
+    /// Makes the error of bytes in a file that cannot be read.
     pub(in crate::storage) fn unread(operation: Operation, key: &Key, error: io::Error) -> Self {
         let (kind, why) = match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 (ErrorKind::Integrity, "the source became shorter while it was read; try again".to_owned())
             }
-            _ => (ErrorKind::Io, format!("the value's bytes cannot be read: {error}; look at the disk they are on")),
+            _ => (ErrorKind::Io, format!("the value's bytes cannot be read: {error}; check the disk they are on")),
         };
         Self::new(kind, operation, Some(key), why).with_source(error)
     }
 
-    /// Renames the operation: a step's error as that of the whole.
+    /// Replaces the operation: the error of one step becomes that of the whole operation.
     #[must_use]
     pub(in crate::storage) fn during(self, operation: Operation) -> Self {
         Self { operation, ..self }
     }
 
-    /// Adds a remark behind cause and mend.
+    /// Appends a remark to the message.
     #[must_use]
     pub(in crate::storage) fn noting(mut self, remark: &str) -> Self {
         self.message = format!("{}; {remark}", self.message);
         self
     }
 
-    /// Returns cause and mend without operation and key.
+    /// Returns the message, which names cause and remedy, without operation and key.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Tells whether something answered that is not the place, or cannot be understood: a person has to look, and yet it
-    /// may pass.
+    /// Tells whether the answer was not one of the place itself, or could not be understood. A person has to look at
+    /// the cause, though the state may also pass by itself.
     #[must_use]
     pub const fn is_senseless(&self) -> bool {
         self.senseless
     }
 
-    /// Tells whether trying again later can help.
+    /// Tells whether a later retry can help.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Throttled)
@@ -193,7 +195,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What nobody asked for by that name needs none: the message says it all.
+        // Nobody asked for a probe by that name, so the message stands alone.
         if self.operation == Operation::Probe && self.key.is_none() {
             return formatter.write_str(&self.message);
         }

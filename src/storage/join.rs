@@ -1,8 +1,8 @@
-//! Waiting for a task.
+//! Waits for tasks.
 
 use tokio::task::JoinHandle;
 
-/// Waits for a task and passes its panic on; `None` when the runtime ends before the task does.
+/// Waits for a task and passes its panic on. Returns `None` when the runtime ends before the task.
 pub(super) async fn joined<T>(task: JoinHandle<T>) -> Option<T> {
     match task.await {
         Ok(outcome) => Some(outcome),

@@ -1,4 +1,4 @@
-//! The engine: values and bytes under keys. Knows no queue and no task.
+//! Stores values under keys. This room knows no queue and no task.
 //!
 //! ```text
 //! Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
@@ -6,8 +6,8 @@
 //! Engine ─ Metered ─ Local | Memory
 //! ```
 //!
-//! [`Engine`] turns values into objects and keeps the promises about commands that come again; a [`Backend`] keeps whole
-//! objects. The stack is nested in one place, `Engine`'s constructor call in `cli`; every layer implements [`Backend`] whole.
+//! [`Engine`] turns values into objects and keeps the promises about redelivered commands. A [`Backend`] keeps whole
+//! objects. The stack is nested in one place outside this room, and every layer implements the whole of [`Backend`].
 
 mod backend;
 mod backends;

@@ -1,4 +1,4 @@
-//! Reading one object of a backend as its value's own bytes.
+//! Reads one object of a backend as the bytes of its value.
 
 use jiff::Timestamp;
 
@@ -12,10 +12,10 @@ pub(super) async fn live(backend: &dyn Backend, key: &Key) -> Result<Option<Attr
     Ok(attributes.filter(|attributes| !attributes.is_expired(Timestamp::now())))
 }
 
-/// Reads an object that has not expired; its payload has the wanted bytes of the value.
+/// Reads an object that has not expired. The payload has the requested bytes of the value.
 pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) -> Result<Option<Object>> {
     let found = match backend.get(key, options).await {
-        // A refused object may have expired, and then the key has no object that could be refused.
+        // A refused object may have expired. Then the key has no object that could be refused.
         Err(error) if error.kind == ErrorKind::Invalid => match live(backend, key).await {
             Ok(None) => None,
             Ok(Some(_)) => return Err(error),
@@ -31,14 +31,14 @@ pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) 
             false => Err(damaged(key, "the object is encoded in a way that this store is not set up to decode")),
         };
     }
-    // The backend vouches for the bytes kept, which here are the value's bytes.
+    // The backend has verified the stored bytes, which are the bytes of the value here.
     if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {
         return Err(damaged(key, "the value's size or checksum does not match its bytes"));
     }
     Ok(Some(object))
 }
 
-/// Makes the error of an object that cannot be read as what it says it is.
+/// Makes the error of an object whose bytes contradict its attributes.
 pub(super) fn damaged(key: &Key, what: &str) -> Error {
     let mend = "restore it from a backup or store it again";
     Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {mend}"))

@@ -46,7 +46,7 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     let fallback = if settings.local_fallback {
         let folder = overlay(settings, provider, name);
         let opened = Fallback::open(primary, folder, metrics.clone());
-        match opened.and_then(|fallback| fallback.say_owner(&owner(settings, provider, name)).map(|()| fallback)) {
+        match opened.and_then(|fallback| fallback.record_owner(&owner(settings, provider, name)).map(|()| fallback)) {
             Ok(fallback) => Some(Arc::new(fallback)),
             // What may wait there is looked at all the same; what is new goes to the bucket, or fails.
             Err(error) if error.kind == ErrorKind::NoSpace => {

@@ -13,9 +13,9 @@ use crate::storage::backend::{
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Checksum, Key, Object};
 
-/// Keeps objects in this process's memory, by the same contract as every backend but durability.
+/// Keeps objects in this process's memory, with the whole contract of a backend except durability.
 ///
-/// For tests and for programs that embed the engine; nothing outlives the process.
+/// This backend is for tests and for programs that embed the engine. Nothing outlives the process.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<BTreeMap<Key, Object>>);
 
@@ -27,7 +27,7 @@ impl Memory {
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<Key, Object>> {
-        // Every change is one insert or remove, so a panic elsewhere leaves the map whole.
+        // Every change is one insert or remove, so the map is consistent also after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,9 @@
-//! What is written beside an object in a bucket, so that it can be told exactly what it is.
+//! The metadata header: the exact attributes of an object, written into the object's metadata in a bucket.
 //!
-//! One reserved metadata value, [`HEADER`], holds our attributes as ASCII-escaped JSON and is the truth. The caller's
-//! plain strings are mirrored beside it for other tools, as far as they fit, and never read back. An object without a
-//! label was written by another tool: its kind follows from its content type, its token is the bucket's own.
+//! One reserved metadata value, [`HEADER`], holds the attributes as ASCII-escaped JSON and is authoritative. The
+//! caller's plain strings are copied beside it for other tools, as far as they fit, and are never read back. An object
+//! without this header was written by another tool: its kind follows from its content type, and its token is the
+//! bucket's own.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,36 +17,36 @@ use crate::storage::object::{Attributes, Checksum, Foreign, Kind, ObjectInfo};
 /// Name of the reserved metadata value.
 pub(in crate::storage) const HEADER: &str = "filestorage";
 
-/// The version written and read.
+/// The version of the format that is written and read.
 const FORMAT: u64 = 1;
 
-/// What a bucket itself says of an object.
+/// The properties of an object that the bucket itself reports.
 #[derive(Clone, Debug)]
 pub(in crate::storage) struct RemoteObject {
-    /// Real content type.
+    /// The content type of the object in the bucket.
     pub(in crate::storage) content_type: Option<String>,
-    /// Real content encoding.
+    /// The content encoding of the object in the bucket.
     pub(in crate::storage) content_encoding: Option<String>,
-    /// Bytes kept.
+    /// The number of stored bytes.
     pub(in crate::storage) stored_size: u64,
-    /// CRC32C of the bytes kept, where the bucket knows it.
+    /// CRC32C of the stored bytes, where the bucket knows it.
     pub(in crate::storage) stored_checksum: Option<Checksum>,
     /// The bucket's own generation or entity tag.
     pub(in crate::storage) generation: String,
-    /// When the bucket received it.
+    /// When the bucket received the object.
     pub(in crate::storage) received_at: Timestamp,
     /// Custom metadata.
     pub(in crate::storage) metadata: BTreeMap<String, String>,
-    /// Those of [`foreign::HEADERS`] that it has.
+    /// The headers of the object that [`foreign::HEADERS`] lists.
     pub(in crate::storage) headers: BTreeMap<String, String>,
 }
 
-/// How a bucket keeps the names of custom metadata.
+/// How a bucket stores the names of custom metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum NameCase {
-    /// To the letter.
+    /// The names are stored unchanged.
     Exact,
-    /// In lower case, as headers.
+    /// The names are stored in lower case, as headers are.
     Lower,
 }
 
@@ -61,31 +62,31 @@ struct Version {
     format: u64,
 }
 
-/// Returns the custom metadata of an object: the label, and mirrors as far as `most` bytes of names and values allow.
+/// Returns the custom metadata of an object: the header, and copies of strings within `most` bytes of names and values.
 ///
 /// # Errors
 ///
-/// What to say when not even the label fits.
+/// A message for the case that not even the header fits.
 pub(in crate::storage) fn write(
     attributes: &Attributes,
     most: usize,
     names: NameCase,
 ) -> Result<BTreeMap<String, String>, String> {
-    // The headers stand beside it as what they are.
+    // The bucket stores these headers as real headers.
     let foreign = Foreign { headers: BTreeMap::new(), ..attributes.foreign.clone() };
     let attributes = &Attributes { foreign, ..attributes.clone() };
     let text = serde_json::to_string(&Written { format: FORMAT, attributes })
         .map_err(|error| format!("the attributes cannot be written: {error}"))?;
-    let label = escape(&text);
-    let mut size = HEADER.len() + label.len();
+    let header = escape(&text);
+    let mut size = HEADER.len() + header.len();
     if size > most {
-        let (rest, given) =
+        let (excess, given) =
             (size - most, attributes.metadata.as_ref().map_or(0, |metadata| escape(metadata.get()).len()));
         return Err(format!(
-            "metadata has {given} bytes of ASCII-escaped JSON, {rest} more than this bucket can keep beside the object; shorten it"
+            "metadata has {given} bytes of ASCII-escaped JSON, {excess} more than this bucket can keep beside the object; shorten it"
         ));
     }
-    let mut all = BTreeMap::from([(HEADER.to_owned(), label)]);
+    let mut all = BTreeMap::from([(HEADER.to_owned(), header)]);
     for (name, value) in texts(attributes) {
         let name = mirrored(&name, names);
         let fits = is_plain_name(&name) && is_plain_value(&value) && size + name.len() + value.len() <= most;
@@ -97,7 +98,7 @@ pub(in crate::storage) fn write(
     Ok(all)
 }
 
-/// Names the custom metadata of another tool's object that such a bucket shows to nobody but this program.
+/// Names the custom metadata of another tool's object that other tools will not see in such a bucket.
 pub(in crate::storage) fn hidden(attributes: &Attributes, most: usize, names: NameCase) -> Vec<String> {
     if !attributes.foreign.other_tool {
         return Vec::new();
@@ -107,7 +108,7 @@ pub(in crate::storage) fn hidden(attributes: &Attributes, most: usize, names: Na
     texts(attributes).into_iter().filter(|(name, value)| !is_shown(name, value)).map(|(name, _)| name).collect()
 }
 
-/// Returns those members of the metadata that are strings.
+/// Returns the members of the metadata that are strings.
 fn texts(attributes: &Attributes) -> Vec<(String, String)> {
     let members = attributes
         .metadata
@@ -124,36 +125,38 @@ fn mirrored(name: &str, names: NameCase) -> String {
     }
 }
 
-/// Reads what a bucket says of an object; `foreign_checksum` is that of an object without label and own checksum.
+/// Reads the attributes of an object from the bucket's report.
+///
+/// `foreign_checksum` computes the checksum of an object without header for which the bucket knows none.
 ///
 /// # Errors
 ///
-/// What is wrong: a label that cannot be read, or that is not of these bytes.
+/// A message about a header that cannot be read or does not match the bytes.
 pub(in crate::storage) fn read(
-    ticket: RemoteObject,
+    remote: RemoteObject,
     foreign_checksum: impl FnOnce() -> Checksum,
 ) -> Result<Attributes, String> {
-    let info = ObjectInfo { received_at: Some(ticket.received_at), ..ObjectInfo::default() };
-    let coding = Coding::read(ticket.content_encoding.as_deref().unwrap_or_default());
-    let headers = headers(ticket.headers, coding.codec.is_some());
-    let Some(label) = ticket.metadata.get(HEADER) else {
-        let checksum = ticket.stored_checksum.unwrap_or_else(foreign_checksum);
-        let content_type = ticket.content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
+    let info = ObjectInfo { received_at: Some(remote.received_at), ..ObjectInfo::default() };
+    let coding = Coding::read(remote.content_encoding.as_deref().unwrap_or_default());
+    let headers = headers(remote.headers, coding.codec.is_some());
+    let Some(header) = remote.metadata.get(HEADER) else {
+        let checksum = remote.stored_checksum.unwrap_or_else(foreign_checksum);
+        let content_type = remote.content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
         let kind = kind_of(&content_type);
         let charset = foreign::charset_of(&content_type).or(coding.charset).filter(|_| kind != Kind::Bytes);
         return Ok(Attributes {
             kind,
             content_type,
-            size: ticket.stored_size,
+            size: remote.stored_size,
             checksum,
-            stored_size: ticket.stored_size,
+            stored_size: remote.stored_size,
             stored_checksum: checksum,
             compression: coding.codec,
             encrypted: false,
-            generation: ticket.generation,
+            generation: remote.generation,
             operation_id: None,
-            metadata: foreign_metadata(&ticket.metadata),
-            stored_at: ticket.received_at,
+            metadata: foreign_metadata(&remote.metadata),
+            stored_at: remote.received_at,
             expires_at: None,
             writer_id: None,
             tombstone: false,
@@ -162,22 +165,22 @@ pub(in crate::storage) fn read(
         });
     };
     let unreadable = |error: serde_json::Error| format!("the metadata value {HEADER:?} cannot be read: {error}");
-    let Version { format } = serde_json::from_str(label).map_err(unreadable)?;
+    let Version { format } = serde_json::from_str(header).map_err(unreadable)?;
     if format != FORMAT {
         return Err(format!("the object has format version {format}, and this program knows only {FORMAT}"));
     }
-    let mut attributes: Attributes = serde_json::from_str(label).map_err(unreadable)?;
-    if attributes.stored_size != ticket.stored_size
-        || ticket.stored_checksum.is_some_and(|checksum| checksum != attributes.stored_checksum)
+    let mut attributes: Attributes = serde_json::from_str(header).map_err(unreadable)?;
+    if attributes.stored_size != remote.stored_size
+        || remote.stored_checksum.is_some_and(|checksum| checksum != attributes.stored_checksum)
     {
         return Err(format!(
-            "the object's bytes are not those its metadata value {HEADER:?} was written for: another tool has kept the metadata and changed the bytes"
+            "the object's bytes do not match its metadata value {HEADER:?}: another tool has kept the metadata and changed the bytes"
         ));
     }
     if let Some(metadata) = &attributes.metadata {
         attributes.metadata = Some(unescape(metadata)?);
     }
-    if let Some(content_type) = ticket.content_type.filter(|content_type| !content_type.is_empty()) {
+    if let Some(content_type) = remote.content_type.filter(|content_type| !content_type.is_empty()) {
         attributes.content_type = content_type;
     }
     attributes.foreign.headers = headers;
@@ -185,12 +188,13 @@ pub(in crate::storage) fn read(
     Ok(attributes)
 }
 
-/// Takes out of the headers what this program puts there itself.
+/// Removes the directives that this program writes itself.
 fn headers(mut headers: BTreeMap<String, String>, packed: bool) -> BTreeMap<String, String> {
     if let Some(control) = headers.remove("cache-control") {
         let ours = |directive: &&str| packed && directive.eq_ignore_ascii_case("no-transform");
-        let kept: Vec<&str> = control.split(',').map(str::trim).filter(|it| !it.is_empty() && !ours(it)).collect();
-        // What has none of ours stays to the letter.
+        let kept: Vec<&str> =
+            control.split(',').map(str::trim).filter(|directive| !directive.is_empty() && !ours(directive)).collect();
+        // Headers of an object that is not packed stay unchanged.
         let control = if packed { kept.join(", ") } else { control };
         if !control.is_empty() {
             headers.insert("cache-control".to_owned(), control);
@@ -199,7 +203,7 @@ fn headers(mut headers: BTreeMap<String, String>, packed: bool) -> BTreeMap<Stri
     headers
 }
 
-/// Returns the `Cache-Control` of an object: that of another tool, and that nobody in between may unpack what is packed.
+/// Returns the `Cache-Control` of an object: that of another tool, and a directive against unpacking for packed bytes.
 pub(in crate::storage) fn cache_control(attributes: &Attributes, packed: bool) -> Option<String> {
     let given = attributes.foreign.headers.get("cache-control");
     match (given, packed) {
@@ -210,7 +214,7 @@ pub(in crate::storage) fn cache_control(attributes: &Attributes, packed: bool) -
     }
 }
 
-/// Tells the kind of what another tool wrote, by its content type.
+/// Returns the kind of an object that another tool wrote, by its content type.
 fn kind_of(content_type: &str) -> Kind {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -224,19 +228,20 @@ fn foreign_metadata(metadata: &BTreeMap<String, String>) -> Option<Box<RawValue>
     if metadata.is_empty() { None } else { serde_json::value::to_raw_value(metadata).ok() }
 }
 
-/// RFC 9110 token, nearly.
+/// Tells whether a name is nearly an RFC 9110 token, which every bucket accepts.
 fn is_plain_name(name: &str) -> bool {
     name != HEADER
         && !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// Printable ASCII that no store trims.
+/// Tells whether a value is printable ASCII that no bucket trims.
 fn is_plain_value(value: &str) -> bool {
     !value.is_empty() && value.trim() == value && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// Writes everything outside ASCII as `\uXXXX`; in JSON such characters stand in strings only, where both mean the same.
+/// Writes everything outside ASCII as `\uXXXX`. In JSON such characters occur in strings only, where both forms are
+/// equal.
 pub(in crate::storage) fn escape(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let mut units = [0; 2];
@@ -246,19 +251,19 @@ pub(in crate::storage) fn escape(json: &str) -> String {
             continue;
         }
         for unit in character.encode_utf16(&mut units) {
-            // A `String` takes everything.
+            // Writing to a `String` cannot fail.
             write!(out, "\\u{unit:04x}").unwrap_or_default();
         }
     }
     out
 }
 
-/// Undoes [`escape`]: turns escapes of characters outside ASCII back, and leaves all others to the letter.
+/// Undoes [`escape`]: decodes escapes of characters outside ASCII, and leaves all other escapes unchanged.
 fn unescape(json: &RawValue) -> Result<Box<RawValue>, String> {
     let mut out = String::with_capacity(json.get().len());
-    let mut rest = json.get();
-    while let Some(position) = rest.find('\\') {
-        let (before, from) = rest.split_at(position);
+    let mut remaining = json.get();
+    while let Some(position) = remaining.find('\\') {
+        let (before, from) = remaining.split_at(position);
         out.push_str(before);
         let (taken, character) = match unit(from) {
             Some(high @ 0xd800..=0xdbff) => (12, from.get(6..).and_then(unit).and_then(|low| paired(high, low))),
@@ -268,17 +273,17 @@ fn unescape(json: &RawValue) -> Result<Box<RawValue>, String> {
         match character.filter(|character| u32::from(*character) > 0x7e) {
             Some(character) => {
                 out.push(character);
-                rest = &from[taken..];
+                remaining = &from[taken..];
             }
-            // Another escape: the backslash and what it stands before.
+            // Another escape: the backslash and the character after it.
             None => {
                 let end = 2.min(from.len());
                 out.push_str(&from[..end]);
-                rest = &from[end..];
+                remaining = &from[end..];
             }
         }
     }
-    out.push_str(rest);
+    out.push_str(remaining);
     RawValue::from_string(out).map_err(|error| format!("the metadata value {HEADER:?} cannot be read: {error}"))
 }
 
@@ -319,7 +324,7 @@ mod tests {
         }
     }
 
-    fn ticket(metadata: BTreeMap<String, String>) -> RemoteObject {
+    fn remote(metadata: BTreeMap<String, String>) -> RemoteObject {
         RemoteObject {
             content_type: Some("text/x-ours".to_owned()),
             content_encoding: None,
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_to_the_letter() {
+    fn attributes_are_read_back_as_written() {
         for metadata in [
             r"{}",
             r#"{"n":1e400,"big":1180591620717411303424,"f":1.0}"#,
@@ -342,7 +347,7 @@ mod tests {
             let wanted = attributes(metadata);
             let written = write(&wanted, 8192, NameCase::Lower).unwrap();
             assert!(written.values().all(|value| value.is_ascii()));
-            let found = read(ticket(written), || unreachable!()).unwrap();
+            let found = read(remote(written), || unreachable!()).unwrap();
             assert_eq!(serde_json::to_string(&found).unwrap(), serde_json::to_string(&wanted).unwrap());
             assert_eq!(found.info.received_at, Timestamp::from_second(1_790_000_001).ok());
         }
@@ -358,14 +363,14 @@ mod tests {
         assert_eq!(written.keys().collect::<Vec<_>>(), ["B", "a", HEADER, "long"]);
         let lower = write(&attributes(&metadata), 8192, NameCase::Lower).unwrap();
         assert_eq!(lower.keys().collect::<Vec<_>>(), ["a", "b", HEADER, "long"]);
-        let label = written[HEADER].len() + HEADER.len();
-        let few = write(&attributes(&metadata), label + 10, NameCase::Exact).unwrap();
+        let header = written[HEADER].len() + HEADER.len();
+        let few = write(&attributes(&metadata), header + 10, NameCase::Exact).unwrap();
         assert_eq!(few.keys().collect::<Vec<_>>(), ["B", HEADER]);
-        assert!(write(&attributes(&metadata), label - 1, NameCase::Exact).unwrap_err().contains("1 more than"));
+        assert!(write(&attributes(&metadata), header - 1, NameCase::Exact).unwrap_err().contains("1 more than"));
     }
 
     #[test]
-    fn what_another_tool_wrote_is_told_by_its_content_type() {
+    fn the_kind_of_foreign_objects_follows_their_content_type() {
         for (content_type, kind) in [
             (Some("text/csv; charset=utf-8"), Kind::Text),
             (Some("application/json"), Kind::Json),
@@ -376,26 +381,26 @@ mod tests {
         ] {
             let metadata = BTreeMap::from([("Owner".to_owned(), "é".to_owned())]);
             let content_type = content_type.map(str::to_owned);
-            let found = read(RemoteObject { content_type, ..ticket(metadata) }, || unreachable!()).unwrap();
+            let found = read(RemoteObject { content_type, ..remote(metadata) }, || unreachable!()).unwrap();
             assert_eq!((found.kind, found.generation.as_str()), (kind, "77"));
             assert_eq!(found.metadata.unwrap().get(), r#"{"Owner":"é"}"#);
         }
-        let unknown = RemoteObject { stored_checksum: None, ..ticket(BTreeMap::new()) };
+        let unknown = RemoteObject { stored_checksum: None, ..remote(BTreeMap::new()) };
         assert_eq!(read(unknown, || Checksum(7)).unwrap().checksum, Checksum(7));
     }
 
     #[test]
-    fn what_another_tool_said_beside_its_bytes_is_carried() {
-        let said = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+    fn foreign_headers_and_metadata_are_kept() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
-        let headers = said(&[("cache-control", "max-age=5"), ("content-disposition", "attachment")]);
-        let metadata = said(&[("Owner", "jo"), ("team", "x"), ("\u{e4}", "y"), ("note", "\u{e9}")]);
+        let headers = map(&[("cache-control", "max-age=5"), ("content-disposition", "attachment")]);
+        let metadata = map(&[("Owner", "jo"), ("team", "x"), ("\u{e4}", "y"), ("note", "\u{e9}")]);
         let foreign = RemoteObject {
             content_type: Some("text/plain; charset=utf-16le".to_owned()),
             content_encoding: Some("GZIP, identity".to_owned()),
             headers: headers.clone(),
-            ..ticket(metadata)
+            ..remote(metadata)
         };
         let found = read(foreign, || unreachable!()).unwrap();
         assert_eq!(found.compression.as_deref(), Some("gzip"));
@@ -409,26 +414,26 @@ mod tests {
         assert_eq!(hidden(&found, 8192, NameCase::Exact), ["note", "\u{e4}"]);
         assert_eq!(write(&found, 8192, NameCase::Lower).unwrap()["owner"], "jo");
         assert!(!written[HEADER].contains("max-age"));
-        // At its next place it is the same, whatever this program has put beside it.
-        let control = said(&[("cache-control", "max-age=5, no-transform"), ("content-disposition", "attachment")]);
+        // The same properties are read in the next bucket, whatever this program has added.
+        let control = map(&[("cache-control", "max-age=5, no-transform"), ("content-disposition", "attachment")]);
         let next = RemoteObject {
             content_type: Some("text/plain; charset=utf-16le".to_owned()),
             content_encoding: Some("gzip".to_owned()),
             headers: control,
-            ..ticket(written)
+            ..remote(written)
         };
         assert_eq!(read(next, || unreachable!()).unwrap().foreign, found.foreign);
     }
 
     #[test]
-    fn a_label_of_other_bytes_is_damage() {
+    fn a_header_of_other_bytes_is_damage() {
         let written = write(&attributes("{}"), 8192, NameCase::Exact).unwrap();
-        let other = RemoteObject { stored_checksum: Some(Checksum(1)), ..ticket(written.clone()) };
+        let other = RemoteObject { stored_checksum: Some(Checksum(1)), ..remote(written.clone()) };
         assert!(read(other, || unreachable!()).unwrap_err().contains("another tool"));
-        assert!(read(RemoteObject { stored_size: 6, ..ticket(written.clone()) }, || unreachable!()).is_err());
+        assert!(read(RemoteObject { stored_size: 6, ..remote(written.clone()) }, || unreachable!()).is_err());
         let mut newer = written;
-        let label = newer[HEADER].replace(r#""format":1"#, r#""format":2"#);
-        newer.insert(HEADER.to_owned(), label);
-        assert!(read(ticket(newer), || unreachable!()).unwrap_err().contains("version 2"));
+        let header = newer[HEADER].replace(r#""format":1"#, r#""format":2"#);
+        newer.insert(HEADER.to_owned(), header);
+        assert!(read(remote(newer), || unreachable!()).unwrap_err().contains("version 2"));
     }
 }

@@ -1,4 +1,4 @@
-//! Backends: the places that keep objects.
+//! Backends: the places that store objects.
 
 mod gcs;
 pub(in crate::storage) mod http;

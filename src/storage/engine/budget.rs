@@ -1,14 +1,15 @@
-//! How many bytes of commands are held in memory at once.
+//! The bound on the bytes of commands that are in memory at once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Bounds the bytes of commands in memory: bodies that wait, values that are worked on, answers on their way. Clones share it.
+/// Bounds the bytes of commands in memory: waiting bodies, values in use, and answers that are being sent. Clones share
+/// the bound.
 ///
-/// Bytes that wait may take half of it, so that what waits never keeps work from beginning. A piece of work that is larger than
-/// the whole is let in when no other is under way.
+/// Waiting bytes may take half of the budget, so that they never keep work from beginning. A piece of work that is
+/// larger than the whole budget is admitted when no other is under way.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Shared>);
 
@@ -22,9 +23,9 @@ struct Shared {
 struct State {
     waiting: u64,
     working: u64,
-    /// Pieces of work under way.
+    /// The number of pieces of work under way.
     works: usize,
-    /// Who waits, in order.
+    /// The requests that wait, in order of arrival.
     line: VecDeque<Waiting>,
 }
 
@@ -56,7 +57,7 @@ impl Budget {
         Self(Arc::new(Shared { total, state: Mutex::default() }))
     }
 
-    /// Returns the whole of it in bytes.
+    /// Returns the size of the whole budget in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.total
@@ -68,20 +69,20 @@ impl Budget {
         self.0.lock().held()
     }
 
-    /// Tells whether some work that has begun waits in line.
+    /// Tells whether work that has begun waits in line for more bytes.
     #[must_use]
     pub fn has_line(&self) -> bool {
         self.0.lock().line.iter().any(|waiting| waiting.has_begun && !waiting.sender.is_closed())
     }
 
-    /// Takes bytes for something that waits, whatever is left.
+    /// Takes bytes that wait, even if the budget is exhausted.
     #[must_use]
     pub fn keep(&self, bytes: u64) -> Held {
         self.0.lock().waiting += bytes;
         Held { shared: Arc::clone(&self.0), class: Class::Waiting, bytes }
     }
 
-    /// Takes bytes for something that waits, if its share has room.
+    /// Takes bytes that wait, if their half of the budget has room.
     #[must_use]
     pub fn try_keep(&self, bytes: u64) -> Option<Held> {
         let mut state = self.0.lock();
@@ -92,7 +93,7 @@ impl Budget {
         Some(Held { shared: Arc::clone(&self.0), class: Class::Waiting, bytes })
     }
 
-    /// Takes bytes for a piece of work, if there is room and nobody came before.
+    /// Takes bytes for a piece of work, if there is room and nobody waits in line.
     #[must_use]
     pub fn try_use(&self, bytes: u64) -> Option<Held> {
         let mut state = self.0.lock();
@@ -102,42 +103,42 @@ impl Budget {
         Some(self.0.work(&mut state, bytes))
     }
 
-    /// Takes bytes for a piece of work, whatever is left: it is alone and shall wait for nobody.
+    /// Takes bytes for a piece of work that must not wait, even if the budget is exhausted.
     #[must_use]
     pub fn take(&self, bytes: u64) -> Held {
         self.0.work(&mut self.0.lock(), bytes)
     }
 
-    /// Takes more bytes for work that has begun, waiting in line until there is room.
+    /// Takes more bytes for work that has begun; waits in line until there is room.
     pub async fn use_when_free(&self, bytes: u64) -> Held {
         self.line_up(bytes, true).await
     }
 
-    /// Takes bytes for work that has not begun, waiting in line until there is room.
+    /// Takes bytes for work that has not begun; waits in line until there is room.
     pub async fn begin_when_free(&self, bytes: u64) -> Held {
         self.line_up(bytes, false).await
     }
 
     async fn line_up(&self, bytes: u64, has_begun: bool) -> Held {
-        let place = {
+        let turn = {
             let mut state = self.0.lock();
             if state.line.is_empty() && state.has_room(self.0.total, bytes) {
                 return self.0.work(&mut state, bytes);
             }
-            let (sender, place) = oneshot::channel();
+            let (sender, turn) = oneshot::channel();
             state.line.push_back(Waiting { bytes, sender, has_begun });
-            place
+            turn
         };
-        match place.await {
+        match turn.await {
             Ok(held) => held,
-            // The line is never dropped while somebody stands in it; were it, work would go on uncounted.
+            // The line is never dropped while a request waits in it. If it were, work would go on uncounted.
             Err(_) => self.0.work(&mut self.0.lock(), bytes),
         }
     }
 }
 
 impl Held {
-    /// Counts the bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
@@ -156,14 +157,16 @@ impl Held {
         true
     }
 
-    /// Takes more bytes for the same piece of work, whatever is left: one of those that wait for each other has to go on.
+    /// Takes more bytes for the same piece of work, even if the budget is exhausted.
+    ///
+    /// Pieces of work that wait for each other's bytes would otherwise never end.
     pub fn grow(&mut self, bytes: u64) {
         let more = bytes.saturating_sub(self.bytes);
         self.shared.lock().working += more;
         self.bytes += more;
     }
 
-    /// Ends the work; so many bytes wait from now on.
+    /// Ends the work. From now on this many bytes count as waiting.
     pub fn rest(&mut self, bytes: u64) {
         let (class, less) = (self.class, self.bytes);
         (self.class, self.bytes) = (Class::Waiting, bytes);
@@ -171,7 +174,7 @@ impl Held {
         self.shared.give_back(class, less, usize::from(class == Class::Working));
     }
 
-    /// Gives all but so many bytes back.
+    /// Gives all but this many bytes back.
     pub fn shrink(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
         self.bytes -= less;
@@ -227,7 +230,7 @@ impl Shared {
         }
         drop(state);
         for (sender, held) in granted {
-            // Who left the line meanwhile gives it back by dropping it.
+            // A request that was cancelled meanwhile gives the bytes back when they are dropped.
             drop(sender.send(held));
         }
     }
@@ -240,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_takes_half_and_work_takes_the_rest() {
+    fn waiting_bytes_take_half_and_work_takes_the_rest() {
         let budget = Budget::new(100);
         let kept = budget.try_keep(50).unwrap();
         assert!(budget.try_keep(1).is_none());
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_whole_works_alone() {
+    fn work_larger_than_the_budget_runs_alone() {
         let budget = Budget::new(100);
         let first = budget.try_use(1000).unwrap();
         assert!(budget.try_use(1).is_none());
@@ -269,13 +272,13 @@ mod tests {
         let other = budget.take(80);
         assert!(!alone.try_grow(21));
         alone.grow(21);
-        assert_eq!((alone.bytes(), budget.held()), (21, 101), "one of those that wait for each other goes on");
-        assert!(alone.try_grow(21), "what it has taken is enough");
+        assert_eq!((alone.bytes(), budget.held()), (21, 101), "pieces of work that wait for each other go on");
+        assert!(alone.try_grow(21), "the bytes taken already are enough");
         drop(other);
     }
 
     #[tokio::test]
-    async fn who_waits_is_served_in_turn_and_nobody_passes() {
+    async fn requests_are_served_in_order_of_arrival() {
         let budget = Budget::new(100);
         let first = budget.use_when_free(80).await;
         let mut large = Box::pin(budget.use_when_free(90));
@@ -291,7 +294,10 @@ mod tests {
         let last = last.await;
         assert_eq!(budget.held(), 100);
         let mut outside = Box::pin(budget.begin_when_free(10));
-        assert!((&mut outside).now_or_never().is_none() && !budget.has_line(), "it holds nothing that others wait for");
+        assert!(
+            (&mut outside).now_or_never().is_none() && !budget.has_line(),
+            "work that has not begun holds no bytes"
+        );
         let mut inside = Box::pin(budget.use_when_free(10));
         assert!((&mut inside).now_or_never().is_none() && budget.has_line());
         drop((outside, inside));

@@ -27,20 +27,20 @@ use crate::storage::object::value::unmarked;
 use crate::storage::object::{Attributes, Content, ContentType, JsonText, Key, Kind, Metadata, Object, Value};
 use crate::storage::reading;
 
-/// Bytes of a value up to which it is not worth counting.
+/// Values of up to this many bytes are not counted on the budget.
 const SMALL: u64 = 64 * 1024;
-/// How often a value is in memory, more or less, while it is answered: itself, its JSON, the reply, and what is being sent.
+/// How many times a value is in memory while it is answered: as value, as JSON, as reply, and as what is being sent.
 const COPIES: u64 = 5;
 
 /// Stores and retrieves typed values; cheap to clone.
 ///
 /// # Contract
 ///
-/// - A store or delete that returned is on stable storage; one that failed changed nothing, except with
-///   [`ErrorKind::Unavailable`], [`ErrorKind::Throttled`] (an earlier attempt may have been carried out) or
-///   [`ErrorKind::Io`], where the outcome may be either.
-/// - `None` and `false` mean that nothing is there for certain; every fault is an error.
-/// - An expired object is not there for every operation, whether or not it has been removed already.
+/// - A store or delete that has returned is on stable storage. One that failed changed nothing, with these exceptions:
+///   after [`ErrorKind::Unavailable`] or [`ErrorKind::Throttled`] an earlier attempt may have been carried out, and
+///   after [`ErrorKind::Io`] the outcome may be either.
+/// - `None` and `false` mean that the key certainly has no object. Every failure is an error.
+/// - An expired object counts as absent in every operation, whether or not it has been removed already.
 #[derive(Clone, Debug)]
 pub struct Engine(pub(in crate::storage) Arc<Inner>);
 
@@ -55,7 +55,7 @@ pub(in crate::storage) struct Inner {
     pub(in crate::storage) counters: Arc<Counters>,
 }
 
-/// A value that was found and the receipt of the object it was read from.
+/// A value and the receipt of the object that it was read from.
 #[derive(Clone, Debug)]
 pub struct Retrieved {
     /// The whole value, or the bytes of the range.
@@ -64,17 +64,17 @@ pub struct Retrieved {
     pub receipt: Receipt,
 }
 
-/// A value that was found, its bytes in memory or in a file, and the receipt of the object it was read from.
+/// A value whose bytes are in memory or in a file, and the receipt of the object that it was read from.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The whole value, or the bytes of the range, which are bytes whatever the value is.
+    /// The whole value, or the bytes of the range. A range is of kind bytes, whatever the kind of the value.
     pub content: Content,
     /// The object's receipt; sizes and checksum are those of the whole value.
     pub receipt: Receipt,
 }
 
 impl Engine {
-    /// Puts an engine over a backend; `kind` is what receipts call it.
+    /// Puts an engine over a backend; receipts name the backend by `kind`.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, kind: BackendKind) -> Self {
         let (fallback, deferral, external, breaker) = (None, None, ExternalReferences::default(), None);
@@ -99,7 +99,7 @@ impl Engine {
         self
     }
 
-    /// Names the way to the fallback's overlay through the layers above it, where they change what is kept.
+    /// Sets the path to the fallback's overlay through the layers that encode objects above the fallback.
     #[must_use]
     pub fn with_deferral(mut self, deferral: Arc<dyn Deferral>) -> Self {
         Arc::make_mut(&mut self.0).deferral = Some(deferral);
@@ -125,21 +125,24 @@ impl Engine {
         self.0.fallback.as_ref()
     }
 
-    /// Returns where objects are kept.
+    /// Returns the kind of the backend.
     #[must_use]
     pub fn kind(&self) -> BackendKind {
         self.0.kind
     }
 
-    /// Stores the value under the key, replacing what is there if the condition allows it.
+    /// Stores the value under the key; replaces an object that is there if the condition allows it.
     ///
-    /// A redelivered store ([`StoreOptions::redelivered`]) looks first: an object with its own operation id and value is
-    /// answered, not written again; an unconditional one whose start is known leaves an object that was written since
-    /// alone and answers the receipt of the state that was replaced. Look and write are one step for every other
-    /// writer: the write names the generation it saw. What remains: without a known start, a store repeats over what
-    /// others wrote meanwhile; and with one, a delete in between leaves nothing to compare, so the value comes back.
-    /// Where a bucket that is away cannot be looked at, an unconditional one is left to the fallback, stamped with its
-    /// start, so that what others have written since is found when it is sent.
+    /// A redelivered store ([`StoreOptions::redelivered`]) looks at the object first. An object with the same operation
+    /// id and value is answered and not written again. An unconditional store whose start is known leaves an object
+    /// that was written after that start alone, and answers the receipt of the state that was replaced. Look and write
+    /// are one step for every other writer, because the write names the generation that was seen.
+    ///
+    /// Two cases remain. Without a known start, a store overwrites what others wrote meanwhile. With a known start, a
+    /// delete in between leaves nothing to compare, so the value comes back.
+    ///
+    /// Where the bucket cannot be reached, an unconditional store is left to the fallback with its start as the stamp,
+    /// so that the writes of others since then are found when it is sent.
     ///
     /// # Errors
     ///
@@ -149,17 +152,17 @@ impl Engine {
         self.0.counters.measure(self.store_uncounted(key, value.into(), options)).await
     }
 
-    /// Reads a value, or some bytes of a text or bytes value; never more than the limit, and never more than wanted.
+    /// Reads a value, or some bytes of a text or bytes value; never more bytes than the limit or than requested.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for more bytes than the limit and for a range of a JSON value;
     /// [`ErrorKind::Integrity`] for an object that is damaged.
-    pub async fn retrieve(&self, key: &Key, want: GetOptions) -> Result<Option<Retrieved>> {
-        self.0.counters.measure(self.retrieve_uncounted(key, want)).await
+    pub async fn retrieve(&self, key: &Key, options: GetOptions) -> Result<Option<Retrieved>> {
+        self.0.counters.measure(self.retrieve_uncounted(key, options)).await
     }
 
-    /// Reads as [`Engine::retrieve`] does, and counts a large value and what is made of it on a budget before it is read.
+    /// Reads as [`Engine::retrieve`] does, and counts a large value and its copies on a budget before it is in memory.
     ///
     /// # Errors
     ///
@@ -167,55 +170,57 @@ impl Engine {
     pub async fn retrieve_within(
         &self,
         key: &Key,
-        want: GetOptions,
+        options: GetOptions,
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
-        self.0.counters.measure(self.retrieve_counted(key, want, budget)).await
+        self.0.counters.measure(self.retrieve_counted(key, options, budget)).await
     }
 
     async fn retrieve_counted(
         &self,
         key: &Key,
-        want: GetOptions,
+        options: GetOptions,
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
-        // What is large comes as a file, whose length is known before it is in memory.
-        let spooled = GetOptions { spooled: true, ..want };
+        // A large value comes as a file, whose length is known before it is in memory.
+        let spooled = GetOptions { spooled: true, ..options };
         let Some(object) = reading::read(&*self.0.backend, key, spooled).await? else {
             return Ok((None, None));
         };
         let bytes = object.payload.len();
         let held = if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None };
-        Ok((Some(value_of(key, self.0.kind, want.range.is_some(), object).await?), held))
+        Ok((Some(value_of(key, self.0.kind, options.range.is_some(), object).await?), held))
     }
 
-    /// Opens a value, or some bytes of it, to be read piece by piece; whether a text is UTF-8 and JSON is JSON is not
-    /// looked at.
+    /// Opens a value, or some bytes of it, to be read piece by piece.
+    ///
+    /// Neither the UTF-8 of a text nor the syntax of a JSON value is checked.
     ///
     /// # Errors
     ///
     /// As [`Engine::retrieve`].
-    pub async fn open(&self, key: &Key, want: GetOptions) -> Result<Option<Opened>> {
-        self.0.counters.measure(self.open_uncounted(key, want)).await
+    pub async fn open(&self, key: &Key, options: GetOptions) -> Result<Option<Opened>> {
+        self.0.counters.measure(self.open_uncounted(key, options)).await
     }
 
-    /// Makes a URL by which anyone can read or write the object for a time; the URL is a secret.
+    /// Makes a URL with which anyone can read or write the object for a time. The URL is a secret.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] where objects are not in a bucket; what the backend fails with.
+    /// [`ErrorKind::Invalid`] where objects are not in a bucket, and the errors of the backend.
     pub async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
         self.0.counters.measure(self.0.backend.sign(key, grant)).await
     }
 
-    /// Removes the object; afterwards the key is gone, whoever removed it.
+    /// Removes the object. Afterwards the key has no object, whoever removed it.
     ///
-    /// A redelivered delete leaves an object that was written since its known start alone and succeeds. Returns whether
+    /// A redelivered delete leaves an object that was written after its known start alone and succeeds. Returns whether
     /// the delete waits in an overlay and has still to be sent to the bucket.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Precondition`] when another generation is there, [`ErrorKind::Abandoned`], backend faults.
+    /// [`ErrorKind::Precondition`] when the object has another generation, [`ErrorKind::Abandoned`], and the errors of
+    /// the backend.
     pub async fn delete(&self, key: &Key, request: DeleteRequest) -> Result<bool> {
         self.0.counters.measure(self.delete_uncounted(key, request)).await
     }
@@ -224,16 +229,16 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// What the backend fails with.
+    /// The errors of the backend.
     pub async fn exists(&self, key: &Key) -> Result<bool> {
         self.0.counters.measure(async { Ok(self.live(key).await?.is_some()) }).await
     }
 
-    /// Lists keys in byte order; the limit counts keys that are there.
+    /// Lists keys in byte order. The limit counts live keys.
     ///
     /// # Errors
     ///
-    /// What the backend fails with; never half a list.
+    /// The errors of the backend. An incomplete list is never returned.
     pub async fn list(&self, request: ListRequest) -> Result<Vec<Key>> {
         self.0.counters.measure(self.list_uncounted(request)).await
     }
@@ -242,7 +247,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// What the backend fails with.
+    /// The errors of the backend.
     pub async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
         let look = async {
             Ok(self.live(key).await?.map(|attributes| Stat {
@@ -253,11 +258,11 @@ impl Engine {
         self.0.counters.measure(look).await
     }
 
-    /// Looks whether the backend can be used; not counted as an operation.
+    /// Checks whether the backend can be used. The check is not counted as an operation.
     ///
     /// # Errors
     ///
-    /// What the backend fails with.
+    /// The errors of the backend.
     pub async fn probe(&self) -> Result<Probe> {
         self.0.backend.probe().await
     }
@@ -265,10 +270,10 @@ impl Engine {
     /// Reads the counters since start.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let asked = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
+        let reachable = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
         Stats {
             initialized: true,
-            gcs_available: self.0.kind == BackendKind::Gcs && asked,
+            gcs_available: self.0.kind == BackendKind::Gcs && reachable,
             local_fallback_enabled: self.0.fallback.is_some(),
             cache_enabled: false,
             cache_size: 0,
@@ -292,7 +297,7 @@ impl Engine {
         if let (Kind::Json, false, Some(json)) = (kind, is_parsed, payload.as_memory())
             && utf8(json.clone()).and_then(|text| JsonText::parse(text).ok()).is_none()
         {
-            let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
+            let why = "the value is not JSON, or nested deeper than 200; a stored value must be readable again";
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
         }
         let checksum = payload.checksum().await.map_err(|error| Error::unread(Operation::Store, key, error))?;
@@ -320,7 +325,7 @@ impl Engine {
             Page { prefix: request.prefix.unwrap_or_default(), start_after: request.start_after, limit: request.limit };
         let (mut keys, mut foreign) = (Vec::new(), 0);
         while keys.len() < wanted {
-            // Hidden entries do not count against the caller's limit, so a page may have to be followed by another.
+            // Hidden entries do not count against the caller's limit, so another page may have to follow.
             page.limit = request.limit.map(|limit| limit - keys.len());
             let listing = self.0.backend.list(&page).await?;
             foreign += listing.foreign;
@@ -333,28 +338,28 @@ impl Engine {
             }
         }
         if foreign > 0 {
-            tracing::warn!(foreign, backend = %self.0.backend, "skipped names that are no keys");
+            tracing::warn!(foreign, backend = %self.0.backend, "skipped names that are not legal keys");
         }
         Ok(keys)
     }
 
-    async fn retrieve_uncounted(&self, key: &Key, want: GetOptions) -> Result<Option<Retrieved>> {
-        match reading::read(&*self.0.backend, key, want).await? {
-            Some(object) => value_of(key, self.0.kind, want.range.is_some(), object).await.map(Some),
+    async fn retrieve_uncounted(&self, key: &Key, options: GetOptions) -> Result<Option<Retrieved>> {
+        match reading::read(&*self.0.backend, key, options).await? {
+            Some(object) => value_of(key, self.0.kind, options.range.is_some(), object).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn open_uncounted(&self, key: &Key, want: GetOptions) -> Result<Option<Opened>> {
-        let found = reading::read(&*self.0.backend, key, want).await?;
+    async fn open_uncounted(&self, key: &Key, options: GetOptions) -> Result<Option<Opened>> {
+        let found = reading::read(&*self.0.backend, key, options).await?;
         Ok(found.map(|Object { attributes, payload }| {
-            let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
+            let kind = if options.range.is_some() { Kind::Bytes } else { attributes.kind };
             Opened { content: Content::new(kind, payload), receipt: Receipt::of(key, self.0.kind, &attributes) }
         }))
     }
 }
 
-/// Takes a value into memory, or a part of it.
+/// Reads a value, or a part of it, into memory.
 async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) -> Result<Retrieved> {
     let Object { attributes, payload } = object;
     let receipt = Receipt::of(key, place, &attributes);
@@ -374,8 +379,8 @@ async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) 
         Kind::Bytes => Value::Bytes(payload),
         Kind::Text if foreign.other_tool => {
             let text = utf8(payload).ok_or_else(|| {
-                let why = "the object's text is not in the charset \"utf-8\", which is meant where its content type names \
-                           none; read its bytes with `offset=0`, or name the right charset with the bucket's own tool";
+                let why = "the object's text is not in the charset \"utf-8\", which is assumed where its content type names \
+                           none; read the bytes with `offset=0`, or name the right charset with the bucket's own tool";
                 Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why)
             })?;
             Value::Text(text)

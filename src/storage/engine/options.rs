@@ -6,61 +6,61 @@ use crate::storage::backend::{ByteRange, Condition};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::object::{ContentType, Metadata};
 
-/// How to store.
+/// Options of a store.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
     /// The caller's metadata.
     pub metadata: Option<Metadata>,
     /// MIME type; by default that of the value's kind.
     pub content_type: Option<ContentType>,
-    /// When the object stops being there, if ever.
+    /// When the object expires, if ever.
     pub expires_at: Option<Timestamp>,
-    /// What must hold for the write to happen.
+    /// The condition that must hold for the write to happen.
     pub condition: Condition,
-    /// What stands for the identity of the command that writes, kept in the object.
+    /// The identity of the command that writes, which is kept in the object.
     pub operation_id: Option<String>,
-    /// Set when this write may have been tried before and nothing else remembers how that ended.
+    /// Set for a write that may have been tried before, without any record of how the first try ended.
     pub redelivered: Option<Redelivered>,
-    /// Asked right before the write becomes visible.
+    /// The guard that is asked right before the write becomes visible.
     pub commit_guard: CommitGuard,
 }
 
-/// How to retrieve to another place.
+/// Options of a retrieval to another place.
 #[derive(Clone, Debug, Default)]
 pub struct RetrieveOptions {
     /// Only these bytes of a text or bytes value; the whole by default.
     pub range: Option<ByteRange>,
-    /// What stands for the identity of the command that writes, kept in an object of a bucket.
+    /// The identity of the command that writes, which is kept in an object of a bucket.
     pub operation_id: Option<String>,
-    /// Asked right before the write becomes visible.
+    /// The guard that is asked right before the write becomes visible.
     pub commit_guard: CommitGuard,
 }
 
-/// How to delete.
+/// Options of a delete.
 #[derive(Clone, Debug, Default)]
 pub struct DeleteRequest {
-    /// Only this state of the object may be removed; a missing object is fine.
+    /// Only this state of the object may be removed. A missing object is a success.
     pub generation: Option<String>,
-    /// Set when this delete may have been tried before and nothing else remembers how that ended.
+    /// Set for a delete that may have been tried before, without any record of how the first try ended.
     pub redelivered: Option<Redelivered>,
-    /// Asked right before the object goes.
+    /// The guard that is asked right before the object is removed.
     pub commit_guard: CommitGuard,
 }
 
-/// A write or delete that came again without a record of how the first try ended.
+/// A write or delete that was delivered again without a record of how the first try ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Redelivered {
-    /// When the first try began, if that is known: an object written later is newer than this command.
+    /// When the first try began, if known. An object written later is newer than this command.
     pub started_at: Option<Timestamp>,
 }
 
-/// Which keys.
+/// The keys that a list returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListRequest {
     /// Only keys that begin with this text (any text, not only whole segments).
     pub prefix: Option<String>,
     /// Only keys after this text, in byte order.
     pub start_after: Option<String>,
-    /// At most so many keys.
+    /// The largest number of keys.
     pub limit: Option<usize>,
 }

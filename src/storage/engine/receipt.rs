@@ -1,4 +1,4 @@
-//! What callers are told about an object.
+//! The receipts that callers get about an object.
 
 use jiff::Timestamp;
 
@@ -44,7 +44,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Makes the receipt of attributes kept in a place, or in its overlay.
+    /// Makes the receipt of attributes that are stored in a backend, or in its overlay.
     pub(in crate::storage) fn of(key: &Key, place: BackendKind, attributes: &Attributes) -> Self {
         Self {
             key: key.clone(),

@@ -1,9 +1,10 @@
-//! Commands that came again without a record of how their first attempt ended.
+//! Redelivered commands without a record of how their first attempt ended.
 //!
-//! Each looks at the object first, makes a [`Plan`] and carries it out. A planned write names the generation that was seen,
-//! so that look and write are one step for every other writer; a writer who got in between is seen by the next look. Where a
-//! bucket that is away shows nothing, an unconditional write is deferred: the overlay takes it under the stamp of its first
-//! attempt, and its synchronization compares it with what the bucket has received since.
+//! Each command looks at the object first, makes a [`Plan`] and carries the plan out. A planned write names the
+//! generation that was seen, so that look and write are one step for every other writer. A writer that got in between
+//! is seen by the next look. Where the bucket cannot be reached, an unconditional write is deferred: the overlay stores
+//! it with the stamp of its first attempt, and the sync loop compares that stamp with what the bucket has received
+//! since.
 
 use jiff::Timestamp;
 
@@ -12,28 +13,29 @@ use crate::storage::engine::{DeleteRequest, Engine, Redelivered, StoreOptions};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key, Object};
 
-/// How the object that is there now stands to a redelivered command.
+/// The relation of the present object to a redelivered command.
 enum Seen {
     /// The object is this command's own write.
     Own(Box<Attributes>),
     /// The object was written after this command began.
     Newer,
-    /// The object is older, or the key has none: the command is to run.
+    /// The object is older, or the key has none: the command must run.
     Older(Option<Box<Attributes>>),
 }
 
 /// What to do with a redelivered write or delete.
 enum Plan<A> {
-    /// It has been done: this is its answer.
+    /// The command has been done, and this is its answer.
     Answer(A),
-    /// It is done if the condition holds. The condition is ours where the caller gave none, and then it only narrows a window.
+    /// The command is carried out if the condition holds. `ours` is true where the caller gave no condition; then the
+    /// condition only narrows a window.
     WriteIf { condition: Condition, ours: bool },
-    /// It is left to the overlay, under the stamp of its first attempt.
+    /// The command is left to the overlay, with the stamp of its first attempt.
     Defer(Timestamp),
 }
 
 impl Engine {
-    /// Carries a redelivered store out, unless it was done before; returns what is stored of it.
+    /// Carries a redelivered store out unless it was done before, and returns the stored attributes.
     pub(super) async fn store_again(
         &self,
         key: &Key,
@@ -42,8 +44,8 @@ impl Engine {
         again: Redelivered,
     ) -> Result<Attributes> {
         let mut plan = self.plan_store(key, &object.attributes, &options.condition, again).await?;
-        // Each turn but the last means that another writer got in between look and write, so somebody always advances, or
-        // that the bucket went away.
+        // Another turn means that another writer got in between look and write, so some writer always advances, or that
+        // the bucket became unreachable.
         loop {
             let error = match plan {
                 Plan::Answer(stored) => return Ok(stored),
@@ -80,7 +82,7 @@ impl Engine {
         }
     }
 
-    /// Looks at the object and plans what a redelivered store does.
+    /// Looks at the object and plans a redelivered store.
     async fn plan_store(
         &self,
         key: &Key,
@@ -92,7 +94,7 @@ impl Engine {
         let as_asked = || Plan::WriteIf { condition: condition.clone(), ours: false };
         Ok(match self.look_and_flush(key, Some(mine), again).await {
             Ok(Seen::Own(stored)) => Plan::Answer(*stored),
-            // What this command wrote was replaced, so its answer can only be what it would store.
+            // The object of this command was replaced, so the only answer left is what the command would store.
             Ok(Seen::Newer) if unconditional => Plan::Answer(mine.clone()),
             Ok(Seen::Older(present)) if unconditional && again.started_at.is_some() => {
                 let live = present.filter(|present| !present.is_expired(Timestamp::now()));
@@ -100,17 +102,18 @@ impl Engine {
                 Plan::WriteIf { condition, ours: true }
             }
             Ok(Seen::Newer | Seen::Older(_)) => as_asked(),
-            // What cannot be read tells nothing; an unconditional write repairs it.
+            // An object that cannot be read gives no answer; an unconditional write repairs it.
             Err(error) if error.kind == ErrorKind::Integrity => as_asked(),
             Err(error) if unconditional && self.can_wait(&error) => unseen(again),
             Err(error) => return Err(error.during(Operation::Store)),
         })
     }
 
-    /// Carries a delete out, unless it is a redelivered one that was done before; tells whether it has still to be sent.
+    /// Carries a delete out unless it is redelivered and was done before; tells whether it has still to be sent to the
+    /// bucket.
     pub(super) async fn delete_uncounted(&self, key: &Key, request: DeleteRequest) -> Result<bool> {
         let DeleteRequest { generation, redelivered, commit_guard } = request;
-        // Without a known start a repeated delete cannot tell what is newer.
+        // Without a known start, a redelivered delete cannot tell which object is newer.
         let known = redelivered.filter(|again| again.started_at.is_some());
         let mut plan = self.plan_delete(key, generation.as_deref(), known).await?;
         loop {
@@ -147,7 +150,7 @@ impl Engine {
         }
     }
 
-    /// Plans what a delete does; only a redelivered one looks at the object.
+    /// Plans a delete. Only a redelivered delete looks at the object.
     async fn plan_delete(&self, key: &Key, generation: Option<&str>, again: Option<Redelivered>) -> Result<Plan<bool>> {
         let asked = generation.map_or(Condition::Always, |generation| Condition::Generation(generation.to_owned()));
         let as_asked = Plan::WriteIf { condition: asked, ours: false };
@@ -167,20 +170,21 @@ impl Engine {
         })
     }
 
-    /// Answers a redelivered store whose source is gone with the object it wrote, if it did.
+    /// Finds the object that a redelivered store wrote at its first attempt, for a store whose source is gone.
     ///
-    /// The object is recognized by the command's identity alone: the value that would be compared is gone.
+    /// The object is recognized by the identity of the command alone, since there is no value left to compare.
     pub(super) async fn written_before(&self, key: &Key, options: &StoreOptions) -> Result<Option<Attributes>> {
         let (Some(again), Some(id)) = (options.redelivered, options.operation_id.as_deref()) else { return Ok(None) };
         let present = self.live(key).await.map_err(|error| error.during(Operation::Store))?;
-        let own = present.filter(|it| it.operation_id.as_deref() == Some(id) && it.is_since(again.started_at));
+        let own =
+            present.filter(|object| object.operation_id.as_deref() == Some(id) && object.is_since(again.started_at));
         if own.is_some() {
             self.0.backend.flush(key).await?;
         }
         Ok(own)
     }
 
-    /// Looks at the object; what will be answered as done without doing it is on stable storage then.
+    /// Looks at the object and, where the command needs no new write, puts the present state on stable storage.
     async fn look_and_flush(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Seen> {
         let seen = self.look(key, mine, again).await?;
         let done = match seen {
@@ -197,7 +201,7 @@ impl Engine {
     async fn look(&self, key: &Key, mine: Option<&Attributes>, again: Redelivered) -> Result<Seen> {
         let Some(present) = self.0.backend.stat(key).await? else { return Ok(Seen::Older(None)) };
         if mine.is_some_and(|mine| mine.is_same_write(&present, again.started_at)) {
-            // Its own write that has expired is not there, so there is nothing to answer: it runs once more.
+            // An expired object counts as absent, so there is nothing to answer and the command runs once more.
             let expired = present.is_expired(Timestamp::now());
             let own = Box::new(present);
             return Ok(if expired { Seen::Older(Some(own)) } else { Seen::Own(own) });
@@ -208,20 +212,22 @@ impl Engine {
         Ok(Seen::Older(Some(Box::new(present))))
     }
 
-    /// Tells whether what the bucket cannot decide now may be left to an overlay.
+    /// Tells whether a command that the bucket cannot decide now may be left to an overlay.
     fn can_wait(&self, error: &Error) -> bool {
         error.is_transient() && self.0.deferral.is_some()
     }
 
     fn deferral(&self, operation: Operation, key: &Key) -> Result<&dyn Deferral> {
         self.0.deferral.as_deref().ok_or_else(|| {
-            let why = "the bucket is away, and there is no fallback that could keep the command; try again later";
+            let why =
+                "the bucket cannot be reached, and there is no fallback that could keep the command; try again later";
             Error::new(ErrorKind::Unavailable, operation, Some(key), why)
         })
     }
 }
 
-/// Plans what an unconditional command does that cannot look: one whose start is unknown runs as if it came first.
+/// Plans an unconditional command that cannot look at the object. Without a known start it runs as if for the first
+/// time.
 fn unseen<A>(again: Redelivered) -> Plan<A> {
     match again.started_at {
         // Writes are stamped in whole microseconds.

@@ -48,7 +48,7 @@ pub struct StatsMetrics {
     pub mean_response_time: f64,
 }
 
-/// The counters themselves.
+/// The counters, shared by all operations of an engine.
 #[derive(Debug, Default)]
 pub(in crate::storage) struct Counters {
     total: AtomicU64,
@@ -76,7 +76,7 @@ impl Counters {
         self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Reads the counters. Neither cache nor codec exists in this stack, so their numbers are nought.
+    /// Reads the counters. Those of cache and codecs are zero, since this stack has neither.
     pub(in crate::storage) fn read(&self) -> StatsMetrics {
         let total = self.total.load(Ordering::Relaxed);
         let successful = self.successful.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Values that come from a place outside the store, and go to one.
+//! Values from and to places outside the store.
 
 use crate::storage::backend::GetOptions;
 use crate::storage::commit_guard::CommitGuard;
@@ -9,28 +9,32 @@ use crate::storage::object::{Content, ContentType, Foreign, Key, Kind, Metadata,
 use crate::storage::reading::read;
 
 impl Engine {
-    /// Stores what a reference names: a file as bytes, an object of a bucket as what it is.
+    /// Stores the value that a reference names: a file as bytes, an object of a bucket with its kind.
     ///
-    /// Content type and metadata are those of the options, else those of the source. A redelivered store whose source is
-    /// gone answers the object it wrote at its first try.
+    /// Content type and metadata are those of the options, else those of the source. A redelivered store whose source
+    /// is gone answers the object that its first try wrote.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Missing`] for a source that is not there; [`ErrorKind::Denied`] for a bucket and
-    /// [`ErrorKind::Invalid`] for a file that no command may read, or for what is not what it says; [`ErrorKind::Integrity`] for one that changes meanwhile; else as [`Engine::store`].
+    /// [`ErrorKind::Missing`] for a source that does not exist; [`ErrorKind::Denied`] for a bucket that commands may
+    /// not read; [`ErrorKind::Invalid`] for a file that commands may not read, or for a source that contradicts its own
+    /// attributes; [`ErrorKind::Integrity`] for a source that changes meanwhile; otherwise as [`Engine::store`].
     pub async fn store_from(&self, key: &Key, source: &Reference, options: StoreOptions) -> Result<Receipt> {
         self.0.counters.measure(self.store_from_uncounted(key, source, options)).await
     }
 
-    /// Writes a value, or some bytes of it, to where a reference says; answers the receipt of the object it was read
-    /// from, or `None`, and nothing is written, when the key has none.
+    /// Writes a value, or some bytes of it, to the place that a reference names.
     ///
-    /// An object in a bucket keeps kind, content type and metadata; some bytes of a value are bytes.
+    /// Returns the receipt of the object that was read. `None` means that the key has no object, and nothing was
+    /// written.
+    ///
+    /// An object in a bucket keeps kind, content type and metadata. A range of a value is written as bytes.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Missing`] for a folder that is not there; [`ErrorKind::Denied`] for a bucket and
-    /// [`ErrorKind::Invalid`] for a file no command may write to, and for a range of a JSON value; [`ErrorKind::Abandoned`]; what either place fails with.
+    /// [`ErrorKind::Missing`] for a folder that does not exist; [`ErrorKind::Denied`] for a bucket that commands may
+    /// not write; [`ErrorKind::Invalid`] for a file that commands may not write, and for a range of a JSON value;
+    /// [`ErrorKind::Abandoned`]; the errors of either place.
     pub async fn retrieve_to(
         &self,
         key: &Key,
@@ -52,7 +56,7 @@ impl Engine {
         };
         let metadata = match (options.metadata, metadata) {
             (None, Some(kept)) => Some(Metadata::parse(kept.get()).map_err(|why| {
-                purpose.fail(ErrorKind::Invalid, format!("{why}; give metadata of its own to the value"))
+                purpose.fail(ErrorKind::Invalid, format!("{why}; give the value metadata of its own"))
             })?),
             (given, _) => given,
         };
@@ -60,17 +64,17 @@ impl Engine {
         self.store_uncounted(key, content, StoreOptions { metadata, content_type, ..options }).await
     }
 
-    /// Reads what a permitted reference names; an object of the store's own bucket as the key it is.
+    /// Reads the value that a permitted reference names. An object of the store's own bucket is read as a key.
     async fn fetch(&self, purpose: Purpose<'_>) -> Result<Incoming> {
         let Some(key) = self.0.external.own(purpose.reference) else {
             return self.0.external.read(purpose).await;
         };
-        let want = GetOptions { spooled: true, ..GetOptions::default() };
-        let found = read(&*self.0.backend, key, want).await.map_err(|error| purpose.foreign(error))?;
+        let options = GetOptions { spooled: true, ..GetOptions::default() };
+        let found = read(&*self.0.backend, key, options).await.map_err(|error| purpose.foreign(error))?;
         purpose.take_found(found).await
     }
 
-    /// Writes to what a permitted reference names; to an object of the store's own bucket as a store of that key.
+    /// Writes to the place that a permitted reference names. An object of the store's own bucket is stored as a key.
     async fn deliver(&self, purpose: Purpose<'_>, outgoing: Outgoing, commit_guard: CommitGuard) -> Result<()> {
         let Some(key) = self.0.external.own(purpose.reference) else {
             return self.0.external.write(purpose, outgoing, commit_guard).await;
@@ -96,10 +100,10 @@ impl Engine {
     ) -> Result<Option<Receipt>> {
         let RetrieveOptions { range, operation_id, commit_guard } = options;
         let purpose = Purpose { operation: Operation::Retrieve, key, reference: destination };
-        // A place that is refused is refused whatever the key has.
+        // A refused destination is refused whether or not the key has an object.
         self.0.external.check(purpose)?;
-        let want = GetOptions { range, spooled: true, ..GetOptions::default() };
-        let Some(Object { attributes, payload }) = read(&*self.0.backend, key, want).await? else {
+        let options = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let Some(Object { attributes, payload }) = read(&*self.0.backend, key, options).await? else {
             return Ok(None);
         };
         let receipt = Receipt::of(key, self.0.kind, &attributes);

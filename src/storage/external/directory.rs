@@ -1,4 +1,5 @@
-//! One exchange directory: files below it are opened name by name, so that nothing leads out of it.
+//! One exchange directory, below which each name of a path is opened by itself, so that no path leads out of the
+//! directory.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -8,30 +9,30 @@ use std::path::{Component, Path};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
-use crate::storage::files::shortage::{self, Refusal};
+use crate::storage::files::shortage::{self, SystemFailure};
 use crate::storage::files::{AtomicFile, mode_of};
 
-/// A directory held open.
+/// An exchange directory that is held open.
 ///
 /// Each name of a path is opened in the folder that the name before it opened, and never as a link. So no symbolic link
-/// is followed, at whatever moment somebody puts one there, and no path with `..` is ever given to the system.
+/// is followed, whenever somebody creates one, and no path with `..` is ever passed to the system.
 #[derive(Debug)]
 pub(super) struct Directory(OwnedFd);
 
-/// Why a file cannot be opened.
+/// The reason why a file cannot be opened.
 #[derive(Debug)]
 pub(super) enum FileFault {
-    /// The operating system said so.
+    /// The system reported an error of the file.
     Io(io::Error),
-    /// The folder a file would lie in: the operating system said so of it.
+    /// The system reported an error of the folder that the file would lie in.
     Folder(io::Error),
     /// A name of the path is a symbolic link.
     Link,
-    /// What is there is a folder, a pipe, a socket or a device.
+    /// The entry is a folder, a pipe, a socket or a device.
     NoFile,
 }
 
-impl Refusal for FileFault {
+impl SystemFailure for FileFault {
     fn system(&self) -> Option<&io::Error> {
         match self {
             Self::Io(error) | Self::Folder(error) => Some(error),
@@ -55,20 +56,20 @@ impl From<rustix::io::Errno> for FileFault {
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory {
-    /// Opens the directory itself, whose own path may well lead through links: the operator named it.
+    /// Opens the directory itself. The operator named its path, so this path may lead through links.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let open = || rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
-        Ok(Self(shortage::outlast(open, || {})?))
+        Ok(Self(shortage::retry(open, || {})?))
     }
 
     /// Opens a regular file for reading.
     pub(super) fn read(&self, below: &Path) -> Result<File, FileFault> {
-        shortage::outlast(|| self.look(below), || {})
+        shortage::retry(|| self.open_file(below), || {})
     }
 
-    fn look(&self, below: &Path) -> Result<File, FileFault> {
+    fn open_file(&self, below: &Path) -> Result<File, FileFault> {
         let (folder, name) = self.folder(below)?;
-        // Looked at first, because opening a pipe or a device can already do something.
+        // The type is checked before the file is opened, because opening a pipe or a device can have effects.
         let mode = rustix::fs::statat(&folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
         check(FileType::from_raw_mode(mode))?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -80,12 +81,12 @@ impl Directory {
         Ok(file.into())
     }
 
-    /// Begins a file that will replace what has its name, unless that is something else than a file or a link.
+    /// Begins a file that replaces the entry of its name, if that entry is a file or a link.
     pub(super) fn write(&self, below: &Path) -> Result<AtomicFile, FileFault> {
-        shortage::outlast(|| self.begin(below), || {})
+        shortage::retry(|| self.begin_file(below), || {})
     }
 
-    fn begin(&self, below: &Path) -> Result<AtomicFile, FileFault> {
+    fn begin_file(&self, below: &Path) -> Result<AtomicFile, FileFault> {
         let (folder, name) = self.folder(below).map_err(|fault| match fault {
             FileFault::Io(error) => FileFault::Folder(error),
             fault => fault,
@@ -101,7 +102,7 @@ impl Directory {
         let mut folder = self.0.try_clone()?;
         let mut names = below.components().map(|component| match component {
             Component::Normal(name) => Ok(name),
-            // A reference holds none of these.
+            // A reference contains no other components.
             _ => Err(FileFault::NoFile),
         });
         let mut name = names.next().unwrap_or(Err(FileFault::NoFile))?;

@@ -1,8 +1,8 @@
-//! Places outside the store that commands may name: files below the exchange directories, objects of buckets.
+//! External references: places outside the store that commands may name.
 //!
-//! [`Reference`] names one, [`Directory`] keeps files within their directory, [`ExternalReferences`] reads and writes. What a
-//! command does with it is in `transfer`: [`Engine::store_from`](super::Engine::store_from) and
-//! [`Engine::retrieve_to`](super::Engine::retrieve_to).
+//! A [`Reference`] names a file below an exchange directory or an object of a bucket. [`Directory`] keeps files within
+//! their directory, and [`ExternalReferences`] reads and writes. The commands that use them are in `transfer`:
+//! [`Engine::store_from`](super::Engine::store_from) and [`Engine::retrieve_to`](super::Engine::retrieve_to).
 
 mod directory;
 mod permission;
@@ -25,24 +25,22 @@ use crate::storage::backend::{Backend, GetOptions, PutOptions};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::AtomicFile;
-use crate::storage::object::payload::hop;
+use crate::storage::object::payload::run_blocking;
 use crate::storage::object::value::unmarked;
-use crate::storage::object::{
-    Attributes, Checksum, Content, ContentType, Foreign, Key, Kind, Object, Payload, foreign,
-};
+use crate::storage::object::{self, Attributes, Checksum, Content, ContentType, Foreign, Key, Kind, Object, Payload};
 use crate::storage::reading::read;
 
-/// Largest JSON value taken from a bucket, in bytes: it is read whole to see that it is JSON.
+/// Largest JSON value taken from a bucket, in bytes. The value is read whole to check that it is JSON.
 const MAX_JSON_BYTES: u64 = 16 << 20;
 
-/// Opens buckets by name; only those that a [`Permission`] lists are asked for.
+/// Opens buckets by name. Only buckets that a [`Permission`] lists are opened.
 #[async_trait]
 pub trait Buckets: std::fmt::Debug + Send + Sync {
     /// Opens a bucket.
     async fn open(&self, provider: Provider, bucket: &str) -> Result<Arc<dyn Backend>>;
 }
 
-/// Opens no bucket.
+/// Refuses to open any bucket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBuckets;
 
@@ -53,14 +51,14 @@ impl Buckets for NoBuckets {
     }
 }
 
-/// Reads and writes what references name; cheap to clone.
+/// Reads and writes the files and objects that references name; cheap to clone.
 ///
 /// # Contract
 ///
-/// - Nothing but regular files below the listed directories is read or written; no link is followed, none leads out.
-/// - Nothing but objects of the listed buckets, and of the store's own, is read or written; for any other no request is
-///   made, not even for credentials.
-/// - A file is written whole or not at all and synced; its folder must be there.
+/// - Only regular files below the listed directories are read or written. No link is followed, and no path leads out.
+/// - Only objects of the listed buckets, and of the store's own bucket, are read or written. For any other bucket no
+///   request is made, not even for credentials.
+/// - A file is written whole or not at all, and synced. Its folder must exist.
 /// - Values pass in bounded memory.
 #[derive(Clone, Debug)]
 pub struct ExternalReferences {
@@ -68,16 +66,16 @@ pub struct ExternalReferences {
     buckets: Arc<dyn Buckets>,
 }
 
-/// What was read from a reference.
+/// A value that was read from a reference.
 #[derive(Debug)]
 pub(in crate::storage) struct Incoming {
     pub(in crate::storage) content: Content,
-    /// As the source says it, where it does.
+    /// The content type that the source names, if it names one.
     pub(in crate::storage) content_type: Option<ContentType>,
     pub(in crate::storage) metadata: Option<Box<RawValue>>,
 }
 
-/// What is to be written to a reference.
+/// A value that will be written to a reference.
 #[derive(Debug)]
 pub(in crate::storage) struct Outgoing {
     pub(in crate::storage) kind: Kind,
@@ -89,7 +87,7 @@ pub(in crate::storage) struct Outgoing {
     pub(in crate::storage) foreign: Foreign,
 }
 
-/// What a reference is used for; what errors name.
+/// The use of a reference by an operation, which errors name.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::storage) struct Purpose<'a> {
     pub(in crate::storage) operation: Operation,
@@ -98,13 +96,13 @@ pub(in crate::storage) struct Purpose<'a> {
 }
 
 impl ExternalReferences {
-    /// Lets commands name what the permission lists.
+    /// Lets commands name the places that the permission lists.
     #[must_use]
     pub fn new(permission: Permission, buckets: Arc<dyn Buckets>) -> Self {
         Self { permission: Arc::new(permission), buckets }
     }
 
-    /// Refuses a place that is not listed, without asking anybody.
+    /// Refuses a place that is not listed, without any request.
     pub(in crate::storage) fn check(&self, purpose: Purpose<'_>) -> Result<()> {
         match &purpose.reference.0 {
             Target::File(path) => self.locate(purpose, path).map(drop),
@@ -127,7 +125,8 @@ impl ExternalReferences {
         }
     }
 
-    /// Opens what a reference names. A file's bytes are read later, checked against a checksum taken before.
+    /// Opens the value that a reference names. The bytes of a file are read later and checked against a checksum taken
+    /// before.
     pub(in crate::storage) async fn read(&self, purpose: Purpose<'_>) -> Result<Incoming> {
         match &purpose.reference.0 {
             Target::File(path) => {
@@ -152,7 +151,7 @@ impl ExternalReferences {
         }
     }
 
-    /// Writes to what a reference names, replacing what is there.
+    /// Writes to the place that a reference names, and replaces the file or object that is there.
     pub(in crate::storage) async fn write(
         &self,
         purpose: Purpose<'_>,
@@ -163,13 +162,13 @@ impl ExternalReferences {
             Target::File(path) => {
                 let (directory, below) = self.locate(purpose, path)?;
                 let begun = blocking(move || Directory::open(&directory).map_err(FileFault::Folder)?.write(&below));
-                let draft = begun.await.map_err(|fault| purpose.fault(fault))?;
-                let written = draft.write(&outgoing.payload).await.map_err(|error| purpose.fault(error.into()))?;
+                let file = begun.await.map_err(|fault| purpose.fault(fault))?;
+                let written = file.write(&outgoing.payload).await.map_err(|error| purpose.fault(error.into()))?;
                 if written != outgoing.checksum {
                     return Err(purpose.fail(ErrorKind::Integrity, "the value changed while it was read; try again"));
                 }
                 let key = purpose.key.clone();
-                let placed = blocking(move || place(draft, &commit_guard, &key));
+                let placed = blocking(move || place(file, &commit_guard, &key));
                 placed.await.map_err(|fault| purpose.fault(fault))?
             }
             Target::Object { provider, bucket, key } => {
@@ -192,24 +191,24 @@ impl ExternalReferences {
     }
 }
 
-/// Gives a finished file its name if nobody has forbidden it; a forbidden one is the inner error.
-fn place(draft: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, FileFault> {
-    draft.sync()?;
+/// Gives a finished file its name unless the write was abandoned, which is the inner error.
+fn place(file: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, FileFault> {
+    file.sync()?;
     if !commit_guard.commit() {
         return Ok(Err(Error::abandoned(Operation::Retrieve, key)));
     }
-    draft.place()?;
+    file.place()?;
     Ok(Ok(()))
 }
 
-/// Runs work that opens and syncs on a thread that may block.
+/// Runs work that opens or syncs files on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FileFault> + Send + 'static,
 ) -> Result<T, FileFault> {
-    hop(move || Ok(work())).await?
+    run_blocking(move || Ok(work())).await?
 }
 
-/// Knows no directory and no bucket.
+/// Permits no directory and no bucket.
 impl Default for ExternalReferences {
     fn default() -> Self {
         Self::new(Permission::default(), Arc::new(NoBuckets))
@@ -229,7 +228,7 @@ impl Outgoing {
 }
 
 impl Purpose<'_> {
-    /// Takes an object of a bucket if it was found.
+    /// Takes the object of a bucket that was found; fails where none was found.
     pub(in crate::storage) async fn take_found(self, found: Option<Object>) -> Result<Incoming> {
         match found {
             Some(object) => self.take(object).await,
@@ -237,7 +236,7 @@ impl Purpose<'_> {
         }
     }
 
-    /// Takes an object of a bucket: what it is, it stays.
+    /// Takes the object of a bucket with its kind, content type and metadata.
     async fn take(self, object: Object) -> Result<Incoming> {
         let Object { attributes, payload } = object;
         let kind = attributes.kind;
@@ -250,7 +249,7 @@ impl Purpose<'_> {
                 let why = "the object is text by its content type, but not UTF-8; give the object a content type that is not text/*";
                 return Err(self.fail(ErrorKind::Invalid, why));
             }
-            // The engine looks whether it is JSON when it is in memory.
+            // The engine checks the syntax of JSON in memory.
             Kind::Json if payload.len() <= MAX_JSON_BYTES => {
                 Payload::Memory(unmarked(payload.into_memory().await.map_err(unread)?))
             }
@@ -264,32 +263,32 @@ impl Purpose<'_> {
         };
         Ok(Incoming {
             content: Content::new(kind, payload),
-            // What no header may hold is left out.
+            // A content type that no header may contain is left out.
             content_type: ContentType::parse(&content_type).ok(),
             metadata: attributes.metadata,
         })
     }
 
-    /// Brings a foreign text into UTF-8, in which the store keeps text, and says so in its content type.
+    /// Converts the text of a foreign object to UTF-8, the store's charset, and names UTF-8 in its content type.
     pub(in crate::storage) async fn in_utf8(
         self,
-        said: &Foreign,
+        foreign: &Foreign,
         payload: Payload,
         content_type: String,
     ) -> Result<(Payload, String)> {
-        if said.charset.is_none() {
+        if foreign.charset.is_none() {
             return Ok((payload, content_type));
         }
         if payload.len() > MAX_JSON_BYTES {
             let why = format!(
-                "a text of {} bytes in another charset than UTF-8; at most {MAX_JSON_BYTES} are taken; give the object the content type application/octet-stream",
+                "a text of {} bytes in another charset than UTF-8; at most {MAX_JSON_BYTES} are converted; give the object the content type application/octet-stream",
                 payload.len()
             );
             return Err(self.fail(ErrorKind::Invalid, why));
         }
         let bytes = payload.into_memory().await.map_err(|error| Error::unread(self.operation, self.key, error))?;
-        let text = said.decode(&bytes).map_err(|why| self.fail(ErrorKind::Invalid, why))?;
-        Ok((text.into(), foreign::in_utf8(&content_type)))
+        let text = foreign.decode(&bytes).map_err(|why| self.fail(ErrorKind::Invalid, why))?;
+        Ok((text.into(), object::foreign::in_utf8(&content_type)))
     }
 
     pub(in crate::storage) fn fail(self, kind: ErrorKind, why: impl std::fmt::Display) -> Error {
@@ -298,17 +297,17 @@ impl Purpose<'_> {
             .with_subject(reference.to_string())
     }
 
-    /// Makes a bucket's error one of this purpose.
+    /// Turns an error of a bucket into one of this purpose.
     pub(in crate::storage) fn foreign(self, error: Error) -> Error {
         let retry_after = error.retry_after;
         self.fail(error.kind, error.message()).with_retry_after(retry_after).with_source(error)
     }
 
-    /// Turns what the file system said into the room's error: the one place where its kinds are read.
+    /// Turns an error of the file system into one of this module. No other place reads those errors.
     fn fault(self, fault: FileFault) -> Error {
         let (error, of_folder) = match fault {
             FileFault::Link => {
-                let why = "a symbolic link stands in this path, and none is followed below exchange_directories; name the file itself";
+                let why = "the path contains a symbolic link, and no links are followed below exchange_directories; name the file itself";
                 return self.fail(ErrorKind::Invalid, why);
             }
             FileFault::NoFile => return self.fail(ErrorKind::Invalid, "is no regular file; name one"),
@@ -317,17 +316,17 @@ impl Purpose<'_> {
         };
         let (kind, mend) = match error.kind() {
             io::ErrorKind::NotFound if of_folder => (ErrorKind::Missing, "make its folder first"),
-            io::ErrorKind::NotFound => (ErrorKind::Missing, "look whether the name is right"),
+            io::ErrorKind::NotFound => (ErrorKind::Missing, "check the name"),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 (ErrorKind::NoSpace, "free space or inodes on its file system")
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                (ErrorKind::Denied, "let the worker's user at it")
+                (ErrorKind::Denied, "give the worker's user the right to use it")
             }
             io::ErrorKind::UnexpectedEof => {
                 (ErrorKind::Integrity, "the value became shorter while it was read; try again")
             }
-            _ => (ErrorKind::Io, "look at the path and the disk it is on"),
+            _ => (ErrorKind::Io, "check the path and its disk"),
         };
         let failed = self.fail(kind, format!("{error}; {mend}")).with_source(error);
         match &self.reference.0 {

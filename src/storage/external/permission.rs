@@ -1,4 +1,4 @@
-//! Which places beside the store commands may name; what is not listed is refused before anybody is asked.
+//! The places outside the store that commands may name. Others are refused without any request.
 
 use std::path::{Path, PathBuf};
 
@@ -8,27 +8,27 @@ use crate::provider::Provider;
 /// The places that the worker's operator lists; by default none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permission {
-    /// Folders below which files may be named; absolute.
+    /// Folders, as absolute paths, below which commands may name files.
     pub directories: Vec<PathBuf>,
-    /// The bucket that values are kept in, whose objects are the store's own keys.
+    /// The bucket in which the store keeps its values. Its objects are the store's own keys.
     pub own: Option<(Provider, String)>,
-    /// Other buckets whose objects may be named.
+    /// Other buckets whose objects commands may name.
     pub buckets: Vec<(Provider, String)>,
 }
 
 impl Permission {
-    /// Tells whether a target lies in the store's own bucket.
+    /// Tells whether a target is in the store's own bucket.
     pub(super) fn is_own(&self, target: &Target) -> bool {
         matches!((target, &self.own), (Target::Object { provider, bucket, .. }, Some(own))
             if own.0 == *provider && own.1 == *bucket)
     }
 
-    /// Tells whether a bucket beside the store's own is listed.
+    /// Tells whether a bucket other than the store's own is listed.
     pub(super) fn lists(&self, provider: Provider, bucket: &str) -> bool {
         self.buckets.iter().any(|listed| listed.0 == provider && listed.1 == bucket)
     }
 
-    /// Finds the listed directory a path lies in, and the path below it; of nested ones the innermost.
+    /// Finds the innermost listed directory that contains a path, and the rest of the path below it.
     pub(super) fn locate(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
         let within =
             self.directories.iter().filter_map(|directory| Some((directory, path.strip_prefix(directory).ok()?)));

@@ -10,15 +10,16 @@ use crate::storage::object::Key;
 
 /// A file or an object of a bucket, named by a URL.
 ///
-/// - `file:///absolute/path`, as RFC 8089 says: percent-encoded, no host but `localhost`, no query or fragment. What a
-///   URL would have to encode but nobody takes for anything else (blanks, letters beyond ASCII) may stand as it is.
-/// - `gs://bucket/object` and `s3://bucket/object`: the object's name follows to the letter, nothing is decoded.
+/// - `file:///absolute/path`, as RFC 8089 says: percent-encoded, no host but `localhost`, no query or fragment.
+///   Characters that a URL would have to encode but that have no other meaning here (blanks, letters beyond ASCII) may
+///   be written unencoded.
+/// - `gs://bucket/object` and `s3://bucket/object`: the object's name follows literally, and nothing is decoded.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Reference(pub(super) Target);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Absolute; every component is a name.
+    /// An absolute path in which every component is a name.
     File(PathBuf),
     Object {
         provider: Provider,
@@ -27,13 +28,14 @@ pub(super) enum Target {
     },
 }
 
-/// Why a text is no reference; names the fault and the rule, never the text, which may hold a secret.
+/// The reason why a text is no reference. The message names the fault and the rule, never the text, which may be
+/// secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ReferenceError(String);
 
 impl Reference {
-    /// Tells whether a text means to be a reference, by its scheme alone.
+    /// Tells whether a text is meant as a reference, by its scheme alone.
     #[must_use]
     pub fn is_meant(text: &str) -> bool {
         split(text).is_some()
@@ -43,17 +45,17 @@ impl Reference {
     ///
     /// # Errors
     ///
-    /// [`ReferenceError`] with the fault and how a reference must look.
+    /// [`ReferenceError`] with the fault and the rule.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         match split(text) {
-            Some((None, rest)) => file(rest).map(|path| Self(Target::File(path))),
-            Some((Some(provider), rest)) => object(provider, rest).map(Self),
+            Some((None, remainder)) => file(remainder).map(|path| Self(Target::File(path))),
+            Some((Some(provider), remainder)) => object(provider, remainder).map(Self),
             None => fault("a reference begins with file:///, gs:// or s3://"),
         }
     }
 }
 
-/// A file is named by its path, an object by its URL.
+/// Writes a file as its path and an object as its URL.
 impl fmt::Display for Reference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
@@ -73,9 +75,9 @@ fn fault<T>(why: impl Into<String>) -> Result<T, ReferenceError> {
     Err(ReferenceError(why.into()))
 }
 
-/// Parts the scheme, written in any case, from what follows it; none is `file`.
+/// Separates the scheme, written in any case, from the text after it. No provider means `file`.
 fn split(text: &str) -> Option<(Option<Provider>, &str)> {
-    // RFC 8089 also allows one slash for three.
+    // RFC 8089 also allows one slash instead of three.
     [("file:/", "/", None), ("gs://", "", Some(Provider::Gcs)), ("s3://", "", Some(Provider::S3))].into_iter().find_map(
         |(begin, kept, scheme)| {
             let head = text.get(..begin.len()).filter(|head| head.eq_ignore_ascii_case(begin))?;
@@ -84,12 +86,12 @@ fn split(text: &str) -> Option<(Option<Provider>, &str)> {
     )
 }
 
-/// Reads what follows `file:`.
-fn file(rest: &str) -> Result<PathBuf, ReferenceError> {
-    let path = match rest.strip_prefix("//") {
-        None => rest,
-        Some(rest) => {
-            let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+/// Reads the part of a file URL after `file:`.
+fn file(remainder: &str) -> Result<PathBuf, ReferenceError> {
+    let path = match remainder.strip_prefix("//") {
+        None => remainder,
+        Some(remainder) => {
+            let (host, path) = remainder.split_at(remainder.find('/').unwrap_or(remainder.len()));
             if !host.is_empty() && !host.eq_ignore_ascii_case("localhost") {
                 return fault("a file URL names no host: three slashes follow file:, as in file:///data/in/a.bin");
             }
@@ -127,10 +129,10 @@ fn percent_decode(segment: &str) -> Result<Vec<u8>, ReferenceError> {
     Ok(out)
 }
 
-/// Reads what follows `gs://` or `s3://`.
-fn object(provider: Provider, rest: &str) -> Result<Target, ReferenceError> {
+/// Reads the part of an object URL after `gs://` or `s3://`.
+fn object(provider: Provider, remainder: &str) -> Result<Target, ReferenceError> {
     let name = provider.scheme();
-    let Some((bucket, object)) = rest.split_once('/') else {
+    let Some((bucket, object)) = remainder.split_once('/') else {
         return fault(format!("a bucket is named without an object; write {name}://bucket/object"));
     };
     if !provider.allows(bucket) {
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_mean_something_else_is_refused() {
+    fn ambiguous_references_are_refused() {
         for text in [
             "file://host/a",
             "file://127.0.0.1/a",
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn object_names_follow_to_the_letter() {
+    fn object_names_are_taken_literally() {
         for (text, bucket, object) in [
             ("gs://bucket/a/b", "bucket", "a/b"),
             ("GS://my.bucket-1_x/a%20b", "my.bucket-1_x", "a%20b"),

@@ -1,4 +1,4 @@
-//! Values in and out by reference, over stores in memory and on disk.
+//! Tests of values that are read and written by reference, over stores in memory and on disk.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,18 +17,18 @@ use crate::storage::layers::Encoded;
 use crate::storage::object::{JsonText, Metadata, Value};
 
 /// A folder with one exchange directory, buckets in memory, and engines over two backends.
-struct Site {
+struct Setup {
     root: TempDir,
-    buckets: Arc<Shelf>,
+    buckets: Arc<MemoryBuckets>,
     backends: [Arc<dyn Backend>; 2],
 }
 
 /// Buckets in memory by URL.
 #[derive(Debug, Default)]
-struct Shelf(HashMap<String, Arc<Memory>>);
+struct MemoryBuckets(HashMap<String, Arc<Memory>>);
 
 #[async_trait]
-impl Buckets for Shelf {
+impl Buckets for MemoryBuckets {
     async fn open(&self, provider: Provider, bucket: &str) -> Result<Arc<dyn Backend>> {
         match self.0.get(&format!("{}://{bucket}", provider.scheme())) {
             Some(bucket) => {
@@ -43,14 +43,14 @@ impl Buckets for Shelf {
     }
 }
 
-impl Site {
+impl Setup {
     fn new() -> Self {
         let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         fs::create_dir(root.path().join("exchange")).unwrap();
-        let shelf = ["gs://bkt", "s3://bkt"].map(|url| (url.to_owned(), Arc::new(Memory::new())));
+        let buckets = ["gs://bkt", "s3://bkt"].map(|url| (url.to_owned(), Arc::new(Memory::new())));
         let local = Local::open(root.path().join("objects")).unwrap();
         let backends = [Arc::new(Memory::new()) as Arc<dyn Backend>, Arc::new(local)];
-        Self { buckets: Arc::new(Shelf(HashMap::from(shelf))), root, backends }
+        Self { buckets: Arc::new(MemoryBuckets(HashMap::from(buckets))), root, backends }
     }
 
     fn engine(&self, backend: &Arc<dyn Backend>) -> Engine {
@@ -61,8 +61,8 @@ impl Site {
             own: Some((Provider::Gcs, "own".to_owned())),
             buckets: buckets.map(|(name, scheme)| (scheme, name.to_owned())).to_vec(),
         };
-        let exchange = ExternalReferences::new(permission, Arc::clone(&self.buckets) as Arc<dyn Buckets>);
-        Engine::new(Arc::clone(backend), BackendKind::Local).with_external(exchange)
+        let external = ExternalReferences::new(permission, Arc::clone(&self.buckets) as Arc<dyn Buckets>);
+        Engine::new(Arc::clone(backend), BackendKind::Local).with_external(external)
     }
 
     fn engines(&self) -> [Engine; 2] {
@@ -105,18 +105,18 @@ async fn value(engine: &Engine, name: &str) -> Option<Value> {
     engine.retrieve(&key(name), GetOptions::default()).await.unwrap().map(|found| found.value)
 }
 
-/// Bytes that are no text and longer than what is kept in memory.
+/// Bytes that are no text, and more of them than stay in memory.
 fn many() -> Vec<u8> {
     (0..3_000_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
 #[tokio::test]
-async fn a_file_is_stored_as_bytes_whatever_is_in_it() {
-    let site = Site::new();
-    for engine in site.engines() {
+async fn a_file_is_stored_as_bytes_whatever_its_content() {
+    let setup = Setup::new();
+    for engine in setup.engines() {
         for (name, bytes) in [("a b%\u{fc}", b"{\"a\": 1}".to_vec()), ("empty", Vec::new()), ("many", many())] {
-            fs::write(site.path(name), &bytes).unwrap();
-            let url = format!("file://{}", site.path(name).display().to_string().replace('%', "%25"));
+            fs::write(setup.path(name), &bytes).unwrap();
+            let url = format!("file://{}", setup.path(name).display().to_string().replace('%', "%25"));
             let receipt = engine.store_from(&key("k"), &reference(&url), StoreOptions::default()).await.unwrap();
             let wanted = (bytes.len() as u64, Checksum::of(&bytes), Kind::Bytes, "application/octet-stream");
             assert_eq!((receipt.size, receipt.checksum, receipt.kind, receipt.content_type.as_str()), wanted);
@@ -128,7 +128,7 @@ async fn a_file_is_stored_as_bytes_whatever_is_in_it() {
             content_type: Some(ContentType::parse("text/csv").unwrap()),
             ..StoreOptions::default()
         };
-        engine.store_from(&key("k"), &site.file("empty"), options).await.unwrap();
+        engine.store_from(&key("k"), &setup.file("empty"), options).await.unwrap();
         let stat = engine.stat(&key("k")).await.unwrap().unwrap();
         let told = (stat.receipt.content_type.as_str(), stat.receipt.kind, stat.metadata);
         assert_eq!(told, ("text/csv", Kind::Bytes, metadata(r#"{"n":1}"#)));
@@ -136,24 +136,24 @@ async fn a_file_is_stored_as_bytes_whatever_is_in_it() {
 }
 
 #[tokio::test]
-async fn what_must_not_or_cannot_be_read_says_so_and_stores_nothing() {
-    let site = Site::new();
-    fs::create_dir(site.path("folder")).unwrap();
-    fs::write(site.root.path().join("secret"), "secret").unwrap();
-    std::os::unix::fs::symlink(site.root.path().join("secret"), site.path("link")).unwrap();
-    let outside = |name: &str| reference(&format!("file://{}", site.root.path().join(name).display()));
-    for engine in site.engines() {
+async fn unreadable_sources_are_named_and_nothing_is_stored() {
+    let setup = Setup::new();
+    fs::create_dir(setup.path("folder")).unwrap();
+    fs::write(setup.root.path().join("secret"), "secret").unwrap();
+    std::os::unix::fs::symlink(setup.root.path().join("secret"), setup.path("link")).unwrap();
+    let outside = |name: &str| reference(&format!("file://{}", setup.root.path().join(name).display()));
+    for engine in setup.engines() {
         for (source, kind, word) in [
             (outside("secret"), ErrorKind::Invalid, "exchange_directories"),
             (outside("exchange2/a"), ErrorKind::Invalid, "exchange_directories"),
             (outside("exchange"), ErrorKind::Invalid, "regular file"),
             (outside("unused/a"), ErrorKind::Missing, "No such file"),
-            (site.file("link"), ErrorKind::Invalid, "symbolic link"),
-            (site.file("link/a"), ErrorKind::Invalid, "symbolic link"),
-            (site.file("folder"), ErrorKind::Invalid, "regular file"),
-            (site.file("none"), ErrorKind::Missing, "No such file"),
-            (site.file("none/a"), ErrorKind::Missing, "No such file"),
-            (site.file(&"x".repeat(256)), ErrorKind::Io, "too long"),
+            (setup.file("link"), ErrorKind::Invalid, "symbolic link"),
+            (setup.file("link/a"), ErrorKind::Invalid, "symbolic link"),
+            (setup.file("folder"), ErrorKind::Invalid, "regular file"),
+            (setup.file("none"), ErrorKind::Missing, "No such file"),
+            (setup.file("none/a"), ErrorKind::Missing, "No such file"),
+            (setup.file(&"x".repeat(256)), ErrorKind::Io, "too long"),
             (reference("gs://bkt/none"), ErrorKind::Missing, "not there"),
             (reference("gs://other/a"), ErrorKind::Unavailable, "cannot be reached"),
         ] {
@@ -166,7 +166,7 @@ async fn what_must_not_or_cannot_be_read_says_so_and_stores_nothing() {
         assert!(value(&engine, "k").await.is_none());
         let bare = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
         for (source, kind, word) in [
-            (site.file("none"), ErrorKind::Invalid, "exchange_directories"),
+            (setup.file("none"), ErrorKind::Invalid, "exchange_directories"),
             (reference("s3://bkt/a"), ErrorKind::Denied, "exchange_buckets"),
         ] {
             let error = bare.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
@@ -175,36 +175,36 @@ async fn what_must_not_or_cannot_be_read_says_so_and_stores_nothing() {
     }
 }
 
-/// Changes a file when its bytes have been looked at and are about to be taken.
+/// Changes a file after its bytes were checksummed and before they are stored.
 #[derive(Debug)]
-struct Meddler {
+struct FileChanger {
     inner: Arc<dyn Backend>,
     path: PathBuf,
     length: u64,
 }
 
-impl fmt::Display for Meddler {
+impl fmt::Display for FileChanger {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("meddler")
+        formatter.write_str("file_changer")
     }
 }
 
 #[async_trait]
-impl Backend for Meddler {
-    async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
+impl Backend for FileChanger {
+    async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
         let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
         file.set_len(self.length).unwrap();
-        self.inner.put(key, object, how).await
+        self.inner.put(key, object, options).await
     }
-    async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-        self.inner.get(key, want).await
+    async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        self.inner.get(key, options).await
     }
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.inner.stat(key).await
     }
-    async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, how).await
+    async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
+        self.inner.delete(key, options).await
     }
     async fn list(&self, page: &Page) -> Result<Listing> {
         self.inner.list(page).await
@@ -224,44 +224,44 @@ impl Backend for Meddler {
 }
 
 #[tokio::test]
-async fn a_file_that_changes_meanwhile_is_an_integrity_error_and_nothing_is_written() {
-    let site = Site::new();
+async fn a_file_that_changes_while_it_is_read_is_not_stored() {
+    let setup = Setup::new();
     let bytes = many();
-    for inner in &site.backends {
+    for inner in &setup.backends {
         for length in [bytes.len() as u64, 100] {
-            fs::write(site.path("f"), &bytes).unwrap();
-            let meddler = Meddler { inner: Arc::clone(inner), path: site.path("f"), length };
-            let engine = site.engine(&(Arc::new(meddler) as Arc<dyn Backend>));
-            let stored = engine.store_from(&key("k"), &site.file("f"), StoreOptions::default()).await;
+            fs::write(setup.path("f"), &bytes).unwrap();
+            let file_changer = FileChanger { inner: Arc::clone(inner), path: setup.path("f"), length };
+            let engine = setup.engine(&(Arc::new(file_changer) as Arc<dyn Backend>));
+            let stored = engine.store_from(&key("k"), &setup.file("f"), StoreOptions::default()).await;
             let error = stored.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
             assert!(value(&engine, "k").await.is_none());
         }
-        fs::write(site.path("f"), &bytes).unwrap();
-        let grows = Meddler { inner: Arc::new(Memory::new()), path: site.path("f"), length: bytes.len() as u64 };
-        fs::write(site.path("g"), &bytes).unwrap();
-        let engine = site.engine(&(Arc::new(grows) as Arc<dyn Backend>));
-        engine.store_from(&key("k"), &site.file("g"), StoreOptions::default()).await.unwrap();
+        fs::write(setup.path("f"), &bytes).unwrap();
+        let grows = FileChanger { inner: Arc::new(Memory::new()), path: setup.path("f"), length: bytes.len() as u64 };
+        fs::write(setup.path("g"), &bytes).unwrap();
+        let engine = setup.engine(&(Arc::new(grows) as Arc<dyn Backend>));
+        engine.store_from(&key("k"), &setup.file("g"), StoreOptions::default()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_value_is_written_to_a_file_whole_or_not_at_all() {
-    let site = Site::new();
+    let setup = Setup::new();
     let values = [
         Value::Text("text".to_owned()),
         Value::Json(JsonText::of_parsed("{\"a\":NaN}".to_owned())),
         Value::Bytes(many().into()),
         Value::Bytes("".into()),
     ];
-    for engine in site.engines() {
+    for engine in setup.engines() {
         for value in values.clone() {
             let stored = engine.store(&key("k"), value.clone(), StoreOptions::default()).await.unwrap();
-            let to = site.file("out");
+            let to = setup.file("out");
             let receipt = engine.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap();
             assert_eq!(receipt, Some(stored.clone()));
             let (bytes, json) = (value.clone().into_bytes(), value.kind() == Kind::Json);
-            assert!(fs::read(site.path("out")).unwrap() == bytes);
+            assert!(fs::read(setup.path("out")).unwrap() == bytes);
             let range = Some(ByteRange { offset: 1, length: Some(2) });
             let part = engine.retrieve_to(&key("k"), &to, RetrieveOptions { range, ..Default::default() }).await;
             match part {
@@ -269,70 +269,70 @@ async fn a_value_is_written_to_a_file_whole_or_not_at_all() {
                 part => {
                     assert_eq!(part.unwrap(), Some(stored));
                     let end = bytes.len().min(3);
-                    assert_eq!(fs::read(site.path("out")).unwrap(), &bytes[end.min(1)..end]);
+                    assert_eq!(fs::read(setup.path("out")).unwrap(), &bytes[end.min(1)..end]);
                 }
             }
-            assert_eq!(site.names(), ["out"]);
+            assert_eq!(setup.names(), ["out"]);
         }
-        fs::remove_file(site.path("out")).unwrap();
-        let none = engine.retrieve_to(&key("none"), &site.file("out"), RetrieveOptions::default()).await;
+        fs::remove_file(setup.path("out")).unwrap();
+        let none = engine.retrieve_to(&key("none"), &setup.file("out"), RetrieveOptions::default()).await;
         assert_eq!(none.unwrap(), None);
-        assert_eq!(site.names(), [""; 0]);
+        assert_eq!(setup.names(), [""; 0]);
 
         let commit_guard = CommitGuard::default();
         assert!(commit_guard.abandon());
         let options = RetrieveOptions { commit_guard, ..RetrieveOptions::default() };
-        for to in [site.file("out"), reference("gs://bkt/out")] {
+        for to in [setup.file("out"), reference("gs://bkt/out")] {
             let error = engine.retrieve_to(&key("k"), &to, options.clone()).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Abandoned, "{error}");
         }
-        assert_eq!(site.names(), [""; 0]);
-        assert!(site.bucket().stat(&key("out")).await.unwrap().is_none());
+        assert_eq!(setup.names(), [""; 0]);
+        assert!(setup.bucket().stat(&key("out")).await.unwrap().is_none());
     }
 }
 
 #[tokio::test]
-async fn a_destination_that_is_none_says_so_and_what_is_damaged_is_not_written() {
-    let site = Site::new();
-    fs::create_dir(site.path("folder")).unwrap();
-    std::os::unix::fs::symlink(site.root.path(), site.path("up")).unwrap();
-    let outside = reference(&format!("file://{}", site.root.path().join("out").display()));
-    for engine in site.engines() {
+async fn refused_destinations_and_damaged_values_are_not_written() {
+    let setup = Setup::new();
+    fs::create_dir(setup.path("folder")).unwrap();
+    std::os::unix::fs::symlink(setup.root.path(), setup.path("up")).unwrap();
+    let outside = reference(&format!("file://{}", setup.root.path().join("out").display()));
+    for engine in setup.engines() {
         engine.store(&key("k"), Value::Bytes(many().into()), StoreOptions::default()).await.unwrap();
         for (to, kind, word, subject) in [
             (outside.clone(), ErrorKind::Invalid, "exchange_directories", outside.to_string()),
-            (site.file("up/out"), ErrorKind::Invalid, "symbolic link", site.path("up/out").display().to_string()),
-            (site.file("folder"), ErrorKind::Invalid, "regular file", site.path("folder").display().to_string()),
-            (site.file("none/out"), ErrorKind::Missing, "make its folder", site.path("none").display().to_string()),
+            (setup.file("up/out"), ErrorKind::Invalid, "symbolic link", setup.path("up/out").display().to_string()),
+            (setup.file("folder"), ErrorKind::Invalid, "regular file", setup.path("folder").display().to_string()),
+            (setup.file("none/out"), ErrorKind::Missing, "make its folder", setup.path("none").display().to_string()),
             (reference("s3://other/a"), ErrorKind::Unavailable, "cannot be reached", "s3://other/a".to_owned()),
         ] {
             let error = engine.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap_err();
             assert_eq!((error.kind, error.operation), (kind, Operation::Retrieve), "{error}");
             assert!(error.message().contains(word) && error.subject == Some(subject), "{error}");
         }
-        // Whatever the key has.
+        // A refused destination is refused whether or not the key has an object.
         let error = engine.retrieve_to(&key("none"), &outside, RetrieveOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
-        std::os::unix::fs::symlink(site.root.path().join("mine"), site.path("link")).unwrap();
-        engine.retrieve_to(&key("k"), &site.file("link"), RetrieveOptions::default()).await.unwrap();
-        assert!(!site.root.path().join("mine").exists());
-        fs::remove_file(site.path("link")).unwrap();
+        std::os::unix::fs::symlink(setup.root.path().join("mine"), setup.path("link")).unwrap();
+        engine.retrieve_to(&key("k"), &setup.file("link"), RetrieveOptions::default()).await.unwrap();
+        assert!(!setup.root.path().join("mine").exists());
+        fs::remove_file(setup.path("link")).unwrap();
     }
-    let path = site.root.path().join("objects/k.obj");
+    let path = setup.root.path().join("objects/k.obj");
     let mut bytes = fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&path, bytes).unwrap();
-    let [_, local] = site.engines();
-    for to in [site.file("out"), reference("gs://bkt/out")] {
+    let [_, local] = setup.engines();
+    for to in [setup.file("out"), reference("gs://bkt/out")] {
         let error = local.retrieve_to(&key("k"), &to, RetrieveOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
     }
-    assert_eq!(site.names(), ["folder", "up"]);
+    assert_eq!(setup.names(), ["folder", "up"]);
 }
 
 #[tokio::test]
-async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
-    let site = Site::new();
+async fn objects_keep_kind_type_and_metadata_both_ways() {
+    let setup = Setup::new();
     let values = [
         Value::Text("text".to_owned()),
         Value::Text("\u{fc}".repeat(1_000_000)),
@@ -340,7 +340,7 @@ async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
         Value::Json(JsonText::of_parsed(format!("[{}1]", "1,".repeat(1_000_000)))),
         Value::Bytes(many().into()),
     ];
-    for engine in site.engines() {
+    for engine in setup.engines() {
         for given in values.clone() {
             let options = StoreOptions {
                 metadata: metadata(r#"{"n":1.50}"#),
@@ -351,7 +351,7 @@ async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
             let to = reference("s3://bkt/a b%20/\u{fc}");
             let options = RetrieveOptions { operation_id: Some("task".to_owned()), ..RetrieveOptions::default() };
             engine.retrieve_to(&key("k"), &to, options).await.unwrap();
-            let kept = site.buckets.0["s3://bkt"].stat(&key("a b%20/\u{fc}")).await.unwrap().unwrap();
+            let kept = setup.buckets.0["s3://bkt"].stat(&key("a b%20/\u{fc}")).await.unwrap().unwrap();
             assert_eq!((kept.kind, kept.content_type.as_str()), (given.kind(), "x/y"));
             assert_eq!(kept.operation_id.as_deref(), Some("task"));
 
@@ -374,7 +374,7 @@ async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
         let range = Some(ByteRange { offset: 1, length: Some(3) });
         let to = reference("gs://bkt/part");
         engine.retrieve_to(&key("k"), &to, RetrieveOptions { range, ..Default::default() }).await.unwrap();
-        let kept = site.bucket().get(&key("part"), GetOptions::default()).await.unwrap().unwrap();
+        let kept = setup.bucket().get(&key("part"), GetOptions::default()).await.unwrap().unwrap();
         assert_eq!(kept.payload.into_memory().await.unwrap(), "234");
         assert_eq!(
             (kept.attributes.kind, kept.attributes.content_type.as_str()),
@@ -396,16 +396,16 @@ impl Buckets for Untouched {
 
 #[tokio::test]
 async fn a_bucket_that_is_not_listed_is_refused_without_being_opened() {
-    let site = Site::new();
+    let setup = Setup::new();
     let listed = |own: Option<&str>, buckets: &[&str]| Permission {
         own: own.map(|name| (Provider::Gcs, name.to_owned())),
         buckets: buckets.iter().map(|name| (Provider::Gcs, (*name).to_owned())).collect(),
         ..Permission::default()
     };
     for permission in [listed(None, &[]), listed(Some("own"), &[]), listed(Some("own"), &["listed", "payrol"])] {
-        for backend in &site.backends {
-            let exchange = ExternalReferences::new(permission.clone(), Arc::new(Untouched));
-            let engine = Engine::new(Arc::clone(backend), BackendKind::Local).with_external(exchange);
+        for backend in &setup.backends {
+            let external = ExternalReferences::new(permission.clone(), Arc::new(Untouched));
+            let engine = Engine::new(Arc::clone(backend), BackendKind::Local).with_external(external);
             engine.store(&key("k"), Value::Text("v".to_owned()), StoreOptions::default()).await.unwrap();
             for name in ["s3://payroll/a", "s3://own/a", "s3://listed/a", "gs://payroll/a", "gs://payrol.x/a"] {
                 let other = reference(name);
@@ -424,9 +424,9 @@ async fn a_bucket_that_is_not_listed_is_refused_without_being_opened() {
 }
 
 #[tokio::test]
-async fn the_own_bucket_s_objects_are_the_store_s_keys() {
-    let site = Site::new();
-    for engine in site.engines() {
+async fn objects_of_the_own_bucket_are_keys_of_the_store() {
+    let setup = Setup::new();
+    for engine in setup.engines() {
         let options = StoreOptions { metadata: metadata(r#"{"n":1}"#), ..StoreOptions::default() };
         engine.store(&key("a/b"), Value::Json(JsonText::of_parsed("[1]".to_owned())), options).await.unwrap();
         engine.store_from(&key("copy"), &reference("gs://own/a/b"), StoreOptions::default()).await.unwrap();
@@ -448,9 +448,9 @@ async fn the_own_bucket_s_objects_are_the_store_s_keys() {
 }
 
 #[tokio::test]
-async fn a_foreign_object_that_is_not_what_it_says_is_refused() {
-    let site = Site::new();
-    let [engine, _] = site.engines();
+async fn foreign_objects_that_contradict_themselves_are_refused() {
+    let setup = Setup::new();
+    let [engine, _] = setup.engines();
     let attributes = |kind: Kind, bytes: &[u8]| {
         let size = bytes.len() as u64;
         Attributes::new(kind, kind.content_type().to_owned(), size, Checksum::of(bytes))
@@ -478,7 +478,7 @@ async fn a_foreign_object_that_is_not_what_it_says_is_refused() {
         ),
     ] {
         let payload = bytes::Bytes::copy_from_slice(bytes).into();
-        site.bucket().put(&key("a"), &Object { attributes, payload }, &PutOptions::default()).await.unwrap();
+        setup.bucket().put(&key("a"), &Object { attributes, payload }, &PutOptions::default()).await.unwrap();
         let source = reference("gs://bkt/a");
         let error = engine.store_from(&key("k"), &source, StoreOptions::default()).await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
@@ -488,24 +488,24 @@ async fn a_foreign_object_that_is_not_what_it_says_is_refused() {
 }
 
 #[tokio::test]
-async fn a_redelivered_store_whose_source_is_gone_answers_what_it_wrote() {
-    let site = Site::new();
-    for engine in site.engines() {
+async fn a_redelivered_store_without_its_source_answers_its_object() {
+    let setup = Setup::new();
+    for engine in setup.engines() {
         let options = |id: &str, began: Option<SignedDuration>| StoreOptions {
             operation_id: Some(id.to_owned()),
             redelivered: began.map(|ago| Redelivered { started_at: Some(Timestamp::now() - ago) }),
             ..StoreOptions::default()
         };
         let (minute, now) = (Some(SignedDuration::from_mins(1)), Some(-SignedDuration::from_secs(1)));
-        fs::write(site.path("f"), "once").unwrap();
-        let receipt = engine.store_from(&key("k"), &site.file("f"), options("me", None)).await.unwrap();
-        let again = engine.store_from(&key("k"), &site.file("f"), options("me", minute)).await.unwrap();
+        fs::write(setup.path("f"), "once").unwrap();
+        let receipt = engine.store_from(&key("k"), &setup.file("f"), options("me", None)).await.unwrap();
+        let again = engine.store_from(&key("k"), &setup.file("f"), options("me", minute)).await.unwrap();
         assert_eq!(again, receipt);
-        fs::remove_file(site.path("f")).unwrap();
-        let again = engine.store_from(&key("k"), &site.file("f"), options("me", minute)).await.unwrap();
+        fs::remove_file(setup.path("f")).unwrap();
+        let again = engine.store_from(&key("k"), &setup.file("f"), options("me", minute)).await.unwrap();
         assert_eq!(again, receipt);
         for other in [options("me", None), options("other", minute), options("me", now)] {
-            let error = engine.store_from(&key("k"), &site.file("f"), other).await.unwrap_err();
+            let error = engine.store_from(&key("k"), &setup.file("f"), other).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Missing);
         }
     }

@@ -1,4 +1,4 @@
-//! A file in the making: whole under its name, or not there.
+//! A file that appears whole under its name, or not at all.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,29 +10,29 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use uuid::Uuid;
 
-use crate::storage::object::payload::hop;
+use crate::storage::object::payload::run_blocking;
 use crate::storage::object::{Checksum, Payload};
 
-/// A file that is written beside the name it will have and takes that name in one step.
+/// A file that is written beside its final name and takes that name in one step.
 ///
-/// Where the file system can do that, it has no name until then, so that nothing is left of it when the process dies;
-/// elsewhere it has a name that begins with a dot, and is removed when dropped. What has the name already is replaced
-/// and never followed or opened; a regular file hands its permissions on.
+/// Where the file system supports it, the file has no name until then, so nothing remains when the process dies.
+/// Elsewhere it has a temporary name that begins with a dot, and is removed when dropped. An entry that has the final
+/// name already is replaced, and never followed or opened. A regular file passes its permissions on to its replacement.
 #[derive(Debug)]
 pub struct AtomicFile {
     folder: OwnedFd,
     name: OsString,
     file: Arc<File>,
-    /// The name it has meanwhile.
+    /// The temporary name, where the file system knows no files without a name.
     temporary: Option<OsString>,
 }
 
 impl AtomicFile {
-    /// Begins a file at a path; its folder must be there. Blocks.
+    /// Begins a file at a path, whose folder must exist. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with; [`io::ErrorKind::InvalidInput`] for a path without a name.
+    /// The errors of the file system; [`io::ErrorKind::InvalidInput`] for a path without a name.
     pub fn at(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -42,7 +42,7 @@ impl AtomicFile {
 
     /// Begins a file in an open folder. Blocks.
     pub(in crate::storage) fn create(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
-        // A nameless file gets its name through /proc.
+        // A file without a name gets its name through /proc.
         let nameless = if Path::new("/proc/self/fd").exists() { nameless(&folder) } else { Ok(None) };
         let (file, temporary) = match nameless? {
             Some(file) => (file, None),
@@ -51,11 +51,11 @@ impl AtomicFile {
         Ok(Self { folder, name: name.to_owned(), file: Arc::new(file), temporary })
     }
 
-    /// Appends all bytes of a payload and returns their checksum as they were written; stops when dropped.
+    /// Appends all bytes of a payload and returns the checksum of the bytes that were written; stops when dropped.
     ///
     /// # Errors
     ///
-    /// What the file system fails with; [`io::ErrorKind::UnexpectedEof`] when the payload's file became shorter.
+    /// The errors of the file system; [`io::ErrorKind::UnexpectedEof`] when the payload's file became shorter.
     pub async fn write(&self, payload: &Payload) -> io::Result<Checksum> {
         let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
         while offset < payload.len() {
@@ -65,27 +65,27 @@ impl AtomicFile {
                 (&*file).write_all(&chunk)?;
                 Ok((before.append(&chunk), chunk.len() as u64))
             };
-            let (after, copied) = hop(copy).await?;
+            let (after, copied) = run_blocking(copy).await?;
             checksum = after;
             offset += copied;
         }
         Ok(checksum)
     }
 
-    /// Syncs what was written. Blocks.
+    /// Syncs the bytes of the file to the disk. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
-    /// Gives the file its name and syncs the folder. Blocks.
+    /// Gives the file its final name and syncs the folder. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub fn place(mut self) -> io::Result<()> {
         if let Some(mode) = mode_of(&self.folder, &self.name)
             && FileType::from_raw_mode(mode).is_file()
@@ -113,20 +113,20 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         let Some(temporary) = self.temporary.take() else { return };
         if let Err(error) = rustix::fs::unlinkat(&self.folder, &temporary, AtFlags::empty()) {
-            tracing::warn!(name = %temporary.display(), %error, "temporary file left behind; remove it");
+            tracing::warn!(name = %temporary.display(), %error, "a temporary file could not be removed; remove it");
         }
     }
 }
 
-/// Returns type and permissions of what has a name in a folder, if anything can be seen there.
+/// Returns type and permissions of an entry of a folder, if the entry can be examined.
 pub(in crate::storage) fn mode_of(folder: &OwnedFd, name: &OsStr) -> Option<rustix::fs::RawMode> {
     rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_mode)
 }
 
-/// Permissions before the umask takes its part, as of any new file.
+/// Permissions of any new file, before the umask is applied.
 const MODE: Mode = Mode::from_raw_mode(0o666);
 
-/// Makes a file without a name; `None` where the file system cannot.
+/// Makes a file without a name; `None` where the file system does not support that.
 fn nameless(folder: &OwnedFd) -> io::Result<Option<File>> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     match rustix::fs::openat(folder, ".", flags, MODE).map_err(io::Error::from) {
@@ -151,7 +151,7 @@ fn sync(folder: &OwnedFd) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(folder, ".", flags, Mode::empty()).map_err(io::Error::from) {
         Ok(folder) => Ok(rustix::fs::fsync(folder)?),
-        // One that may be written but not read cannot be synced.
+        // A folder that may be written but not read cannot be synced.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(error),
     }
@@ -173,36 +173,36 @@ mod tests {
         names
     }
 
-    /// Begins a file with or without a name meanwhile.
+    /// Begins a file that has a temporary name, or none.
     fn begin(path: &Path, with_name: bool) -> AtomicFile {
-        let mut draft = AtomicFile::at(path).unwrap();
+        let mut file = AtomicFile::at(path).unwrap();
         if with_name {
-            let (file, temporary) = named(&draft.folder).unwrap();
-            (draft.file, draft.temporary) = (Arc::new(file), Some(temporary));
+            let (inner, temporary) = named(&file.folder).unwrap();
+            (file.file, file.temporary) = (Arc::new(inner), Some(temporary));
         }
-        draft
+        file
     }
 
     #[tokio::test]
-    async fn a_file_is_there_whole_or_not_at_all() {
+    async fn a_file_appears_whole_or_not_at_all() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("out");
         let payload = Payload::Memory(Bytes::from(vec![b'x'; Payload::CHUNK + 9]));
         for with_name in [false, true] {
-            let draft = begin(&path, with_name);
-            assert_eq!(draft.write(&payload).await.unwrap(), payload.checksum().await.unwrap());
-            draft.sync().unwrap();
+            let file = begin(&path, with_name);
+            assert_eq!(file.write(&payload).await.unwrap(), payload.checksum().await.unwrap());
+            file.sync().unwrap();
             assert!(!path.exists());
-            drop(draft);
+            drop(file);
             assert_eq!(names(place.path()), [""; 0]);
         }
         for (with_name, mode) in [(false, 0o640), (true, 0o600)] {
-            let draft = begin(&path, with_name);
+            let file = begin(&path, with_name);
             fs::write(&path, "old").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let old = File::open(&path).unwrap();
-            draft.write(&payload).await.unwrap();
-            draft.place().unwrap();
+            file.write(&payload).await.unwrap();
+            file.place().unwrap();
             assert_eq!(fs::read(&path).unwrap().len(), Payload::CHUNK + 9);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
             assert_eq!(io::read_to_string(old).unwrap(), "old");

@@ -1,4 +1,4 @@
-//! Files: how bytes come to rest on a disk, whole or not at all.
+//! Writes bytes to files on a disk, whole or not at all.
 
 mod atomic_file;
 pub(in crate::storage) mod descriptors;
@@ -8,7 +8,7 @@ mod stamp;
 
 pub use self::atomic_file::AtomicFile;
 pub(in crate::storage) use self::atomic_file::mode_of;
-pub(in crate::storage) use self::descriptors::TURNS;
+pub(in crate::storage) use self::descriptors::FILE_OPERATIONS;
 pub use self::descriptors::{descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use self::spool::{Spool, SpoolWriter};
 pub(in crate::storage) use self::stamp::Stamp;

@@ -1,4 +1,5 @@
-//! What the system cannot do now and may do in a moment: it lacks descriptors, memory or locks, or a network disk was away.
+//! Failures of the system that may pass in a moment: too few descriptors, memory or locks, or a network disk out of
+//! reach.
 
 use std::io;
 use std::time::Duration;
@@ -7,14 +8,15 @@ use rustix::io::Errno;
 
 use crate::storage::error::Error;
 
-/// Waits between attempts: the first, doubling, at most the last; about as those before a bucket.
+/// The first wait between attempts and the longest. The waits double, about like those between requests to a bucket.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Attempts for want of descriptors, which take about 25 s: others let go of theirs.
+/// The number of attempts, about 25 s, where descriptors are lacking: other operations release theirs.
 const LONG: u32 = 10;
-/// Attempts for everything else that may pass.
+/// The number of attempts for every other failure that may pass.
 const SHORT: u32 = 4;
 
-/// Tells how often something is tried that the system refused with this, or `None` where trying again does not help.
+/// Returns how often an operation is tried that the system refuses with this error, or `None` where a retry does not
+/// help.
 fn attempts(error: &io::Error) -> Option<u32> {
     match Errno::from_io_error(error)? {
         Errno::MFILE | Errno::NFILE => Some(LONG),
@@ -30,32 +32,33 @@ fn attempts(error: &io::Error) -> Option<u32> {
     }
 }
 
-/// What a file operation fails with.
-pub(in crate::storage) trait Refusal {
-    /// Finds the system's own words.
+/// An error of a file operation.
+pub(in crate::storage) trait SystemFailure {
+    /// Finds the error of the system, if one is the cause.
     fn system(&self) -> Option<&io::Error>;
 }
 
-impl Refusal for io::Error {
+impl SystemFailure for io::Error {
     fn system(&self) -> Option<&io::Error> {
         Some(self)
     }
 }
 
-impl Refusal for Error {
+impl SystemFailure for Error {
     fn system(&self) -> Option<&io::Error> {
         std::error::Error::source(self)?.downcast_ref()
     }
 }
 
-/// Tells whether trying again may help.
-pub(in crate::storage) fn may_pass(refusal: &impl Refusal) -> bool {
-    refusal.system().and_then(attempts).is_some()
+/// Tells whether a retry may help.
+pub(in crate::storage) fn may_pass(failure: &impl SystemFailure) -> bool {
+    failure.system().and_then(attempts).is_some()
 }
 
-/// Does work that may be begun again, as long as the system refuses it for want of what may be there in a moment; before each
-/// wait `make_room` is called. Blocks.
-pub(in crate::storage) fn outlast<T, E: Refusal>(
+/// Repeats work while the system refuses it with an error that may pass.
+///
+/// The work must be such that it can begin again. Before each wait `make_room` is called. Blocks.
+pub(in crate::storage) fn retry<T, E: SystemFailure>(
     mut work: impl FnMut() -> Result<T, E>,
     make_room: impl Fn(),
 ) -> Result<T, E> {
@@ -72,7 +75,7 @@ pub(in crate::storage) fn outlast<T, E: Refusal>(
         }
         if made == 1 {
             let why = error.system().map(ToString::to_string);
-            tracing::debug!(why, "the system lacks something; trying again");
+            tracing::debug!(why, "the system lacks a resource for a file operation; trying again");
         }
         make_room();
         std::thread::sleep(wait);
@@ -80,8 +83,8 @@ pub(in crate::storage) fn outlast<T, E: Refusal>(
     }
 }
 
-/// Makes an error that is not tried again by whoever would begin with what has been done already.
-pub(in crate::storage) fn settled(error: io::Error) -> io::Error {
+/// Makes an error that is not retried, for an operation that must not begin again with what has been done already.
+pub(in crate::storage) fn not_retried(error: io::Error) -> io::Error {
     if may_pass(&error) { io::Error::other(error.to_string()) } else { error }
 }
 
@@ -92,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_pass_is_begun_again_and_nothing_else() {
+    fn only_errors_that_may_pass_are_retried() {
         for (errno, passes) in [
             (Errno::MFILE, true),
             (Errno::NFILE, true),
@@ -119,13 +122,13 @@ mod tests {
                 made.set(made.get() + 1);
                 if made.get() < 3 { Err(io::Error::from(errno)) } else { Ok(()) }
             };
-            let done = outlast(work, || room.set(room.get() + 1));
+            let done = retry(work, || room.set(room.get() + 1));
             assert_eq!(
                 (done.is_ok(), made.get(), room.get()),
                 if passes { (true, 3, 2) } else { (false, 1, 0) },
                 "{errno}"
             );
-            assert!(!may_pass(&settled(errno.into())), "{errno}");
+            assert!(!may_pass(&not_retried(errno.into())), "{errno}");
         }
     }
 }

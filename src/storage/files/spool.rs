@@ -1,4 +1,4 @@
-//! Bytes on their way: kept in memory while they are few, in a nameless file once they are many.
+//! The spool: bytes that pass through, in memory while they are few, in a file without a name once they are many.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,36 +14,36 @@ use crate::storage::error::{Error, ErrorKind, Operation};
 use crate::storage::files::shortage;
 use crate::storage::object::{Checksum, Key, Payload, Watch, payload};
 
-/// Makes nameless files in one folder, which is made when it is first needed; cheap to clone.
+/// Makes files without a name in one folder, which is created when it is first needed; cheap to clone.
 ///
-/// The files have no name from the beginning, so nothing is left when the process dies.
+/// The files never have a name, so nothing remains when the process dies.
 #[derive(Clone, Debug)]
 pub struct Spool(Arc<[PathBuf]>);
 
 impl Spool {
-    /// Spools into a folder. It should be on a disk: on a file system in memory the files are memory.
+    /// Uses a folder, which should be on a disk: on a file system in memory the files take memory.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self(Arc::from([folder.into()]))
     }
 
-    /// Names another folder for when there is no room in those before.
+    /// Adds a folder to use when those before are full.
     #[must_use]
     pub fn or(self, folder: impl Into<PathBuf>) -> Self {
         Self(self.0.iter().cloned().chain([folder.into()]).collect())
     }
 
-    /// Returns the folder.
+    /// Returns the first folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.0.first().map_or(Path::new(""), PathBuf::as_path)
     }
 
-    /// Makes a nameless file to write and read. Blocks.
+    /// Makes a file without a name, for writing and reading. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub fn create(&self) -> io::Result<File> {
         let mut made = Self::create_in(self.folder());
         for folder in self.0.iter().skip(1) {
@@ -54,8 +54,8 @@ impl Spool {
         made
     }
 
-    /// Moves the first bytes of a file for which there is no more room into one in another folder, with more behind them.
-    fn move_on(&self, file: &File, kept: u64, more: &[u8]) -> io::Result<File> {
+    /// Copies the first bytes of a file on a full disk into a file in another folder, and appends more bytes.
+    fn move_to_next_folder(&self, file: &File, kept: u64, more: &[u8]) -> io::Result<File> {
         for folder in self.0.iter().skip(1) {
             let moved = Self::create_in(folder).and_then(|next| {
                 let mut at = 0;
@@ -82,7 +82,7 @@ impl Spool {
         let flags = i32::try_from(OFlags::TMPFILE.bits()).map_err(io::Error::other)?;
         let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(folder);
         match nameless {
-            // Not every file system can do that.
+            // Not every file system supports that.
             Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {
                 let path = folder.join(format!("{}.tmp", Uuid::new_v4().simple()));
                 let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -93,7 +93,7 @@ impl Spool {
         }
     }
 
-    /// Begins to take bytes in.
+    /// Begins a value: makes the writer that takes its bytes.
     #[must_use]
     pub fn writer(&self) -> SpoolWriter {
         SpoolWriter {
@@ -108,13 +108,13 @@ impl Spool {
     }
 }
 
-/// Takes bytes in one after another and gives them back as one [`Payload`].
+/// Takes the bytes of a value piece by piece and returns them as one [`Payload`].
 #[derive(Debug)]
 pub struct SpoolWriter {
     spool: Spool,
     memory: BytesMut,
     file: Option<Arc<File>>,
-    /// So many bytes are in the file.
+    /// The number of bytes in the file.
     kept: u64,
     length: u64,
     checksum: Checksum,
@@ -122,36 +122,36 @@ pub struct SpoolWriter {
 }
 
 impl SpoolWriter {
-    /// Most bytes that stay in memory.
+    /// The largest number of bytes that stay in memory.
     pub const IN_MEMORY: usize = 1024 * 1024;
 
-    /// Takes more bytes.
+    /// Takes the next bytes.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub async fn push(&mut self, bytes: &Bytes) -> io::Result<()> {
         self.take(bytes);
         if self.memory.len() > self.most() { self.spill().await } else { Ok(()) }
     }
 
-    /// Counts the bytes taken so far.
+    /// Returns the number of bytes taken so far.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.length
     }
 
-    /// Tells whether none were taken so far.
+    /// Tells whether no bytes were taken so far.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Ends, with what was taken and its checksum.
+    /// Returns the bytes that were taken and their checksum.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub async fn finish(mut self) -> io::Result<(Payload, Checksum)> {
         if self.file.is_some() {
             self.spill().await?;
@@ -159,7 +159,7 @@ impl SpoolWriter {
         Ok(self.finished())
     }
 
-    /// Takes more bytes on a thread that may block.
+    /// Takes the next bytes, on a thread that may block.
     pub(in crate::storage) fn push_blocking(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.take(bytes);
         if self.memory.len() <= self.most() {
@@ -170,7 +170,7 @@ impl SpoolWriter {
         Ok(())
     }
 
-    /// Ends as [`SpoolWriter::finish`] does, on a thread that may block.
+    /// Returns the bytes and their checksum as [`SpoolWriter::finish`] does, on a thread that may block.
     pub(in crate::storage) fn finish_blocking(mut self) -> io::Result<(Payload, Checksum)> {
         if self.file.is_some() {
             let written = self.pending().write()?;
@@ -184,11 +184,11 @@ impl SpoolWriter {
         self.length += bytes.len() as u64;
         self.memory.extend_from_slice(bytes);
         if let Some(watch) = &self.watch {
-            watch.hear(self.length);
+            watch.report(self.length);
         }
     }
 
-    /// A file is written in pieces that are worth the change of threads.
+    /// Returns how many bytes are gathered in memory. The pieces of a file are large enough for a change of threads.
     const fn most(&self) -> usize {
         if self.file.is_some() { Payload::CHUNK } else { Self::IN_MEMORY }
     }
@@ -202,10 +202,10 @@ impl SpoolWriter {
         }
     }
 
-    /// Moves what is in memory into the file.
+    /// Moves the bytes in memory into the file.
     async fn spill(&mut self) -> io::Result<()> {
         let pending = self.pending();
-        let written = payload::hop(move || pending.write()).await?;
+        let written = payload::run_blocking(move || pending.write()).await?;
         self.spilled(written);
         Ok(())
     }
@@ -223,7 +223,7 @@ impl SpoolWriter {
     }
 }
 
-/// Bytes that are to be written behind those of a file, or into a new one.
+/// Bytes that must be written behind those of a file, or into a new file.
 struct Pending {
     spool: Spool,
     file: Option<Arc<File>>,
@@ -232,16 +232,18 @@ struct Pending {
 }
 
 impl Pending {
-    /// Returns the file and how many bytes are in it. Blocks.
+    /// Writes the bytes and returns the file and how many bytes are in it. Blocks.
     fn write(self) -> io::Result<(Arc<File>, u64)> {
         let Self { spool, file, kept, bytes } = self;
         let file = match file {
             Some(file) => file,
-            None => Arc::new(shortage::outlast(|| spool.create(), || {})?),
+            None => Arc::new(shortage::retry(|| spool.create(), || {})?),
         };
         let file = match file.write_all_at(&bytes, kept) {
             Ok(()) => file,
-            Err(error) if is_full(&error) => spool.move_on(&file, kept, &bytes).map(Arc::new).map_err(|_| error)?,
+            Err(error) if is_full(&error) => {
+                spool.move_to_next_folder(&file, kept, &bytes).map(Arc::new).map_err(|_| error)?
+            }
             Err(error) => return Err(error),
         };
         Ok((file, kept + bytes.len() as u64))
@@ -251,9 +253,9 @@ impl Pending {
 /// Makes the error of a value that cannot pass through the spool.
 pub(in crate::storage) fn spool_fault(operation: Operation, key: Option<&Key>, error: io::Error) -> Error {
     let (kind, mend) = if is_full(&error) {
-        (ErrorKind::NoSpace, "free space on the disk of the spool folder, which values pass through")
+        (ErrorKind::NoSpace, "free space on the disk of the spool folder, through which values pass")
     } else {
-        (ErrorKind::Io, "look at the disk of the spool folder, which values pass through")
+        (ErrorKind::Io, "check the disk of the spool folder, through which values pass")
     };
     Error::new(kind, operation, key, format!("the value cannot be spooled: {error}; {mend}")).with_source(error)
 }
@@ -267,16 +269,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_taken_in_comes_out_wherever_it_was_kept() {
+    async fn bytes_come_out_as_taken_from_memory_and_file() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::new(folder.path().join("made/when/needed"));
         for size in [0, 1, SpoolWriter::IN_MEMORY, SpoolWriter::IN_MEMORY + 1, 3 * SpoolWriter::IN_MEMORY + 77] {
             let wanted: Vec<u8> = (0..size).map(|at| (at * 31 % 251) as u8).collect();
-            let mut intake = spool.writer();
+            let mut writer = spool.writer();
             for piece in wanted.chunks(100_003) {
-                intake.push(&Bytes::copy_from_slice(piece)).await.unwrap();
+                writer.push(&Bytes::copy_from_slice(piece)).await.unwrap();
             }
-            let (payload, checksum) = intake.finish().await.unwrap();
+            let (payload, checksum) = writer.finish().await.unwrap();
             assert_eq!(payload.as_memory().is_some(), size <= SpoolWriter::IN_MEMORY, "{size}");
             assert_eq!(payload.len(), size as u64);
             assert_eq!(checksum, Checksum::of(&wanted));

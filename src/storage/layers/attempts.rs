@@ -1,4 +1,4 @@
-//! Counts how often a place was asked on behalf of one command.
+//! Counts the attempts at a backend for each command.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -7,9 +7,10 @@ tokio::task_local! {
     static COUNT: Cell<u32>;
 }
 
-/// Runs one command's work; returns its outcome and how often a place was asked for it.
+/// Runs the work of one command and returns its outcome and the number of attempts at a backend.
 ///
-/// Layers below say so with `note`; they run in the task that asked, so nothing has to be handed through them.
+/// The layers below count with `note`. They run in the task that called them, so no counter has to be passed through
+/// them.
 pub async fn counted<T>(work: impl Future<Output = T>) -> (T, u32) {
     let counting = async {
         let outcome = work.await;
@@ -18,9 +19,9 @@ pub async fn counted<T>(work: impl Future<Output = T>) -> (T, u32) {
     COUNT.scope(Cell::new(0), counting).await
 }
 
-/// Counts one attempt at a place; nothing happens where nobody counts.
+/// Counts one attempt at a backend. Nothing happens outside [`counted`].
 pub(in crate::storage) fn note() {
-    // Nobody counts in start-up, synchronization and health.
+    // Start-up, the sync loop and health checks are not counted.
     if COUNT.try_with(|count| count.set(count.get().saturating_add(1))).is_err() {}
 }
 

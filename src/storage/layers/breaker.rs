@@ -1,7 +1,8 @@
-//! Keeps operations away from a place that cannot be reached, and looks once an interval whether it can be again.
+//! The circuit breaker of a backend: it stops operations while the backend cannot be reached, and probes once an
+//! interval.
 //!
 //! ```text
-//!                    three operations in vain
+//!                    three failed operations
 //!    ┌──────────────────────────────────────────┐
 //!    │      silence              unanswered     ▼      due
 //!  Closed ──────────► Doubted ────────────────► Open ◄─────► HalfOpen
@@ -10,7 +11,7 @@
 //!    └──────────────────────────────────────────── answered ────┘
 //! ```
 //!
-//! `Circuit` decides and is handed the time; [`Breaker`] is the handle that all share.
+//! `Circuit` decides from the time that is passed to it. [`Breaker`] is the handle that all operations share.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,25 +23,25 @@ use tokio::time::Instant;
 
 use crate::telemetry::{self, Metrics};
 
-/// So many operations in a row that ended without an answer open it.
+/// The breaker opens after this many operations in a row that ended without an answer.
 const FAILURES: u32 = 3;
 
-/// Shortest and longest time from one look to the next; it doubles in between.
+/// Shortest and longest time from one probe to the next. The time doubles in between.
 const INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Whether a place is asked.
+/// Whether operations are sent to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
-    /// It is asked.
+    /// Operations are sent to the backend.
     Closed,
-    /// It cannot be reached, and operations fail at once.
+    /// The backend cannot be reached, and operations fail at once.
     Open,
-    /// As [`BreakerState::Open`], while one caller looks whether it can be reached again.
+    /// As [`BreakerState::Open`], while one caller probes whether the backend can be reached again.
     HalfOpen,
 }
 
 impl BreakerState {
-    /// Names the state.
+    /// Returns the name of the state.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,54 +52,56 @@ impl BreakerState {
     }
 }
 
-/// What an operation that asks to be let through is told.
+/// The decision about one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Pass,
-    Look(u64),
+    Probe(u64),
     Wait,
     Refuse(Outage),
 }
 
-/// What is known of a place that cannot be reached.
+/// An outage of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) struct Outage {
-    /// How long it has not answered.
+    /// How long the backend has not answered.
     pub(in crate::storage) silence: Duration,
-    /// When it is looked at next; `None` while somebody looks.
-    pub(in crate::storage) look_in: Option<Duration>,
+    /// How long it is until the next probe; `None` while a probe is under way.
+    pub(in crate::storage) probe_in: Option<Duration>,
 }
 
-/// How a look ended.
+/// The end of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Answered,
     Unanswered,
-    /// The one who looked was cancelled.
+    /// The caller that probed was cancelled.
     Dropped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Operations in a row that ended without an answer, and since when attempts have been in vain.
+    /// The number of operations in a row that ended without an answer, and the time since which no attempt was
+    /// answered.
     Closed {
         failures: u32,
         silent_since: Option<Instant>,
     },
-    /// Silent for long, maybe by chance: one stuck request is no outage. Who noticed looks, the others wait for that.
+    /// No answer for long, which may be chance: one stuck request is no outage. The operation that noticed probes, and
+    /// the others wait for the result.
     Doubted {
         silent_since: Instant,
-        look: u64,
+        probe: u64,
     },
     Open {
         silent_since: Instant,
         interval: Duration,
-        look_at: Instant,
+        probe_at: Instant,
     },
     HalfOpen {
         silent_since: Instant,
         interval: Duration,
-        look: u64,
+        probe: u64,
     },
 }
 
@@ -119,21 +122,21 @@ impl State {
     }
 }
 
-/// The state machine.
+/// The state machine of the breaker, without a clock and without I/O.
 #[derive(Debug)]
 struct Circuit {
     state: State,
-    /// Silence that makes it doubt.
-    patience: Duration,
+    /// The length of a silence that makes the backend doubtful.
+    silence_limit: Duration,
     alive_at: Option<Instant>,
-    looks: u64,
-    /// A random number from 0 to 1, so that several processes do not look in step.
+    probes: u64,
+    /// Returns a random number from 0 to 1, so that several processes do not probe at the same time.
     chance: fn() -> f64,
 }
 
 impl Circuit {
-    fn new(patience: Duration, chance: fn() -> f64) -> Self {
-        Self { state: State::CLOSED, patience, alive_at: None, looks: 0, chance }
+    fn new(silence_limit: Duration, chance: fn() -> f64) -> Self {
+        Self { state: State::CLOSED, silence_limit, alive_at: None, probes: 0, chance }
     }
 
     fn admit(&mut self, now: Instant) -> Verdict {
@@ -141,59 +144,61 @@ impl Circuit {
         match self.state {
             State::Closed { .. } => Verdict::Pass,
             State::Doubted { .. } => Verdict::Wait,
-            State::Open { silent_since, interval, look_at } if look_at <= now => {
-                let look = self.next_look();
-                self.state = State::HalfOpen { silent_since, interval, look };
-                Verdict::Look(look)
+            State::Open { silent_since, interval, probe_at } if probe_at <= now => {
+                let probe = self.next_probe();
+                self.state = State::HalfOpen { silent_since, interval, probe };
+                Verdict::Probe(probe)
             }
-            State::Open { look_at, .. } => Verdict::Refuse(Outage { silence, look_in: Some(look_at - now) }),
-            State::HalfOpen { .. } => Verdict::Refuse(Outage { silence, look_in: None }),
+            State::Open { probe_at, .. } => Verdict::Refuse(Outage { silence, probe_in: Some(probe_at - now) }),
+            State::HalfOpen { .. } => Verdict::Refuse(Outage { silence, probe_in: None }),
         }
     }
 
-    /// Takes note of any answer: the place is there, whoever asked.
+    /// Notes an answer to any request: the backend can be reached.
     fn answered(&mut self, now: Instant) {
         self.alive_at = Some(now);
         self.state = State::CLOSED;
     }
 
-    /// Takes note of an attempt that got no answer.
+    /// Notes an attempt that got no answer.
     ///
-    /// The last one of an operation may open it, another one may make its caller look before it goes on.
+    /// The last attempt of an operation may open the breaker. Another attempt may make its caller probe before it goes
+    /// on.
     fn unanswered(&mut self, began: Instant, now: Instant, last: bool) -> Option<u64> {
         let State::Closed { failures, silent_since } = self.state else { return None };
-        // An attempt that began before the last sign of life says nothing of the time before that.
+        // An attempt that began before the last answer shows nothing about the time before that answer.
         let began = self.alive_at.map_or(began, |alive_at| alive_at.max(began));
         let since = silent_since.map_or(began, |since| since.min(began));
         let failures = failures + u32::from(last);
-        let doubtful = now - since >= self.patience;
+        let doubtful = now - since >= self.silence_limit;
         if last && (doubtful || failures >= FAILURES) {
             self.open(since, INTERVALS.0, now);
         } else if doubtful {
-            let look = self.next_look();
-            self.state = State::Doubted { silent_since: since, look };
-            return Some(look);
+            let probe = self.next_probe();
+            self.state = State::Doubted { silent_since: since, probe };
+            return Some(probe);
         } else {
             self.state = State::Closed { failures, silent_since: Some(since) };
         }
         None
     }
 
-    /// Takes note of how a look ended; one that an answer has overtaken says nothing new.
-    fn looked(&mut self, ended: u64, end: End, now: Instant) {
+    /// Notes the end of a probe. A probe that an answer to another request has overtaken changes nothing.
+    fn probed(&mut self, ended: u64, end: End, now: Instant) {
         match (self.state, end) {
             (_, End::Answered) => self.answered(now),
-            (State::Doubted { silent_since, look }, End::Unanswered) if look == ended => {
+            (State::Doubted { silent_since, probe }, End::Unanswered) if probe == ended => {
                 self.open(silent_since, INTERVALS.0, now);
             }
-            (State::Doubted { silent_since, look }, End::Dropped) if look == ended => {
+            (State::Doubted { silent_since, probe }, End::Dropped) if probe == ended => {
                 self.state = State::Closed { failures: 0, silent_since: Some(silent_since) };
             }
-            (State::HalfOpen { silent_since, interval, look }, End::Unanswered) if look == ended => {
+            (State::HalfOpen { silent_since, interval, probe }, End::Unanswered) if probe == ended => {
                 self.open(silent_since, (interval * 2).min(INTERVALS.1), now);
             }
-            // Or commands that end sooner than their look would look one after another.
-            (State::HalfOpen { silent_since, interval, look }, End::Dropped) if look == ended => {
+            // The interval is kept: otherwise commands that are cancelled during their probe would probe one after
+            // another.
+            (State::HalfOpen { silent_since, interval, probe }, End::Dropped) if probe == ended => {
                 self.open(silent_since, interval, now);
             }
             (_, End::Unanswered | End::Dropped) => {}
@@ -201,24 +206,25 @@ impl Circuit {
     }
 
     fn open(&mut self, silent_since: Instant, interval: Duration, now: Instant) {
-        let look_at = now + interval.mul_f64(0.75 + (self.chance)() / 4.0);
-        self.state = State::Open { silent_since, interval, look_at };
+        let probe_at = now + interval.mul_f64(0.75 + (self.chance)() / 4.0);
+        self.state = State::Open { silent_since, interval, probe_at };
     }
 
-    const fn next_look(&mut self) -> u64 {
-        self.looks += 1;
-        self.looks
+    const fn next_probe(&mut self) -> u64 {
+        self.probes += 1;
+        self.probes
     }
 }
 
-/// Keeps operations away from a place that cannot be reached; cheap to clone.
+/// Stops operations while a backend cannot be reached; cheap to clone.
 ///
 /// # Contract
 ///
-/// - It opens when three operations in a row ended without an answer after all their attempts, and when nothing was
-///   answered for one timeout in which attempts failed and the look that follows is not answered either.
-/// - While it is open, operations fail at once, and one caller an interval (1 s doubling to 30 s) looks.
-/// - Any answer closes it: a refusal, too, or a request for patience.
+/// - The breaker opens when three operations in a row ended without an answer after all their attempts. It also opens
+///   when no request was answered for one timeout in which attempts failed, and the probe that follows is not answered
+///   either.
+/// - While the breaker is open, operations fail at once, and one caller an interval (1 s doubling to 30 s) probes.
+/// - Any answer closes the breaker, also a refusal or a request to slow down.
 #[derive(Clone)]
 pub struct Breaker(Arc<Inner>);
 
@@ -230,14 +236,14 @@ struct Inner {
 }
 
 impl Breaker {
-    /// Makes a closed one; `patience` is how long a place may be silent before it is doubted.
-    pub(in crate::storage) fn new(patience: Duration, label: telemetry::BackendLabel, metrics: Metrics) -> Self {
+    /// Makes a closed breaker. `silence_limit` is how long a backend may be silent before it is doubted.
+    pub(in crate::storage) fn new(silence_limit: Duration, label: telemetry::BackendLabel, metrics: Metrics) -> Self {
         metrics.record_breaker(label, false);
-        let circuit = Mutex::new(Circuit::new(patience, || rand::rng().random::<f64>()));
+        let circuit = Mutex::new(Circuit::new(silence_limit, || rand::rng().random::<f64>()));
         Self(Arc::new(Inner { circuit, state: watch::Sender::new(State::CLOSED), label, metrics }))
     }
 
-    /// Tells whether the place is asked.
+    /// Returns whether operations are sent to the backend.
     #[must_use]
     pub fn state(&self) -> BreakerState {
         match *self.0.state.borrow() {
@@ -247,22 +253,22 @@ impl Breaker {
         }
     }
 
-    /// Waits until the place is asked; returns at once if it is.
+    /// Waits until the breaker is closed; returns at once if it is.
     pub async fn closed(&self) {
         self.until(|state| !state.is_open()).await;
     }
 
-    /// Waits until the place is not asked; returns at once if it is not.
+    /// Waits until the breaker is open; returns at once if it is.
     pub async fn opened(&self) {
         self.until(State::is_open).await;
     }
 
-    /// Waits until nobody looks at a place that is only doubted.
+    /// Waits while a doubted backend is being probed.
     pub(in crate::storage) async fn settled(&self) {
         self.until(|state| !matches!(state, State::Doubted { .. })).await;
     }
 
-    /// Waits between two attempts; `false`, at once, when the place is not asked any more.
+    /// Waits between two attempts. Returns `false`, at once, when the breaker opens.
     pub(in crate::storage) async fn pause(&self, wait: Duration) -> bool {
         tokio::select! {
             () = self.opened() => return false,
@@ -272,47 +278,47 @@ impl Breaker {
         self.state() == BreakerState::Closed
     }
 
-    /// Asks to be let through.
+    /// Decides about an operation that is about to begin.
     pub(in crate::storage) fn admit(&self) -> Admission {
         match self.change(Circuit::admit) {
             Verdict::Pass => Admission::Pass,
-            Verdict::Look(id) => Admission::Look(self.look(id)),
+            Verdict::Probe(id) => Admission::Probe(self.probe(id)),
             Verdict::Wait => Admission::Wait,
             Verdict::Refuse(outage) => Admission::Refuse(outage),
         }
     }
 
-    /// Takes note of a sign of life.
+    /// Notes an answer of the backend.
     pub(in crate::storage) fn answered(&self) {
         self.change(Circuit::answered);
     }
 
-    /// Takes note of an attempt that got no answer; its operation, unless that was its `last` one, may have to look
-    /// before it goes on.
-    pub(in crate::storage) fn unanswered(&self, began: Instant, last: bool) -> Option<Look> {
-        self.change(|circuit, now| circuit.unanswered(began, now, last)).map(|id| self.look(id))
+    /// Notes an attempt that got no answer. Unless the attempt was its `last`, the operation may have to probe before
+    /// it goes on.
+    pub(in crate::storage) fn unanswered(&self, began: Instant, last: bool) -> Option<ProbeTurn> {
+        self.change(|circuit, now| circuit.unanswered(began, now, last)).map(|id| self.probe(id))
     }
 
-    fn look(&self, id: u64) -> Look {
-        Look { breaker: self.clone(), id, end: End::Dropped }
+    fn probe(&self, id: u64) -> ProbeTurn {
+        ProbeTurn { breaker: self.clone(), id, end: End::Dropped }
     }
 
     async fn until(&self, wanted: impl Fn(State) -> bool) {
-        // Whoever waits holds the sender, so it is never gone.
+        // The caller holds the sender, so the channel cannot be closed.
         if self.0.state.subscribe().wait_for(|state| wanted(*state)).await.is_err() {}
     }
 
     fn change<T>(&self, step: impl FnOnce(&mut Circuit, Instant) -> T) -> T {
-        // Every step leaves the machine whole, so a panic elsewhere does too.
+        // Every step leaves the machine in a consistent state, also after a panic elsewhere.
         let mut circuit = self.0.circuit.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, now) = (circuit.state, Instant::now());
-        let told = step(&mut circuit, now);
+        let outcome = step(&mut circuit, now);
         let after = circuit.state;
         if before != after {
             self.tell(before, after, now);
             self.0.state.send_replace(after);
         }
-        told
+        outcome
     }
 
     fn tell(&self, before: State, after: State, now: Instant) {
@@ -320,9 +326,13 @@ impl Breaker {
         let silent_seconds = before.silence(now).max(after.silence(now)).as_secs_f64();
         match (before.is_open(), after.is_open()) {
             (false, true) => {
-                tracing::warn!(backend, silent_seconds, "cannot be reached; from now on it is only looked at");
+                tracing::warn!(
+                    backend,
+                    silent_seconds,
+                    "the backend cannot be reached; only probes are sent until it answers"
+                );
             }
-            (true, false) => tracing::info!(backend, silent_seconds, "can be reached again"),
+            (true, false) => tracing::info!(backend, silent_seconds, "the backend can be reached again"),
             (true, true) | (false, false) => return,
         }
         self.0.metrics.record_breaker(self.0.label, after.is_open());
@@ -335,38 +345,38 @@ impl fmt::Debug for Breaker {
     }
 }
 
-/// What becomes of an operation that asks to be let through.
+/// The decision about an operation that is about to begin.
 #[derive(Debug)]
 pub(in crate::storage) enum Admission {
-    /// It may ask the place.
+    /// The operation may use the backend.
     Pass,
-    /// It is to look first.
-    Look(Look),
-    /// Somebody looks at a doubted place; [`Breaker::settled`] tells when to ask again.
+    /// The operation must probe first.
+    Probe(ProbeTurn),
+    /// A probe of a doubted backend is under way. [`Breaker::settled`] waits for its end.
     Wait,
-    /// It fails at once.
+    /// The operation fails at once.
     Refuse(Outage),
 }
 
-/// The one look that is under way; dropped without an end, it was taken by one who was cancelled.
+/// The one probe that is under way. If it is dropped without an end, its caller was cancelled.
 #[derive(Debug)]
 #[must_use]
-pub(in crate::storage) struct Look {
+pub(in crate::storage) struct ProbeTurn {
     breaker: Breaker,
     id: u64,
     end: End,
 }
 
-impl Look {
-    /// Ends the look.
+impl ProbeTurn {
+    /// Ends the probe.
     pub(in crate::storage) fn end(mut self, answered: bool) {
         self.end = if answered { End::Answered } else { End::Unanswered };
     }
 }
 
-impl Drop for Look {
+impl Drop for ProbeTurn {
     fn drop(&mut self) {
-        self.breaker.change(|circuit, now| circuit.looked(self.id, self.end, now));
+        self.breaker.change(|circuit, now| circuit.probed(self.id, self.end, now));
     }
 }
 

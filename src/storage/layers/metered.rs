@@ -1,4 +1,4 @@
-//! Counts and times one backend; innermost, so that what is measured is the place.
+//! Counts and times the operations of one backend. The layer is innermost, so only the backend itself is measured.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::storage::object::{Attributes, Key, Object};
 use crate::telemetry::{self, Metrics, StorageOperation, StorageOutcome};
 use async_trait::async_trait;
 
-/// A backend whose every operation is counted, timed and weighed under its label.
+/// A backend whose operations, their times and their bytes are recorded under its metric label.
 #[derive(Debug)]
 pub struct Metered {
     inner: Arc<dyn Backend>,
@@ -25,7 +25,7 @@ impl Metered {
         Self { inner, label, metrics }
     }
 
-    /// Measures a write that is done past the trait.
+    /// Measures a write that does not go through the trait.
     pub(in crate::storage) async fn measure_put(
         &self,
         bytes: u64,
@@ -143,7 +143,7 @@ mod tests {
     use crate::storage::object::Value;
 
     #[tokio::test]
-    async fn what_is_asked_is_counted() {
+    async fn operations_and_bytes_are_counted() {
         let metrics = Metrics::new();
         let place = Metered::new(Arc::new(Memory::new()), telemetry::BackendLabel::Memory, metrics.clone());
         let engine = Engine::new(Arc::new(place), BackendKind::Local);

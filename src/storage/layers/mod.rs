@@ -1,4 +1,4 @@
-//! Layers: backends over backends, each with one concern.
+//! The layers: backends that wrap another backend, each with one concern.
 
 pub(in crate::storage) mod attempts;
 mod breaker;

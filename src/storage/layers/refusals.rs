@@ -1,4 +1,4 @@
-//! Whether a place refuses all that is asked of it.
+//! Detects a backend that refuses every operation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,16 +7,18 @@ use tokio::sync::watch;
 
 use crate::storage::error::{Error, ErrorKind};
 
-/// So many operations in a row that were refused are all of them.
+/// After this many refused operations in a row, the backend is taken to refuse every operation.
 const ALL: u32 = 3;
 
-/// Hears how the operations of one place end; cheap to clone.
+/// Receives the outcomes of the operations of one backend; cheap to clone.
 ///
 /// # Contract
 ///
-/// - A refusal is [`ErrorKind::Denied`]: what lasts until somebody does something about it, e.g. a token that has expired.
-/// - Three in a row, with no success in between, are taken for all; a success ends that.
-/// - Looks and signed URLs say nothing of it: a place may be looked at whose every other use is refused.
+/// - A refusal is [`ErrorKind::Denied`]: a failure that lasts until somebody removes the cause, e.g. a token that has
+///   expired.
+/// - Three refusals in a row, with no success in between, count as a refusal of all operations. A success ends that
+///   state.
+/// - Probes and signed URLs do not count, since a backend may answer probes and refuse every other operation.
 #[derive(Clone)]
 pub struct Refusals(Arc<watch::Sender<State>>);
 
@@ -24,7 +26,7 @@ pub struct Refusals(Arc<watch::Sender<State>>);
 struct State {
     in_a_row: u32,
     words: String,
-    /// What may concern all operations was heard so often.
+    /// The number of answers so far that may concern all operations.
     doubts: u64,
 }
 
@@ -33,19 +35,19 @@ impl Refusals {
         Self(Arc::new(watch::Sender::new(State::default())))
     }
 
-    /// Returns what the place says when it refuses everything.
+    /// Returns the message of the last refusal, when the backend refuses every operation.
     #[must_use]
     pub fn all(&self) -> Option<String> {
         let state = self.0.borrow();
         (state.in_a_row >= ALL).then(|| state.words.clone())
     }
 
-    /// Listens from now on.
+    /// Begins to receive the answers that may concern all operations.
     #[must_use]
     pub fn listen(&self) -> Doubts {
         let state = self.0.subscribe();
-        let heard = state.borrow().doubts;
-        Doubts { state, heard }
+        let counted = state.borrow().doubts;
+        Doubts { state, counted }
     }
 
     pub(in crate::storage) fn succeeded(&self) {
@@ -67,20 +69,20 @@ impl Refusals {
     }
 }
 
-/// Hears of answers that may concern everything: a refusal, or one that says the request is wrong.
+/// Receives answers that may concern all operations: refusals, and answers that call the request wrong.
 #[derive(Debug)]
 pub struct Doubts {
     state: watch::Receiver<State>,
-    heard: u64,
+    counted: u64,
 }
 
 impl Doubts {
-    /// Waits for one since the last; never ends once nobody uses the place any more.
+    /// Waits for the next such answer after the last one; never ends once nobody uses the backend any more.
     pub async fn next(&mut self) {
-        let heard = self.heard;
-        let next = self.state.wait_for(|state| state.doubts != heard).await.map(|state| state.doubts);
+        let counted = self.counted;
+        let next = self.state.wait_for(|state| state.doubts != counted).await.map(|state| state.doubts);
         match next {
-            Ok(doubts) => self.heard = doubts,
+            Ok(doubts) => self.counted = doubts,
             Err(_) => std::future::pending().await,
         }
     }
@@ -100,7 +102,7 @@ mod tests {
     use crate::storage::error::Operation;
 
     #[test]
-    fn three_in_a_row_are_all_until_one_succeeds() {
+    fn three_refusals_in_a_row_are_a_refusal_of_all() {
         let refusals = Refusals::new();
         let fails = |kind| refusals.failed(&Error::new(kind, Operation::Store, None, "no right"));
         for _ in 0..2 {
@@ -111,7 +113,7 @@ mod tests {
         }
         fails(ErrorKind::Denied);
         fails(ErrorKind::Denied);
-        // These say nothing of rights.
+        // These errors tell nothing about rights.
         fails(ErrorKind::Unavailable);
         fails(ErrorKind::Precondition);
         fails(ErrorKind::Invalid);
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_hears_of_the_next_doubt() {
+    fn a_listener_receives_the_next_doubt() {
         let refusals = Refusals::new();
         let fails = |kind| refusals.failed(&Error::new(kind, Operation::Store, None, "x"));
         fails(ErrorKind::Denied);
@@ -133,7 +135,7 @@ mod tests {
         assert!(doubts.next().now_or_never().is_none());
         fails(ErrorKind::Invalid);
         fails(ErrorKind::Denied);
-        assert!(doubts.next().now_or_never().is_some(), "also when nobody waited just then");
+        assert!(doubts.next().now_or_never().is_some(), "also an answer that came while nobody waited");
         assert!(doubts.next().now_or_never().is_none());
     }
 }

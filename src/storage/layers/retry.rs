@@ -1,4 +1,4 @@
-//! Tries again what may pass: the one place that does, and the one that gives an attempt its time.
+//! Repeats operations whose error may pass. No other layer repeats, and no other layer limits the time of an attempt.
 
 use std::fmt;
 use std::future::Future;
@@ -14,43 +14,44 @@ use crate::storage::backend::{
     Backend, Condition, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::layers::breaker::{Admission, Look, Outage};
+use crate::storage::layers::breaker::{Admission, Outage, ProbeTurn};
 use crate::storage::layers::{Breaker, Refusals, attempts};
 use crate::storage::object::{Attributes, Key, Object};
 use crate::telemetry::{self, Metrics, StorageOperation};
 
-/// Waits between attempts: about the first, doubling, at most the last.
+/// The first wait between attempts and the longest. The waits double and are randomized.
 const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Longest that a look whether a place can be reached may take.
-const LONGEST_LOOK: Duration = Duration::from_secs(5);
+/// The longest time that a probe may take.
+const LONGEST_PROBE: Duration = Duration::from_secs(5);
 
-/// Bytes a second at which a payload must at least get away.
+/// The lowest rate, in bytes a second, at which a payload is expected to be sent.
 const SLOWEST: u64 = 1024 * 1024;
 
-/// How often and how long a place is asked.
+/// How often an operation is attempted, and how long one attempt may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOptions {
-    /// Attempts after the first.
+    /// The number of attempts after the first.
     pub max_retries: u32,
-    /// Longest that one attempt may take. A write has a second more for each MiB; a read that may come as a file has no
-    /// limit but the backend's own, of each wait without progress.
+    /// The longest time of one attempt. A write has one more second for each MiB. A read that may come as a file has
+    /// only the backend's own limit, which bounds each wait without progress.
     pub timeout: Duration,
 }
 
-/// A remote place whose passing faults are tried again, and that is left alone while it cannot be reached.
+/// A remote backend whose operations are retried, and that gets only probes while it cannot be reached.
 ///
 /// # Contract
 ///
-/// - Tried again are [`ErrorKind::Unavailable`], [`ErrorKind::Throttled`], and [`ErrorKind::Integrity`] of reads and
-///   writes, which bytes damaged on their way look like; every other error is the answer at once.
-/// - All attempts together take no longer than all of them may take one by one. What the place asks to wait is waited,
-///   or the operation fails at once if it has not that much time left.
-/// - A conditional write whose condition fails only because an earlier attempt of its own was carried out without an
-///   answer has succeeded. That is told by its token: if someone has replaced the object since, it is
-///   [`ErrorKind::Precondition`].
-/// - The last error is the answer; its message says how often was tried.
-/// - What the place cannot answer while its [`Breaker`] is open fails at once, without an attempt.
+/// - Operations are retried after [`ErrorKind::Unavailable`], [`ErrorKind::Throttled`], and [`ErrorKind::Integrity`] of
+///   reads and writes, which is also the error of bytes that were damaged in transit. Every other error is returned at
+///   once.
+/// - All attempts together take no longer than the sum of their limits. The wait that the backend asks for is kept, or
+///   the operation fails at once if it has not that much time left.
+/// - A conditional write has succeeded if its condition fails only because an earlier attempt of the same write was
+///   carried out and its answer was lost. The generation token tells: if somebody has replaced the object since, the
+///   answer is [`ErrorKind::Precondition`].
+/// - The last error is returned. Its message says how often the operation was tried.
+/// - While its [`Breaker`] is open, an operation fails at once, without an attempt.
 #[derive(Debug)]
 pub struct Retry {
     inner: Arc<dyn Backend>,
@@ -59,7 +60,8 @@ pub struct Retry {
     metrics: Metrics,
     breaker: Breaker,
     refusals: Refusals,
-    /// What was the matter when nothing could be had from the place last, and whether something answered all the same.
+    /// The last error that made the backend unreachable: its message, and whether something that is not the backend
+    /// answered.
     last: Arc<Mutex<Option<(String, bool)>>>,
 }
 
@@ -76,19 +78,19 @@ impl Retry {
         Self { inner, options, label, metrics, breaker, refusals: Refusals::new(), last: Arc::default() }
     }
 
-    /// Returns who hears of refusals, to be looked at.
+    /// Returns the receiver of refusals, for readiness.
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         self.refusals.clone()
     }
 
-    /// Returns the breaker, to be looked at.
+    /// Returns the breaker, for readiness.
     #[must_use]
     pub fn breaker(&self) -> Breaker {
         self.breaker.clone()
     }
 
-    /// Carries an operation out whose attempts may each be repeated without a second thought.
+    /// Carries out an operation whose attempts can be repeated without harm.
     async fn run<T, F>(&self, mut tries: Tries<'_>, attempt: impl Fn() -> F + Send + Sync) -> Result<T>
     where
         T: Send,
@@ -101,7 +103,7 @@ impl Retry {
         }
     }
 
-    /// Begins an operation as soon as the breaker lets it through; an attempt takes at most the limit.
+    /// Begins an operation as soon as the breaker permits it. An attempt takes at most the limit.
     async fn begin<'a>(
         &'a self,
         operation: Operation,
@@ -112,22 +114,22 @@ impl Retry {
             match self.breaker.admit() {
                 Admission::Pass => return Ok(Tries::new(self, operation, key, limit)),
                 Admission::Wait => self.breaker.settled().await,
-                // Whether it was answered is told by what the breaker says next.
-                Admission::Look(look) => drop(self.look(look).await),
+                // The breaker knows the outcome of the probe, and its next decision follows from it.
+                Admission::Probe(probe) => drop(self.probe(probe).await),
                 Admission::Refuse(outage) => return Err(self.refused(operation, key, outage)),
             }
         }
     }
 
-    /// Looks whether the place can be reached; any answer but that it cannot is one.
-    async fn look(&self, look: Look) -> Result<Probe> {
-        let limit = self.options.timeout.min(LONGEST_LOOK);
+    /// Probes whether the backend can be reached. Every answer but [`ErrorKind::Unavailable`] shows that it can.
+    async fn probe(&self, probe: ProbeTurn) -> Result<Probe> {
+        let limit = self.options.timeout.min(LONGEST_PROBE);
         let result = within(limit, Operation::Probe, None, self.inner.probe()).await;
         let away = result.as_ref().err().filter(|error| error.kind == ErrorKind::Unavailable);
         if let Some(error) = away {
             self.note(error);
         }
-        look.end(away.is_none());
+        probe.end(away.is_none());
         result
     }
 
@@ -137,35 +139,42 @@ impl Retry {
     }
 
     fn refused(&self, operation: Operation, key: Option<&Key>, outage: Outage) -> Error {
-        let next = outage.look_in.map_or_else(
+        let next = outage.probe_in.map_or_else(
             || "is under way".to_owned(),
-            // Rounded up: before that there is no use in asking.
-            |look_in| format!("is due in {} s", look_in.as_secs() + u64::from(look_in.subsec_nanos() > 0)),
+            // Rounded up, because an earlier attempt would be refused.
+            |probe_in| format!("is due in {} s", probe_in.as_secs() + u64::from(probe_in.subsec_nanos() > 0)),
         );
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (words, senseless) = last.map_or_else(Default::default, |(words, it)| (format!("; last: {words}"), it));
+        let (words, senseless) =
+            last.map_or_else(Default::default, |(words, senseless)| (format!("; last: {words}"), senseless));
         let why = format!(
-            "{} has not been reached for {} s, and the next look whether it can be {next}; see to the network and the \
+            "{} has not been reached for {} s, and the next look whether it can be {next}; check the network and the \
              endpoint, or try again later{words}",
             self.inner,
             outage.silence.as_secs()
         );
-        let error = Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.look_in);
+        let error = Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.probe_in);
         error.while_senseless(senseless)
     }
 
-    /// Answers a conditional write that failed though an earlier attempt may have been carried out.
-    async fn own(&self, tries: &Tries<'_>, key: &Key, generation: &str, error: Error) -> Result<Attributes> {
+    /// Answers a conditional write that failed, though an earlier attempt of it may have been carried out.
+    async fn confirm_own_write(
+        &self,
+        tries: &Tries<'_>,
+        key: &Key,
+        generation: &str,
+        error: Error,
+    ) -> Result<Attributes> {
         let refused = error.kind == ErrorKind::Precondition;
         let seen = async {
-            let mut look = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
+            let mut probe = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
             if refused {
-                look.left = look.left.min(tries.left.max(LONGEST_LOOK));
+                probe.left = probe.left.min(tries.left.max(LONGEST_PROBE));
             } else {
-                // The last attempt had no answer, so this one is made on the chance.
-                (look.most, look.left) = (1, self.options.timeout.min(LONGEST_LOOK));
+                // The last attempt had no answer, so only one short attempt is made.
+                (probe.most, probe.left) = (1, self.options.timeout.min(LONGEST_PROBE));
             }
-            self.run(look, || self.inner.stat(key)).await
+            self.run(probe, || self.inner.stat(key)).await
         };
         match seen.await {
             Ok(Some(present)) if present.generation == generation && !tries.damaged => {
@@ -173,31 +182,32 @@ impl Retry {
                 Ok(present)
             }
             Ok(Some(present)) if present.generation == generation => {
-                let why = "what was written may have been damaged on its way; delete the key and store it again";
+                let why =
+                    "the object that was written may have been damaged in transit; delete the key and store it again";
                 Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
             }
             Err(fault) if refused => {
-                Err(fault.during(Operation::Store).noting("whether the object was written is not known"))
+                Err(fault.during(Operation::Store).noting("it is unknown whether the object was written"))
             }
             _ => Err(error),
         }
     }
 }
 
-/// The attempts of one operation.
+/// The attempts of one operation, and the time that is left for them.
 struct Tries<'a> {
     retry: &'a Retry,
     operation: Operation,
     key: Option<&'a Key>,
     limit: Option<Duration>,
-    /// What is left of the operation's time.
+    /// The time that the operation has left.
     left: Duration,
     most: u32,
     made: u32,
     waits: ExponentialBackoff,
     /// Whether an attempt may have been carried out without an answer.
     unknown: bool,
-    /// Whether an attempt's bytes were damaged on their way.
+    /// Whether the bytes of an attempt were damaged in transit.
     damaged: bool,
 }
 
@@ -209,18 +219,18 @@ impl<'a> Tries<'a> {
             .with_initial_interval(WAITS.0)
             .with_multiplier(2.0)
             .with_max_interval(WAITS.1)
-            // Time is kept here, by a clock that tests can hold.
+            // The elapsed time is measured here, by a clock that tests can pause.
             .with_max_elapsed_time(None)
             .build();
         Self { retry, operation, key, limit, left, most, made: 0, waits, unknown: false, damaged: false }
     }
 
-    /// Makes one attempt; `None` when another is to be made.
+    /// Makes one attempt; `None` when another attempt must follow.
     async fn attempt<T: Send>(&mut self, work: impl Future<Output = Result<T>> + Send) -> Result<Option<T>> {
         attempts::note();
         self.made += 1;
         if self.made > 1 {
-            self.retry.metrics.record_retry(label(self.operation), self.retry.label);
+            self.retry.metrics.record_retry(metric_operation(self.operation), self.retry.label);
         }
         let began = Instant::now();
         let result = match self.limit {
@@ -242,7 +252,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Waits for the next attempt, or gives the error back when there is to be none.
+    /// Waits for the next attempt, or returns the error when no attempt follows.
     async fn failed(&mut self, began: Instant, error: Error) -> Result<()> {
         let breaker = &self.retry.breaker;
         if self.is_command() {
@@ -254,15 +264,15 @@ impl<'a> Tries<'a> {
             ErrorKind::Unavailable => {
                 self.retry.note(&error);
                 self.unknown = true;
-                if let Some(look) = breaker.unanswered(began, wait.is_none()) {
-                    drop(self.retry.look(look).await);
+                if let Some(probe) = breaker.unanswered(began, wait.is_none()) {
+                    drop(self.retry.probe(probe).await);
                 }
             }
             ErrorKind::Precondition | ErrorKind::Integrity | ErrorKind::Denied | ErrorKind::Throttled => {
                 self.damaged |= error.kind == ErrorKind::Integrity;
                 breaker.answered();
             }
-            // These may be said without asking the place.
+            // These errors may arise without a request to the backend.
             ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::NoSpace | ErrorKind::Abandoned | ErrorKind::Io => {}
         }
         if let Some(wait) = wait
@@ -277,7 +287,7 @@ impl<'a> Tries<'a> {
         Err(self.last(error))
     }
 
-    /// Tells whether the place is used, and not only looked at.
+    /// Tells whether the operation uses objects, and is no probe and no signed URL.
     const fn is_command(&self) -> bool {
         !matches!(self.operation, Operation::Probe | Operation::Sign)
     }
@@ -286,7 +296,7 @@ impl<'a> Tries<'a> {
     const fn may_pass(&self, error: &Error) -> bool {
         match error.kind {
             ErrorKind::Unavailable | ErrorKind::Throttled => true,
-            // Bytes that were damaged on their way.
+            // The bytes may have been damaged in transit.
             ErrorKind::Integrity => matches!(self.operation, Operation::Store | Operation::Retrieve),
             ErrorKind::Invalid
             | ErrorKind::Precondition
@@ -307,7 +317,7 @@ impl<'a> Tries<'a> {
         (wait < self.left).then_some(wait)
     }
 
-    /// Says in the last error how often was tried, where trying again could have helped or did.
+    /// Adds to the last error how often the operation was tried, where a retry could have helped or did.
     fn last(&self, error: Error) -> Error {
         let remark = match self.made {
             1 if !self.may_pass(&error) => return error,
@@ -327,10 +337,10 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// Most keys asked for in one attempt: a page of Google's and of Amazon's.
+/// The largest number of keys in one attempt: a page of Cloud Storage and of S3.
 const PIECE: usize = 1000;
 
-/// Waits for an answer no longer than the limit.
+/// Waits for an answer, at most as long as the limit.
 async fn within<T>(
     limit: Duration,
     operation: Operation,
@@ -338,12 +348,12 @@ async fn within<T>(
     work: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
     timeout(limit, work).await.unwrap_or_else(|_| {
-        let why = format!("no answer within {limit:.0?}; look at the network, or raise timeout_seconds");
+        let why = format!("no answer within {limit:.0?}; check the network, or raise timeout_seconds");
         Err(Error::new(ErrorKind::Unavailable, operation, key, why))
     })
 }
 
-const fn label(operation: Operation) -> StorageOperation {
+const fn metric_operation(operation: Operation) -> StorageOperation {
     match operation {
         Operation::Store => StorageOperation::Put,
         Operation::Retrieve => StorageOperation::Get,
@@ -364,14 +374,14 @@ impl fmt::Display for Retry {
 #[async_trait]
 impl Backend for Retry {
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
-        // A file takes as long as it takes: the backend itself bounds each wait without progress.
+        // A file may take any time: the backend itself bounds each wait without progress.
         let limit = object
             .payload
             .as_memory()
             .map(|bytes| self.options.timeout.saturating_add(Duration::from_secs(bytes.len() as u64 / SLOWEST)));
         let mut tries = self.begin(Operation::Store, Some(key), limit).await?;
         let error = loop {
-            // The same object with the same token, so an unconditional write can be repeated.
+            // Every attempt writes the same object with the same token, so an unconditional write can be repeated.
             match tries.attempt(self.inner.put(key, object, options)).await {
                 Ok(Some(stored)) => return Ok(stored),
                 Ok(None) => {}
@@ -382,12 +392,13 @@ impl Backend for Retry {
         if options.condition == Condition::Always || !doubtful {
             return Err(error);
         }
-        self.own(&tries, key, &object.attributes.generation, error).await
+        self.confirm_own_write(&tries, key, &object.attributes.generation, error).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        // A large value takes as long as it takes: of one that may come as a file, and of a part, for which the whole is
-        // read, the backend itself bounds each wait without progress, and only what lies between the attempts counts.
+        // A large value may take any time. For a value that may come as a file, and for a part, which needs the whole
+        // object, the backend itself bounds each wait without progress. Only the waits between attempts count against
+        // the limit.
         let limit = (!options.spooled && options.range.is_none()).then_some(self.options.timeout);
         let tries = self.begin(Operation::Retrieve, Some(key), limit).await?;
         self.run(tries, || self.inner.get(key, options)).await
@@ -404,7 +415,7 @@ impl Backend for Retry {
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
-        // One attempt is for one piece of the page, or no attempt would ever be long enough for a large bucket.
+        // One attempt lists one piece of the page. A large bucket would exceed the limit of an attempt otherwise.
         let (mut page, mut found) = (page.clone(), Listing::default());
         let wanted = page.limit.unwrap_or(usize::MAX);
         loop {
@@ -413,7 +424,7 @@ impl Backend for Retry {
             let piece = self.run(tries, || self.inner.list(&page)).await?;
             let last = piece.entries.last().map(|entry| entry.key.as_str().to_owned());
             if last.is_some() && last <= page.start_after {
-                let why = format!("{} does not get on with its listing; look at what answers there", self.inner);
+                let why = format!("{} repeats keys in its listing; check the endpoint that answers", self.inner);
                 return Err(Error::new(ErrorKind::Io, Operation::List, None, why));
             }
             page.start_after = last;
@@ -431,9 +442,9 @@ impl Backend for Retry {
     }
 
     async fn probe(&self) -> Result<Probe> {
-        // While the breaker is open, this is the look itself, if one is due.
-        if let Admission::Look(look) = self.breaker.admit() {
-            return self.look(look).await;
+        // While the breaker is open, this is the breaker's own probe, if one is due.
+        if let Admission::Probe(probe) = self.breaker.admit() {
+            return self.probe(probe).await;
         }
         let tries = self.begin(Operation::Probe, None, Some(self.options.timeout)).await?;
         self.run(tries, || self.inner.probe()).await
@@ -444,7 +455,8 @@ impl Backend for Retry {
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-        // Not a question to the place, so neither tried again nor a sign of life; but a key may be kept by a service.
+        // Signing sends no request to the bucket, so it is not retried and no answer for the breaker. It may ask a key
+        // service.
         within(self.options.timeout, Operation::Sign, Some(key), self.inner.sign(key, grant)).await
     }
 }

@@ -1,4 +1,4 @@
-//! Everything kept beside an object's payload.
+//! The attributes of an object: everything that is kept besides its payload.
 
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -19,7 +19,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns the MIME type of a value that is given none.
+    /// Returns the MIME type of a value for which the caller names none.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -30,59 +30,60 @@ impl Kind {
     }
 }
 
-/// Everything kept beside the payload; the same fields on every backend.
+/// Everything that is kept besides the payload. The fields are the same on every backend.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Attributes {
     /// Type of the value.
     pub kind: Kind,
     /// MIME type.
     pub content_type: String,
-    /// Bytes of the value, before codecs.
+    /// The number of bytes of the value, before codecs.
     pub size: u64,
     /// CRC32C of the value, before codecs.
     pub checksum: Checksum,
-    /// Bytes kept, after codecs.
+    /// The number of bytes that are stored, after codecs.
     pub stored_size: u64,
-    /// CRC32C of the bytes kept.
+    /// CRC32C of the stored bytes.
     pub stored_checksum: Checksum,
     /// Name of the compression codec, when one was used.
     pub compression: Option<String>,
     /// Whether the payload is encrypted.
     pub encrypted: bool,
-    /// Random token of this state of the key; what conditions compare.
+    /// Random token of this state of the key, which conditions compare.
     pub generation: String,
-    /// What stands for the identity of the command that wrote this state, when a queue was involved; the earlier version
-    /// kept the id as it came.
+    /// The identity of the command that wrote this state, when a queue was involved. The previous version of this
+    /// program stored the task id unchanged.
     pub operation_id: Option<String>,
-    /// Caller's metadata: a JSON object, kept to the letter.
+    /// The caller's metadata: a JSON object, kept byte for byte.
     #[serde(default)]
     pub metadata: Option<Box<RawValue>>,
     /// When the object was written.
     pub stored_at: Timestamp,
-    /// When the object stops being there, if ever.
+    /// When the object expires, if ever.
     pub expires_at: Option<Timestamp>,
-    /// Id of the overlay whose workers wrote it: their stamps can be compared, whatever the bucket's clock says.
+    /// Writer id: the id of the overlay whose workers wrote the object. Stamps with one writer id can be compared
+    /// whatever the bucket's clock says.
     #[serde(rename = "origin", default, skip_serializing_if = "Option::is_none")]
     pub writer_id: Option<String>,
-    /// In an overlay: the key was deleted, and the bucket has still to be told. Nowhere else.
+    /// Set only in an overlay: the key was deleted, and the delete is not yet in the bucket.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tombstone: bool,
-    /// What another tool said of its object; nothing of values stored here.
+    /// The properties of an object that another tool wrote; empty for a value stored by this program.
     #[serde(default, skip_serializing_if = "Foreign::is_empty")]
     pub foreign: Foreign,
-    /// What the place says of the object it gave; not kept in it.
+    /// What the place reported when it returned the object; not stored in the object.
     #[serde(skip)]
     pub info: ObjectInfo,
 }
 
-/// What is known of an object beside what is kept in it.
+/// What a place reports about an object, beyond what is stored in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// The object lies in an overlay and has still to be sent to the bucket.
+    /// Whether the object is in an overlay and not yet in the bucket.
     pub pending: bool,
-    /// The payload beside these attributes was decoded: it has bytes of the value, not of what is kept.
+    /// Whether the payload that came with these attributes is decoded: bytes of the value, not the stored bytes.
     pub decoded: bool,
-    /// When the place received it, by the place's own clock, where that is known.
+    /// When the place received the object, by the place's own clock, if known.
     pub received_at: Option<Timestamp>,
 }
 
@@ -92,7 +93,7 @@ const fn is_false(flag: &bool) -> bool {
 }
 
 impl Attributes {
-    /// Makes the attributes of a new state that is written now: without codecs, metadata and expiry.
+    /// Makes the attributes of a new state that is written now, without codecs, metadata and expiry.
     #[must_use]
     pub fn new(kind: Kind, content_type: String, size: u64, checksum: Checksum) -> Self {
         Self {
@@ -116,22 +117,24 @@ impl Attributes {
         }
     }
 
-    /// Tells whether the bytes kept are not the value's own, so that some layer has to decode them.
+    /// Tells whether the stored bytes are not those of the value, so that a layer has to decode them.
     #[must_use]
     pub const fn is_encoded(&self) -> bool {
         self.compression.is_some() || self.encrypted
     }
 
-    /// Tells whether size and checksum are those of the value; of what another tool has encoded they are not known.
+    /// Tells whether size and checksum are those of the value, which is unknown for an object that another tool
+    /// encoded.
     pub(in crate::storage) fn is_value_known(&self) -> bool {
         !self.is_encoded() || self.size != self.stored_size || self.checksum != self.stored_checksum
     }
 
-    /// Tells whether the object that is present was written by the command that would write these attributes now.
+    /// Tells whether the present object was written by the command that would write these attributes now.
     ///
-    /// The operation id holds the command as it was sent. What a reference names may have changed since, and what was
-    /// written before `began`, when this command began, was written by an equal command: each is another write. A time to
-    /// live counts from each attempt, so of two expiries only whether there is one can be compared.
+    /// The operation id identifies the command as it was sent, but two cases are another write all the same: the source
+    /// that a reference names may have changed since, and an object that was written before `began`, the start of this
+    /// command, was written by an equal command. A time to live counts from each attempt, so expiries are only compared
+    /// by whether there is one.
     pub(in crate::storage) fn is_same_write(&self, present: &Self, began: Option<Timestamp>) -> bool {
         self.operation_id.is_some()
             && self.operation_id == present.operation_id
@@ -144,12 +147,12 @@ impl Attributes {
 
     /// Tells whether the object was written at this time or later.
     ///
-    /// Writes are stamped in whole microseconds, and a write may fall into the microsecond in which its command began.
+    /// Writes are stamped in whole microseconds, and a write may have the same microsecond as the start of its command.
     pub(in crate::storage) fn is_since(&self, began: Option<Timestamp>) -> bool {
         began.is_none_or(|began| self.stored_at.as_microsecond() >= began.as_microsecond())
     }
 
-    /// Tells whether the object is past its time.
+    /// Tells whether the object has expired.
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.expires_at.is_some_and(|expires_at| expires_at <= now)

@@ -13,7 +13,7 @@ impl Checksum {
         Self(crc32c::crc32c(bytes))
     }
 
-    /// Returns the checksum of what this one is of, with more bytes behind it.
+    /// Returns the checksum of the same bytes with more bytes appended.
     #[must_use]
     pub(in crate::storage) fn append(self, bytes: &[u8]) -> Self {
         Self(crc32c::crc32c_append(self.0, bytes))
@@ -43,7 +43,7 @@ impl std::str::FromStr for Checksum {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(encoded)
             .map_err(|error| format!("checksum {text:?} is not base64: {error}"))?;
-        let bytes: [u8; 4] = bytes.try_into().map_err(|_| format!("checksum {text:?} has not four bytes"))?;
+        let bytes: [u8; 4] = bytes.try_into().map_err(|_| format!("checksum {text:?} does not have four bytes"))?;
         Ok(Self(u32::from_be_bytes(bytes)))
     }
 }

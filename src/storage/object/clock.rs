@@ -1,4 +1,4 @@
-//! The time a write is stamped with.
+//! The clock that stamps writes.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -6,11 +6,11 @@ use jiff::Timestamp;
 
 static LAST: AtomicI64 = AtomicI64::new(0);
 
-/// Returns the present time in whole microseconds, later than every time it returned before in this process.
+/// Returns the present time in whole microseconds, later than every earlier result in this process.
 ///
-/// Two writes of one process are thus never stamped alike, and a wall clock set back does not make the later write
-/// look older. Between processes of one machine the order is the wall clock's; between machines it is as good as their
-/// clocks agree.
+/// So two writes of one process never have the same stamp, and a wall clock that is set back does not make the later
+/// write look older. Between processes of one machine the order is that of the wall clock. Between machines the order
+/// is as good as their clocks agree.
 pub(in crate::storage) fn stamp() -> Timestamp {
     let wall = Timestamp::now().as_microsecond();
     let after = |last: i64| wall.max(last.saturating_add(1));

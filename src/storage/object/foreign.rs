@@ -1,4 +1,4 @@
-//! What an object of another tool has beside its bytes that no value of our own has.
+//! The properties of an object of another tool that no value of this program has.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,21 +7,21 @@ use bytes::Bytes;
 
 use crate::charset::Charset;
 
-/// What another tool said of its object: carried along wherever the object goes.
+/// The properties that another tool gave its object. They are copied wherever the object is copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Foreign {
-    /// Another tool wrote it; what it said in custom metadata is meant for others, too.
+    /// Whether another tool wrote the object. Its custom metadata is then meant for others, too.
     #[serde(default, skip_serializing_if = "is_false")]
     pub other_tool: bool,
-    /// Charset of its text as its headers name it; none for UTF-8.
+    /// The charset of the text as the headers name it; none for UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charset: Option<String>,
-    /// Those of `HEADERS` that it has, by their names in lower case.
+    /// The headers that are copied with the object, by their names in lower case.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
 }
 
-/// The headers that are carried: those that both clouds keep, and those that one of them has alone.
+/// The headers that are copied: those that both clouds keep, and those that only one of them keeps.
 pub(in crate::storage) const HEADERS: [&str; 5] =
     ["cache-control", "content-disposition", "content-language", "expires", "x-amz-website-redirect-location"];
 
@@ -31,24 +31,26 @@ const fn is_false(flag: &bool) -> bool {
 }
 
 impl Foreign {
-    /// Tells whether there is nothing of it.
+    /// Tells whether no property is set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.other_tool && self.charset.is_none() && self.headers.is_empty()
     }
 
-    /// Brings the text of the object into UTF-8.
+    /// Converts the text of the object to UTF-8.
     ///
     /// # Errors
     ///
-    /// Which charset is unknown, or not that of these bytes, and the mend.
+    /// A message that names the charset, which is unknown or not that of the bytes, and the remedy.
     pub(in crate::storage) fn decode(&self, bytes: &Bytes) -> Result<Bytes, String> {
-        let mend = "read its bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
+        let mend = "read the bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
         let name = self.charset.as_deref().unwrap_or("utf-8");
-        // A header may be long; nobody's message shall be.
+        // A header may be long, and a message should not be.
         let shown: String = name.chars().take(64).collect();
         let Some(charset) = Charset::of_web(name) else {
-            return Err(format!("the object's text is in the charset {shown:?}, which is not known here; {mend}"));
+            return Err(format!(
+                "the object's text is in the charset {shown:?}, which this program does not know; {mend}"
+            ));
         };
         match charset.decode(bytes) {
             Some(Cow::Borrowed(text)) => Ok(bytes.slice_ref(text.as_bytes())),
@@ -60,7 +62,7 @@ impl Foreign {
     }
 }
 
-/// Reads the charset out of a content type; none where it names UTF-8 or nothing.
+/// Reads the charset from a content type; none where the content type names UTF-8 or no charset.
 pub(in crate::storage) fn charset_of(content_type: &str) -> Option<String> {
     let named = content_type.split(';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
@@ -69,7 +71,7 @@ pub(in crate::storage) fn charset_of(content_type: &str) -> Option<String> {
     named.filter(|name| !name.is_empty() && Charset::of_web(name) != Some(Charset::Utf8)).map(str::to_owned)
 }
 
-/// Names UTF-8 in a content type that named another charset.
+/// Replaces the charset of a content type by UTF-8, where the content type names one.
 pub(in crate::storage) fn in_utf8(content_type: &str) -> String {
     let parameters = content_type.split(';').map(|parameter| match parameter.split_once('=') {
         Some((name, _)) if name.trim().eq_ignore_ascii_case("charset") => " charset=utf-8",
@@ -78,12 +80,12 @@ pub(in crate::storage) fn in_utf8(content_type: &str) -> String {
     parameters.collect::<Vec<_>>().join(";")
 }
 
-/// What a `Content-Encoding` says, once what changes no byte is taken out of it.
+/// The meaning of a `Content-Encoding`, without the names that stand for no change of the bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::storage) struct Coding {
-    /// `gzip`, `zstd`, or whatever else stands there, in lower case.
+    /// The codec in lower case: `gzip`, `zstd`, or any other name.
     pub(in crate::storage) codec: Option<String>,
-    /// A charset, which some tools write there.
+    /// A charset, which some tools write into this header.
     pub(in crate::storage) charset: Option<String>,
 }
 
@@ -94,7 +96,7 @@ impl Coding {
         let mut codecs = Vec::new();
         for name in header.split(',').map(|name| name.trim().to_ascii_lowercase()) {
             match name.as_str() {
-                // How an upload was framed or sent, or that nothing was done.
+                // These names tell how an upload was framed or sent, or that nothing was encoded.
                 "" | "identity" | "none" | "null" | "binary" | "aws-chunked" | "8bit" | "7bit" | "plain" | "raw" => {}
                 "x-gzip" => codecs.push("gzip".to_owned()),
                 _ => match Charset::of_web(&name) {
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_no_byte_is_no_coding() {
+    fn content_encodings_without_effect_are_ignored() {
         for (header, codec, charset) in [
             ("", None, None),
             ("identity", None, None),

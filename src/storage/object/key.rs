@@ -1,4 +1,4 @@
-//! The name of an object, checked once at the border.
+//! The name of an object, checked once where it enters the program.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use crate::redact::redact;
 
 /// A legal key: 1 to 1024 bytes of UTF-8, no control character, no empty, `.` or `..` segment.
 ///
-/// The rule is the same on every backend, so no leading, trailing or doubled `/` and no drive form can exist further
-/// in. Orders by bytes, which is the order of listings.
+/// The rule is the same on every backend, so the code behind this check meets no leading, trailing or doubled `/` and
+/// no drive form. Keys are ordered by bytes, which is the order of listings.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(std::sync::Arc<str>);
 
-/// Why a text is no key; the message names the fault and the rule.
+/// The reason why a text is no legal key. The message names the fault and the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct KeyError(String);
@@ -24,7 +24,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`KeyError`] with the fault and how a key must look.
+    /// [`KeyError`] with the fault and the rule.
     pub fn parse(text: &str) -> std::result::Result<Self, KeyError> {
         let fault = |why: String| Err(KeyError(redact(&why).into_owned()));
         if text.is_empty() {
@@ -56,13 +56,13 @@ impl Key {
     }
 }
 
-/// `C:` alone, or followed by a slash of either kind.
+/// Tells whether a text begins with a drive: a letter, `:` and a slash of either kind.
 fn is_drive(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() >= 3 && bytes[0].is_ascii_alphabetic() && bytes[1] == b':' && matches!(bytes[2], b'\\' | b'/')
 }
 
-/// Hash and order of the text are those of the key, so maps can be asked with a text.
+/// Hash and order of a key are those of its text, so maps can be searched with a text.
 impl std::borrow::Borrow<str> for Key {
     fn borrow(&self) -> &str {
         &self.0
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rule() {
+    fn keys_follow_the_rule() {
         for text in ["a", "a/b", "…", "a b", "~", "a..b", ".hidden", "C:", "a\\b", "c:d", "%2e%2e", "a:b/c", "🦀/é"]
         {
             assert_eq!(Key::parse(text).unwrap().as_str(), text);

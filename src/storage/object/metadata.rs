@@ -1,13 +1,13 @@
-//! Metadata of the caller and the MIME type: checked once at the border.
+//! The caller's metadata and the MIME type, checked once where they enter the program.
 
 use serde_json::value::RawValue;
 
-/// A legal metadata object: the caller's JSON kept to the letter, without blanks between tokens.
+/// A legal metadata object: the caller's JSON byte for byte, without blanks between tokens.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(transparent)]
 pub struct Metadata(Box<RawValue>);
 
-/// Why a text is no metadata or no content type; names the fault and the rule.
+/// The reason why a text is no legal metadata or content type. The message names the fault and the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct OptionError(String);
@@ -20,7 +20,7 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// [`OptionError`] when the text is no JSON object, holds `NaN` or an infinity, or is too long.
+    /// [`OptionError`] when the text is no JSON object, contains `NaN` or an infinity, or is too long.
     pub fn parse(text: &str) -> Result<Self, OptionError> {
         let fault = |why: String| Err(OptionError(why));
         let compact = without_blanks(text);
@@ -44,12 +44,12 @@ impl Metadata {
         self.0.get()
     }
 
-    /// Takes the metadata a backend kept, which passed [`Metadata::parse`] when it was written.
+    /// Wraps metadata that a backend stored, which passed [`Metadata::parse`] when it was written.
     pub(in crate::storage) const fn from_kept(raw: Box<RawValue>) -> Self {
         Self(raw)
     }
 
-    /// Gives the text away for an object's attributes.
+    /// Returns the text for the attributes of an object.
     pub(in crate::storage) fn into_raw(self) -> Box<RawValue> {
         self.0
     }
@@ -83,7 +83,7 @@ impl schemars::JsonSchema for Metadata {
     }
 }
 
-/// A line break between tokens would end the header line of a local file, so blanks outside strings go.
+/// Removes blanks outside strings. A line break between tokens would end the header line of a local file.
 fn without_blanks(text: &str) -> String {
     let mut compact = String::with_capacity(text.len());
     let (mut quoted, mut escaped) = (false, false);
@@ -99,7 +99,7 @@ fn without_blanks(text: &str) -> String {
     compact
 }
 
-/// Bytes of one character where everything outside ASCII is written as `\uXXXX`.
+/// Counts the bytes of one character in JSON that writes everything outside ASCII as `\uXXXX`.
 const fn escaped_length(character: char) -> usize {
     if character.is_ascii() { 1 } else { 6 * character.len_utf16() }
 }
@@ -112,11 +112,11 @@ impl ContentType {
     /// Longest content type in bytes.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks a text.
+    /// Checks the text of a content type.
     ///
     /// # Errors
     ///
-    /// [`OptionError`] with the fault and how a content type must look.
+    /// [`OptionError`] with the fault and the rule.
     pub fn parse(text: &str) -> Result<Self, OptionError> {
         let fault = |why: &str| {
             Err(OptionError(format!("content type {text:?} {why}; write it as `type/subtype`, e.g. `text/csv`")))
@@ -140,13 +140,13 @@ impl ContentType {
         &self.0
     }
 
-    /// Gives the text away.
+    /// Returns the text as an owned string.
     pub(in crate::storage) fn into_string(self) -> String {
         self.0
     }
 }
 
-/// RFC 9110 `token`.
+/// Tells whether a text is a `token` of RFC 9110.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn metadata_that_is_no_json_object_is_refused() {
         for text in ["", "[]", "1", "null", "{", "{\"a\":NaN}", "{\"a\":-Infinity}", "{}{}", "{\"a\":\"\n\"}"] {
             assert!(Metadata::parse(text).is_err(), "{text:?}");
         }
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn content_types() {
+    fn content_types_are_checked() {
         for text in ["text/plain", "text/plain; charset=utf-8", "application/vnd.api+json;v=\"1, 2\"", "image/svg+xml"]
         {
             assert_eq!(ContentType::parse(text).unwrap().as_str(), text);

@@ -1,4 +1,4 @@
-//! An object: bytes plus attributes, as a backend keeps it, and the value it was made from.
+//! Objects: bytes with their attributes, as a backend stores them, and the values they are made from.
 
 mod attributes;
 mod checksum;
@@ -21,11 +21,11 @@ pub use self::payload::Payload;
 pub use self::value::{Content, Value};
 pub use self::watch::{Watch, watched};
 
-/// Bytes and what is known about them.
+/// The stored bytes of a value, with their attributes.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// What is known about the payload.
+    /// The attributes of the payload.
     pub attributes: Attributes,
-    /// The bytes as they are kept (after codecs, where a layer applied one).
+    /// The bytes as they are stored, after the codecs of the layers.
     pub payload: Payload,
 }

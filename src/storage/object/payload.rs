@@ -1,4 +1,4 @@
-//! The bytes of an object: in memory, or a stretch of an open file, so that large ones stream.
+//! The bytes of an object, in memory or as a part of an open file, so that large values are streamed.
 
 use std::fs::File;
 use std::io;
@@ -17,14 +17,14 @@ pub enum Payload {
     /// Bytes in memory.
     Memory(Bytes),
     /// Bytes of a file, which stay on disk until they are read.
-    File(Stretch),
+    File(FilePart),
 }
 
-/// Some bytes of an open file.
+/// A part of an open file.
 ///
-/// Whoever makes one vouches that nobody changes these bytes, or has a checksum that tells.
+/// The caller that makes one guarantees that nobody changes these bytes, or has a checksum that detects a change.
 #[derive(Clone, Debug)]
-pub struct Stretch {
+pub struct FilePart {
     file: Arc<File>,
     begin: u64,
     length: u64,
@@ -32,34 +32,34 @@ pub struct Stretch {
 }
 
 impl Payload {
-    /// Most bytes of a file in memory at once while it is read through.
+    /// The largest number of bytes of a file that are in memory at once while the whole file is read.
     pub const CHUNK: usize = 256 * 1024;
 
-    /// Takes `length` bytes of an open file, from `begin` on.
+    /// Makes a payload of `length` bytes of an open file, from `begin` on.
     #[must_use]
     pub fn file(file: Arc<File>, begin: u64, length: u64) -> Self {
-        Self::File(Stretch { file, begin, length, watch: None })
+        Self::File(FilePart { file, begin, length, watch: None })
     }
 
-    /// Lets somebody hear how far the reading of a file has come.
+    /// Reports to a watch how many bytes of a file have been read.
     #[must_use]
     pub fn watched(self, watch: &Watch) -> Self {
         match self {
             Self::Memory(_) => self,
-            Self::File(stretch) => Self::File(Stretch { watch: Some(watch.clone()), ..stretch }),
+            Self::File(file_part) => Self::File(FilePart { watch: Some(watch.clone()), ..file_part }),
         }
     }
 
-    /// Counts the bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(stretch) => stretch.length,
+            Self::File(file_part) => file_part.length,
         }
     }
 
-    /// Tells whether there are none.
+    /// Tells whether the payload has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -74,43 +74,43 @@ impl Payload {
         }
     }
 
-    /// Returns some of the bytes without reading them; ends beyond the last byte are cut.
+    /// Returns a part of the bytes without reading them. An end beyond the last byte is cut.
     #[must_use]
     pub fn slice(&self, part: Range<u64>) -> Self {
         let end = part.end.min(self.len());
         let begin = part.start.min(end);
         match self {
-            // Both are lengths of what is in memory.
+            // Both numbers are at most the length of bytes in memory, so they fit.
             Self::Memory(bytes) => Self::Memory(bytes.slice(begin as usize..end as usize)),
-            Self::File(stretch) => {
-                Self::File(Stretch { begin: stretch.begin + begin, length: end - begin, ..stretch.clone() })
+            Self::File(file_part) => {
+                Self::File(FilePart { begin: file_part.begin + begin, length: end - begin, ..file_part.clone() })
             }
         }
     }
 
-    /// Reads at most so many bytes from an offset; fewer, or none, only at the end. Blocks when they are in a file.
+    /// Reads at most `most` bytes from an offset; fewer, or none, only at the end. Blocks when the bytes are in a file.
     ///
     /// # Errors
     ///
-    /// What the file system fails with; [`io::ErrorKind::UnexpectedEof`] when the file became shorter.
+    /// The errors of the file system; [`io::ErrorKind::UnexpectedEof`] when the file became shorter.
     pub fn read_at(&self, offset: u64, most: usize) -> io::Result<Bytes> {
-        let rest = self.len().saturating_sub(offset);
-        let length = usize::try_from(rest).unwrap_or(usize::MAX).min(most);
+        let remaining = self.len().saturating_sub(offset);
+        let length = usize::try_from(remaining).unwrap_or(usize::MAX).min(most);
         match self {
             Self::Memory(bytes) if length == 0 => Ok(bytes.slice(..0)),
             Self::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + length)),
-            Self::File(stretch) => {
+            Self::File(file_part) => {
                 let mut bytes = vec![0; length];
-                stretch.file.read_exact_at(&mut bytes, stretch.begin + offset)?;
-                if let Some(watch) = &stretch.watch {
-                    watch.hear(offset + length as u64);
+                file_part.file.read_exact_at(&mut bytes, file_part.begin + offset)?;
+                if let Some(watch) = &file_part.watch {
+                    watch.report(offset + length as u64);
                 }
                 Ok(bytes.into())
             }
         }
     }
 
-    /// Reads as [`Payload::read_at`], a file on a thread that may block.
+    /// Reads as [`Payload::read_at`] does. A file is read on a thread that may block.
     ///
     /// # Errors
     ///
@@ -120,12 +120,12 @@ impl Payload {
             Self::Memory(_) => self.read_at(offset, most),
             Self::File(_) => {
                 let payload = self.clone();
-                hop(move || payload.read_at(offset, most)).await
+                run_blocking(move || payload.read_at(offset, most)).await
             }
         }
     }
 
-    /// Reads all of it into memory.
+    /// Reads all bytes into memory.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl Payload {
         }
     }
 
-    /// Computes the checksum, reading a file through. Blocks then.
+    /// Computes the checksum. Blocks to read the whole file, if the bytes are in one.
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl Payload {
         Ok(checksum)
     }
 
-    /// Tells whether the bytes are UTF-8, reading a file through.
+    /// Tells whether the bytes are UTF-8. A file is read to its end.
     ///
     /// # Errors
     ///
@@ -168,29 +168,29 @@ impl Payload {
             Self::Memory(bytes) => Ok(std::str::from_utf8(bytes).is_ok()),
             Self::File(_) => {
                 let payload = self.clone();
-                hop(move || payload.is_utf8_blocking()).await
+                run_blocking(move || payload.is_utf8_blocking()).await
             }
         }
     }
 
     fn is_utf8_blocking(&self) -> io::Result<bool> {
-        // What is left of the chunk before: the beginning of a character.
-        let (mut rest, mut offset) = (Vec::new(), 0);
+        // The remainder of the chunk before: the beginning of a character.
+        let (mut remainder, mut offset) = (Vec::new(), 0);
         while offset < self.len() {
             let chunk = self.read_at(offset, Self::CHUNK)?;
             offset += chunk.len() as u64;
-            rest.extend_from_slice(&chunk);
-            let valid = match std::str::from_utf8(&rest) {
+            remainder.extend_from_slice(&chunk);
+            let valid = match std::str::from_utf8(&remainder) {
                 Ok(text) => text.len(),
                 Err(error) if error.error_len().is_none() => error.valid_up_to(),
                 Err(_) => return Ok(false),
             };
-            rest.drain(..valid);
+            remainder.drain(..valid);
         }
-        Ok(rest.is_empty())
+        Ok(remainder.is_empty())
     }
 
-    /// Computes the checksum, a file's on a thread that may block.
+    /// Computes the checksum. A file is read on a thread that may block.
     ///
     /// # Errors
     ///
@@ -200,7 +200,7 @@ impl Payload {
             Self::Memory(bytes) => Ok(Checksum::of(bytes)),
             Self::File(_) => {
                 let payload = self.clone();
-                hop(move || payload.checksum_blocking()).await
+                run_blocking(move || payload.checksum_blocking()).await
             }
         }
     }
@@ -212,8 +212,8 @@ impl From<Bytes> for Payload {
     }
 }
 
-/// Runs blocking work on a thread for it.
-pub(in crate::storage) async fn hop<T: Send + 'static>(
+/// Runs blocking work on a thread that may block.
+pub(in crate::storage) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let outcome = joined(tokio::task::spawn_blocking(work)).await;
@@ -252,8 +252,8 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_became_shorter_ends_unexpectedly() {
         let payload = in_file(b"12345");
-        let Payload::File(stretch) = &payload else { unreachable!() };
-        stretch.file.set_len(3).unwrap();
+        let Payload::File(file_part) = &payload else { unreachable!() };
+        file_part.file.set_len(3).unwrap();
         assert_eq!(payload.checksum().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

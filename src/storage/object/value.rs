@@ -1,10 +1,10 @@
-//! What callers store: text, bytes, or any JSON value. Nothing is guessed from content.
+//! The values that callers store: text, bytes, or any JSON value. The type is never guessed from the content.
 
 use bytes::Bytes;
 
 use crate::storage::object::{JsonText, Kind, Payload};
 
-/// A value with its own type.
+/// A value with its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A string.
@@ -26,7 +26,7 @@ impl Value {
         }
     }
 
-    /// Returns the value's bytes before any codec: what `size` and `checksum` of a receipt speak of.
+    /// Returns the value's bytes before any codec, which `size` and `checksum` of a receipt describe.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         match self {
@@ -37,12 +37,12 @@ impl Value {
     }
 }
 
-/// A value's bytes before any codec, in memory or in a file, and its type.
+/// The bytes of a value before any codec, in memory or in a file, with the type of the value.
 #[derive(Clone, Debug)]
 pub struct Content {
     /// Type of the value.
     pub kind: Kind,
-    /// The bytes; text and JSON in UTF-8.
+    /// The bytes. Text and JSON are in UTF-8.
     pub payload: Payload,
     /// Somebody has parsed the JSON already.
     pub(in crate::storage) is_parsed: bool,
@@ -62,7 +62,7 @@ impl From<Value> for Content {
     }
 }
 
-/// Takes a byte order mark off the beginning of JSON, which some tools write; UTF-16 shows by its own.
+/// Removes a byte order mark from JSON. Some tools write one before UTF-8, and UTF-16 is recognized by its own.
 pub(in crate::storage) fn unmarked(json: Bytes) -> Bytes {
     if json.starts_with(b"\xef\xbb\xbf") {
         return json.slice(3..);

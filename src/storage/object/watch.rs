@@ -1,4 +1,4 @@
-//! Tells somebody who waits how many bytes have passed.
+//! Reports how many bytes of a value have been taken or read.
 
 use std::fmt;
 use std::future::Future;
@@ -8,24 +8,24 @@ tokio::task_local! {
     static CURRENT: Watch;
 }
 
-/// Hears how many bytes of a value have been taken in or read so far; cheap to clone.
+/// Receives how many bytes of a value have been taken or read so far; cheap to clone.
 ///
-/// A value that is read twice, or again after a fault, is heard of from the beginning again.
+/// A value that is read twice, or again after a failure, is reported from its first byte again.
 #[derive(Clone)]
 pub struct Watch(Arc<dyn Fn(u64) + Send + Sync>);
 
 impl Watch {
-    /// Makes one that calls `hear` with the bytes so far, from any thread.
-    pub fn new(hear: impl Fn(u64) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(hear))
+    /// Makes a watch that calls `report` with the bytes so far, from any thread.
+    pub fn new(report: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
     }
 
-    /// Returns the one that watches this task's work.
+    /// Returns the watch of the current task's work.
     pub(in crate::storage) fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    pub(in crate::storage) fn hear(&self, bytes: u64) {
+    pub(in crate::storage) fn report(&self, bytes: u64) {
         (self.0)(bytes);
     }
 }
@@ -36,7 +36,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// Runs work whose intakes are watched, whichever backend makes them: what comes from a place is heard of as it comes.
+/// Runs work and reports the bytes of every value that the work receives from a backend.
 pub async fn watched<T>(watch: Watch, work: impl Future<Output = T>) -> T {
     CURRENT.scope(watch, work).await
 }
@@ -53,11 +53,11 @@ mod tests {
     use crate::storage::object::Payload;
 
     #[tokio::test]
-    async fn what_is_taken_in_or_read_is_heard_of() {
-        let heard = Arc::new(Mutex::new(Vec::new()));
+    async fn bytes_taken_and_bytes_read_are_reported() {
+        let reported = Arc::new(Mutex::new(Vec::new()));
         let watch = Watch::new({
-            let heard = Arc::clone(&heard);
-            move |bytes| heard.lock().unwrap().push(bytes)
+            let reported = Arc::clone(&reported);
+            move |bytes| reported.lock().unwrap().push(bytes)
         });
         let folder = tempfile::tempdir().unwrap();
         let mut file = tempfile::tempfile().unwrap();
@@ -65,17 +65,17 @@ mod tests {
         let whole = (Payload::CHUNK + 5) as u64;
         let payload = Payload::file(Arc::new(file), 0, whole);
         let take = async || {
-            let mut intake = Spool::new(folder.path()).writer();
-            intake.push(&Bytes::from_static(b"123")).await.unwrap();
-            intake.push(&Bytes::from_static(b"45")).await.unwrap();
+            let mut writer = Spool::new(folder.path()).writer();
+            writer.push(&Bytes::from_static(b"123")).await.unwrap();
+            writer.push(&Bytes::from_static(b"45")).await.unwrap();
         };
         watched(watch.clone(), take()).await;
-        let heard_of = payload.clone().watched(&watch);
-        heard_of.checksum().await.unwrap();
-        heard_of.slice(1..3).into_memory().await.unwrap();
-        // Nobody asked to hear of these.
+        let observed = payload.clone().watched(&watch);
+        observed.checksum().await.unwrap();
+        observed.slice(1..3).into_memory().await.unwrap();
+        // These are not watched.
         take().await;
         payload.into_memory().await.unwrap();
-        assert_eq!(*heard.lock().unwrap(), [3, 5, Payload::CHUNK as u64, whole, 2]);
+        assert_eq!(*reported.lock().unwrap(), [3, 5, Payload::CHUNK as u64, whole, 2]);
     }
 }

@@ -1,4 +1,4 @@
-//! Where a bucket is: its name, and the server that has it.
+//! The address of a bucket: its name, and the server that has it.
 
 use std::fmt;
 
@@ -13,23 +13,23 @@ const GOOGLE: &str = "https://storage.googleapis.com";
 /// Everything but the unreserved characters, so that an object's name is one segment of a path.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A bucket's name and its server, checked.
+/// The checked name of a bucket, and its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GcsAddress {
     bucket: String,
-    /// Scheme, host and port; no slash at the end.
+    /// Scheme, host and port, without a slash at the end.
     server: String,
     emulator: bool,
-    /// What requests pass through.
+    /// The proxy that requests pass through.
     proxy: Option<String>,
 }
 
 impl GcsAddress {
-    /// Checks a bucket's name and the server's URL; Google's own without one.
+    /// Checks the name of a bucket and the URL of its server; without a URL the server is Google's.
     ///
     /// # Errors
     ///
-    /// What is wrong, and the mend.
+    /// A message that names the fault and the remedy.
     pub(super) fn parse(bucket: &str, server: Option<&str>) -> Result<Self, String> {
         if !is_bucket(bucket) {
             let rule = "3 to 222 lower-case letters, digits, `-`, `_` and `.`, without `gs://`";
@@ -44,7 +44,7 @@ impl GcsAddress {
         })
     }
 
-    /// Says what requests pass through, for whoever reads an error.
+    /// Adds the proxy that requests pass through, which errors name.
     pub(super) fn through(self, proxy: Option<String>) -> Self {
         Self { proxy, ..self }
     }
@@ -53,7 +53,7 @@ impl GcsAddress {
         &self.bucket
     }
 
-    /// Scheme, host and port; no slash at the end.
+    /// Returns scheme, host and port, without a slash at the end.
     pub(super) fn server(&self) -> &str {
         &self.server
     }
@@ -63,27 +63,27 @@ impl GcsAddress {
         self.emulator
     }
 
-    /// Names the bucket as the crate does.
+    /// Returns the name of the bucket as Google's crate expects it.
     pub(super) fn resource(&self) -> String {
         format!("projects/_/buckets/{}", self.bucket)
     }
 
-    /// URL under which buckets are made.
+    /// Returns the URL at which buckets are created.
     pub(super) fn buckets(&self) -> String {
         format!("{}/storage/v1/b", self.server)
     }
 
-    /// URL under which objects are listed.
+    /// Returns the URL at which objects are listed.
     pub(super) fn objects(&self) -> String {
         format!("{}/storage/v1/b/{}/o", self.server, self.bucket)
     }
 
-    /// URL of one object's attributes.
+    /// Returns the URL of one object's attributes.
     pub(super) fn object(&self, key: &Key) -> String {
         format!("{}/{}", self.objects(), utf8_percent_encode(key.as_str(), ENCODED))
     }
 
-    /// URL under which objects are written.
+    /// Returns the URL at which objects are written.
     pub(super) fn uploads(&self) -> String {
         format!("{}/upload/storage/v1/b/{}/o", self.server, self.bucket)
     }
@@ -112,17 +112,17 @@ fn is_bucket(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// Takes what people write into `STORAGE_EMULATOR_HOST`: a URL, or host and port.
+/// Parses the value of `STORAGE_EMULATOR_HOST`, which is a URL, or host and port.
 fn parse_server(text: &str) -> Result<String, String> {
     let given = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let fault = |why: &str| {
-        // What is wrong may be a password in it.
+        // The text is not shown, because it may contain a password.
         Err(format!("the server of the bucket {why}; write STORAGE_EMULATOR_HOST as `http://127.0.0.1:4443`"))
     };
     let Ok(url) = Url::parse(&given) else { return fault("is no URL") };
     let Some(host) = url.host_str() else { return fault("has no host") };
     if !matches!(url.scheme(), "http" | "https") {
-        return fault("is not reached by http or https");
+        return fault("has a scheme other than http and https");
     }
     if !url.username().is_empty() || url.password().is_some() {
         return fault("has a user or a password in its URL");
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_buckets() {
+    fn bucket_names_are_checked() {
         for name in ["abc", "my-bucket", "a.b_c", "123", &"x".repeat(63)] {
             assert_eq!(GcsAddress::parse(name, None).unwrap().bucket(), name);
         }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn servers() {
+    fn emulator_addresses_are_checked() {
         for (text, server) in [
             ("http://127.0.0.1:4443", "http://127.0.0.1:4443"),
             ("http://127.0.0.1:4443/", "http://127.0.0.1:4443"),

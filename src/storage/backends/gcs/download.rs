@@ -1,4 +1,4 @@
-//! How bytes get out of a bucket: through Google's crate, checked here once more.
+//! Downloads: bytes are read from a bucket by Google's crate and checked here once more.
 
 use bytes::Bytes;
 use google_cloud_gax::retry_policy::NeverRetry;
@@ -15,16 +15,17 @@ use super::progress::within;
 use super::{Attributes, Checksum, Gcs, GetOptions, Key, Object, ObjectInfo, Payload, SpoolWriter};
 use crate::storage::backends::metadata_header::{self, HEADER, RemoteObject};
 
-/// How often a read that breaks off goes on where it was, in the same generation of the object.
+/// How often an interrupted read continues where it was, in the same generation of the object.
 const RESUMPTIONS: u32 = 3;
 
 /// How often an object that is replaced while it is read is read again.
 const READS: u32 = 8;
 
-/// Most bytes of memory that are set aside before any have arrived.
-const SET_ASIDE: u64 = 8 * 1024 * 1024;
+/// The largest number of bytes of memory that is reserved before any bytes have arrived.
+const RESERVED: u64 = 8 * 1024 * 1024;
 
-/// Makes the crate's client. Its own retries are off: failed attempts are one layer's business, and it is not this one.
+/// Makes the client of Google's crate. Its own retries are off, because retries belong to one layer, which is another
+/// one.
 pub(super) async fn client(address: &GcsAddress, login: Login) -> Result<Storage, String> {
     let client = Storage::builder()
         .with_endpoint(address.server())
@@ -39,14 +40,14 @@ pub(super) async fn client(address: &GcsAddress, login: Login) -> Result<Storage
 struct Download {
     response: ReadObjectResponse,
     native: i64,
-    /// What came ahead of the bytes, where that is enough.
+    /// The attributes from the headers, where the headers have all of them.
     attributes: Option<Result<Attributes, String>>,
 }
 
 impl Gcs {
-    /// Reads the wanted bytes of an object, and through all others: only the checksum of all of them tells that these are
-    /// the ones that were stored.
-    pub(super) async fn read(&self, key: &Key, want: GetOptions) -> Result<Option<Object>, GcsFault> {
+    /// Reads the requested bytes of an object. The other bytes are read, too, because only the checksum of all bytes
+    /// shows that they are the stored ones.
+    pub(super) async fn read(&self, key: &Key, options: GetOptions) -> Result<Option<Object>, GcsFault> {
         for _ in 0..READS {
             let download = match self.download(key).await {
                 Ok(download) => download,
@@ -55,29 +56,30 @@ impl Gcs {
                         self.login.renew().await;
                     }
                     let fault = self.explained(key, fault).await;
-                    return self.gone(fault).await.map(|()| None);
+                    return self.missing_object(fault).await.map(|()| None);
                 }
             };
             let attributes = match download.attributes {
                 Some(attributes) => attributes,
-                // What another tool wrote: headers do not tell the letters of its metadata's names.
-                None => match self.look(key, Some(download.native)).await? {
+                // Another tool wrote the object. Headers do not preserve the case of its metadata's names.
+                None => match self.find(key, Some(download.native)).await? {
                     Some(found) => found.attributes,
                     None => continue,
                 },
             };
             let attributes = attributes.map_err(|why| Self::damaged(&why))?;
-            match self.take(key, download.response, &attributes, want).await {
+            match self.take(key, download.response, &attributes, options).await {
                 Ok(payload) => return Ok(Some(Object { attributes, payload })),
-                // It went on in a generation that is gone.
+                // The read continued in a generation that is gone.
                 Err(fault) if fault.status() == Some(404) => {}
                 Err(fault) => return Err(fault),
             }
         }
-        Err(GcsFault::Restless)
+        Err(GcsFault::Replaced)
     }
 
-    /// Looks at what the crate cannot understand, of which it tells neither status nor content type.
+    /// Repeats a request whose answer Google's crate cannot parse, because the crate reports neither status nor content
+    /// type.
     async fn explained(&self, key: &Key, fault: GcsFault) -> GcsFault {
         let GcsFault::Strange(None, what) = fault else { return fault };
         let again = async {
@@ -93,27 +95,28 @@ impl Gcs {
 
     async fn download(&self, key: &Key) -> Result<Download, GcsFault> {
         let request = self.storage.read_object(self.address.resource(), key.as_str()).send();
-        let response = within(self.patience, request).await??;
+        let response = within(self.idle_limit, request).await??;
         let highlights = response.object();
-        let label = highlights.metadata.get(HEADER).cloned();
+        let header = highlights.metadata.get(HEADER).cloned();
         let checksum = highlights.checksums.and_then(|checksums| checksums.crc32c).map(Checksum);
-        let attributes = label.zip(checksum).and_then(|(label, checksum)| {
-            // Not every server says it in a header; then what arrives is counted against the label alone.
+        let attributes = header.zip(checksum).and_then(|(header, checksum)| {
+            // Not every server sends the size in a header. Then the bytes are only compared with the size in the
+            // metadata header.
             let size =
-                u64::try_from(highlights.size).ok().filter(|size| *size > 0).or_else(|| labelled_size(&label))?;
-            let ticket = RemoteObject {
+                u64::try_from(highlights.size).ok().filter(|size| *size > 0).or_else(|| size_in_header(&header))?;
+            let remote = RemoteObject {
                 content_type: Some(highlights.content_type),
                 content_encoding: None,
                 stored_size: size,
                 stored_checksum: Some(checksum),
                 generation: highlights.generation.to_string(),
                 received_at: Timestamp::UNIX_EPOCH,
-                metadata: [(HEADER.to_owned(), label)].into(),
+                metadata: [(HEADER.to_owned(), header)].into(),
                 headers: std::collections::BTreeMap::new(),
             };
-            // The headers do not say when the object was received; only the crate's caller for attributes learns that.
+            // The headers do not tell when the object was received. Only a request for the attributes does.
             Some(
-                metadata_header::read(ticket, || checksum)
+                metadata_header::read(remote, || checksum)
                     .map(|read| Attributes { info: ObjectInfo::default(), ..read }),
             )
         });
@@ -125,16 +128,16 @@ impl Gcs {
         key: &Key,
         mut response: ReadObjectResponse,
         attributes: &Attributes,
-        want: GetOptions,
+        options: GetOptions,
     ) -> Result<Payload, GcsFault> {
-        let part = want.kept_part(key, attributes)?;
-        let mut kept = if want.spooled {
+        let part = options.kept_part(key, attributes)?;
+        let mut kept = if options.spooled {
             Kept::Spooled(self.spool.writer())
         } else {
-            Kept::Memory(Vec::with_capacity((part.end - part.start).min(SET_ASIDE) as usize))
+            Kept::Memory(Vec::with_capacity((part.end - part.start).min(RESERVED) as usize))
         };
         let (mut arrived, mut checksum) = (0_u64, Checksum::of(&[]));
-        while let Some(chunk) = within(self.patience, response.next()).await? {
+        while let Some(chunk) = within(self.idle_limit, response.next()).await? {
             let chunk = chunk?;
             checksum = checksum.append(&chunk);
             let end = arrived + chunk.len() as u64;
@@ -153,7 +156,7 @@ impl Gcs {
     }
 }
 
-/// Bytes that are wanted.
+/// The requested bytes of a download.
 enum Kept {
     Memory(Vec<u8>),
     Spooled(SpoolWriter),
@@ -166,23 +169,23 @@ impl Kept {
                 all.extend_from_slice(&bytes);
                 Ok(())
             }
-            Self::Spooled(intake) => intake.push(&bytes).await.map_err(GcsFault::Disk),
+            Self::Spooled(writer) => writer.push(&bytes).await.map_err(GcsFault::Disk),
         }
     }
 
     async fn finish(self) -> Result<Payload, GcsFault> {
         match self {
             Self::Memory(all) => Ok(Payload::Memory(all.into())),
-            Self::Spooled(intake) => intake.finish().await.map(|(payload, _)| payload).map_err(GcsFault::Disk),
+            Self::Spooled(writer) => writer.finish().await.map(|(payload, _)| payload).map_err(GcsFault::Disk),
         }
     }
 }
 
-/// Reads out of a label how many bytes it is of.
-fn labelled_size(label: &str) -> Option<u64> {
+/// Reads from a metadata header how many bytes are stored.
+fn size_in_header(header: &str) -> Option<u64> {
     #[derive(serde::Deserialize)]
     struct Size {
         stored_size: u64,
     }
-    serde_json::from_str(label).ok().map(|Size { stored_size }| stored_size)
+    serde_json::from_str(header).ok().map(|Size { stored_size }| stored_size)
 }

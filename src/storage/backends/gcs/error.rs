@@ -1,4 +1,4 @@
-//! What can go wrong on the way to a bucket, and the one table that turns it into the room's kinds.
+//! Errors on the way to a bucket of Cloud Storage, and the one function that turns them into errors of this room.
 
 use std::error::Error as Cause;
 use std::fmt;
@@ -16,38 +16,38 @@ use crate::storage::backends::http::outside::Outside;
 use crate::storage::backends::http::{cut, retry_after};
 use crate::storage::files::spool::spool_fault;
 
-/// How somebody without credentials gets some.
+/// How a user without credentials gets some.
 const LOGIN: &str = "log in with `gcloud auth application-default login`, or name a key file in gcs_credentials_path";
 
-/// A failed step, before it is said which command it was for.
+/// A failed step, without the command that it was for.
 #[derive(Debug)]
 pub(super) enum GcsFault {
-    /// An answer that is no success.
+    /// The answer is no success.
     Answer(Answer),
-    /// No answer, or not the whole of it.
+    /// The answer did not arrive, or not completely.
     Unreachable(String),
-    /// Nothing moved for so long.
+    /// No bytes were transferred for this time.
     Stalled(Duration),
-    /// An answer that Cloud Storage cannot have given: its outside where that is known, and what is wrong with it.
+    /// The answer is none that Cloud Storage can give: its outside, if known, and what is wrong with it.
     Strange(Option<Outside>, String),
-    /// A listing that leads nowhere.
-    Endless(&'static str),
-    /// No authorization could be had.
+    /// The pages of a listing repeat.
+    Repeating(&'static str),
+    /// No token could be obtained.
     Login { passing: bool, why: String },
-    /// What signs for this identity does not.
+    /// The service that signs for this identity failed.
     Unsigned { passing: bool, why: String },
     /// The bucket does not exist.
     NoBucket,
     /// The bucket does not exist, and this identity may not create it.
-    Unmade(Answer),
+    NotCreated(Answer),
     /// The object is replaced faster than it can be read.
-    Restless,
-    /// Bytes are not what they should be: what is wrong, and the mend.
+    Replaced,
+    /// Bytes are damaged: the message names fault and remedy.
     Damaged(String),
-    /// Bytes on their way cannot be read from, or put down on, the local disk.
+    /// Bytes in transit cannot be read from, or written to, the local disk.
     Disk(io::Error),
-    /// Said already.
-    Told(Error),
+    /// The error is already one of this room.
+    Other(Error),
 }
 
 /// An answer that is no success.
@@ -55,12 +55,12 @@ pub(super) enum GcsFault {
 pub(super) struct Answer {
     pub(super) status: u16,
     outside: Outside,
-    /// There is a text, and it is none of Google's.
+    /// Whether the body has a text that is not in Google's format.
     foreign: bool,
-    /// What the server says about it.
+    /// The text of the server about the failure.
     reason: String,
     retry_after: Option<Duration>,
-    /// Of an upload session: so many bytes are safe.
+    /// In an upload session, the number of bytes that the bucket has.
     pub(super) persisted: u64,
 }
 
@@ -77,7 +77,8 @@ impl Answer {
         }
     }
 
-    /// Tells whether this cannot be Google's: a page, JSON of another service, or a redirect, which the API has none of.
+    /// Tells whether the answer cannot be Google's: a web page, JSON of another service, or a redirect, which this API
+    /// never sends.
     pub(super) fn is_strange(&self) -> bool {
         match self.status {
             308 => self.outside.location().is_some(),
@@ -88,12 +89,12 @@ impl Answer {
         }
     }
 
-    /// Tells whether the answer says that an upload session is not complete.
+    /// Tells whether the answer says that an upload session is incomplete.
     pub(super) fn is_incomplete(&self) -> bool {
         self.status == 308 && !self.is_strange()
     }
 
-    /// Tells whether the answer itself says that the bucket, or that the object, is missing.
+    /// Tells whether the text of the answer says that the bucket or the object is missing.
     pub(super) fn missing(&self) -> Option<Missing> {
         if self.reason.contains("No such object") {
             Some(Missing::Object)
@@ -104,7 +105,7 @@ impl Answer {
         }
     }
 
-    /// The table of statuses.
+    /// Returns the kind of error for the status of the answer.
     fn kind(&self) -> ErrorKind {
         let about_bytes = || self.says("match") && ["crc32c", "md5", "checksum"].iter().any(|word| self.says(word));
         match self.status {
@@ -113,9 +114,9 @@ impl Answer {
             412 => ErrorKind::Precondition,
             429 => ErrorKind::Throttled,
             400 if about_bytes() => ErrorKind::Integrity,
-            // A name, a size or an option that the bucket will not take.
+            // A name, a size or an option that the bucket does not accept.
             400 | 411 | 413 | 414 | 422 | 431 => ErrorKind::Invalid,
-            // A conflict with another request, a session or a position that got lost, and the server's own trouble.
+            // A conflict with another request, a lost session or position, or a failure of the server.
             308 | 404 | 408..=410 | 416 | 500..=599 => ErrorKind::Unavailable,
             _ => ErrorKind::Io,
         }
@@ -133,7 +134,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// What a 404 is about.
+/// The subject of a 404.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
     Object,
@@ -141,12 +142,12 @@ pub(super) enum Missing {
 }
 
 impl GcsFault {
-    /// Makes the fault of an answer that Cloud Storage cannot have given.
+    /// Makes the error of an answer that Cloud Storage cannot have given.
     pub(super) fn strange(outside: Outside, what: impl Into<String>) -> Self {
         Self::Strange(Some(outside), what.into())
     }
 
-    /// Tells whether it is said that something is missing, and not by a page.
+    /// Tells whether the answer says that something is missing, and is no web page.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::Answer(answer) if answer.status == 404 && !answer.is_strange())
     }
@@ -159,57 +160,58 @@ impl GcsFault {
         }
     }
 
-    /// Tells whether an upload session may still be good after this.
-    pub(super) fn may_go_on(&self) -> bool {
+    /// Tells whether an upload session can continue after this error.
+    pub(super) fn can_continue(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Stalled(_) => true,
-            // 308 says itself that not everything has arrived.
+            // 308 itself says that not all bytes have arrived.
             Self::Answer(answer) => answer.is_incomplete() || matches!(answer.status, 408 | 500..=599),
             _ => false,
         }
     }
 
-    /// Turns a fault into the room's error: the one place where its kinds are read.
-    pub(super) fn tell(self, address: &GcsAddress, operation: Operation, key: Option<&Key>) -> Error {
+    /// Turns the error into one of this room. No other function reads its variants for this purpose.
+    pub(super) fn into_error(self, address: &GcsAddress, operation: Operation, key: Option<&Key>) -> Error {
         let bucket = address.bucket();
         let (kind, why) = match self {
-            Self::Told(error) => return error,
+            Self::Other(error) => return error,
             Self::Disk(error) => return spool_fault(operation, key, error),
             Self::Answer(answer) if answer.is_strange() => {
-                let what = "is nothing that Cloud Storage says";
+                let what = "is no answer of Cloud Storage";
                 return Error::senseless(operation, key, strange(address, Some(&answer.outside), what));
             }
             Self::Strange(outside, what) => {
                 return Error::senseless(operation, key, strange(address, outside.as_ref(), &what));
             }
-            Self::Endless(what) => {
-                (ErrorKind::Io, format!("{address}: {what}; look at what answers there for Cloud Storage"))
+            Self::Repeating(what) => {
+                (ErrorKind::Io, format!("{address}: {what}; check which server answers instead of Cloud Storage"))
             }
             Self::Answer(answer) => {
                 let retry_after = answer.retry_after;
-                let (kind, why) = refusal(address, &answer);
+                let (kind, why) = explain(address, &answer);
                 return Error::new(kind, operation, key, why).with_retry_after(retry_after);
             }
             Self::Unreachable(why) => {
-                let mend = "look at the network between here and there, and try again";
+                let mend = "check the network between this machine and the bucket, and try again";
                 (ErrorKind::Unavailable, format!("{address} cannot be reached: {why}; {mend}"))
             }
-            Self::Stalled(patience) => {
-                let seconds = patience.as_secs_f64();
+            Self::Stalled(idle_limit) => {
+                let seconds = idle_limit.as_secs_f64();
                 let mend = "try again, or raise timeout_seconds if the line is slow";
-                (ErrorKind::Unavailable, format!("{address} has been silent for {seconds} s; {mend}"))
+                (ErrorKind::Unavailable, format!("{address} has not sent or taken any bytes for {seconds} s; {mend}"))
             }
-            Self::Login { passing: true, why } => {
-                (ErrorKind::Unavailable, format!("no token for {address} can be had now: {why}; try again, or {LOGIN}"))
-            }
+            Self::Login { passing: true, why } => (
+                ErrorKind::Unavailable,
+                format!("no token for {address} can be obtained now: {why}; try again, or {LOGIN}"),
+            ),
             Self::Login { passing: false, why } => {
-                (ErrorKind::Denied, format!("no token for {address} can be had: {why}; {LOGIN}"))
+                (ErrorKind::Denied, format!("no token for {address} can be obtained: {why}; {LOGIN}"))
             }
             Self::Unsigned { passing, why } => {
                 let kind = if passing { ErrorKind::Unavailable } else { ErrorKind::Denied };
                 let mend = "name a service account's key in gcs_credentials_path, or give this identity \
                             roles/iam.serviceAccountTokenCreator on itself";
-                (kind, format!("nothing signs for {address}: {why}; {mend}"))
+                (kind, format!("no URL can be signed for {address}: {why}; {mend}"))
             }
             Self::NoBucket => {
                 let mend = format!(
@@ -217,13 +219,13 @@ impl GcsFault {
                 );
                 (ErrorKind::Invalid, format!("{address} does not exist; create it with {mend}"))
             }
-            Self::Unmade(answer) => {
+            Self::NotCreated(answer) => {
                 let mend = format!("have it created with `gcloud storage buckets create gs://{bucket}`");
                 let why = format!("{address} does not exist, and this identity may not create it ({answer}); {mend}");
                 (ErrorKind::Denied, why)
             }
-            Self::Restless => {
-                let mend = "try again when its writers have calmed down";
+            Self::Replaced => {
+                let mend = "try again when it is written less often";
                 (ErrorKind::Unavailable, format!("the object is replaced faster than it can be read; {mend}"))
             }
             Self::Damaged(why) => (ErrorKind::Integrity, why),
@@ -232,13 +234,16 @@ impl GcsFault {
     }
 }
 
-/// Says who gave an answer that Cloud Storage cannot have given, and what to do about it.
+/// Says which server gave an answer that Cloud Storage cannot have given, and what to do.
 fn strange(address: &GcsAddress, outside: Option<&Outside>, what: &str) -> String {
     let server = address.server();
     let (named, mend) = if address.is_emulator() {
         ("STORAGE_EMULATOR_HOST", "give it the address of the emulator's API, or leave it out to ask Google")
     } else {
-        ("Google, since STORAGE_EMULATOR_HOST is unset,", "look at what stands between here and Google")
+        (
+            "Google, since STORAGE_EMULATOR_HOST is unset,",
+            "check the proxies and servers between this machine and Google",
+        )
     };
     match outside {
         Some(outside) => format!(
@@ -249,8 +254,8 @@ fn strange(address: &GcsAddress, outside: Option<&Outside>, what: &str) -> Strin
     }
 }
 
-/// Says what an answer means and what to do about it.
-fn refusal(address: &GcsAddress, answer: &Answer) -> (ErrorKind, String) {
+/// Says what an answer means and what to do.
+fn explain(address: &GcsAddress, answer: &Answer) -> (ErrorKind, String) {
     let bucket = address.bucket();
     let (kind, said) = (answer.kind(), answer);
     let why = match kind {
@@ -261,25 +266,30 @@ fn refusal(address: &GcsAddress, answer: &Answer) -> (ErrorKind, String) {
         ErrorKind::Denied => format!("{address} does not accept these credentials ({said}); {LOGIN}"),
         ErrorKind::Precondition => "another writer changed the object meanwhile; stat it and decide again".to_owned(),
         ErrorKind::Throttled => {
-            format!("{address} asks for patience ({said}); try again later, and write one key at most once a second")
+            format!(
+                "{address} limits the rate of requests ({said}); try again later, and write one key at most once a second"
+            )
         }
         ErrorKind::Integrity => {
-            format!("{address} got other bytes than were sent ({said}); nothing was stored; store it again")
+            format!("{address} received other bytes than were sent ({said}); nothing was stored; store it again")
         }
-        ErrorKind::Invalid => format!("{address} does not take the request ({said}); change what it complains of"),
+        ErrorKind::Invalid => {
+            format!("{address} does not accept the request ({said}); change the value that its answer names")
+        }
         ErrorKind::Unavailable => format!("{address} answers {said}; try again later"),
-        _ => format!("{address} answers {said}; look at the bucket in the console"),
+        _ => format!("{address} answers {said}; check the bucket in the console"),
     };
     (kind, why)
 }
 
 impl From<Error> for GcsFault {
     fn from(error: Error) -> Self {
-        Self::Told(error)
+        Self::Other(error)
     }
 }
 
-/// Foreign errors are not kept as sources: their texts hold addresses of upload sessions, which are secrets.
+/// The errors of other libraries are not kept as sources, because their texts contain addresses of upload sessions,
+/// which are secrets.
 impl From<reqwest::Error> for GcsFault {
     fn from(error: reqwest::Error) -> Self {
         Self::Unreachable(root(&error))
@@ -331,25 +341,26 @@ impl From<SigningError> for GcsFault {
     }
 }
 
-/// Tells whether credentials were last looked for at a metadata server whose name means nothing here.
+/// Tells whether the error is a lookup of the metadata server's name that failed.
 ///
-/// It has one inside Google Cloud only. Elsewhere nobody has logged in, which does not pass.
+/// The name exists only inside Google Cloud. Elsewhere the failure means that nobody has logged in, which does not
+/// pass.
 pub(super) fn nobody_is_logged_in(error: &(dyn Cause + 'static)) -> bool {
     chain(error).any(|cause| cause.to_string().contains("metadata.google.internal"))
         && chain(error).any(|cause| cause.to_string() == "dns error")
 }
 
-/// An error and what is behind it.
+/// Iterates over an error and its causes.
 pub(super) fn chain<'a>(error: &'a (dyn Cause + 'static)) -> impl Iterator<Item = &'a (dyn Cause + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
 }
 
-/// The innermost cause: what happened, without the addresses that outer layers put around it.
+/// Returns the text of the innermost cause, without the addresses that outer errors add.
 pub(super) fn root(error: &(dyn Cause + 'static)) -> String {
     chain(error).last().map(|cause| cut(&cause.to_string())).unwrap_or_default()
 }
 
-/// Reads what a server says about a failed request: the message of Google's JSON, or a line of plain text.
+/// Reads the server's text about a failed request: the message of Google's JSON, or a line of plain text.
 fn reason(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -376,11 +387,11 @@ fn reason(body: &[u8]) -> String {
     }
     let text = String::from_utf8_lossy(body);
     let text = text.trim();
-    // A page for humans says nothing in one line, nor does what another service writes in JSON.
+    // A web page has no useful first line, and neither has the JSON of another service.
     if text.starts_with(['<', '{', '[']) { String::new() } else { cut(text.lines().next().unwrap_or_default()) }
 }
 
-/// Reads how much of an upload session has arrived: `bytes=0-41` are 42, no header none.
+/// Reads how many bytes of an upload session have arrived: `bytes=0-41` means 42, and no header means none.
 fn persisted(headers: &HeaderMap) -> u64 {
     let range = headers.get(http::header::RANGE).and_then(|range| range.to_str().ok());
     let last = range.and_then(|range| range.strip_prefix("bytes=0-")?.parse::<u64>().ok());
@@ -397,14 +408,14 @@ mod tests {
         Answer::new(outside, headers, body.as_bytes())
     }
 
-    fn told(status: u16, headers: &HeaderMap, body: &str) -> Error {
+    fn error_of(status: u16, headers: &HeaderMap, body: &str) -> Error {
         let address = GcsAddress::parse("b-1", None).unwrap();
         let answer = GcsFault::Answer(answer(status, headers, body));
-        answer.tell(&address, Operation::Store, Key::parse("k").ok().as_ref())
+        answer.into_error(&address, Operation::Store, Key::parse("k").ok().as_ref())
     }
 
     #[test]
-    fn the_table() {
+    fn each_status_has_its_kind() {
         let json = |message: &str, reason: &str| {
             format!(r#"{{"error":{{"code":0,"message":{message:?},"errors":[{{"reason":{reason:?}}}]}}}}"#)
         };
@@ -430,30 +441,31 @@ mod tests {
             (502, "<html>\n<title>Bad Gateway".to_owned(), ErrorKind::Unavailable),
             (503, "try later".to_owned(), ErrorKind::Unavailable),
             (402, String::new(), ErrorKind::Io),
-            // Nothing of this is Google's.
+            // None of these answers is Google's.
             (302, String::new(), ErrorKind::Unavailable),
             (403, "<html>Forbidden".to_owned(), ErrorKind::Unavailable),
             (405, "<html>Not Allowed".to_owned(), ErrorKind::Unavailable),
             (401, r#"{"detail":"log in"}"#.to_owned(), ErrorKind::Unavailable),
         ] {
-            let error = told(status, &HeaderMap::new(), &body);
+            let error = error_of(status, &HeaderMap::new(), &body);
             assert_eq!(error.kind, kind, "{status} {body}: {error}");
             assert!(error.to_string().starts_with("store \"k\": ") && error.message().contains("; "), "{error}");
             assert!(!error.to_string().contains("html"), "{error}");
         }
-        let denied = told(403, &HeaderMap::new(), &json("no access", "forbidden"));
+        let denied = error_of(403, &HeaderMap::new(), &json("no access", "forbidden"));
         assert!(denied.message().contains("no access") && denied.message().contains("gs://b-1"), "{denied}");
     }
 
     #[test]
-    fn foreign_texts_are_cut_and_tamed() {
+    fn texts_of_servers_are_shortened_and_cleaned() {
         let long = "x\n\u{1b}[31m".repeat(1000);
-        let error = told(503, &HeaderMap::new(), &format!(r#"{{"error":{{"message":{}}}}}"#, serde_json::json!(long)));
+        let error =
+            error_of(503, &HeaderMap::new(), &format!(r#"{{"error":{{"message":{}}}}}"#, serde_json::json!(long)));
         assert!(error.to_string().len() < 2 * LONGEST_TEXT && !error.to_string().contains('\u{1b}'), "{error}");
     }
 
     #[test]
-    fn what_a_session_has_is_read() {
+    fn the_progress_of_a_session_is_read() {
         let persisted = |range: &str| {
             let headers = HeaderMap::from_iter([(http::header::RANGE, range.parse().unwrap())]);
             answer(308, &headers, "").persisted

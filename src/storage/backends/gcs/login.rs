@@ -1,4 +1,4 @@
-//! Who we are to Google: credentials, and the key that signs URLs.
+//! Credentials for Google, and the key that signs URLs.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,38 +20,38 @@ use super::error::{GcsFault, nobody_is_logged_in, root};
 use crate::redact;
 use crate::storage::files::Stamp;
 
-/// How somebody gets a key file.
+/// How a user gets a key file.
 const MEND: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
                     leave it out and log in with `gcloud auth application-default login`";
 
-/// Gives requests their authorization. Cheap to clone.
+/// Authorizes requests. Cheap to clone.
 ///
-/// A key file that was replaced is read before the next request, and credentials or tokens that were refused are had anew,
-/// such as a token that ran out while the machine slept: neither needs a restart.
+/// A key file that was replaced is read before the next request. Credentials or tokens that were refused are obtained
+/// again, such as a token that expired while the machine slept. Neither case needs a restart.
 #[derive(Clone)]
 pub(super) struct Login(Arc<Inner>);
 
 struct Inner {
-    source: UploadSource,
-    patience: Duration,
+    source: CredentialSource,
+    idle_limit: Duration,
     held: Mutex<Held>,
-    /// A token was had once: whoever gives it is known here.
+    /// Whether a token was obtained before, so that the token server's name can be resolved here.
     known: AtomicBool,
 }
 
-/// What was had last.
+/// The credentials that were read last.
 #[derive(Clone)]
 struct Held {
     credentials: Credentials,
     signer: Result<Signer, String>,
-    /// Of the key file when this was read from it.
+    /// The stamp of the key file when the credentials were read.
     stamp: Option<Stamp>,
 }
 
-/// Where credentials come from.
+/// The source of the credentials.
 #[derive(Debug)]
-enum UploadSource {
-    /// Nowhere: an emulator asks for none.
+enum CredentialSource {
+    /// No credentials, for an emulator.
     Anonymous,
     /// Application default credentials.
     Default,
@@ -59,16 +59,16 @@ enum UploadSource {
 }
 
 impl Login {
-    /// Reads the credentials and asks nobody whether they are good; an emulator gets none, a key file signs all the same.
+    /// Reads the credentials without checking them. An emulator gets none, but a key file can still sign.
     ///
     /// # Errors
     ///
-    /// What is wrong with them, and the mend.
-    pub(super) async fn open(file: Option<&Path>, emulator: bool, patience: Duration) -> Result<Self, String> {
+    /// A message that names the fault and the remedy.
+    pub(super) async fn open(file: Option<&Path>, emulator: bool, idle_limit: Duration) -> Result<Self, String> {
         let source = match file {
-            _ if emulator => UploadSource::Anonymous,
-            Some(file) => UploadSource::File(file.to_owned()),
-            None => UploadSource::Default,
+            _ if emulator => CredentialSource::Anonymous,
+            Some(file) => CredentialSource::File(file.to_owned()),
+            None => CredentialSource::Default,
         };
         let stamp = file.and_then(Stamp::of);
         let signer = match file {
@@ -83,7 +83,7 @@ impl Login {
             }),
         };
         let held = Mutex::new(Held { credentials: source.build().await?, signer, stamp });
-        Ok(Self(Arc::new(Inner { source, patience, held, known: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner { source, idle_limit, held, known: AtomicBool::new(false) })))
     }
 
     /// Returns the headers that authorize a request.
@@ -95,28 +95,29 @@ impl Login {
         }
     }
 
-    /// Builds the credentials anew for the next request, after the present ones were refused.
+    /// Obtains new credentials for the next request, after the present ones were refused.
     pub(super) async fn renew(&self) {
-        // What cannot be built now leaves the old ones, whose error says more.
+        // Where no new credentials can be read, the old ones stay, whose error says more.
         if let Ok(fresh) = self.0.source.build().await {
             self.0.held.lock().unwrap_or_else(PoisonError::into_inner).credentials = fresh;
         }
     }
 
-    /// Returns what signs URLs.
+    /// Returns the signer of URLs.
     ///
     /// # Errors
     ///
-    /// Why nothing does, and the mend.
+    /// A message that says why nothing can sign, and the remedy.
     pub(super) async fn signer(&self) -> Result<Signer, String> {
         self.held().await.signer
     }
 
-    /// Returns what was had last, after reading a key file that was replaced since. One that is missing or broken meanwhile
-    /// changes nothing.
+    /// Returns the credentials that were read last, after reading a key file that was replaced since.
+    ///
+    /// A key file that is missing or broken meanwhile changes nothing.
     async fn held(&self) -> Held {
         let held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let UploadSource::File(file) = &self.0.source else { return held };
+        let CredentialSource::File(file) = &self.0.source else { return held };
         let stamp = Stamp::of(file);
         if stamp.is_none() || stamp == held.stamp {
             return held;
@@ -134,9 +135,9 @@ impl Login {
 impl CredentialsProvider for Login {
     async fn headers(&self, extensions: Extensions) -> Result<CacheableResource<HeaderMap>, CredentialsError> {
         let credentials = self.held().await.credentials;
-        let asked = tokio::time::timeout(self.0.patience, credentials.headers(extensions)).await;
+        let asked = tokio::time::timeout(self.0.idle_limit, credentials.headers(extensions)).await;
         let Ok(outcome) = asked else {
-            let seconds = self.0.patience.as_secs_f64();
+            let seconds = self.0.idle_limit.as_secs_f64();
             return Err(CredentialsError::from_msg(true, format!("no answer within {seconds} s")));
         };
         match outcome {
@@ -148,14 +149,14 @@ impl CredentialsProvider for Login {
                 if !error.is_transient() {
                     self.renew().await;
                 }
-                // Who was logged in is so still: the names of this network are not to be had just now.
+                // An identity that was logged in still is. The name cannot be resolved at the moment.
                 let passes = self.0.known.load(Ordering::Relaxed) && nobody_is_logged_in(&error);
                 Err(if passes { CredentialsError::from_msg(true, root(&error)) } else { error })
             }
         }
     }
 
-    /// Only Google's own: asking would be a request to the metadata server before anything else.
+    /// Only Google's own domain is used. A lookup would begin with a request to the metadata server.
     async fn universe_domain(&self) -> Option<String> {
         None
     }
@@ -168,7 +169,7 @@ impl fmt::Debug for Login {
     }
 }
 
-impl UploadSource {
+impl CredentialSource {
     async fn build(&self) -> Result<Credentials, String> {
         match self {
             Self::Anonymous => Ok(anonymous::Builder::new().build()),
@@ -182,7 +183,7 @@ impl UploadSource {
                     Some("external_account") => external_account::Builder::new(json).build(),
                     Some("authorized_user") => user_account::Builder::new(json).build(),
                     Some("impersonated_service_account") => impersonated::Builder::new(json).build(),
-                    _ => return Err(unusable(file, "has no `type` that is known")),
+                    _ => return Err(unusable(file, "has no known `type`")),
                 };
                 built.map_err(|error| unusable(file, flaw(&error)))
             }
@@ -192,7 +193,7 @@ impl UploadSource {
 
 async fn read(file: &Path) -> Result<Value, String> {
     let text = tokio::fs::read(file).await.map_err(|error| unusable(file, &format!("cannot be read: {error}")))?;
-    // What the parser says may quote the file.
+    // The message of the parser may quote the file.
     let json: Value = serde_json::from_slice(&text)
         .map_err(|error| unusable(file, &format!("is no JSON (line {}, column {})", error.line(), error.column())))?;
     for member in ["private_key", "client_secret", "refresh_token"] {
@@ -201,17 +202,17 @@ async fn read(file: &Path) -> Result<Value, String> {
     Ok(json)
 }
 
-/// Returns what signs with the file's key, or why nothing does; fails for a key that is none.
+/// Returns the signer with the key of the file, or the reason why there is none; fails for an invalid key.
 async fn signer_of(file: &Path, json: &Value) -> Result<Result<Signer, String>, String> {
     let json = json.clone();
     match kind(&json) {
         Some("service_account") => {
             let signer = service_account::Builder::new(json).build_signer();
             let signer = signer.map_err(|error| unusable(file, flaw(&error)))?;
-            // The key itself is looked at only when it signs, which asks nobody.
+            // The key is parsed only when it signs, which needs no request.
             match signer.sign("is this a key?").await {
                 Ok(_) => Ok(Ok(signer)),
-                Err(_) => Err(unusable(file, "holds no private key that can be used")),
+                Err(_) => Err(unusable(file, "has no usable private key")),
             }
         }
         Some("impersonated_service_account") => {
@@ -225,16 +226,16 @@ fn kind(json: &Value) -> Option<&str> {
     json.get("type")?.as_str()
 }
 
-/// Says what is wrong with credentials without the library's words, which may quote them.
+/// Describes a fault of credentials without the words of the library, which may quote them.
 fn flaw(error: &BuildError) -> &'static str {
     if error.is_loading() {
         "cannot be read"
     } else if error.is_missing_field() {
         "lack a field"
     } else if error.is_unknown_type() || error.is_not_supported() {
-        "are of a type that is not known"
+        "are of an unknown type"
     } else {
-        "have not the fields they must have"
+        "lack the fields that they must have"
     }
 }
 
@@ -248,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
     fn private_key() -> String {
         let arguments = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
@@ -266,7 +267,7 @@ mod tests {
         std::fs::write(file, json.to_string()).unwrap();
     }
 
-    /// Who a token was made for, by its own words.
+    /// Returns the issuer that a token names.
     fn issuer(headers: &HeaderMap) -> String {
         use base64::Engine as _;
         let token = headers[http::header::AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap();
@@ -276,16 +277,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_file_authorizes_without_asking_anybody_and_may_be_replaced() {
+    async fn a_key_file_authorizes_offline_and_may_be_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (file, key) = (folder.path().join("key.json"), private_key());
         write(&file, &key, "one@p.iam");
-        let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
+        let login = Login::open(Some(&file), false, IDLE_LIMIT).await.unwrap();
         assert_eq!(issuer(&login.authorize().await.unwrap()), "one@p.iam");
         write(&file, &key, "two@p.iam");
         assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
         assert_eq!(login.signer().await.unwrap().client_email().await.unwrap(), "two@p.iam");
-        // What is no key file any more leaves the old one.
+        // A broken key file leaves the old credentials in use.
         std::fs::write(&file, "{").unwrap();
         assert_eq!(issuer(&login.authorize().await.unwrap()), "two@p.iam");
         login.renew().await;
@@ -297,19 +298,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_emulator_is_told_nothing() {
+    async fn an_emulator_gets_no_credentials() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key.json");
         write(&file, &private_key(), "one@p.iam");
-        let login = Login::open(Some(&file), true, PATIENCE).await.unwrap();
+        let login = Login::open(Some(&file), true, IDLE_LIMIT).await.unwrap();
         assert!(login.authorize().await.unwrap().is_empty() && login.signer().await.is_ok());
-        let login = Login::open(None, true, PATIENCE).await.unwrap();
+        let login = Login::open(None, true, IDLE_LIMIT).await.unwrap();
         assert!(login.authorize().await.unwrap().is_empty());
         assert!(login.signer().await.unwrap_err().contains("gcs_credentials_path"));
     }
 
     #[tokio::test]
-    async fn an_external_account_is_taken_and_does_not_sign() {
+    async fn an_external_account_is_accepted_and_cannot_sign() {
         let folder = tempfile::tempdir().unwrap();
         let (file, token) = (folder.path().join("account.json"), folder.path().join("token"));
         std::fs::write(&token, "subject").unwrap();
@@ -321,9 +322,9 @@ mod tests {
             "credential_source": { "file": token },
         });
         std::fs::write(&file, json.to_string()).unwrap();
-        let login = Login::open(Some(&file), false, PATIENCE).await.unwrap();
+        let login = Login::open(Some(&file), false, IDLE_LIMIT).await.unwrap();
         assert!(login.signer().await.unwrap_err().contains("cannot sign"));
-        // Its server is away, which may pass.
+        // The token server of this account cannot be reached, which may pass.
         let fault = login.authorize().await.unwrap_err();
         assert!(matches!(&fault, GcsFault::Login { passing: true, .. }), "{fault:?}");
     }

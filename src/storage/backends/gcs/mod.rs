@@ -1,4 +1,4 @@
-//! Objects in a bucket of Google Cloud Storage.
+//! The backend of Google Cloud Storage: objects in a bucket.
 //!
 //! ```text
 //! names, attributes, writing    the JSON API, by one pool of connections
@@ -6,8 +6,8 @@
 //! signed URLs, credentials      Google's crates
 //! ```
 //!
-//! An object is an ordinary one of the bucket: its name is the key, its content type and encoding are the value's, and
-//! one reserved metadata value holds our attributes. Nothing is tried twice here.
+//! Each object is an ordinary object of the bucket: its name is the key, its content type and encoding are those of the
+//! value, and one reserved metadata value has the exact attributes. No request is retried here.
 
 mod address;
 mod client;
@@ -37,7 +37,7 @@ use self::login::Login;
 use crate::storage::backend::{
     Backend, Condition, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
 };
-use crate::storage::backends::{http::leftovers, metadata_header};
+use crate::storage::backends::{http::cleanup, metadata_header};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::{Spool, SpoolWriter};
@@ -46,34 +46,35 @@ use crate::storage::object::{Attributes, Checksum, Key, Object, ObjectInfo, Payl
 #[cfg(test)]
 use crate::storage::object::Kind;
 
-/// Objects of at least so many bytes are written in sessions that go on where they broke off.
+/// Objects of at least this many bytes are written in upload sessions, which continue where they were interrupted.
 const RESUMABLE_FROM: u64 = 16 * 1024 * 1024;
 
-/// Where a bucket is and how it is used.
+/// The address of a bucket, and how it is used.
 #[derive(Clone, Debug)]
 pub struct GcsOptions {
-    /// The bucket's name.
+    /// The name of the bucket.
     pub bucket: String,
     /// The project for which a missing bucket is created.
     pub project: Option<String>,
-    /// Where a missing bucket is created.
+    /// The location in which a missing bucket is created.
     pub location: String,
-    /// A key file, or the configuration of an external account; application default credentials without.
+    /// A key file, or the configuration of an external account; by default the application default credentials.
     pub credentials: Option<PathBuf>,
-    /// Another server than Google's, which is asked without credentials, e.g. `http://127.0.0.1:4443`.
+    /// A server other than Google's, which gets no credentials, e.g. `http://127.0.0.1:4443`.
     pub endpoint: Option<String>,
-    /// What requests pass through, for errors to name; the client finds it in the environment by itself.
+    /// The proxy that errors name. The client finds it in the environment itself.
     pub proxy: Option<String>,
-    /// Longest wait in which nothing moves.
+    /// The longest wait without any progress.
     pub timeout: Duration,
-    /// Where large values pass through.
+    /// The spool that large values pass through.
     pub spool: Spool,
 }
 
-/// Keeps objects in a bucket.
+/// Stores objects in a bucket of Cloud Storage.
 ///
-/// Attributes that came with a payload do not say when the bucket received it; those of `stat` do. A part of an object is
-/// cut from the whole, which is read through: the bucket has one checksum of all its bytes and none of some.
+/// Attributes that come with a payload do not tell when the bucket received the object; those of `stat` do. A part of
+/// an object is cut from the whole, which is read to its end: the bucket has one checksum of all bytes and none of a
+/// part.
 pub struct Gcs {
     address: GcsAddress,
     client: Client,
@@ -81,19 +82,19 @@ pub struct Gcs {
     login: Login,
     project: Option<String>,
     location: String,
-    patience: Duration,
+    idle_limit: Duration,
     resumable_from: u64,
     spool: Spool,
-    /// The bucket was there once.
+    /// Whether the bucket was found at least once.
     seen: AtomicBool,
 }
 
 impl Gcs {
-    /// Reads the credentials; asks nobody, so a bucket that is away or missing is noticed only when it is used.
+    /// Reads the credentials. No request is made, so a missing or unreachable bucket is noticed when it is first used.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a name that is none, and for credentials that cannot be read.
+    /// [`ErrorKind::Invalid`] for an illegal name, and for credentials that cannot be read.
     pub async fn open(options: GcsOptions) -> Result<Self> {
         let GcsOptions { bucket, project, location, credentials, endpoint, proxy, timeout, spool } = options;
         let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Probe, None, why);
@@ -108,44 +109,44 @@ impl Gcs {
             login,
             project,
             location,
-            patience: timeout,
+            idle_limit: timeout,
             resumable_from: RESUMABLE_FROM,
             spool,
             seen: AtomicBool::new(false),
         })
     }
 
-    /// Writes objects of at least so many bytes in sessions that go on where they broke off; 16 MiB by default.
+    /// Sets the size from which objects are written in upload sessions; 16 MiB by default.
     #[must_use]
     pub fn with_resumable_from(self, bytes: u64) -> Self {
         Self { resumable_from: bytes.max(1), ..self }
     }
 
-    /// Names what another tool said of its object and a bucket of Cloud Storage keeps for this program alone, or not at all.
+    /// Names the properties of another tool's object that a bucket of Cloud Storage cannot store for other tools.
     #[must_use]
     pub fn lost(attributes: &Attributes) -> Vec<String> {
         upload::lost(attributes)
     }
 
-    /// Runs a command's work; where the bucket turns out to be missing, it may be created and the work runs again.
+    /// Runs the work of an operation. Where the bucket is missing, it may be created, and then the work runs again.
     async fn run<T, F>(&self, operation: Operation, key: Option<&Key>, work: impl Fn() -> F + Send + Sync) -> Result<T>
     where
         T: Send,
         F: Future<Output = Result<T, GcsFault>> + Send,
     {
         let outcome = match work().await {
-            Err(GcsFault::NoBucket) if self.may_create(operation) => match self.make().await {
+            Err(GcsFault::NoBucket) if self.may_create(operation) => match self.create_bucket().await {
                 Ok(()) => work().await,
                 Err(fault) => Err(fault),
             },
             outcome => outcome,
         };
-        outcome.map_err(|fault| fault.tell(&self.address, operation, key))
+        outcome.map_err(|fault| fault.into_error(&self.address, operation, key))
     }
 
-    /// Tells whether an operation creates the bucket it misses: a write does, and what looks whether there is one at all.
+    /// Tells whether an operation creates a missing bucket: a write does, and so does the first probe.
     ///
-    /// To everything else a bucket that is gone is a fault: an empty one in its place would say that nothing is there.
+    /// For everything else a missing bucket is an error, because a new empty bucket would say that no objects exist.
     fn may_create(&self, operation: Operation) -> bool {
         match operation {
             Operation::Store => true,
@@ -154,18 +155,18 @@ impl Gcs {
         }
     }
 
-    async fn remove(&self, key: &Key, how: &DeleteOptions) -> Result<Removal, GcsFault> {
+    async fn remove(&self, key: &Key, options: &DeleteOptions) -> Result<Removal, GcsFault> {
         let mut native = None;
-        if let Some(generation) = &how.generation {
-            let Some(found) = self.look(key, None).await? else { return Ok(Removal::default()) };
+        if let Some(generation) = &options.generation {
+            let Some(found) = self.find(key, None).await? else { return Ok(Removal::default()) };
             let present = found.attributes.map_err(|why| Self::damaged(&why))?;
             Condition::Generation(generation.clone()).check(Operation::Delete, key, Some(&present))?;
             native = Some(found.native);
         }
-        if !how.commit_guard.commit() {
+        if !options.commit_guard.commit() {
             return Err(Error::abandoned(Operation::Delete, key).into());
         }
-        Ok(Removal { found: self.erase(key, native).await?, pending: false })
+        Ok(Removal { found: self.remove_object(key, native).await?, pending: false })
     }
 }
 
@@ -195,7 +196,7 @@ impl Backend for Gcs {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         let look = || async {
-            let found = self.look(key, None).await?;
+            let found = self.find(key, None).await?;
             found.map(|found| found.attributes.map_err(|why| Self::damaged(&why))).transpose()
         };
         self.run(Operation::Stat, Some(key), look).await
@@ -209,13 +210,13 @@ impl Backend for Gcs {
         self.run(Operation::List, None, || self.names(page)).await
     }
 
-    /// What the bucket has acknowledged is safe.
+    /// A write that the bucket has acknowledged is durable.
     async fn flush(&self, _: &Key) -> Result<()> {
         Ok(())
     }
 
     async fn probe(&self) -> Result<Probe> {
-        let skew = self.run(Operation::Probe, None, || self.ask()).await?;
+        let skew = self.run(Operation::Probe, None, || self.probe_bucket()).await?;
         self.seen.store(true, Ordering::Relaxed);
         Ok(Probe { skew })
     }

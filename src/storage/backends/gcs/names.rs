@@ -1,4 +1,4 @@
-//! What is asked and changed by name alone: attributes, removal, listing, the bucket itself.
+//! Requests by name: attributes, removal, listing, and the bucket itself.
 
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, RequestBuilder, Response};
@@ -11,7 +11,7 @@ use super::{Entry, Gcs, Key, Listing, Page};
 use crate::storage::backends::http::clock_skew;
 use crate::storage::backends::http::pages::Pages;
 
-/// Most entries the API gives in one answer.
+/// The largest number of entries of one answer.
 const LONGEST_PAGE: usize = 1000;
 
 /// One answer of a listing.
@@ -26,14 +26,14 @@ struct Names {
 
 /// The answer to the creation of a bucket.
 #[derive(Deserialize)]
-struct Made {
+struct CreatedBucket {
     kind: String,
     name: String,
 }
 
 impl Gcs {
-    /// Reads what the bucket says of a key, or of one generation of it; `None` when it has no such object.
-    pub(super) async fn look(&self, key: &Key, native: Option<i64>) -> Result<Option<FoundObject>, GcsFault> {
+    /// Reads the attributes of a key's object, or of one generation of it; `None` when there is no such object.
+    pub(super) async fn find(&self, key: &Key, native: Option<i64>) -> Result<Option<FoundObject>, GcsFault> {
         let request = self.client.request(Method::GET, &self.address.object(key)).await?.query(&[("fields", FIELDS)]);
         let request = native.into_iter().fold(request, |request, native| request.query(&[("generation", native)]));
         match self.client.send(request).await {
@@ -45,25 +45,25 @@ impl Gcs {
                 }
                 Ok(Some(resource.into()))
             }
-            Err(fault) => self.gone(fault).await.map(|()| None),
+            Err(fault) => self.missing_object(fault).await.map(|()| None),
         }
     }
 
-    /// Removes the object, or only this generation of it; tells whether it was there.
-    pub(super) async fn erase(&self, key: &Key, native: Option<i64>) -> Result<bool, GcsFault> {
+    /// Removes the object, or only this generation of it; tells whether the object existed.
+    pub(super) async fn remove_object(&self, key: &Key, native: Option<i64>) -> Result<bool, GcsFault> {
         let request = self.client.request(Method::DELETE, &self.address.object(key)).await?;
         let only = |native: i64| ("ifGenerationMatch", native);
         let request = native.into_iter().fold(request, |request, native| request.query(&[only(native)]));
         let response = match self.client.send(request).await {
             Ok(response) => response,
-            Err(fault) => return self.gone(fault).await.map(|()| false),
+            Err(fault) => return self.missing_object(fault).await.map(|()| false),
         };
         let outside = client::outside(&response);
         if self.client.removed(response).await? {
             return Ok(true);
         }
-        // Anybody can answer that; that nothing is there, or something else by now, only a bucket.
-        match self.look(key, None).await? {
+        // Any server can give that answer. Only a bucket can say that the object is gone or replaced.
+        match self.find(key, None).await? {
             Some(found) if native.is_none_or(|native| native == found.native) => {
                 Err(GcsFault::strange(outside, "confirms the removal of an object that is there"))
             }
@@ -71,25 +71,25 @@ impl Gcs {
         }
     }
 
-    /// Lists keys in byte order, one page of ours from as many of the API's as it takes.
+    /// Lists one page of keys in byte order, from as many pages of the API as necessary.
     pub(super) async fn names(&self, page: &Page) -> Result<Listing, GcsFault> {
         let wanted = page.limit.unwrap_or(usize::MAX);
         let (mut listing, mut token, mut pages) = (Listing::default(), None::<String>, Pages::default());
         loop {
-            // One more tells whether there are more, and one may be the start itself, which the API includes.
-            let rest = wanted.saturating_sub(listing.entries.len()).saturating_add(2);
+            // One entry more shows whether more follow. Another one may be the start itself, which the API includes.
+            let missing = wanted.saturating_sub(listing.entries.len()).saturating_add(2);
             let items = format!("kind,items({}),nextPageToken", FIELDS.replace("metadata", "metadata/filestorage"));
-            let mut query = vec![("fields", items), ("maxResults", rest.min(LONGEST_PAGE).to_string())];
+            let mut query = vec![("fields", items), ("maxResults", missing.min(LONGEST_PAGE).to_string())];
             query.extend((!page.prefix.is_empty()).then(|| ("prefix", page.prefix.clone())));
             query.extend(page.start_after.clone().map(|start| ("startOffset", start)));
             query.extend(token.map(|token| ("pageToken", token)));
             let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
             let answer = self.page(request).await?;
             if answer.items.iter().any(|item| !item.name.starts_with(&*page.prefix)) {
-                return Err(GcsFault::Endless("it lists names that do not begin with the prefix it was asked for"));
+                return Err(GcsFault::Repeating("it lists names that do not begin with the prefix it was asked for"));
             }
             let ends = answer.items.first().map(|item| &*item.name).zip(answer.items.last().map(|item| &*item.name));
-            pages.turn(ends, answer.next_page_token.as_deref()).map_err(GcsFault::Endless)?;
+            pages.advance(ends, answer.next_page_token.as_deref()).map_err(GcsFault::Repeating)?;
             for resource in answer.items {
                 if page.start_after.as_ref().is_some_and(|start| resource.name <= *start) {
                     continue;
@@ -113,8 +113,8 @@ impl Gcs {
         }
     }
 
-    /// Asks for the least that can be asked of the bucket; returns how much its clock is ahead of ours.
-    pub(super) async fn ask(&self) -> Result<Option<SignedDuration>, GcsFault> {
+    /// Sends the smallest request to the bucket; returns how much the bucket's clock is ahead of this machine's.
+    pub(super) async fn probe_bucket(&self) -> Result<Option<SignedDuration>, GcsFault> {
         let query = [("fields", "kind"), ("maxResults", "1")];
         let request = self.client.request(Method::GET, &self.address.objects()).await?.query(&query);
         let begun = Timestamp::now();
@@ -133,7 +133,7 @@ impl Gcs {
         answer.map_err(|fault| if fault.is_missing() { GcsFault::NoBucket } else { fault })
     }
 
-    /// Reads a listing; an empty one says its kind, too.
+    /// Reads a listing. An empty listing has a kind, too.
     async fn names_in(&self, response: Response) -> Result<Names, GcsFault> {
         let outside = client::outside(&response);
         let names: Names = self.client.json(response).await?;
@@ -143,15 +143,15 @@ impl Gcs {
         Ok(names)
     }
 
-    /// Makes the bucket, where it is known for whom; one that somebody else made meanwhile is as good.
-    pub(super) async fn make(&self) -> Result<(), GcsFault> {
+    /// Creates the bucket, where a project is set. A bucket that somebody else created meanwhile is accepted.
+    pub(super) async fn create_bucket(&self) -> Result<(), GcsFault> {
         let Some(project) = &self.project else { return Err(GcsFault::NoBucket) };
         let bucket = serde_json::json!({ "name": self.address.bucket(), "location": self.location });
         let request = self.client.request(Method::POST, &self.address.buckets()).await?;
         match self.client.send(request.query(&[("project", project)]).json(&bucket)).await {
             Ok(response) => {
                 let outside = client::outside(&response);
-                let made: Made = self.client.json(response).await?;
+                let made: CreatedBucket = self.client.json(response).await?;
                 if made.kind != "storage#bucket" || made.name != self.address.bucket() {
                     return Err(GcsFault::strange(outside, "does not confirm that the bucket was created"));
                 }
@@ -160,20 +160,20 @@ impl Gcs {
             }
             Err(GcsFault::Answer(answer)) if answer.is_strange() => Err(GcsFault::Answer(answer)),
             Err(GcsFault::Answer(answer)) if answer.status == 409 => Ok(()),
-            Err(GcsFault::Answer(answer)) if answer.status == 403 => Err(GcsFault::Unmade(answer)),
+            Err(GcsFault::Answer(answer)) if answer.status == 403 => Err(GcsFault::NotCreated(answer)),
             Err(fault) => Err(fault),
         }
     }
 
-    /// Succeeds when a failed request says for certain that the object is missing, and not its bucket.
-    pub(super) async fn gone(&self, fault: GcsFault) -> Result<(), GcsFault> {
+    /// Succeeds when a failed request certainly says that the object is missing, and not its bucket.
+    pub(super) async fn missing_object(&self, fault: GcsFault) -> Result<(), GcsFault> {
         let GcsFault::Answer(answer) = &fault else { return Err(fault) };
         match answer.missing() {
             _ if !fault.is_missing() => Err(fault),
             Some(Missing::Object) => Ok(()),
             Some(Missing::Bucket) => Err(GcsFault::NoBucket),
-            // An answer that does not say which, as emulators give them.
-            None => self.ask().await.map(|_| ()),
+            // The answer does not say which is missing, as answers of emulators.
+            None => self.probe_bucket().await.map(|_| ()),
         }
     }
 }

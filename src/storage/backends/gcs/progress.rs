@@ -1,4 +1,4 @@
-//! How long nothing has moved.
+//! Progress of transfers, and the limit of a wait without any.
 
 use std::future::Future;
 use std::pin::pin;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::GcsFault;
 
-/// When something last moved; cheap to clone and shared by who moves and who waits.
+/// The time of the last progress; cheap to clone, shared by the transfer and its waiter.
 #[derive(Clone, Debug)]
 pub(super) struct UploadProgress(Arc<Mutex<Instant>>);
 
@@ -18,7 +18,7 @@ impl UploadProgress {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 
-    /// Says that something moved just now.
+    /// Notes progress at the present time.
     pub(super) fn note(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -27,24 +27,24 @@ impl UploadProgress {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for work that says when it moves, but never so long without that it moved.
-    pub(super) async fn watch<T>(&self, patience: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
+    /// Waits for work that notes its progress; fails after `idle_limit` without progress.
+    pub(super) async fn watch<T>(&self, idle_limit: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
         self.note();
         let mut work = pin!(work);
         loop {
             let seen = self.last();
-            match timeout_at(seen + patience, &mut work).await {
+            match timeout_at(seen + idle_limit, &mut work).await {
                 Ok(done) => return Ok(done),
                 Err(_) if self.last() > seen => {}
-                Err(_) => return Err(GcsFault::Stalled(patience)),
+                Err(_) => return Err(GcsFault::Stalled(idle_limit)),
             }
         }
     }
 }
 
-/// Waits for a single move.
-pub(super) async fn within<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
-    timeout(patience, work).await.map_err(|_| GcsFault::Stalled(patience))
+/// Waits for one step at most `idle_limit`.
+pub(super) async fn within<T>(idle_limit: Duration, work: impl Future<Output = T>) -> Result<T, GcsFault> {
+    timeout(idle_limit, work).await.map_err(|_| GcsFault::Stalled(idle_limit))
 }
 
 #[cfg(test)]
@@ -52,25 +52,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_moves_may_last_and_work_that_stands_still_may_not() {
-        let (patience, progress) = (Duration::from_millis(20), UploadProgress::new());
+    async fn work_with_progress_may_last_and_stalled_work_fails() {
+        let (idle_limit, progress) = (Duration::from_millis(20), UploadProgress::new());
         let moving = async {
             let begun = Instant::now();
-            while begun.elapsed() < 5 * patience {
+            while begun.elapsed() < 5 * idle_limit {
                 progress.note();
                 tokio::task::yield_now().await;
             }
             "done"
         };
-        assert_eq!(progress.watch(patience, moving).await.unwrap(), "done");
+        assert_eq!(progress.watch(idle_limit, moving).await.unwrap(), "done");
         let stopping = async {
             tokio::task::yield_now().await;
             progress.note();
             std::future::pending::<()>().await;
         };
         assert!(
-            matches!(progress.watch(patience, stopping).await, Err(GcsFault::Stalled(waited)) if waited == patience)
+            matches!(progress.watch(idle_limit, stopping).await, Err(GcsFault::Stalled(waited)) if waited == idle_limit)
         );
-        assert!(matches!(within(patience, std::future::pending::<()>()).await, Err(GcsFault::Stalled(_))));
+        assert!(matches!(within(idle_limit, std::future::pending::<()>()).await, Err(GcsFault::Stalled(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! An object as the JSON API describes it.
+//! The JSON API's description of an object.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use serde::{Deserialize, Deserializer};
 use super::{Attributes, Checksum, Key};
 use crate::storage::backends::metadata_header::{self, HEADER, RemoteObject};
 
-/// Which members of an object's description are asked for.
+/// The fields of a description that are requested.
 pub(super) const FIELDS: &str = "kind,name,bucket,size,crc32c,generation,timeCreated,updated,contentType,contentEncoding,\
                                  cacheControl,contentDisposition,contentLanguage,metadata";
 
-/// What the API says of an object.
+/// The description of an object.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Resource {
@@ -22,7 +22,7 @@ pub(super) struct Resource {
     bucket: String,
     #[serde(deserialize_with = "number")]
     size: u64,
-    /// Missing only for objects under a key of the customer's own.
+    /// Missing only for objects that are encrypted with a key of the customer.
     #[serde(default, deserialize_with = "checksum")]
     crc32c: Option<Checksum>,
     #[serde(deserialize_with = "number")]
@@ -39,13 +39,13 @@ pub(super) struct Resource {
 }
 
 impl Resource {
-    /// Tells whether it describes this object of this bucket.
+    /// Tells whether the description is of this object of this bucket.
     pub(super) fn is_of(&self, bucket: &str, key: &Key) -> bool {
         self.kind == OBJECT && self.bucket == bucket && self.name == key.as_str()
     }
 }
 
-/// What the API says of an object it has just taken.
+/// The description of an object that was just written.
 #[derive(Debug, Deserialize)]
 pub(super) struct Stored {
     kind: String,
@@ -60,10 +60,10 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Which members are asked for: all that proves a write.
+    /// The fields that are requested: those that prove a write.
     pub(super) const FIELDS: &str = "kind,name,bucket,generation,size,crc32c";
 
-    /// Tells whether it confirms a write of this object of this bucket.
+    /// Tells whether the description confirms a write of this object of this bucket.
     pub(super) fn is_of(&self, bucket: &str, key: &Key) -> bool {
         self.kind == OBJECT
             && self.bucket == bucket
@@ -76,28 +76,28 @@ impl Stored {
 /// The kind of an object's description.
 const OBJECT: &str = "storage#object";
 
-/// An object that is there.
+/// An object that was found.
 #[derive(Debug)]
 pub(super) struct FoundObject {
     /// The bucket's own generation.
     pub(super) native: i64,
-    /// Our token, readable even where the rest does not fit together.
+    /// The generation token of this program, which can be read even where the rest is inconsistent.
     pub(super) token: Option<String>,
-    /// Its attributes, or what is wrong with them.
+    /// The attributes, or the reason why they cannot be read.
     pub(super) attributes: Result<Attributes, String>,
 }
 
 impl From<Resource> for FoundObject {
     fn from(resource: Resource) -> Self {
         let native = resource.generation;
-        let token = resource.metadata.get(HEADER).and_then(|label| token(label));
+        let token = resource.metadata.get(HEADER).and_then(|header| token(header));
         let headers = [
             ("cache-control", resource.cache_control),
             ("content-disposition", resource.content_disposition),
             ("content-language", resource.content_language),
         ];
         let headers = headers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        let ticket = RemoteObject {
+        let remote = RemoteObject {
             headers: headers.filter(|(_, value)| !value.is_empty()).collect(),
             content_type: resource.content_type,
             content_encoding: resource.content_encoding,
@@ -107,23 +107,23 @@ impl From<Resource> for FoundObject {
             received_at: resource.updated.map_or(resource.time_created, |updated| updated.max(resource.time_created)),
             metadata: resource.metadata,
         };
-        let attributes = match ticket.stored_checksum {
-            Some(checksum) => metadata_header::read(ticket, || checksum),
+        let attributes = match remote.stored_checksum {
+            Some(checksum) => metadata_header::read(remote, || checksum),
             None => {
-                Err("the bucket tells no checksum of the object, as for objects under a customer's own key".to_owned())
+                Err("the bucket has no checksum of the object, as for objects under a customer's own key".to_owned())
             }
         };
         Self { native, token, attributes }
     }
 }
 
-/// Reads the token out of a label.
-fn token(label: &str) -> Option<String> {
+/// Reads the generation token from a metadata header.
+fn token(header: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Token {
         generation: String,
     }
-    serde_json::from_str(label).ok().map(|Token { generation }| generation)
+    serde_json::from_str(header).ok().map(|Token { generation }| generation)
 }
 
 /// Reads a number that is written as a string.
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_where_the_rest_does_not_fit() {
+    fn a_token_is_read_from_inconsistent_attributes() {
         let json = r#"{"kind":"storage#object","bucket":"b","name":"a","size":"5","crc32c":"mnG7TA==","generation":"1","timeCreated":"2026-11-24T12:20:20Z",
             "metadata":{"filestorage":"{\"format\":1,\"generation\":\"mine\"}"}}"#;
         let found = FoundObject::from(serde_json::from_str::<Resource>(json).unwrap());

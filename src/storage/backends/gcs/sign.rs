@@ -1,4 +1,4 @@
-//! URLs by which anybody can read or write one object for a time.
+//! Signed URLs, with which anybody can read or write one object for a time.
 
 use std::time::Duration;
 
@@ -8,15 +8,16 @@ use super::error::GcsFault;
 use super::progress::within;
 use super::{Error, ErrorKind, Gcs, Grant, Key, Method, Operation};
 
-/// Longest life of a signed URL.
+/// Longest lifetime of a signed URL.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl Gcs {
-    /// Signs by Google's version 4: with the key file's own key where there is one, else by Google's service for it.
+    /// Signs a URL by Google's version 4, with the key of the key file, or by Google's signing service where there is
+    /// none.
     pub(super) async fn signed(&self, key: &Key, grant: &Grant) -> Result<String, GcsFault> {
-        let invalid = |why: &str| GcsFault::Told(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
+        let invalid = |why: &str| GcsFault::Other(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
         if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST {
-            return Err(invalid("a signed URL lives for 1 second to 7 days; give expires_in as 1 to 604800"));
+            return Err(invalid("a signed URL is valid for 1 second to 7 days; give expires_in as 1 to 604800"));
         }
         let signer = self.login.signer().await.map_err(|why| invalid(&why))?;
         let method = match grant.method {
@@ -27,6 +28,6 @@ impl Gcs {
             .with_method(method)
             .with_expiration(grant.lifetime)
             .with_endpoint(self.address.server());
-        Ok(within(self.patience, url.sign_with(&signer)).await??)
+        Ok(within(self.idle_limit, url.sign_with(&signer)).await??)
     }
 }

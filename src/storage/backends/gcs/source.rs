@@ -1,4 +1,4 @@
-//! A payload on its way into a bucket.
+//! The payload of an upload.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,10 @@ use super::error::GcsFault;
 use super::progress::UploadProgress;
 use super::{Checksum, CommitGuard, Error, Key, Object, Operation, Payload};
 
-/// Streams a payload once or, from where an upload broke off, again. Cheap to clone.
+/// Streams a payload, and again from the offset at which an upload was interrupted. Cheap to clone.
 ///
-/// Before the last bytes leave, a file's checksum is compared and the commit_guard is asked: without them nothing becomes
-/// visible, so this is the commit point.
+/// Before the last bytes are sent, the checksum of a file is compared and the commit guard is asked. Without the last
+/// bytes nothing becomes visible, so this is the commit point.
 #[derive(Clone, Debug)]
 pub(super) struct UploadSource {
     key: Key,
@@ -26,10 +26,10 @@ pub(super) struct UploadSource {
 
 #[derive(Debug)]
 struct State {
-    /// So many bytes from the beginning are in the checksum.
+    /// The number of bytes from the beginning that are in the checksum.
     hashed: u64,
     checksum: Checksum,
-    /// Why the stream broke off on our side.
+    /// The reason why this side stopped the stream.
     fault: Option<GcsFault>,
 }
 
@@ -50,17 +50,17 @@ impl UploadSource {
         self.payload.len()
     }
 
-    /// Says when bytes were last taken.
+    /// Returns the progress of the stream.
     pub(super) const fn progress(&self) -> &UploadProgress {
         &self.progress
     }
 
-    /// Returns why the stream broke off on our side, if it did: what the other side says then is only a consequence.
+    /// Returns the reason why this side stopped the stream, if it did. The server's answer is only a consequence then.
     pub(super) fn fault(&self) -> Option<GcsFault> {
         self.state().fault.take()
     }
 
-    /// Streams the bytes from an offset on; it is at most what an earlier stream has given.
+    /// Streams the bytes from an offset on, which is at most the number of bytes that an earlier stream has sent.
     pub(super) fn stream(&self, from: u64) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
         let begin = (self.clone(), from, false);
         stream::try_unfold(begin, |(source, at, sealed)| async move {
@@ -76,16 +76,16 @@ impl UploadSource {
                 }
                 Err(fault) => {
                     source.state().fault = Some(fault);
-                    Err(io::Error::other("the upload was given up"))
+                    Err(io::Error::other("the upload was stopped on this side"))
                 }
             }
         })
     }
 
-    /// Reads the next bytes; none at all of an empty payload.
+    /// Reads the next bytes; no bytes for an empty payload.
     async fn step(&self, at: u64) -> Result<Bytes, GcsFault> {
         let chunk = self.payload.read(at, Payload::CHUNK).await.map_err(GcsFault::Disk)?;
-        // What is in memory cannot have changed since its checksum was computed.
+        // Bytes in memory cannot have changed since their checksum was computed.
         if self.payload.as_memory().is_none() {
             self.hash(at, &chunk);
         }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_bytes_come_and_commit() {
+    async fn all_bytes_are_streamed_and_commit() {
         for size in [0, 1, Payload::CHUNK, Payload::CHUNK + 1, 3 * Payload::CHUNK] {
             let bytes = bytes(size);
             for payload in [file(&bytes), Payload::Memory(bytes.clone().into())] {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_upload_goes_on_where_it_broke_off() {
+    async fn an_upload_continues_where_it_was_interrupted() {
         let bytes = bytes(3 * Payload::CHUNK + 5);
         let source = source(file(&bytes), &bytes, &CommitGuard::default());
         let mut first = Box::pin(source.stream(0));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_changed_or_a_write_that_was_abandoned_does_not_end() {
+    async fn changed_files_and_abandoned_writes_stop_the_stream() {
         let bytes = bytes(Payload::CHUNK + 5);
         let mut changed = bytes.clone();
         changed[3] ^= 1;
@@ -214,7 +214,7 @@ mod tests {
             let broken = source(payload, &bytes, &commit_guard);
             read(&broken, 0).await.unwrap_err();
             assert!(
-                matches!(broken.fault(), Some(GcsFault::Told(error)) if error.kind == super::super::ErrorKind::Abandoned)
+                matches!(broken.fault(), Some(GcsFault::Other(error)) if error.kind == super::super::ErrorKind::Abandoned)
             );
         }
         let Payload::File(_) = file(&[]) else { panic!("it is a file") };

@@ -1,7 +1,7 @@
-//! How bytes get into a bucket: in one request, or in a session that goes on where it broke off.
+//! Uploads: bytes are written to a bucket in one request, or in a session that continues where it was interrupted.
 //!
-//! Not by Google's crate: it gives the media part no content type and the parts of a session a wrong one, of which an
-//! emulator believes it, and it drops the port from the address an emulator's sessions are reached at.
+//! Google's crate is not used for uploads. It sends the media part without a content type and the parts of a session
+//! with a wrong one, which an emulator stores. It also drops the port from the address of an emulator's sessions.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use super::error::GcsFault;
 use super::resource::Stored;
 use super::source::UploadSource;
 use super::{
-    Attributes, CommitGuard, Condition, Error, ErrorKind, Gcs, Key, Object, Operation, leftovers, metadata_header,
+    Attributes, CommitGuard, Condition, Error, ErrorKind, Gcs, Key, Object, Operation, cleanup, metadata_header,
 };
 use crate::storage::backends::metadata_header::NameCase;
 
-/// Most bytes of names and values of custom metadata that the bucket keeps.
+/// The largest number of bytes of names and values of custom metadata in a bucket.
 const LONGEST_METADATA: usize = 8192;
 
-/// An object's attributes as the API takes them.
+/// The attributes of an object in the form of the API.
 #[derive(serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Insert<'a> {
@@ -37,17 +37,17 @@ struct Insert<'a> {
     content_disposition: Option<&'a String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_language: Option<&'a String>,
-    /// The bucket refuses other bytes.
+    /// The bucket refuses bytes with another checksum.
     crc32c: String,
     metadata: BTreeMap<String, String>,
 }
 
-/// Returns the custom metadata of an object, or why the bucket cannot keep it.
+/// Returns the custom metadata of an object, or the reason why the bucket cannot store it.
 pub(super) fn metadata(attributes: &Attributes) -> Result<BTreeMap<String, String>, String> {
     metadata_header::write(attributes, LONGEST_METADATA, NameCase::Exact)
 }
 
-/// Names what another tool said of its object and the bucket has no place for.
+/// Names the properties of another tool's object that the bucket cannot store.
 pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
     let headers = attributes.foreign.headers.keys();
     let kept = ["cache-control", "content-disposition", "content-language"];
@@ -56,9 +56,10 @@ pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
 }
 
 impl Gcs {
-    /// Writes the object; a condition is checked against our token and enforced with the bucket's generation.
+    /// Writes the object. A condition is checked against the generation token and enforced with the bucket's own
+    /// generation.
     ///
-    /// Without a condition it is one upload and nothing else.
+    /// Without a condition the write is one upload and no other request.
     pub(super) async fn write(
         &self,
         key: &Key,
@@ -73,7 +74,8 @@ impl Gcs {
                 self.upload(key, object, Some(native), commit_guard).await
             }
             Condition::Absent => match self.upload(key, object, Some(0), commit_guard).await {
-                // Something is there. What has expired counts as absent, and so does what this write itself spoilt.
+                // The key has an object. An expired object counts as absent, and so does one that this write itself
+                // damaged.
                 Err(fault) if fault.status() == Some(412) => {
                     let native = self.replaceable(key, object, condition).await?;
                     self.upload(key, object, Some(native), commit_guard).await
@@ -83,15 +85,16 @@ impl Gcs {
         }
     }
 
-    /// Returns the bucket's generation that the condition lets this write replace; 0 for none.
+    /// Returns the bucket's generation that the condition permits this write to replace; 0 for no object.
     async fn replaceable(&self, key: &Key, object: &Object, condition: &Condition) -> Result<i64, GcsFault> {
-        let Some(found) = self.look(key, None).await? else {
+        let Some(found) = self.find(key, None).await? else {
             condition.check(Operation::Store, key, None)?;
             return Ok(0);
         };
         match found.attributes {
             Ok(present) => condition.check(Operation::Store, key, Some(&present))?,
-            // An earlier try of this very write arrived damaged, so its condition held then; nobody else has written.
+            // An earlier attempt of this same write arrived damaged. Its condition held then, and nobody else has
+            // written since.
             Err(_) if found.token.as_ref() == Some(&object.attributes.generation) => {}
             Err(why) => return Err(Self::damaged(&why)),
         }
@@ -147,10 +150,10 @@ impl Gcs {
             .header(CONTENT_TYPE, format!("multipart/related; boundary={boundary}"))
             .header(CONTENT_LENGTH, length)
             .body(Body::wrap_stream(body));
-        self.send_from_source(request, source).await.map_err(Self::nowhere)
+        self.send_from_source(request, source).await.map_err(Self::bucket_missing)
     }
 
-    /// Sends attributes, then bytes, going on where they broke off for as long as that gets further.
+    /// Sends attributes, then bytes, and continues after interruptions as long as each attempt gets further.
     async fn in_session(
         &self,
         key: &Key,
@@ -168,7 +171,7 @@ impl Gcs {
                     open.client = None;
                     return Ok(stored);
                 }
-                Err(fault) if fault.may_go_on() => fault,
+                Err(fault) if fault.can_continue() => fault,
                 Err(fault) => return Err(fault),
             };
             match self.reached(&session, source.len()).await {
@@ -182,7 +185,7 @@ impl Gcs {
         }
     }
 
-    /// Begins a session; its URL lets anybody write the object and is told to nobody.
+    /// Begins an upload session. With its URL anybody can write the object, so the URL is secret.
     async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, GcsFault> {
         let insert = insert(key, attributes)?;
         let request = self.client.request(Method::POST, &self.address.uploads()).await?;
@@ -192,7 +195,7 @@ impl Gcs {
             .header("x-upload-content-type", &attributes.content_type)
             .header("x-upload-content-length", attributes.stored_size)
             .body(insert);
-        let response = self.client.send(request).await.map_err(Self::nowhere)?;
+        let response = self.client.send(request).await.map_err(Self::bucket_missing)?;
         let outside = client::outside(&response);
         if !matches!(outside.status, StatusCode::OK | StatusCode::CREATED) {
             return Err(GcsFault::strange(outside, "begins no upload session"));
@@ -203,8 +206,8 @@ impl Gcs {
             .ok_or_else(|| GcsFault::strange(outside, "names no upload session"))
     }
 
-    /// A new object is missing nowhere, so what is missing is the bucket.
-    fn nowhere(fault: GcsFault) -> GcsFault {
+    /// Turns a 404 of a write into a missing bucket, because a write needs no object.
+    fn bucket_missing(fault: GcsFault) -> GcsFault {
         if fault.is_missing() { GcsFault::NoBucket } else { fault }
     }
 
@@ -233,7 +236,7 @@ impl Gcs {
         }
     }
 
-    /// Asks how much of a session's bytes has arrived.
+    /// Asks how many bytes of a session have arrived.
     async fn reached(&self, session: &Url, length: u64) -> Result<Reached, GcsFault> {
         let request = self
             .client
@@ -248,9 +251,9 @@ impl Gcs {
     }
 }
 
-/// A session that is cancelled unless it has ended, also when its future is dropped half-way.
+/// A session that is cancelled unless it has ended, also when its future is dropped.
 struct Open {
-    /// None once it has ended.
+    /// `None` when the session has ended.
     client: Option<Client>,
     session: Url,
 }
@@ -259,21 +262,21 @@ impl Drop for Open {
     fn drop(&mut self) {
         let (Some(client), Ok(_)) = (self.client.take(), tokio::runtime::Handle::try_current()) else { return };
         let session = self.session.clone();
-        let cancelling = leftovers::spawn(async move {
+        let cancelling = cleanup::spawn(async move {
             let request = client.plain(Method::DELETE, session.as_str()).header(CONTENT_LENGTH, 0);
             match client.send(request).await {
-                // 499 is the answer that it is cancelled, 404 and 410 that it is gone already.
+                // 499 is the answer to a cancellation, 404 and 410 say that the session is gone already.
                 Ok(_) => {}
                 Err(fault) if matches!(fault.status(), Some(404 | 410 | 499)) => {}
-                Err(_) => tracing::debug!("an upload session was left to expire by itself"),
+                Err(_) => tracing::debug!("an upload session could not be cancelled and expires by itself"),
             }
         });
-        // It goes on by itself.
+        // The cancellation runs in the background.
         drop(cancelling);
     }
 }
 
-/// How much of a session's bytes has arrived.
+/// The bytes of a session that have arrived.
 enum Reached {
     Whole(Stored),
     Part(u64),
@@ -286,7 +289,7 @@ fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, Strin
     query
 }
 
-/// Writes an object's attributes as the API takes them.
+/// Writes the attributes of an object in the form of the API.
 fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
     let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
     let metadata = metadata(attributes).map_err(invalid)?;
@@ -295,7 +298,7 @@ fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
     let insert = Insert {
         content_type: &attributes.content_type,
         content_encoding: compression,
-        // Else a server in between may unpack it, and then neither size nor checksum fit.
+        // Without this directive a server in between may unpack the bytes, and neither size nor checksum would match.
         cache_control: metadata_header::cache_control(attributes, compression.is_some()),
         content_disposition: attributes.foreign.headers.get("content-disposition"),
         content_language: attributes.foreign.headers.get("content-language"),

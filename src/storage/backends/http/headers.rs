@@ -1,14 +1,14 @@
-//! Headers that both clouds send alike: dates, and how long to wait.
+//! Headers of both clouds: dates, and the time to wait.
 
 use std::time::Duration;
 
 use http::{HeaderMap, header};
 use jiff::{SignedDuration, Timestamp};
 
-/// Smaller differences of two clocks count as none: the `Date` header has whole seconds.
+/// A smaller difference of two clocks counts as none, because the `Date` header has whole seconds.
 const LEAST_SKEW: SignedDuration = SignedDuration::from_millis(1_500);
 
-/// Most characters that are shown of a text that a server sent.
+/// The largest number of characters that is shown of a text from a server.
 pub(in crate::storage) const LONGEST_TEXT: usize = 300;
 
 /// Returns a header as text.
@@ -21,7 +21,7 @@ pub(in crate::storage) fn date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::parse(text).ok().map(|zoned| zoned.timestamp())
 }
 
-/// Reads `Retry-After`: seconds, or a date; one in the past asks for no wait.
+/// Reads `Retry-After`: seconds, or a date. A date in the past asks for no wait.
 pub(in crate::storage) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = text(headers, header::RETRY_AFTER.as_str())?.trim();
     if let Ok(seconds) = text.parse() {
@@ -31,7 +31,8 @@ pub(in crate::storage) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::try_from(wait).unwrap_or_default())
 }
 
-/// Tells how much the server's clock is ahead of ours, by the `Date` of an answer to a request that took this time.
+/// Returns how much the server's clock is ahead of this machine's, from the `Date` of an answer and the times of its
+/// request.
 pub(in crate::storage) fn clock_skew(
     headers: &HeaderMap,
     begun: Timestamp,
@@ -40,15 +41,15 @@ pub(in crate::storage) fn clock_skew(
     date(text(headers, header::DATE.as_str())?).map(|theirs| ahead(theirs, begun, ended))
 }
 
-/// Tells how much later a time in whole seconds is than the middle of the time that the request took.
+/// Returns how much later a time in whole seconds is than the middle of a request.
 fn ahead(theirs: Timestamp, begun: Timestamp, ended: Timestamp) -> SignedDuration {
     let ours = begun + ended.duration_since(begun) / 2;
-    // On average half of the second that was told is over.
+    // The server dropped the fraction of the second, half a second on average.
     let ahead = theirs.duration_since(ours) + SignedDuration::from_millis(500);
     if ahead.abs() < LEAST_SKEW { SignedDuration::ZERO } else { ahead }
 }
 
-/// Shortens a text that a server sent, and keeps it in one line.
+/// Shortens a text from a server and puts it on one line.
 pub(in crate::storage) fn cut(text: &str) -> String {
     text.chars().map(|each| if each.is_control() { ' ' } else { each }).take(LONGEST_TEXT).collect()
 }
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn small_differences_of_clocks_are_none() {
+    fn small_clock_differences_count_as_none() {
         let at = |millisecond| Timestamp::from_millisecond(millisecond).unwrap();
         for (theirs, begun, ended, skew) in [
             (10_000, 10_000, 10_000, 0),
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_say_is_cut_and_kept_in_one_line() {
+    fn texts_of_servers_are_shortened_to_one_line() {
         let shown = cut(&"x\n\u{1b}[31m".repeat(1000));
         assert!(shown.chars().count() == LONGEST_TEXT && !shown.contains(char::is_control), "{shown}");
     }

@@ -1,29 +1,29 @@
-//! What is told of an answer that the place itself cannot have given.
+//! The parts of an answer that may be shown, for answers that the bucket itself cannot have given.
 
 use std::fmt;
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
 
-/// Longest content type that is told, in characters.
+/// The largest number of characters that are shown of a content type.
 const LONGEST_TYPE: usize = 80;
 
-/// The outside of an answer: status, content type, and where it sends on to. Nothing of its text, no query, no path.
+/// The outside of an answer: status, content type, and the target of a redirect. It has no text, no query and no path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::storage) struct Outside {
     pub(in crate::storage) status: StatusCode,
     content_type: Option<String>,
-    /// Scheme, host and port; `None` without a `Location` that can be read.
+    /// Scheme, host and port of the target; `None` without a `Location` that can be parsed.
     location: Option<String>,
 }
 
 impl Outside {
-    /// Reads status and headers of what the server at the URL has answered.
+    /// Reads status and headers of an answer of the server at the URL `asked`.
     pub(in crate::storage) fn of(status: StatusCode, headers: &HeaderMap, asked: &str) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let plain = |text: &str| text.chars().filter(|each| !each.is_control()).take(LONGEST_TYPE).collect();
         let location = text(header::LOCATION).and_then(|location| {
-            // Without knowing who was asked, only a whole one says where to.
+            // Without the URL that was asked, only an absolute location has a host.
             let target = Url::parse(asked).map_or_else(|_| Url::parse(location), |asked| asked.join(location)).ok()?;
             let port = target.port().map(|port| format!(":{port}")).unwrap_or_default();
             Some(format!("{}://{}{port}", target.scheme(), target.host_str()?))
@@ -31,25 +31,25 @@ impl Outside {
         Self { status, content_type: text(header::CONTENT_TYPE).map(plain), location }
     }
 
-    /// Where the answer sends on to.
+    /// Returns the server that the answer redirects to.
     pub(in crate::storage) fn location(&self) -> Option<&str> {
         self.location.as_deref()
     }
 
-    /// Says what may stand in the place's stead; several causes where one answer has several.
+    /// Says which server may have answered instead of the bucket. One answer may have several causes.
     pub(in crate::storage) fn suspicion(&self, asked: &str) -> String {
         match &self.location {
             Some(location) if self.status.is_redirection() => {
-                let secure = asked.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+                let secure = asked.strip_prefix("http://").and_then(|remainder| remainder.split('/').next());
                 if secure.is_some_and(|host| *location == format!("https://{}", host.split(':').next().unwrap_or(host)))
                 {
                     "it wants to be asked with https://".to_owned()
                 } else {
-                    format!("a log-in page, a web server or a moved service sends on to {location}")
+                    format!("a log-in page, a web server or a moved service redirects to {location}")
                 }
             }
-            _ if self.is_page() => "a web page: of a log-in, a console, maintenance or a proxy".to_owned(),
-            _ => "another service, or something in between".to_owned(),
+            _ if self.is_page() => "a web page of a log-in, a console, maintenance or a proxy".to_owned(),
+            _ => "another service, or a server in between".to_owned(),
         }
     }
 
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_is_told_without_path_query_and_user() {
+    fn a_location_is_shown_without_path_query_and_user() {
         for (given, told) in [
             ("https://login.example/secret-path?token=secret", "https://login.example"),
             ("/login?token=secret", "http://store.example:9000"),

@@ -1,4 +1,4 @@
-//! Folders below the root: made when missing, synced so that what is in them can be found after a power cut.
+//! Folders below the root: created when missing, and synced so that their files can be found after a power failure.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -7,13 +7,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Most folders remembered; beyond it all are forgotten, which costs a few more syncs.
+/// The largest number of folders that are remembered. Beyond it all are forgotten, which costs a few more syncs.
 const REMEMBERED: usize = 65_536;
 
-/// Remembers which folders have been synced up to the root by this process.
+/// Remembers which folders this process has synced up to the root.
 ///
-/// A folder that another process made a moment ago can be seen but may not yet be on stable storage, so existing is not
-/// enough: the first write into a folder syncs the whole chain. Nothing of this program removes a folder.
+/// A folder that another process has just created can be seen but may not yet be on stable storage. So the first write
+/// into a folder syncs the whole chain, even if the folder exists. This program removes no folders.
 #[derive(Debug)]
 pub(super) struct Folders {
     root: PathBuf,
@@ -25,7 +25,7 @@ impl Folders {
         Self { root, durable: Mutex::default() }
     }
 
-    /// Makes the folder and what is missing above it; [`Folders::sync`] makes that last.
+    /// Creates the folder and the missing folders above it. [`Folders::sync`] makes them durable.
     pub(super) fn create(&self, folder: &Path) -> io::Result<()> {
         {
             let mut durable = self.durable();
@@ -36,7 +36,7 @@ impl Folders {
         create_again(folder)
     }
 
-    /// Syncs the names in a folder, and once the folder's own name and those above it.
+    /// Syncs the names in a folder and, once in the life of the process, the folder's own name and those above it.
     pub(super) fn sync(&self, folder: &Path) -> io::Result<()> {
         sync_folder(folder)?;
         if self.durable().contains(folder) {
@@ -58,9 +58,10 @@ impl Folders {
     }
 }
 
-/// Syncs a folder and all above it on its file system, from below; what is above a mount point is its operator's.
+/// Syncs a folder and all folders above it on its file system, from below. Folders above a mount point are the
+/// operator's.
 ///
-/// Also those that were there: whoever made one may have been killed before it synced it.
+/// Existing folders are synced, too: the process that created one may have been killed before the sync.
 pub(super) fn sync_chain(folder: &Path, sync: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let device = fs::metadata(folder)?.dev();
     sync(folder)?;
@@ -69,7 +70,7 @@ pub(super) fn sync_chain(folder: &Path, sync: impl Fn(&Path) -> io::Result<()>) 
             break;
         }
         match sync(ancestor) {
-            // One that this user cannot read is hardly one that this program made.
+            // A folder that this user cannot read was hardly created by this program.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             result => result?,
         }
@@ -77,7 +78,7 @@ pub(super) fn sync_chain(folder: &Path, sync: impl Fn(&Path) -> io::Result<()>) 
     Ok(())
 }
 
-/// Makes a folder that was not there; that somebody removes what is above it meanwhile is left to the next try.
+/// Creates a missing folder. If a folder above it is removed meanwhile, the next attempt creates it.
 pub(super) fn create_again(folder: &Path) -> io::Result<()> {
     match fs::create_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_that_were_there_are_synced_up_to_the_mount_point() {
+    fn existing_folders_are_synced_up_to_the_mount_point() {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().canonicalize().unwrap().join("storage/objects");
         fs::create_dir_all(&root).unwrap();

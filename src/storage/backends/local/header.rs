@@ -1,16 +1,17 @@
-//! The first line of an object's file.
+//! The header: the first line of an object's file.
 //!
-//! One JSON object, then a newline, then the payload. `format` comes first. `header_checksum` comes last: the CRC32C of
-//! all bytes of the line before the comma that precedes it. `stored_checksum` is the CRC32C of the payload.
+//! A file is one JSON object, a newline and the payload. In the header, `format` comes first. `header_checksum` comes
+//! last: the CRC32C of all bytes of the line before the comma that precedes it. `stored_checksum` is the CRC32C of the
+//! payload.
 
 use std::borrow::Cow;
 
 use crate::storage::object::{Attributes, Checksum, Key};
 
-/// The version written and read.
+/// The version of the format that is written and read.
 const FORMAT: u64 = 1;
 
-/// Longest header line with its newline.
+/// Longest header line in bytes, with its newline.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
 const CHECKSUM_MEMBER: &str = r#","header_checksum":""#;
@@ -48,7 +49,7 @@ pub(super) fn encode(key: &Key, attributes: &Attributes) -> Result<Vec<u8>, Stri
     Ok(line)
 }
 
-/// Reads a line without its newline; an error says what is wrong with it.
+/// Reads a line without its newline. The error says why the line is no valid header of the key.
 pub(super) fn decode(line: &[u8], key: &Key) -> Result<Attributes, String> {
     let text = std::str::from_utf8(line).map_err(|_| "the header is not UTF-8".to_owned())?;
     let sound = text.rfind(CHECKSUM_MEMBER).is_some_and(|position| text[position..] == tail(&line[..position]));

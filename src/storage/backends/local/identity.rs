@@ -1,4 +1,4 @@
-//! What a root says of itself, written once: its id, the same for every process that shares it, and whose it is.
+//! The two files that identify a root: its writer id, the same for every process that shares it, and its owner.
 
 use std::fs;
 use std::io;
@@ -9,24 +9,24 @@ use super::{Local, Root, fault, names};
 use crate::storage::error::{Operation, Result};
 use crate::storage::object::Payload;
 
-/// Name of the lock under which it is made.
+/// Name of the lock under which the id is made.
 const LOCK: &str = "origin";
 
 impl Local {
-    /// Returns the root's id, making it when there is none. Blocks.
+    /// Returns the root's id; makes one when there is none. Blocks.
     pub(in crate::storage) fn identity(&self) -> Result<String> {
         self.0.identity().map_err(|error| fault(Operation::Probe, None, &self.0.root.join(names::WRITER_ID), error))
     }
 
-    /// Returns the root's id if there is one; makes nothing. Blocks.
+    /// Returns the root's id if there is one; makes none. Blocks.
     pub(in crate::storage) fn known_identity(&self) -> Result<Option<String>> {
         self.0
             .read_identity()
             .map_err(|error| fault(Operation::Probe, None, &self.0.root.join(names::WRITER_ID), error))
     }
 
-    /// Writes whose the root is, unless it says so already. Blocks.
-    pub(in crate::storage) fn say_owner(&self, line: &str) -> Result<()> {
+    /// Writes the owner of the root, unless it is written already. Blocks.
+    pub(in crate::storage) fn record_owner(&self, line: &str) -> Result<()> {
         let path = self.0.root.join(names::BUCKET);
         let write = || -> io::Result<()> {
             if path.try_exists()? {
@@ -34,14 +34,14 @@ impl Local {
             }
             let text = format!("{line}\n");
             let (mut temporary, _) = self.0.temporary.write(text.as_bytes(), &Payload::Memory(Vec::new().into()))?;
-            // Two at once write the same.
+            // Two processes that do this at once write the same text.
             temporary.rename(&path)?;
             self.0.folders.sync(&self.0.root)
         };
         write().map_err(|error| fault(Operation::Probe, None, &path, error))
     }
 
-    /// Reads whose the root is, if it says so. Blocks.
+    /// Reads the owner of the root, if it is written. Blocks.
     pub(in crate::storage) fn owner(&self) -> Result<Option<String>> {
         let path = self.0.root.join(names::BUCKET);
         match fs::read(&path) {
@@ -78,7 +78,7 @@ impl Root {
         };
         let id = std::str::from_utf8(&text).ok().and_then(|text| Uuid::parse_str(text.trim()).ok());
         if id.is_none() {
-            tracing::warn!(path = %path.display(), "the overlay's id cannot be read; a new one takes its place");
+            tracing::warn!(path = %path.display(), "the overlay's id cannot be read and is replaced by a new one");
         }
         Ok(id.map(|id| id.simple().to_string()))
     }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_who_open_a_root_at_once_get_the_same_id() {
+    fn concurrent_openers_of_a_root_get_the_same_id() {
         let folder = tempfile::tempdir().unwrap();
         let root = || Local::open(folder.path().join("overlay")).unwrap();
         assert_eq!(root().known_identity().unwrap(), None);

@@ -1,4 +1,4 @@
-//! Listing: a walk that leaves out every folder that cannot hold a wanted key.
+//! Listing: a walk through the folders that omits every folder without requested keys.
 
 use std::collections::BinaryHeap;
 use std::ffi::OsStr;
@@ -10,18 +10,18 @@ use super::{names, path};
 use crate::storage::backend::Page;
 use crate::storage::object::Key;
 
-/// Keys found by a walk.
+/// The keys that a walk found.
 #[derive(Debug, Default)]
 pub(super) struct WalkedKeys {
-    /// In byte order, at most as many as wanted.
+    /// The keys in byte order, at most as many as requested.
     pub(super) keys: Vec<Key>,
-    /// Names in the walked part that are no keys.
+    /// The number of names in the walked folders that are no keys.
     pub(super) foreign: u64,
-    /// Whether there are more keys than wanted.
+    /// Whether more keys follow than were requested.
     pub(super) more: bool,
 }
 
-/// Walks the root for one page. Folders come in another order than keys, so the smallest keys are gathered in a heap.
+/// Walks the root for one page. Folders are not in the order of keys, so the smallest keys are gathered in a heap.
 pub(super) fn walk(root: &Path, page: &Page) -> io::Result<WalkedKeys> {
     let wanted = page.limit.unwrap_or(usize::MAX);
     let mut walk = Walk {
@@ -56,8 +56,8 @@ impl Walk<'_> {
         let (path_length, begin_length) = (path.len(), begin.len());
         for (part, name) in folders {
             begin.extend_from_slice(&part);
-            // Asked only now, when the folders before have filled the heap.
-            if self.may_hold_wanted(begin) {
+            // Checked only now, after the folders before have filled the heap.
+            if self.may_have_requested(begin) {
                 path.push_str(&name);
                 path.push('/');
                 self.visit(path, begin)?;
@@ -68,11 +68,11 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Takes the files of one folder and returns its folders: what each adds to a key, and its name.
+    /// Takes the files of one folder and returns its folders: the bytes that each adds to a key, and its name.
     fn read(&mut self, path: &str, begin: &[u8]) -> io::Result<Vec<(Vec<u8>, String)>> {
         let mut folders = Vec::new();
         let entries = match fs::read_dir(self.root.join(path)) {
-            // Removed by somebody since its name was read.
+            // Somebody removed the folder after its name was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_empty() => return Ok(folders),
             entries => entries?,
         };
@@ -113,8 +113,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Tells whether a key that begins so and goes on can be wanted.
-    fn may_hold_wanted(&self, begin: &[u8]) -> bool {
+    /// Tells whether keys with this beginning can be among the requested ones.
+    fn may_have_requested(&self, begin: &[u8]) -> bool {
         let fits = begin.starts_with(self.prefix) || self.prefix.starts_with(begin);
         let before = self.start_after.is_some_and(|after| begin < after && !after.starts_with(begin));
         let full = self.smallest.len() >= self.capacity;
@@ -123,7 +123,7 @@ impl Walk<'_> {
     }
 }
 
-/// Tells whether a name in the root is that of a folder or file of the program's own.
+/// Tells whether a name in the root is that of a folder or file of this program, not of an object.
 fn is_own(name: &OsStr, is_folder: bool) -> bool {
     if is_folder {
         [names::LOCKS, names::TEMPORARY, names::QUARANTINE].iter().any(|own| name == *own)

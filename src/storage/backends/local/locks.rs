@@ -1,4 +1,4 @@
-//! One lock a shard of keys, held against every writer of the root.
+//! Locks of the root: one for each shard of keys, held against every other writer.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -11,16 +11,18 @@ use crate::storage::object::{Checksum, Key};
 
 const SHARDS: usize = 256;
 
-/// 256 lock files, `00` to `ff`, picked by the CRC32C of the key, which is the same in every process; and named ones.
+/// 256 lock files, `00` to `ff`, chosen by the CRC32C of the key, which is the same in every process, and named lock
+/// files.
 ///
-/// A file lock belongs to the open file, which this process's threads share, so a mutex keeps them apart.
+/// A file lock belongs to the open file, which the threads of this process share, so a mutex for each file excludes
+/// them.
 #[derive(Debug)]
 pub(super) struct Locks {
     folder: PathBuf,
     shards: Vec<Mutex<Option<File>>>,
-    /// Files that are open.
+    /// The number of files that are open.
     open: AtomicUsize,
-    /// Files that stay open between operations at most: of the descriptors there are, a small part.
+    /// The largest number of files that stay open between operations, a small part of the available descriptors.
     kept: usize,
 }
 
@@ -30,7 +32,7 @@ impl Locks {
         Self { folder, shards, open: AtomicUsize::new(0), kept: descriptors::kept_locks() }
     }
 
-    /// Waits for the key's shard. A writer that dies lets go of its lock.
+    /// Waits for the lock of the key's shard. The lock of a process that dies is released.
     pub(super) fn lock(&self, key: &Key) -> io::Result<HeldLock<'_>> {
         let shard = shard(key);
         let mut file = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,8 +45,8 @@ impl Locks {
         locked.map(|()| held)
     }
 
-    /// Closes the files that nobody holds: others need their descriptors.
-    pub(super) fn let_go(&self) {
+    /// Closes the files that nobody holds, because other operations need their descriptors.
+    pub(super) fn close_unused(&self) {
         for shard in &self.shards {
             if let Ok(mut file) = shard.try_lock()
                 && file.take().is_some()
@@ -54,15 +56,15 @@ impl Locks {
         }
     }
 
-    /// Tells whether nobody holds the key's shard right now: taking it would not wait, or hardly.
+    /// Tells whether nobody holds the key's shard now, so that its lock can be had without waiting, or almost.
     pub(super) fn is_free(&self, key: &Key) -> bool {
         let shard = shard(key);
         let Ok(file) = self.shards[shard].try_lock() else { return false };
-        // A shard that was never opened here may be held elsewhere.
+        // A shard whose file is not open here may be held by another process.
         file.as_ref().is_some_and(|file| file.try_lock().is_ok() && file.unlock().is_ok())
     }
 
-    /// Takes the lock of this name if nobody has it, not even this process; it is let go when dropped.
+    /// Takes the lock of this name if nobody has it, not even this process. Dropping the file releases the lock.
     pub(super) fn take(&self, name: &str) -> io::Result<Option<File>> {
         let file = self.file(name)?;
         match file.try_lock() {
@@ -105,7 +107,7 @@ fn shard(key: &Key) -> usize {
     Checksum::of(key.as_str().as_bytes()).0 as usize % SHARDS
 }
 
-/// A held shard, let go when dropped.
+/// A held shard, released when dropped.
 #[derive(Debug)]
 pub(super) struct HeldLock<'a> {
     file: MutexGuard<'a, Option<File>>,
@@ -115,7 +117,7 @@ pub(super) struct HeldLock<'a> {
 impl Drop for HeldLock<'_> {
     fn drop(&mut self) {
         let Some(file) = &*self.file else { return };
-        // Closing the file lets go of its lock as well.
+        // Closing the file releases its lock as well.
         if self.locks.open.load(Ordering::Relaxed) > self.locks.kept || file.unlock().is_err() {
             *self.file = None;
             self.locks.open.fetch_sub(1, Ordering::Relaxed);
@@ -139,12 +141,12 @@ mod tests {
         }
         assert_eq!((open(), locks.open.load(Ordering::Relaxed)), (3, 3));
         let held = locks.lock(&keys[0]).unwrap();
-        locks.let_go();
+        locks.close_unused();
         assert_eq!((locks.open.load(Ordering::Relaxed), locks.is_free(&keys[0])), (1, false));
         let other = Locks::new(folder.path().to_owned());
-        assert!(other.take(&format!("{:02x}", shard(&keys[0]))).unwrap().is_none(), "what is held stays locked");
+        assert!(other.take(&format!("{:02x}", shard(&keys[0]))).unwrap().is_none(), "a held lock stays locked");
         drop(held);
-        locks.let_go();
+        locks.close_unused();
         assert_eq!((open(), locks.open.load(Ordering::Relaxed)), (0, 0));
         assert!(other.take(&format!("{:02x}", shard(&keys[0]))).unwrap().is_some());
     }

@@ -1,4 +1,4 @@
-//! Objects as files below one root folder.
+//! The local store: objects as files below one root folder.
 //!
 //! ```text
 //! <root>/reports/2026/a.txt.obj    one object: a line of JSON, a newline, the payload
@@ -6,13 +6,14 @@
 //! <root>/#locks/00 … ff            locks of the shards of keys
 //! ```
 //!
-//! Several processes may share a root. Folders that became empty stay. A root that is an overlay has more of its own:
+//! Several processes may share a root. Folders that became empty stay. A root that is an overlay has more files of its
+//! own:
 //!
 //! ```text
 //! <root>/#origin                   the overlay's id
 //! <root>/#bucket                   the bucket it belongs to, for people
-//! <root>/#locks/sync               lock of the one pass of synchronization
-//! <root>/#aside/<generation>/…     losers of conflicts, each below a root of its own
+//! <root>/#locks/sync               lock of the sync pass
+//! <root>/#aside/<generation>/…     quarantine, each write below a root of its own
 //! ```
 
 mod folders;
@@ -48,23 +49,24 @@ use crate::storage::backend::{
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::files::{TURNS, shortage};
+use crate::storage::files::{FILE_OPERATIONS, shortage};
 use crate::storage::join::joined;
 use crate::storage::object::{Attributes, Key, Object};
 
-/// Longest root in bytes: with the longest path of a key it stays below the system's 4096.
+/// Longest path of a root in bytes. With the longest path of a key it stays below the system's limit of 4096.
 const MAX_ROOT_BYTES: usize = 900;
 
 /// `f_type` of a tmpfs, from `linux/magic.h`.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
-/// How often a write is tried whose folder or temporary file somebody removes again and again.
+/// How often a write is tried while somebody keeps removing its folder or temporary file.
 const TRIES: usize = 100;
 
-/// Keeps objects as files that can be read without this program. Cheap to clone.
+/// Stores objects as files that can be read without this program. Cheap to clone.
 ///
-/// Everything blocking runs on the runtime's blocking threads, one hop an operation. Only on a file system in memory,
-/// which never waits for a device, small work is done in place: there the hop costs more than the work.
+/// All blocking work runs on the runtime's blocking threads, with one change of threads for each operation. Only on a
+/// file system in memory, which never waits for a device, small work runs on the calling thread: there the change costs
+/// more than the work.
 #[derive(Clone, Debug)]
 pub struct Local(Arc<Root>);
 
@@ -74,28 +76,28 @@ struct Root {
     folders: Folders,
     locks: Locks,
     temporary: TemporaryFolder,
-    /// The file system is a tmpfs.
+    /// Whether the file system is a tmpfs.
     in_memory: bool,
 }
 
-/// What [`Local::survey`] tells of one key.
+/// One object of an overlay, as [`Local::survey`] reports it.
 #[derive(Clone, Debug)]
 pub(in crate::storage) struct PendingEntry {
     pub(in crate::storage) key: Key,
-    /// Nothing where the file is damaged.
+    /// When the object was stored; `None` where the file is damaged.
     pub(in crate::storage) stored_at: Option<Timestamp>,
     pub(in crate::storage) stored_size: u64,
 }
 
-/// Largest value in bytes that is worth doing in place: far below what the thread of the loop would be missed for.
+/// Largest value in bytes that is handled on the calling thread, small enough not to delay other tasks.
 const SMALL: u64 = 64 * 1024;
 
 impl Local {
-    /// Opens the root folder, making it when missing, and sweeps what killed writers left. Blocks.
+    /// Opens the root folder, creates it when missing, and removes temporary files of killed writers. Blocks.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a root whose path is too long; what the file system fails with.
+    /// [`ErrorKind::Invalid`] for a root whose path is too long; the errors of the file system.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let given = root.into();
         let fault = |error| fault(Operation::Probe, None, &given, error);
@@ -109,11 +111,11 @@ impl Local {
         Ok(Self(Arc::new(opened)))
     }
 
-    /// Opens a root folder for reading, or returns `None` when there is none; makes and changes nothing. Blocks.
+    /// Opens a root folder for reading, or returns `None` when there is none. Changes nothing on disk. Blocks.
     ///
     /// # Errors
     ///
-    /// As [`Local::open`], except that a folder which cannot be written is fine.
+    /// As [`Local::open`], except that a read-only folder is no error.
     pub fn open_existing(root: impl Into<PathBuf>) -> Result<Option<Self>> {
         let given = root.into();
         match given.canonicalize() {
@@ -123,22 +125,22 @@ impl Local {
         }
     }
 
-    /// Removes the temporary files of writers that are gone; returns how many.
+    /// Removes the temporary files of writers that are gone, and returns how many.
     ///
-    /// A file in the making is locked by its writer and left alone, whatever process that is.
+    /// A file that is being written is locked by its writer and left alone, whichever process writes it.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub async fn sweep(&self) -> Result<u64> {
-        self.hop(Operation::Probe, false, Root::sweep).await
+        self.run(Operation::Probe, false, Root::sweep).await
     }
 
-    /// Counts what [`Local::sweep`] would remove. Blocks.
+    /// Counts the files that [`Local::sweep`] would remove. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub fn leftovers(&self) -> Result<u64> {
         let counted = self.0.temporary.count_abandoned();
         counted.map_err(|error| fault(Operation::Probe, None, self.0.temporary.folder(), error))
@@ -150,7 +152,8 @@ impl Local {
         &self.0.root
     }
 
-    /// Replaces this very state of the key, expired or not, or nothing at all; else it is [`ErrorKind::Precondition`].
+    /// Replaces exactly this state of the key, expired or not, or no object; otherwise fails with
+    /// [`ErrorKind::Precondition`].
     pub(in crate::storage) async fn replace_state(
         &self,
         key: &Key,
@@ -158,61 +161,63 @@ impl Local {
         present: Option<String>,
         commit_guard: &CommitGuard,
     ) -> Result<Attributes> {
-        let in_place = self.0.is_near(object.payload.len()) && self.0.locks.is_free(key);
+        let inline = self.0.is_inline(object.payload.len()) && self.0.locks.is_free(key);
         let (key, written, commit_guard) = (key.clone(), object.clone(), commit_guard.clone());
         let work = move |root: &Root| root.put(&key, &written, Needs::State(present.as_deref()), &commit_guard);
-        self.hop(Operation::Store, in_place, work).await?;
+        self.run(Operation::Store, inline, work).await?;
         Ok(object.attributes.clone())
     }
 
-    /// Looks at everything there is, in the order of keys.
+    /// Reads the attributes of every object, in the order of keys.
     pub(in crate::storage) async fn survey(&self) -> Result<Vec<PendingEntry>> {
-        self.hop(Operation::List, false, Root::survey).await
+        self.run(Operation::List, false, Root::survey).await
     }
 
-    /// Takes the root's lock of this name if nobody has it, not even this process; it is let go when dropped.
-    pub(in crate::storage) async fn turn(&self, name: &'static str) -> Result<Option<fs::File>> {
+    /// Takes the root's lock of this name if nobody has it, not even this process. Dropping the file releases the lock.
+    pub(in crate::storage) async fn try_lock(&self, name: &'static str) -> Result<Option<fs::File>> {
         let work = move |root: &Root| {
             root.locks.take(name).map_err(|error| fault(Operation::Store, None, &root.root.join(names::LOCKS), error))
         };
-        self.hop(Operation::Store, self.0.in_memory, work).await
+        self.run(Operation::Store, self.0.in_memory, work).await
     }
 
-    async fn hop<T: Send + 'static>(
+    async fn run<T: Send + 'static>(
         &self,
         operation: Operation,
-        in_place: bool,
+        inline: bool,
         work: impl Fn(&Root) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        // Never closed. Waiting for a free turn as well would cost the task's budget, and so the order of work in place.
-        let turn = match TURNS.try_acquire() {
-            Ok(turn) => Some(turn),
-            Err(_) => TURNS.acquire().await.ok(),
+        // The semaphore is never closed. A free permit is taken without awaiting: awaiting would consume the task's
+        // budget and so change the order of inline work.
+        let permit = match FILE_OPERATIONS.try_acquire() {
+            Ok(permit) => Some(permit),
+            Err(_) => FILE_OPERATIONS.acquire().await.ok(),
         };
-        if in_place {
+        if inline {
             match work(&self.0) {
-                // It is waited for elsewhere.
+                // The retries, which wait, run on a thread that may block.
                 Err(error) if shortage::may_pass(&error) => {}
                 result => return result,
             }
         }
         let root = Arc::clone(&self.0);
-        let outlasted = move || {
-            let _turn = turn;
-            shortage::outlast(|| work(&root), || root.locks.let_go())
+        let retried = move || {
+            let _permit = permit;
+            shortage::retry(|| work(&root), || root.locks.close_unused())
         };
-        joined(tokio::task::spawn_blocking(outlasted)).await.unwrap_or_else(|| {
-            let why = "the program is shutting down; try again once it runs";
+        joined(tokio::task::spawn_blocking(retried)).await.unwrap_or_else(|| {
+            let why = "the program is shutting down; try again when it runs";
             Err(Error::new(ErrorKind::Unavailable, operation, None, why))
         })
     }
 }
 
 impl Root {
-    /// Looks at a canonical path.
+    /// Prepares the root at a canonical path. Nothing is created.
     fn at(root: PathBuf) -> Result<Self> {
         if root.as_os_str().len() > MAX_ROOT_BYTES {
-            let why = format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; move it up");
+            let why =
+                format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; use a shorter path");
             return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
         }
         let temporary = TemporaryFolder::new(root.join(names::TEMPORARY));
@@ -225,8 +230,8 @@ impl Root {
         self.root.join(path::encode(key))
     }
 
-    /// Tells whether work on so many bytes is done in place.
-    const fn is_near(&self, bytes: u64) -> bool {
+    /// Tells whether work on a value of this size runs on the calling thread.
+    const fn is_inline(&self, bytes: u64) -> bool {
         self.in_memory && bytes <= SMALL
     }
 
@@ -253,13 +258,13 @@ impl Root {
             for key in &found.keys {
                 match read::attributes(&self.path(key), key) {
                     Ok(Some(attributes)) => entries.push(Entry::of(key, &attributes)),
-                    // Removed since the walk.
+                    // Somebody removed the object after the walk.
                     Ok(None) => {}
                     Err(_) => entries.push(Entry { key: key.clone(), expires_at: None, tombstone: false }),
                 }
             }
             match found.keys.last() {
-                // A page without entries would tell the caller nothing about where to go on.
+                // A page without entries would not tell the caller where to continue.
                 Some(last) if entries.is_empty() && found.more => page.start_after = Some(last.as_str().to_owned()),
                 _ => return Ok(Listing { entries, foreign, more: found.more }),
             }
@@ -269,22 +274,22 @@ impl Root {
     fn survey(&self) -> Result<Vec<PendingEntry>> {
         let found = list::walk(&self.root, &Page::default());
         let found = found.map_err(|error| fault(Operation::List, None, &self.root, error))?;
-        let mut marks = Vec::with_capacity(found.keys.len());
+        let mut entries = Vec::with_capacity(found.keys.len());
         for key in found.keys {
             match read::attributes(&self.path(&key), &key) {
                 Ok(Some(attributes)) => {
                     let Attributes { stored_at, stored_size, .. } = attributes;
-                    marks.push(PendingEntry { key, stored_at: Some(stored_at), stored_size });
+                    entries.push(PendingEntry { key, stored_at: Some(stored_at), stored_size });
                 }
-                // Removed since the walk.
+                // Somebody removed the object after the walk.
                 Ok(None) => {}
-                Err(_) => marks.push(PendingEntry { key, stored_at: None, stored_size: 0 }),
+                Err(_) => entries.push(PendingEntry { key, stored_at: None, stored_size: 0 }),
             }
         }
-        Ok(marks)
+        Ok(entries)
     }
 
-    /// Takes what a read found: nothing, only where the store itself is there.
+    /// Returns the result of a read. "No object" is accepted only where the root itself exists.
     fn found<T>(
         &self,
         operation: Operation,
@@ -299,15 +304,15 @@ impl Root {
         }
     }
 
-    /// The error of a store that was there when it was opened.
+    /// Makes the error of a root that existed when it was opened.
     fn gone(&self, operation: Operation, key: Option<&Key>) -> Error {
         let root = self.root.display();
         let why =
-            format!("the store's folder {root} is gone; is its file system mounted? the next store makes it anew");
+            format!("the store's folder {root} is gone; is its file system mounted? the next store creates it anew");
         Error::new(ErrorKind::Io, operation, key, why)
     }
 
-    /// Turns a failed read into the room's error.
+    /// Turns a failed read into an error of this room.
     fn unread(operation: Operation, key: &Key, path: &Path, cause: ReadFault) -> Error {
         match cause {
             ReadFault::Io(error) => fault(operation, Some(key), path, error),
@@ -324,13 +329,13 @@ impl Root {
     }
 }
 
-/// Turns an error of the operating system into the room's: the one place where its kinds are read.
+/// Turns an error of the system into one of this room. No other function of the local store reads those errors.
 fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error) -> Error {
     let (kind, mend) = mend(operation, path, &error);
     Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
 }
 
-/// Tells the kind of a fault and what a person can do about it.
+/// Returns the kind of a failure and its remedy.
 fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, String) {
     let place = path.display();
     match (error.kind(), Errno::from_io_error(error)) {
@@ -342,8 +347,7 @@ fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, Str
             format!("raise this user's disk quota on the file system of {place}, or free some of it"),
         ),
         (io::ErrorKind::ReadOnlyFilesystem, _) => {
-            let why =
-                "make its file system writable; the kernel itself turns one read-only after a disk error (see dmesg)";
+            let why = "make the file system writable; the kernel makes it read-only after a disk error (see dmesg)";
             (ErrorKind::Denied, format!("{place}: {why}"))
         }
         (_, Some(Errno::PERM)) => {
@@ -359,11 +363,12 @@ fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, Str
             "raise the hard limit of open files (ulimit -Hn, LimitNOFILE=), or lower celery_worker_concurrency"
                 .to_owned(),
         ),
-        (_, Some(Errno::NFILE)) => {
-            (ErrorKind::Io, "raise fs.file-max of this machine, or see who has so many files open".to_owned())
-        }
+        (_, Some(Errno::NFILE)) => (
+            ErrorKind::Io,
+            "raise fs.file-max of this machine, or find the process that has so many files open".to_owned(),
+        ),
         (_, Some(Errno::STALE | Errno::TIMEDOUT)) => {
-            (ErrorKind::Io, format!("see to the file server, and mount the file system of {place} anew"))
+            (ErrorKind::Io, format!("check the file server, and mount the file system of {place} anew"))
         }
         (_, Some(Errno::FBIG)) => (
             ErrorKind::Io,
@@ -382,23 +387,24 @@ impl fmt::Display for Local {
 #[async_trait]
 impl Backend for Local {
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
-        let in_place = self.0.is_near(object.payload.len()) && self.0.locks.is_free(key);
-        let (key, written, how) = (key.clone(), object.clone(), options.clone());
-        let work = move |root: &Root| root.put(&key, &written, Needs::Condition(&how.condition), &how.commit_guard);
-        self.hop(Operation::Store, in_place, work).await?;
+        let inline = self.0.is_inline(object.payload.len()) && self.0.locks.is_free(key);
+        let (key, written, options) = (key.clone(), object.clone(), options.clone());
+        let work =
+            move |root: &Root| root.put(&key, &written, Needs::Condition(&options.condition), &options.commit_guard);
+        self.run(Operation::Store, inline, work).await?;
         Ok(object.attributes.clone())
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         let size = || fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
-        let in_place = self.0.in_memory && self.0.is_near(size());
+        let inline = self.0.in_memory && self.0.is_inline(size());
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
             let found = read::object(&path, &key, options);
             root.found(Operation::Retrieve, &key, &path, found)
         };
-        self.hop(Operation::Retrieve, in_place, work).await
+        self.run(Operation::Retrieve, inline, work).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
@@ -408,18 +414,18 @@ impl Backend for Local {
             let found = read::attributes(&path, &key);
             root.found(Operation::Stat, &key, &path, found)
         };
-        self.hop(Operation::Stat, self.0.in_memory, work).await
+        self.run(Operation::Stat, self.0.in_memory, work).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
-        let in_place = self.0.in_memory && self.0.locks.is_free(key);
+        let inline = self.0.in_memory && self.0.locks.is_free(key);
         let (key, options) = (key.clone(), options.clone());
-        self.hop(Operation::Delete, in_place, move |root| root.delete(&key, &options)).await
+        self.run(Operation::Delete, inline, move |root| root.delete(&key, &options)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
         let page = page.clone();
-        self.hop(Operation::List, false, move |root| root.list(&page)).await
+        self.run(Operation::List, false, move |root| root.list(&page)).await
     }
 
     async fn flush(&self, key: &Key) -> Result<()> {
@@ -429,7 +435,7 @@ impl Backend for Local {
             let synced = root.sync(path.parent().unwrap_or(&root.root));
             synced.map_err(|error| fault(Operation::Store, Some(&key), &path, error))
         };
-        self.hop(Operation::Store, false, work).await
+        self.run(Operation::Store, false, work).await
     }
 
     async fn probe(&self) -> Result<Probe> {
@@ -437,7 +443,7 @@ impl Backend for Local {
             Ok(_) => Ok(Probe::default()),
             Err(error) => Err(fault(Operation::Probe, None, root.temporary.folder(), error)),
         };
-        self.hop(Operation::Probe, false, work).await
+        self.run(Operation::Probe, false, work).await
     }
 
     fn validate(&self, _: &Key, _: &Attributes) -> Result<()> {
@@ -454,7 +460,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_answer_of_the_system_has_its_kind_and_its_mend() {
+    fn each_system_error_has_its_kind_and_remedy() {
         for (errno, kind, words) in [
             (Errno::NOSPC, ErrorKind::NoSpace, "inodes"),
             (Errno::DQUOT, ErrorKind::NoSpace, "quota"),

@@ -1,16 +1,16 @@
-//! Names in the root that are no keys: each begins with `#`, which no encoded key does.
+//! Names in the root that are no keys. Each begins with `#`, as no encoded key does.
 
-/// Folder of files in the making.
+/// Folder of files that are being written.
 pub(super) const TEMPORARY: &str = "#tmp";
 
 /// Folder of the lock files.
 pub(super) const LOCKS: &str = "#locks";
 
-/// Folder of the losers of conflicts.
+/// Folder of the quarantine.
 pub(super) const QUARANTINE: &str = "#aside";
 
-/// File that holds an overlay's id.
+/// File that contains the writer id of an overlay.
 pub(super) const WRITER_ID: &str = "#origin";
 
-/// File that names the bucket an overlay belongs to, for people.
+/// File that names the bucket of an overlay, for people.
 pub(super) const BUCKET: &str = "#bucket";

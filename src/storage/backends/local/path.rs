@@ -1,17 +1,17 @@
-//! Keys as paths below the root, and back.
+//! Paths of keys below the root, and keys of paths.
 //!
-//! The segments of a key are folders, the last one a file ending in `.obj`:
+//! The segments of a key are folders. The last one is a file whose name ends in `.obj`:
 //!
 //! - Every byte of a segment outside `[A-Za-z0-9._-]` is written `%XX`, upper-case.
-//! - A folder's name never ends in `.obj`: its last dot is written `%2E` then. So `a.obj` and `a.obj/b` can both exist,
-//!   and so can `a` and `a/b`.
-//! - An encoded segment of more than 200 characters is cut after 200 (sooner by one or two where that would split an
-//!   escape) until at most 200 are left; each piece but the last is a folder whose name ends in a bare `%`. A last piece
-//!   that is a folder and would be `.` or `..` has its last dot written `%2E`.
+//! - The name of a folder never ends in `.obj`: its last dot is written `%2E` then. So `a.obj` and `a.obj/b` can both
+//!   exist, and so can `a` and `a/b`.
+//! - An encoded segment of more than 200 characters is cut after 200 characters (one or two sooner where an escape
+//!   would be split) until at most 200 are left. Each piece but the last is a folder whose name ends in a bare `%`. A
+//!   last piece that is a folder and would be `.` or `..` has its last dot written `%2E`.
 //!
-//! So every component has at most 204 bytes, no name is special to the file system, no path leaves the root, and `#`,
-//! which is always escaped, is free for the program's own folders. There is exactly one path for a key; what is on disk
-//! under any other name is foreign.
+//! So every component has at most 204 bytes, no name is special to the file system, and no path leaves the root. `#` is
+//! always escaped, so names with `#` are free for this program's own folders. There is exactly one path for a key. A
+//! file under any other name is foreign.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -48,22 +48,22 @@ fn push_segment(path: &mut String, segment: &str, is_file: bool) {
         name.truncate(name.len() - SUFFIX.len());
         name.push_str("%2Eobj");
     }
-    let mut rest = name.as_str();
-    while rest.len() > PIECE {
-        let end = rest[PIECE - 2..PIECE].find('%').map_or(PIECE, |position| PIECE - 2 + position);
-        path.push_str(&rest[..end]);
+    let mut remaining = name.as_str();
+    while remaining.len() > PIECE {
+        let end = remaining[PIECE - 2..PIECE].find('%').map_or(PIECE, |position| PIECE - 2 + position);
+        path.push_str(&remaining[..end]);
         path.push_str("%/");
-        rest = &rest[end..];
+        remaining = &remaining[end..];
     }
-    match (is_file, rest) {
-        (true, rest) => {
-            path.push_str(rest);
+    match (is_file, remaining) {
+        (true, remaining) => {
+            path.push_str(remaining);
             path.push_str(SUFFIX);
         }
         (false, ".") => path.push_str("%2E/"),
         (false, "..") => path.push_str(".%2E/"),
-        (false, rest) => {
-            path.push_str(rest);
+        (false, remaining) => {
+            path.push_str(remaining);
             path.push('/');
         }
     }
@@ -78,14 +78,15 @@ fn push_escape(name: &mut String, byte: u8) {
 
 /// Returns the bytes that one name on disk adds to a key, or `None` when no key has such a name.
 ///
-/// Reads more than [`encode`] writes: whoever has put a whole key together compares its path with where it was found.
+/// Accepts more names than [`encode`] writes. A caller that has decoded a whole key must compare the key's path with
+/// the path of the file.
 pub(super) fn decode_name(name: &OsStr, is_folder: bool) -> Option<Vec<u8>> {
     let name = name.as_bytes();
     if !is_folder {
         return unescape(name.strip_suffix(SUFFIX.as_bytes())?);
     }
     if let Some(piece) = name.strip_suffix(b"%") {
-        // A shorter one would add little or nothing to a key, and so could be nested beyond any path's length.
+        // A shorter piece would add little or nothing to a key, so pieces could be nested beyond any length of a path.
         return if (PIECE - 2..=PIECE).contains(&piece.len()) { unescape(piece) } else { None };
     }
     let mut part = unescape(name)?;
@@ -95,11 +96,11 @@ pub(super) fn decode_name(name: &OsStr, is_folder: bool) -> Option<Vec<u8>> {
 
 fn unescape(name: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.iter();
-    while let Some(&byte) = rest.next() {
+    let mut bytes_left = name.iter();
+    while let Some(&byte) = bytes_left.next() {
         if byte == b'%' {
             let digit = |byte: &u8| char::from(*byte).to_digit(16);
-            let (high, low) = (digit(rest.next()?)?, digit(rest.next()?)?);
+            let (high, low) = (digit(bytes_left.next()?)?, digit(bytes_left.next()?)?);
             bytes.push(u8::try_from(high * 16 + low).ok()?);
         } else {
             bytes.push(byte);
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn examples() {
+    fn keys_have_these_paths() {
         assert_eq!(path("reports/2026/a.txt"), "reports/2026/a.txt.obj");
         assert_eq!(path("a b/ü?"), "a%20b/%C3%BC%3F.obj");
         assert_eq!(path("a.obj"), "a.obj.obj");
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_encode_never_writes_is_foreign() {
+    fn names_that_encode_never_writes_are_foreign() {
         for path in [
             "a",
             "a%2e.obj",

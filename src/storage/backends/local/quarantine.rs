@@ -1,7 +1,7 @@
-//! Objects set aside: moved out of the keys' sight, kept as they were.
+//! The quarantine: pending writes that lost a conflict, moved out of the keys and otherwise unchanged.
 //!
-//! Each lies below a root of its own, `#aside/<generation>`, under the path its key has in every root, so that its
-//! header still names its key and the same code reads it.
+//! Each write has a root of its own, `#aside/<generation>`, and below it the path that its key has in every root. So
+//! its header still names its key, and the same code reads it.
 
 use std::fs;
 use std::io;
@@ -15,25 +15,26 @@ use crate::storage::backend::Page;
 use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key};
 
-/// One object that was set aside.
+/// One object in quarantine.
 #[derive(Debug)]
 pub(in crate::storage) struct Quarantined {
     pub(in crate::storage) key: Key,
     pub(in crate::storage) path: PathBuf,
-    /// Nothing where the file is damaged.
+    /// The attributes; `None` where the file is damaged.
     pub(in crate::storage) attributes: Option<Attributes>,
 }
 
 impl Local {
-    /// Moves this very state of the key aside and returns where to, or nothing when another state is there.
+    /// Moves exactly this state of the key to quarantine and returns its new path, or `None` when the key has another
+    /// state.
     pub(in crate::storage) async fn quarantine(&self, key: &Key, generation: String) -> Result<Option<PathBuf>> {
         let key = key.clone();
-        self.hop(Operation::Store, false, move |root| root.quarantine(&key, &generation)).await
+        self.run(Operation::Store, false, move |root| root.quarantine(&key, &generation)).await
     }
 
-    /// Lists what was set aside.
+    /// Lists the objects in quarantine.
     pub(in crate::storage) async fn quarantined(&self) -> Result<Vec<Quarantined>> {
-        self.hop(Operation::List, false, Root::quarantined).await
+        self.run(Operation::List, false, Root::quarantined).await
     }
 }
 
@@ -81,7 +82,7 @@ impl Root {
             for key in list::walk(&folder, &Page::default()).map_err(|error| failed(&folder, error))?.keys {
                 let path = folder.join(path::encode(&key));
                 let attributes = match read::attributes(&path, &key) {
-                    // Removed since the walk.
+                    // Somebody removed the object after the walk.
                     Ok(None) => continue,
                     Ok(attributes) => attributes,
                     Err(_) => None,
@@ -94,7 +95,7 @@ impl Root {
     }
 }
 
-/// The generation where it can be a name, as ours can; what other tools made becomes one.
+/// Returns the folder name for a generation: the generation itself where it can be a name, else a UUID made from it.
 fn name(generation: &str) -> String {
     let plain = generation.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if plain && (1..=40).contains(&generation.len()) {

@@ -1,4 +1,4 @@
-//! Reading one object's file.
+//! Reads the file of one object.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -17,14 +17,14 @@ use crate::storage::error::Error;
 use crate::storage::files::SpoolWriter;
 use crate::storage::object::{Attributes, Checksum, Key, Object, Payload};
 
-/// Why a file could not be read.
+/// The reason why a file could not be read.
 #[derive(Debug)]
 pub(super) enum ReadFault {
-    /// The operating system said so.
+    /// The system reported an error.
     Io(io::Error),
-    /// What is there is no sound object of this key.
+    /// The file is no intact object of this key.
     Damaged(String),
-    /// The reader wants what it may not have.
+    /// The options of the read are not permitted for this object.
     Refused(Error),
 }
 
@@ -42,45 +42,45 @@ impl From<Error> for ReadFault {
 
 const UNSOUND: &str = "the payload does not match its checksum";
 
-/// First bytes read for attributes alone; covers nearly every header.
+/// The first bytes that are read for attributes alone; enough for nearly every header.
 const HEAD: usize = 4 * 1024;
 
-/// First bytes read for a whole object; covers small ones in one read.
+/// The first bytes that are read for a whole object; enough for small objects in one read.
 const BODY: usize = 64 * 1024;
 
-/// Bytes in memory beside the wanted part of a file that is read through.
+/// The bytes in memory, besides the requested part, while a file is read to its end.
 const CHUNK: usize = 256 * 1024;
 
-/// An opened file whose header was read and whose length fits it.
+/// An open file whose header was read and whose length matches the header.
 struct Opened {
     file: File,
     attributes: Attributes,
-    /// What was read so far, from the beginning.
+    /// The bytes that were read so far, from the beginning of the file.
     begin: Vec<u8>,
     header_length: usize,
     length: usize,
 }
 
-/// Reads attributes; checks header and length of the file.
+/// Reads the attributes; checks header and length of the file.
 pub(super) fn attributes(path: &Path, key: &Key) -> Result<Option<Attributes>, ReadFault> {
     Ok(open(path, key, HEAD)?.map(|opened| opened.attributes))
 }
 
-/// Reads the wanted bytes of an object and checks everything.
-pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<Object>, ReadFault> {
+/// Reads the requested bytes of an object; checks header, length and checksum.
+pub(super) fn object(path: &Path, key: &Key, options: GetOptions) -> Result<Option<Object>, ReadFault> {
     let Some(opened) = open(path, key, BODY)? else {
         return Ok(None);
     };
     let Opened { mut file, attributes, begin: mut bytes, header_length, length } = opened;
-    let part = want.kept_part(key, &attributes)?;
-    if want.spooled && part.end - part.start > SpoolWriter::IN_MEMORY as u64 {
+    let part = options.kept_part(key, &attributes)?;
+    if options.spooled && part.end - part.start > SpoolWriter::IN_MEMORY as u64 {
         let whole = Payload::file(Arc::new(file), header_length as u64, attributes.stored_size);
         if whole.checksum_blocking()? != attributes.stored_checksum {
             return Err(ReadFault::Damaged(UNSOUND.to_owned()));
         }
         return Ok(Some(Object { attributes, payload: whole.slice(part) }));
     }
-    // The part lies within the payload, whose length is that of the file: both fit.
+    // The part lies within the payload, whose length is that of the file, so both numbers fit.
     let part = part.start as usize..part.end as usize;
     let (checksum, payload) = if part.len() == length - header_length || bytes.len() == length {
         fill(&mut file, &mut bytes, length)?;
@@ -96,7 +96,7 @@ pub(super) fn object(path: &Path, key: &Key, want: GetOptions) -> Result<Option<
     Ok(Some(Object { attributes, payload: payload.into() }))
 }
 
-/// Reads a payload of so many bytes, of which the first `chunk` have been read, and keeps a part of it.
+/// Reads a payload of `length` bytes, of which `chunk` has been read already, and keeps a part of it.
 fn read_through(
     file: &mut File,
     mut chunk: Vec<u8>,
@@ -118,7 +118,7 @@ fn read_through(
 }
 
 fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, ReadFault> {
-    // A link is not ours and must not lead out of the root; a pipe must not block.
+    // A link was not made by this program and must not lead out of the root. Opening a pipe must not block.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
     let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -146,7 +146,7 @@ fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, ReadFaul
     let end = end.ok_or_else(|| ReadFault::Damaged("the file has no header line".to_owned()))?;
     let attributes = header::decode(&begin[..end], key).map_err(ReadFault::Damaged)?;
     let header_length = end + 1;
-    // Before the payload is read: a damaged length must not decide how much memory is taken.
+    // Checked before the payload is read, so that a damaged length does not decide how much memory is used.
     if (length - header_length) as u64 != attributes.stored_size {
         let (found, wanted) = (length - header_length, attributes.stored_size);
         return Err(ReadFault::Damaged(format!("the payload has {found} bytes instead of {wanted}")));
@@ -154,7 +154,7 @@ fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, ReadFaul
     Ok(Some(Opened { file, attributes, begin, header_length, length }))
 }
 
-/// Reads until so many bytes are there.
+/// Reads until `bytes` has `length` bytes.
 fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), ReadFault> {
     let have = bytes.len();
     if have >= length {

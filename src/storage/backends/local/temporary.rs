@@ -1,6 +1,6 @@
-//! Temporary files: written and synced whole, then renamed to where they belong.
+//! Temporary files: written and synced completely, then renamed to their final paths.
 //!
-//! All of them lie in one folder on the same file system, so that sweeping is one listing and not a walk.
+//! All of them are in one folder on the same file system, so that the sweep lists one folder and walks no tree.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::storage::object::{Checksum, Payload};
 
-/// Up to this size header and payload are copied together, which is cheaper than a second write.
+/// Up to this many bytes header and payload are copied together, which is cheaper than a second write.
 const ONE_WRITE: usize = 64 * 1024;
 
 /// The folder of temporary files.
@@ -24,7 +24,7 @@ pub(super) struct TemporaryFolder {
     next: AtomicU64,
 }
 
-/// One temporary file; locked while it lives, removed when dropped unless it was renamed.
+/// One temporary file, locked as long as it is used, and removed when dropped unless it was renamed.
 #[derive(Debug)]
 pub(super) struct Temporary {
     path: PathBuf,
@@ -41,7 +41,7 @@ impl TemporaryFolder {
         &self.folder
     }
 
-    /// Writes and syncs a file of the two parts; returns it with the checksum of the payload as it was written.
+    /// Writes and syncs a file of both parts; returns the file and the checksum of the payload as it was written.
     pub(super) fn write(&self, head: &[u8], payload: &Payload) -> io::Result<(Temporary, Checksum)> {
         let mut temporary = self.create()?;
         let checksum = match payload {
@@ -66,12 +66,12 @@ impl TemporaryFolder {
                 checksum
             }
         };
-        // Syncs the size as well: it is needed to read the data back.
+        // This syncs the size as well, which is needed to read the data back.
         temporary.file.sync_data()?;
         Ok((temporary, checksum))
     }
 
-    /// Makes an empty locked file.
+    /// Creates an empty locked file.
     pub(super) fn create(&self) -> io::Result<Temporary> {
         let mut tries = 0;
         loop {
@@ -88,12 +88,12 @@ impl TemporaryFolder {
             match file.try_lock() {
                 Ok(()) => {
                     let temporary = Temporary { path, file, renamed: false };
-                    // A sweeper may have removed it between its making and the lock.
+                    // A sweep may have removed the file before it was locked.
                     if !temporary.is_gone()? {
                         return Ok(temporary);
                     }
                 }
-                // A sweeper was quicker than the lock and is about to remove the file.
+                // A sweep has locked the file first and is about to remove it.
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     fs::remove_file(&path)?;
@@ -103,7 +103,7 @@ impl TemporaryFolder {
         }
     }
 
-    /// Removes the files whose writers are gone; returns how many.
+    /// Removes the files whose writers are gone, and returns how many.
     pub(super) fn sweep(&self) -> io::Result<u64> {
         self.visit_abandoned(|path| fs::remove_file(path))
     }
@@ -113,11 +113,11 @@ impl TemporaryFolder {
         self.visit_abandoned(|_| Ok(()))
     }
 
-    /// Visits the files whose writers are gone, holding the lock of each; returns how many there are.
+    /// Visits the files whose writers are gone, each under its lock, and returns how many there are.
     fn visit_abandoned(&self, visit: impl Fn(&Path) -> io::Result<()>) -> io::Result<u64> {
         let mut visited = 0;
         let entries = match fs::read_dir(&self.folder) {
-            // Somebody removed it; the next write makes it again.
+            // Somebody removed the folder. The next write creates it again.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             entries => entries?,
         };
@@ -138,7 +138,7 @@ impl TemporaryFolder {
             }
             match visit(&entry.path()) {
                 Ok(()) => visited += 1,
-                // Its writer renamed it between the listing and the lock.
+                // The writer renamed the file between the listing and the lock.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -148,7 +148,7 @@ impl TemporaryFolder {
 }
 
 impl Temporary {
-    /// Renames the file to its place, replacing what is there.
+    /// Renames the file to its final path and replaces a file there.
     pub(super) fn rename(&mut self, path: &Path) -> io::Result<()> {
         fs::rename(&self.path, path)?;
         self.renamed = true;
@@ -168,7 +168,7 @@ impl Drop for Temporary {
         }
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.path.display(), %error, "temporary file left behind; the next start sweeps it");
+                tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed; the next start removes it");
             }
             _ => {}
         }

@@ -1,8 +1,8 @@
 //! The commit protocol of writes and deletes.
 //!
-//! A write: temporary file, written and synced → lock of the key's shard → condition → commit_guard → rename → unlock → folder
-//! synced. The lock is held for the three steps in the middle alone, so neither the data nor the folder is synced under
-//! it. A delete is the same without the file.
+//! A write has these steps: temporary file written and synced → lock of the key's shard → condition → commit guard →
+//! rename → unlock → folder synced. The lock is held only for the three steps in the middle, so neither the data nor
+//! the folder is synced under it. A delete has the same steps without the file.
 
 use std::fs;
 use std::io;
@@ -16,12 +16,12 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::shortage;
 use crate::storage::object::{Attributes, Checksum, Key, Object};
 
-/// What must be there for the visible step to be taken.
+/// The state of the key that the commit requires.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Needs<'a> {
-    /// What the condition says.
+    /// A state for which the condition holds.
     Condition(&'a Condition),
-    /// This very state, expired or not, or nothing at all.
+    /// Exactly this state, expired or not, or no object.
     State(Option<&'a str>),
 }
 
@@ -31,7 +31,7 @@ impl Needs<'_> {
             Self::Condition(condition) => condition.check(operation, key, present),
             Self::State(wanted) if wanted == present.map(|present| present.generation.as_str()) => Ok(()),
             Self::State(_) => {
-                let why = "somebody else was quicker; look again and decide again";
+                let why = "somebody else changed the key first; stat it and decide again";
                 Err(Error::new(ErrorKind::Precondition, operation, Some(key), why))
             }
         }
@@ -66,7 +66,7 @@ impl Root {
             tries += 1;
             match committed {
                 Ok(()) => break,
-                // The folder is new, or somebody removed it, or swept the file.
+                // The folder is new, or somebody removed it, or a sweep removed the file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
                     if temporary.is_gone().map_err(failed)? {
                         temporary = checked(write().map_err(failed)?)?;
@@ -79,12 +79,12 @@ impl Root {
         self.sync(folder).map_err(failed)
     }
 
-    pub(super) fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+    pub(super) fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
         let path = self.path(key);
         let failed = |error| fault(Operation::Delete, Some(key), &path, error);
-        let condition = how.generation.clone().map_or(Condition::Always, Condition::Generation);
+        let condition = options.generation.clone().map_or(Condition::Always, Condition::Generation);
         let removed = self.commit(key, Needs::Condition(&condition), Operation::Delete, || {
-            if how.commit_guard.commit() {
+            if options.commit_guard.commit() {
                 Ok(fs::remove_file(&path))
             } else {
                 Err(Error::abandoned(Operation::Delete, key))
@@ -95,12 +95,13 @@ impl Root {
             Err(error) if is_absent(&error) => false,
             Err(error) => return Err(failed(error)),
         };
-        // Also when nothing was there: whoever removed it may not have synced that yet.
+        // The folder is synced also when no object was there, because the removal by another process may not be synced
+        // yet.
         self.sync(path.parent().unwrap_or(&self.root)).map_err(failed)?;
         Ok(Removal { found: removed, pending: false })
     }
 
-    /// Runs the visible step under the key's lock, if the condition holds.
+    /// Runs the visible step under the key's lock, if the required state is there.
     pub(super) fn commit<T>(
         &self,
         key: &Key,
@@ -110,10 +111,10 @@ impl Root {
     ) -> Result<T> {
         let path = self.path(key);
         let held = self.locks.lock(key).map_err(|error| fault(operation, Some(key), &path, error))?;
-        // Unconditional writes and deletes do not look, so that they mend what is damaged.
+        // Unconditional writes and deletes do not read the object, so that they can replace a damaged one.
         if !matches!(needs, Needs::Condition(Condition::Always)) {
             let present = read::attributes(&path, key).map_err(|fault| Self::unread(operation, key, &path, fault))?;
-            // A delete is content with a missing object.
+            // A delete accepts a missing object.
             if present.is_some() || operation != Operation::Delete {
                 needs.check(operation, key, present.as_ref())?;
             }
@@ -123,15 +124,16 @@ impl Root {
         done
     }
 
-    /// Syncs a folder in which something was done that is seen already; one that does not exist has nothing to sync, nor has one
-    /// in memory.
+    /// Syncs a folder after a change that is visible already.
+    ///
+    /// A folder that does not exist, or is in memory, needs no sync.
     pub(super) fn sync(&self, folder: &Path) -> io::Result<()> {
         if self.in_memory {
             return Ok(());
         }
-        match shortage::outlast(|| self.folders.sync(folder), || self.locks.let_go()) {
+        match shortage::retry(|| self.folders.sync(folder), || self.locks.close_unused()) {
             Err(error) if is_absent(&error) => Ok(()),
-            result => result.map_err(shortage::settled),
+            result => result.map_err(shortage::not_retried),
         }
     }
 }

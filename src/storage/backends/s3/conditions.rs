@@ -1,7 +1,7 @@
-//! Which conditions the store enforces, found out by trying.
+//! Finds out by trying which conditions the store enforces.
 //!
-//! A store that does not know `If-Match` writes or removes nevertheless and says that all went well. So each condition
-//! is tried once, on an object of its own that is gone afterwards, with a tag that cannot match.
+//! A store that does not know `If-Match` ignores it: it writes or removes, and reports success. So each condition is
+//! tried once, with a tag that cannot match, on a scratch object that is removed afterwards.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -15,20 +15,20 @@ use super::wire::Call;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::Key;
 
-/// What the store enforces.
+/// The conditions that the store enforces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conditions {
-    /// Conditions of a write in one request.
+    /// Whether conditions of a write in one request are enforced.
     pub(super) writes: bool,
-    /// Conditions of a write in parts. SeaweedFS looks and then acts, so that of writers at once several may win: that
-    /// is none.
+    /// Whether conditions of a write in parts are enforced. SeaweedFS first checks and then acts, so several concurrent
+    /// writers may succeed, which counts as not enforced.
     pub(super) uploads: bool,
-    /// Conditions of a removal.
+    /// Whether conditions of a removal are enforced.
     pub(super) deletes: bool,
 }
 
 impl S3 {
-    /// Returns what the store enforces, asking it the first time.
+    /// Returns the conditions that the store enforces. The first call tries them.
     pub(super) async fn conditions(&self, key: &Key, operation: Operation) -> Result<Conditions> {
         let found = self.0.conditions.get_or_try_init(|| self.try_conditions(key)).await;
         found.copied().map_err(|error| {
@@ -47,18 +47,18 @@ impl S3 {
     async fn try_conditions(&self, near: &Key) -> Result<Conditions> {
         let scratch = scratch(near)?;
         self.put_scratch(&scratch, &Guard::None).await?;
-        let tried = self.try_on(&scratch).await;
-        let tidy = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
-        if let Err(error) = self.removed(&scratch, tidy).await {
-            tracing::warn!(%error, "an object that tried the store's conditions is left behind");
+        let tried = self.try_conditions_on(&scratch).await;
+        let cleanup = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
+        if let Err(error) = self.removed(&scratch, cleanup).await {
+            tracing::warn!(%error, "a scratch object of the trial of conditions could not be removed");
         }
         let found = tried?;
         let Conditions { writes, uploads, deletes } = found;
-        tracing::info!(writes, uploads, deletes, backend = %self, "found out which conditions the store enforces");
+        tracing::info!(writes, uploads, deletes, backend = %self, "tried which conditions the store enforces");
         Ok(found)
     }
 
-    async fn try_on(&self, scratch: &Key) -> Result<Conditions> {
+    async fn try_conditions_on(&self, scratch: &Key) -> Result<Conditions> {
         let other = Guard::Same("0".repeat(32));
         let writes = refused(self.put_scratch(scratch, &Guard::Absent).await)?
             && refused(self.put_scratch(scratch, &other).await)?;
@@ -71,9 +71,9 @@ impl S3 {
     }
 
     async fn removed(&self, scratch: &Key, call: Call<'_>) -> Result<()> {
-        let asked = self.0.wire.asked(call.operation, call.key);
+        let context = self.0.wire.context(call.operation, call.key);
         match self.0.wire.send(call).await? {
-            Some(reply) => self.0.wire.prove_removal(reply, scratch, &asked).await,
+            Some(reply) => self.0.wire.prove_removal(reply, scratch, &context).await,
             None => Ok(()),
         }
     }
@@ -89,18 +89,19 @@ impl S3 {
     }
 }
 
-/// Tells whether the store refused; only that it did something else shows that it does not know the condition.
+/// Tells whether the store refused. Only a success shows that the store does not know the condition.
 fn refused(outcome: Result<()>) -> Result<bool> {
     match outcome {
         Ok(()) => Ok(false),
         Err(error) if error.kind == ErrorKind::Precondition => Ok(true),
-        // Said in so many words, or not for this identity to find out.
+        // The store says that it cannot, or this identity may not find out.
         Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Denied) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// A name in the same folder, since an identity may be allowed some folders only.
+/// Makes the key of the scratch object, in the same folder as another key, since an identity may have rights for some
+/// folders only.
 fn scratch(near: &Key) -> Result<Key> {
     let name = format!("{SCRATCH}{}", Uuid::new_v4().simple());
     let folder = near.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_tried_on_lies_beside_the_key_where_it_can() {
+    fn the_scratch_object_is_in_the_folder_of_the_key() {
         let near = |text: &str| scratch(&Key::parse(text).unwrap()).unwrap();
         assert!(near("a/b/c").as_str().starts_with("a/b/filestorage-tries-"));
         assert!(near("a").as_str().starts_with("filestorage-tries-"));

@@ -1,4 +1,4 @@
-//! What a failed request means: the one place where answers and broken connections become the room's errors.
+//! Errors of requests to S3. No other module turns answers and broken connections into errors of this room.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use crate::storage::backends::http::{cut, retry_after, text as header_text};
 use crate::storage::error::{Error, ErrorKind, Operation};
 use crate::storage::object::Key;
 
-/// Who was asked, and for what.
+/// The context of a request, which its errors name.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct RequestContext<'a> {
     pub(super) address: &'a S3Address,
     pub(super) operation: Operation,
     pub(super) key: Option<&'a Key>,
@@ -25,19 +25,19 @@ pub(super) struct Asked<'a> {
 #[derive(Debug)]
 pub(super) struct S3Refusal {
     outside: Outside,
-    /// S3's name of the cause; empty where the answer has none.
+    /// S3's code of the cause; empty where the answer has none.
     code: String,
     message: String,
     retry_after: Option<Duration>,
-    /// The region the bucket is really in.
+    /// The region that the bucket is really in.
     region: Option<String>,
-    /// The bucket that was looked for, which the URL may have named otherwise than it was meant.
+    /// The bucket that the store looked for. The URL may have named another one than was meant.
     bucket: Option<String>,
-    /// There is a text, and it is none of S3's.
+    /// Whether the body has a text that is not in S3's format.
     foreign: bool,
 }
 
-/// S3's error document.
+/// The error document of S3.
 #[derive(Default, serde::Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Document {
@@ -57,7 +57,7 @@ impl S3Refusal {
         let code = document.code.unwrap_or_default();
         Self {
             outside,
-            // A page for humans, or another service's JSON; a line of plain text may be anybody's.
+            // A web page, or JSON of another service. A line of plain text may be anybody's.
             foreign: code.is_empty() && text.trim_start().starts_with(['<', '{', '[']),
             code,
             message: document.message.unwrap_or_default(),
@@ -67,14 +67,14 @@ impl S3Refusal {
         }
     }
 
-    /// Reads the text of an answer whose status says success; S3 may notice only behind it that it failed.
+    /// Reads the body of an answer with a status of success, behind which S3 may report a failure.
     pub(super) fn within(headers: &HeaderMap, text: &str) -> Option<Self> {
         let outside = Outside::of(StatusCode::INTERNAL_SERVER_ERROR, headers, "");
         let refusal = Self::read(outside, headers, text);
         (!refusal.code.is_empty()).then_some(refusal)
     }
 
-    /// Tells whether a store says that this identity may not list the bucket, as far as it says which.
+    /// Tells whether a store says that this identity may not list the bucket, if it names a bucket.
     pub(super) fn forbids_listing(&self, address: &S3Address) -> bool {
         self.code == "AccessDenied" && self.other_bucket(address).is_none()
     }
@@ -83,26 +83,28 @@ impl S3Refusal {
         self.bucket.as_deref().filter(|name| !address.is_named(name))
     }
 
-    /// Tells whether the answer is that no object is there.
+    /// Tells whether the answer says that the object is missing.
     pub(super) fn is_missing(&self) -> bool {
         self.outside.status == StatusCode::NOT_FOUND && matches!(&*self.code, "NoSuchKey" | "NoSuchVersion")
     }
 
-    /// Decides the kind, and what to do about it.
+    /// Returns the kind of the error and the remedy.
     fn meaning(&self, address: &S3Address) -> (ErrorKind, String) {
         let S3Address { bucket, region, .. } = address;
         let fixed = |kind, mend: &str| (kind, mend.to_owned());
         match &*self.code {
             "NoSuchBucket" => {
                 let mend = match self.other_bucket(address) {
-                    Some(other) => format!("it was asked for the bucket {other:?}; {}", address.without_bucket()),
+                    Some(other) => format!("the request named the bucket {other:?}; {}", address.without_bucket()),
                     None => format!(
                         "correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`"
                     ),
                 };
                 return (ErrorKind::Invalid, mend);
             }
-            "TemporaryRedirect" => return (ErrorKind::Unavailable, self.sent_on("until its name is known everywhere")),
+            "TemporaryRedirect" => {
+                return (ErrorKind::Unavailable, self.redirected("try again when its name is known everywhere"));
+            }
             "PreconditionFailed" | "ConditionalRequestConflict" => {
                 return fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again");
             }
@@ -110,7 +112,7 @@ impl S3Refusal {
                 return fixed(ErrorKind::Denied, "set this machine's clock, which the signature depends on");
             }
             "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" => {
-                return fixed(ErrorKind::Denied, "set AWS_SESSION_TOKEN anew together with both keys");
+                return fixed(ErrorKind::Denied, "set a new AWS_SESSION_TOKEN together with both keys");
             }
             "SignatureDoesNotMatch" | "InvalidAccessKeyId" => {
                 return fixed(
@@ -123,15 +125,17 @@ impl S3Refusal {
             | "ThrottlingException"
             | "RequestLimitExceeded"
             | "TooManyRequests"
-            | "OperationAborted" => return fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
-            "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
-                return fixed(ErrorKind::Integrity, "the bytes were changed on the way; store them again");
+            | "OperationAborted" => {
+                return fixed(ErrorKind::Throttled, "it limits the rate of requests; try again later");
             }
-            // Of a connection that broke while the request was being sent, and of an upload that somebody tidied up.
+            "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" => {
+                return fixed(ErrorKind::Integrity, "the bytes were changed in transit; store them again");
+            }
+            // The connection broke while the request was sent, or somebody removed the upload.
             "IncompleteBody" | "RequestTimeout" | "NoSuchUpload" | "InvalidPart" => {
                 return fixed(ErrorKind::Unavailable, "nothing was written; try again");
             }
-            "KeyTooLongError" => return fixed(ErrorKind::Invalid, "this store takes only shorter keys or segments"),
+            "KeyTooLongError" => return fixed(ErrorKind::Invalid, "this store accepts only shorter keys or segments"),
             "EntityTooLarge" | "MetadataTooLarge" => return fixed(ErrorKind::Invalid, "store less under one key"),
             "NotImplemented"
             | "InvalidArgument"
@@ -141,16 +145,16 @@ impl S3Refusal {
                 return fixed(ErrorKind::Invalid, "this store cannot do that");
             }
             "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" => {
-                return fixed(ErrorKind::NoSpace, "make room in the store");
+                return fixed(ErrorKind::NoSpace, "free space in the store");
             }
             _ => {}
         }
         let wrong_region = matches!(&*self.code, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException");
         match self.outside.status.as_u16() {
-            300..=399 => self.elsewhere(region),
-            400 if wrong_region => self.elsewhere(region),
+            300..=399 => self.wrong_region(region),
+            400 if wrong_region => self.wrong_region(region),
             401 | 403 if let Some(other) = self.other_bucket(address) => {
-                (ErrorKind::Denied, format!("it was asked for the bucket {other:?}; {}", address.without_bucket()))
+                (ErrorKind::Denied, format!("the request named the bucket {other:?}; {}", address.without_bucket()))
             }
             401 | 403 => {
                 let mend = format!(
@@ -160,18 +164,18 @@ impl S3Refusal {
                 (ErrorKind::Denied, mend)
             }
             412 => fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again"),
-            429 => fixed(ErrorKind::Throttled, "it asks for patience; try again later"),
-            507 => fixed(ErrorKind::NoSpace, "make room in the store"),
+            429 => fixed(ErrorKind::Throttled, "it limits the rate of requests; try again later"),
+            507 => fixed(ErrorKind::NoSpace, "free space in the store"),
             500..=599 => fixed(ErrorKind::Unavailable, "try again later"),
-            // Of something in between, while the store itself is away: a store names what is missing.
+            // A server in between answers so while the store itself is down. A store names what is missing.
             404 | 408 | 425 if self.code.is_empty() => {
                 fixed(ErrorKind::Unavailable, "is the store itself up? try again later")
             }
-            _ => fixed(ErrorKind::Io, "look at the store's own log"),
+            _ => fixed(ErrorKind::Io, "check the log of the store"),
         }
     }
 
-    /// Tells whether no store has said this: a store names the cause of a refusal, and where it sends on to.
+    /// Tells whether the answer is no store's. A store names the cause of a refusal and the target of a redirect.
     fn is_strange(&self) -> bool {
         match self.outside.status.as_u16() {
             300..=399 => self.code.is_empty() && self.region.is_none(),
@@ -181,7 +185,7 @@ impl S3Refusal {
         }
     }
 
-    fn elsewhere(&self, given: &str) -> (ErrorKind, String) {
+    fn wrong_region(&self, given: &str) -> (ErrorKind, String) {
         let mend = match &self.region {
             Some(region) if region != given => {
                 format!("the bucket is in the region {region}, not in {given}; set s3_region to it")
@@ -190,27 +194,27 @@ impl S3Refusal {
                 "the bucket is in another region, or at another endpoint; correct s3_region or the endpoint".to_owned()
             }
         };
-        (ErrorKind::Invalid, self.sent_on(&mend))
+        (ErrorKind::Invalid, self.redirected(&mend))
     }
 
-    /// Adds where the answer sends on to.
-    fn sent_on(&self, text: &str) -> String {
+    /// Prepends the target of a redirect.
+    fn redirected(&self, text: &str) -> String {
         match self.outside.location() {
-            Some(location) => format!("it sends on to {location}; {text}"),
+            Some(location) => format!("it redirects to {location}; {text}"),
             None => text.to_owned(),
         }
     }
 }
 
-impl Asked<'_> {
+impl RequestContext<'_> {
     fn error(&self, kind: ErrorKind, message: String) -> Error {
         Error::new(kind, self.operation, self.key, message)
     }
 
-    /// The error of a refusal.
+    /// Makes the error of a refusal.
     pub(super) fn refused(&self, refusal: S3Refusal) -> Error {
         if refusal.is_strange() {
-            return self.strange(&refusal.outside, "is nothing that a store says");
+            return self.strange(&refusal.outside, "is no answer of a store");
         }
         let (kind, mend) = refusal.meaning(self.address);
         let S3Refusal { outside, code, message, retry_after, .. } = refusal;
@@ -222,21 +226,24 @@ impl Asked<'_> {
         self.error(kind, why).with_retry_after(retry_after)
     }
 
-    /// The error of a connection that could not be made, broke or stalled.
+    /// Makes the error of a connection that could not be made, broke or stalled.
     pub(super) fn broken(&self, cause: HttpError) -> Error {
-        let why =
-            format!("{} cannot be reached: {}; is it up, and within reach from here?", self.address.url, chain(&cause));
+        let why = format!(
+            "{} cannot be reached: {}; check that it is up and can be reached from this machine",
+            self.address.url,
+            chain(&cause)
+        );
         self.error(ErrorKind::Unavailable, why).with_source(cause)
     }
 
-    /// The error of an answer that no store should give.
+    /// Makes the error of an answer that no store should give.
     pub(super) fn senseless(&self, what: &str) -> Error {
         let S3Address { url, .. } = self.address;
-        let why = format!("{url} cannot be understood: {}; is it an S3 store, and up?", cut(what));
+        let why = format!("{url} cannot be understood: {}; check that it is an S3 store and up", cut(what));
         Error::senseless(self.operation, self.key, why)
     }
 
-    /// The error of an answer that is no store's; `what` it is instead.
+    /// Makes the error of an answer that is no store's. `what` describes the answer.
     pub(super) fn strange(&self, outside: &Outside, what: &str) -> Error {
         let S3Address { url, .. } = self.address;
         let (named, mend) = self.address.setting_and_mend();
@@ -247,61 +254,63 @@ impl Asked<'_> {
         Error::senseless(self.operation, self.key, why)
     }
 
-    /// The error of a URL that is that of something else than the bucket.
-    pub(super) fn misplaced(&self, what: &str) -> Error {
+    /// Makes the error of a URL that is not that of the bucket.
+    pub(super) fn wrong_place(&self, what: &str) -> Error {
         let S3Address { url, .. } = self.address;
         let why = format!("{url} is not the bucket: {what}; {}", self.address.without_bucket());
         self.error(ErrorKind::Invalid, why)
     }
 
-    /// An error of a step before, as that of what was asked.
-    pub(super) fn instead(&self, mut error: Error) -> Error {
+    /// Turns the error of a preceding step into one of this request.
+    pub(super) fn for_this_request(&self, mut error: Error) -> Error {
         error.key = self.key.cloned();
         error.during(self.operation)
     }
 
-    /// The error of a listing that leads nowhere; the place is there, so nothing is gained by asking again.
-    pub(super) fn endless(&self, what: &str) -> Error {
+    /// Makes the error of a listing whose pages repeat. The store can be reached, so a retry does not help.
+    pub(super) fn repeating(&self, what: &str) -> Error {
         let (named, _) = self.address.setting_and_mend();
-        let why = format!("{}: {what}; look at the store, or at what answers there for it ({named})", self.address.url);
+        let why =
+            format!("{}: {what}; check the store, or which server answers instead of it ({named})", self.address.url);
         self.error(ErrorKind::Io, why)
     }
 
-    /// The error of bytes that are not those they are said to be.
+    /// Makes the error of bytes that do not match their checksum or attributes.
     pub(super) fn damaged(&self, what: &str) -> Error {
         self.error(ErrorKind::Integrity, format!("{what}; store the value again, or restore the object from a backup"))
     }
 
-    /// The error of credentials that could not be had; `before` when they could be once.
-    pub(super) fn unknown(&self, cause: object_store::Error, before: bool) -> Error {
+    /// Makes the error of credentials that could not be obtained. `before` tells whether they could be obtained
+    /// earlier.
+    pub(super) fn no_credentials(&self, cause: object_store::Error, before: bool) -> Error {
         let text = chain(&cause);
-        // `object_store` says it only in words; a test asks for them.
+        // `object_store` reports the status only in its text. A test checks that text.
         let refused = text.contains("status code: 4");
         let (kind, mend) = match (refused, self.address.only_instance_credentials && !before) {
-            // Nowhere but on an EC2 instance can it be asked for, and there it is always within reach.
+            // The metadata service exists only on an EC2 instance, where it can always be reached.
             (_, true) => (
                 ErrorKind::Denied,
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read), or give this machine a role",
             ),
             (true, false) => (ErrorKind::Denied, "let this identity assume its role"),
-            (false, false) => (ErrorKind::Unavailable, "is the service that gives them within reach?"),
+            (false, false) => (ErrorKind::Unavailable, "check that the service that gives them can be reached"),
         };
         self.error(kind, format!("no AWS credentials: {text}; {mend}")).with_source(cause)
     }
 
-    /// The error of a request that could not be signed.
+    /// Makes the error of a request that could not be signed.
     pub(super) fn unsigned(&self, cause: &object_store::Error) -> Error {
         self.error(ErrorKind::Io, format!("the request cannot be signed: {}; report this", chain(cause)))
     }
 }
 
-/// Says an error with all its causes, since the outermost often says nothing.
+/// Joins an error and its causes in one text, since the outermost error often says nothing.
 fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
         let more = next.to_string();
-        // Some say their cause's text themselves.
+        // Some errors repeat the text of their cause.
         if !text.contains(&more) {
             text.push_str(": ");
             text.push_str(&more);
@@ -332,16 +341,16 @@ mod tests {
 
     fn fault(status: u16, code: &str) -> Error {
         let address = address();
-        let asked = Asked { address: &address, operation: Operation::Store, key: None };
+        let context = RequestContext { address: &address, operation: Operation::Store, key: None };
         let text = format!(
             "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>m.</Message><StringToSign>s3cret</StringToSign></Error>"
         );
         let text = if code.is_empty() { String::new() } else { text };
-        asked.refused(read(status, &HeaderMap::new(), &text))
+        context.refused(read(status, &HeaderMap::new(), &text))
     }
 
     #[test]
-    fn the_table() {
+    fn each_code_and_status_has_its_kind() {
         for (status, code, kind) in [
             (403, "AccessDenied", ErrorKind::Denied),
             (403, "", ErrorKind::Denied),
@@ -395,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_says_how_long_and_where() {
+    fn retry_after_and_region_are_read() {
         let headers = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
@@ -413,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_behind_a_success_is_one() {
+    fn a_failure_behind_a_success_status_is_a_failure() {
         let none = "<CompleteMultipartUploadResult><ETag>\"x\"</ETag></CompleteMultipartUploadResult>";
         assert!(S3Refusal::within(&HeaderMap::new(), none).is_none());
         let late = "  \n<Error><Code>InternalError</Code><Message>m</Message></Error>";

@@ -1,15 +1,15 @@
-//! What the store is told to check when it writes or removes.
+//! Conditions in the form of request headers.
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// What the store is told to check when it writes or removes.
+/// The condition that the store checks when it writes or removes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Guard {
-    /// Nothing.
+    /// The store checks nothing.
     None,
-    /// No object is there.
+    /// The key has no object.
     Absent,
-    /// The object that is there has this entity tag.
+    /// The object has this entity tag.
     Same(String),
 }
 
@@ -20,7 +20,7 @@ impl Guard {
             Self::Absent => (header::IF_NONE_MATCH, Ok(HeaderValue::from_static("*"))),
             Self::Same(etag) => (header::IF_MATCH, HeaderValue::from_str(&format!("\"{etag}\""))),
         };
-        // A tag came as a header, so it can be one.
+        // The tag was received in a header, so it is a legal header value.
         value.map(|value| HeaderMap::from_iter([(name, value)])).unwrap_or_default()
     }
 }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_sent_as_it_came() {
+    fn a_tag_is_sent_unchanged() {
         let headers = Guard::Same("9dd4-1".to_owned()).headers();
         assert_eq!(headers[header::IF_MATCH], "\"9dd4-1\"");
         assert_eq!(Guard::Absent.headers()[header::IF_NONE_MATCH], "*");

@@ -1,4 +1,4 @@
-//! Keys that lie in files, read anew when a file changes.
+//! AWS keys in files, which are read again when a file changes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,28 +11,29 @@ use object_store::aws::AwsCredential;
 
 use crate::storage::files::Stamp;
 
-/// The three variables that make a key.
+/// The three variables that make up a key.
 const NAMES: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
-/// A key of which at least one part lies in a file. Looking whether a file changed costs microseconds a request.
+/// A key of which at least one part is in a file. The check whether a file has changed takes microseconds a request.
 ///
-/// A file that is missing, empty or no key for a while, as when it is replaced, leaves the key as it was.
+/// While a file is missing, empty or no key, as during its replacement, the last key stays in use.
 pub(super) struct FileKeys {
-    /// Variables whose values lie in files.
+    /// The variables whose values are in files.
     files: BTreeMap<String, PathBuf>,
     kept: Mutex<Kept>,
 }
 
 struct Kept {
-    /// By variable, as they were read last.
+    /// The values by variable, as they were read last.
     values: BTreeMap<String, String>,
-    /// Of the files at that time, in their order.
+    /// The stamps of the files at that time, in the order of the files.
     stamps: Vec<Option<Stamp>>,
     key: Arc<AwsCredential>,
 }
 
 impl FileKeys {
-    /// Takes what the variables hold, and the files of those that lie in one; `None` where that is none of a whole key.
+    /// Takes the values of the variables, and the files of those that are in one; `None` where no file is part of a
+    /// whole key.
     pub(super) fn of(aws: &BTreeMap<String, String>, files: &BTreeMap<String, PathBuf>) -> Option<Self> {
         let values: BTreeMap<_, _> = aws.iter().filter(|(name, _)| NAMES.contains(&name.as_str())).collect();
         let values: BTreeMap<_, _> = values.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -42,7 +43,7 @@ impl FileKeys {
             return None;
         }
         let key = key(&values)?;
-        // Whatever was read before this was built: the first request looks.
+        // The values may have been read long before, so the first request checks the files.
         Some(Self { files, kept: Mutex::new(Kept { values, stamps: Vec::new(), key }) })
     }
 
@@ -83,11 +84,11 @@ impl CredentialProvider for FileKeys {
 }
 
 fn key(values: &BTreeMap<String, String>) -> Option<Arc<AwsCredential>> {
-    let value = |place: usize| values.get(NAMES[place]).filter(|value| !value.is_empty()).cloned();
+    let value = |index: usize| values.get(NAMES[index]).filter(|value| !value.is_empty()).cloned();
     Some(Arc::new(AwsCredential { key_id: value(0)?, secret_key: value(1)?, token: value(2) }))
 }
 
-/// Reads a value as the settings do: without blanks and line ends; `None` for what cannot be one.
+/// Reads a value as the settings do: without blanks and line ends; `None` for a text that cannot be a value.
 fn value(file: &PathBuf) -> Option<String> {
     let text: String = std::fs::read_to_string(file).ok()?.lines().map(str::trim).collect();
     (!text.is_empty() && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))).then_some(text)
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_replaced_gives_the_next_key_and_one_that_is_gone_the_last() {
+    fn a_replaced_file_gives_a_new_key_and_a_missing_one_the_last() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("secret");
         std::fs::write(&file, "one\n").unwrap();
@@ -109,7 +110,7 @@ mod tests {
         let now = || (keys.current().key_id.clone(), keys.current().secret_key.clone());
         let pair = |secret: &str| ("id".to_owned(), secret.to_owned());
         assert_eq!(now(), pair("one"));
-        // As secrets are mounted: another file takes the name.
+        // Mounted secrets are replaced like this: another file takes the name.
         std::fs::write(folder.path().join("next"), "two\n").unwrap();
         std::fs::rename(folder.path().join("next"), &file).unwrap();
         assert_eq!(now(), pair("two"));

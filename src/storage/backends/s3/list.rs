@@ -1,7 +1,7 @@
-//! Names in the bucket, page by page.
+//! Listings: names in the bucket, page by page.
 //!
-//! The store is asked to escape names, so that every one survives XML. Its listings carry no metadata: expiry is asked
-//! for object by object, so many at a time.
+//! The store is asked to escape names, so that every name survives XML. Its listings have no metadata, so the expiry of
+//! each object is requested separately, several at a time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::S3;
-use super::error::Asked;
+use super::error::RequestContext;
 use super::read;
 use super::wire::Call;
 use crate::storage::backend::{Entry, Listing, Page};
@@ -20,10 +20,10 @@ use crate::storage::backends::http::pages::Pages;
 use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::Key;
 
-/// How many objects are asked about at once.
+/// The number of objects whose expiry is requested at once.
 const AT_ONCE: usize = 16;
 
-/// Most names in one answer; no store gives more.
+/// The largest number of names in one answer. No store returns more.
 const MOST: usize = 1_000;
 
 /// One answer of ListObjectsV2.
@@ -48,13 +48,13 @@ struct Content {
 pub(super) struct Names {
     keys: Vec<Key>,
     foreign: u64,
-    /// What the next answer begins with; none after the last.
+    /// The token of the next answer; `None` after the last.
     next: Option<String>,
-    /// They come in the order of their bytes.
+    /// Whether the names are in the order of their bytes.
     sorted: bool,
 }
 
-/// What was found for a page.
+/// The keys that were found for a page.
 #[derive(Debug, Default)]
 struct Found {
     keys: Vec<Key>,
@@ -73,16 +73,16 @@ impl S3 {
             let entries = stream::iter(found.keys).map(|key| self.entry(key)).buffered(AT_ONCE);
             let entries: Vec<_> = entries.try_filter_map(async |entry| Ok(entry)).try_collect().await?;
             match last {
-                // A page without entries would tell the caller nothing about where to go on.
+                // A page without entries would not tell the caller where to continue.
                 Some(last) if entries.is_empty() && found.more => page.start_after = Some(last),
                 _ => return Ok(Listing { entries, foreign, more: found.more }),
             }
         }
     }
 
-    /// Asks for the names of a page.
+    /// Finds the keys of a page.
     async fn find(&self, page: &Page) -> Result<Found> {
-        if !self.0.scattered.load(Ordering::Relaxed)
+        if !self.0.unsorted.load(Ordering::Relaxed)
             && let Some(found) = self.find_in_order(page).await?
         {
             return Ok(found);
@@ -90,20 +90,20 @@ impl S3 {
         self.find_anywhere(page).await
     }
 
-    /// Reads on from where the page begins; `None` when the store turns out to list in another order than that of bytes.
+    /// Reads from the beginning of the page on; `None` when the store lists in another order than that of bytes.
     async fn find_in_order(&self, page: &Page) -> Result<Option<Found>> {
         let wanted = page.limit.unwrap_or(usize::MAX);
         let (mut found, mut next, mut pages) = (Found::default(), None, Pages::default());
         loop {
-            // One more than wanted tells whether there is more.
+            // One name more than requested shows whether more follow.
             let most = wanted.saturating_sub(found.keys.len()).saturating_add(1).min(MOST);
             let names = self.names(page, next.take(), most, &mut pages).await?;
             let first = names.keys.first().map(Key::as_str);
-            // A store may not know `start-after`, which is no order either.
+            // A store may ignore `start-after`, which counts as a wrong order, too.
             let follows =
                 first.is_none() || (found.keys.last().map(Key::as_str) < first && page.start_after.as_deref() < first);
-            if !names.sorted || !follows || self.0.scattered.load(Ordering::Relaxed) {
-                self.0.scattered.store(true, Ordering::Relaxed);
+            if !names.sorted || !follows || self.0.unsorted.load(Ordering::Relaxed) {
+                self.0.unsorted.store(true, Ordering::Relaxed);
                 return Ok(None);
             }
             found.foreign += names.foreign;
@@ -117,7 +117,7 @@ impl S3 {
         }
     }
 
-    /// Reads all names with the prefix and keeps the first of those that the page asks for.
+    /// Reads all names with the prefix and keeps the first that the page asks for.
     async fn find_anywhere(&self, page: &Page) -> Result<Found> {
         let wanted = page.limit.unwrap_or(usize::MAX);
         let all = Page { start_after: None, ..page.clone() };
@@ -154,51 +154,52 @@ impl S3 {
             (None, _) => {}
         }
         let (_, names) = wire.listing(call).await?;
-        // It lists a folder's content right behind its name (`a`, `a/b`, `a!`), which need not show in a short page.
+        // SeaweedFS lists the content of a folder right after its name (`a`, `a/b`, `a!`), which a short page need not
+        // show.
         if wire.is_seaweedfs() {
-            self.0.scattered.store(true, Ordering::Relaxed);
+            self.0.unsorted.store(true, Ordering::Relaxed);
         }
-        let asked = wire.asked(Operation::List, None);
+        let context = wire.context(Operation::List, None);
         if names.keys.iter().any(|key| !key.as_str().starts_with(&*page.prefix)) {
-            return Err(asked.endless("it lists names that do not begin with the prefix it was asked for"));
+            return Err(context.repeating("it lists names that do not begin with the prefix it was asked for"));
         }
         let ends = names.keys.first().map(Key::as_str).zip(names.keys.last().map(Key::as_str));
-        pages.turn(ends, names.next.as_deref()).map_err(|what| asked.endless(what))?;
+        pages.advance(ends, names.next.as_deref()).map_err(|what| context.repeating(what))?;
         Ok(names)
     }
 
-    /// Asks for the expiry of a listed object; `None` when it has been removed meanwhile.
+    /// Requests the expiry of a listed object; `None` when the object has been removed meanwhile.
     async fn entry(&self, key: Key) -> Result<Option<Entry>> {
         let wire = &self.0.wire;
-        let ticket = match wire.glance(Operation::List, &key).await {
-            Ok(Some(ticket)) => ticket,
+        let remote = match wire.find_object_quickly(Operation::List, &key).await {
+            Ok(Some(remote)) => remote,
             Ok(None) => return Ok(None),
-            // One object's own: its key of encryption, for example. That the bucket may be listed is known.
+            // The error concerns one object only, e.g. its encryption key. That the bucket may be listed is known.
             Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid) => return Ok(Some(unread(key))),
             Err(error) => return Err(error),
         };
-        Ok(Some(match read::attributes(ticket, &wire.asked(Operation::List, Some(&key))) {
+        Ok(Some(match read::attributes(remote, &wire.context(Operation::List, Some(&key))) {
             Ok(attributes) => Entry::of(&key, &attributes),
-            // It is there, whatever else may be said of it.
+            // The object exists, whatever is wrong with its attributes.
             Err(error) if error.kind == ErrorKind::Integrity => unread(key),
             Err(error) => return Err(error),
         }))
     }
 }
 
-/// An object whose attributes cannot be read.
+/// Makes the entry of an object whose attributes cannot be read.
 fn unread(key: Key) -> Entry {
     Entry { key, expires_at: None, tombstone: false }
 }
 
-/// Reads a listing, of this bucket.
-pub(super) fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
-    let document: Document = quick_xml::de::from_str(text).map_err(|error| asked.senseless(&error.to_string()))?;
+/// Parses a listing, which must be one of this bucket.
+pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
+    let document: Document = quick_xml::de::from_str(text).map_err(|error| context.senseless(&error.to_string()))?;
     let Some(is_truncated) = document.is_truncated else {
-        return Err(asked.senseless("a listing does not say whether it is whole"));
+        return Err(context.senseless("a listing does not say whether it is complete"));
     };
-    if let Some(other) = document.name.filter(|name| !asked.address.is_named(name)) {
-        return Err(asked.misplaced(&format!("it lists the bucket {:?}", cut(&other))));
+    if let Some(other) = document.name.filter(|name| !context.address.is_named(name)) {
+        return Err(context.wrong_place(&format!("it lists the bucket {:?}", cut(&other))));
     }
     let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
     let count = document.contents.len() as u64;
@@ -207,12 +208,12 @@ pub(super) fn parse(text: &str, asked: &Asked<'_>) -> Result<Names> {
     let next = match (is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),
-        (true, None) => return Err(asked.senseless("a listing goes on without saying where")),
+        (true, None) => return Err(context.senseless("a listing is incomplete and has no token of the next page")),
     };
     Ok(Names { foreign: count - keys.len() as u64, sorted: keys.is_sorted(), keys, next })
 }
 
-/// Undoes the escaping of a name, in which a blank is `+`; `None` for what is no UTF-8.
+/// Decodes an escaped name, in which a blank is `+`; `None` for a name that is no UTF-8.
 fn name(listed: String, escaped: bool) -> Option<String> {
     if !escaped {
         return Some(listed);
@@ -221,10 +222,10 @@ fn name(listed: String, escaped: bool) -> Option<String> {
     percent_decode_str(&blanks).decode_utf8().ok().map(std::borrow::Cow::into_owned)
 }
 
-/// Begin of the last segment of what conditions are tried on.
+/// Prefix of the last segment of a scratch object's key.
 pub(super) const SCRATCH: &str = "filestorage-tries-conditions-";
 
-/// Tells whether a key is that of something conditions were tried on: not for listings, also where one was left behind.
+/// Tells whether a key is that of a scratch object, which listings omit even where it could not be removed.
 fn is_scratch(key: &Key) -> bool {
     key.as_str().rsplit('/').next().is_some_and(|name| name.starts_with(SCRATCH))
 }
@@ -242,11 +243,11 @@ mod tests {
             setting: Some("s3_endpoint_url"),
             only_instance_credentials: false,
         };
-        parse(text, &Asked { address: &address, operation: Operation::List, key: None })
+        parse(text, &RequestContext { address: &address, operation: Operation::List, key: None })
     }
 
     #[test]
-    fn names_of_every_kind_are_read_or_counted() {
+    fn names_are_read_or_counted_as_foreign() {
         let listed = ["a//b", "dir/", "%2B+%2525/%C3%A9", "%EF%BF%BE", "x%00", "%FF", "+"];
         let contents: String =
             listed.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();

@@ -1,17 +1,17 @@
-//! Objects in a bucket of S3, or of a store that speaks like it.
+//! The backend of S3: objects in a bucket of S3, or of a store with the same API.
 //!
 //! ```text
-//! mod          the backend, probe, signed URLs        read     look, get
-//! options      where the bucket is, who asks          write    put, delete, conditions on them
-//! keys         who asks, where files say it
+//! mod          the backend, probe, signed URLs        read     attributes, get
+//! options      address and credentials                write    put, delete, conditions on them
+//! keys         AWS keys in files
 //! wire         one signed request, its answer         upload   bytes in one request or in parts
-//! error        what a failure means                   list     names, page by page
-//! conditions   which of them the store enforces
-//! proof        what each answer must have to be one
+//! error        errors of requests                     list     names, page by page
+//! conditions   which conditions are enforced
+//! proof        the proof that each answer must have
 //! ```
 //!
-//! `object_store` finds credentials and signs; see `wire` for why it does no more. Its own retries are off, and nothing
-//! here tries again: that is another layer's.
+//! `object_store` finds credentials and signs requests; `wire` says why it does no more. Its own retries are off, and
+//! nothing here is retried, because retries belong to another layer.
 
 mod conditions;
 mod error;
@@ -49,45 +49,45 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::object::{Attributes, Key, Object};
 
-/// Longest a signed URL can last: a week.
+/// Longest lifetime of a signed URL: a week.
 const LONGEST_GRANT: Duration = Duration::from_hours(7 * 24);
 
-/// Keeps objects in an S3 bucket, each under its key's own bytes. Cheap to clone.
+/// Stores objects in an S3 bucket, each under the bytes of its key. Cheap to clone.
 ///
-/// - An object is an ordinary one: content type, content encoding, and the caller's plain strings as metadata.
-/// - Conditions on writes and removals are refused ([`ErrorKind::Invalid`]) where the store does not enforce them, which is
-///   tried once on an object of its own. A tag is made of the bytes, so an unconditional write of the very same bytes that
-///   falls between look and write of a conditional one is not noticed.
-/// - A listing asks for each object's expiry by itself, 16 at a time. A store that lists in another order than that of
-///   bytes (SeaweedFS goes folder by folder) is read through with the prefix and sorted.
-/// - `stat` of an object that another tool wrote, and whose CRC32C the store does not know, reads it through.
-/// - Metadata of the caller has at most 1 KiB of ASCII-escaped JSON, an object at most 625 GiB.
+/// - Each object is an ordinary object: content type, content encoding, and the caller's plain strings as metadata.
+/// - Conditions of writes and removals are refused ([`ErrorKind::Invalid`]) where the store does not enforce them,
+///   which is tried once on a scratch object. A tag is made from the bytes. So an unconditional write of the same bytes
+///   between the look and the write of a conditional one is not noticed.
+/// - A listing requests the expiry of each object separately, 16 at a time. A store that lists in another order than
+///   that of bytes (SeaweedFS goes folder by folder) is read to the end of the prefix and sorted.
+/// - `stat` of an object that another tool wrote, and whose CRC32C the store does not know, reads the whole object.
+/// - The caller's metadata has at most 1 KiB of ASCII-escaped JSON, and an object at most 625 GiB.
 #[derive(Clone)]
 pub struct S3(Arc<Inner>);
 
 struct Inner {
     wire: Arc<Wire>,
     spool: Spool,
-    /// Asked the first time that a condition is to be enforced.
+    /// The conditions that the store enforces, tried when the first one is needed.
     conditions: OnceCell<Conditions>,
-    /// The store lists in another order than that of bytes.
-    scattered: AtomicBool,
+    /// Whether the store lists in another order than that of bytes.
+    unsorted: AtomicBool,
 }
 
 impl S3 {
-    /// Prepares to use a bucket; asks nobody.
+    /// Prepares to use a bucket. Sends no request.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for options that cannot be used, naming the setting.
+    /// [`ErrorKind::Invalid`] for options that cannot be used. The message names the setting.
     pub fn open(options: S3Options) -> Result<Self> {
         let (address, builder) = options::parse(&options)?;
         let wire = Arc::new(Wire::open(address, builder, options.timeout)?);
-        let (conditions, scattered) = (OnceCell::new(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { wire, spool: options.spool, conditions, scattered })))
+        let (conditions, unsorted) = (OnceCell::new(), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { wire, spool: options.spool, conditions, unsorted })))
     }
 
-    /// Names what another tool said of its object and a bucket of S3 keeps for this program alone, or not at all.
+    /// Names the properties of another tool's object that a bucket of S3 cannot store for other tools.
     #[must_use]
     pub fn lost(attributes: &Attributes) -> Vec<String> {
         write::lost(attributes)
@@ -129,7 +129,7 @@ impl Backend for S3 {
         self.list_page(page).await
     }
 
-    /// Nothing is left to do: what the store has shown is on its stable storage.
+    /// An object that the store has shown is on stable storage already.
     async fn flush(&self, _: &Key) -> Result<()> {
         Ok(())
     }
@@ -148,17 +148,17 @@ impl Backend for S3 {
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
         let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why);
         if grant.lifetime < Duration::from_secs(1) || grant.lifetime > LONGEST_GRANT {
-            return Err(invalid(format!("a signed URL of S3 lasts 1 to {} seconds", LONGEST_GRANT.as_secs())));
+            return Err(invalid(format!("a signed URL of S3 is valid for 1 to {} seconds", LONGEST_GRANT.as_secs())));
         }
         let method = match grant.method {
             Method::Get => http::Method::GET,
             Method::Put => http::Method::PUT,
         };
-        // What a path may not have, a key may not have either.
+        // A key that is legal is also a legal path.
         let path = Path::parse(key.as_str()).map_err(|error| invalid(error.to_string()))?;
-        let asked = self.0.wire.asked(Operation::Sign, Some(key));
+        let context = self.0.wire.context(Operation::Sign, Some(key));
         let url = self.0.wire.store.signed_url(method, &path, grant.lifetime).await;
-        url.map(String::from).map_err(|cause| asked.unknown(cause, false))
+        url.map(String::from).map_err(|cause| context.no_credentials(cause, false))
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_a_path_as_it_is() {
+    fn every_key_is_a_path_unchanged() {
         for text in ["~", "a\\b", "%2E%2E/x", "a?b#c", "*|<>:", "\u{feff}", "\u{10ffff}", "...", "é/ ", " /x"] {
             assert_eq!(Path::parse(Key::parse(text).unwrap().as_str()).unwrap().as_ref(), text);
         }

@@ -1,4 +1,4 @@
-//! Where a bucket is and who asks: the options, parsed once.
+//! The options of a bucket: its address and credentials, parsed once.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,22 +13,22 @@ use super::keys::FileKeys;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 
-/// How to reach a bucket of S3 or of a store that speaks like it.
+/// The options of a bucket of S3 or of a store with the same API.
 #[derive(Clone)]
 pub struct S3Options {
     /// Name of the bucket.
     pub bucket: String,
-    /// `http://…` or `https://…` of a store that is not Amazon's; the bucket becomes the first part of the path.
+    /// `http://…` or `https://…` of a store that is not Amazon's. The bucket becomes the first segment of the path.
     pub endpoint: Option<String>,
-    /// Region that requests are signed for; `us-east-1` when nothing says otherwise.
+    /// The region for which requests are signed; by default `us-east-1`.
     pub region: Option<String>,
-    /// `AWS_*` variables as they were given: credentials, and endpoint and region where those above are unset.
+    /// The `AWS_*` variables as they were given: credentials, and endpoint and region where those above are unset.
     pub aws: BTreeMap<String, String>,
-    /// The files of those among them that lie in one, which are read anew when they change.
+    /// The files of those variables whose values are in files. They are read again when they change.
     pub aws_files: BTreeMap<String, PathBuf>,
-    /// Longest wait for a connection, for an answer once the request is under way, and between two pieces of it.
+    /// Longest wait for a connection, for an answer once the request is sent, and between two pieces of the answer.
     pub timeout: Duration,
-    /// Where payloads that were asked for as files go.
+    /// The spool for payloads that are requested as files.
     pub spool: Spool,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Debug for S3Options {
             .field("bucket", &self.bucket)
             .field("endpoint", &self.endpoint)
             .field("region", &self.region)
-            // Names only: some of the values are secrets.
+            // Only names, because some of the values are secrets.
             .field("aws", &self.aws.keys())
             .field("aws_files", &self.aws_files)
             .field("timeout", &self.timeout)
@@ -48,33 +48,34 @@ impl fmt::Debug for S3Options {
     }
 }
 
-/// A bucket's place on the network.
+/// The address of a bucket.
 #[derive(Clone, Debug)]
 pub(super) struct S3Address {
     pub(super) bucket: String,
     pub(super) region: String,
-    /// URL of the bucket, without a slash at its end.
+    /// The URL of the bucket, without a slash at its end.
     pub(super) url: String,
-    /// What names the endpoint; none for Amazon's.
+    /// The setting that names the endpoint; `None` for Amazon's.
     pub(super) setting: Option<&'static str>,
-    /// Credentials can only come from the metadata service of an EC2 instance.
+    /// Whether credentials can only come from the metadata service of an EC2 instance.
     pub(super) only_instance_credentials: bool,
 }
 
 impl S3Address {
-    /// Tells whether the store is reached without TLS.
+    /// Tells whether the store is used without TLS.
     pub(super) fn is_plain(&self) -> bool {
         self.url.starts_with("http://")
     }
 
-    /// Tells whether a listing of this name is one of the bucket: those of access points bear the names of their buckets.
+    /// Tells whether a listing with this name is one of the bucket. Listings of access points have the names of their
+    /// buckets.
     pub(super) fn is_named(&self, name: &str) -> bool {
         let alias = ["-s3alias", "--ol-s3", "--xa-s3"].iter().any(|end| self.bucket.ends_with(end));
-        // A tenant may stand before it.
+        // The name of a tenant may precede the bucket's name.
         alias || name == self.bucket || name.rsplit([':', '/']).next() == Some(&*self.bucket)
     }
 
-    /// Names the setting that chose who is asked, and says how it must be.
+    /// Returns the setting that names the server, and the remedy for a wrong one.
     pub(super) fn setting_and_mend(&self) -> (&'static str, &'static str) {
         match self.setting {
             Some(setting) => {
@@ -82,12 +83,12 @@ impl S3Address {
             }
             None => (
                 "s3_endpoint_url, which is unset",
-                "look at what stands between here and Amazon, or set s3_endpoint_url",
+                "check the proxies and servers between this machine and Amazon, or set s3_endpoint_url",
             ),
         }
     }
 
-    /// Says how an endpoint and a bucket are told apart.
+    /// Explains how endpoint and bucket are set separately.
     pub(super) fn without_bucket(&self) -> String {
         let (Self { bucket, .. }, setting) = (self, self.setting.unwrap_or("s3_endpoint_url"));
         format!(
@@ -98,7 +99,7 @@ impl S3Address {
     }
 }
 
-/// The variables that mean something here; `object_store` knows more, of requests it would make itself.
+/// Tells whether a variable has a meaning here. `object_store` knows more, for requests that it would send itself.
 const fn is_known(key: &AmazonS3ConfigKey) -> bool {
     use AmazonS3ConfigKey as Known;
     matches!(
@@ -123,11 +124,11 @@ const fn is_known(key: &AmazonS3ConfigKey) -> bool {
     )
 }
 
-/// Turns options into an address and a builder of credentials for it.
+/// Turns options into an address and a builder of credentials.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Invalid`] with the setting and how it must look.
+/// [`ErrorKind::Invalid`] with the setting and its rule.
 pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)> {
     let bucket = &options.bucket;
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
@@ -137,13 +138,13 @@ pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)>
     let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
     for (name, value) in &options.aws {
         let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
-        // Another spelling of the endpoint, which no tool of Amazon knows and which the overlay's name does not cover.
+        // `AWS_ENDPOINT` is another spelling that no tool of Amazon knows and that the overlay's name does not cover.
         if value.is_empty() || !is_known(&key) || name.eq_ignore_ascii_case("AWS_ENDPOINT") {
             continue;
         }
-        // What ends up in a header must be able to.
+        // A value that is sent in a header must be a legal one.
         if !value.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return Err(invalid(format!("{name} holds something else than printable ASCII; set it anew")));
+            return Err(invalid(format!("{name} contains something else than printable ASCII; correct it")));
         }
         let service = matches!(
             key,
@@ -159,7 +160,7 @@ pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)>
     let value = |key| builder.get_config_value(&key);
     let (s3, all) = (value(AmazonS3ConfigKey::S3Endpoint), value(AmazonS3ConfigKey::Endpoint));
     let named = options.endpoint.clone().or_else(|| s3.clone()).or_else(|| all.clone());
-    // The options may have it from a variable already.
+    // The options may already have the value of a variable.
     let is = |variable: &Option<String>| {
         variable
             .as_ref()
@@ -179,7 +180,7 @@ pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)>
     }
     let named_host = value(AmazonS3ConfigKey::VirtualHostedStyleRequest).is_some_and(|given| given == "true");
     let url = match &endpoint {
-        // With this setting the endpoint's name has the bucket in it already.
+        // With this setting the host of the endpoint includes the bucket already.
         Some(endpoint) if named_host => endpoint.clone(),
         Some(endpoint) => format!("{endpoint}/{bucket}"),
         None if named_host => format!("https://{bucket}.s3.{region}.amazonaws.com"),
@@ -196,9 +197,9 @@ pub(super) fn parse(options: &S3Options) -> Result<(S3Address, AmazonS3Builder)>
     Ok((S3Address { bucket: bucket.clone(), region, url, setting, only_instance_credentials }, builder))
 }
 
-/// Checks an endpoint; returns it as requests will have it, without a slash at its end.
+/// Checks an endpoint and returns it as requests use it, without a slash at its end.
 fn endpoint_of(given: &str) -> Result<String> {
-    // The very parser that requests go through later, where it may no longer fail.
+    // Requests use the same parser later, where it must not fail any more.
     let url = Url::parse(given).ok().filter(|url| {
         matches!(url.scheme(), "http" | "https")
             && url.host().is_some()
@@ -211,9 +212,9 @@ fn endpoint_of(given: &str) -> Result<String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// Checks what is there of the credentials; tells whether only an instance's metadata service is left to ask.
+/// Checks the credentials that are set, and tells whether only an instance's metadata service is left to provide them.
 ///
-/// In the order of `object_store`, which is that of the AWS tools without their profiles.
+/// The order is that of `object_store`, which is that of the AWS tools without their profiles.
 fn credentials(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> Result<bool> {
     match (value(AmazonS3ConfigKey::AccessKeyId), value(AmazonS3ConfigKey::SecretAccessKey)) {
         (Some(_), Some(_)) => return Ok(false),
@@ -244,7 +245,7 @@ fn credentials(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> Result<b
     Ok(true)
 }
 
-/// The error of options that cannot be used.
+/// Makes the error of options that cannot be used.
 pub(super) fn invalid(why: String) -> Error {
     Error::new(ErrorKind::Invalid, Operation::Probe, None, why)
 }
@@ -268,7 +269,7 @@ mod tests {
     const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "very secret")];
 
     #[test]
-    fn the_bucket_has_an_address() {
+    fn options_give_the_address_of_the_bucket() {
         let with = |more: &[(&'static str, &'static str)]| [&KEYS[..], more].concat();
         for (endpoint, aws, url, region) in [
             (None, with(&[]), "https://s3.us-east-1.amazonaws.com/b", "us-east-1"),
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named_and_never_shown() {
+    fn unusable_options_are_named_and_never_shown() {
         for (endpoint, aws, named) in [
             (Some("127.0.0.1:9000"), KEYS.to_vec(), "endpoint"),
             (Some("ftp://x"), KEYS.to_vec(), "endpoint"),

@@ -1,4 +1,4 @@
-//! Sending an object's bytes: in one request, or in parts.
+//! Uploads: bytes are sent in one request, or in parts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,40 +7,41 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::error::Asked;
+use super::error::RequestContext;
 use super::guard::Guard;
 use super::read::{self, CHECKSUM};
 use super::wire::{Call, Reply, Wire};
-use crate::storage::backends::http::leftovers;
+use crate::storage::backends::http::cleanup;
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::join::joined;
 use crate::storage::object::{Checksum, Key, Object, Payload};
 
-/// Bytes of a part, and the most of a file that goes in one request. S3 wants at least 5 MiB in each part but the last.
+/// The bytes of a part, and the most bytes of a file that are sent in one request. S3 requires at least 5 MiB in each
+/// part but the last.
 const PART: u64 = 8 << 20;
-/// Most bytes of a part: so many, twice, are in memory during an upload.
+/// The largest number of bytes of a part. An upload has twice as many bytes in memory.
 const LARGEST_PART: u64 = 64 << 20;
 /// S3's own limit.
 const MOST_PARTS: u64 = 10_000;
-/// Most bytes of an object.
+/// The largest number of bytes of an object.
 pub(super) const MOST: u64 = MOST_PARTS * LARGEST_PART;
-/// Parts on their way at once.
+/// The number of parts that are sent at once.
 const AT_ONCE: usize = 2;
 
 const CHECKSUM_ALGORITHM: HeaderName = HeaderName::from_static("x-amz-checksum-algorithm");
 
-/// How an object's bytes are sent; its entity tag depends on it.
+/// The form in which an object's bytes are sent. The entity tag depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// In one request.
+    /// The bytes are sent in one request.
     Whole,
-    /// In parts of so many bytes, the last of them shorter.
+    /// The bytes are sent in parts of this size, the last of them shorter.
     Parts(u64),
 }
 
 impl Form {
-    /// Picks the usual form: what is in memory anyway goes in one request, a file in parts that fit there.
+    /// Picks the usual form. Bytes in memory are sent in one request, a file in parts that fit into memory.
     pub(super) fn of(payload: &Payload) -> Self {
         let size = payload.len();
         let whole = if payload.as_memory().is_some() { LARGEST_PART } else { PART };
@@ -48,7 +49,7 @@ impl Form {
         if size <= whole { Self::Whole } else { Self::Parts(part) }
     }
 
-    /// Picks a form that gives another tag than this one, should the bytes be the same.
+    /// Picks a form that gives another tag than this one, even if the bytes are the same.
     ///
     /// The tag of an object that was sent in parts ends with their number.
     pub(super) fn other_than(self, tag: &str, size: u64) -> Self {
@@ -85,12 +86,12 @@ pub(super) async fn whole(
 pub(super) async fn put(wire: &Wire, key: &Key, body: Bytes, headers: HeaderMap, guard: &Guard) -> Result<()> {
     let checksum = Checksum::of(&body);
     let call = Call::new(Operation::Store, Method::PUT, Some(key)).headers(headers).headers(guard.headers());
-    let asked = wire.asked(Operation::Store, Some(key));
-    let reply = written(&asked, guard, wire.send(with_checksum(call, checksum).body(body)).await?)?;
-    reply.written(checksum, &asked).await.map(drop)
+    let context = wire.context(Operation::Store, Some(key));
+    let reply = written(&context, guard, wire.send(with_checksum(call, checksum).body(body)).await?)?;
+    reply.written(checksum, &context).await.map(drop)
 }
 
-/// Writes the object in parts; nothing is to be seen of it before the last request.
+/// Writes the object in parts. Nothing of it is visible before the last request.
 pub(super) async fn parts(
     wire: &Arc<Wire>,
     key: &Key,
@@ -103,7 +104,8 @@ pub(super) async fn parts(
     let upload = Upload::begin(wire, key, headers).await?;
     let most = usize::try_from(size).unwrap_or(usize::MAX);
     let (mut whole, mut sent, mut under_way) = (Checksum::of(&[]), Vec::new(), FuturesOrdered::new());
-    // Read one after another, which the checksum of the whole needs, and sent side by side. No bytes at all are one part.
+    // Parts are read in order, which the checksum of the whole needs, and sent concurrently. An empty object is one
+    // part.
     for (number, offset) in (1..).zip((0..object.payload.len().max(1)).step_by(most)) {
         if under_way.len() == AT_ONCE {
             sent.extend(under_way.try_next().await?);
@@ -123,10 +125,11 @@ pub(super) async fn parts(
     upload.complete(&sent, guard).await
 }
 
-/// An upload in parts, which is called off unless it is completed, also when its future is dropped half-way.
+/// An upload in parts, which is aborted unless it is completed, also when its future is dropped.
 ///
-/// What the store keeps something of (the upload, its parts) is asked for by tasks that outlive that future and hold the
-/// upload. So it is called off behind the last of them: a part that arrives later would be kept, and paid for, for ever.
+/// Requests that create something in the store (the upload, its parts) run in tasks that outlive that future and hold
+/// the upload. So the upload is aborted after the last of them. A part that arrives after the abort would be kept, and
+/// paid for, forever.
 pub(super) struct Upload {
     wire: Arc<Wire>,
     key: Key,
@@ -134,7 +137,7 @@ pub(super) struct Upload {
     completed: AtomicBool,
 }
 
-/// A part that has arrived.
+/// A part that has arrived in the store.
 pub(super) struct Part {
     number: u32,
     etag: String,
@@ -149,7 +152,7 @@ struct Begun {
     bucket: Option<String>,
 }
 
-/// The answer that ends one.
+/// The answer that completes an upload.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Completed {
@@ -161,26 +164,26 @@ struct Completed {
 impl Upload {
     pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Arc<Self>> {
         let (wire, wanted) = (Arc::clone(wire), key.clone());
-        outliving(key, async move { Self::asked_for(wire, wanted, headers).await }).await
+        in_background(key, async move { Self::initiate(wire, wanted, headers).await }).await
     }
 
-    async fn asked_for(wire: Arc<Wire>, key: Key, headers: HeaderMap) -> Result<Arc<Self>> {
+    async fn initiate(wire: Arc<Wire>, key: Key, headers: HeaderMap) -> Result<Arc<Self>> {
         let call = Call::new(Operation::Store, Method::POST, Some(&key))
             .query("uploads", "")
             .headers(headers)
             .header(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
-        let asked = wire.asked(Operation::Store, Some(&key));
-        let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &asked).await?;
+        let context = wire.context(Operation::Store, Some(&key));
+        let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &context).await?;
         if begun.upload_id.is_empty() || begun.bucket.is_some_and(|name| !wire.address.is_named(&name)) {
-            return Err(asked.senseless("it began an upload without an id, or in another bucket"));
+            return Err(context.senseless("it began an upload without an id, or in another bucket"));
         }
         Ok(Arc::new(Self { wire, key, id: begun.upload_id, completed: AtomicBool::new(false) }))
     }
 
-    /// Sends a part from now on, whether or not anyone waits for it.
+    /// Begins to send a part, whether or not anyone waits for it.
     pub(super) fn send(self: &Arc<Self>, number: u32, bytes: Bytes) -> impl Future<Output = Result<Part>> + use<> {
         let upload = Arc::clone(self);
-        outliving(&self.key, async move { upload.put_part(number, bytes).await })
+        in_background(&self.key, async move { upload.put_part(number, bytes).await })
     }
 
     async fn put_part(&self, number: u32, bytes: Bytes) -> Result<Part> {
@@ -190,7 +193,7 @@ impl Upload {
             .query("uploadId", &*self.id)
             .body(bytes);
         let reply = self.wire.demand(with_checksum(call, checksum)).await?;
-        let etag = reply.written(checksum, &self.wire.asked(Operation::Store, Some(&self.key))).await?;
+        let etag = reply.written(checksum, &self.wire.context(Operation::Store, Some(&self.key))).await?;
         Ok(Part { number, etag, checksum })
     }
 
@@ -203,44 +206,44 @@ impl Upload {
             .query("uploadId", &*self.id)
             .headers(guard.headers())
             .body(body.into());
-        let asked = self.wire.asked(Operation::Store, Some(&self.key));
-        let reply = written(&asked, guard, self.wire.send(call).await?)?;
-        let Completed { etag, bucket } = reply.completed(&asked).await?;
+        let context = self.wire.context(Operation::Store, Some(&self.key));
+        let reply = written(&context, guard, self.wire.send(call).await?)?;
+        let Completed { etag, bucket } = reply.completed(&context).await?;
         if etag.trim_matches('"').is_empty() || bucket.is_some_and(|name| !self.wire.address.is_named(&name)) {
-            return Err(asked.senseless("it completed an upload without an ETag, or in another bucket"));
+            return Err(context.senseless("it completed an upload without an ETag, or in another bucket"));
         }
         self.completed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Frees what the store keeps of the parts.
-    async fn call_off(wire: &Wire, key: &Key, id: &str) -> Result<()> {
+    /// Aborts the upload, so that the store removes its parts.
+    async fn abort(wire: &Wire, key: &Key, id: &str) -> Result<()> {
         let call = Call::new(Operation::Store, Method::DELETE, Some(key)).query("uploadId", id);
-        let asked = wire.asked(Operation::Store, Some(key));
+        let context = wire.context(Operation::Store, Some(key));
         match wire.send(call).await? {
-            Some(reply) => reply.removed(&asked).await?.map_or(Ok(()), Err),
+            Some(reply) => reply.removed(&context).await?.map_or(Ok(()), Err),
             None => Ok(()),
         }
     }
 }
 
-/// Starts work that goes on when nobody waits for it any more.
-fn outliving<T, W>(key: &Key, work: W) -> impl Future<Output = Result<T>> + use<T, W>
+/// Starts work that continues when nobody waits for it any more.
+fn in_background<T, W>(key: &Key, work: W) -> impl Future<Output = Result<T>> + use<T, W>
 where
     T: Send + 'static,
     W: Future<Output = Result<T>> + Send + 'static,
 {
     let ended = |key: &Key| {
-        let why = "the program is shutting down; try again once it runs";
+        let why = "the program is shutting down; try again when it runs";
         Error::new(ErrorKind::Unavailable, Operation::Store, Some(key), why)
     };
     let work = async {
         tokio::select! {
             outcome = work => Some(outcome),
-            () = leftovers::hurried() => None,
+            () = cleanup::shutting_down() => None,
         }
     };
-    let (task, key) = (leftovers::spawn(work), key.clone());
+    let (task, key) = (cleanup::spawn(work), key.clone());
     async move { joined(task).await.flatten().unwrap_or_else(|| Err(ended(&key))) }
 }
 
@@ -250,18 +253,18 @@ impl Drop for Upload {
             return;
         }
         let (wire, key, id) = (Arc::clone(&self.wire), self.key.clone(), std::mem::take(&mut self.id));
-        let calling_off = leftovers::spawn(async move {
-            match Self::call_off(&wire, &key, &id).await {
+        let aborting = cleanup::spawn(async move {
+            match Self::abort(&wire, &key, &id).await {
                 Ok(()) => {}
-                // The last request was carried out after all, or the store has tidied up itself.
+                // The last request was carried out after all, or the store has removed the upload itself.
                 Err(error) if error.kind == ErrorKind::Unavailable && error.message().contains("NoSuchUpload") => {}
                 Err(error) => {
-                    tracing::warn!(%error, "an upload in parts is left behind; a lifecycle rule can expire it")
+                    tracing::warn!(%error, "an upload in parts could not be aborted; a lifecycle rule can expire it")
                 }
             }
         });
-        // It goes on by itself.
-        drop(calling_off);
+        // The abort runs in the background.
+        drop(aborting);
     }
 }
 
@@ -275,24 +278,27 @@ impl Part {
     }
 }
 
-/// Lets the store check what arrives.
+/// Lets the store check the bytes that arrive.
 fn with_checksum(call: Call<'_>, checksum: Checksum) -> Call<'_> {
-    // Base64 can always be a header.
+    // Base64 is always a legal header value.
     match HeaderValue::try_from(read::checksum_value(checksum)) {
         Ok(value) => call.header(CHECKSUM, value),
         Err(_) => call,
     }
 }
 
-/// A store that knows of no object in answer to a write on condition has compared its tag with that of none.
-fn written(asked: &Asked<'_>, guard: &Guard, reply: Option<Reply>) -> Result<Reply> {
+/// Accepts the answer to a write. A store that answers a conditional write with a missing object has checked the
+/// condition against no object.
+fn written(context: &RequestContext<'_>, guard: &Guard, reply: Option<Reply>) -> Result<Reply> {
     match (reply, guard) {
         (Some(reply), _) => Ok(reply),
         (None, Guard::Same(_)) => {
             let gone = "the object has been removed meanwhile; stat it and decide again";
-            Err(Error::new(ErrorKind::Precondition, asked.operation, asked.key, gone))
+            Err(Error::new(ErrorKind::Precondition, context.operation, context.key, gone))
         }
-        (None, Guard::None | Guard::Absent) => Err(asked.senseless("it misses an object that is only to be written")),
+        (None, Guard::None | Guard::Absent) => {
+            Err(context.senseless("it reports a missing object in answer to a write"))
+        }
     }
 }
 
@@ -301,12 +307,12 @@ fn changed(key: &Key) -> Error {
     Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why)
 }
 
-/// The error of a payload whose file cannot be read, or has become shorter.
+/// Makes the error of a payload whose file cannot be read, or has become shorter.
 fn unread(key: &Key, error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
         return changed(key).with_source(error);
     }
-    let why = format!("the source cannot be read: {error}; look at the disk it is on");
+    let why = format!("the source cannot be read: {error}; check the disk it is on");
     Error::new(ErrorKind::Io, Operation::Store, Some(key), why).with_source(error)
 }
 
@@ -315,8 +321,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_fits_the_size_and_differs_when_it_must() {
-        // Never read, so never there.
+    fn the_form_fits_the_size_and_changes_the_tag() {
+        // The bytes are never read, so the file may be empty.
         let file = |size| Payload::file(Arc::new(tempfile::tempfile().unwrap()), 0, size);
         assert_eq!((Form::of(&file(0)), Form::of(&file(PART))), (Form::Whole, Form::Whole));
         assert_eq!(Form::of(&file(PART + 1)), Form::Parts(PART));

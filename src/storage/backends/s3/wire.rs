@@ -1,8 +1,8 @@
-//! One request to the store: signed, sent, and its answer told apart.
+//! One request to the store: signed, sent, and its answer classified.
 //!
-//! `object_store` finds credentials, signs (SigV4) and carries requests. What it says of a failure leaves out the status,
-//! the code and `Retry-After`, and one name it cannot read spoils a page of a listing; so what is asked and what an
-//! answer means is decided here.
+//! `object_store` finds credentials, signs requests (SigV4) and sends them. Its errors lack the status, the code and
+//! `Retry-After`, and one name that it cannot parse spoils a page of a listing. So requests are made and answers are
+//! interpreted here.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,39 +18,39 @@ use object_store::client::{ClientConfigKey, HttpClient, HttpConnector, HttpReque
 use object_store::{ClientOptions, RetryConfig};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::error::{Asked, S3Refusal};
-use super::identity::{BucketIdentity, is_marked};
+use super::error::{RequestContext, S3Refusal};
+use super::identity::{BucketIdentity, has_request_id};
 use super::options::{S3Address, invalid};
 use crate::storage::backends::http::outside::Outside;
 use crate::storage::backends::http::text;
 use crate::storage::error::{Operation, Result};
 use crate::storage::object::{Key, Payload, payload};
 
-/// RFC 3986's unreserved characters stay; the store computes the signature over this very form.
+/// The unreserved characters of RFC 3986 stay unescaped. The store computes the signature over this form.
 const QUERY: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const PATH: AsciiSet = QUERY.remove(b'/');
 
-/// Most bytes of an answer that is not an object's payload: a page of 1,000 longest names, escaped.
+/// The largest number of bytes of an answer other than a payload: a page of 1,000 longest names, escaped.
 const LONGEST_ANSWER: usize = 8 << 20;
 
-/// A connection to one bucket, shared by all that is asked of it.
+/// A connection to one bucket, shared by all its requests.
 pub(super) struct Wire {
     pub(super) address: S3Address,
-    /// Finds credentials and makes signed URLs; sends nothing itself.
+    /// Finds credentials and makes signed URLs; sends no other requests.
     pub(super) store: AmazonS3,
     client: HttpClient,
-    /// Credentials were had once.
+    /// Whether credentials were obtained before.
     known: AtomicBool,
-    /// An answer was SeaweedFS's.
+    /// Whether an answer came from SeaweedFS.
     seaweedfs: AtomicBool,
-    /// What is known of who answers there.
-    pub(super) place: BucketIdentity,
+    /// What earlier answers have shown about the server.
+    pub(super) identity: BucketIdentity,
 }
 
-/// What is asked.
+/// One request.
 pub(super) struct Call<'a> {
     pub(super) operation: Operation,
-    /// The object that is asked for; none for the bucket itself.
+    /// The object of the request; `None` for the bucket itself.
     pub(super) key: Option<&'a Key>,
     method: Method,
     query: Vec<(&'static str, String)>,
@@ -58,21 +58,21 @@ pub(super) struct Call<'a> {
     body: Bytes,
 }
 
-/// A success by its status; what it proves is for `proof` to say.
+/// An answer with a status of success. `proof` checks the rest of it.
 pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// A store that marks its answers would have marked this one.
-    pub(super) unmarked: bool,
+    /// Whether the request id is missing on an answer of a store that sends one with every answer.
+    pub(super) lacks_request_id: bool,
     body: HttpResponseBody,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 pub(super) enum Outcome {
     Done(Reply),
-    /// No object is there; to a HEAD, which has no text, it may also mean that there is no bucket, or no store.
+    /// The object is missing. The answer to HEAD has no text, so bucket or store may be missing as well.
     Missing {
-        marked: bool,
+        has_id: bool,
     },
     Refused(S3Refusal),
 }
@@ -104,10 +104,10 @@ impl<'a> Call<'a> {
 }
 
 impl Wire {
-    /// Prepares to ask; asks nobody.
+    /// Prepares the connection. Sends no request.
     pub(super) fn open(address: S3Address, builder: AmazonS3Builder, timeout: Duration) -> Result<Self> {
         let client = client(address.is_plain(), timeout, timeout)?;
-        // Whoever asks decides what is tried again and when: one place for all backends.
+        // Retries are decided by one layer above, for all backends.
         let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let store = builder
             .with_http_connector(Connector)
@@ -121,83 +121,86 @@ impl Wire {
             client: HttpClient::new(client),
             known: AtomicBool::new(false),
             seaweedfs: AtomicBool::new(false),
-            place: BucketIdentity::default(),
+            identity: BucketIdentity::default(),
         })
     }
 
-    /// Asks once, for an object; `None` is the answer that none is there.
+    /// Sends a request for an object; `None` means that the object does not exist.
     pub(super) async fn send(&self, call: Call<'_>) -> Result<Option<Reply>> {
-        let asked = self.asked(call.operation, call.key);
-        match self.ask_place(call).await? {
+        let context = self.context(call.operation, call.key);
+        match self.send_recognized(call).await? {
             Outcome::Done(reply) => Ok(Some(reply)),
             Outcome::Missing { .. } => Ok(None),
-            Outcome::Refused(refusal) => Err(asked.refused(refusal)),
+            Outcome::Refused(refusal) => Err(context.refused(refusal)),
         }
     }
 
-    /// Asks once, for an object, of a place that has shown to be the bucket.
-    pub(super) async fn ask_place(&self, call: Call<'_>) -> Result<Outcome> {
-        self.recognize(&self.asked(call.operation, call.key)).await?;
-        self.exchange(call).await
+    /// Sends a request for an object, after the server has shown to be that of the bucket.
+    pub(super) async fn send_recognized(&self, call: Call<'_>) -> Result<Outcome> {
+        self.recognize(&self.context(call.operation, call.key)).await?;
+        self.execute(call).await
     }
 
-    /// Asks once.
-    pub(super) async fn exchange(&self, call: Call<'_>) -> Result<Outcome> {
+    /// Sends a request once.
+    pub(super) async fn execute(&self, call: Call<'_>) -> Result<Outcome> {
         let (operation, key, is_head) = (call.operation, call.key, call.method == Method::HEAD);
-        let asked = self.asked(operation, key);
-        let request = self.signed(&asked, call).await?;
-        let answer = self.client.execute(request).await.map_err(|cause| asked.broken(cause))?;
+        let context = self.context(operation, key);
+        let request = self.signed(&context, call).await?;
+        let answer = self.client.execute(request).await.map_err(|cause| context.broken(cause))?;
         let (parts, body) = answer.into_parts();
         if names_seaweedfs(&parts.headers) {
             self.seaweedfs.store(true, Ordering::Relaxed);
         }
         let (status, headers) = (parts.status, parts.headers);
-        let marked = is_marked(&headers);
+        let has_id = has_request_id(&headers);
         if status.is_success() {
-            let unmarked = self.place.marks() && !marked && !names_seaweedfs(&headers);
-            return Ok(Outcome::Done(Reply { status, headers, unmarked, body }));
+            let lacks_request_id = self.identity.sends_request_ids() && !has_id && !names_seaweedfs(&headers);
+            return Ok(Outcome::Done(Reply { status, headers, lacks_request_id, body }));
         }
         if is_head && status == StatusCode::NOT_FOUND {
-            return Ok(Outcome::Missing { marked });
+            return Ok(Outcome::Missing { has_id });
         }
-        // Without its text an answer is still one: the status alone has to do then.
+        // An answer whose text does not arrive is an answer all the same, of which only the status is known.
         let text = collect(body).await.unwrap_or_default();
         let outside = Outside::of(status, &headers, &self.address.url);
         let refusal = S3Refusal::read(outside, &headers, &text);
-        Ok(if refusal.is_missing() { Outcome::Missing { marked } } else { Outcome::Refused(refusal) })
+        Ok(if refusal.is_missing() { Outcome::Missing { has_id } } else { Outcome::Refused(refusal) })
     }
 
-    /// Asks for what is there whenever the bucket is.
+    /// Sends a request whose subject exists whenever the bucket does.
     pub(super) async fn demand(&self, call: Call<'_>) -> Result<Reply> {
-        let asked = self.asked(call.operation, call.key);
-        self.send(call).await?.ok_or_else(|| asked.senseless("it knows of no object where none is asked for"))
+        let context = self.context(call.operation, call.key);
+        self.send(call)
+            .await?
+            .ok_or_else(|| context.senseless("it reports a missing object in answer to a request without one"))
     }
 
-    /// Tells whether SeaweedFS has answered, which differs where no answer shows it.
+    /// Tells whether SeaweedFS has answered. It differs from other stores where no answer shows it.
     pub(super) fn is_seaweedfs(&self) -> bool {
         self.seaweedfs.load(Ordering::Relaxed)
     }
 
-    /// Returns who makes errors of what follows.
-    pub(super) fn asked<'a>(&'a self, operation: Operation, key: Option<&'a Key>) -> Asked<'a> {
-        Asked { address: &self.address, operation, key }
+    /// Returns the context of a request, which makes its errors.
+    pub(super) fn context<'a>(&'a self, operation: Operation, key: Option<&'a Key>) -> RequestContext<'a> {
+        RequestContext { address: &self.address, operation, key }
     }
 
-    async fn signed(&self, asked: &Asked<'_>, call: Call<'_>) -> Result<HttpRequest> {
+    async fn signed(&self, context: &RequestContext<'_>, call: Call<'_>) -> Result<HttpRequest> {
         let credential = self.store.credentials().get_credential().await;
-        let credential = credential.map_err(|cause| asked.unknown(cause, self.known.load(Ordering::Relaxed)))?;
+        let credential =
+            credential.map_err(|cause| context.no_credentials(cause, self.known.load(Ordering::Relaxed)))?;
         self.known.store(true, Ordering::Relaxed);
         let long = call.body.len() > Payload::CHUNK;
         let request = self.request(call)?;
         let region = self.address.region.clone();
         if long {
-            // Signing hashes the body; the loop has other things to do meanwhile.
-            let signed = payload::hop(move || Ok(authorized(&credential, &region, request))).await;
+            // Signing hashes the whole body, which would block the thread for other tasks.
+            let signed = payload::run_blocking(move || Ok(authorized(&credential, &region, request))).await;
             return signed
-                .map_err(|error| asked.senseless(&error.to_string()))?
-                .map_err(|cause| asked.unsigned(&cause));
+                .map_err(|error| context.senseless(&error.to_string()))?
+                .map_err(|cause| context.unsigned(&cause));
         }
-        authorized(&credential, &region, request).map_err(|cause| asked.unsigned(&cause))
+        authorized(&credential, &region, request).map_err(|cause| context.unsigned(&cause))
     }
 
     fn request(&self, call: Call<'_>) -> Result<HttpRequest> {
@@ -212,11 +215,12 @@ impl Wire {
             url.push('=');
             url.extend(utf8_percent_encode(value, &QUERY));
         }
-        let asked = self.asked(call.operation, call.key);
+        let context = self.context(call.operation, call.key);
         let sends = matches!(call.method, Method::PUT | Method::POST);
         let mut request: HttpRequest = Request::new(call.body.into());
         *request.method_mut() = call.method;
-        *request.uri_mut() = url.parse().map_err(|error: http::uri::InvalidUri| asked.senseless(&error.to_string()))?;
+        *request.uri_mut() =
+            url.parse().map_err(|error: http::uri::InvalidUri| context.senseless(&error.to_string()))?;
         *request.headers_mut() = call.headers;
         if sends {
             let length = request.body().content_length();
@@ -233,29 +237,29 @@ impl fmt::Debug for Wire {
 }
 
 impl Reply {
-    /// Returns one header's text.
+    /// Returns the text of a header.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         text(&self.headers, name)
     }
 
-    /// Gives the body as it comes.
+    /// Returns the body as a stream.
     pub(super) fn into_stream(
         self,
     ) -> futures_util::stream::BoxStream<'static, Result<Bytes, object_store::client::HttpError>> {
         self.body.bytes_stream()
     }
 
-    /// Returns what may be told of the answer.
-    pub(super) fn outside(&self, asked: &Asked<'_>) -> Outside {
-        Outside::of(self.status, &self.headers, &asked.address.url)
+    /// Returns the parts of the answer that may be shown.
+    pub(super) fn outside(&self, context: &RequestContext<'_>) -> Outside {
+        Outside::of(self.status, &self.headers, &context.address.url)
     }
 
     /// Reads the whole body as text.
-    pub(super) async fn into_text(self, asked: &Asked<'_>) -> Result<String> {
+    pub(super) async fn into_text(self, context: &RequestContext<'_>) -> Result<String> {
         match collect(self.body).await {
             Ok(text) => Ok(text),
-            Err(Cut::Broken(cause)) => Err(asked.broken(cause)),
-            Err(Cut::TooLong) => Err(asked.senseless("it does not end")),
+            Err(TextFault::Broken(cause)) => Err(context.broken(cause)),
+            Err(TextFault::TooLong) => Err(context.senseless("it does not end")),
         }
     }
 }
@@ -264,17 +268,17 @@ fn names_seaweedfs(headers: &HeaderMap) -> bool {
     text(headers, header::SERVER.as_str()).is_some_and(|server| server.starts_with("SeaweedFS"))
 }
 
-enum Cut {
+enum TextFault {
     Broken(object_store::client::HttpError),
     TooLong,
 }
 
-async fn collect(body: HttpResponseBody) -> Result<String, Cut> {
+async fn collect(body: HttpResponseBody) -> Result<String, TextFault> {
     let (mut stream, mut bytes) = (body.bytes_stream(), BytesMut::new());
     while let Some(chunk) = stream.next().await {
-        bytes.extend_from_slice(&chunk.map_err(Cut::Broken)?);
+        bytes.extend_from_slice(&chunk.map_err(TextFault::Broken)?);
         if bytes.len() > LONGEST_ANSWER {
-            return Err(Cut::TooLong);
+            return Err(TextFault::TooLong);
         }
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -289,14 +293,14 @@ fn authorized(
     Ok(request)
 }
 
-/// Makes clients for the services that give credentials.
+/// Makes clients for the services that provide credentials.
 #[derive(Debug)]
 struct Connector;
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let plain = options.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|allowed| allowed == "true");
-        // These services are next door, or they are not there at all.
+        // These services are near and answer quickly, or they do not exist.
         let client = client(plain, Duration::from_secs(2), Duration::from_secs(10));
         client
             .map(HttpClient::new)
@@ -304,7 +308,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Makes a client that does what it is told: no proxy of the environment, no redirect, no unpacking.
+/// Makes a client without proxies from the environment, redirects and unpacking.
 fn client(plain: bool, connect: Duration, wait: Duration) -> Result<reqwest::Client> {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("filestorage/", env!("CARGO_PKG_VERSION")))
@@ -317,10 +321,11 @@ fn client(plain: bool, connect: Duration, wait: Duration) -> Result<reqwest::Cli
         .http1_only()
         .connect_timeout(connect)
         .read_timeout(wait);
-    // Without TLS there is no need of the system's certificates, which may not even be there.
+    // Without TLS the system's certificates are not needed. They may not even exist.
     let builder = if plain { builder.tls_certs_only([]) } else { builder.https_only(true) };
     builder.build().map_err(|error| {
-        let why = format!("no TLS client could be made: {error}; are the system's CA certificates installed?");
+        let why =
+            format!("no TLS client could be made: {error}; check that the system's CA certificates are installed");
         invalid(why).with_source(error)
     })
 }

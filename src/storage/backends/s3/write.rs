@@ -1,10 +1,13 @@
-//! Writing and removing objects, and the conditions for it.
+//! Writes and removals of objects, and their conditions.
 //!
-//! A condition names our token. It is looked at first and then enforced with the entity tag of what was seen, where the
-//! store enforces that (see `conditions`). A tag is made of the bytes alone. So that each conditional write changes it
-//! even when it writes the bytes that are there already, such a one is sent in another form (in parts, or in parts of
-//! another size), of which the tag depends too, where the store enforces conditions on that. What remains: a write of
-//! the very same bytes between look and write that is unconditional, or made at a store that does not, is not noticed.
+//! A condition names the generation token of this program. The object is read first, and then the condition is enforced
+//! with the entity tag that was seen, where the store enforces tags (see `conditions`). A tag is made from the bytes
+//! alone. Each conditional write must change the tag, even when it writes the bytes that are there already. So such a
+//! write is sent in another form (in parts, or in parts of another size), on which the tag depends, too, where the
+//! store enforces conditions on that form.
+//!
+//! One case remains and is not noticed: a write of the same bytes between look and write that is unconditional, or at a
+//! store that does not enforce conditions on the form.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
@@ -19,45 +22,46 @@ use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key, Object};
 
-/// Most bytes of names and values of metadata; the store's own limit is 2,048.
+/// The largest number of bytes of names and values of metadata. The store's own limit is 2,048.
 const MOST_METADATA: usize = 2_000;
-/// Most bytes of the caller's metadata as ASCII-escaped JSON: what is left beside our own fields.
+/// The largest number of bytes of the caller's metadata as ASCII-escaped JSON, with room for the fields of this
+/// program.
 const MOST_GIVEN: usize = 1_024;
 
 impl S3 {
-    pub(super) async fn write(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<()> {
+    pub(super) async fn write(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<()> {
         let headers = validate(key, &object.attributes)?;
         let form = Form::of(&object.payload);
-        if how.condition == Condition::Always {
-            return self.write_guarded(key, object, headers, form, &Guard::None, &how.commit_guard).await;
+        if options.condition == Condition::Always {
+            return self.write_guarded(key, object, headers, form, &Guard::None, &options.commit_guard).await;
         }
         let enforced = self.conditions(key, Operation::Store).await?;
         if !enforced.writes || (form != Form::Whole && !enforced.uploads) {
-            if how.lenient {
-                let asked = self.0.wire.asked(Operation::Store, Some(key));
-                let seen = self.0.wire.look(Operation::Store, key).await?;
-                let present = seen.map(|ticket| read::attributes(ticket, &asked)).transpose()?;
-                how.condition.check(Operation::Store, key, present.as_ref())?;
-                return self.write_guarded(key, object, headers, form, &Guard::None, &how.commit_guard).await;
+            if options.lenient {
+                let context = self.0.wire.context(Operation::Store, Some(key));
+                let seen = self.0.wire.find_object(Operation::Store, key).await?;
+                let present = seen.map(|remote| read::attributes(remote, &context)).transpose()?;
+                options.condition.check(Operation::Store, key, present.as_ref())?;
+                return self.write_guarded(key, object, headers, form, &Guard::None, &options.commit_guard).await;
             }
             let parts = if enforced.writes { " on a value that is stored in several parts" } else { "" };
             let what = format!("if_absent and if_generation{parts}");
             return Err(self.unenforced(key, Operation::Store, &what));
         }
-        // Most often nothing is there. Many parts are not sent to find out.
-        if how.condition == Condition::Absent && form == Form::Whole {
+        // Most often the key has no object. A large object is not sent in many parts to find that out.
+        if options.condition == Condition::Absent && form == Form::Whole {
             let written =
-                self.write_guarded(key, object, headers.clone(), form, &Guard::Absent, &how.commit_guard).await;
+                self.write_guarded(key, object, headers.clone(), form, &Guard::Absent, &options.commit_guard).await;
             match written {
-                // What is there may have expired, and then it counts as absent.
+                // The object may have expired, and then it counts as absent.
                 Err(error) if error.kind == ErrorKind::Precondition => {}
                 done => return done,
             }
         }
-        let asked = self.0.wire.asked(Operation::Store, Some(key));
-        let seen = self.0.wire.look(Operation::Store, key).await?;
-        let present = seen.clone().map(|ticket| read::attributes(ticket, &asked)).transpose()?;
-        how.condition.check(Operation::Store, key, present.as_ref())?;
+        let context = self.0.wire.context(Operation::Store, Some(key));
+        let seen = self.0.wire.find_object(Operation::Store, key).await?;
+        let present = seen.clone().map(|remote| read::attributes(remote, &context)).transpose()?;
+        options.condition.check(Operation::Store, key, present.as_ref())?;
         let (guard, form) = match (seen, present) {
             (Some(seen), Some(present)) if enforced.uploads => {
                 let form = other_form(form, object, &seen, &present);
@@ -66,7 +70,7 @@ impl S3 {
             (Some(seen), _) => (Guard::Same(seen.generation), form),
             (None, _) => (Guard::Absent, form),
         };
-        self.write_guarded(key, object, headers, form, &guard, &how.commit_guard).await
+        self.write_guarded(key, object, headers, form, &guard, &options.commit_guard).await
     }
 
     async fn write_guarded(
@@ -84,44 +88,44 @@ impl S3 {
         }
     }
 
-    pub(super) async fn remove(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
+    pub(super) async fn remove(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
         let wire = &self.0.wire;
-        let asked = wire.asked(Operation::Delete, Some(key));
-        let enforced = match &how.generation {
+        let context = wire.context(Operation::Delete, Some(key));
+        let enforced = match &options.generation {
             None => false,
             Some(_) => self.conditions(key, Operation::Delete).await?.deletes,
         };
-        if how.generation.is_some() && !enforced && !how.lenient {
+        if options.generation.is_some() && !enforced && !options.lenient {
             return Err(self.unenforced(key, Operation::Delete, "if_generation of a delete"));
         }
-        // Whether something was there is for a look to say: the answer to a removal is the same either way.
-        let seen = match &how.generation {
-            None => wire.glance(Operation::Delete, key).await?,
-            // Nothing may be asked after it, so it has to be certain.
-            Some(_) => wire.look(Operation::Delete, key).await?,
+        // The answer to a removal is the same whether or not the object existed, so the object is looked up first.
+        let seen = match &options.generation {
+            None => wire.find_object_quickly(Operation::Delete, key).await?,
+            // No request may follow the removal's condition, so this answer must be certain.
+            Some(_) => wire.find_object(Operation::Delete, key).await?,
         };
         let mut call = Call::new(Operation::Delete, Method::DELETE, Some(key));
-        if let (Some(generation), Some(ticket)) = (&how.generation, &seen) {
-            let present = read::attributes(ticket.clone(), &asked)?;
+        if let (Some(generation), Some(remote)) = (&options.generation, &seen) {
+            let present = read::attributes(remote.clone(), &context)?;
             Condition::Generation(generation.clone()).check(Operation::Delete, key, Some(&present))?;
             if enforced {
-                call = call.headers(Guard::Same(ticket.generation.clone()).headers());
+                call = call.headers(Guard::Same(remote.generation.clone()).headers());
             }
         }
-        if !how.commit_guard.commit() {
+        if !options.commit_guard.commit() {
             return Err(Error::abandoned(Operation::Delete, key));
         }
-        if how.generation.is_some() && seen.is_none() {
+        if options.generation.is_some() && seen.is_none() {
             return Ok(Removal::default());
         }
         let Some(reply) = wire.send(call).await? else { return Ok(Removal::default()) };
-        // What has no mark proves nothing; that nothing is there, said by a store, does.
-        wire.prove_removal(reply, key, &asked).await?;
+        // An answer without a request id proves nothing. A store's answer that the object is missing does.
+        wire.prove_removal(reply, key, &context).await?;
         Ok(Removal { found: seen.is_some(), ..Removal::default() })
     }
 }
 
-/// Refuses what no store like S3 keeps; returns the attributes as headers.
+/// Refuses an object that no store like S3 can store; returns the attributes as headers.
 pub(super) fn validate(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
     let (size, most) = (attributes.stored_size, upload::MOST);
     if size > most {
@@ -144,7 +148,7 @@ fn describe(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
     let metadata = metadata_header::write(attributes, MOST_METADATA, NameCase::Lower).map_err(refused)?;
     let metadata = metadata.into_iter().map(|(name, value)| (format!("{METADATA}{name}"), value));
     let mut all = vec![(header::CONTENT_TYPE.to_string(), attributes.content_type.clone())];
-    // What is encrypted is no longer in that encoding to anyone else.
+    // Encrypted bytes do not have that encoding for anyone else.
     if let Some(codec) = attributes.compression.as_ref().filter(|_| !attributes.encrypted) {
         all.push((header::CONTENT_ENCODING.to_string(), codec.clone()));
     }
@@ -166,22 +170,22 @@ fn describe(key: &Key, attributes: &Attributes) -> Result<HeaderMap> {
     Ok(headers)
 }
 
-/// Makes a header's value of what others read the same way.
+/// Makes a header value, if other tools read the text in the same way.
 fn sendable(value: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(value).ok().filter(|_| value.is_ascii())
 }
 
-/// Names what another tool said of its object and the store has no place for.
+/// Names the properties of another tool's object that the store cannot store.
 pub(super) fn lost(attributes: &Attributes) -> Vec<String> {
     let unsent = attributes.foreign.headers.iter().filter(|(_, value)| sendable(value).is_none());
     let unsent = unsent.map(|(name, _)| name.clone());
     unsent.chain(metadata_header::hidden(attributes, MOST_METADATA, NameCase::Lower)).collect()
 }
 
-/// Picks a form in which the object gets another entity tag than the one that is there.
+/// Picks a form in which the object gets another entity tag than the present object.
 fn other_form(form: Form, object: &Object, seen: &RemoteObject, present: &Attributes) -> Form {
-    // The checksum of an object of another tool may be unknown, and then it is 0.
-    let told_apart = present.stored_size != object.payload.len()
+    // The checksum of another tool's object may be unknown, and then it is 0.
+    let differs = present.stored_size != object.payload.len()
         || (present.stored_checksum != object.attributes.stored_checksum && present.stored_checksum.0 != 0);
-    if told_apart { form } else { form.other_than(&seen.generation, object.payload.len()) }
+    if differs { form } else { form.other_than(&seen.generation, object.payload.len()) }
 }

@@ -1,9 +1,9 @@
-//! Documents that S3 answers with.
+//! XML documents of S3.
 
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
-/// Returns the name of a document's root, without its namespace; `None` for what is no XML.
+/// Returns the name of a document's root, without its namespace; `None` for a text that is no XML.
 pub(super) fn root(text: &str) -> Option<String> {
     let mut reader = Reader::from_str(text);
     loop {

@@ -1,4 +1,4 @@
-//! Ways out of a directory that must not exist.
+//! Tests of all ways that could lead out of a directory.
 
 use std::fs;
 use std::io::Read as _;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// `exchange/` with some files, and `outside/` with a secret.
+/// A folder with `exchange/`, which has some files, and `outside/`, which has a secret.
 struct Scratch {
     root: TempDir,
     directory: Directory,
@@ -102,7 +102,7 @@ fn no_link_is_followed_wherever_it_stands() {
 }
 
 #[test]
-fn dots_and_absolute_paths_are_refused_before_the_system_sees_them() {
+fn dots_and_absolute_paths_never_reach_the_system() {
     let place = Scratch::new();
     let absolute = place.path("outside/a");
     for below in ["..", "../outside/a", "in/../../outside/a", "in/..", "/", "", absolute.to_str().unwrap()] {
@@ -112,7 +112,7 @@ fn dots_and_absolute_paths_are_refused_before_the_system_sees_them() {
 }
 
 #[test]
-fn what_is_no_file_neither_blocks_nor_is_replaced() {
+fn pipes_sockets_and_folders_neither_block_nor_are_replaced() {
     let place = Scratch::new();
     let folder = fs::File::open(place.path("exchange")).unwrap();
     for (name, kind) in [("pipe", FileType::Fifo), ("socket", FileType::Socket)] {
@@ -135,7 +135,7 @@ fn while_swapping(one: &Path, other: &Path, work: impl FnOnce()) {
                 rustix::fs::renameat_with(CWD, one, CWD, other, flags).unwrap();
             }
         });
-        // Also when an assertion of the work fails, or the thread would swap for ever.
+        // The swapping also stops when an assertion of the work fails. The thread would run for ever otherwise.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -147,11 +147,11 @@ fn while_swapping(one: &Path, other: &Path, work: impl FnOnce()) {
     });
 }
 
-/// How often a race is run.
+/// The number of rounds of a race.
 const ROUNDS: usize = 20_000;
 
 #[test]
-fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
+fn a_folder_swapped_for_a_link_exposes_nothing_outside() {
     let place = Scratch::new();
     let (folder, link) = (place.path("exchange/in"), place.path("exchange/link"));
     symlink(place.path("outside"), &link).unwrap();
@@ -163,7 +163,7 @@ fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
                     assert_eq!(text, "deep");
                     read += 1;
                 }
-                // Between the refusal and the look at why, the folder may be back.
+                // Between the refusal and the examination of its cause, the folder may be back.
                 Err(FileFault::Link | FileFault::Io(_)) => refused += 1,
                 Err(fault) => panic!("{fault:?}"),
             }
@@ -178,7 +178,7 @@ fn a_folder_swapped_for_a_link_at_any_moment_lets_nothing_out() {
 }
 
 #[test]
-fn a_file_swapped_for_a_link_at_any_moment_lets_nothing_out() {
+fn a_file_swapped_for_a_link_exposes_nothing_outside() {
     let place = Scratch::new();
     let (file, link) = (place.path("exchange/a"), place.path("exchange/link"));
     symlink(place.path("outside/a"), &link).unwrap();

@@ -1,10 +1,10 @@
-//! The state machine, step by step, and what its handle tells.
+//! Tests of the state machine, step by step, and of the reports of its handle.
 
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A circuit, and the time that is handed to it.
+/// A circuit, and the time that is passed to it.
 struct Case {
     circuit: Circuit,
     now: Instant,
@@ -12,7 +12,7 @@ struct Case {
 
 impl Case {
     fn new() -> Self {
-        // The longest interval of each draw, so that the numbers below are whole.
+        // The longest interval of every draw, so that the numbers below are whole.
         Self { circuit: Circuit::new(TIMEOUT, || 1.0), now: Instant::now() }
     }
 
@@ -20,7 +20,7 @@ impl Case {
         self.now += Duration::from_secs_f64(seconds);
     }
 
-    /// An attempt that began so long ago has had no answer.
+    /// Ends an attempt without an answer that began so many seconds ago.
     fn unanswered(&mut self, seconds: f64, last: bool) -> Option<u64> {
         self.circuit.unanswered(self.now - Duration::from_secs_f64(seconds), self.now, last)
     }
@@ -33,11 +33,11 @@ impl Case {
         self.circuit.admit(self.now)
     }
 
-    fn looked(&mut self, look: u64, end: End) {
-        self.circuit.looked(look, end, self.now);
+    fn probed(&mut self, probe: u64, end: End) {
+        self.circuit.probed(probe, end, self.now);
     }
 
-    /// Opened by three operations that were refused at once.
+    /// Makes a circuit that three operations opened, which failed at once.
     fn open() -> Self {
         let mut case = Self::new();
         for _ in 0..FAILURES {
@@ -49,18 +49,18 @@ impl Case {
     }
 }
 
-fn refused(silence: f64, look_in: Option<f64>) -> Verdict {
-    let (silence, look_in) = (Duration::from_secs_f64(silence), look_in.map(Duration::from_secs_f64));
-    Verdict::Refuse(Outage { silence, look_in })
+fn refused(silence: f64, probe_in: Option<f64>) -> Verdict {
+    let (silence, probe_in) = (Duration::from_secs_f64(silence), probe_in.map(Duration::from_secs_f64));
+    Verdict::Refuse(Outage { silence, probe_in })
 }
 
 #[test]
-fn three_operations_in_a_row_open_it() {
+fn three_failed_operations_in_a_row_open_the_breaker() {
     let mut case = Case::new();
     for _ in 0..2 {
         assert_eq!(case.unanswered(0.0, true), None);
     }
-    // What is not the last of its operation does not count.
+    // An attempt that is not the last of its operation does not count.
     for _ in 0..9 {
         assert_eq!(case.unanswered(0.0, false), None);
     }
@@ -74,7 +74,7 @@ fn three_operations_in_a_row_open_it() {
 }
 
 #[test]
-fn looks_are_an_interval_apart_which_doubles() {
+fn the_interval_between_probes_doubles() {
     let mut case = Case::open();
     let mut silence = 0.0;
     for interval in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
@@ -83,13 +83,13 @@ fn looks_are_an_interval_apart_which_doubles() {
         assert_eq!(case.admit(), refused(silence + interval - 0.5, Some(0.5)));
         case.pass(0.5);
         silence += interval;
-        let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
-        // Only one looks.
+        let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+        // Only one caller probes.
         assert_eq!(case.admit(), refused(silence, None));
         case.pass(5.0);
         silence += 5.0;
         assert_eq!(case.admit(), refused(silence, None));
-        case.looked(look, End::Unanswered);
+        case.probed(probe, End::Unanswered);
     }
     assert_eq!(case.admit(), refused(silence, Some(30.0)));
 }
@@ -111,30 +111,30 @@ fn the_interval_is_drawn_below_its_length() {
 }
 
 #[test]
-fn an_answer_closes_it_and_all_starts_over() {
+fn an_answer_closes_the_breaker_and_resets_it() {
     let mut case = Case::open();
     case.pass(1.0);
-    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
-    case.looked(look, End::Answered);
+    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+    case.probed(probe, End::Answered);
     assert_eq!(case.admit(), Verdict::Pass);
     for _ in 0..FAILURES {
         assert!(!case.circuit.state.is_open());
         assert_eq!(case.unanswered(0.0, true), None);
     }
     assert_eq!(case.admit(), refused(0.0, Some(1.0)));
-    // An attempt that began before it was opened is answered after all.
+    // An attempt that began before the breaker opened is answered after all.
     case.answered();
     assert_eq!(case.admit(), Verdict::Pass);
 }
 
 #[test]
-fn a_look_that_an_answer_has_overtaken_says_nothing() {
+fn a_probe_that_an_answer_has_overtaken_changes_nothing() {
     let mut case = Case::open();
     case.pass(1.0);
-    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
     case.answered();
     for end in [End::Unanswered, End::Dropped] {
-        case.looked(look, end);
+        case.probed(probe, end);
         assert_eq!(case.admit(), Verdict::Pass);
     }
     let Some(newer) = case.unanswered(0.0, false).or_else(|| {
@@ -143,30 +143,30 @@ fn a_look_that_an_answer_has_overtaken_says_nothing() {
     }) else {
         panic!("silent for long")
     };
-    case.looked(look, End::Unanswered);
+    case.probed(probe, End::Unanswered);
     assert_eq!(case.admit(), Verdict::Wait);
-    case.looked(newer, End::Unanswered);
+    case.probed(newer, End::Unanswered);
     assert_eq!(case.admit(), refused(30.0, Some(1.0)));
 }
 
 #[test]
-fn silence_makes_it_look_before_it_opens() {
+fn silence_leads_to_a_probe_before_the_breaker_opens() {
     let mut case = Case::new();
-    let look = case.unanswered(30.0, false).unwrap();
-    // One looks, all others wait for that, and what else is in vain tells nothing new.
+    let probe = case.unanswered(30.0, false).unwrap();
+    // One caller probes and all others wait for the result. Further unanswered attempts change nothing.
     assert_eq!(case.admit(), Verdict::Wait);
     assert_eq!(case.unanswered(30.0, false), None);
     assert_eq!(case.unanswered(30.0, true), None);
     assert_eq!(case.admit(), Verdict::Wait);
     case.pass(5.0);
-    case.looked(look, End::Unanswered);
+    case.probed(probe, End::Unanswered);
     assert_eq!(case.admit(), refused(35.0, Some(1.0)));
 
     let mut case = Case::new();
-    let look = case.unanswered(30.0, false).unwrap();
-    case.looked(look, End::Answered);
+    let probe = case.unanswered(30.0, false).unwrap();
+    case.probed(probe, End::Answered);
     assert_eq!(case.admit(), Verdict::Pass);
-    // Silence counts from the last answer, not from when an attempt began.
+    // Silence counts from the last answer, not from the beginning of an attempt.
     case.pass(29.0);
     assert_eq!(case.unanswered(40.0, false), None);
     case.pass(1.0);
@@ -174,14 +174,14 @@ fn silence_makes_it_look_before_it_opens() {
 }
 
 #[test]
-fn silence_opens_it_where_nobody_goes_on() {
+fn silence_opens_the_breaker_after_a_last_attempt() {
     let mut case = Case::new();
     assert_eq!(case.unanswered(30.0, true), None);
     assert_eq!(case.admit(), refused(30.0, Some(1.0)));
 }
 
 #[test]
-fn silence_without_attempts_is_none() {
+fn time_without_attempts_is_no_silence() {
     let mut case = Case::new();
     case.answered();
     case.pass(3_600.0);
@@ -193,26 +193,26 @@ fn silence_without_attempts_is_none() {
 }
 
 #[test]
-fn a_look_of_one_who_was_cancelled_blocks_nobody() {
+fn a_cancelled_probe_blocks_nobody() {
     let mut case = Case::new();
-    let look = case.unanswered(30.0, false).unwrap();
-    case.looked(look, End::Dropped);
+    let probe = case.unanswered(30.0, false).unwrap();
+    case.probed(probe, End::Dropped);
     assert_eq!(case.admit(), Verdict::Pass);
     let again = case.unanswered(0.0, false).unwrap();
-    assert_ne!(look, again);
-    case.looked(again, End::Unanswered);
+    assert_ne!(probe, again);
+    case.probed(again, End::Unanswered);
     case.pass(1.0);
-    let Verdict::Look(look) = case.admit() else { panic!("a look is due") };
+    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
     case.pass(3.0);
-    case.looked(look, End::Dropped);
-    // The next one looks an interval later.
+    case.probed(probe, End::Dropped);
+    // The next caller probes an interval later.
     assert_eq!(case.admit(), refused(34.0, Some(1.0)));
     case.pass(1.0);
-    assert!(matches!(case.admit(), Verdict::Look(_)));
+    assert!(matches!(case.admit(), Verdict::Probe(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_is_told() {
+async fn waiting_callers_and_the_gauge_follow_the_state() {
     let metrics = Metrics::new();
     let breaker = Breaker::new(TIMEOUT, telemetry::BackendLabel::Gcs, metrics.clone());
     let gauge =
@@ -232,15 +232,15 @@ async fn who_waits_is_told() {
     }
     assert_eq!(breaker.state(), BreakerState::Open);
     assert!(gauge(1));
-    // An operation that waits for its next attempt does not wait any longer.
+    // An operation that waits for its next attempt ends its wait at once.
     let since = Instant::now();
     assert!(!breaker.pause(Duration::from_secs(60)).await);
     assert_eq!(since.elapsed(), Duration::ZERO);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let Admission::Look(look) = breaker.admit() else { panic!("a look is due") };
+    let Admission::Probe(probe) = breaker.admit() else { panic!("a probe is due") };
     assert_eq!(breaker.state(), BreakerState::HalfOpen);
     assert!(gauge(1) && !waiting.is_finished());
-    look.end(true);
+    probe.end(true);
     waiting.await.unwrap();
     assert_eq!(breaker.state(), BreakerState::Closed);
     assert!(gauge(0));
@@ -252,7 +252,7 @@ async fn a_pause_lasts_until_a_doubt_is_settled() {
         let breaker = Breaker::new(TIMEOUT, telemetry::BackendLabel::Gcs, Metrics::new());
         let began = Instant::now();
         tokio::time::sleep(TIMEOUT).await;
-        let look = breaker.unanswered(began, false).unwrap();
+        let probe = breaker.unanswered(began, false).unwrap();
         let waiting = tokio::spawn({
             let breaker = breaker.clone();
             async move { breaker.pause(Duration::from_secs(1)).await }
@@ -260,7 +260,7 @@ async fn a_pause_lasts_until_a_doubt_is_settled() {
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(!waiting.is_finished());
         assert_eq!(breaker.state(), BreakerState::Closed);
-        look.end(answered);
+        probe.end(answered);
         assert_eq!(waiting.await.unwrap(), answered);
     }
 }

@@ -1,6 +1,6 @@
-//! Encoded objects: bytes that a codec made of a value's own bytes.
+//! Encoded objects, whose stored bytes a codec made from the bytes of the value.
 //!
-//! Two codings of other tools are undone (`unpack`); objects are written as they are given.
+//! Two codings of other tools are decoded (`unpack`). Objects are written as they are given.
 
 mod unpack;
 
@@ -20,10 +20,11 @@ use crate::storage::reading::damaged;
 ///
 /// # Contract
 ///
-/// - Ranges and limits of a read count in bytes of the value. A range of an object whose coding is unknown counts in the
-///   bytes kept, so that they can be read at all.
-/// - What is decoded goes through files of the spool, so memory stays bounded whatever the codec's ratio is.
-/// - An object whose coding is unknown is [`ErrorKind::Invalid`]; one that an inner layer has decoded passes as it is.
+/// - Ranges and limits of a read are those of the value's bytes. A range of an object whose coding is unknown is one of
+///   the stored bytes, so that they can be read at all.
+/// - Decoded bytes pass through files of the spool, so memory is bounded whatever the ratio of the codec.
+/// - An object whose coding is unknown is [`ErrorKind::Invalid`]. An object that an inner layer has decoded passes
+///   unchanged.
 #[derive(Debug)]
 pub struct Encoded {
     inner: Arc<dyn Backend>,
@@ -45,17 +46,16 @@ impl Encoded {
                 let part = options.part(key, attributes.kind, payload.len())?;
                 return Ok(Object { attributes, payload: payload.slice(part) });
             }
-            let mend =
-                "read its bytes as they are kept with `offset=0`, or correct the header with the bucket's own tool";
-            let why = format!("the object's Content-Encoding is {codec:?}, which is not undone here; {mend}");
+            let mend = "read the stored bytes with `offset=0`, or correct the header with the bucket's own tool";
+            let why = format!("the object's Content-Encoding is {codec:?}, which this program cannot decode; {mend}");
             return Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
         }
-        // A range may lie anywhere in the value, so only of a whole value the limit is known before.
+        // A range may lie anywhere in the value, so the limit bounds the decoding only for a whole value.
         let most = options.limit.filter(|_| options.range.is_none());
         let (payload, checksum) = unpack(key, codec, &payload, most, &self.spool).await?;
         let size = payload.len();
         if attributes.is_value_known() && (attributes.size, attributes.checksum) != (size, checksum) {
-            return Err(damaged(key, "the value's size or checksum does not match what was unpacked"));
+            return Err(damaged(key, "the value's size or checksum does not match the unpacked bytes"));
         }
         (attributes.size, attributes.checksum) = (size, checksum);
         let part = options.part(key, attributes.kind, size)?;
@@ -76,7 +76,7 @@ impl Backend for Encoded {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        // Of an encoded object all kept bytes are needed, which may be more than the limit allows of the value.
+        // An encoded object is read with all its stored bytes, which may be more than the limit allows of the value.
         let kept = GetOptions { spooled: true, ..options };
         let Some(object) = self.inner.get(key, kept).await? else { return Ok(None) };
         let object = match object.attributes.compression.clone() {

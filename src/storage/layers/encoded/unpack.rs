@@ -1,4 +1,4 @@
-//! Undoes a `Content-Encoding` of the bytes that a bucket keeps, under a cap.
+//! Decodes a `Content-Encoding` of the bytes in a bucket, under a cap.
 
 use std::io::{self, BufReader, Read};
 
@@ -11,31 +11,33 @@ use crate::storage::object::payload::{self, Payload};
 use crate::storage::object::{Checksum, Key};
 use crate::storage::reading::damaged;
 
-/// Most bytes that are unpacked.
+/// The largest number of bytes that are unpacked.
 pub(in crate::storage) const MOST: u64 = 64 << 20;
 
-/// Decoders at work at once: each may keep what it unpacked, to refer back to it.
-static TURNS: Semaphore = Semaphore::const_new(2);
+/// The decoders that may run at once. Each may hold unpacked bytes, to which the format refers back.
+static DECODERS: Semaphore = Semaphore::const_new(2);
 
-/// Why nothing was unpacked.
+/// The reason why nothing was unpacked.
 enum UnpackFault {
-    /// The bytes are not what the codec says.
+    /// The bytes were not made by the codec that is named.
     Packed(io::Error),
-    /// The local disk, which the bytes pass through.
+    /// The local disk, which the bytes pass through, failed.
     Disk(io::Error),
 }
 
-/// Tells whether a coding can be undone.
+/// Tells whether a coding can be decoded.
 pub(in crate::storage) fn is_known(codec: &str) -> bool {
     matches!(codec, "gzip" | "zstd")
 }
 
-/// Unpacks a payload whole, on a thread that may block; many bytes go into a file of the spool. Returns them with their checksum.
+/// Unpacks a whole payload on a thread that may block, and returns the bytes with their checksum.
+///
+/// Many bytes go into a file of the spool.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Integrity`] for bytes that are not what the codec says; [`ErrorKind::Invalid`] for more than `most` bytes,
-/// or [`MOST`] where that is less; what the file system fails with.
+/// [`ErrorKind::Integrity`] for bytes that the codec did not make; [`ErrorKind::Invalid`] for more than `most` bytes,
+/// or [`MOST`] where that is less; the errors of the file system.
 pub(in crate::storage) async fn unpack(
     key: &Key,
     codec: &str,
@@ -45,10 +47,10 @@ pub(in crate::storage) async fn unpack(
 ) -> Result<(Payload, Checksum)> {
     let most = most.unwrap_or(MOST).min(MOST);
     let (packed, name, spool) = (payload.clone(), codec.to_owned(), spool.clone());
-    // Nobody closes it.
-    let turn = TURNS.acquire().await;
-    let unpacked = payload::hop(move || Ok(read(&name, &packed, most, &spool))).await;
-    drop(turn);
+    // The semaphore is never closed.
+    let permit = DECODERS.acquire().await;
+    let unpacked = payload::run_blocking(move || Ok(read(&name, &packed, most, &spool))).await;
+    drop(permit);
     match unpacked.unwrap_or_else(|error| Err(UnpackFault::Disk(error))) {
         Ok(Some(unpacked)) => Ok(unpacked),
         Ok(None) => {
@@ -72,7 +74,7 @@ pub(in crate::storage) async fn unpack(
     }
 }
 
-/// Reads to the end, or gives `None` once there is more than the cap.
+/// Decodes to the end; returns `None` once there are more bytes than the cap.
 fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Option<(Payload, Checksum)>, UnpackFault> {
     let packed = BufReader::with_capacity(Payload::CHUNK, Source { payload, at: 0 });
     let mut plain: Box<dyn Read> = match codec {
@@ -87,7 +89,7 @@ fn read(codec: &str, payload: &Payload, most: u64, spool: &Spool) -> Result<Opti
             Ok(0) => return kept.finish_blocking().map(Some).map_err(UnpackFault::Disk),
             Ok(count) => kept.push_blocking(&chunk[..count]).map_err(UnpackFault::Disk)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // No decoder's own: the packed bytes lie in a file of the spool.
+            // This is not the decoder's error: the packed bytes are in a file of the spool.
             Err(error) if error.raw_os_error().is_some() => return Err(UnpackFault::Disk(error)),
             Err(error) => return Err(UnpackFault::Packed(error)),
         }
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn codings_are_undone_under_a_cap() {
+    async fn codings_are_decoded_under_a_cap() {
         let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
         let spool = Spool::new(folder.path());
         let unpack = async |codec: &str, payload: &Payload, most| {
@@ -154,12 +156,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn much_is_unpacked_into_a_file() {
+    async fn large_values_are_unpacked_into_a_file() {
         let (key, folder) = (Key::parse("k").unwrap(), tempfile::tempdir().unwrap());
         let plain = vec![b'x'; 5 << 20];
         let packed = Payload::Memory(gzip(&plain));
         let (payload, _) = unpack(&key, "gzip", &packed, None, &Spool::new(folder.path())).await.unwrap();
-        assert!(matches!(payload, Payload::File(_)), "whatever the packed bytes are");
+        assert!(matches!(payload, Payload::File(_)), "whether or not the packed bytes are in a file");
         assert_eq!(payload.into_memory().await.unwrap(), plain);
         let error = unpack(&key, "gzip", &packed, None, &Spool::new("/dev/null/x")).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Io, "the object is as it was: {error}");

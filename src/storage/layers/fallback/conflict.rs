@@ -1,4 +1,4 @@
-//! Two states of one key that were written without knowing of each other.
+//! Conflicts: two states of one key whose writers did not know of each other.
 
 use std::path::PathBuf;
 
@@ -7,45 +7,45 @@ use jiff::{SignedDuration, Timestamp};
 use crate::storage::backends::local::Quarantined;
 use crate::storage::object::{Attributes, Key};
 
-/// A write that lost against what somebody else had put into the bucket meanwhile; its file is kept.
+/// A pending write that lost against a change of the same key in the bucket. Its file is kept in quarantine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
-    /// Its key, under which the bucket has the other one.
+    /// The key, under which the bucket has the other state.
     pub key: Key,
-    /// The file: a header line and the payload, as every local object.
+    /// The file in quarantine: a header line and the payload, as of every local object.
     pub path: PathBuf,
-    /// When it was stored; nothing where the file is damaged.
+    /// When the write was stored; `None` where the file is damaged.
     pub stored_at: Option<Timestamp>,
-    /// Bytes of its payload; 0 where the file is damaged.
+    /// The number of bytes of its payload; 0 where the file is damaged.
     pub size: u64,
 }
 
 impl From<Quarantined> for Conflict {
-    fn from(aside: Quarantined) -> Self {
-        let Quarantined { key, path, attributes } = aside;
+    fn from(quarantined: Quarantined) -> Self {
+        let Quarantined { key, path, attributes } = quarantined;
         let size = attributes.as_ref().map_or(0, |attributes| attributes.stored_size);
         Self { key, path, stored_at: attributes.map(|attributes| attributes.stored_at), size }
     }
 }
 
-/// What the bucket's object is to an entry that is to be sent.
+/// The relation of the bucket's object to a pending entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It is the entry itself, or an earlier try of the same command.
+pub(super) enum Relation {
+    /// The object is the entry itself, or was written by an earlier attempt of the same command.
     Same,
-    /// The entry came later and takes its place.
+    /// The entry was written later and replaces the object.
     Older,
-    /// Somebody else wrote it after the entry.
+    /// Somebody else wrote the object after the entry.
     Newer,
 }
 
-/// Tells who of the two came later; `skew` is how much the bucket's clock is ahead of ours.
+/// Tells which of the two was written later. `skew` is how much the bucket's clock is ahead of this machine's.
 ///
-/// Whoever shares the overlay stamps by the same clock or one close to it, so stamps tell. Of everybody else only the
-/// bucket's own time of receipt is to be trusted.
-pub(super) fn compare(entry: &Attributes, present: &Attributes, skew: SignedDuration) -> Standing {
+/// Workers that share the overlay stamp by the same clock or by clocks close to each other, so their stamps can be
+/// compared. For objects of everybody else only the bucket's own time of receipt is trusted.
+pub(super) fn compare(entry: &Attributes, present: &Attributes, skew: SignedDuration) -> Relation {
     if present.generation == entry.generation {
-        return Standing::Same;
+        return Relation::Same;
     }
     let written_at = if present.writer_id.is_some() && present.writer_id == entry.writer_id {
         present.stored_at
@@ -56,7 +56,7 @@ pub(super) fn compare(entry: &Attributes, present: &Attributes, skew: SignedDura
             .map_or(present.stored_at, |received_at| received_at.checked_sub(skew).unwrap_or(received_at))
     };
     if written_at <= entry.stored_at {
-        return Standing::Older;
+        return Relation::Older;
     }
-    if entry.is_same_write(present, Some(entry.stored_at)) { Standing::Same } else { Standing::Newer }
+    if entry.is_same_write(present, Some(entry.stored_at)) { Relation::Same } else { Relation::Newer }
 }

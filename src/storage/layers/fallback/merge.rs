@@ -1,4 +1,4 @@
-//! One listing of two places, of which the first hides what it knows better.
+//! Merges the listings of overlay and bucket. An entry of the overlay hides the bucket's object of the same key.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -7,29 +7,30 @@ use super::overlay::Overlay;
 use crate::storage::backend::{Backend, Entry, Listing, Page};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 
-/// Fewest entries of the overlay looked at in one step: its tombstones hide others, so few would mean many steps.
+/// The smallest number of overlay entries that one step reads. Tombstones hide other entries, so fewer would mean many
+/// steps.
 const STRIDE: usize = 1000;
 
-/// Lists one page of what both together have.
+/// Lists one page of the keys that overlay and bucket have together.
 ///
-/// Each step reads a stretch of the overlay and then the same stretch of the bucket, never the other way round: an entry
-/// on its way from the one to the other is thus seen in at least one of them.
+/// Each step reads a range of the overlay and then the same range of the bucket, never the other way round. So an entry
+/// that is sent meanwhile is seen in at least one of the two.
 pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -> Result<Listing> {
     let mut merged = Listing::default();
     let mut from = page.start_after.clone();
     loop {
         let missing = page.limit.map(|limit| limit - merged.entries.len());
-        // One more than is missing tells whether there are more.
+        // One entry more than is missing shows whether more entries follow.
         let most = missing.map(|missing| missing.saturating_add(1));
-        let stretch = |limit| Page { prefix: page.prefix.clone(), start_after: from.clone(), limit };
-        let over = overlay.list(&stretch(most.map(|most| most.max(STRIDE)))).await?;
+        let range = |limit| Page { prefix: page.prefix.clone(), start_after: from.clone(), limit };
+        let over = overlay.list(&range(most.map(|most| most.max(STRIDE)))).await?;
         if over.entries.is_empty() {
-            let under = bucket.list(&stretch(missing)).await?;
+            let under = bucket.list(&range(missing)).await?;
             merged.entries.extend(under.entries);
             return Ok(Listing { foreign: merged.foreign + under.foreign, more: under.more, ..merged });
         }
         let hiding = over.entries.iter().filter(|entry| entry.tombstone).count();
-        let under = bucket.list(&stretch(most.map(|most| most.saturating_add(hiding)))).await?;
+        let under = bucket.list(&range(most.map(|most| most.saturating_add(hiding)))).await?;
         merged.foreign += under.foreign;
         let horizon = match (horizon(&over)?, horizon(&under)?) {
             (Some(one), Some(other)) => Some(one.min(other)),
@@ -47,19 +48,20 @@ pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -
     }
 }
 
-/// Returns the key up to which a listing knows everything, or nothing where it knows all.
+/// Returns the key up to which a listing is complete, or `None` where the whole listing is.
 fn horizon(listing: &Listing) -> Result<Option<String>> {
     match listing.entries.last() {
         Some(last) if listing.more => Ok(Some(last.key.as_str().to_owned())),
         None if listing.more => {
-            let why = "a page without entries came though more were announced; try again";
+            let why = "the listing returned a page without entries although more follow; try again";
             Err(Error::new(ErrorKind::Io, Operation::List, None, why))
         }
         _ => Ok(None),
     }
 }
 
-/// Appends what the two have up to the horizon, in order; the first wins, and its tombstones hide.
+/// Appends the entries of both listings up to the horizon, in order. The first listing wins, and its tombstones hide
+/// keys.
 fn merge(merged: &mut Vec<Entry>, over: Listing, under: Listing, horizon: Option<&str>) {
     let within = |listing: Listing| -> VecDeque<Entry> {
         let known = |entry: &Entry| horizon.is_none_or(|horizon| entry.key.as_str() <= horizon);

@@ -1,34 +1,40 @@
-//! A bucket, and a folder that stands in while the bucket is away and hands everything back afterwards.
+//! The fallback: a bucket, and a local overlay that takes writes while the bucket cannot be reached and sends them
+//! later.
 //!
 //! ```text
 //! Fallback ─┬─ primary: the bucket, with its retries
-//!           └─ overlay: a local folder of what has not reached the bucket yet
+//!           └─ overlay: a local folder of writes and deletes that are not yet in the bucket
 //! ```
 //!
-//! The overlay is its own journal: an object there is a write to be sent, a tombstone there a delete to be sent, and there
-//! is no other record of either. It holds a key only while the key's newest state has not reached the bucket, so a read
-//! asks it first and the bucket after; what neither can answer is an error. While the overlay has an entry of a key,
-//! writes and deletes of the key go there as well, conditions are decided against it, and the bucket is not asked.
+//! The overlay is its own journal: an object in it is a pending write, a tombstone in it is a pending delete, and there
+//! is no other record of either. The overlay has a key only while the key's newest state is not yet in the bucket. So a
+//! read looks into the overlay first and into the bucket afterwards, and a read that neither can answer is an error.
+//! While the overlay has an entry of a key, writes and deletes of the key go there as well, conditions are decided
+//! against the entry, and the bucket is not asked.
 //!
-//! # What holds for several workers
+//! # Several workers
 //!
-//! *One folder, one machine:* every worker sees every other's pending writes at once, conditions on them hold across all,
-//! and one of them at a time sends. Two that write one key at the same moment, one of them while the bucket can be reached
-//! for it alone, end with either's value; where the one that lost had been answered, it is kept aside like any loser.
+//! *One folder, one machine:* every worker sees every other's pending writes at once, conditions on them hold across
+//! all workers, and one worker at a time sends. Two workers may write one key at the same moment, one of them while
+//! only that one can reach the bucket. Then either value remains; if the other had been answered, it goes to quarantine
+//! as in any conflict.
 //!
-//! *A folder each:* a worker's pending writes are its own until they are sent. Till then the others read the bucket's
-//! state, or their own. When both have written a key, the first to be sent stays under the key; the other finds an object
-//! that the bucket received after its own stamp, and is set aside, whichever was stored first.
+//! *A folder each:* the pending writes of a worker are visible only to this worker until they are sent. Until then the
+//! others read the bucket's state, or their own. When two have written a key, the write that is sent first stays under
+//! the key. The other write finds an object that the bucket received after its own stamp, and goes to quarantine,
+//! whichever was stored first.
 //!
-//! # What is lost, never silently
+//! # Conflicts, which are never silent
 //!
-//! An entry whose key somebody else changed in the bucket since is moved to `#aside/<generation>/` below the folder, a
-//! delete in that case is dropped; both are logged and counted. Who changed it is told by stamps among those who share the
-//! folder ([`Attributes::writer_id`]), by the bucket's time of receipt for everybody else.
+//! A pending write whose key somebody else changed in the bucket since is moved to `#aside/<generation>/` below the
+//! folder, the quarantine. A pending delete in that case is dropped. Both are logged and counted. The order of changes
+//! is that of the stamps among workers that share the folder ([`Attributes::writer_id`]), and that of the bucket's time
+//! of receipt for everybody else.
 //!
-//! What remains is what no client of a bucket can rule out: a request that the bucket carries out only after it has
-//! answered later ones. A write that was given up, landed here and was sent, reappears when its first request is carried
-//! out after the key was changed again. And a bucket that enforces no conditions can be changed between look and write.
+//! Two cases remain that no client of a bucket can exclude. A bucket may carry out a request after it has answered
+//! later ones: a write that was given up, put into the overlay and sent reappears when its first request is carried out
+//! after the key was changed again. And in a bucket that enforces no conditions, an object can be changed between look
+//! and write.
 
 mod conflict;
 mod merge;
@@ -60,35 +66,37 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Key, Object, clock};
 use crate::telemetry::Metrics;
 
-/// A bucket whose writes land in a local folder while it cannot be reached.
+/// A bucket whose writes go to a local overlay while the bucket cannot be reached.
 ///
-/// A write or delete that must hold against a condition which only the bucket can decide fails while it is away, and so
-/// does every read of what only the bucket has. A bucket that refuses (a permission, a bad request) is not away.
+/// While the bucket cannot be reached, a write or delete with a condition that only the bucket can decide fails, and so
+/// does every read of an object that only the bucket has. A bucket that refuses (a permission, a bad request) can be
+/// reached.
 #[derive(Debug)]
 pub struct Fallback {
     primary: Arc<dyn Backend>,
     overlay: Overlay,
     metrics: Metrics,
-    /// Something was put into the overlay.
+    /// Notified when an entry was put into the overlay.
     arrived: Notify,
-    /// The bucket could not be reached when it was last asked.
+    /// Whether the bucket could not be reached when it was last asked.
     away: AtomicBool,
-    /// It can again.
+    /// Notified when the bucket can be reached again.
     returned: Notify,
 }
 
 impl Fallback {
-    /// Puts a folder before a bucket, making it when missing. Asks the bucket nothing. Blocks.
+    /// Puts an overlay before a bucket; creates its folder when missing. Sends no request to the bucket. Blocks.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub fn open(primary: Arc<dyn Backend>, folder: PathBuf, metrics: Metrics) -> Result<Self> {
         let overlay = Overlay::open(folder, &metrics)?;
         Ok(Self::over(primary, overlay, metrics))
     }
 
-    /// Puts a folder before a bucket for reading, or returns `None` when there is no folder; makes nothing. Blocks.
+    /// Puts an overlay before a bucket for reading, or returns `None` when the folder does not exist. Creates nothing.
+    /// Blocks.
     ///
     /// # Errors
     ///
@@ -103,29 +111,29 @@ impl Fallback {
         Self { primary, overlay, metrics, arrived, away: AtomicBool::new(false), returned }
     }
 
-    /// Counts what waits to be sent, by looking at all of it.
+    /// Counts the pending entries by reading all of them.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub async fn pending(&self) -> Result<Pending> {
         let pending = self.overlay.pending().await?;
         self.metrics.record_pending(pending.entries, pending.bytes, pending.oldest);
         Ok(pending)
     }
 
-    /// Lists the writes that were set aside because somebody else had changed their key in the bucket, by key.
+    /// Lists the writes in quarantine, by key.
     ///
     /// # Errors
     ///
-    /// What the file system fails with.
+    /// The errors of the file system.
     pub async fn conflicts(&self) -> Result<Vec<Conflict>> {
         self.overlay.conflicts().await
     }
 
     /// Notes from an answer of the bucket whether it can be reached.
-    fn heard<T>(&self, answer: Result<T>) -> Result<T> {
-        // A request for patience says neither: one busy key would have it come and go all the time.
+    fn note_answer<T>(&self, answer: Result<T>) -> Result<T> {
+        // A throttled request shows neither. With one busy key, the state would change all the time.
         if answer.as_ref().is_err_and(|error| error.kind == ErrorKind::Throttled) {
             return answer;
         }
@@ -136,24 +144,24 @@ impl Fallback {
         answer
     }
 
-    /// Wakes the sync loop for what was put into the overlay.
+    /// Wakes the sync loop for an entry that was put into the overlay.
     fn arrived(&self, outcome: Result<()>) -> Result<()> {
         outcome?;
         self.arrived.notify_one();
         Ok(())
     }
 
-    /// Returns the object as the overlay and the bucket keep it: with the id of this overlay.
+    /// Returns the object with the writer id of this overlay, as overlay and bucket store it.
     fn signed_object(&self, object: &Object) -> Object {
         let writer_id = Some(self.overlay.writer_id().to_owned());
         Object { attributes: Attributes { writer_id, ..object.attributes.clone() }, payload: object.payload.clone() }
     }
 
-    /// Tries once to write; a precondition of the overlay's own means that another writer was quicker.
+    /// Tries once to write. [`ErrorKind::Precondition`] from the overlay means that another writer was faster.
     async fn try_put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Try<Attributes>> {
         let guard = &options.commit_guard;
-        let entry = match self.overlay.look(key).await {
-            // An unconditional write mends what cannot be read.
+        let entry = match self.overlay.stat(key).await {
+            // An unconditional write repairs an entry that cannot be read.
             Err(error) if error.kind == ErrorKind::Integrity && options.condition == Condition::Always => {
                 self.arrived(self.overlay.replace(key, object, guard).await)?;
                 return Ok(Try::Done(pending(object.attributes.clone())));
@@ -164,9 +172,9 @@ impl Fallback {
             let present = Some(entry).filter(|entry| !entry.tombstone);
             options.condition.check(Operation::Store, key, present)?;
         } else {
-            // Somebody who shares the folder may put an entry here before the bucket answers. Both are under way then, so
-            // either may end as the last; readers see the entry, and its synchronization goes by the stamps.
-            match self.heard(self.primary.put(key, object, options).await) {
+            // Another worker on the folder may add an entry of the key before the bucket answers. Both writes are under
+            // way then, so either may be the last. Readers see the entry, and the sync loop compares the stamps.
+            match self.note_answer(self.primary.put(key, object, options).await) {
                 Err(error) if error.is_transient() && options.condition == Condition::Always => {}
                 Err(error) if error.is_transient() => return Err(undecided(error)),
                 result => return result.map(Try::Done),
@@ -176,27 +184,27 @@ impl Fallback {
         Ok(replaced.map(|()| pending(object.attributes.clone())))
     }
 
-    /// Tries once to delete, likewise.
+    /// Tries once to delete, in the same way as [`Self::try_put`] writes.
     async fn try_delete(&self, key: &Key, tombstone: &Object, options: &DeleteOptions) -> Result<Try<Removal>> {
         let guard = &options.commit_guard;
-        let remembered = |found| Removal { found, pending: true };
-        let entry = match self.overlay.look(key).await {
+        let pending = |found| Removal { found, pending: true };
+        let entry = match self.overlay.stat(key).await {
             Err(error) if error.kind == ErrorKind::Integrity && options.generation.is_none() => {
                 self.arrived(self.overlay.replace(key, tombstone, guard).await)
                     .map_err(|error| error.during(Operation::Delete))?;
-                return Ok(Try::Done(remembered(true)));
+                return Ok(Try::Done(pending(true)));
             }
             entry => entry.map_err(|error| error.during(Operation::Delete))?,
         };
         if let Some(entry) = &entry {
             if entry.tombstone && options.generation.is_some() {
-                return self.gone_already(key, guard).await.map(|()| Try::Done(remembered(false)));
+                return self.gone_already(key, guard).await.map(|()| Try::Done(pending(false)));
             }
             if let Some(generation) = &options.generation {
                 Condition::Generation(generation.clone()).check(Operation::Delete, key, Some(entry))?;
             }
         } else {
-            match self.heard(self.primary.delete(key, options).await) {
+            match self.note_answer(self.primary.delete(key, options).await) {
                 Err(error) if error.is_transient() && options.generation.is_none() => {}
                 Err(error) if error.is_transient() => return Err(undecided(error)),
                 result => return result.map(Try::Done),
@@ -205,15 +213,16 @@ impl Fallback {
         let found = entry.as_ref().is_some_and(|entry| !entry.tombstone);
         let replaced = self.replace_state(key, tombstone, entry.as_ref(), guard).await;
         let replaced = replaced.map_err(|error| error.during(Operation::Delete))?;
-        Ok(replaced.map(|()| remembered(found)))
+        Ok(replaced.map(|()| pending(found)))
     }
 
-    /// Puts an entry into the overlay unless it has one of the key, which is newer than a deferred write or delete.
+    /// Puts an entry into the overlay, unless the overlay has one of the key, which is newer than a deferred write or
+    /// delete.
     async fn defer(&self, operation: Operation, key: &Key, entry: &Object, guard: &CommitGuard) -> Result<()> {
         let deferred = async {
             loop {
-                match self.overlay.look(key).await {
-                    // What cannot be read is mended by it.
+                match self.overlay.stat(key).await {
+                    // The deferred write or delete repairs an entry that cannot be read.
                     Err(error) if error.kind == ErrorKind::Integrity => {
                         return self.arrived(self.overlay.replace(key, entry, guard).await);
                     }
@@ -229,16 +238,16 @@ impl Fallback {
         deferred.await.map_err(|error| error.during(operation))
     }
 
-    /// Answers a delete of this generation of a key that a tombstone says has none.
+    /// Answers a delete of a generation, where a tombstone says that the key has no object.
     async fn gone_already(&self, key: &Key, commit_guard: &CommitGuard) -> Result<()> {
         if !commit_guard.commit() {
             return Err(Error::abandoned(Operation::Delete, key));
         }
-        // Whoever left the tombstone may have died before it was on stable storage.
+        // The worker that wrote the tombstone may have died before it was on stable storage.
         self.overlay.flush(key).await
     }
 
-    /// Puts an entry in the place of the one that was seen.
+    /// Replaces the entry that was seen by another entry.
     async fn replace_state(
         &self,
         key: &Key,
@@ -253,10 +262,10 @@ impl Fallback {
     }
 }
 
-/// How one look and the write that follows from it went.
+/// The outcome of one look and the write that follows from it.
 enum Try<T> {
     Done(T),
-    /// Somebody changed the entry in between: sent it, or put another one in its place.
+    /// Another worker changed the entry in between: sent it, or replaced it.
     Again,
 }
 
@@ -269,24 +278,24 @@ impl<T> Try<T> {
     }
 }
 
-/// The error of a condition that only an unreachable bucket can decide.
+/// Makes the error of a condition that only an unreachable bucket can decide.
 fn undecided(error: Error) -> Error {
     let key = error.key.clone();
     let why = format!(
-        "only the bucket can decide the condition, so nothing was written to the fallback; {}; try again when it is back",
+        "only the bucket can decide the condition, so nothing was written to the fallback; {}; try again when the bucket is back",
         error.message()
     );
     let retry_after = error.retry_after;
     Error::new(error.kind, error.operation, key.as_ref(), why).with_retry_after(retry_after).with_source(error)
 }
 
-/// The error of a deferred write or delete that somebody else got ahead of.
+/// Makes the error of a deferred write or delete that another write has overtaken.
 fn overtaken(operation: Operation, key: &Key) -> Error {
-    let why = "another write of the key waits to be sent; stat it and decide again";
+    let why = "another write of the key is pending; stat it and decide again";
     Error::new(ErrorKind::Precondition, operation, Some(key), why)
 }
 
-/// Says of an entry of the overlay that it has still to be sent.
+/// Marks the attributes of an overlay entry as pending.
 fn pending(mut attributes: Attributes) -> Attributes {
     attributes.info.pending = true;
     attributes
@@ -303,7 +312,7 @@ impl Backend for Fallback {
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
         let object = self.signed_object(object);
         self.primary.validate(key, &object.attributes)?;
-        // Each turn but the last means that somebody else advanced.
+        // Another turn means that somebody else's write succeeded, so some writer always advances.
         loop {
             if let Try::Done(stored) = self.try_put(key, &object, options).await? {
                 return Ok(stored);
@@ -313,22 +322,22 @@ impl Backend for Fallback {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         match self.overlay.get(key, options).await? {
-            None => self.heard(self.primary.get(key, options).await),
+            None => self.note_answer(self.primary.get(key, options).await),
             Some(entry) if entry.attributes.tombstone => Ok(None),
             Some(Object { attributes, payload }) => Ok(Some(Object { attributes: pending(attributes), payload })),
         }
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        match self.overlay.look(key).await? {
-            None => self.heard(self.primary.stat(key).await),
+        match self.overlay.stat(key).await? {
+            None => self.note_answer(self.primary.stat(key).await),
             Some(entry) if entry.tombstone => Ok(None),
             Some(entry) => Ok(Some(pending(entry))),
         }
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
-        // Of the time it was asked for: what others write while the bucket is waited for is newer.
+        // The stamp is the time of the request. Objects that others write while the bucket is waited for are newer.
         let tombstone = self.overlay.tombstone(clock::stamp());
         loop {
             if let Try::Done(removal) = self.try_delete(key, &tombstone, options).await? {
@@ -338,19 +347,19 @@ impl Backend for Fallback {
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {
-        self.heard(merge::list(&self.overlay, &*self.primary, page).await)
+        self.note_answer(merge::list(&self.overlay, &*self.primary, page).await)
     }
 
     async fn flush(&self, key: &Key) -> Result<()> {
-        let entry = self.overlay.look(key).await?;
-        // Also where there is none: its removal may not be on stable storage yet.
+        let entry = self.overlay.stat(key).await?;
+        // The removal of an entry may not be on stable storage yet either.
         self.overlay.flush(key).await?;
-        if entry.is_some() { Ok(()) } else { self.heard(self.primary.flush(key).await) }
+        if entry.is_some() { Ok(()) } else { self.note_answer(self.primary.flush(key).await) }
     }
 
-    /// A bucket that is away can be used through the overlay, as far as that can.
+    /// A bucket that cannot be reached can be used through the overlay, if the overlay can be used.
     async fn probe(&self) -> Result<Probe> {
-        match self.heard(self.primary.probe().await) {
+        match self.note_answer(self.primary.probe().await) {
             Err(error) if error.is_transient() => self.overlay.files().probe().await,
             result => result,
         }
@@ -362,12 +371,12 @@ impl Backend for Fallback {
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-        if self.overlay.look(key).await?.is_some() {
+        if self.overlay.stat(key).await?.is_some() {
             let why = "the key's newest state waits to be sent to the bucket, and only the bucket has signed URLs; \
-                       try again when it was sent";
+                       try again after it was sent";
             return Err(Error::new(ErrorKind::Unavailable, Operation::Sign, Some(key), why));
         }
-        self.heard(self.primary.sign(key, grant).await)
+        self.note_answer(self.primary.sign(key, grant).await)
     }
 }
 
@@ -386,7 +395,7 @@ impl Deferral for Fallback {
     }
 
     async fn is_pending(&self, key: &Key) -> Result<bool> {
-        Ok(self.overlay.look(key).await?.is_some())
+        Ok(self.overlay.stat(key).await?.is_some())
     }
 }
 
@@ -398,23 +407,24 @@ mod tests {
     use crate::storage::backends::Memory;
 
     #[test]
-    fn a_bucket_that_answers_again_wakes_the_background() {
+    fn a_bucket_that_answers_again_wakes_the_sync_loop() {
         let folder = tempfile::tempdir().unwrap();
         let fallback = Fallback::open(Arc::new(Memory::new()), folder.path().to_owned(), Metrics::new()).unwrap();
         let woken = || fallback.returned.notified().now_or_never().is_some();
-        let fails = |kind| assert!(fallback.heard::<()>(Err(Error::new(kind, Operation::Stat, None, "x"))).is_err());
-        fallback.heard(Ok(())).unwrap();
-        assert!(!woken(), "it was never away");
+        let fails =
+            |kind| assert!(fallback.note_answer::<()>(Err(Error::new(kind, Operation::Stat, None, "x"))).is_err());
+        fallback.note_answer(Ok(())).unwrap();
+        assert!(!woken(), "the bucket could always be reached");
         fails(ErrorKind::Throttled);
-        fallback.heard(Ok(())).unwrap();
-        assert!(!woken(), "it was there when it asked for patience");
+        fallback.note_answer(Ok(())).unwrap();
+        assert!(!woken(), "a throttled bucket can be reached");
         fails(ErrorKind::Unavailable);
         fails(ErrorKind::Throttled);
         assert!(!woken());
         // A refusal is an answer, too.
         fails(ErrorKind::Denied);
         assert!(woken());
-        fallback.heard(Ok(())).unwrap();
+        fallback.note_answer(Ok(())).unwrap();
         assert!(!woken(), "once");
     }
 }

@@ -1,4 +1,4 @@
-//! The overlay: a folder that holds what has not reached the bucket yet.
+//! The overlay: a folder of writes and deletes that are not yet in the bucket.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -19,53 +19,54 @@ use crate::storage::layers::Metered;
 use crate::storage::object::{Attributes, Checksum, Key, Kind, Object};
 use crate::telemetry::{self, Metrics};
 
-/// Name of the lock under which one pass of synchronization runs.
-const TURN: &str = "sync";
+/// Name of the lock that a sync pass holds.
+const SYNC_LOCK: &str = "sync";
 
-/// How often a waiting pass asks whether it is its turn.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How often a waiting sync pass tries to take the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Names the folder of a bucket's overlay: the same for the same three, in every version of this program.
+/// Names the folder of a bucket's overlay: the same name for the same three arguments, in every version of this
+/// program.
 ///
-/// `endpoint` is empty where the backend's own is meant.
+/// `endpoint` is empty where the backend's own endpoint is used.
 #[must_use]
 pub fn overlay_folder(backend: &str, endpoint: &str, bucket: &str) -> String {
     let name = format!("{backend}\n{endpoint}\n{bucket}");
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).simple().to_string()
 }
 
-/// What waits in an overlay.
+/// The number, size and age of the pending entries of an overlay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// Writes and deletes.
+    /// The number of writes and deletes.
     pub entries: u64,
-    /// Bytes of their payload.
+    /// The bytes of their payloads.
     pub bytes: u64,
-    /// When the oldest was stored or deleted.
+    /// The stamp of the oldest write or delete.
     pub oldest: Option<Timestamp>,
 }
 
-/// A folder whose objects are writes, and whose tombstones are deletes, that wait to be sent.
+/// A folder whose objects are pending writes and whose tombstones are pending deletes.
 #[derive(Debug)]
 pub(super) struct Overlay {
     files: Local,
     metered: Metered,
-    /// Id that everybody who shares the folder writes into objects.
+    /// The id that all workers on the folder write into objects.
     writer_id: String,
 }
 
 impl Overlay {
-    /// Opens the folder, making it when missing. Blocks.
+    /// Opens the folder; creates it when missing. Blocks.
     pub(super) fn open(folder: PathBuf, metrics: &Metrics) -> Result<Self> {
         let files = Local::open(folder)?;
         let writer_id = files.identity()?;
         Ok(Self::over(files, writer_id, metrics))
     }
 
-    /// Opens the folder if it is there; makes nothing. Blocks.
+    /// Opens the folder if it exists; creates nothing. Blocks.
     pub(super) fn open_existing(folder: PathBuf, metrics: &Metrics) -> Result<Option<Self>> {
         let Some(files) = Local::open_existing(folder)? else { return Ok(None) };
-        // Without one nothing has been written yet; nobody else can have this one.
+        // Without an id nothing has been written yet. A new id is unique.
         let writer_id = files.known_identity()?.unwrap_or_else(|| Uuid::new_v4().simple().to_string());
         Ok(Some(Self::over(files, writer_id, metrics)))
     }
@@ -84,7 +85,7 @@ impl Overlay {
     }
 
     /// Reads the attributes of the key's entry.
-    pub(super) async fn look(&self, key: &Key) -> Result<Option<Attributes>> {
+    pub(super) async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.metered.stat(key).await
     }
 
@@ -101,7 +102,7 @@ impl Overlay {
         self.metered.flush(key).await
     }
 
-    /// Puts an entry in the place of this very one, or of none; else it is [`ErrorKind::Precondition`].
+    /// Replaces exactly this entry, or no entry; fails with [`ErrorKind::Precondition`] where another one is there.
     pub(super) async fn replace_state(
         &self,
         key: &Key,
@@ -115,13 +116,13 @@ impl Overlay {
         self.metered.measure_put(bytes, write).await.map(drop)
     }
 
-    /// Puts an entry in the place of whatever is there, also of what cannot be read.
+    /// Replaces whatever entry the key has, also one that cannot be read.
     pub(super) async fn replace(&self, key: &Key, object: &Object, commit_guard: &CommitGuard) -> Result<()> {
         let options = PutOptions { commit_guard: commit_guard.clone(), ..PutOptions::default() };
         self.metered.put(key, object, &options).await.map(drop)
     }
 
-    /// Makes the entry that says the key was deleted.
+    /// Makes the tombstone of a delete.
     pub(super) fn tombstone(&self, stored_at: Timestamp) -> Object {
         let payload = bytes::Bytes::new();
         let checksum = Checksum::of(&payload);
@@ -134,8 +135,8 @@ impl Overlay {
         Object { attributes, payload: payload.into() }
     }
 
-    /// Removes this very entry; a newer one stays.
-    pub(super) async fn settle(&self, key: &Key, generation: String) -> Result<()> {
+    /// Removes exactly this entry. A newer entry of the key stays.
+    pub(super) async fn remove(&self, key: &Key, generation: String) -> Result<()> {
         let options = DeleteOptions { generation: Some(generation), ..DeleteOptions::default() };
         match self.metered.delete(key, &options).await {
             Err(error) if error.kind == ErrorKind::Precondition => Ok(()),
@@ -143,47 +144,48 @@ impl Overlay {
         }
     }
 
-    /// Tells whether nothing waits, without looking at all of it.
+    /// Tells whether the overlay has no entries, without reading all of them.
     pub(super) async fn is_empty(&self) -> Result<bool> {
         let first = Page { limit: Some(1), ..Page::default() };
         Ok(self.files.list(&first).await?.entries.is_empty())
     }
 
-    /// Lists every entry, the oldest first; what cannot be read comes before all.
+    /// Lists every pending entry, the oldest first. Entries that cannot be read come before all others.
     pub(super) async fn waiting(&self) -> Result<Vec<PendingEntry>> {
-        let mut marks = self.files.survey().await?;
-        marks.sort_by_key(|mark| mark.stored_at);
-        Ok(marks)
+        let mut entries = self.files.survey().await?;
+        entries.sort_by_key(|entry| entry.stored_at);
+        Ok(entries)
     }
 
-    /// Counts what waits.
+    /// Counts the pending entries.
     pub(super) async fn pending(&self) -> Result<Pending> {
-        let marks = self.files.survey().await?;
+        let entries = self.files.survey().await?;
         Ok(Pending {
-            entries: marks.len() as u64,
-            bytes: marks.iter().map(|mark| mark.stored_size).sum(),
-            oldest: marks.iter().filter_map(|mark| mark.stored_at).min(),
+            entries: entries.len() as u64,
+            bytes: entries.iter().map(|entry| entry.stored_size).sum(),
+            oldest: entries.iter().filter_map(|entry| entry.stored_at).min(),
         })
     }
 
-    /// Lists the losers of conflicts.
+    /// Lists the writes in quarantine.
     pub(super) async fn conflicts(&self) -> Result<Vec<Conflict>> {
         let quarantined = self.files.quarantined().await?;
         Ok(quarantined.into_iter().map(Conflict::from).collect())
     }
 
-    /// Takes the turn to synchronize if nobody has it, in this process or another. Dropped, or with its process, it ends.
-    pub(super) async fn turn(&self) -> Result<Option<File>> {
-        self.files.turn(TURN).await
+    /// Takes the lock of a sync pass, if no pass in this process or another has it. The lock ends when it is dropped,
+    /// or with its process.
+    pub(super) async fn try_lock(&self) -> Result<Option<File>> {
+        self.files.try_lock(SYNC_LOCK).await
     }
 
-    /// Waits for the turn.
-    pub(super) async fn wait_turn(&self) -> Result<File> {
-        // A thread that waits for the lock could not be called off.
+    /// Waits for the lock of a sync pass.
+    pub(super) async fn wait_lock(&self) -> Result<File> {
+        // A thread that waits for the lock could not be cancelled.
         loop {
-            match self.turn().await? {
-                Some(turn) => return Ok(turn),
-                None => sleep(PATIENCE).await,
+            match self.try_lock().await? {
+                Some(lock) => return Ok(lock),
+                None => sleep(LOCK_INTERVAL).await,
             }
         }
     }

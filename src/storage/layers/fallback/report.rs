@@ -1,46 +1,46 @@
-//! What a synchronization tells of itself, while it runs and when it is done.
+//! The reports of a sync pass, while it runs and at its end.
 
 use crate::storage::error::Error;
 use crate::storage::object::Key;
 use crate::telemetry::SyncOutcome;
 
-/// Is told how a synchronization gets on, for a progress bar.
+/// Receives the progress of a sync pass, for a progress bar.
 pub trait SyncProgress: Send + Sync {
-    /// It begins, with so many entries and so many bytes of payload.
+    /// The pass begins, with this many entries and this many bytes of payload.
     fn total(&self, entries: u64, bytes: u64);
 
-    /// One entry of so many bytes is dealt with.
+    /// One entry of this many bytes was handled.
     fn step(&self, outcome: SyncOutcome, bytes: u64);
 
-    /// The entry of this key cannot be sent and stays, for this reason; its step follows.
+    /// The entry of this key cannot be sent and stays, for this reason. Its step follows.
     fn failed(&self, key: &Key, error: Error);
 }
 
-/// Nobody watches, so what fails is logged.
+/// Logs failures, where no progress bar is shown.
 impl SyncProgress for () {
     fn total(&self, _: u64, _: u64) {}
 
     fn step(&self, _: SyncOutcome, _: u64) {}
 
     fn failed(&self, key: &Key, error: Error) {
-        tracing::warn!(%key, %error, "a pending entry cannot be sent; it stays");
+        tracing::warn!(%key, %error, "a pending entry cannot be sent and stays in the overlay");
     }
 }
 
-/// What one pass of synchronization has done.
+/// The counts of one sync pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct SyncReport {
     /// Writes that the bucket now has.
     pub sent: u64,
-    /// Deletes that the bucket has done, or had nothing to do for.
+    /// Deletes that the bucket carried out, or for which it had no object.
     pub deleted: u64,
-    /// Writes that the bucket had already: an earlier answer was lost.
+    /// Writes that the bucket had already, because an earlier answer was lost.
     pub already_there: u64,
-    /// Writes set aside and deletes dropped, because somebody else had changed the key in the bucket since.
+    /// Writes moved to quarantine and deletes dropped, because somebody else had changed the key in the bucket since.
     pub conflicts: u64,
-    /// Entries that were refused, wait for the bucket's patience with their key, or are damaged; they stay.
+    /// Entries that stay: the bucket refused or throttled them, or they are damaged.
     pub failed: u64,
-    /// Entries in the overlay when the pass was over: those that failed, and what was written meanwhile.
+    /// Entries in the overlay at the end of the pass: those that failed, and those written meanwhile.
     pub remaining: u64,
 }
 

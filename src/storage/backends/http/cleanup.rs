@@ -1,7 +1,7 @@
-//! Work that tidies up behind an upload: it goes on when nobody waits for the upload any more.
+//! Cleanup after uploads, which goes on when nobody waits for the upload any more.
 //!
-//! A program that ends waits for it a little ([`settled`]), so that no bucket keeps, and is paid for, what nobody will ever
-//! complete.
+//! A program that ends waits a little for the cleanup ([`settled`]), so that no bucket keeps, and nobody pays for,
+//! uploads that are never completed.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-/// So much of it is under way.
+/// The number of pieces of work under way.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-/// Some of it has ended.
+/// Notified when a piece of work has ended.
 static ENDED: Notify = Notify::const_new();
 
-/// The program is about to end: what only sends more is broken off.
-static HURRIED: AtomicBool = AtomicBool::new(false);
-static HURRY: Notify = Notify::const_new();
+/// Whether the program is about to end. Work that only sends more data is then cancelled.
+static SHUTTING_DOWN: AtomicBool = AtomicBool::new(false);
+static SHUTDOWN: Notify = Notify::const_new();
 
-/// Counts one piece of work as long as it lives, also when it panics or its runtime is gone.
+/// Counts one piece of work as long as it exists, also when it panics or its runtime is gone.
 struct Counted;
 
 impl Drop for Counted {
@@ -28,7 +28,7 @@ impl Drop for Counted {
     }
 }
 
-/// Starts such work; needs a runtime.
+/// Starts a piece of cleanup work; needs a runtime.
 pub(in crate::storage) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     UNDER_WAY.fetch_add(1, Ordering::AcqRel);
     let counted = Counted;
@@ -39,24 +39,25 @@ pub(in crate::storage) fn spawn<T: Send + 'static>(work: impl Future<Output = T>
     })
 }
 
-/// Waits until the program is in a hurry to end.
-pub(in crate::storage) async fn hurried() {
+/// Waits until the program is about to end.
+pub(in crate::storage) async fn shutting_down() {
     loop {
-        let told = HURRY.notified();
-        if HURRIED.load(Ordering::Acquire) {
+        let notified = SHUTDOWN.notified();
+        if SHUTTING_DOWN.load(Ordering::Acquire) {
             return;
         }
-        told.await;
+        notified.await;
     }
 }
 
-/// Waits until all of it has ended, at most so long; tells whether it has. What can be broken off is, after a fifth of that.
+/// Waits at most `within` for all cleanup work and tells whether all has ended. Work that can be cancelled is, after a
+/// fifth of that time.
 pub async fn settled(within: Duration) -> bool {
     if all_ended(within / 5).await {
         return true;
     }
-    HURRIED.store(true, Ordering::Release);
-    HURRY.notify_waiters();
+    SHUTTING_DOWN.store(true, Ordering::Release);
+    SHUTDOWN.notify_waiters();
     all_ended(within / 5 * 4).await
 }
 
