@@ -1,4 +1,4 @@
-//! What waits in an overlay, its age read when it is asked for.
+//! The metrics of the pending entries in an overlay; the age is computed when the metrics are read.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,8 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Exposes `pending_sync_entries`, `pending_sync_bytes` and `pending_sync_oldest_age_seconds`; nothing where there is no
-/// overlay. Clones share the numbers.
+/// Exposes `pending_sync_entries`, `pending_sync_bytes` and `pending_sync_oldest_age_seconds`.
+///
+/// A worker without an overlay has none of these metrics. Clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PendingCollector(Arc<Mutex<Option<Waiting>>>);
 
