@@ -1,38 +1,41 @@
-//! The argument by which calls are ordered, found in the beginning of a body without reading all of it.
+//! Finds the argument by which commands are ordered, in the beginning of a body, without reading the whole body.
 
 use crate::json::{self, Json};
 
-/// Most bytes of a name or an argument that are looked at, as they stand in the body.
+/// The longest name or argument that is read, in bytes of the body.
 const LONGEST: usize = 8192;
 
-/// What is known of the argument.
+/// The result of the search so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// It is this text.
+    /// The argument is this text.
     Text(String),
-    /// There is none, or it is no text.
+    /// There is no such argument, or it is not a text.
     Nothing,
-    /// It may come yet.
+    /// The argument may follow in the bytes that were not read yet.
     Unread,
 }
 
-/// Looks in a protocol 2 body, which may come in pieces, for the first positional argument or else the one of this name.
+/// A search in a body of protocol 2, which may come in pieces.
+///
+/// Wanted is the first positional argument, or else the named argument of this name.
 #[derive(Debug)]
 pub struct Scan<'n> {
     name: &'n str,
     depth: usize,
-    /// Which part of the body this is: the positional arguments, then the named ones.
+    /// The part of the body that is being read: 0 for the positional arguments, 1 for the named ones.
     part: usize,
-    /// In which string, and whether the next byte is escaped.
+    /// The role of the string that is being read, if any.
     string: Option<Role>,
+    /// Tells whether the next byte is escaped.
     escaped: bool,
-    /// The string being read, quotes included; empty when it does not matter.
+    /// The string that is being read, with its quotes; empty when the string does not matter.
     text: Vec<u8>,
     expects: Expects,
     found: Found,
 }
 
-/// What a string is.
+/// The role of a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Name,
@@ -48,7 +51,7 @@ enum Expects {
 }
 
 impl<'n> Scan<'n> {
-    /// Begins to look for an argument of this name.
+    /// Creates a search for the first positional argument, or else the argument `name`.
     #[must_use]
     pub const fn new(name: &'n str) -> Self {
         Self {
@@ -63,13 +66,13 @@ impl<'n> Scan<'n> {
         }
     }
 
-    /// Tells what is known.
+    /// Returns the result so far.
     #[must_use]
     pub const fn found(&self) -> &Found {
         &self.found
     }
 
-    /// Takes the next bytes in and tells what is known by then; what is malformed has no such argument.
+    /// Reads the next bytes and returns the result so far; malformed JSON has no such argument.
     pub fn push(&mut self, mut bytes: &[u8]) -> &Found {
         while self.found == Found::Unread {
             if let Some(role) = self.string {
@@ -84,7 +87,7 @@ impl<'n> Scan<'n> {
         &self.found
     }
 
-    /// Goes on inside a string and returns what follows it; `None` when it does not end here.
+    /// Reads on inside a string; returns the bytes behind it, or `None` when the string does not end in these bytes.
     fn within<'b>(&mut self, role: Role, bytes: &'b [u8]) -> Option<&'b [u8]> {
         let mut at = 0;
         while at < bytes.len() {
@@ -169,7 +172,7 @@ impl<'n> Scan<'n> {
                     self.text.push(byte);
                 }
             }
-            // A number or a word.
+            // A number, or a word such as `null`.
             _ if self.expects == Expects::Wanted => self.found = Found::Nothing,
             _ if self.depth == 0 => self.found = Found::Nothing,
             _ => {}
@@ -180,7 +183,7 @@ impl<'n> Scan<'n> {
     }
 
     fn open(&mut self, byte: u8) {
-        // The first argument is a list or dict, or the body is an object.
+        // The first argument is a list or dict, or the whole body is an object.
         if self.expects == Expects::Wanted || self.depth == 0 && byte == b'{' {
             self.found = Found::Nothing;
         }
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_come_yet_is_told_from_what_is_not_there() {
+    fn an_unread_argument_differs_from_a_missing_one() {
         for begun in ["", "[", "[[", "[[\"ab", "[[],{\"data\":\"xxx", "[[],{\"key\":"] {
             assert_eq!(scan(begun), Found::Unread, "{begun}");
         }
