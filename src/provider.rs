@@ -3,6 +3,8 @@
 /// The kind of backend that keeps the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
+// The schemas keep this name, which programs generated from them use.
+#[schemars(rename = "Place")]
 pub enum BackendKind {
     /// This machine's file system.
     Local,

@@ -162,9 +162,9 @@ fn embed(value: &Value) -> Result<(Box<RawValue>, Option<&'static str>), Failure
             quote(&base64::engine::general_purpose::STANDARD.encode(bytes)).map(|raw| (raw, Some("base64")))
         }
         // `NaN` and the infinities are JSON for Python only.
-        Value::Json(text) => match RawValue::from_string(text.clone()) {
+        Value::Json(json) => match RawValue::from_string(json.as_str().to_owned()) {
             Ok(raw) => Ok((raw, None)),
-            Err(_) => quote(text).map(|raw| (raw, Some("text"))),
+            Err(_) => quote(json.as_str()).map(|raw| (raw, Some("text"))),
         },
     };
     embedded.map_err(|error| Failure::new(Code::BadData, format!("the value cannot be written as JSON: {error}")))

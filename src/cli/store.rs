@@ -16,7 +16,7 @@ use super::terminal::Progress;
 use crate::config::Settings;
 use crate::json::{self, Json};
 use crate::storage::{
-    Condition, Content, ContentType, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
+    Condition, Content, ContentType, JsonText, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
 };
 use crate::telemetry::Metrics;
 use crate::wiring::{Code, Failure, folders, stack};
@@ -122,7 +122,7 @@ async fn bytes(file: Option<&Path>, spool: &Spool, progress: &Progress) -> Resul
         }
     };
     progress.expect(payload.len());
-    Ok(Content { kind: Kind::Bytes, payload: payload.watched(&progress.watch()) })
+    Ok(Content::new(Kind::Bytes, payload.watched(&progress.watch())))
 }
 
 /// Copies input of unknown length into the spool.
@@ -175,7 +175,7 @@ fn text(bytes: Vec<u8>) -> Result<Value, Failure> {
 fn json(bytes: &[u8]) -> Result<Value, Failure> {
     match json::parse(bytes, json::ParseLimits::default()) {
         Ok(Json::Text(text)) => Ok(Value::Text(text)),
-        Ok(value) => Ok(Value::Json(value.compact())),
+        Ok(value) => Ok(Value::Json(JsonText::of_parsed(value.compact()))),
         Err(error) => Err(Failure::new(Code::BadData, format!("the value is not JSON: {error}"))),
     }
 }

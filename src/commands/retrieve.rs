@@ -51,7 +51,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 /// Writes a value as kombu's JSON: text and JSON as themselves, bytes typed.
 fn json_of(value: &Value) -> String {
     match value {
-        Value::Json(text) => text.clone(),
+        Value::Json(json) => json.as_str().to_owned(),
         Value::Text(text) => {
             let mut out = String::with_capacity(text.len() + 2);
             write_string(&mut out, text);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::instant::{self, NEVER};
 use crate::json::{Json, typed};
-use crate::storage::{Condition, ContentType, Metadata, Reference, StoreOptions, Value};
+use crate::storage::{Condition, ContentType, JsonText, Metadata, Reference, StoreOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.store",
@@ -86,7 +86,7 @@ fn value(data: Json) -> Result<Value, CommandError> {
         Json::Text(text) => Ok(Value::Text(text)),
         other => match typed::take(other).map_err(|error| CommandError::value_error(format!("data: {error}")))? {
             typed::Typed::Bytes(bytes) => Ok(Value::Bytes(bytes.into())),
-            typed::Typed::Json(value) => Ok(Value::Json(value.compact())),
+            typed::Typed::Json(value) => Ok(Value::Json(JsonText::of_parsed(value.compact()))),
         },
     }
 }

@@ -166,7 +166,7 @@ impl fmt::Display for Bucket {
 #[async_trait]
 impl Backend for Bucket {
     async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> storage::Result<Attributes> {
-        self.reach()?.put(key, &object, &how).await
+        self.reach()?.put(key, object, how).await
     }
     async fn get(&self, key: &Key, want: GetOptions) -> storage::Result<Option<Object>> {
         self.reach()?.get(key, want).await
@@ -175,7 +175,7 @@ impl Backend for Bucket {
         self.reach()?.stat(key).await
     }
     async fn delete(&self, key: &Key, how: &DeleteOptions) -> storage::Result<Removal> {
-        self.reach()?.delete(key, &how).await
+        self.reach()?.delete(key, how).await
     }
     async fn list(&self, page: &Page) -> storage::Result<Listing> {
         self.reach()?.list(page).await

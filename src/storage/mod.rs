@@ -39,6 +39,6 @@ pub use layers::{
     SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
-    Attributes, Checksum, Content, ContentType, Foreign, Key, KeyError, Kind, Metadata, Object, ObjectInfo,
+    Attributes, Checksum, Content, ContentType, Foreign, JsonText, Key, KeyError, Kind, Metadata, Object, ObjectInfo,
     OptionError, Payload, Value, Watch, watched,
 };

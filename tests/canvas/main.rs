@@ -7,9 +7,10 @@ use filestorage::celery::canvas::{
 };
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Address, Field, Message, Properties, Publication};
+use filestorage::celery::read::read;
 use filestorage::celery::reply::{Child, ReplyOptions, State, reply};
-use filestorage::celery::request::{ReadOptions, TaskRequest, read};
-use filestorage::json::{Json, Limits, parse};
+use filestorage::celery::request::{ReadOptions, TaskRequest};
+use filestorage::json::{Json, ParseLimits, parse};
 use jiff::Timestamp;
 
 fn parent(embed: &str) -> TaskRequest {
@@ -56,7 +57,7 @@ fn failure(request: &TaskRequest) -> AfterFailure {
 }
 
 fn body(publication: &Publication) -> Json {
-    parse(&publication.message.body, Limits::default()).unwrap()
+    parse(&publication.message.body, ParseLimits::default()).unwrap()
 }
 
 fn chain_of(publication: &Publication) -> Vec<(String, String)> {

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    ByteRange, CommitGuard, Condition, ContentType, DeleteRequest, Engine, ErrorKind, GetOptions, Kind, ListRequest,
-    Metadata, Redelivered, StoreOptions, Value,
+    ByteRange, CommitGuard, Condition, Content, ContentType, DeleteRequest, Engine, ErrorKind, GetOptions, JsonText,
+    Kind, ListRequest, Metadata, Redelivered, StoreOptions, Value,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -28,6 +28,10 @@ fn text(text: &str) -> Value {
     Value::Text(text.to_owned())
 }
 
+fn json(text: &str) -> Value {
+    Value::Json(JsonText::parse(text).unwrap())
+}
+
 async fn get(engine: &Engine, name: &str) -> Option<Value> {
     engine.retrieve(&key(name), GetOptions::default()).await.unwrap().map(|found| found.value)
 }
@@ -38,9 +42,9 @@ async fn put(engine: &Engine, name: &str, value: &str) -> filestorage::storage::
 
 async fn values(engine: &Engine, tally: &Tally) {
     let deep = format!("{}{}", "[".repeat(150), "]".repeat(150));
-    let json =
+    let texts =
         ["null", "1180591620717411303424", "-0.0", "1e400", "NaN", "[-Infinity,Infinity]", "{\"ü\":[1.0,true]}", &deep];
-    let mut values: Vec<Value> = json.iter().map(|json| Value::Json((*json).to_owned())).collect();
+    let mut values: Vec<Value> = texts.iter().map(|text| json(text)).collect();
     values.extend(["", "123", "null", "{\"a\":1}", "ünï\0\r\n🦀"].map(text));
     values.extend([&b""[..], b"hello", b"\xff\xfe\0", b"(lp0\n."].map(|bytes| Value::Bytes(Bytes::from_static(bytes))));
     values.push(Value::Bytes(noise(8 << 20, 3).into()));
@@ -52,8 +56,9 @@ async fn values(engine: &Engine, tally: &Tally) {
         tally.equal(receipt.kind, value.kind());
         tally.equal(engine.stat(&key("v")).await.unwrap().map(|stat| stat.receipt), Some(receipt));
     }
-    for json in ["", "nan", "{", "1 2", "[\"\n\"]", &"[".repeat(5_000)] {
-        let refused = engine.store(&key("v"), Value::Json(json.to_owned()), StoreOptions::default()).await.unwrap_err();
+    for text in ["", "nan", "{", "1 2", "[\"\n\"]", &"[".repeat(5_000)] {
+        let content = Content::new(Kind::Json, Bytes::from(text.to_owned()).into());
+        let refused = engine.store(&key("v"), content, StoreOptions::default()).await.unwrap_err();
         tally.equal(refused.kind, ErrorKind::Invalid);
     }
     tally.equal(engine.exists(&key("v")).await.unwrap(), true);
@@ -81,7 +86,7 @@ async fn ranges(engine: &Engine, tally: &Tally) {
         tally.equal(found.value, Value::Bytes(Bytes::from_static(wanted)));
         tally.equal(found.receipt.size, 4);
     }
-    engine.store(&key("r"), Value::Json("[1]".to_owned()), StoreOptions::default()).await.unwrap();
+    engine.store(&key("r"), json("[1]"), StoreOptions::default()).await.unwrap();
     let range = GetOptions { range: Some(ByteRange::default()), ..GetOptions::default() };
     let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
@@ -98,9 +103,7 @@ async fn ranges(engine: &Engine, tally: &Tally) {
 /// What is opened to be read piece by piece is the same as what is retrieved, wherever its bytes are.
 async fn opened(engine: &Engine, tally: &Tally) {
     let many = Bytes::from(noise(3 << 20, 5));
-    for value in
-        [Value::Bytes(many.clone()), text(&"\u{fc}".repeat(1 << 20)), Value::Json("[NaN]".to_owned()), text("")]
-    {
+    for value in [Value::Bytes(many.clone()), text(&"\u{fc}".repeat(1 << 20)), json("[NaN]"), text("")] {
         let receipt = engine.store(&key("o"), value.clone(), StoreOptions::default()).await.unwrap();
         for spooled in [true, false] {
             let found = engine.open(&key("o"), GetOptions { spooled, ..GetOptions::default() }).await.unwrap().unwrap();
@@ -115,7 +118,7 @@ async fn opened(engine: &Engine, tally: &Tally) {
     engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
     let found = engine.open(&key("o"), part).await.unwrap().unwrap();
     assert!(found.content.payload.into_memory().await.unwrap() == many.slice(5..5 + (2 << 20)));
-    engine.store(&key("o"), Value::Json("[]".to_owned()), StoreOptions::default()).await.unwrap();
+    engine.store(&key("o"), json("[]"), StoreOptions::default()).await.unwrap();
     tally.equal(engine.open(&key("o"), part).await.unwrap_err().kind, ErrorKind::Invalid);
     let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
     engine.store(&key("o"), text("past"), past).await.unwrap();
@@ -166,7 +169,7 @@ async fn receipts(engine: &Engine, profile: Profile, tally: &Tally) {
     for (value, content_type) in [
         (text(""), "text/plain; charset=utf-8"),
         (Value::Bytes(Bytes::new()), "application/octet-stream"),
-        (Value::Json("1".to_owned()), "application/json"),
+        (Value::Json(JsonText::parse("1").unwrap()), "application/json"),
     ] {
         let receipt = engine.store(&key("ä/b"), value, StoreOptions::default()).await.unwrap();
         tally.equal(receipt.content_type.as_str(), content_type);

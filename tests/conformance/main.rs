@@ -31,6 +31,7 @@ mod stack;
 mod support;
 mod unreliable_bucket;
 mod xor;
+mod xor_suites;
 
 use std::path::Path;
 use std::sync::Arc;

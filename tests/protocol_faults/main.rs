@@ -4,7 +4,8 @@
 
 use filestorage::celery::body;
 use filestorage::celery::message::{Field, Message, Properties};
-use filestorage::celery::request::{Fault, ReadOptions, Unreadable, peek, read};
+use filestorage::celery::read::read;
+use filestorage::celery::request::{Fault, ReadOptions, Unreadable, peek};
 
 fn message(headers: &[(&str, Field)], body: &str) -> Message {
     Message {

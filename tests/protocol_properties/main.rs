@@ -5,10 +5,11 @@
 use filestorage::celery::canvas::{self, CanvasOptions};
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Field, Headers, Message, Origin, Properties};
+use filestorage::celery::read::read;
 use filestorage::celery::reply::{Extended, ReplyOptions, State, reply};
-use filestorage::celery::request::{ReadOptions, TaskRequest, peek, read};
+use filestorage::celery::request::{ReadOptions, TaskRequest, peek};
 use filestorage::celery::{Death, dead, park};
-use filestorage::json::{Json, Limits, parse};
+use filestorage::json::{Json, ParseLimits, parse};
 use jiff::Timestamp;
 use proptest::collection::vec;
 use proptest::option;
@@ -202,7 +203,7 @@ fn exercise(message: &Message) {
                 canvas::after_failure(&request, &exception, &publishing, &replies, now, &mut new_id).publications,
             );
             for publication in out {
-                parse(&publication.message.body, Limits { depth: 300, ..Limits::default() }).unwrap();
+                parse(&publication.message.body, ParseLimits { depth: 300, ..ParseLimits::default() }).unwrap();
             }
             exception
         }

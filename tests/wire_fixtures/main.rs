@@ -11,8 +11,9 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use filestorage::celery::message::{Address, Field, Message, Properties, Publication};
-use filestorage::celery::request::{ReadOptions, TaskRequest, read};
-use filestorage::json::{Json, Limits, parse};
+use filestorage::celery::read::read;
+use filestorage::celery::request::{ReadOptions, TaskRequest};
+use filestorage::json::{Json, ParseLimits, parse};
 
 /// The recorded messages that this program does not read or write yet, by name or `prefix_*`, with the reason.
 const NOT_YET: [(&str, &str); 10] = [
@@ -81,7 +82,7 @@ fn names(prefix: &str) -> Vec<String> {
 }
 
 fn json(text: &str) -> Json {
-    parse(text.as_bytes(), Limits::default()).unwrap()
+    parse(text.as_bytes(), ParseLimits::default()).unwrap()
 }
 
 fn text(value: &Json, name: &str) -> Option<String> {
@@ -135,7 +136,7 @@ fn field(value: &Json, kind: Option<&Json>) -> Field {
 }
 
 fn body(publication: &Publication) -> Json {
-    parse(&publication.message.body, Limits::default()).unwrap()
+    parse(&publication.message.body, ParseLimits::default()).unwrap()
 }
 
 fn task(name: &str) -> TaskRequest {

@@ -1,6 +1,7 @@
 //! Tests that recorded tasks are read.
 
-use filestorage::celery::request::{Fault, ReadOptions, read};
+use filestorage::celery::read::read;
+use filestorage::celery::request::{Fault, ReadOptions};
 use filestorage::json::Json;
 use jiff::Timestamp;
 

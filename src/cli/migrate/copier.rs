@@ -178,7 +178,7 @@ mod tests {
     #[async_trait]
     impl Backend for Meddled {
         async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
-            self.inner.put(key, &object, &how).await
+            self.inner.put(key, object, how).await
         }
 
         async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
@@ -191,7 +191,7 @@ mod tests {
         }
 
         async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-            self.inner.delete(key, &how).await
+            self.inner.delete(key, how).await
         }
 
         async fn list(&self, page: &Page) -> Result<Listing> {

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use jiter::Jiter;
 
 use crate::provider::BackendKind;
 use crate::storage::backend::{Backend, Deferral, GetOptions, Grant, Page, Probe, PutOptions};
@@ -25,7 +24,7 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::ExternalReferences;
 use crate::storage::layers::{Breaker, BreakerState, Fallback};
 use crate::storage::object::value::unmarked;
-use crate::storage::object::{Attributes, Content, ContentType, Key, Kind, Metadata, Object, Value};
+use crate::storage::object::{Attributes, Content, ContentType, JsonText, Key, Kind, Metadata, Object, Value};
 use crate::storage::reading;
 
 /// Bytes of a value up to which it is not worth counting.
@@ -93,7 +92,9 @@ impl Engine {
     #[must_use]
     pub fn with_fallback(mut self, fallback: Arc<Fallback>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
-        inner.deferral = Some(Arc::<Fallback>::clone(&fallback));
+        if inner.deferral.is_none() {
+            inner.deferral = Some(Arc::<Fallback>::clone(&fallback));
+        }
         inner.fallback = Some(fallback);
         self
     }
@@ -287,9 +288,9 @@ impl Engine {
     ) -> Result<Receipt> {
         let StoreOptions { metadata, content_type, expires_at, condition, operation_id, redelivered, commit_guard } =
             options;
-        let Content { kind, payload } = content;
-        if let (Kind::Json, Some(json)) = (kind, payload.as_memory())
-            && !is_json(json)
+        let Content { kind, payload, is_parsed } = content;
+        if let (Kind::Json, false, Some(json)) = (kind, is_parsed, payload.as_memory())
+            && utf8(json.clone()).and_then(|text| JsonText::parse(text).ok()).is_none()
         {
             let why = "the value is not JSON, or nested deeper than 200; what is stored must be readable again";
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
@@ -348,7 +349,7 @@ impl Engine {
         let found = reading::read(&*self.0.backend, key, want).await?;
         Ok(found.map(|Object { attributes, payload }| {
             let kind = if want.range.is_some() { Kind::Bytes } else { attributes.kind };
-            Opened { content: Content { kind, payload }, receipt: Receipt::of(key, self.0.kind, &attributes) }
+            Opened { content: Content::new(kind, payload), receipt: Receipt::of(key, self.0.kind, &attributes) }
         }))
     }
 }
@@ -381,7 +382,13 @@ async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) 
         }
         Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
         Kind::Json => {
-            let json = utf8(payload).filter(|json| is_json(json.as_bytes()));
+            let text = utf8(payload);
+            // The checksum vouches for a value that was stored here, and a value is parsed before it is stored.
+            let json = if foreign.other_tool {
+                text.and_then(|text| JsonText::parse(text).ok())
+            } else {
+                text.map(JsonText::of_parsed)
+            };
             Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
         }
     };
@@ -390,10 +397,4 @@ async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) 
 
 fn utf8(payload: Bytes) -> Option<String> {
     String::from_utf8(Vec::from(payload)).ok()
-}
-
-/// Python's JSON: `NaN` and the infinities are values.
-fn is_json(text: &[u8]) -> bool {
-    let mut reader = Jiter::new(text).with_allow_inf_nan();
-    reader.next_skip().is_ok() && reader.finish().is_ok()
 }

@@ -84,7 +84,7 @@ impl Engine {
             commit_guard,
             ..StoreOptions::default()
         };
-        let stored = self.store_uncounted(key, Content { kind, payload }, options).await;
+        let stored = self.store_uncounted(key, Content::new(kind, payload), options).await;
         stored.map(drop).map_err(|error| purpose.foreign(error))
     }
 

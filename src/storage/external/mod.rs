@@ -139,7 +139,7 @@ impl ExternalReferences {
                 });
                 let (file, length): (File, u64) = opened.await.map_err(|fault| purpose.fault(fault))?;
                 let payload = Payload::file(Arc::new(file), 0, length);
-                let content = Content { kind: Kind::Bytes, payload };
+                let content = Content::new(Kind::Bytes, payload);
                 Ok(Incoming { content, content_type: None, metadata: None })
             }
             Target::Object { provider, bucket, key } => {
@@ -263,7 +263,7 @@ impl Purpose<'_> {
             }
         };
         Ok(Incoming {
-            content: Content { kind, payload },
+            content: Content::new(kind, payload),
             // What no header may hold is left out.
             content_type: ContentType::parse(&content_type).ok(),
             metadata: attributes.metadata,

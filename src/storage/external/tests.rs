@@ -14,7 +14,7 @@ use crate::storage::backends::{Local, Memory};
 use crate::storage::engine::{Engine, Redelivered, RetrieveOptions, StoreOptions};
 use crate::storage::files::Spool;
 use crate::storage::layers::Encoded;
-use crate::storage::object::{Metadata, Value};
+use crate::storage::object::{JsonText, Metadata, Value};
 
 /// A folder with one exchange directory, buckets in memory, and engines over two backends.
 struct Site {
@@ -195,7 +195,7 @@ impl Backend for Meddler {
         let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
         file.set_len(self.length).unwrap();
-        self.inner.put(key, &object, &how).await
+        self.inner.put(key, object, how).await
     }
     async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
         self.inner.get(key, want).await
@@ -204,7 +204,7 @@ impl Backend for Meddler {
         self.inner.stat(key).await
     }
     async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, &how).await
+        self.inner.delete(key, how).await
     }
     async fn list(&self, page: &Page) -> Result<Listing> {
         self.inner.list(page).await
@@ -250,7 +250,7 @@ async fn a_value_is_written_to_a_file_whole_or_not_at_all() {
     let site = Site::new();
     let values = [
         Value::Text("text".to_owned()),
-        Value::Json("{\"a\":NaN}".to_owned()),
+        Value::Json(JsonText::of_parsed("{\"a\":NaN}".to_owned())),
         Value::Bytes(many().into()),
         Value::Bytes("".into()),
     ];
@@ -336,8 +336,8 @@ async fn an_object_of_a_bucket_stays_what_it_is_both_ways() {
     let values = [
         Value::Text("text".to_owned()),
         Value::Text("\u{fc}".repeat(1_000_000)),
-        Value::Json("{\"a\":NaN}".to_owned()),
-        Value::Json(format!("[{}1]", "1,".repeat(1_000_000))),
+        Value::Json(JsonText::of_parsed("{\"a\":NaN}".to_owned())),
+        Value::Json(JsonText::of_parsed(format!("[{}1]", "1,".repeat(1_000_000)))),
         Value::Bytes(many().into()),
     ];
     for engine in site.engines() {
@@ -428,14 +428,14 @@ async fn the_own_bucket_s_objects_are_the_store_s_keys() {
     let site = Site::new();
     for engine in site.engines() {
         let options = StoreOptions { metadata: metadata(r#"{"n":1}"#), ..StoreOptions::default() };
-        engine.store(&key("a/b"), Value::Json("[1]".to_owned()), options).await.unwrap();
+        engine.store(&key("a/b"), Value::Json(JsonText::of_parsed("[1]".to_owned())), options).await.unwrap();
         engine.store_from(&key("copy"), &reference("gs://own/a/b"), StoreOptions::default()).await.unwrap();
         let to = reference("GS://own/out");
         let receipt = engine.retrieve_to(&key("copy"), &to, RetrieveOptions::default()).await.unwrap();
         let out = engine.stat(&key("out")).await.unwrap().unwrap();
         assert_eq!((out.receipt.kind, out.metadata), (Kind::Json, metadata(r#"{"n":1}"#)));
         assert_ne!(out.receipt.generation, receipt.unwrap().generation);
-        assert_eq!(value(&engine, "out").await, Some(Value::Json("[1]".to_owned())));
+        assert_eq!(value(&engine, "out").await, Some(Value::Json(JsonText::of_parsed("[1]".to_owned()))));
         let missing = engine.store_from(&key("k"), &reference("gs://own/none"), StoreOptions::default()).await;
         assert_eq!(missing.unwrap_err().kind, ErrorKind::Missing);
         let commit_guard = CommitGuard::default();

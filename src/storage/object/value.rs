@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::storage::object::{Kind, Payload};
+use crate::storage::object::{JsonText, Kind, Payload};
 
 /// A value with its own type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,8 +11,8 @@ pub enum Value {
     Text(String),
     /// Bytes.
     Bytes(Bytes),
-    /// Any other JSON value as its compact UTF-8 text (numbers exactly as they came, see `json`).
-    Json(String),
+    /// Any other JSON value, numbers exactly as they came (see `json`).
+    Json(JsonText),
 }
 
 impl Value {
@@ -30,7 +30,8 @@ impl Value {
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         match self {
-            Self::Text(text) | Self::Json(text) => Bytes::from(text),
+            Self::Text(text) => Bytes::from(text),
+            Self::Json(json) => Bytes::from(json),
             Self::Bytes(bytes) => bytes,
         }
     }
@@ -41,13 +42,23 @@ impl Value {
 pub struct Content {
     /// Type of the value.
     pub kind: Kind,
-    /// Text and JSON in UTF-8.
+    /// The bytes; text and JSON in UTF-8.
     pub payload: Payload,
+    /// Somebody has parsed the JSON already.
+    pub(in crate::storage) is_parsed: bool,
+}
+
+impl Content {
+    /// Takes bytes of which nobody has looked yet whether they are of this kind.
+    #[must_use]
+    pub const fn new(kind: Kind, payload: Payload) -> Self {
+        Self { kind, payload, is_parsed: false }
+    }
 }
 
 impl From<Value> for Content {
     fn from(value: Value) -> Self {
-        Self { kind: value.kind(), payload: value.into_bytes().into() }
+        Self { kind: value.kind(), payload: value.into_bytes().into(), is_parsed: true }
     }
 }
 

@@ -76,8 +76,8 @@ impl Backend for Encoded {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        // Of an encoded object a range needs all kept bytes, which may be many.
-        let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options };
+        // Of an encoded object all kept bytes are needed, which may be more than the limit allows of the value.
+        let kept = GetOptions { spooled: true, ..options };
         let Some(object) = self.inner.get(key, kept).await? else { return Ok(None) };
         let object = match object.attributes.compression.clone() {
             Some(codec) if !object.attributes.encrypted && !object.attributes.info.decoded => {
