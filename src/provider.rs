@@ -1,6 +1,6 @@
 //! The kinds of backends, the providers of buckets, and the rule for the names of buckets.
 
-/// The kind of backend that keeps the values.
+/// The kind of backend that keeps the objects of an engine, as receipts name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 // The schemas keep this name, which programs generated from them use.

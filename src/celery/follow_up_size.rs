@@ -42,30 +42,30 @@ fn written(signature: &Signature) -> usize {
 
 /// The size of the messages that a signature becomes when it is started.
 #[derive(Clone, Copy, Default)]
-struct Size {
+struct MessageSize {
     bytes: usize,
     /// The number of tasks, one after another.
     steps: usize,
 }
 
-fn size(value: &Json) -> Size {
+fn size(value: &Json) -> MessageSize {
     let inside = |name: &str| value.get(name).and_then(Json::as_object).unwrap_or_default();
     if value.get("subtask_type").and_then(Json::as_text) == Some("chain") {
         return chain(inside("kwargs"), inside("options"));
     }
-    Size { bytes: value.compact_len().saturating_add(MESSAGE_OVERHEAD), steps: 1 }
+    MessageSize { bytes: value.compact_len().saturating_add(MESSAGE_OVERHEAD), steps: 1 }
 }
 
-fn chain(kwargs: &[(String, Json)], options: &[(String, Json)]) -> Size {
+fn chain(kwargs: &[(String, Json)], options: &[(String, Json)]) -> MessageSize {
     let tasks = option(kwargs, "tasks");
     let tasks = tasks.map(|tasks| tasks.as_array().unwrap_or(std::slice::from_ref(tasks))).unwrap_or_default();
-    let inside = tasks.iter().map(size).fold(Size::default(), |all, one| Size {
+    let inside = tasks.iter().map(size).fold(MessageSize::default(), |all, one| MessageSize {
         bytes: all.bytes.saturating_add(one.bytes),
         steps: all.steps.saturating_add(one.steps),
     });
     let copied = option(options, "link_error").map_or(0, Json::compact_len);
     let bytes = inside.bytes.saturating_add(copied.saturating_mul(inside.steps)).saturating_add(members(options));
-    Size { bytes, steps: inside.steps }
+    MessageSize { bytes, steps: inside.steps }
 }
 
 fn members(members: &[(String, Json)]) -> usize {

@@ -196,10 +196,10 @@ impl<'n> Scan<'n> {
     }
 }
 
-/// Counts what in a JSON text may be a value of its own, never too few.
+/// Returns an upper bound for the number of values in a JSON text.
 #[must_use]
 pub fn values(text: &[u8]) -> usize {
-    // One for each separator and each bracket; what stands in strings counts as well.
+    // One value for each comma and each opening bracket, also for those inside strings.
     text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() + 1
 }
 

@@ -41,12 +41,12 @@ struct Waiting {
     bytes: u64,
     /// The time of the oldest write or delete.
     oldest: Option<String>,
-    conflicts: Vec<Quarantined>,
+    conflicts: Vec<QuarantinedWrite>,
 }
 
 /// A quarantined write: somebody else had changed its key in the bucket.
 #[derive(Debug, Serialize)]
-struct Quarantined {
+struct QuarantinedWrite {
     key: String,
     path: String,
 }
@@ -99,7 +99,7 @@ async fn look(settings: &StorageSettings, provider: Provider, name: &str, output
             let pending = overlay.pending().await?;
             let quarantined = overlay.conflicts().await?.into_iter();
             let conflicts = quarantined
-                .map(|one| Quarantined { key: one.key.as_str().to_owned(), path: one.path.display().to_string() })
+                .map(|one| QuarantinedWrite { key: one.key.as_str().to_owned(), path: one.path.display().to_string() })
                 .collect();
             let oldest = pending.oldest.map(format_timestamp);
             Waiting { entries: pending.entries, bytes: pending.bytes, oldest, conflicts }
@@ -110,7 +110,7 @@ async fn look(settings: &StorageSettings, provider: Provider, name: &str, output
         text.push_str(&format!(", the oldest since {oldest}"));
     }
     text.push('\n');
-    for Quarantined { key, path } in &waiting.conflicts {
+    for QuarantinedWrite { key, path } in &waiting.conflicts {
         text.push_str(&format!("{key}: quarantined in {path}\n"));
     }
     output.answer(&waiting, &text)?;

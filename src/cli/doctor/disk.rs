@@ -82,7 +82,7 @@ pub(super) fn exchange(report: &mut Report<'_>, directories: &[PathBuf]) -> Resu
         let shown = directory.display();
         let found = std::fs::metadata(directory);
         let why = match found {
-            Ok(found) if !found.is_dir() => "is not a folder".to_owned(),
+            Ok(found) if !found.is_dir() => "is no folder".to_owned(),
             Ok(_) => match access(directory, Access::READ_OK | Access::EXEC_OK) {
                 Ok(()) if access(directory, Access::WRITE_OK).is_ok() => {
                     report.fine("exchange", format!("{shown} can be read and written"))?;

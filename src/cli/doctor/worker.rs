@@ -63,7 +63,7 @@ async fn health(report: &mut Report<'_>, port: &Port, is_well: bool) -> Result<(
         Some(0) | None => {}
         Some(waiting) => {
             let mend = "`filestorage sync` sends them, or says why it cannot";
-            report.note("worker", format!("{waiting} entries are pending at the worker at {port}; {mend}"))?;
+            report.note("worker", format!("{waiting} values wait at the worker at {port} for the bucket; {mend}"))?;
         }
     }
     match said["status"].as_str() {

@@ -107,7 +107,7 @@ impl Copier {
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
         let written = format_timestamp(present.stored_at);
         let mend = if self.overwrite {
-            "it was stored meanwhile; run it again to replace it, too"
+            "it was stored meanwhile; run it again to replace that too"
         } else {
             "replace it with --overwrite, or move it away"
         };
@@ -164,19 +164,19 @@ mod tests {
 
     /// A source that writes another value to the target when it is read.
     #[derive(Debug)]
-    struct Meddled {
+    struct ChangedDuringRead {
         inner: Memory,
         target: Arc<Memory>,
     }
 
-    impl std::fmt::Display for Meddled {
+    impl std::fmt::Display for ChangedDuringRead {
         fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             self.inner.fmt(formatter)
         }
     }
 
     #[async_trait]
-    impl Backend for Meddled {
+    impl Backend for ChangedDuringRead {
         async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
             self.inner.put(key, object, how).await
         }
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_to_the_target_between_look_and_write_stays() {
+    async fn a_value_stored_during_the_copy_stays() {
         let key = Key::parse("k").unwrap();
         for before in [None, Some("older")] {
             let target = Arc::new(Memory::new());
             if let Some(before) = before {
                 target.put(&key, &object(before), &PutOptions::default()).await.unwrap();
             }
-            let source = Meddled { inner: Memory::new(), target: Arc::clone(&target) };
+            let source = ChangedDuringRead { inner: Memory::new(), target: Arc::clone(&target) };
             source.inner.put(&key, &object("ours"), &PutOptions::default()).await.unwrap();
             let copier = Copier {
                 source: Arc::new(source),
