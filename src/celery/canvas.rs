@@ -37,7 +37,7 @@ pub struct AfterFailure {
 /// The follow-ups would together be larger than [`CanvasOptions::max_bytes`], so that none was made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "what follows task {task} would have {bytes} bytes and {most} is the most; send large arguments and errbacks once, not with each step"
+    "the messages that follow task {task} would have {bytes} bytes together, and {most} is the most; send large arguments and errbacks once, not with each step"
 )]
 pub struct Withheld {
     task: String,

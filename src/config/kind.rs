@@ -211,12 +211,16 @@ fn list(text: &str, separator: char) -> Option<Vec<String>> {
 pub(super) fn bucket(item: &str) -> Result<(Provider, &str), String> {
     let split = item.split_once("://").and_then(|(scheme, rest)| Some((Provider::of_scheme(scheme)?, rest)));
     let Some((provider, rest)) = split else {
-        return Err("begins with neither gs:// nor s3://; write gs://name for Google's, s3://name for S3's".to_owned());
+        return Err(
+            "begins with neither gs:// nor s3://; write gs://name for a bucket of Google, s3://name for one of S3"
+                .to_owned(),
+        );
     };
     match rest.strip_suffix('/').unwrap_or(rest) {
-        name if name.contains('/') => {
-            Err("names something in a bucket; a bucket is listed whole, so leave out what follows its name".to_owned())
-        }
+        name if name.contains('/') => Err(
+            "names an object or folder in a bucket, but a bucket is listed whole; write the name of the bucket alone"
+                .to_owned(),
+        ),
         name if provider.allows(name) => Ok((provider, name)),
         _ => Err(format!("names no bucket; after {}:// comes {}", provider.scheme(), provider.rule())),
     }

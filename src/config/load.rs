@@ -114,7 +114,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     faults.extend(combined);
     let values = Values(with_defaults(values.0));
     let mut settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
-        let message = "a setting the program needs has no row in its registry".to_owned();
+        let message = "a setting that the program needs has no row in the registry of settings".to_owned();
         Faults(vec![SettingFault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
     let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;

@@ -46,7 +46,7 @@ pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
         Some(Shape::Url) => Some(format!("holds a URL, not {wanted}; give the path of a file on this machine")),
         Some(shape) => Some(format!("holds {shape}, not {wanted}; {MEND}")),
         None if !redact::is_plainly_a_path(Path::new(text)) => {
-            Some(format!("holds a word that is no file here, not {wanted}; {MEND}"))
+            Some(format!("holds a word that is not a file on this machine, not {wanted}; {MEND}"))
         }
         None => None,
     }

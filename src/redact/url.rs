@@ -56,13 +56,13 @@ fn rest_of(scheme: &str, rest: &str) -> String {
     // In a broker's URL the last `@` ends the login, since a password may hold an unescaped `/`. The path of another URL may
     // hold an `@`.
     let authority = if broker { rest.len() } else { rest.find(['/', '?', '#']).unwrap_or(rest.len()) };
-    let (login, place) = match rest[..authority].rfind('@') {
+    let (login, host) = match rest[..authority].rfind('@') {
         Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
         None => (None, rest),
     };
-    let shown = match place.find(['?', '#']) {
-        Some(at) if at + 1 < place.len() => format!("{}{HIDDEN}", &place[..=at]),
-        _ => place.to_owned(),
+    let shown = match host.find(['?', '#']) {
+        Some(at) if at + 1 < host.len() => format!("{}{HIDDEN}", &host[..=at]),
+        _ => host.to_owned(),
     };
     match login.map(|login| (login.split_once(':'), login)) {
         None => shown,

@@ -126,56 +126,60 @@ impl Metrics {
         ours.register("build", "Version of the running program", version);
 
         let commands = Family::default();
-        ours.register("commands", "Commands by task and how they ended", commands.clone());
+        ours.register("commands", "Commands, by task and outcome", commands.clone());
         let command_durations = Durations::new_with_constructor(duration_histogram);
-        let help = "Time from taking a command to its settlement";
+        let help = "Time from the delivery of a command to its settlement";
         ours.register_with_unit("command_duration", help, Unit::Seconds, command_durations.clone());
         let in_flight = Gauge::default();
         ours.register("commands_in_flight", "Commands taken and not yet settled", in_flight.clone());
 
         let deliveries = Family::default();
-        ours.register("queue_deliveries", "Messages the broker delivered", deliveries.clone());
+        ours.register("queue_deliveries", "Messages that the broker delivered", deliveries.clone());
         let publishes = Family::default();
         ours.register("queue_publishes", "Messages published, by the broker's answer", publishes.clone());
         let given_up = Family::<GivenUpLabel, Counter>::default();
         for &reason in GivenUp::ALL {
             drop(given_up.get_or_create(&GivenUpLabel { reason }));
         }
-        let help = "Answers given up, because their queue took nothing for as long as they were tried";
+        let help = "Answers given up, because their reply queue did not take them";
         ours.register("answers_given_up", help, given_up.clone());
         let session = Family::<StateLabel, Gauge>::default();
         for &state in Session::ALL {
             session.get_or_create(&StateLabel { state }).set(0);
         }
-        ours.register("broker_session_state", "1 for the state the session is in, 0 for the others", session.clone());
+        ours.register(
+            "broker_session_state",
+            "1 for the present state of the session with the broker, 0 for the others",
+            session.clone(),
+        );
         let reconnects = Counter::default();
-        ours.register("broker_reconnects", "Sessions rebuilt after the first", reconnects.clone());
+        ours.register("broker_reconnects", "Sessions with the broker opened after the first", reconnects.clone());
         let journal = Gauge::default();
         ours.register_with_unit("journal_size", "Size of this worker's journal", Unit::Bytes, journal.clone());
         let events = Family::default();
-        ours.register("events", "Metric events, by what became of them", events.clone());
+        ours.register("events", "Metric events, by the outcome of their publication", events.clone());
 
         let storage_operations = Family::default();
-        let help = "Operations a backend was asked for, by how they ended";
+        let help = "Operations of a backend, by outcome";
         ours.register("storage_operations", help, storage_operations.clone());
         let storage_durations = Durations::new_with_constructor(duration_histogram);
-        let help = "Time one operation took at the backend";
+        let help = "Time of one operation at the backend";
         ours.register_with_unit("storage_operation_duration", help, Unit::Seconds, storage_durations.clone());
         let storage_bytes = Family::default();
         let help = "Payload moved to or from the backend";
         ours.register_with_unit("storage_transferred", help, Unit::Bytes, storage_bytes.clone());
         let foreign_names = Counter::default();
-        let help = "Names met in listings that are no legal keys";
+        let help = "Names in listings that are not valid keys";
         ours.register("storage_foreign_names", help, foreign_names.clone());
         let storage_retries = Family::default();
         let help = "Attempts at a backend after the first of an operation";
         ours.register("storage_retries", help, storage_retries.clone());
         let breaker_open = Family::default();
-        let help = "1 while a backend cannot be reached and is asked only whether it can be again, else 0";
+        let help = "1 while the circuit breaker of a backend is open, so that only probes are sent, else 0";
         ours.register("storage_breaker_open", help, breaker_open.clone());
 
         let synced = Family::default();
-        let help = "Entries of the overlay that were to be sent to the bucket, by what became of them";
+        let help = "Attempts to send an entry of the overlay to the bucket, by outcome";
         ours.register("synced_entries", help, synced.clone());
         let pending = PendingCollector::default();
         ours.register_collector(Box::new(pending.clone()));

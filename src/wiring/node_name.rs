@@ -34,8 +34,8 @@ pub(crate) fn expand(pattern: &str, host: &str) -> Result<String, String> {
     if name.len() > LONGEST {
         let length = name.len();
         return Err(format!(
-            "worker_name is {length} bytes long once it is filled in, and may have {LONGEST}: AMQP's names hold 255, and \
-             the worker's own consumers and queues add to it; shorten worker_name (-n)"
+            "worker_name is {length} bytes long with its host name, and {LONGEST} is the most: AMQP's names hold 255, and \
+             the names of the worker's consumers and queues add to it; shorten worker_name (-n)"
         ));
     }
     Ok(name)

@@ -227,8 +227,8 @@ fn no_command_says_a_secret_that_was_pasted_in_the_wrong_place() {
             let environment: Vec<(String, String)> =
                 plain.map(|setting| (setting.environment(), secret.clone())).collect();
             runs.push((format!("{form}: {command:?} with variables"), owned(command), environment));
-            let twins = SETTINGS.iter().filter_map(Setting::file_variant);
-            let environment = twins.map(|twin| (twin.to_ascii_uppercase(), secret.clone())).collect();
+            let variants = SETTINGS.iter().filter_map(Setting::file_variant);
+            let environment = variants.map(|variant| (variant.to_ascii_uppercase(), secret.clone())).collect();
             runs.push((format!("{form}: {command:?} with files"), owned(command), environment));
             for name in ["GOOGLE_APPLICATION_CREDENTIALS", "GCS_CREDENTIALS_PATH", "BROKER_TLS_KEY_FILE"] {
                 let environment = vec![(name.to_owned(), secret.clone()), ("GCS_BUCKET_NAME".into(), "bucket".into())];

@@ -216,11 +216,13 @@ fn what_is_interrupted_leaves_nothing() {
     let place = Place::new();
     let bytes = noise(40 << 20);
     let mut child = place.command(&["store", "half"], &[]).spawn().unwrap();
-    // Taken in as far as a pipe lets us know, and the end never comes.
-    child.stdin.as_mut().unwrap().write_all(&bytes).unwrap();
+    // The program has read most of its input, which does not end before the program: `wait` alone would close it.
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&bytes).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
+    drop(input);
     assert_eq!(place.names("storage"), ["spool"]);
     assert_eq!(place.names("storage/spool"), [""; 0]);
 

@@ -68,8 +68,8 @@ impl<'a> Report<'a> {
     }
 
     /// Adds an error of the backend with this name as a fault.
-    pub(super) fn refused_by(&mut self, check: &str, place: &str, error: &Error) -> Result<(), Failure> {
-        self.fault(check, code(error), format!("{place}: {}", error.message()))
+    pub(super) fn refused_by(&mut self, check: &str, backend: &str, error: &Error) -> Result<(), Failure> {
+        self.fault(check, code(error), format!("{backend}: {}", error.message()))
     }
 
     /// Returns the number of faults so far.
