@@ -25,9 +25,9 @@ bench: ## measures commands/s, latency, CPU and memory beside Celery's own worke
 image: ## builds the container image from source; FILESTORAGE_IMAGE names it, RUST_IMAGE and RUNTIME_IMAGE its bases
 	@deploy/image/build
 
-audit: ## checks dependencies against deploy/deny.toml and the advisory database; needs cargo-deny and a network
+audit: ## checks dependencies against deny.toml and the advisory database; needs cargo-deny and a network
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing; run: cargo install cargo-deny"; exit 69; }
-	cargo deny --config deploy/deny.toml check
+	cargo deny check
 
 dist: ## builds what is handed out, into target/dist: program, units, documents, SBOM, checksums
 	@deploy/dist

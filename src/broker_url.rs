@@ -1,4 +1,4 @@
-//! `CELERY_BROKER_URL` by kombu's rules: the one place where such a URL is judged, for settings and sessions alike.
+//! Parses `CELERY_BROKER_URL` by kombu's rules, for the settings and for sessions with the broker.
 
 use std::{fmt, time::Duration};
 
@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::redact;
 
-/// One broker's address and login; shown without the password.
+/// The address and login of one broker; `Display` and `Debug` leave out the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
     tls: bool,
@@ -19,19 +19,19 @@ pub struct BrokerUrl {
     connect_timeout: Option<Duration>,
 }
 
-/// How a user proves who it is: the SASL mechanisms that a session can use.
+/// The SASL mechanism by which a session logs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginMethod {
     /// User and password.
     Plain,
-    /// User and password, in AMQP's own form.
+    /// User and password, in the encoding of AMQP.
     Amqplain,
     /// The client certificate.
     External,
 }
 
 impl LoginMethod {
-    /// Returns the mechanism's name.
+    /// Returns the name of the mechanism.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,21 +51,25 @@ impl LoginMethod {
     }
 }
 
-/// Why a URL cannot be used; never repeats the login.
+/// The reason why a URL cannot be used; its text never repeats the login.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UrlError(String);
 
 impl BrokerUrl {
-    /// Reads `CELERY_BROKER_URL`: several URLs are joined by `;`; a missing or `//` path is the virtual host `/`, any other
-    /// is the virtual host after the first slash; host, user, password and virtual host are percent-decoded and default to
-    /// `localhost`, `guest`, `guest` and `/`; the port to 5672, with TLS 5671. Schemes: `amqp`, `pyamqp`, and `amqps`,
-    /// `pyamqps` for TLS, as the option `ssl` asks for it too. Of kombu's other options `connect_timeout` (seconds) and
-    /// `login_method` are honoured; `heartbeat` and `insist` are read and change nothing, since sessions have a heartbeat
-    /// of their own. An empty item of the list, as behind a last `;`, is none.
+    /// Parses `CELERY_BROKER_URL`, one or several URLs joined by `;`.
+    ///
+    /// - Empty items of the list, as behind a last `;`, are skipped.
+    /// - Schemes are `amqp` and `pyamqp`, and with TLS `amqps` and `pyamqps`. The option `ssl` also asks for TLS.
+    /// - Host, user, password and virtual host are percent-decoded. Their defaults are `localhost`, `guest`, `guest` and
+    ///   `/`. The default port is 5672, with TLS 5671.
+    /// - The virtual host is the path after its first slash. A missing path and the path `//` mean the virtual host `/`.
+    /// - Of kombu's other options, `connect_timeout` (seconds) and `login_method` take effect. `heartbeat` and `insist` are
+    ///   accepted without effect, because a session has its own heartbeat.
     ///
     /// # Errors
-    /// Names what is wrong and what is supported.
+    ///
+    /// [`UrlError`] names the fault and what is supported instead.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, UrlError> {
         let urls = text.split(';').map(str::trim).filter(|url| !url.is_empty()).map(Self::parse);
         let urls: Vec<Self> = urls.collect::<Result<_, _>>()?;
@@ -89,7 +93,7 @@ impl BrokerUrl {
                 )));
             }
         };
-        // Several lines are several values, and one of them may be no URL at all.
+        // A blank or a line break is a sign of several values, of which one may not be a URL.
         if rest.contains(|character: char| character.is_whitespace() || character.is_control()) {
             let mend = "URLs are joined by ';', and a blank in a password is written %20";
             return Err(UrlError(format!("the broker url holds a blank or a line break: {mend}")));
@@ -102,7 +106,7 @@ impl BrokerUrl {
         let (mut login_method, mut connect_timeout) = (None, None);
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            // Python drops an option without a value.
+            // An option without a value has no effect, as in Python.
             match (name, value) {
                 ("ssl", value) => {
                     let no = ["", "0", "false", "no", "off", "none"];
@@ -132,10 +136,10 @@ impl BrokerUrl {
             }
         }
 
-        let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (login, host_port) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
-        let (host, port) = split_port(place)?;
-        // A user's name is told where a right is missing; one that is its own password is no secret.
+        let (host, port) = split_port(host_port)?;
+        // A password equal to the user's name is not hidden: messages about missing rights show the user's name.
         if password != user {
             redact::remember(password);
         }
@@ -185,35 +189,35 @@ impl BrokerUrl {
         self.port
     }
 
-    /// Returns the password, for the one place that needs it.
+    /// Returns the password in plain text.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// Returns the login method that was asked for.
+    /// Returns the login method that the URL asks for.
     #[must_use]
     pub const fn login_method(&self) -> Option<LoginMethod> {
         self.login_method
     }
 
-    /// Returns the longest wait for a connection that was asked for.
+    /// Returns the longest time to wait for a connection, where the URL names one.
     #[must_use]
     pub const fn connect_timeout(&self) -> Option<Duration> {
         self.connect_timeout
     }
 }
 
-/// kombu's options of a URL.
+/// The options of kombu that a URL may have.
 const OPTIONS: [&str; 5] = ["ssl", "login_method", "connect_timeout", "heartbeat", "insist"];
 
-// What is named when it is refused; any other word may be a piece of a password.
+// The words in the following lists are repeated when they are refused. Any other word may be a piece of a password.
 
-/// Schemes of other transports.
+/// The schemes of other transports.
 const OTHER_SCHEMES: [&str; 10] =
     ["redis", "rediss", "sentinel", "sqs", "memory", "http", "https", "kafka", "mongodb", "filesystem"];
 
-/// Options of kombu's, of its TLS and of RabbitMQ's own URLs that are not taken.
+/// The options of kombu, of its TLS and of RabbitMQ's own URLs that are not supported.
 const OTHER_OPTIONS: [&str; 18] = [
     "ssl_ca_certs",
     "ssl_certfile",
@@ -235,10 +239,10 @@ const OTHER_OPTIONS: [&str; 18] = [
     "failover_strategy",
 ];
 
-/// Login methods of RabbitMQ's plugins and of other brokers.
+/// The login methods of RabbitMQ's plugins and of other brokers.
 const OTHER_METHODS: [&str; 6] = ["GSSAPI", "ANONYMOUS", "CRAM-MD5", "RABBIT-CR-DEMO", "XOAUTH2", "SCRAM-SHA-256"];
 
-/// Reads a number of seconds; 0 and `None` are none at all.
+/// Reads a number of seconds; the text `None` means 0.
 fn seconds(name: &str, value: &str) -> Result<Duration, UrlError> {
     if value.eq_ignore_ascii_case("none") {
         return Ok(Duration::ZERO);
@@ -248,10 +252,10 @@ fn seconds(name: &str, value: &str) -> Result<Duration, UrlError> {
 }
 
 /// Splits `host:port`; an IPv6 address stands in brackets.
-fn split_port(place: &str) -> Result<(&str, Option<u16>), UrlError> {
-    let (host, port) = match place.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+fn split_port(host_port: &str) -> Result<(&str, Option<u16>), UrlError> {
+    let (host, port) = match host_port.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
         Some((host, rest)) => (host, rest.strip_prefix(':').unwrap_or(rest)),
-        None => place.split_once(':').unwrap_or((place, "")),
+        None => host_port.split_once(':').unwrap_or((host_port, "")),
     };
     if port.is_empty() {
         return Ok((host, None));
@@ -272,7 +276,7 @@ fn decode(text: &str, what: &str, default: &str) -> Result<String, UrlError> {
     }
     let decoded = percent_decode_str(text).decode_utf8();
     let decoded = decoded.map_err(|_| UrlError(format!("the broker url's {what} is not utf-8 once decoded")))?;
-    // A longer virtual host cannot be said in AMQP.
+    // AMQP cannot carry a longer virtual host.
     if decoded.len() > 255 {
         return Err(UrlError(format!("the broker url's {what} is longer than 255 bytes")));
     }

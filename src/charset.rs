@@ -1,8 +1,8 @@
-//! Charsets by their names, decoded strictly.
+//! Finds charsets by their names and decodes text strictly.
 //!
-//! Two worlds name them: headers of the web, by the WHATWG's table (`iso-8859-1` is windows-1252 there), and Python's
-//! codecs, which a Celery producer means by `content_encoding` (`latin-1` is ISO 8859-1 to the letter). This room knows
-//! nothing else of the program.
+//! A name has one meaning in headers of the web and another in Python. The WHATWG's table holds for the web, in which
+//! `iso-8859-1` means windows-1252. Python's codecs hold for the `content_encoding` of a Celery producer, and there
+//! `latin-1` is exactly ISO 8859-1. This room uses no other.
 
 use std::borrow::Cow;
 
@@ -11,35 +11,35 @@ use encoding_rs::Encoding;
 /// A charset that can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charset {
-    /// UTF-8; a byte order mark stays what it is, a character.
+    /// UTF-8 in which a byte order mark is a character of the text.
     Utf8,
-    /// UTF-8 whose byte order mark, if it has one, is none of its characters.
+    /// UTF-8 whose byte order mark, if there is one, is not part of the text.
     Utf8Marked,
-    /// Seven bits.
+    /// ASCII: bytes below 128.
     Ascii,
-    /// ISO 8859-1 to the letter: bytes are code points.
+    /// Exactly ISO 8859-1: each byte is a code point.
     Latin1,
-    /// UTF-16; a byte order mark decides over the order that was named, and is none of its characters.
+    /// UTF-16; a byte order mark overrides the order that was named, and is not part of the text.
     Utf16 {
-        /// Order without a mark.
+        /// Tells whether the bytes are big-endian when there is no byte order mark.
         big: bool,
     },
-    /// UTF-32, likewise.
+    /// UTF-32; a byte order mark overrides the order that was named, and is not part of the text.
     Utf32 {
-        /// Order without a mark.
+        /// Tells whether the bytes are big-endian when there is no byte order mark.
         big: bool,
     },
-    /// Any other of the WHATWG's table.
+    /// Any other charset of the WHATWG's table.
     Table(&'static Encoding),
 }
 
 impl Charset {
-    /// Finds a charset as a header of the web names it, or else as Python does; `None` for an unknown one.
+    /// Finds a charset by its name on the web, or else by its name in Python; returns `None` for an unknown name.
     #[must_use]
     pub fn of_web(label: &str) -> Option<Self> {
         let name = label.trim().trim_matches(['"', '\'']).trim().to_ascii_lowercase();
         match name.as_str() {
-            // The table has windows-1252 for it, which would make a character of every byte.
+            // The WHATWG's table says windows-1252 for ASCII, which would accept every byte.
             "us-ascii" | "ascii" | "ansi_x3.4-1968" | "iso646-us" | "646" => return Some(Self::Ascii),
             "utf-8-sig" | "utf_8_sig" => return Some(Self::Utf8Marked),
             _ => {}
@@ -47,7 +47,9 @@ impl Charset {
         unicode(&name).or_else(|| table(&name)).or_else(|| Self::of_python(&name))
     }
 
-    /// Finds a charset as Python's codecs name it, in any case, with `-`, `_` or blanks; `None` for an unknown one.
+    /// Finds a charset by the name of its Python codec; returns `None` for an unknown name.
+    ///
+    /// The case of letters does not matter; `-`, `_` and blanks are equal.
     #[must_use]
     pub fn of_python(label: &str) -> Option<Self> {
         let name: String = label.trim().to_ascii_lowercase().replace([' ', '_'], "-");
@@ -59,7 +61,7 @@ impl Charset {
             }
             _ => {}
         }
-        // Names that only Python has, and what the table calls the same.
+        // Names that only Python has, with the names of the same charsets in the WHATWG's table.
         let name = match name.as_str() {
             "cp932" | "ms932" | "mskanji" | "ms-kanji" | "shiftjis" | "sjis" | "s-jis" => "shift_jis",
             "shift-jis" => "shift_jis",
@@ -82,7 +84,7 @@ impl Charset {
         unicode(name).or_else(|| table(name)).or_else(|| table(&latin?))
     }
 
-    /// Decodes all bytes; `None` when some are not in this charset.
+    /// Decodes all bytes; returns `None` when some of them are not valid in this charset.
     #[must_use]
     pub fn decode(self, bytes: &[u8]) -> Option<Cow<'_, str>> {
         match self {
@@ -113,7 +115,7 @@ impl Charset {
     }
 }
 
-/// The charsets of Unicode, by the names of both worlds.
+/// Finds a charset of Unicode by any of its names on the web and in Python.
 fn unicode(name: &str) -> Option<Charset> {
     Some(match name.replace('_', "-").as_str() {
         "utf-8" | "utf8" | "u8" | "unicode-1-1-utf-8" | "x-unicode20utf8" | "unicode11utf8" | "unicode20utf8" => {
@@ -141,7 +143,7 @@ fn unicode(name: &str) -> Option<Charset> {
     })
 }
 
-/// Looks a name up in the WHATWG's table, without those entries that decode nothing.
+/// Looks up a name in the WHATWG's table, without those entries that decode no text.
 fn table(name: &str) -> Option<Charset> {
     let encoding = Encoding::for_label(name.as_bytes())?;
     let decodes = encoding != encoding_rs::REPLACEMENT && encoding != encoding_rs::X_USER_DEFINED;
@@ -170,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_the_web_name_charsets() {
+    fn charsets_are_found_by_their_web_names() {
         for (label, bytes, text) in [
             ("utf-8", "é".as_bytes(), "é"),
             ("UTF8", "é".as_bytes(), "é"),
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_the_charset_is_refused() {
+    fn bytes_outside_the_charset_are_refused() {
         for (label, bytes) in [
             ("utf-8", &b"\xe9"[..]),
             ("us-ascii", b"\xe9"),
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn python_names_charsets_in_its_own_way() {
+    fn charsets_are_found_by_their_python_names() {
         for (label, bytes, text) in [
             ("latin-1", &b"\x80\xe9"[..], "\u{80}é"),
             ("ISO_8859_1", b"\x80\xe9", "\u{80}é"),

@@ -1,19 +1,21 @@
-//! Instants as Python writes and reads them: ISO 8601 as widely as Celery's own parser takes it, to the end of Python's calendar.
+//! Reads ISO 8601 dates and times in every form that Celery's own parser accepts.
 //!
-//! Python's last instant, `datetime.max`, and whatever else lies on the last day of year 9999 is what people write for
-//! "never"; in some zones it lies beyond the last instant that can be told here. All of it is [`NEVER`].
+//! People write Python's last instant, `datetime.max`, or another time on the last day of year 9999 for "never". In some
+//! time zones these times lie beyond the last [`Timestamp`]. All times of that day are therefore read as [`NEVER`].
 
 use jiff::civil::{Date, DateTime, ISOWeekDate, Time, Weekday};
 use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp, ToSpan as _};
 
-/// Stands for "never"; no instant is later.
+/// The instant that stands for "never"; no instant is later.
 pub const NEVER: Timestamp = Timestamp::MAX;
 
-/// Reads an ISO 8601 date and time, with any character between both; one without an offset is UTC. `None` for anything else.
+/// Reads an ISO 8601 date and time; returns `None` for any other text.
 ///
-/// Dates may be of the calendar, of weeks (`2030-W01-3`) or of days (`2030-002`), with or without dashes, and end
-/// early; times end early likewise, take `,` for `.`, more digits of a second than there are, and 24:00.
+/// A time without an offset is UTC. Any one character may stand between date and time. Accepted are calendar dates, dates
+/// of weeks (`2030-W01-3`) and of days (`2030-002`), with or without dashes. Date and time may leave out their last parts.
+/// The fraction of a second may begin with `,` and have any number of digits; those after the sixth are dropped. `24:00` is
+/// the midnight that ends the day.
 #[must_use]
 pub fn read(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
@@ -21,17 +23,17 @@ pub fn read(text: &str) -> Option<Timestamp> {
     let found = found.or_else(|| uncommon(bytes).and_then(|(date, rest)| clocked(date, rest)));
     let (local, offset) = match found {
         Some(found) => found,
-        // Offsets with seconds, and what else this library knows.
+        // Offsets with seconds, and other forms that only the time library reads.
         None => match text.parse::<Timestamp>() {
             Ok(at) => return Some(at),
             Err(_) => (text.parse::<DateTime>().ok().filter(|local| local.year() > 0)?, 0),
         },
     };
-    Some(place(local, offset))
+    Some(instant(local, offset))
 }
 
-/// Finds the instant of a local time; what no calendar here reaches is the nearest that one does.
-fn place(local: DateTime, offset: i32) -> Timestamp {
+/// Converts a local time into an instant; a time outside the calendar of [`Timestamp`] becomes the nearest instant inside.
+fn instant(local: DateTime, offset: i32) -> Timestamp {
     if (local.year(), local.month(), local.day()) == (9999, 12, 31) {
         return NEVER;
     }
@@ -41,12 +43,12 @@ fn place(local: DateTime, offset: i32) -> Timestamp {
         } else {
             Timestamp::MIN
         }),
-        // The last hours of year 9999.
+        // The last hours of year 9999 have no timestamp.
         Err(_) => NEVER,
     }
 }
 
-/// Takes so many digits.
+/// Takes `count` decimal digits from the beginning; returns the number and the rest.
 fn digits(bytes: &[u8], count: usize) -> Option<(i32, &[u8])> {
     let (number, rest) = bytes.split_at_checked(count)?;
     let digit = |sum: i32, byte: &u8| byte.is_ascii_digit().then(|| sum * 10 + i32::from(byte - b'0'));
@@ -77,7 +79,7 @@ fn calendar(bytes: &[u8]) -> Option<(Date, &[u8])> {
     Some((date(month, day)?, rest))
 }
 
-/// Reads dates of weeks and of days.
+/// Reads `YYYY-Www`, `YYYY-Www-D` and `YYYY-DDD`, with or without dashes.
 fn uncommon(bytes: &[u8]) -> Option<(Date, &[u8])> {
     let (year, rest) = digits(bytes, 4)?;
     let year = i16::try_from(year).ok().filter(|year| *year > 0)?;
@@ -107,7 +109,9 @@ fn undash(bytes: &[u8]) -> (bool, &[u8]) {
     bytes.strip_prefix(b"-").map_or((false, bytes), |rest| (true, rest))
 }
 
-/// Reads what stands behind a date: nothing, or one character, a time and perhaps an offset in seconds.
+/// Reads the rest of a text behind the date: nothing, or one character, a time and an optional offset.
+///
+/// Returns the local time and the offset in seconds.
 fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
     let Some((_, rest)) = rest.split_first() else { return Some((date.to_datetime(Time::midnight()), 0)) };
     let zone = rest.iter().position(|byte| matches!(byte, b'-' | b'+' | b'Z' | b'z')).unwrap_or(rest.len());
@@ -128,8 +132,8 @@ fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
     let micros = match next {
         [] => 0,
         [b'.' | b',', fraction @ ..] if !fraction.is_empty() && fraction.iter().all(u8::is_ascii_digit) => {
-            let digit = |place: usize| fraction.get(place).map_or(0, |byte| i32::from(byte - b'0'));
-            (0..6).fold(0, |sum, place| sum * 10 + digit(place))
+            let digit = |index: usize| fraction.get(index).map_or(0, |byte| i32::from(byte - b'0'));
+            (0..6).fold(0, |sum, index| sum * 10 + digit(index))
         }
         _ => return None,
     };
@@ -143,7 +147,7 @@ fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
     Some((date.to_datetime(time), offset))
 }
 
-/// Reads `Z`, `±HH`, `±HHMM` and `±HH:MM` as seconds; nothing is UTC.
+/// Reads an offset, `Z`, `±HH`, `±HHMM` or `±HH:MM`, as seconds; an empty text is UTC.
 fn offset(zone: &[u8]) -> Option<i32> {
     let (sign, rest) = match zone {
         [] | b"Z" | b"z" => return Some(0),
@@ -155,7 +159,7 @@ fn offset(zone: &[u8]) -> Option<i32> {
     let rest = rest.strip_prefix(b":").unwrap_or(rest);
     let (minutes, rest) = if rest.is_empty() { (0, rest) } else { digits(rest, 2)? };
     let seconds = (hours * 60 + minutes) * 60;
-    // What a day cannot be longer than.
+    // An offset is shorter than a day.
     (rest.is_empty() && hours < 24 && minutes < 60 && Offset::from_seconds(seconds).is_ok()).then_some(sign * seconds)
 }
 
@@ -165,7 +169,7 @@ mod tests {
 
     #[test]
     fn texts_are_read_as_python_reads_them() {
-        // Right: what `dateutil.parser.isoparse` makes of it, in UTC.
+        // On the right: the result of `dateutil.parser.isoparse`, in UTC.
         for (text, wanted) in [
             ("2026-01-02T03:04:05.678901+00:00", "2026-01-02T03:04:05.678901Z"),
             ("2026-01-02T03:04:05.6789019Z", "2026-01-02T03:04:05.678901Z"),
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_day_of_the_calendar_is_never_whatever_its_offset() {
+    fn the_last_day_of_the_calendar_is_never() {
         for text in [
             "9999-12-31T23:59:59.999999",
             "9999-12-31T23:59:59.999999+00:00",

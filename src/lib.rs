@@ -1,33 +1,73 @@
-//! filestorage: a storage engine behind Celery.
+//! filestorage: a storage engine that Celery producers command through RabbitMQ.
 //!
-//! A Celery producer puts `filestorage.store` on a RabbitMQ queue; this worker runs it, keeps the value on stable
-//! storage, answers on the producer's reply queue and tells of it with a metric event.
+//! A producer publishes `filestorage.store` to a queue. The worker runs this command, writes the value to stable storage,
+//! answers on the producer's reply queue, and publishes a metric event.
 //!
-//! # Rooms and arrows
+//! # Rooms
+//!
+//! A room is a folder or a file directly below `src/` with one idea.
+//!
+//! | room | idea |
+//! |---|---|
+//! | [`json`] | reads and writes Python's JSON without loss |
+//! | [`celery`] | Celery's protocol as data, without I/O: messages, requests, replies, follow-ups |
+//! | [`broker`] | sessions with RabbitMQ; the only room that imports lapin |
+//! | [`storage`] | values under keys; knows no queue |
+//! | [`commands`] | the tasks: typed arguments in, JSON out; know the storage engine and no queue |
+//! | [`worker`] | joins broker, celery, commands and telemetry: from a delivery to its acknowledgement |
+//! | [`config`] | the settings, from raw text to checked values |
+//! | [`telemetry`] | logs, metrics, readiness, the admin port, reports to the service manager |
+//! | `wiring` | builds storage stack, buckets and broker options from the settings |
+//! | [`cli`] | the command line, one file or folder for each subcommand |
+//! | [`redact`] | hides secrets in every text that is shown |
+//! | [`broker_url`], [`provider`], [`queue_name`] | rules for the broker's URL, the names of buckets and the names of queues |
+//! | [`charset`], [`instant`] | charsets, dates and times as Python writes them |
+//!
+//! Inside [`storage`]:
+//!
+//! | room | idea |
+//! |---|---|
+//! | `engine` | executes commands over a backend: keys, receipts, conditions, redelivered commands |
+//! | `object` | the data: key, value, payload, attributes, metadata |
+//! | `layers` | backends around a backend: metrics, retries, circuit breaker, encoding, fallback |
+//! | `backends` | the places that store objects: local disk, Cloud Storage, S3, memory |
+//! | `external` | references of commands to files and objects outside the store |
+//! | `files` | atomic files and the spool |
+//!
+//! # Arrows
+//!
+//! Each room may use those rooms that follow its arrow:
 //!
 //! ```text
-//! main, cli ─► everything            worker ─► broker, celery, commands, telemetry
-//! commands ─► storage                broker ─► celery::message        storage ─► telemetry
-//! celery ─► nothing of ours          config ─► nothing of ours        json, redact: leaves, open to all
+//! main, cli  ─► everything
+//! wiring     ─► broker, broker_url, config, provider, redact, storage, telemetry
+//! worker     ─► broker, celery, commands, json, redact, telemetry
+//! commands   ─► instant, json, provider, storage
+//! broker     ─► broker_url, celery::message, redact
+//! storage    ─► charset, provider, redact, telemetry
+//! celery     ─► charset, instant, json
+//! config     ─► broker_url, provider, queue_name, redact
+//! broker_url, telemetry ─► redact
+//! charset, instant, json, provider, queue_name, redact ─► nothing
 //! ```
 //!
-//! `tests/architecture.rs` reads the sources and fails on any other arrow.
+//! The test `architecture` reads the sources and fails on any other use, also between the rooms inside [`storage`].
 //!
 //! # One command's journey
 //!
 //! ```text
-//! 1 broker      lapin delivery → Message, Origin, Ticket
-//! 2 worker      desk decides: run, answer at once, park, give up; the journal knows redelivered ids
+//! 1 broker      delivery of lapin → Message, Origin, acknowledgement token
+//! 2 worker      the policy decides: run, answer at once, delay, give up; the journal knows redelivered commands
 //! 3 celery      Message → TaskRequest
 //! 4 commands    name → command; JSON → typed arguments
-//! 5 worker      schedule: a permit, the order of its keys; the journal says it started
+//! 5 worker      the command waits for its permit and for earlier commands on its keys; the journal notes the start
 //! 6 storage     engine → backend, up to the commit point
-//! 7 worker      the answer goes into the journal; desk makes a parcel of reply, follow-ups and event
-//! 8 broker      the parcel is published with others and confirmed
-//! 9 worker      shift settles the ticket: the end
+//! 7 worker      the journal notes the outcome; reply, follow-ups and event become publications
+//! 8 broker      the publications are sent, in one batch with others, and confirmed
+//! 9 worker      the delivery is acknowledged: the end
 //! ```
 //!
-//! Start reading at [`worker`]: `shift.rs` conducts one session, `desk.rs` holds the rules.
+//! Start to read at [`worker`], which conducts this journey.
 
 pub mod broker;
 pub mod broker_url;
@@ -39,6 +79,7 @@ pub mod config;
 pub mod instant;
 pub mod json;
 pub mod provider;
+pub mod queue_name;
 pub mod redact;
 pub mod storage;
 pub mod telemetry;

@@ -1,8 +1,8 @@
-//! The `filestorage` program; everything is in the library.
+//! The `filestorage` program, which only calls the library.
 
 use std::process::ExitCode;
 
-/// Most of what a command costs here is small allocations that live for a few milliseconds.
+/// The memory allocator: jemalloc, because a command makes many small allocations that live for a few milliseconds.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,21 +1,21 @@
-//! Which backend keeps values, and the names of buckets by the rule of their provider.
+//! The kinds of backends, the providers of buckets, and the rule for the names of buckets.
 
-/// Where values are kept.
+/// The kind of backend that keeps the objects of an engine, as receipts name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
-// Programs that were generated from the schemas know it by this name.
+// The schemas keep this name, which programs generated from them use.
 #[schemars(rename = "Place")]
 pub enum BackendKind {
     /// This machine's file system.
     Local,
     /// Google Cloud Storage.
     Gcs,
-    /// Amazon S3 or a store that speaks like it.
+    /// Amazon S3 or a compatible store.
     S3,
 }
 
 impl BackendKind {
-    /// Names the backend as receipts and settings do.
+    /// Returns the name that receipts and settings use for the backend.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -35,17 +35,17 @@ impl From<Provider> for BackendKind {
     }
 }
 
-/// Who keeps buckets.
+/// The provider of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provider {
     /// Google Cloud Storage.
     Gcs,
-    /// Amazon S3 and what is compatible with it.
+    /// Amazon S3 and compatible stores.
     S3,
 }
 
 impl Provider {
-    /// Says how a name must look, to follow "must be".
+    /// Describes the rule for bucket names, as the end of a sentence that begins with "must be".
     #[must_use]
     pub const fn rule(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ impl Provider {
         }
     }
 
-    /// Returns the scheme of URLs that name its objects.
+    /// Returns the scheme of URLs that name objects of this provider.
     #[must_use]
     pub const fn scheme(self) -> &'static str {
         match self {
@@ -69,15 +69,15 @@ impl Provider {
         }
     }
 
-    /// Finds whose buckets a scheme names, written in any case.
+    /// Finds the provider whose URLs have this scheme; the case of letters does not matter.
     #[must_use]
     pub fn of_scheme(scheme: &str) -> Option<Self> {
         [Self::Gcs, Self::S3].into_iter().find(|provider| provider.scheme().eq_ignore_ascii_case(scheme))
     }
 
-    /// Tells whether a bucket can have this name.
+    /// Tells whether a bucket of this provider can have this name.
     ///
-    /// Names that only Google itself may give (those with `goog`) can be had: its public buckets can be read.
+    /// Names with `goog`, which only Google itself may give, are allowed: Google's public buckets can be read.
     #[must_use]
     pub fn allows(self, name: &str) -> bool {
         let edge = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());

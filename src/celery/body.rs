@@ -1,6 +1,7 @@
-//! From the bytes on the wire to the text inside: compression, content encoding, content type.
+//! Decodes the body of a message: checks the content type, undoes compression and content encoding.
 //!
-//! Beside `storage/unpack.rs` the only place with raw decoders; each stops at a cap, so that a small message cannot fill the memory.
+//! Besides the layer `encoded` of the storage, this is the only place with raw decoders. Each decoder stops at a limit, so
+//! that a small message cannot fill the memory.
 
 use std::borrow::Cow;
 use std::io::{BufReader, Read};
@@ -11,12 +12,12 @@ use super::message::{Field, Message};
 use super::scan::{Found, Scan, Sought};
 use crate::charset::Charset;
 
-/// What one body may cost.
+/// The limits of one body.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Largest body in bytes, before and after decompression.
+    /// The largest body in bytes, before and after decompression.
     pub max_body_bytes: usize,
-    /// Arrays and objects inside one another.
+    /// The most arrays and objects inside one another.
     pub depth: usize,
 }
 
@@ -26,26 +27,26 @@ impl Default for Limits {
     }
 }
 
-/// Why a body was refused: the thing, the cause and the mend.
+/// The reason why a body was refused; the text names the fault and the mend.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A content type that is not accepted.
+    /// The content type is not accepted.
     #[error("{0}")]
     Disallowed(String),
-    /// Bytes that are not what the headers say.
+    /// The bytes do not have the form that the headers name, or are too many.
     #[error("{0}")]
     Decode(String),
 }
 
-/// Undoes compression and content encoding of a JSON body.
+/// Decodes a JSON body: undoes compression and content encoding.
 ///
-/// `accept` holds names of serializers as Celery's `accept_content` does; of those only `json` can be read. The bytes
-/// that come back are meant to be JSON in UTF-8; whether they are is the parser's to say.
+/// `accept` holds names of serializers as Celery's `accept_content` does; only `json` can be read. The returned bytes should
+/// be JSON in UTF-8, which the JSON parser checks.
 ///
 /// # Errors
 ///
-/// [`Error::Disallowed`] for any content type but exactly `application/json`, or that one when `json` is not accepted.
-/// [`Error::Decode`] for an unknown compression or encoding, for bytes that are not in it, and for what is too large.
+/// [`Error::Disallowed`] for any content type but `application/json`, and for this one when `json` is not accepted.
+/// [`Error::Decode`] for an unknown compression or encoding, for bytes that are not valid in it, and for too large a body.
 pub fn decode<'m, S: AsRef<str>>(message: &'m Message, accept: &[S], limits: Limits) -> Result<Cow<'m, [u8]>, Error> {
     allow(message.properties.content_type.as_deref(), accept)?;
     text(message, limits.max_body_bytes)
@@ -82,7 +83,7 @@ fn allow<S: AsRef<str>>(content_type: Option<&str>, accept: &[S]) -> Result<(), 
         Some(_) => "unknown",
         None => "missing",
     };
-    // The words are kombu's, so that a search for them finds its documentation.
+    // The error has kombu's words, so that a search for them finds kombu's documentation.
     Err(Error::Disallowed(format!(
         "refusing to deserialize disallowed content of type {name} ({}); send application/json (task_serializer = 'json')",
         content_type.unwrap_or("none")
@@ -93,7 +94,7 @@ fn too_large(limit: usize) -> Error {
     Error::Decode(format!("the body is larger than {limit} bytes; send the value by reference"))
 }
 
-/// Decompresses by the `compression` header.
+/// Decompresses a body with the codec that the `compression` header names.
 fn decompress(codec: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, Error> {
     let read = capped(decompressor(codec, body)?, limit);
     read.map_err(|error| broken(codec, &error))?.ok_or_else(|| too_large(limit))
@@ -103,10 +104,10 @@ fn broken(codec: &str, error: &std::io::Error) -> Error {
     Error::Decode(format!("the body is not {codec} as its compression header says ({error}); send it uncompressed"))
 }
 
-/// Opens what the `compression` header names by kombu's MIME type or alias.
+/// Creates the decoder for a codec, which is named by kombu's MIME type or an alias.
 fn decompressor<'b>(codec: &str, body: &'b [u8]) -> Result<Box<dyn Read + 'b>, Error> {
     Ok(match codec {
-        // What kombu calls gzip is a zlib stream; other producers mean what they say.
+        // kombu writes a zlib stream and calls it gzip; other producers write gzip.
         "application/x-gzip" | "application/gzip" | "gzip" | "zlib" if body.starts_with(&[0x1f, 0x8b]) => {
             Box::new(flate2::bufread::MultiGzDecoder::new(body))
         }
@@ -115,7 +116,7 @@ fn decompressor<'b>(codec: &str, body: &'b [u8]) -> Result<Box<dyn Read + 'b>, E
         }
         "application/x-bz2" | "bzip2" | "bzip" => Box::new(bzip2::bufread::MultiBzDecoder::new(body)),
         "application/x-lzma" | "lzma" | "xz" => {
-            // A dictionary beyond the cap could never pay off within it; 128 MiB is what `xz -9` takes and more.
+            // 128 MiB of memory for the decoder is more than `xz -9` needs.
             let stream = liblzma::stream::Stream::new_auto_decoder(128 << 20, 0)
                 .map_err(|error| broken(codec, &std::io::Error::other(error)))?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(body, stream))
@@ -133,12 +134,12 @@ fn decompressor<'b>(codec: &str, body: &'b [u8]) -> Result<Box<dyn Read + 'b>, E
     })
 }
 
-/// The beginning of a body's text, see [`peek`].
+/// The beginning of the text of a body, from [`peek`].
 #[derive(Debug)]
 pub struct Beginning<'m> {
-    /// The first bytes of it.
+    /// The first bytes of the text.
     pub text: Cow<'m, [u8]>,
-    /// They are all there is.
+    /// Tells whether the text ends here.
     pub is_whole: bool,
 }
 
@@ -148,14 +149,14 @@ pub fn is_compressed(message: &Message) -> bool {
     matches!(message.headers.get("compression"), Some(Field::Text(codec)) if !codec.is_empty())
 }
 
-/// Tells whether the bytes of a body are its text, once decompressed.
+/// Tells whether the content encoding is UTF-8 or leaves the bytes as they are, so that the decompressed bytes are the text.
 #[must_use]
 pub fn is_utf8(message: &Message) -> bool {
     let encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
     ["utf-8", "utf8", "binary", "us-ascii", "ascii", ""].iter().any(|name| encoding.eq_ignore_ascii_case(name))
 }
 
-/// Tells whether a body is compressed in a way that keeps what was decompressed until the end, to refer to it.
+/// Tells whether the decoder of a body keeps a large window of decompressed bytes in memory until the end.
 #[must_use]
 pub fn keeps_window(message: &Message) -> bool {
     let codec = match message.headers.get("compression") {
@@ -165,8 +166,9 @@ pub fn keeps_window(message: &Message) -> bool {
     ["xz", "lzma", "zstd", "zstandard"].iter().any(|name| codec.ends_with(name))
 }
 
-/// Reads the first bytes of a body's text; `None` where nothing can be told by them: it is in an encoding of which a part says
-/// nothing, or cannot be decompressed.
+/// Reads the first bytes of the text of a body, at most `limit`.
+///
+/// Returns `None` for a body that is not in UTF-8 or cannot be decompressed.
 #[must_use]
 pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
     if !is_utf8(message) {
@@ -188,8 +190,10 @@ pub fn peek(message: &Message, limit: usize) -> Option<Beginning<'_>> {
     Some(Beginning { text: Cow::Owned(text), is_whole })
 }
 
-/// Looks for arguments through the whole of a body, which is decompressed piece by piece up to so many bytes: what is larger
-/// is never read either. What is in another encoding than UTF-8 is decoded whole.
+/// Searches a body for arguments.
+///
+/// The body is decompressed in pieces, up to `limit` bytes; a larger body is refused later. A body that is not in UTF-8 is
+/// decoded whole.
 #[must_use]
 pub fn search(message: &Message, sought: &[Sought], limit: usize) -> Found {
     let mut scan = Scan::new(sought);
@@ -217,16 +221,16 @@ pub fn search(message: &Message, sought: &[Sought], limit: usize) -> Found {
     }
 }
 
-/// Reads to the end, or gives `None` once there is more than the cap.
+/// Reads to the end; returns `None` when there are more than `limit` bytes.
 fn capped(decoder: impl Read, limit: usize) -> std::io::Result<Option<Vec<u8>>> {
     let mut out = Vec::new();
     decoder.take(limit as u64 + 1).read_to_end(&mut out)?;
     Ok((out.len() <= limit).then_some(out))
 }
 
-/// Brings a text into UTF-8 by its content encoding, as Python's codecs name it.
+/// Converts a text into UTF-8 from its content encoding, which has the name of a Python codec.
 ///
-/// Like Python's client library, what is not in its encoding, or names one that nobody knows, is tried as UTF-8.
+/// When the encoding is unknown, or the bytes are not valid in it, the bytes are taken as UTF-8, as kombu does.
 fn unencode<'m>(encoding: &str, bytes: Cow<'m, [u8]>) -> Result<Cow<'m, [u8]>, Error> {
     if matches!(encoding.trim().to_ascii_lowercase().as_str(), "binary" | "") {
         return Ok(bytes);
@@ -358,7 +362,7 @@ mod tests {
             (Some("cp1252"), b"\x80", "€"),
             (Some("iso-8859-15"), b"\xa4", "€"),
             (Some("shift_jis"), b"\x82\xa0", "あ"),
-            // As UTF-8, like Python's client library: what is not in its encoding, and what nobody knows.
+            // Taken as UTF-8, as kombu does: bytes that are not valid in their encoding, or in an unknown encoding.
             (Some("us-ascii"), "é".as_bytes(), "é"),
             (Some("utf-16"), b"x", "x"),
             (Some("gzip"), "é".as_bytes(), "é"),

@@ -1,43 +1,43 @@
-//! What to publish when a task is done: callbacks and the next chain step, or errbacks and the failure of the rest.
+//! Creates the messages that follow a task: callbacks and the next chain step, or errbacks and failures of later steps.
 
 use jiff::Timestamp;
 
 pub use super::compose::CanvasOptions;
 use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
+use super::follow_up_size;
 use super::message::Publication;
 use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
 use super::request::TaskRequest;
 use super::signature::{Signature, SignatureKind};
-use super::weight;
 use crate::json::{self, Json};
 
-/// What follows a success; to be published, in order, before the reply that lists the children.
+/// The follow-ups of a success, which are published in order, before the reply, which lists the children.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AfterSuccess {
-    /// Callbacks, then the next chain step.
+    /// The callbacks, then the next step of the chain.
     pub publications: Vec<Publication>,
-    /// For [`super::reply::State::Success`].
+    /// The children for [`super::reply::State::Success`].
     pub children: Vec<Child>,
-    /// Why nothing of it is made: it would be too large.
+    /// The reason why no follow-up was made: together they would be too large.
     pub withheld: Option<Withheld>,
 }
 
-/// What follows a failure; to be published, in order, after the task's own FAILURE reply.
+/// The follow-ups of a failure, which are published in order, after the FAILURE reply of the task.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AfterFailure {
-    /// FAILURE for every remaining step of the chain, then the errbacks.
+    /// The FAILURE replies for the remaining steps of the chain, then the errbacks.
     pub publications: Vec<Publication>,
-    /// An errback that could not be published.
+    /// The reason why an errback could not be published.
     pub unsupported: Option<Unsupported>,
-    /// Why no errback is made: they would be too large.
+    /// The reason why no errback was made: together they would be too large.
     pub withheld: Option<Withheld>,
 }
 
-/// Messages that would be larger together than [`CanvasOptions::max_bytes`], so none of them is made.
+/// The follow-ups would together be larger than [`CanvasOptions::max_bytes`], so that none was made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "what follows task {task} would have {bytes} bytes and {most} is the most; send large arguments and errbacks once, not with each step"
+    "the messages that follow task {task} would have {bytes} bytes together, and {most} is the most; send large arguments and errbacks once, not with each step"
 )]
 pub struct Withheld {
     task: String,
@@ -52,30 +52,30 @@ impl Withheld {
     }
 }
 
-/// Tells whether what follows a request may be larger than `most` bytes, with a result of at most `result` bytes.
+/// Tells whether the follow-ups of a request may be larger than `most` bytes, with a result of at most `result` bytes.
 #[must_use]
 pub fn may_outgrow(request: &TaskRequest, result: usize, most: usize) -> bool {
-    weight::after_success(request, result).max(weight::errbacks(request)) > most
+    follow_up_size::after_success(request, result).max(follow_up_size::errbacks(request)) > most
 }
 
-/// A workflow this worker cannot carry on: a group or chord where it would have to start one.
+/// A workflow that this worker cannot continue, because it would have to start a group or a chord.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unsupported(String);
 
 impl Unsupported {
-    /// Makes the `NotImplementedError` to answer with.
+    /// Returns the `NotImplementedError` for the answer.
     #[must_use]
     pub fn exception(&self) -> Exception {
         Exception::not_implemented(&self.0)
     }
 }
 
-/// Looks, before the task runs, whether all that follows its success can be published.
+/// Checks, before the task runs, whether the follow-ups of its success can be published.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] as [`after_success`].
+/// [`Unsupported`], as for [`after_success`], or when the message carries too many tasks along.
 pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     if request.chord.is_some() {
         return Err(unsupported(&request.task, "is a member of a chord, which the rpc result backend cannot join"));
@@ -94,7 +94,9 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     Ok(())
 }
 
-/// Tasks one message may carry along, and answers its failure may have: each is held, cloned and published while its parent waits to be acknowledged.
+/// The most tasks that one message may carry along, and the most FAILURE replies to later steps.
+///
+/// Each of them is held in memory and published before the message can be acknowledged.
 const MAX_CARRIED: usize = 1000;
 
 fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
@@ -111,16 +113,16 @@ fn unsupported(task: &str, cause: &str) -> Unsupported {
     Unsupported(format!("task {task} {cause}; use plain tasks and chains as callbacks and steps"))
 }
 
-/// Makes the messages that follow a success.
+/// Creates the messages that follow a success.
 ///
-/// `result` is the return value as JSON text; it is embedded as it is. `new_id` gives the ids of groups and of tasks
-/// that bring none: a group's before its members', a chain's first to last.
+/// `result` is the return value as JSON text, which is embedded unchanged. `new_id` creates the ids of groups, and of tasks
+/// without an id: that of a group before those of its members, those of a chain first to last.
+///
+/// When the messages would be too large, none is made, and [`AfterSuccess::withheld`] is set.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when a callback or the next step is a group or chord, or the task is a chord's member.
-///
-/// What would be too large is not made at all; [`AfterSuccess::withheld`] says so then.
+/// [`Unsupported`] when a callback or the next step is a group or chord, or the task is a member of a chord.
 pub fn after_success(
     request: &TaskRequest,
     result: &str,
@@ -132,7 +134,7 @@ pub fn after_success(
         return Ok(AfterSuccess::default());
     }
     check(request)?;
-    let withheld = Withheld::of(request, weight::after_success(request, result.len()), options);
+    let withheld = Withheld::of(request, follow_up_size::after_success(request, result.len()), options);
     if withheld.is_some() {
         return Ok(AfterSuccess { withheld, ..AfterSuccess::default() });
     }
@@ -156,7 +158,7 @@ pub fn after_success(
 }
 
 impl AfterSuccess {
-    /// Publishes one callback or step, and what a chain brings with it before the rest.
+    /// Adds the message of one callback or step; the steps of a chain come before those in `rest`.
     fn publish(
         &mut self,
         signature: &Signature,
@@ -171,17 +173,17 @@ impl AfterSuccess {
     }
 }
 
-/// One published signature: its message, and the ids of the tasks it stands for.
+/// The message of one signature, with the ids of the tasks of the signature.
 struct Sent {
     publication: Publication,
     head: String,
     tail: Vec<String>,
 }
 
-/// Makes the message of a task or of a chain's first task; `None` for a chain without tasks.
+/// Creates the message of a task, or of the first task of a chain; returns `None` for a chain without tasks.
 fn send(
     signature: &Signature,
-    place: MessageRole<'_>,
+    role: MessageRole<'_>,
     rest: Option<&[Signature]>,
     context: &ComposeContext<'_>,
     new_id: &mut dyn FnMut() -> String,
@@ -191,7 +193,7 @@ fn send(
     };
     if signature.kind == SignatureKind::Task {
         let head = id_of(signature, new_id);
-        return Some(Sent { publication: message(signature, &head, place, rest, context), head, tail: Vec::new() });
+        return Some(Sent { publication: message(signature, &head, role, rest, context), head, tail: Vec::new() });
     }
     let mut steps = flatten(signature.clone()).into_iter();
     let first = steps.next()?;
@@ -210,23 +212,23 @@ fn send(
         }
         behind.push(step);
     }
-    // Only the end of a chain is a member of the group the chain stands in.
-    let place = match (place.group, behind.last_mut()) {
+    // Of a chain in a group, only the last step is a member of the group.
+    let role = match (role.group, behind.last_mut()) {
         (Some((group, index)), Some(last)) => {
             last.set("group_id", group.into());
             last.set("group_index", i64::try_from(index).unwrap_or(i64::MAX).into());
             MessageRole { group: None, direct: false }
         }
-        _ => place,
+        _ => role,
     };
     behind.reverse();
     let chain: Vec<_> = rest.unwrap_or_default().iter().cloned().chain(behind).collect();
-    Some(Sent { publication: message(&first, &head, place, Some(&chain), context), head, tail })
+    Some(Sent { publication: message(&first, &head, role, Some(&chain), context), head, tail })
 }
 
-/// Resolves a chain, and chains inside it, into its steps; what was said of the chain goes to the step it concerns.
+/// Resolves a chain, and the chains inside it, into its steps; each option of the chain goes to the steps that it concerns.
 ///
-/// A chain's own `args` and `immutable` say nothing: Celery drops both when it reads one.
+/// The `args` and `immutable` of a chain have no effect: Celery drops both when it reads a chain.
 fn flatten(mut signature: Signature) -> Vec<Signature> {
     if signature.kind != SignatureKind::Chain {
         return vec![signature];
@@ -262,7 +264,7 @@ fn flatten(mut signature: Signature) -> Vec<Signature> {
     steps
 }
 
-/// Appends to an option that is a list of signatures, or one alone.
+/// Appends signatures to an option that is a list of signatures or a single signature; no signature is added twice.
 fn extend(signature: &mut Signature, name: &str, more: Option<&Json>) {
     let Some(more) = more else { return };
     let list = |value: &Json| value.as_array().map_or_else(|| vec![value.clone()], <[Json]>::to_vec);
@@ -275,7 +277,7 @@ fn extend(signature: &mut Signature, name: &str, more: Option<&Json>) {
     signature.set(name, Json::Array(all));
 }
 
-/// Makes one new group of tasks and chains.
+/// Creates the messages of a new group of tasks and chains.
 fn group<'s>(
     members: impl Iterator<Item = &'s Signature>,
     context: &ComposeContext<'_>,
@@ -285,8 +287,8 @@ fn group<'s>(
     let mut publications = Vec::new();
     let mut children = Vec::new();
     for member in members {
-        let place = MessageRole { group: Some((&id, publications.len())), direct: false };
-        let Some(sent) = send(member, place, None, context, new_id) else { continue };
+        let role = MessageRole { group: Some((&id, publications.len())), direct: false };
+        let Some(sent) = send(member, role, None, context, new_id) else { continue };
         publications.push(sent.publication);
         children.push(if sent.tail.is_empty() {
             Child::Task(sent.head)
@@ -307,11 +309,11 @@ fn context<'a>(
     ComposeContext { first, parent_id: &request.id, root_id, options, now }
 }
 
-/// Makes the messages that follow a failure.
+/// Creates the messages that follow a failure.
 ///
-/// Every remaining task of the chain that somebody waits for fails with the same exception, unless results are
-/// ignored; then the errbacks are sent as one new group, with the failed id as their first argument. Of more tasks than
-/// a message may carry along the last steps are told, and none of the errbacks is sent.
+/// Unless results are ignored, each remaining task of the chain that has a reply queue fails with the same exception. Then
+/// follow the errbacks, as one new group, with the id of the failed task as their first argument. When there are more tasks
+/// than a message may carry along, only the last steps fail, or no errbacks are sent.
 #[must_use]
 pub fn after_failure(
     request: &TaskRequest,
@@ -329,7 +331,7 @@ pub fn after_failure(
     let errbacks = request.errbacks.iter().map(Signature::tasks).sum::<usize>();
     if errbacks > MAX_CARRIED {
         after.unsupported = Some(Unsupported(format!("{errbacks} errbacks are more than {MAX_CARRIED}: none is sent")));
-    } else if let Some(withheld) = Withheld::of(request, weight::errbacks(request), options) {
+    } else if let Some(withheld) = Withheld::of(request, follow_up_size::errbacks(request), options) {
         after.withheld = Some(withheld);
     } else if !plain.is_empty() {
         let mut text = String::new();
@@ -341,7 +343,7 @@ pub fn after_failure(
     after
 }
 
-/// Makes the FAILURE of every remaining task of the chain that somebody waits for, unless results are ignored.
+/// Creates the FAILURE replies for the remaining tasks of the chain that have a reply queue, unless results are ignored.
 #[must_use]
 pub fn fail_rest(
     request: &TaskRequest,
@@ -354,9 +356,9 @@ pub fn fail_rest(
     }
     let mut waiting = Vec::new();
     for step in &request.chain {
-        waiting_for(&step.options, &step.kwargs, step.kind != SignatureKind::Task, &mut waiting);
+        reply_addresses(&step.options, &step.kwargs, step.kind != SignatureKind::Task, &mut waiting);
     }
-    // The last step stands first, and it is the one that is waited for.
+    // The last step, for which clients usually wait, stands first.
     let told = waiting.iter_mut().take(MAX_CARRIED).map(|to| {
         to.task.clone_from(&request.task);
         reply_to(to, &State::Failure(exception), None, replies, now)
@@ -364,8 +366,8 @@ pub fn fail_rest(
     told.collect()
 }
 
-/// Finds whom a step's failure is told: its own client, and those of the tasks inside a group, chain or chord.
-fn waiting_for(options: &[(String, Json)], kwargs: &[(String, Json)], complex: bool, found: &mut Vec<ReplyTo>) {
+/// Collects the reply addresses of a step, and of the tasks inside it when it is a group, chain or chord.
+fn reply_addresses(options: &[(String, Json)], kwargs: &[(String, Json)], complex: bool, found: &mut Vec<ReplyTo>) {
     let text = |name: &str| {
         let option = options.iter().find(|(key, _)| key == name)?.1.as_text()?;
         (!option.is_empty()).then(|| option.to_owned())
@@ -387,7 +389,7 @@ fn waiting_for(options: &[(String, Json)], kwargs: &[(String, Json)], complex: b
         for signature in inner.as_array().unwrap_or(std::slice::from_ref(inner)) {
             let members = |name: &str| signature.get(name).and_then(Json::as_object).unwrap_or_default();
             let complex = signature.get("subtask_type").is_some_and(|kind| !kind.is_null());
-            waiting_for(members("options"), members("kwargs"), complex, found);
+            reply_addresses(members("options"), members("kwargs"), complex, found);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a signature to the task message Celery would publish for it.
+//! Creates the task message of a signature, as Celery would publish it.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -11,61 +11,65 @@ use super::{repr, time};
 use crate::instant;
 use crate::json::Json;
 
-/// How this worker publishes tasks.
+/// The options for the messages that follow a task.
 #[derive(Clone, Debug)]
 pub struct CanvasOptions {
-    /// Queue for signatures that name none.
+    /// The queue for signatures that name no queue.
     pub default_queue: String,
-    /// Node name, written as `origin`.
+    /// The node name of the worker, for the header `origin`.
     pub origin: String,
-    /// Queue for answers to signatures that name none. Celery names a queue of the worker process there, which nobody
-    /// reads; a queue that does not exist is as good, and keeps nothing.
+    /// The reply queue for signatures that name none.
+    ///
+    /// Celery names a queue of the worker process that nobody reads. The name of a queue that does not exist has the same
+    /// effect, and no answers pile up.
     pub reply_to: String,
-    /// Bytes of all messages that follow one task.
+    /// The most bytes of all messages together that follow one task.
     pub max_bytes: usize,
 }
 
-/// What every message of one finished task has in common.
+/// The values that all messages of one finished task share.
 pub(super) struct ComposeContext<'a> {
-    /// Put before the arguments of what is not immutable.
+    /// The first argument of signatures that are not immutable.
     pub(super) first: First<'a>,
-    /// The finished task.
+    /// The id of the finished task.
     pub(super) parent_id: &'a str,
-    /// The workflow's first task.
+    /// The id of the first task of the workflow.
     pub(super) root_id: &'a str,
-    /// How this worker publishes.
+    /// The options for messages.
     pub(super) options: &'a CanvasOptions,
-    /// The present.
+    /// The present time.
     pub(super) now: Timestamp,
 }
 
-/// The argument that the finished task hands on.
+/// The argument that the finished task passes to the next.
 pub(super) struct First<'a> {
-    /// As JSON text, embedded as it is.
+    /// The argument as JSON text, which is embedded unchanged.
     pub(super) text: &'a str,
-    /// As a tree, for display.
+    /// The argument as a tree, for display.
     pub(super) value: Json,
 }
 
-/// Where a message belongs.
+/// The position of a message in a workflow.
 #[derive(Clone, Copy)]
 pub(super) struct MessageRole<'a> {
-    /// Group id and index.
+    /// The group id, and the index of the message in the group.
     pub(super) group: Option<(&'a str, usize)>,
-    /// The arguments come straight out of JSON, not through a Python tuple: only seen in `argsrepr`.
+    /// Tells whether Celery would have the arguments as a list from JSON, not as a tuple, which shows only in `argsrepr`.
     pub(super) direct: bool,
 }
 
-/// Makes the message of a plain task under this id, with these remaining steps (in reverse; `None`: none ever).
+/// Creates the message of a plain task.
+///
+/// `chain` holds the remaining steps in reverse order; `None` means that the task is not part of a chain.
 pub(super) fn message(
     signature: &Signature,
     id: &str,
-    place: MessageRole<'_>,
+    role: MessageRole<'_>,
     chain: Option<&[Signature]>,
     context: &ComposeContext<'_>,
 ) -> Publication {
     let (expires, expiration) = expiry(signature, context.now);
-    let mut headers = headers(signature, id, place, context);
+    let mut headers = headers(signature, id, role, context);
     headers.set("expires", expires.map_or(Field::Void, Field::Text));
     for (name, value) in signature.option("headers").and_then(Json::as_object).unwrap_or_default() {
         headers.set(name.as_str(), field(value));
@@ -85,14 +89,14 @@ pub(super) fn message(
                 delivery_mode: Some(delivery_mode),
                 priority: Some(whole("priority").map_or(0, |priority| priority.clamp(0, 255) as u8)),
                 correlation_id: Some(signature.text("correlation_id").unwrap_or(id).to_owned()),
-                // Celery names its own queue where the signature names none.
+                // Celery also names a queue where the signature names none.
                 reply_to: Some(signature.text("reply_to").unwrap_or(&context.options.reply_to).to_owned()),
                 expiration,
                 message_id: signature.text("message_id").map(str::to_owned),
                 timestamp: timestamp(signature),
                 kind: signature.text("type").map(str::to_owned),
                 app_id: signature.text("app_id").map(str::to_owned),
-                // A user other than the connection's would be refused by the broker.
+                // The broker refuses a user other than that of the connection.
                 user_id: None,
             },
             headers,
@@ -101,11 +105,11 @@ pub(super) fn message(
     }
 }
 
-fn headers(signature: &Signature, id: &str, place: MessageRole<'_>, context: &ComposeContext<'_>) -> Headers {
+fn headers(signature: &Signature, id: &str, role: MessageRole<'_>, context: &ComposeContext<'_>) -> Headers {
     let text = |name: &str| signature.text(name).map_or(Field::Void, Field::from);
     let any = |name: &str| signature.option(name).map_or(Field::Void, field);
     let count = |name: &str| Field::Int(signature.option(name).and_then(Json::as_i64).unwrap_or(0));
-    let args = if signature.immutable && place.direct {
+    let args = if signature.immutable && role.direct {
         repr::args_list(&signature.args)
     } else {
         let first = (!signature.immutable).then_some(&context.first.value);
@@ -118,8 +122,8 @@ fn headers(signature: &Signature, id: &str, place: MessageRole<'_>, context: &Co
         .unwrap_or_default();
     let stamps: Headers =
         stamped.iter().filter_map(|name| Some(((*name).to_owned(), field(signature.option(name)?)))).collect();
-    let group = signature.text("group_id").or(place.group.map(|(id, _)| id));
-    let index = match place.group {
+    let group = signature.text("group_id").or(role.group.map(|(id, _)| id));
+    let index = match role.group {
         Some((_, index)) => Field::Int(i64::try_from(index).unwrap_or(i64::MAX)),
         None => any("group_index"),
     };
@@ -176,7 +180,7 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &ComposeCon
         }
     }
     out.push_str(",\"chain\":");
-    // The steps a signature brings itself run before those that wait behind it, so they stand after them.
+    // The steps of the signature itself run before the waiting steps. In the reverse order they stand behind them.
     let own = signature.option("chain").map(|own| own.as_array().unwrap_or(std::slice::from_ref(own)));
     if chain.is_none() && own.is_none() {
         out.push_str("null");
@@ -207,11 +211,11 @@ fn body(signature: &Signature, chain: Option<&[Signature]>, context: &ComposeCon
     out
 }
 
-/// Routes as Celery does for direct queues: by exchange and key when both are said, else by queue name.
+/// Returns the address of a signature as Celery does: exchange and key when both are given, else the name of the queue.
 fn address(signature: &Signature, default_queue: &str) -> Address {
     match (signature.text("exchange"), signature.text("routing_key")) {
         (Some(exchange), Some(key)) => Address { exchange: exchange.to_owned(), routing_key: key.to_owned() },
-        // The default exchange reaches every queue by name and can never be missing.
+        // The default exchange reaches each queue by its name, and is always there.
         _ => Address::queue(signature.text("queue").unwrap_or(default_queue)),
     }
 }
@@ -224,7 +228,7 @@ fn eta(signature: &Signature, now: Timestamp) -> Option<String> {
     }
 }
 
-/// Reads the property `timestamp`: Unix seconds, or a date and time.
+/// Reads the option `timestamp`, Unix seconds or a date and time, as Unix seconds.
 fn timestamp(signature: &Signature) -> Option<u64> {
     let given = signature.option("timestamp")?;
     let seconds = given.as_i64().or_else(|| Some(given.as_f64()? as i64));
@@ -232,12 +236,12 @@ fn timestamp(signature: &Signature) -> Option<u64> {
     u64::try_from(seconds?).ok()
 }
 
-/// Longest time to live that a broker takes, in milliseconds; RabbitMQ closes the channel for a longer one.
+/// The longest time to live in milliseconds that the broker takes; RabbitMQ closes the channel for a longer one.
 const LONGEST_EXPIRATION: i128 = u32::MAX as i128;
 
-/// Makes the `expires` header and the `expiration` property, in milliseconds from now.
+/// Returns the header `expires`, and the property `expiration` in milliseconds from now.
 ///
-/// What is longer than the broker can be told has the header alone, by which the reader goes.
+/// A time that is too long for the property is given in the header alone, which the consumer checks.
 fn expiry(signature: &Signature, now: Timestamp) -> (Option<String>, Option<String>) {
     let expiration = |millis: i128| (millis <= LONGEST_EXPIRATION).then(|| millis.max(0).to_string());
     let Some(expires) = signature.option("expires") else {

@@ -1,9 +1,9 @@
-//! JSON as header values, and lists of JSON values as text.
+//! Converts JSON into header values, and writes lists of JSON values as text.
 
 use super::message::Field;
 use crate::json::{Json, write_string};
 
-/// Turns JSON into a header value; an integer too large for AMQP becomes a float.
+/// Converts a JSON value into a header value; an integer that is too large for AMQP becomes a float.
 pub(super) fn field(value: &Json) -> Field {
     match value {
         Json::Null => Field::Void,
@@ -20,11 +20,11 @@ pub(super) fn field(value: &Json) -> Field {
     }
 }
 
-/// Appends a JSON array.
+/// Appends the values as a JSON array.
 pub(super) fn write_list(out: &mut String, items: &[Json]) {
     out.push('[');
-    for (place, item) in items.iter().enumerate() {
-        if place > 0 {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
             out.push(',');
         }
         item.write_compact(out);
@@ -32,11 +32,11 @@ pub(super) fn write_list(out: &mut String, items: &[Json]) {
     out.push(']');
 }
 
-/// Appends a JSON object.
+/// Appends the members as a JSON object.
 pub(super) fn write_members(out: &mut String, members: &[(String, Json)]) {
     out.push('{');
-    for (place, (name, value)) in members.iter().enumerate() {
-        if place > 0 {
+    for (index, (name, value)) in members.iter().enumerate() {
+        if index > 0 {
             out.push(',');
         }
         write_string(out, name);

@@ -1,19 +1,19 @@
-//! Exceptions as Celery's results carry them.
+//! Python exceptions in the form of Celery's results.
 
 use std::fmt;
 
 use super::repr;
 use crate::json::{Json, write_string};
 
-/// Exceptions that would end a client's process instead of failing its call.
+/// The exceptions that would end the process of a client instead of failing its call.
 const FATAL: [&str; 6] =
     ["BaseException", "BaseExceptionGroup", "CancelledError", "GeneratorExit", "KeyboardInterrupt", "SystemExit"];
 
-/// A Python exception by name: what a failed task answers and a client raises.
+/// A Python exception: the answer of a failed task, which the client raises.
 ///
-/// Shape on the wire: `{"exc_type", "exc_message": [arguments], "exc_module"}`. A client that has the module imported
-/// raises that very class with these arguments; any other makes a class of that name. [`fmt::Display`] writes what
-/// `repr(exception)` shows in Python.
+/// Its form in a result is `{"exc_type", "exc_message": [arguments], "exc_module"}`. A client that has imported the module
+/// raises the class with these arguments; any other client creates a class of that name. [`fmt::Display`] writes the
+/// exception as Python's `repr` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exception {
     exc_type: String,
@@ -22,7 +22,7 @@ pub struct Exception {
 }
 
 impl Exception {
-    /// Makes an exception of any class; one that would end the client's process becomes a `RuntimeError`.
+    /// Creates an exception of any class; a class that would end the client's process becomes `RuntimeError`.
     pub fn custom(module: impl Into<String>, name: impl Into<String>, args: Vec<Json>) -> Self {
         let exc_type = name.into();
         if FATAL.contains(&exc_type.as_str()) {
@@ -35,32 +35,32 @@ impl Exception {
         Self::custom(module, name, vec![Json::Text(text.into())])
     }
 
-    /// Makes a `TypeError`: wrong arguments, in Python's own words.
+    /// Creates a `TypeError`, for wrong arguments, with a text as Python would write it.
     pub fn type_error(text: impl Into<String>) -> Self {
         Self::one("builtins", "TypeError", text)
     }
 
-    /// Makes a `ValueError`: a bad key, value or option.
+    /// Creates a `ValueError`, for an invalid key, value or option.
     pub fn value_error(text: impl Into<String>) -> Self {
         Self::one("builtins", "ValueError", text)
     }
 
-    /// Makes a `RuntimeError`: a fault of the worker itself.
+    /// Creates a `RuntimeError`, for a fault of the worker itself.
     pub fn runtime_error(text: impl Into<String>) -> Self {
         Self::one("builtins", "RuntimeError", text)
     }
 
-    /// Makes a `FileNotFoundError` whose `filename` is the key.
+    /// Creates a `FileNotFoundError` whose `filename` is the key.
     pub fn file_not_found(key: impl Into<String>) -> Self {
         Self::errno("FileNotFoundError", 2, "No such file or directory", key.into())
     }
 
-    /// Makes an `OSError` with `errno`, `strerror` and `filename`; Python picks the subclass by `errno`.
+    /// Creates an `OSError` with `errno`, `strerror` and `filename`; Python chooses the subclass by `errno`.
     pub fn os_error(errno: i32, text: impl Into<String>, key: impl Into<String>) -> Self {
         Self::errno("OSError", errno, text, key.into())
     }
 
-    /// Makes a `PermissionError` whose `filename` is the key.
+    /// Creates a `PermissionError` whose `filename` is the key.
     pub fn permission_error(text: impl Into<String>, key: impl Into<String>) -> Self {
         Self::errno("PermissionError", 13, text, key.into())
     }
@@ -69,12 +69,12 @@ impl Exception {
         Self::custom("builtins", name, vec![i64::from(errno).into(), Json::Text(text.into()), Json::Text(key)])
     }
 
-    /// Makes the answer to a task name nobody registered.
+    /// Creates a `NotRegistered`, for an unknown task name.
     pub fn not_registered(task: impl Into<String>) -> Self {
         Self::one("celery.exceptions", "NotRegistered", task)
     }
 
-    /// Makes the answer to a task that outlived its hard limit, in seconds; a whole number is written as one.
+    /// Creates a `TimeLimitExceeded` with the time limit in seconds, a whole number as an integer.
     #[must_use]
     pub fn time_limit_exceeded(limit: std::time::Duration) -> Self {
         let seconds = if limit.subsec_nanos() == 0 {
@@ -85,38 +85,38 @@ impl Exception {
         Self::custom("billiard.exceptions", "TimeLimitExceeded", vec![seconds])
     }
 
-    /// Makes the answer to a task that outlived its soft limit.
+    /// Creates a `SoftTimeLimitExceeded`.
     #[must_use]
     pub fn soft_time_limit_exceeded() -> Self {
         Self::custom("billiard.exceptions", "SoftTimeLimitExceeded", Vec::new())
     }
 
-    /// Makes the answer to a task whose worker died.
+    /// Creates a `WorkerLostError`, for a task whose worker died.
     pub fn worker_lost(text: impl Into<String>) -> Self {
         Self::one("billiard.exceptions", "WorkerLostError", text)
     }
 
-    /// Makes a `NotImplementedError`.
+    /// Creates a `NotImplementedError`.
     pub fn not_implemented(text: impl Into<String>) -> Self {
         Self::one("builtins", "NotImplementedError", text)
     }
 
-    /// Makes kombu's refusal of a content type.
+    /// Creates kombu's `ContentDisallowed`, for a content type that is not accepted.
     pub fn content_disallowed(text: impl Into<String>) -> Self {
         Self::one("kombu.exceptions", "ContentDisallowed", text)
     }
 
-    /// Makes kombu's answer to a body that cannot be read.
+    /// Creates kombu's `DecodeError`, for a body that cannot be read.
     pub fn decode_error(text: impl Into<String>) -> Self {
         Self::one("kombu.exceptions", "DecodeError", text)
     }
 
-    /// Makes what a revoked task answers; `reason` is `expired`, `revoked` or `terminated`.
+    /// Creates a `TaskRevokedError`; `reason` is `expired`, `revoked` or `terminated`.
     pub(super) fn task_revoked(reason: &str) -> Self {
         Self::one("celery.exceptions", "TaskRevokedError", reason)
     }
 
-    /// Returns the class name.
+    /// Returns the name of the class.
     #[must_use]
     pub fn exc_type(&self) -> &str {
         &self.exc_type
@@ -128,19 +128,19 @@ impl Exception {
         &self.exc_module
     }
 
-    /// Returns the constructor's arguments.
+    /// Returns the arguments of the constructor.
     #[must_use]
     pub fn args(&self) -> &[Json] {
         &self.args
     }
 
-    /// Appends the JSON form.
+    /// Appends the exception as JSON.
     pub fn write_json(&self, out: &mut String) {
         out.push_str("{\"exc_type\":");
         write_string(out, &self.exc_type);
         out.push_str(",\"exc_message\":[");
-        for (place, arg) in self.args.iter().enumerate() {
-            if place > 0 {
+        for (index, arg) in self.args.iter().enumerate() {
+            if index > 0 {
                 out.push(',');
             }
             arg.write_compact(out);
@@ -150,9 +150,9 @@ impl Exception {
         out.push('}');
     }
 
-    /// Writes a traceback that Python's tools can read, for a task that failed while running.
+    /// Writes a traceback that Python's tools can parse, for a task that failed while it ran.
     ///
-    /// `None` for what happens to a task from outside, where Celery writes none either.
+    /// Returns `None` for exceptions that come from outside the task, for which Celery writes no traceback either.
     #[must_use]
     pub fn traceback(&self, task: &str) -> Option<String> {
         if matches!(
@@ -168,7 +168,7 @@ impl Exception {
         ) {
             return None;
         }
-        // Line breaks or quotes of a foreign name would break the frame line that tblib parses.
+        // A line break or a quote in the name would break the frame line, which tblib parses.
         let frame: String = task.chars().map(|c| if c.is_control() || c == '"' { '?' } else { c }).collect();
         let name = match self.exc_module.as_str() {
             "builtins" => self.exc_type.clone(),
@@ -181,11 +181,11 @@ impl Exception {
         ))
     }
 
-    /// Writes what `str(exception)` gives in Python: the message for people.
+    /// Writes the message of the exception as Python's `str` does.
     #[must_use]
     pub fn text(&self) -> String {
         match self.args.as_slice() {
-            // billiard's own words.
+            // The text of billiard.
             [] if self.exc_type == "SoftTimeLimitExceeded" => "SoftTimeLimitExceeded()".to_owned(),
             [] => String::new(),
             [Json::Number(errno), Json::Text(text), rest @ ..] if self.is_os_error() && rest.len() <= 1 => {
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_like_python() {
+    fn texts_are_those_of_python() {
         let os = Exception::os_error(28, "No space left on device", "a'b");
         assert_eq!(os.to_string(), r#"OSError(28, 'No space left on device', "a'b")"#);
         assert_eq!(os.text(), r#"[Errno 28] No space left on device: "a'b""#);
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_ends_the_client() {
+    fn no_exception_ends_the_client() {
         for name in FATAL {
             assert_eq!(Exception::custom("builtins", name, Vec::new()).exc_type(), "RuntimeError");
         }
     }
 
     #[test]
-    fn whole_limits_are_integers() {
+    fn a_whole_time_limit_is_an_integer() {
         let limit = |seconds| Exception::time_limit_exceeded(std::time::Duration::from_secs_f64(seconds)).to_string();
         assert_eq!(limit(30.0), "TimeLimitExceeded(30)");
         assert_eq!(limit(0.5), "TimeLimitExceeded(0.5)");

@@ -1,4 +1,4 @@
-//! The neutral envelope: one AMQP message without the library that carried it.
+//! One AMQP message as plain data, independent of the library that receives and sends it.
 
 use bytes::Bytes;
 
@@ -9,13 +9,15 @@ pub struct Message {
     pub properties: Properties,
     /// The header table.
     pub headers: Headers,
-    /// The body as it was on the wire.
+    /// The body as it was received or is sent.
     pub body: Bytes,
 }
 
 impl Message {
-    /// Tells when the broker took the message in, in Unix milliseconds, where it stamps what comes in (RabbitMQ's interceptor
-    /// `set_header_timestamp`). A message keeps its stamp, however often it is handed out.
+    /// Returns the time at which the broker received the message, in Unix milliseconds.
+    ///
+    /// RabbitMQ writes this stamp only with its interceptor `set_header_timestamp`. A message keeps its stamp at every
+    /// redelivery.
     #[must_use]
     pub fn stamp(&self) -> Option<i64> {
         match self.headers.get("timestamp_in_ms")? {
@@ -24,8 +26,9 @@ impl Message {
         }
     }
 
-    /// Returns the size in bytes of the one frame that properties and headers travel in, as this program writes it. AMQP cannot
-    /// split it: what is larger than the connection's `frame_max` cannot be sent.
+    /// Returns the size, in bytes, of the frame that holds properties and headers, as this program writes it.
+    ///
+    /// AMQP cannot split this frame. A message whose frame is larger than the connection's `frame_max` cannot be sent.
     #[must_use]
     pub fn header_frame(&self) -> usize {
         let headers = if self.headers.is_empty() { 0 } else { self.headers.size() };
@@ -33,35 +36,37 @@ impl Message {
     }
 }
 
-/// A content header frame without properties: type, channel, length and end of the frame; class, weight, body size, flags.
+/// The size of a content header frame without properties, in bytes.
+///
+/// The frame itself has type, channel, length and end; the header has class, weight, body size and flags.
 const HEADER_FRAME: usize = 8 + 14;
 
-/// The basic properties of AMQP 0-9-1; text that was not UTF-8 is decoded lossily.
+/// The basic properties of AMQP 0-9-1; in a text that is not UTF-8, invalid bytes are replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// MIME type of the body (of the inner format, when the body is compressed).
+    /// The MIME type of the body; of a compressed body, that of the uncompressed content.
     pub content_type: Option<String>,
-    /// `utf-8`, `binary`, `base64`…
+    /// The encoding of the body: `utf-8`, `binary`, `base64`…
     pub content_encoding: Option<String>,
-    /// 1 transient, 2 persistent.
+    /// 1 for a transient, 2 for a persistent message.
     pub delivery_mode: Option<u8>,
-    /// 0 to 255.
+    /// The priority, 0 to 255.
     pub priority: Option<u8>,
-    /// Celery: the task id.
+    /// The correlation id, which Celery sets to the task id.
     pub correlation_id: Option<String>,
-    /// Name of the queue that wants the result; empty or absent: nobody.
+    /// The queue for the result; empty or absent when no result is wanted.
     pub reply_to: Option<String>,
-    /// Milliseconds, as decimal text.
+    /// The time to live in milliseconds, as decimal text.
     pub expiration: Option<String>,
-    /// Application's message id.
+    /// The message id of the application.
     pub message_id: Option<String>,
-    /// Unix seconds.
+    /// The time of the message in Unix seconds.
     pub timestamp: Option<u64>,
-    /// Application's message type.
+    /// The message type of the application.
     pub kind: Option<String>,
-    /// User the broker checked.
+    /// The user, which the broker has checked.
     pub user_id: Option<String>,
-    /// Creating application.
+    /// The application that created the message.
     pub app_id: Option<String>,
 }
 
@@ -84,20 +89,20 @@ impl Properties {
     }
 }
 
-/// One value of a header table, integer widths folded into one.
+/// One value of a header table; integers of all widths are one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Field {
-    /// Python's `None`; also what a producer writes for "not set".
+    /// No value: Python's `None`, which producers also write for a header that is not set.
     Void,
     /// A boolean.
     Bool(bool),
-    /// Any integer width.
+    /// An integer of any width.
     Int(i64),
     /// A float or double.
     Float(f64),
-    /// A short or long string; lossily UTF-8.
+    /// A short or long string; invalid UTF-8 is replaced.
     Text(String),
-    /// Unix seconds.
+    /// A time in Unix seconds.
     Timestamp(u64),
     /// A list.
     List(Vec<Self>),
@@ -106,7 +111,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// Returns the size in bytes of the value as this program writes it, its type included.
+    /// Returns the size of the value in bytes as this program writes it, including its type.
     #[must_use]
     pub fn size(&self) -> usize {
         1 + match self {
@@ -121,18 +126,18 @@ impl Field {
     }
 }
 
-/// A header table in wire order; names are unique.
+/// A header table in the order of the message; names are unique.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Headers(Vec<(String, Field)>);
 
 impl Headers {
-    /// Looks a header up; a void counts as present.
+    /// Returns a header by name; a void header counts as present.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Field> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// Looks a text header up; void, absent or another type is `None`.
+    /// Returns a text header by name, or `None` when the header is absent, void or of another type.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
@@ -141,7 +146,7 @@ impl Headers {
         }
     }
 
-    /// Sets a header, replacing an earlier one of that name.
+    /// Sets a header, and replaces an earlier one of the same name.
     pub fn set(&mut self, name: impl Into<String>, value: Field) {
         let name = name.into();
         match self.0.iter_mut().find(|(key, _)| *key == name) {
@@ -152,33 +157,33 @@ impl Headers {
 
     /// Removes a header and returns it.
     pub fn remove(&mut self, name: &str) -> Option<Field> {
-        let place = self.0.iter().position(|(key, _)| key == name)?;
-        Some(self.0.remove(place).1)
+        let index = self.0.iter().position(|(key, _)| key == name)?;
+        Some(self.0.remove(index).1)
     }
 
-    /// Keeps only those headers that `keep` says yes to.
+    /// Keeps only those headers for which `keep` returns true.
     pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
         self.0.retain(|(name, _)| keep(name));
     }
 
-    /// Returns the size in bytes of the whole table as this program writes it.
+    /// Returns the size of the whole table in bytes as this program writes it.
     #[must_use]
     pub fn size(&self) -> usize {
         self.iter().fold(4, |size, (name, field)| size + 1 + name.len() + field.size())
     }
 
-    /// Walks the headers in order.
+    /// Iterates over the headers in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Field)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Tells how many headers there are.
+    /// Returns the number of headers.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Tells whether there is none.
+    /// Tells whether there are no headers.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -186,7 +191,7 @@ impl Headers {
 }
 
 impl FromIterator<(String, Field)> for Headers {
-    /// Collects without looking for repeated names: a decoded AMQP table has none.
+    /// Collects headers without a check for repeated names, which a decoded AMQP table does not have.
     fn from_iter<I: IntoIterator<Item = (String, Field)>>(fields: I) -> Self {
         Self(fields.into_iter().collect())
     }
@@ -204,40 +209,40 @@ impl From<String> for Field {
     }
 }
 
-/// Where a message goes: an exchange (empty: the default one) and a routing key.
+/// The address of a publication: an exchange and a routing key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Exchange name; empty is the default exchange, which routes by queue name.
+    /// The name of the exchange; an empty name is the default exchange, which routes by queue name.
     pub exchange: String,
-    /// Routing key.
+    /// The routing key.
     pub routing_key: String,
 }
 
 impl Address {
-    /// Addresses a queue through the default exchange.
+    /// Creates the address of a queue, through the default exchange.
     pub fn queue(name: impl Into<String>) -> Self {
         Self { exchange: String::new(), routing_key: name.into() }
     }
 }
 
-/// A message on its way out.
+/// A message to publish, with its address.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Publication {
-    /// Where to.
+    /// The address.
     pub address: Address,
-    /// What.
+    /// The message.
     pub message: Message,
 }
 
-/// How a message came in.
+/// The way on which a message was delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Queue it was consumed from.
+    /// The queue from which the message was consumed.
     pub queue: String,
-    /// Exchange it was published to.
+    /// The exchange to which the message was published.
     pub exchange: String,
-    /// Routing key it was published with.
+    /// The routing key of the publication.
     pub routing_key: String,
-    /// The broker delivered it before, to somebody.
+    /// Tells whether the broker has delivered the message before, to any consumer.
     pub redelivered: bool,
 }

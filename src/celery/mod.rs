@@ -1,26 +1,26 @@
 //! Celery's protocol as data: synchronous, no I/O, no queue, no storage.
 //!
 //! In: [`message`] is the neutral envelope, [`body`] undoes compression and encodings, [`request`] makes a
-//! [`request::TaskRequest`] of both protocol versions, [`signature`] reads the tasks a task carries along. Out:
-//! [`reply`] and [`error`] write results as Celery does, [`canvas`] says what to publish next, [`park`] and [`dead`]
-//! make the copies that wait or stay.
+//! [`request::TaskRequest`] of both protocol versions, [`signature`] reads the tasks that a message carries along. Out:
+//! [`reply`] and [`error`] write results as Celery does, [`canvas`] makes the messages that follow a task, [`park`] and
+//! [`dead`] copy a message that is delayed or given up.
 
 pub mod body;
 pub mod canvas;
 mod compose;
-mod copies;
 mod encode;
 pub mod error;
 mod fit;
+mod follow_up_size;
 pub mod message;
 mod options;
 pub mod read;
 pub mod reply;
 pub mod repr;
+mod republish;
 pub mod request;
 pub mod scan;
 pub mod signature;
 mod time;
-mod weight;
 
-pub use copies::{Death, dead, park};
+pub use republish::{Death, dead, park};

@@ -1,4 +1,4 @@
-//! The options of a signature, as far as messages are made from them.
+//! Reads and checks those options of a signature that its message depends on.
 
 use jiff::Timestamp;
 
@@ -6,7 +6,7 @@ use super::time;
 use crate::instant;
 use crate::json::Json;
 
-/// Checks the options that messages are made from.
+/// Checks the types of all options that messages are made from; the error names the option.
 pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
     let wrong = |name: &str, value: &Json| Err(format!("has an unusable {} as option {name}", value.python_type()));
     let epoch = Timestamp::UNIX_EPOCH;
@@ -34,12 +34,12 @@ pub(super) fn check(options: &[(String, Json)]) -> Result<(), String> {
     Ok(())
 }
 
-/// Looks a member up; null is absent.
+/// Returns a member by name; a member with the value null counts as absent.
 pub(super) fn option<'j>(members: &'j [(String, Json)], name: &str) -> Option<&'j Json> {
     members.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| !value.is_null())
 }
 
-/// Finds the ISO text of a plain or typed date and time.
+/// Returns the ISO 8601 text of a date and time, plain or typed as kombu types it.
 pub(super) fn iso_text(value: &Json) -> Option<&str> {
     match value {
         Json::Text(text) => Some(text),

@@ -1,4 +1,4 @@
-//! From a message to a [`TaskRequest`]: protocol 2 by its headers, protocol 1 by its body.
+//! Reads a message as a [`TaskRequest`]: with protocol 2 from headers and body, with protocol 1 from the body alone.
 
 use std::borrow::Cow;
 
@@ -13,21 +13,21 @@ use crate::json::{self, ErrorKind, Json};
 
 /// Reads a message as a task.
 ///
-/// Needs `task` and `id`; everything else may be absent or void. Headers of other types than Celery writes are taken
-/// as absent, but for `eta` and `expires`: a task must not run because its time could not be read.
+/// `task` and `id` are required; everything else may be absent or void. A header of another type than Celery writes counts
+/// as absent. But an `eta` or `expires` that cannot be read is an error, since the task might run at the wrong time.
 ///
 /// # Errors
 ///
-/// [`Unreadable`] with the fault and, where it can be told, whom to answer.
+/// [`Unreadable`] with the fault, and with the address of the answer when that could be read.
 pub fn read(message: &Message, options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
     read_with(message, None, options)
 }
 
-/// Reads a message as [`read`] does, with the text of its body by [`text`].
+/// Reads a message as [`read`] does, but takes the text of the body from an earlier call of [`text`].
 ///
 /// # Errors
 ///
-/// As [`read`].
+/// [`Unreadable`], as for [`read`].
 pub fn read_text(message: &Message, text: &[u8], options: &ReadOptions) -> Result<TaskRequest, Unreadable> {
     read_with(message, Some(text), options)
 }
@@ -37,21 +37,21 @@ fn read_with(message: &Message, text: Option<&[u8]>, options: &ReadOptions) -> R
     if message.headers.get("task").is_some() { reader.protocol_2() } else { reader.protocol_1() }
 }
 
-/// Undoes compression and encoding of a message's body.
+/// Decodes the body of a message: undoes compression and content encoding.
 ///
 /// # Errors
 ///
-/// As [`read`].
+/// [`Unreadable`], as for [`read`].
 pub fn text<'m>(message: &'m Message, options: &ReadOptions) -> Result<Cow<'m, [u8]>, Unreadable> {
     let reader = Reader { message, peek: peek(message), options, text: None };
     body::decode(message, &options.accept, options.limits).map_err(|error| reader.undecodable(&error))
 }
 
-/// Reads what the headers say of a task, without its body; `None` for protocol 1, which says everything there.
+/// Reads a task from the headers alone; returns `None` for protocol 1, which has the whole task in its body.
 ///
 /// # Errors
 ///
-/// As [`read`].
+/// [`Unreadable`], as for [`read`].
 pub fn outline(message: &Message, options: &ReadOptions) -> Option<Result<TaskRequest, Unreadable>> {
     message.headers.get("task")?;
     Some(Reader { message, peek: peek(message), options, text: None }.outline())
@@ -61,7 +61,7 @@ struct Reader<'m> {
     message: &'m Message,
     peek: Peek<'m>,
     options: &'m ReadOptions,
-    /// The body's text, where it was decoded before.
+    /// The text of the body, when it was decoded before.
     text: Option<&'m [u8]>,
 }
 
@@ -113,7 +113,7 @@ impl Reader<'_> {
         self.check_id(&task, &id).map_err(|error| Unreadable { task: Some(task.clone()), ..error })?;
         let mut request = self.request(1, task, id);
         let named = |error: Unreadable, request: &TaskRequest| self.named(error, request);
-        // What protocol 2 says in headers, protocol 1 says in the body; one pass serves both.
+        // Protocol 1 has in its body what protocol 2 has in headers. The members are read as headers.
         let fields = ["group", "group_index", "retries", "eta", "expires", "timelimit"];
         let headers: Headers = fields.iter().map(|name| ((*name).to_owned(), field(&take(name)))).collect();
         self.headers(&headers, &mut request).map_err(|error| named(error, &request))?;
@@ -158,7 +158,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes what the headers say, in one pass over them.
+    /// Fills the request from the headers, in one pass over them.
     fn headers(&self, headers: &Headers, request: &mut TaskRequest) -> Result<(), Unreadable> {
         for (name, value) in headers.iter() {
             match name {
@@ -207,7 +207,7 @@ impl Reader<'_> {
                 Some(at) => Ok(Some(at)),
                 None => Err(self.wrong_time(name, task)),
             },
-            // AMQP's own type for it, which Python reads as a datetime.
+            // The AMQP type of timestamps, which Python reads as a datetime.
             Field::Timestamp(seconds) => {
                 let at = i64::try_from(*seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
                 Ok(Some(at.unwrap_or(NEVER)))
@@ -313,7 +313,7 @@ impl Reader<'_> {
         };
         Unreadable {
             what,
-            // A task name may be as long as a frame; no answer and no log line shall be.
+            // A task name may be as long as a frame, and an answer or a log line must not be.
             message: message.chars().take(2000).collect(),
             task: self.peek.task.map(str::to_owned),
             id: self.peek.id.map(beginning),
@@ -321,7 +321,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Completes an error with the name and id that stood in a protocol 1 body.
+    /// Completes an error with the task name and id of a body of protocol 1.
     fn named(&self, error: Unreadable, request: &TaskRequest) -> Unreadable {
         let reply = request.reply_address().map(Box::new);
         let message = match error.message.strip_prefix("message ") {
@@ -332,7 +332,7 @@ impl Reader<'_> {
     }
 }
 
-/// Takes as much of an id as a log line can bear.
+/// Returns an id, or the beginning of an id that is too long for a log line.
 fn beginning(id: &str) -> String {
     if id.len() <= LONGEST_ID {
         return id.to_owned();
@@ -340,7 +340,7 @@ fn beginning(id: &str) -> String {
     format!("{}…", &id[..id.floor_char_boundary(64)])
 }
 
-/// Takes a text that says something.
+/// Returns the text of a header when it is a text and not empty.
 fn given(value: Option<&Field>) -> Option<String> {
     match value {
         Some(Field::Text(text)) if !text.is_empty() => Some(text.clone()),
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_python_counts_as_false_is_an_empty_list_or_dict() {
+    fn values_that_python_counts_as_false_are_empty() {
         for empty in ["[]", "{}", "null", "false", "0", "0.0", "\"\""] {
             for body in [
                 format!("[[], {{}}, {empty}]"),

@@ -1,4 +1,4 @@
-//! Result messages of the `rpc://` backend, exactly as Celery writes them.
+//! Creates the result messages of the `rpc://` backend, exactly as Celery writes them.
 
 use std::fmt::Write as _;
 
@@ -12,75 +12,77 @@ use super::request::TaskRequest;
 use super::time::iso;
 use crate::json::write_string;
 
-/// Longest short string of AMQP, in bytes.
+/// The longest short string of AMQP, in bytes.
 const MAX_SHORT: usize = 255;
 
-/// How this worker answers.
+/// The options for replies.
 #[derive(Clone, Debug)]
 pub struct ReplyOptions {
-    /// Node name, `filestorage@host`.
+    /// The node name of the worker, such as `filestorage@host`.
     pub worker: String,
-    /// Process id, told with STARTED.
+    /// The process id, which STARTED replies hold.
     pub pid: u32,
-    /// Replies survive a broker restart (delivery mode 2 instead of 1).
+    /// Tells whether replies survive a restart of the broker (delivery mode 2 instead of 1).
     pub persistent: bool,
 }
 
-/// What a reply says.
+/// The state of a task that a reply reports.
 #[derive(Clone, Copy, Debug)]
 pub enum State<'a> {
     /// The task runs now.
     Started,
     /// The task returned.
     Success {
-        /// The return value as JSON text, embedded as it is.
+        /// The return value as JSON text, which is embedded unchanged.
         result: &'a str,
-        /// What was published after it.
+        /// The tasks that were published after this one.
         children: &'a [Child],
     },
-    /// The task failed for good.
+    /// The task failed and is not retried.
     Failure(&'a Exception),
-    /// The task will be tried again, because of this.
+    /// The task failed with this exception and is retried.
     Retry(&'a Exception),
-    /// The task was not run, or not to its end.
+    /// The task was revoked: it did not run, or was terminated.
     Revoked(Revocation),
 }
 
-/// Why a task was revoked.
+/// The reason why a task was revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// Its `expires` had passed.
+    /// The time `expires` of the task had passed.
     Expired,
-    /// By its id, before it ran.
+    /// The task was revoked by its id before it ran.
     Revoked,
-    /// While it ran.
+    /// The task was terminated while it ran.
     Terminated,
 }
 
-/// Something a task published, as its result lists it.
+/// A task or workflow that a task published, in the form for its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Child {
     /// One task.
     Task(String),
-    /// A chain by the ids of its tasks, first to last.
+    /// A chain, by the ids of its tasks, first to last.
     Chain(Vec<String>),
     /// A group.
     Group {
-        /// The group's id.
+        /// The id of the group.
         id: String,
-        /// Its members in order.
+        /// The members in order.
         members: Vec<Self>,
     },
 }
 
-/// What `result_extended` adds to a reply; made before the arguments are moved into the command.
+/// The fields that `result_extended` adds to a reply.
+///
+/// They are collected before the arguments are moved into the command.
 #[derive(Clone, Debug)]
 pub struct Extended {
     fields: String,
 }
 
 impl Extended {
-    /// Gathers name, arguments, worker, retries, queue and stamps of a request.
+    /// Collects name, arguments, worker, retries, queue and stamps of a request.
     #[must_use]
     pub fn of(request: &TaskRequest, origin: &Origin, worker: &str) -> Self {
         let mut fields = String::from("\"name\":");
@@ -95,8 +97,8 @@ impl Extended {
         write_string(&mut fields, &origin.routing_key);
         if !request.stamped_headers.is_empty() {
             fields.push_str(",\"stamped_headers\":[");
-            for (place, name) in request.stamped_headers.iter().enumerate() {
-                if place > 0 {
+            for (index, name) in request.stamped_headers.iter().enumerate() {
+                if index > 0 {
                     fields.push(',');
                 }
                 write_string(&mut fields, name);
@@ -114,7 +116,7 @@ impl Extended {
         Self { fields }
     }
 
-    /// Gathers what Celery tells of an unregistered task: nothing.
+    /// Returns the fields for a task that is not registered, which Celery sets to null.
     #[must_use]
     pub fn unregistered() -> Self {
         Self {
@@ -124,7 +126,7 @@ impl Extended {
     }
 }
 
-/// Makes the result message of a request; `None` when nobody wants one.
+/// Creates the result message of a request, or returns `None` when no result is wanted.
 #[must_use]
 pub fn reply(
     request: &TaskRequest,
@@ -136,7 +138,7 @@ pub fn reply(
     Some(reply_to(&request.reply_address()?, state, extended, options, now))
 }
 
-/// Makes a result message for an address: also for a message that could not be read.
+/// Creates a result message for an address, which may be that of a message that could not be read.
 ///
 /// `date_done` is `now` for final states and null for STARTED and RETRY. The body is compact UTF-8 JSON.
 #[must_use]
@@ -155,7 +157,7 @@ pub fn reply_to(
                 content_encoding: Some("utf-8".to_owned()),
                 delivery_mode: Some(if options.persistent { 2 } else { 1 }),
                 priority: Some(0),
-                // AMQP's limit for it; clients match by the `task_id` of the body.
+                // AMQP cannot carry a longer id. Clients match the result by the `task_id` in the body.
                 correlation_id: Some(to.correlation_id.clone()).filter(|id| id.len() <= MAX_SHORT),
                 ..Properties::default()
             },
@@ -211,8 +213,8 @@ fn body(
         None => out.push_str("null"),
     }
     out.push_str(",\"children\":[");
-    for (place, child) in children.iter().enumerate() {
-        if place > 0 {
+    for (index, child) in children.iter().enumerate() {
+        if index > 0 {
             out.push(',');
         }
         child.write_tuple(&mut out);
@@ -252,7 +254,7 @@ impl Revocation {
 }
 
 impl Child {
-    /// Appends Celery's result tuple: `[[id, parent], members]`.
+    /// Appends the child as Celery's result tuple: `[[id, parent], members]`.
     fn write_tuple(&self, out: &mut String) {
         match self {
             Self::Task(id) => {
@@ -261,7 +263,7 @@ impl Child {
                 out.push_str(",null],null]");
             }
             Self::Chain(ids) => {
-                // The last task is the result, each earlier one the parent of the next.
+                // The result is that of the last task; each earlier task is the parent of the next.
                 for id in ids.iter().rev() {
                     out.push_str("[[");
                     write_string(out, id);
@@ -276,8 +278,8 @@ impl Child {
                 out.push_str("[[");
                 write_string(out, id);
                 out.push_str(",null],[");
-                for (place, member) in members.iter().enumerate() {
-                    if place > 0 {
+                for (index, member) in members.iter().enumerate() {
+                    if index > 0 {
                         out.push(',');
                     }
                     member.write_tuple(out);
@@ -306,8 +308,8 @@ fn write_field(out: &mut String, field: &Field) {
         Field::Text(text) => write_string(out, text),
         Field::List(items) => {
             out.push('[');
-            for (place, item) in items.iter().enumerate() {
-                if place > 0 {
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
                     out.push(',');
                 }
                 write_field(out, item);
@@ -316,8 +318,8 @@ fn write_field(out: &mut String, field: &Field) {
         }
         Field::Table(table) => {
             out.push('{');
-            for (place, (name, value)) in table.iter().enumerate() {
-                if place > 0 {
+            for (index, (name, value)) in table.iter().enumerate() {
+                if index > 0 {
                     out.push(',');
                 }
                 write_string(out, name);

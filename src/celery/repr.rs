@@ -1,13 +1,13 @@
-//! Python-like reprs: exact ones for messages, Celery's short ones for `argsrepr` and `kwargsrepr`.
+//! Writes values as Python's `repr` does: exactly for messages, in Celery's short form for `argsrepr` and `kwargsrepr`.
 
 use crate::json::{Json, typed};
 
-/// Longest short repr in characters, before closing brackets.
+/// The longest short repr in characters, without closing brackets.
 const MAX_CHARS: isize = 1024;
-/// Deepest nesting shown in a short repr.
+/// The deepest nesting that a short repr shows.
 const MAX_LEVELS: usize = 3;
 
-/// Writes a value as Python's `repr` does.
+/// Writes a value exactly as Python's `repr` does.
 pub(super) fn python(value: &Json) -> String {
     let mut out = String::new();
     write_python(&mut out, value);
@@ -19,8 +19,8 @@ fn write_python(out: &mut String, value: &Json) {
         Json::Text(text) => quote(out, text),
         Json::Array(items) => {
             out.push('[');
-            for (place, item) in items.iter().enumerate() {
-                out.push_str(if place > 0 { ", " } else { "" });
+            for (index, item) in items.iter().enumerate() {
+                out.push_str(if index > 0 { ", " } else { "" });
                 write_python(out, item);
             }
             out.push(']');
@@ -32,8 +32,8 @@ fn write_python(out: &mut String, value: &Json) {
                 return;
             }
             out.push('{');
-            for (place, (name, value)) in members.iter().enumerate() {
-                out.push_str(if place > 0 { ", " } else { "" });
+            for (index, (name, value)) in members.iter().enumerate() {
+                out.push_str(if index > 0 { ", " } else { "" });
                 quote(out, name);
                 out.push_str(": ");
                 write_python(out, value);
@@ -48,7 +48,9 @@ fn quote(out: &mut String, text: &str) {
     quote_with(out, text.chars(), |c| ('\x7f'..='\u{a0}').contains(&c));
 }
 
-/// Writes characters as Python quotes them: double quotes only around lone single ones, `hidden` ones by number.
+/// Writes a string literal as Python does: in double quotes only when it holds single and no double quotes.
+///
+/// Characters for which `hidden` is true are written as numeric escapes.
 fn quote_with(out: &mut String, text: impl Iterator<Item = char> + Clone, hidden: impl Fn(char) -> bool) {
     let has = |mark| text.clone().any(|c| c == mark);
     let mark = if has('\'') && !has('"') { '"' } else { '\'' };
@@ -83,7 +85,7 @@ fn scalar_repr(value: &Json) -> String {
     }
 }
 
-/// Writes a float as Python does: shortest digits, an exponent of two digits from 1e16 and below 1e-4.
+/// Writes a float as Python does: with the fewest digits, and with an exponent from 1e16 on and below 1e-4.
 fn float_repr(number: f64) -> String {
     if !number.is_finite() {
         return if number.is_nan() {
@@ -105,11 +107,11 @@ fn float_repr(number: f64) -> String {
     }
 }
 
-/// One step of a short repr: the vocabulary of Celery's `saferepr`.
+/// One piece of a short repr, as Celery's `saferepr` divides it.
 enum Token<'j> {
-    /// An opening or closing bracket; never cut.
+    /// An opening or closing bracket, which is never cut.
     Bracket { text: &'static str, direction: isize },
-    /// `, ` or `: `.
+    /// The text `, ` or `: `.
     Separator(&'static str),
     /// A dictionary key.
     Key(&'j str),
@@ -117,11 +119,11 @@ enum Token<'j> {
     Quoted(&'j str),
     /// Bytes.
     Bytes(Vec<u8>),
-    /// Anything else, already written.
+    /// Any other value, already written.
     Other(String),
 }
 
-/// Writes positional arguments as Celery's `argsrepr`, as a tuple.
+/// Writes positional arguments as the tuple of Celery's `argsrepr`.
 #[must_use]
 pub fn args_tuple(args: &[&Json]) -> String {
     let mut tokens = vec![Token::Bracket { text: "(", direction: 1 }];
@@ -130,7 +132,7 @@ pub fn args_tuple(args: &[&Json]) -> String {
     render(tokens)
 }
 
-/// Writes positional arguments as Celery does when they come straight out of JSON: as a list.
+/// Writes positional arguments as a list, as Celery does for arguments that come directly from JSON.
 #[must_use]
 pub fn args_list(args: &[Json]) -> String {
     let mut tokens = vec![Token::Bracket { text: "[", direction: 1 }];
@@ -148,13 +150,13 @@ pub fn kwargs(kwargs: &[(String, Json)]) -> String {
 }
 
 fn list<'j>(tokens: &mut Vec<Token<'j>>, items: impl Iterator<Item = &'j Json>, count: usize, level: usize) {
-    for (place, item) in items.enumerate() {
-        // Every token takes a character of the limit at least; what lies beyond is never shown.
+    for (index, item) in items.enumerate() {
+        // Each token takes at least one character of the limit, so that further tokens are never shown.
         if tokens.len() > MAX_CHARS as usize + MAX_LEVELS {
             return;
         }
         value(tokens, item, level);
-        if place + 1 < count {
+        if index + 1 < count {
             tokens.push(Token::Separator(", "));
         }
     }
@@ -162,14 +164,14 @@ fn list<'j>(tokens: &mut Vec<Token<'j>>, items: impl Iterator<Item = &'j Json>, 
 
 fn dict<'j>(tokens: &mut Vec<Token<'j>>, members: &'j [(String, Json)], level: usize) {
     tokens.push(Token::Bracket { text: "{", direction: 1 });
-    for (place, (name, item)) in members.iter().enumerate() {
+    for (index, (name, item)) in members.iter().enumerate() {
         if tokens.len() > MAX_CHARS as usize + MAX_LEVELS {
             break;
         }
         tokens.push(Token::Key(name));
         tokens.push(Token::Separator(": "));
         value(tokens, item, level + 1);
-        if place + 1 < members.len() {
+        if index + 1 < members.len() {
             tokens.push(Token::Separator(", "));
         }
     }
@@ -194,7 +196,7 @@ fn value<'j>(tokens: &mut Vec<Token<'j>>, item: &'j Json, level: usize) {
     }
 }
 
-/// Writes a typed value as the Python object it stands for; what is not known by heart stays a dictionary.
+/// Writes a typed value as its Python object; returns `None` for an unknown type, which is shown as a dictionary.
 fn typed_repr(item: &Json) -> Option<Token<'static>> {
     if let Ok(Some(bytes)) = typed::bytes(item) {
         return Some(Token::Bytes(bytes));
@@ -223,7 +225,7 @@ fn typed_repr(item: &Json) -> Option<Token<'static>> {
             if micros != 0 {
                 parts.push_str(&format!(", {micros}"));
             }
-            // An offset would need Python's `timedelta` arithmetic: shown as the dictionary it is.
+            // An offset would need Python's arithmetic of `timedelta`; such a time is shown as a dictionary.
             if local.len() > 19 && zone.is_empty() && local[10..].contains(['+', '-']) {
                 return None;
             }
@@ -234,7 +236,7 @@ fn typed_repr(item: &Json) -> Option<Token<'static>> {
     Some(Token::Other(text))
 }
 
-/// Joins the tokens until the limit, then closes what is open.
+/// Joins the tokens up to the limit, and then closes the open brackets.
 fn render(tokens: Vec<Token<'_>>) -> String {
     let mut out = String::new();
     let mut left = MAX_CHARS;
@@ -246,7 +248,7 @@ fn render(tokens: Vec<Token<'_>>) -> String {
                 continue;
             }
             out.push_str(", ...");
-            // A bracket opened beyond the limit is not shown, so neither is its counterpart.
+            // A bracket that opens beyond the limit is not shown, and its closing bracket is not shown either.
             let mut depth = 0;
             for token in std::iter::once(token).chain(tokens.by_ref()) {
                 if let Token::Bracket { text, direction } = token {
@@ -272,7 +274,7 @@ fn render(tokens: Vec<Token<'_>>) -> String {
     out
 }
 
-/// Cuts a text that reaches the limit at its last space and marks the cut.
+/// Cuts a text that is longer than the limit at its last space, and marks the cut by `...`.
 fn truncate(text: &str, limit: isize) -> String {
     let limit = usize::try_from(limit).unwrap_or(0);
     match text.char_indices().map(|(at, _)| at).chain([text.len()]).nth(limit) {
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn short_reprs_are_celery_s() {
+    fn short_reprs_are_those_of_celery() {
         let vectors = read(include_str!("../../tests/fixtures/saferepr-vectors.json"));
         for vector in vectors.get("args").unwrap().as_array().unwrap() {
             let args = read(vector.get("json_args").unwrap().as_text().unwrap());
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_reprs_are_python_s() {
+    fn exact_reprs_are_those_of_python() {
         for (json, repr) in [
             (r#""it's""#, r#""it's""#),
             (r#""it's \"x\"""#, r#"'it\'s "x"'"#),

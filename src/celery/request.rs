@@ -1,4 +1,4 @@
-//! One task message, protocol 2 or 1, as this program understands it.
+//! The request of a task, as read from a message of protocol 2 or 1.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::message::{Headers, Message};
 use super::signature::Signature;
 use crate::json::Json;
 
-/// What is read, and how much of it.
+/// The content types and sizes of messages that are read.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// Celery's `accept_content`: names of serializers. Only `json` can be read; whatever else is named is refused.
+    /// The names of the accepted serializers, as in Celery's `accept_content`; only `json` can be read.
     pub accept: Vec<String>,
-    /// Largest body and deepest nesting.
+    /// The limits of a body: size and depth of nesting.
     pub limits: Limits,
 }
 
@@ -28,85 +28,85 @@ impl Default for ReadOptions {
 /// One call of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TaskRequest {
-    /// Version of the protocol it came in: 2 or 1.
+    /// The version of the protocol of the message: 2 or 1.
     pub protocol: u8,
-    /// Registered name.
+    /// The registered name of the task.
     pub task: String,
-    /// Task id: any text, never empty.
+    /// The task id: any text that is not empty.
     pub id: String,
-    /// Id of the workflow's first task.
+    /// The id of the first task of the workflow.
     pub root_id: Option<String>,
-    /// Id of the task that published this one.
+    /// The id of the task that published this one.
     pub parent_id: Option<String>,
-    /// Group id.
+    /// The id of the group to which the task belongs.
     pub group: Option<String>,
-    /// Place in the group.
+    /// The index of the task in its group.
     pub group_index: Option<i64>,
-    /// Retries so far.
+    /// The number of retries so far.
     pub retries: u32,
-    /// Not to be started before.
+    /// The time before which the task must not start.
     pub eta: Option<Timestamp>,
-    /// Not to be started after.
+    /// The time after which the task must not start.
     pub expires: Option<Timestamp>,
-    /// Hard limit; `None`: the worker's own.
+    /// The time limit; `None` means that of the worker.
     pub time_limit: Option<Duration>,
-    /// Soft limit; `None`: the worker's own.
+    /// The soft time limit; `None` means that of the worker.
     pub soft_time_limit: Option<Duration>,
     /// Positional arguments.
     pub args: Vec<Json>,
     /// Named arguments.
     pub kwargs: Vec<(String, Json)>,
-    /// To be published with the result.
+    /// The callbacks, which are published when the task succeeds.
     pub callbacks: Vec<Signature>,
-    /// To be published on failure.
+    /// The errbacks, which are published when the task fails.
     pub errbacks: Vec<Signature>,
-    /// Remaining steps in reverse: the next one is the last.
+    /// The remaining steps of the chain in reverse order: the next step is the last element.
     pub chain: Vec<Signature>,
-    /// Body of the chord this is a header member of.
+    /// The body of the chord, when the task is a member of the header of a chord.
     pub chord: Option<Json>,
-    /// Queue that wants the result.
+    /// The queue for the result.
     pub reply_to: Option<String>,
-    /// Correlation id of the result; the task id unless the producer chose another.
+    /// The correlation id of the result: the task id, unless the producer chose another.
     pub correlation_id: String,
-    /// Nobody wants a result; absent and void mean false.
+    /// Tells whether no result is wanted; an absent or void header means false.
     pub ignore_result: bool,
-    /// Name to show instead of [`Self::task`].
+    /// The name that is shown instead of [`Self::task`].
     pub shadow: Option<String>,
-    /// Names of the stamps.
+    /// The names of the stamps.
     pub stamped_headers: Vec<String>,
     /// The stamps by name.
     pub stamps: Headers,
-    /// Positional arguments for display, as the producer wrote them.
+    /// The positional arguments for display, as the producer wrote them.
     pub argsrepr: Option<String>,
-    /// Named arguments for display, as the producer wrote them.
+    /// The named arguments for display, as the producer wrote them.
     pub kwargsrepr: Option<String>,
-    /// Queue that wants this command's metric event (a header of ours).
+    /// The queue for the metric event of this command, by a header of this program's own.
     pub metrics_reply_to: Option<String>,
-    /// How often the task was replaced.
+    /// The number of times that the task was replaced.
     pub replaced_task_nesting: i64,
-    /// Who published it.
+    /// The node name of the publisher.
     pub origin: Option<String>,
 }
 
-/// Where the answer to one task goes, and the ids it repeats.
+/// The address of the answer to one task, with the ids that the answer repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
-    /// Queue of the client.
+    /// The reply queue of the client.
     pub queue: String,
-    /// The task's id; clients match by it.
+    /// The task id, by which clients match the answer.
     pub task_id: String,
-    /// Correlation id; the task's id unless the producer chose another.
+    /// The correlation id: the task id, unless the producer chose another.
     pub correlation_id: String,
-    /// Group the task belongs to.
+    /// The id of the group to which the task belongs.
     pub group: Option<String>,
-    /// Task that published this one.
+    /// The id of the task that published this one.
     pub parent_id: Option<String>,
-    /// Task name, for tracebacks; empty when unknown.
+    /// The name of the task, for tracebacks; empty when unknown.
     pub task: String,
 }
 
 impl TaskRequest {
-    /// Says where the answer goes; `None` when nobody wants one.
+    /// Returns the address of the answer, or `None` when no answer is wanted.
     #[must_use]
     pub fn reply_address(&self) -> Option<ReplyTo> {
         if self.ignore_result {
@@ -123,30 +123,30 @@ impl TaskRequest {
     }
 }
 
-/// Bytes of a task id at most: it stands in every record and every answer of its command.
+/// The longest task id in bytes; the id stands in every record and every answer of its command.
 pub const LONGEST_ID: usize = 1024;
 
-/// What is wrong with a message that is no runnable task.
+/// The fault of a message that is not a runnable task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Neither a `task` header nor a protocol 1 body.
+    /// The message has neither a `task` header nor a body of protocol 1.
     NotATask,
-    /// A task without an id.
+    /// The task has no id.
     MissingId,
-    /// An id of more than [`LONGEST_ID`] bytes.
+    /// The id has more than [`LONGEST_ID`] bytes.
     LongId,
-    /// A content type that is not accepted.
+    /// The content type is not accepted.
     ContentDisallowed,
-    /// A body that cannot be decoded.
+    /// The body cannot be decoded.
     Decode,
-    /// JSON that only Python reads: lone surrogates, too deep.
+    /// The body is JSON that only Python reads: it has lone surrogates, or exceeds a limit.
     PythonOnlyJson,
-    /// A task whose parts have the wrong shape.
+    /// A part of the task has the wrong type.
     InvalidTask,
 }
 
 impl Fault {
-    /// Names the fault in one word: for logs, metrics and the dead copy's reason.
+    /// Returns the fault in one word, for logs, metrics and the reason in the dead copy.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -161,25 +161,26 @@ impl Fault {
     }
 }
 
-/// A message that cannot be run: what, why, and whom to tell.
+/// A message that cannot be run as a task, with the fault and the address of the answer.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct Unreadable {
-    /// Which fault.
+    /// The fault.
     pub what: Fault,
-    /// The thing, the cause and the mend; never the payload.
+    /// The message for people: subject, cause and mend, never the payload.
     pub message: String,
-    /// Task name, as far as it could be read.
+    /// The name of the task, when it could be read.
     pub task: Option<String>,
-    /// Task id, as far as it could be read; the beginning of one that is too long.
+    /// The task id, when it could be read; of an id that is too long, the beginning.
     pub id: Option<String>,
-    /// Whom to answer, when id and reply address could be read and a result is wanted. The correlation id stands for an id that is
-    /// too long.
+    /// The address of the answer, when id and reply queue could be read and a result is wanted.
+    ///
+    /// The correlation id takes the place of an id that is too long.
     pub reply: Option<Box<ReplyTo>>,
 }
 
 impl Unreadable {
-    /// Makes the exception to answer with.
+    /// Returns the exception for the answer.
     #[must_use]
     pub fn exception(&self) -> Exception {
         match self.what {
@@ -191,25 +192,25 @@ impl Unreadable {
         }
     }
 
-    /// Tells whether a dead copy is to be kept; not of what the caller was told as a plain `ValueError`.
+    /// Tells whether a dead copy is kept; none is kept when the answer is a plain `ValueError`.
     #[must_use]
     pub fn keeps_dead_copy(&self) -> bool {
         self.what != Fault::PythonOnlyJson
     }
 }
 
-/// What can be said about a message without reading its body.
+/// The information about a message that is available without reading its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peek<'m> {
-    /// Task name, from the header.
+    /// The name of the task, from its header.
     pub task: Option<&'m str>,
-    /// Task id: the header, else the correlation id.
+    /// The task id, from its header, or else the correlation id.
     pub id: Option<&'m str>,
-    /// Queue that wants the result; never empty.
+    /// The queue for the result; never empty.
     pub reply_to: Option<&'m str>,
 }
 
-/// Looks at headers and properties only.
+/// Reads task name, id and reply queue from the headers and properties of a message.
 #[must_use]
 pub fn peek<'m>(message: &'m Message) -> Peek<'m> {
     let given = |text: Option<&'m str>| text.filter(|text| !text.is_empty());

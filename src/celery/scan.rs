@@ -1,44 +1,44 @@
-//! The arguments by which calls are ordered, found in the beginning of a body without reading all of it.
+//! Finds the arguments by which commands are ordered, in the beginning of a body, without reading the whole body.
 
 use crate::json::{self, Json};
 
-/// Most bytes of a name or an argument that are looked at, as they stand in the body.
+/// The longest name or argument that is read, in bytes of the body.
 const LONGEST: usize = 8192;
 /// Most bytes of all texts that are kept: a thousand of the longest keys, and then some.
 const MOST: usize = 4 << 20;
 /// Bytes that a text takes in memory beside its own.
 const BESIDE: usize = 32;
 
-/// An argument that is looked for.
+/// An argument that is searched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sought {
-    /// Its place among the positional arguments, from 0; `None` for one that is given by name only.
+    /// The index among the positional arguments, from 0; `None` for an argument that is given by name only.
     pub position: Option<usize>,
-    /// Its name.
+    /// The name of the argument.
     pub name: &'static str,
-    /// Whether it is a list of texts instead of one text.
+    /// Tells whether the argument is a list of texts instead of one text.
     pub is_list: bool,
 }
 
-/// What is known of the arguments.
+/// The result of the search so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// These are all their texts, in the order of the body; an argument that is missing, or that is something else, has none.
+    /// All texts of the arguments, in the order of the body. An argument that is missing, or that is no text, has none.
     Texts(Vec<String>),
-    /// More may come yet.
+    /// More texts may follow in the bytes that were not read yet.
     Unread,
-    /// Their texts are more than are kept.
+    /// The texts are larger than this search keeps.
     TooMany,
 }
 
 impl Found {
-    /// None of the arguments is there.
+    /// The body has none of the arguments.
     pub const NOTHING: Self = Self::Texts(Vec::new());
 }
 
-/// Looks in a protocol 2 body, which may come in pieces, for arguments by their position or else by their name.
+/// A search in a body of protocol 2, which may come in pieces, for arguments by their position or else by their name.
 ///
-/// Of an argument that is given twice the first counts; nobody takes such a call.
+/// Of an argument that is given twice the first one counts; such a call is refused later.
 #[derive(Debug)]
 pub struct Scan {
     /// What was not found yet.
@@ -48,14 +48,15 @@ pub struct Scan {
     /// Bytes of it.
     kept: usize,
     depth: usize,
-    /// Which part of the body this is: the positional arguments, then the named ones.
+    /// The part of the body that is being read: 0 for the positional arguments, 1 for the named ones.
     part: usize,
-    /// Which of the positional arguments this is.
+    /// The index of the positional argument that is being read.
     position: usize,
-    /// In which string, and whether the next byte is escaped.
+    /// The role of the string that is being read, if any.
     string: Option<Role>,
+    /// Tells whether the next byte is escaped.
     escaped: bool,
-    /// The string being read, quotes included; empty when it does not matter.
+    /// The string that is being read, with its quotes; empty when the string does not matter.
     text: Vec<u8>,
     expects: Expects,
     /// Inside a list that was sought.
@@ -63,7 +64,7 @@ pub struct Scan {
     found: Found,
 }
 
-/// What a string is.
+/// The role of a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Name,
@@ -83,7 +84,7 @@ enum Expects {
 }
 
 impl Scan {
-    /// Begins to look for these arguments.
+    /// Creates a search for these arguments.
     #[must_use]
     pub fn new(sought: &[Sought]) -> Self {
         Self {
@@ -102,13 +103,13 @@ impl Scan {
         }
     }
 
-    /// Tells what is known.
+    /// Returns the result so far.
     #[must_use]
     pub const fn found(&self) -> &Found {
         &self.found
     }
 
-    /// Takes the next bytes in and tells what is known by then; what is malformed has no more such arguments.
+    /// Reads the next bytes and returns the result so far; malformed JSON has no more such arguments.
     pub fn push(&mut self, mut bytes: &[u8]) -> &Found {
         while self.found == Found::Unread {
             if let Some(role) = self.string {
@@ -123,7 +124,7 @@ impl Scan {
         &self.found
     }
 
-    /// Goes on inside a string and returns what follows it; `None` when it does not end here.
+    /// Reads on inside a string; returns the bytes behind it, or `None` when the string does not end in these bytes.
     fn within<'b>(&mut self, role: Role, bytes: &'b [u8]) -> Option<&'b [u8]> {
         let mut at = 0;
         while at < bytes.len() {
@@ -226,7 +227,7 @@ impl Scan {
                 }
             }
             _ if self.depth == 0 => self.end(),
-            // A number or a word.
+            // A number, or a word such as `null`.
             _ => self.passed(),
         }
     }
@@ -291,10 +292,10 @@ impl Scan {
     }
 }
 
-/// Counts what in a JSON text may be a value of its own, never too few.
+/// Returns an upper bound for the number of values in a JSON text.
 #[must_use]
 pub fn values(text: &[u8]) -> usize {
-    // One for each separator and each bracket; what stands in strings counts as well.
+    // One value for each comma and each opening bracket, also for those inside strings.
     text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count() + 1
 }
 
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_come_yet_is_told_from_what_is_not_there() {
+    fn an_unread_argument_differs_from_a_missing_one() {
         for begun in ["", "[", "[[", "[[\"ab", "[[],{\"data\":\"xxx", "[[],{\"key\":"] {
             assert_eq!(scan(begun), Found::Unread, "{begun}");
         }

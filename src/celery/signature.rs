@@ -1,35 +1,35 @@
-//! A task that a task carries along: callback, errback or chain step.
+//! Signatures: the tasks that a message carries along as callbacks, errbacks and chain steps.
 
 use super::encode::{write_list, write_members};
 use super::options::{self, option};
 use crate::json::{Json, write_string};
 
-/// A signature, read and checked; unknown members travel along.
+/// A signature that was read and checked; its unknown members are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
-    /// Task name.
+    /// The name of the task.
     pub task: String,
-    /// Positional arguments after the previous result.
+    /// The positional arguments, without the previous result, which is put before them.
     pub args: Vec<Json>,
-    /// Named arguments.
+    /// The named arguments.
     pub kwargs: Vec<(String, Json)>,
-    /// `apply_async` options.
+    /// The options of `apply_async`.
     pub options: Vec<(String, Json)>,
-    /// What it stands for.
+    /// The kind: one task, or a workflow.
     pub kind: SignatureKind,
-    /// Takes no previous result.
+    /// Tells whether the task does not take the previous result as an argument.
     pub immutable: bool,
     extra: Vec<(String, Json)>,
 }
 
-/// What a signature stands for (`subtask_type`).
+/// The kind of a signature, by its `subtask_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignatureKind {
     /// One task.
     Task,
-    /// Several, one after the other.
+    /// Several tasks, one after another.
     Chain,
-    /// Several, side by side.
+    /// Several tasks, side by side.
     Group,
     /// A group and a task that waits for it.
     Chord,
@@ -59,11 +59,11 @@ impl SignatureKind {
 }
 
 impl Signature {
-    /// Reads one signature; those inside it that this worker may have to publish are checked with it.
+    /// Reads one signature, and checks it together with those signatures inside it that the worker may publish.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, to be put behind the place where it stood: "has no task name".
+    /// The fault as the end of a sentence whose subject is the signature: "has no task name".
     pub(super) fn read(value: Json) -> Result<Self, String> {
         check(&value)?;
         let mut signature = Self {
@@ -90,7 +90,7 @@ impl Signature {
         Ok(signature)
     }
 
-    /// Reads a list of signatures, one alone, or nothing.
+    /// Reads a list of signatures, a single signature, or an empty value.
     pub(super) fn read_list(value: Json) -> Result<Vec<Self>, String> {
         match value {
             Json::Array(items) => items.into_iter().map(Self::read).collect(),
@@ -100,7 +100,7 @@ impl Signature {
         }
     }
 
-    /// Takes the steps of a chain out of it, first to last.
+    /// Removes the steps of a chain from the signature and returns them, first to last.
     pub(super) fn take_steps(&mut self) -> Vec<Self> {
         let tasks = self.kwargs.iter_mut().find(|(name, _)| name == "tasks");
         let tasks = tasks.map_or(Json::Null, |(_, tasks)| std::mem::replace(tasks, Json::Null));
@@ -108,14 +108,14 @@ impl Signature {
         Self::read_list(tasks).unwrap_or_default()
     }
 
-    /// Counts the tasks it stands for, those inside it included.
+    /// Counts the tasks of the signature, including the signatures inside it.
     pub(super) fn tasks(&self) -> usize {
         let inside = self.kwargs.iter().filter(|(name, _)| name == "tasks" || name == "header" || name == "body");
         let linked = self.options.iter().filter(|(name, _)| name == "link" || name == "link_error");
         1 + inside.chain(linked).map(|(_, tasks)| count(tasks)).sum::<usize>()
     }
 
-    /// Tells what would be started first: of a chain its first step, and so on.
+    /// Returns the kind of signature that would be started first: of a chain, that of its first step, and so on.
     pub(super) fn first_kind(&self) -> SignatureKind {
         let mut kind = self.kind;
         let mut tasks = self.kwargs.iter().find(|(name, _)| name == "tasks").map(|(_, tasks)| tasks);
@@ -127,12 +127,12 @@ impl Signature {
         kind
     }
 
-    /// Looks an option up; null is absent.
+    /// Returns an option by name; null counts as absent.
     pub(super) fn option(&self, name: &str) -> Option<&Json> {
         option(&self.options, name)
     }
 
-    /// Looks a text option up; an empty one is absent.
+    /// Returns a text option by name; an empty text counts as absent.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.option(name)?.as_text().filter(|text| !text.is_empty())
     }
@@ -145,12 +145,12 @@ impl Signature {
         }
     }
 
-    /// Returns the size in bytes of the members that this program does not know.
+    /// Returns an upper bound for the size of the unknown members, in bytes.
     pub(super) fn extra_len(&self) -> usize {
         self.extra.iter().map(|(name, value)| self.task.len() + name.len() + value.compact_len()).sum()
     }
 
-    /// Appends the JSON form.
+    /// Appends the signature as JSON.
     pub(super) fn write_json(&self, out: &mut String) {
         out.push_str("{\"task\":");
         write_string(out, &self.task);
@@ -176,7 +176,7 @@ impl Signature {
     }
 }
 
-/// Counts the tasks of a signature in JSON, or of a list of them.
+/// Counts the tasks of a signature in JSON, or of a list of signatures.
 fn count(value: &Json) -> usize {
     match value {
         Json::Array(items) => items.iter().map(count).sum(),
@@ -190,7 +190,7 @@ fn count(value: &Json) -> usize {
     }
 }
 
-/// Checks what composing a message from a signature relies upon, down to every step and link inside.
+/// Checks the parts of a signature from which its message is made, and those of all steps and links inside it.
 fn check(value: &Json) -> Result<(), String> {
     let Json::Object(members) = value else {
         return Err(format!("is a {}, not a signature", value.python_type()));

@@ -1,10 +1,10 @@
-//! Instants and spans as Celery writes them.
+//! Reads and writes instants and time limits in Celery's form.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Writes an instant as Python's `isoformat` does for UTC, always with microseconds.
+/// Writes an instant as Python's `isoformat` writes it for UTC, always with microseconds.
 pub(super) fn iso(at: Timestamp) -> String {
     let mut text = format!("{at:.6}");
     text.truncate(text.len() - 1);
@@ -12,12 +12,12 @@ pub(super) fn iso(at: Timestamp) -> String {
     text
 }
 
-/// Reads a time limit in seconds; what is not above zero is no limit, as in Celery.
+/// Converts a time limit from seconds; returns `None` for no limit, which a number up to zero means, as in Celery.
 pub(super) fn limit(seconds: f64) -> Option<Duration> {
     if seconds > 0.0 { Duration::try_from_secs_f64(seconds).ok() } else { None }
 }
 
-/// Adds seconds to an instant, if the calendar has that day.
+/// Adds seconds to an instant; returns `None` outside the calendar.
 pub(super) fn later(from: Timestamp, seconds: f64) -> Option<Timestamp> {
     if seconds.is_nan() || seconds.abs() > 1e12 {
         return None;
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_spans_are_none() {
+    fn spans_outside_the_calendar_are_refused() {
         for seconds in [f64::NAN, f64::INFINITY, 1e300, -1e300, 1e11] {
             assert_eq!(later(Timestamp::UNIX_EPOCH, seconds).filter(|at| at.as_second() < 1), None);
         }

@@ -1,4 +1,4 @@
-//! Asks the admin port of a worker on this machine.
+//! Sends requests to the admin port of a worker on this machine.
 
 use std::fmt;
 use std::io;
@@ -10,13 +10,13 @@ use tokio::time::timeout;
 
 use crate::config::MetricsAddress;
 
-/// Longest wait for one answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for one answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest answer that is read; a worker's own are a few kilobytes.
+/// The longest answer that is read, in bytes; a worker answers with a few kilobytes.
 const LONGEST: u64 = 1 << 20;
 
-/// Where a worker with these settings can be asked.
+/// The address of the admin port of a worker with these settings.
 #[derive(Debug)]
 pub(super) struct Port {
     host: String,
@@ -24,11 +24,11 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Finds it in the settings.
+    /// Returns the address by the settings.
     ///
     /// # Errors
     ///
-    /// Why there is none that is known.
+    /// The text says why no address is known.
     pub(super) fn of(address: Option<&MetricsAddress>) -> Result<Self, &'static str> {
         let Some(address) = address else {
             return Err("enable_metrics is false, so the worker has no admin port to ask");
@@ -36,7 +36,7 @@ impl Port {
         if address.port == 0 {
             return Err("metrics_port is 0, so the worker's port is not known here; set metrics_port");
         }
-        // A worker that listens on every address is asked on this machine's own.
+        // A worker that listens on all addresses is reached at the loopback address.
         let host = match address.host.as_str() {
             "0.0.0.0" => "127.0.0.1",
             "::" => "::1",
@@ -45,14 +45,14 @@ impl Port {
         Ok(Self { host: host.to_owned(), port: address.port })
     }
 
-    /// Asks for a path and returns status and body.
+    /// Requests a path and returns status and body.
     ///
     /// # Errors
     ///
-    /// The connection's; silence is one.
+    /// The error of the connection; no answer within 5 s is `TimedOut`.
     pub(super) async fn ask(&self, path: &str) -> io::Result<(String, String)> {
-        let silent = || io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", PATIENCE.as_secs()));
-        timeout(PATIENCE, self.exchange(path)).await.map_err(|_| silent())?
+        let silent = || io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", TIMEOUT.as_secs()));
+        timeout(TIMEOUT, self.exchange(path)).await.map_err(|_| silent())?
     }
 
     async fn exchange(&self, path: &str) -> io::Result<(String, String)> {

@@ -1,4 +1,4 @@
-//! `filestorage config`.
+//! `filestorage config`: shows the settings.
 
 use clap::Args;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::terminal::Output;
 use crate::config::Loaded;
 use crate::wiring::{Code, Failure};
 
-/// Shows every setting in force and where it was given; secrets are hidden.
+/// Shows the value and the source of each setting; secrets are hidden.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Writes the table of all settings in Markdown instead.

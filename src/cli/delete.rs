@@ -1,4 +1,4 @@
-//! `filestorage delete`.
+//! `filestorage delete`: removes values.
 
 use clap::Args;
 use serde_json::json;
@@ -10,20 +10,20 @@ use crate::storage::{DeleteRequest, Engine, Key};
 use crate::telemetry::Metrics;
 use crate::wiring::{Code, Failure, stack};
 
-/// Removes keys; one that is not there is fine.
+/// Removes keys; a missing key is no error.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Keys to remove.
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<String>,
 
-    /// Removes the key only when its value has this generation.
+    /// Removes each key only when its value has this generation.
     #[arg(long, value_name = "GENERATION")]
     if_generation: Option<String>,
 }
 
 impl Arguments {
-    /// Goes on after a key that failed; the first failure is the exit code.
+    /// Removes all keys, also after a failure; returns the exit code of the first failure.
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let engine = stack::engine(&settings.storage, &Metrics::new()).await?;
         let (mut first, mut answers, mut text) = (None, Vec::new(), String::new());
@@ -45,7 +45,7 @@ impl Arguments {
         Ok(first.unwrap_or(Code::Success))
     }
 
-    /// Tells whether the delete has still to be sent to the bucket.
+    /// Removes one key; returns true when the delete is pending and still has to be sent to the bucket.
     async fn delete(&self, engine: &Engine, key: &str) -> Result<bool, Failure> {
         let options = DeleteRequest { generation: self.if_generation.clone(), ..DeleteRequest::default() };
         Ok(engine.delete(&Key::parse(key)?, options).await?)

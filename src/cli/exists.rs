@@ -1,4 +1,4 @@
-//! `filestorage exists`.
+//! `filestorage exists`: looks whether a key has a value.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `filestorage healthcheck`.
+//! `filestorage healthcheck`: asks a worker whether it is ready.
 
 use clap::Args;
 use serde_json::json;

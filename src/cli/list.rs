@@ -1,4 +1,4 @@
-//! `filestorage list`.
+//! `filestorage list`: lists keys.
 
 use clap::Args;
 
@@ -10,15 +10,15 @@ use crate::wiring::{Code, Failure, stack};
 /// Lists keys in byte order, one a line.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Only keys that begin with this text.
+    /// Lists only keys that begin with this text.
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
 
-    /// At most so many keys.
+    /// Largest number of keys to list.
     #[arg(long, value_name = "COUNT")]
     limit: Option<usize>,
 
-    /// Only keys after this one.
+    /// Lists only keys after this one.
     #[arg(long, value_name = "KEY")]
     start_after: Option<String>,
 }

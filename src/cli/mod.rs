@@ -1,4 +1,4 @@
-//! The program: arguments, settings, exit code. One file per subcommand; `terminal` is what they share.
+//! The command line: arguments, settings, exit code. Each subcommand has its file; `terminal` holds the shared parts.
 
 mod admin;
 mod config;
@@ -31,7 +31,7 @@ use terminal::{Output, block_on, flags, interruptible, refusal};
 #[derive(Debug, Parser)]
 #[command(name = "filestorage", version, arg_required_else_help = true, subcommand_required = true)]
 struct Arguments {
-    /// Configuration file in TOML; without it `filestorage.toml` is read when it is there.
+    /// Configuration file in TOML; by default `filestorage.toml`, if it exists.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -78,10 +78,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Help and version are answers; anything else is a usage error, which sysexits number 64.
+/// Prints help, version or a usage error, and returns the exit code: 0, or for a usage error 64.
 fn usage(refusal: clap::Error) -> ExitCode {
     let refusal = refusal::unquoted(refusal);
-    // Nobody is left to hear about it when even this cannot be written.
+    // When this cannot be written, the exit code alone reports the error.
     drop(refusal.print());
     if refusal.use_stderr() { Code::Usage.into() } else { Code::Success.into() }
 }
@@ -98,7 +98,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     if !faults.0.is_empty() && !matches!(arguments.command, Command::Doctor(_)) {
         return Err(faults.into());
     }
-    proxy::spare_loopback(loaded.settings.storage.gcs.emulator.as_deref())
+    proxy::exclude_loopback(loaded.settings.storage.gcs.emulator.as_deref())
         .map_err(|why| Failure::new(Code::Configuration, why))?;
     start_logs(&loaded, quiet)?;
     crate::storage::raise_descriptor_limit();
@@ -123,12 +123,12 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
 }
 
-/// Logs by the configured level, or by `quiet` when nobody configured one; `RUST_LOG` has the finer say.
+/// Sets up logging with `RUST_LOG`, or else with the configured level, or else with the level `quiet`.
 fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
     let asked = loaded.effective.iter().any(|it| it.name == "log_level" && it.source != Source::Default);
     let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
     let filter = match std::env::var("RUST_LOG") {
-        // The client library logs payloads; who wants that must say so by its name.
+        // lapin logs payloads. They are logged only when `RUST_LOG` names lapin.
         Ok(filter) if filter.contains("lapin") => filter,
         Ok(filter) => format!("{filter},lapin=off"),
         Err(_) => level.filter().to_owned(),

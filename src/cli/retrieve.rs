@@ -1,4 +1,4 @@
-//! `filestorage retrieve`.
+//! `filestorage retrieve`: reads a value.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -18,31 +18,31 @@ use crate::storage::{
 };
 use crate::wiring::{Code, Failure, stack};
 
-/// Writes the value of a key to standard output or a file.
+/// Writes the value of a key to standard output or to a file.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Key to read.
     key: String,
 
-    /// File to write to; `-`, or none, is standard output. Descriptors (/dev/stdout, /dev/fd/3), pipes and devices are
+    /// File to write to; `-`, or no file, means standard output. Descriptors (/dev/stdout, /dev/fd/3), pipes and devices are
     /// written to and never replaced.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// First byte of a range.
+    /// Position of the first byte to read.
     #[arg(long, value_name = "BYTES")]
     offset: Option<u64>,
 
-    /// Longest range.
+    /// Largest number of bytes to read.
     #[arg(long, value_name = "BYTES")]
     length: Option<u64>,
 }
 
-/// The answer for programs when no file was named.
+/// The answer as JSON when no file was named.
 #[derive(Serialize)]
 struct Answer<'a> {
     value: Box<RawValue>,
-    /// `base64` when the value is bytes, `text` when it is JSON that only Python reads.
+    /// `base64` for a value of bytes, `text` for JSON that only Python reads.
     encoding: Option<&'static str>,
     receipt: &'a Receipt,
 }
@@ -66,13 +66,13 @@ impl Arguments {
             return Ok(Code::Success);
         }
         let to_terminal = file.is_none() && Output::is_terminal();
-        // On the terminal that the value goes to, a bar would be in its way.
+        // A bar would mix with the value when both go to the terminal.
         let progress = if to_terminal { Progress::none() } else { Progress::new(output, "retrieving") };
         if progress.is_visible() && range.is_none() {
             progress.expect(engine.stat(&key).await?.ok_or_else(missing)?.receipt.size);
         }
-        let want = GetOptions { range, spooled: true, ..GetOptions::default() };
-        let opened = watched(progress.watch(), engine.open(&key, want)).await?;
+        let options = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let opened = watched(progress.watch(), engine.open(&key, options)).await?;
         let Opened { content: Content { payload, .. }, receipt } = opened.ok_or_else(missing)?;
         progress.expect(payload.len());
         let payload = payload.watched(&progress.watch());
@@ -93,8 +93,9 @@ impl Arguments {
     }
 }
 
-/// Writes a file that is there whole or not at all; into what is no file of its own, an open descriptor, a pipe or a
-/// device, the bytes go as they come, as long as they are wanted.
+/// Writes the payload to a file, which is then complete or unchanged.
+///
+/// Into an open descriptor, a pipe or a device, the bytes are written one after another, until the reader closes it.
 async fn write(path: &Path, sink: &Sink, payload: &Payload) -> Result<(), Failure> {
     let cannot = |error: io::Error| Failure::new(Code::Io, format!("cannot write {}: {error}", path.display()));
     let open: Option<File> = match sink {
@@ -103,40 +104,40 @@ async fn write(path: &Path, sink: &Sink, payload: &Payload) -> Result<(), Failur
         Sink::Output | Sink::File => None,
     };
     if let Some(mut open) = open {
-        let hand = |chunk: &[u8]| match open.write_all(chunk) {
+        let write = |chunk: &[u8]| match open.write_all(chunk) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
             Err(error) => Err(cannot(error)),
         };
-        return pour(payload, hand).await.map(drop);
+        return pour(payload, write).await.map(drop);
     }
     let present = std::fs::metadata(path);
-    // What a link leads to is replaced, not the link.
-    let place = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
-    let draft = AtomicFile::at(&place).map_err(cannot)?;
-    draft.write(payload).await.map_err(cannot)?;
-    draft.sync().and_then(|()| draft.place()).map_err(cannot)
+    // The target of a link is replaced, not the link itself.
+    let target = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
+    let file = AtomicFile::at(&target).map_err(cannot)?;
+    file.write(payload).await.map_err(cannot)?;
+    file.sync().and_then(|()| file.place()).map_err(cannot)
 }
 
-/// Writes to standard output; tells whether anybody read on to the end.
+/// Writes the payload to standard output; returns false when the reader closed it before the end.
 async fn print(payload: &Payload) -> Result<bool, Failure> {
     pour(payload, Output::bytes).await
 }
 
-/// Hands all bytes on, piece by piece, as long as they are wanted.
-async fn pour(payload: &Payload, mut hand: impl FnMut(&[u8]) -> Result<bool, Failure>) -> Result<bool, Failure> {
+/// Passes the payload to `write` in pieces, until `write` returns false.
+async fn pour(payload: &Payload, mut write: impl FnMut(&[u8]) -> Result<bool, Failure>) -> Result<bool, Failure> {
     let mut offset = 0;
     while offset < payload.len() {
         let chunk = payload.read(offset, Payload::CHUNK).await.map_err(unread)?;
         offset += chunk.len() as u64;
-        if !hand(&chunk)? {
+        if !write(&chunk)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Writes to a terminal, which should get text only.
+/// Writes the payload to a terminal; refuses bytes that are not text.
 async fn show(key: &Key, payload: &Payload) -> Result<(), Failure> {
     if !payload.is_utf8().await.map_err(unread)? {
         return Err(Failure::new(Code::Usage, format!("{key} is binary; name a file with -o, or use a pipe")));
@@ -160,7 +161,7 @@ fn embed(value: &Value) -> Result<(Box<RawValue>, Option<&'static str>), Failure
         Value::Bytes(bytes) => {
             quote(&base64::engine::general_purpose::STANDARD.encode(bytes)).map(|raw| (raw, Some("base64")))
         }
-        // NaN and the infinities are JSON for Python only.
+        // `NaN` and the infinities are JSON for Python only.
         Value::Json(json) => match RawValue::from_string(json.as_str().to_owned()) {
             Ok(raw) => Ok((raw, None)),
             Err(_) => quote(json.as_str()).map(|raw| (raw, Some("text"))),

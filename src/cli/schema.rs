@@ -1,4 +1,4 @@
-//! `filestorage schema`.
+//! `filestorage schema`: prints the JSON Schemas.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use serde_json::Value;
 use super::terminal::Output;
 use crate::wiring::{Code, Failure};
 
-/// Prints the JSON Schemas of every task's arguments and result and of the metric event, or writes them to a folder.
+/// Prints the JSON Schemas of the arguments and results of all tasks and of the metric event, or writes them to a folder.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Folder to write one file a schema to.
+    /// Folder into which each schema is written as a file.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 }
 
-/// Returns every schema by file name.
+/// Returns all schemas by the names of their files.
 fn schemas() -> BTreeMap<String, Value> {
     let mut schemas = crate::commands::schemas();
     schemas.insert("event.json".to_owned(), crate::worker::event_schema());

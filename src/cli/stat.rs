@@ -1,4 +1,4 @@
-//! `filestorage stat`.
+//! `filestorage stat`: shows the attributes of a value.
 
 use clap::Args;
 use serde_json::Value;
@@ -8,10 +8,10 @@ use crate::config::Settings;
 use crate::storage::Key;
 use crate::wiring::{Code, Failure, stack};
 
-/// Shows what is known about a value without reading it.
+/// Shows size, checksum, times and other attributes of a value, without reading the value.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Key to look at.
+    /// Key of the value.
     key: String,
 }
 

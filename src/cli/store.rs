@@ -1,4 +1,4 @@
-//! `filestorage store`.
+//! `filestorage store`: stores a value.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read as _, stdin};
@@ -21,13 +21,13 @@ use crate::storage::{
 use crate::telemetry::Metrics;
 use crate::wiring::{Code, Failure, folders, stack};
 
-/// Stores a file, or what comes in on standard input, under a key.
+/// Stores a file, or standard input, under a key.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Key to store under.
     key: String,
 
-    /// File to store; `-`, or none, is standard input.
+    /// File to store; `-`, or no file, means standard input.
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -43,20 +43,20 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
 
-    /// Removes the value after so many seconds.
+    /// Seconds after which the value is removed.
     #[arg(long, value_name = "SECONDS")]
     ttl_seconds: Option<f64>,
 
-    /// Stores only when the key has no value.
+    /// Stores the value only when the key has none.
     #[arg(long, conflicts_with = "if_generation")]
     if_absent: bool,
 
-    /// Stores only when the key's value has this generation.
+    /// Stores the value only when the present value of the key has this generation.
     #[arg(long, value_name = "GENERATION")]
     if_generation: Option<String>,
 }
 
-/// Type of a value that is given as bytes.
+/// The type that the bytes of a value have.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KindArgument {
     /// A string in UTF-8.
@@ -82,10 +82,10 @@ impl Arguments {
             ..StoreOptions::default()
         };
         let file = self.file.as_deref().filter(|file| *file != Path::new("-"));
-        // What is typed would be drawn over.
+        // A bar would be drawn over the text that the user types.
         let typed = file.is_none() && stdin().is_terminal();
         let progress = if typed { Progress::none() } else { Progress::new(output, "storing") };
-        // The bucket may have room where this disk has none.
+        // A full disk does not prevent a store into a bucket: the spool falls back to the folder for temporary files.
         let spool = folders::spool(&settings.storage).or(std::env::temp_dir());
         let content = match self.kind {
             KindArgument::Bytes => bytes(file, &spool, &progress).await?,
@@ -101,10 +101,12 @@ impl Arguments {
     }
 }
 
-/// Takes bytes without keeping them in memory: those of a file stay where they are, others wait in the spool.
+/// Returns the content of a file or of standard input without holding it in memory.
+///
+/// A regular file is read later, when the value is stored. Other input is copied into the spool first.
 async fn bytes(file: Option<&Path>, spool: &Spool, progress: &Progress) -> Result<Content, Failure> {
     let payload = match file {
-        None => take_in(tokio::io::stdin(), "standard input", spool, progress).await?,
+        None => spooled(tokio::io::stdin(), "standard input", spool, progress).await?,
         Some(path) => {
             let cannot = |why| Failure::new(Code::NoInput, format!("cannot read {}: {why}", path.display()));
             let opened = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
@@ -115,7 +117,7 @@ async fn bytes(file: Option<&Path>, spool: &Spool, progress: &Progress) -> Resul
             if metadata.is_file() {
                 Payload::file(Arc::new(file), 0, metadata.len())
             } else {
-                take_in(tokio::fs::File::from_std(file), &path.display().to_string(), spool, progress).await?
+                spooled(tokio::fs::File::from_std(file), &path.display().to_string(), spool, progress).await?
             }
         }
     };
@@ -123,30 +125,30 @@ async fn bytes(file: Option<&Path>, spool: &Spool, progress: &Progress) -> Resul
     Ok(Content::new(Kind::Bytes, payload.watched(&progress.watch())))
 }
 
-/// Takes in what has no length that could be known.
-async fn take_in(
+/// Copies input of unknown length into the spool.
+async fn spooled(
     mut source: impl AsyncRead + Unpin,
     name: &str,
     spool: &Spool,
     progress: &Progress,
 ) -> Result<Payload, Failure> {
     let unread = |error| Failure::new(Code::Io, format!("cannot read {name}: {error}"));
-    let unkept = |error| {
+    let unwritten = |error| {
         let folder = spool.folder().display();
-        Failure::new(Code::Io, format!("cannot keep what comes from {name} in {folder}: {error}"))
+        Failure::new(Code::Io, format!("cannot copy {name} into {folder}: {error}"))
     };
-    let taking = async {
-        let mut intake = spool.writer();
+    let copying = async {
+        let mut writer = spool.writer();
         loop {
             let mut chunk = BytesMut::with_capacity(Payload::CHUNK);
             if source.read_buf(&mut chunk).await.map_err(unread)? == 0 {
                 break;
             }
-            intake.push(&chunk.freeze()).await.map_err(unkept)?;
+            writer.push(&chunk.freeze()).await.map_err(unwritten)?;
         }
-        intake.finish().await.map_err(unkept)
+        writer.finish().await.map_err(unwritten)
     };
-    let (payload, _) = watched(progress.watch(), taking).await?;
+    let (payload, _) = watched(progress.watch(), copying).await?;
     Ok(payload)
 }
 

@@ -1,4 +1,4 @@
-//! `filestorage sync`.
+//! `filestorage sync`: sends pending entries to the bucket.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,38 +14,39 @@ use crate::storage::{Error, ErrorKind, Fallback, Key, SyncProgress, SyncReport, 
 use crate::telemetry::{Metrics, SyncOutcome};
 use crate::wiring::{Bucket, Code, Creation, Failure, folders, stack};
 
-/// Sends what waits on this machine to the bucket, the oldest first.
+/// Sends the pending entries on this machine to the bucket, the oldest first.
 ///
-/// While the bucket is away, writes and deletes wait below `local_storage_path` (`enable_local_fallback`). A worker sends
-/// them by itself once the bucket is back; this does it now, for example before a machine is taken away. It can run beside
-/// workers, and be interrupted at any time: what the bucket has not confirmed stays.
+/// While the bucket cannot be reached, writes and deletes wait below `local_storage_path` (`enable_local_fallback`). A
+/// worker sends them by itself when the bucket is back. This command sends them now, for example before a machine is taken
+/// out of service. It can run beside workers. It can be interrupted at any time: entries that the bucket has not confirmed
+/// stay.
 ///
-/// A write whose key somebody else has changed in the bucket since is set aside, never dropped; `filestorage doctor` says
-/// where. What the bucket refuses is told one a line and stays.
+/// When somebody else has meanwhile changed the key of a pending write in the bucket, the write is quarantined and never
+/// dropped; `filestorage doctor` shows the file. Entries that the bucket refuses stay, and each is reported in a line.
 ///
-/// Exit codes: 0 nothing waits any more; 75 something still does; 69 the bucket cannot be reached; 78 it refuses, or none
-/// is named.
+/// Exit codes: 0 no entry waits any more; 75 some entries still wait; 69 the bucket cannot be reached; 78 the bucket
+/// refuses all entries, or the settings name no bucket.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Says what waits and what was set aside; asks the bucket nothing and sends nothing.
+    /// Shows the pending and the quarantined entries, and sends nothing.
     #[arg(long)]
     dry_run: bool,
 }
 
-/// What waits, for people and programs.
+/// The answer of a dry run.
 #[derive(Debug, Default, Serialize)]
 struct Waiting {
-    /// Writes and deletes.
+    /// The number of pending writes and deletes.
     entries: u64,
     bytes: u64,
-    /// When the oldest was stored or deleted.
+    /// The time of the oldest write or delete.
     oldest: Option<String>,
-    conflicts: Vec<SetAside>,
+    conflicts: Vec<QuarantinedWrite>,
 }
 
-/// A write that gave way to what somebody else had put into the bucket.
+/// A quarantined write: somebody else had changed its key in the bucket.
 #[derive(Debug, Serialize)]
-struct SetAside {
+struct QuarantinedWrite {
     key: String,
     path: String,
 }
@@ -64,7 +65,7 @@ impl Arguments {
         let metrics = Metrics::new();
         let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, &metrics).await;
         let bucket = bucket.map_err(stack::refused)?;
-        // Also where the fallback is off now: what it took earlier waits all the same.
+        // Entries of an earlier fallback are sent, too, when the fallback is off now.
         let (report, denied) = match stack::pending(settings, provider, name, &bucket)? {
             Some(fallback) if fallback.pending().await?.entries > 0 => {
                 stack::look(&bucket, false).await?;
@@ -78,7 +79,7 @@ impl Arguments {
         );
         if conflicts > 0 {
             text.push_str(&format!(
-                "{conflicts} gave way to what somebody else has put into the bucket since; `filestorage doctor` says where they are\n"
+                "{conflicts} were quarantined, because somebody else had changed their keys in the bucket; `filestorage doctor` names the files\n"
             ));
         }
         output.answer(&report, &text)?;
@@ -90,15 +91,15 @@ impl Arguments {
     }
 }
 
-/// Says what waits, and asks no bucket.
+/// Shows the pending and quarantined entries, without a request to the bucket.
 async fn look(settings: &StorageSettings, provider: Provider, name: &str, output: &Output) -> Result<Code, Failure> {
     let waiting = match stack::inspect(&folders::overlay(settings, provider, name))? {
         None => Waiting::default(),
         Some(overlay) => {
             let pending = overlay.pending().await?;
-            let aside = overlay.conflicts().await?.into_iter();
-            let conflicts = aside
-                .map(|one| SetAside { key: one.key.as_str().to_owned(), path: one.path.display().to_string() })
+            let quarantined = overlay.conflicts().await?.into_iter();
+            let conflicts = quarantined
+                .map(|one| QuarantinedWrite { key: one.key.as_str().to_owned(), path: one.path.display().to_string() })
                 .collect();
             let oldest = pending.oldest.map(format_timestamp);
             Waiting { entries: pending.entries, bytes: pending.bytes, oldest, conflicts }
@@ -109,17 +110,17 @@ async fn look(settings: &StorageSettings, provider: Provider, name: &str, output
         text.push_str(&format!(", the oldest since {oldest}"));
     }
     text.push('\n');
-    for SetAside { key, path } in &waiting.conflicts {
-        text.push_str(&format!("{key}: set aside in {path}\n"));
+    for QuarantinedWrite { key, path } in &waiting.conflicts {
+        text.push_str(&format!("{key}: quarantined in {path}\n"));
     }
     output.answer(&waiting, &text)?;
     Ok(if waiting.entries > 0 { Code::TryAgain } else { Code::Success })
 }
 
-/// Sends what waits; tells as well how much of it this identity may not send.
+/// Sends the pending entries; returns the report, and the number of entries that this identity may not send.
 async fn send(fallback: &Fallback, output: &Output) -> Result<(SyncReport, u64), Failure> {
     let progress = Progress::counting(output, "sending");
-    let shown = Shown { progress, output, bytes: AtomicU64::new(0), denied: AtomicU64::new(0) };
+    let shown = ShownProgress { progress, output, bytes: AtomicU64::new(0), denied: AtomicU64::new(0) };
     let outcome = fallback.sync(&shown).await;
     let denied = shown.denied.load(Ordering::Relaxed);
     drop(shown);
@@ -134,16 +135,16 @@ async fn send(fallback: &Fallback, output: &Output) -> Result<(SyncReport, u64),
     }
 }
 
-/// Moves the bar, and tells each failure.
-struct Shown<'a> {
+/// Shows the progress of a sync, and reports each failure.
+struct ShownProgress<'a> {
     progress: Progress,
     output: &'a Output,
     bytes: AtomicU64,
-    /// Entries that this identity may not send.
+    /// The number of entries that this identity may not send.
     denied: AtomicU64,
 }
 
-impl SyncProgress for Shown<'_> {
+impl SyncProgress for ShownProgress<'_> {
     fn total(&self, entries: u64, _: u64) {
         self.progress.expect_values(entries);
     }

@@ -1,4 +1,4 @@
-//! `filestorage worker`: settings, logs, admin port, engine and runtime joined for the worker's room.
+//! `filestorage worker`: starts the worker with its runtime, engine, admin port and service manager.
 
 use std::time::Duration;
 
@@ -17,19 +17,20 @@ use crate::wiring::{
 };
 use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
 
-/// Blocking threads beyond one for each command in flight: what was abandoned may still occupy its own for a while.
+/// The blocking threads besides one for each command: an abandoned operation may occupy its thread for a while.
 const SPARE_THREADS: usize = 64;
-/// How long a cold stop may take: enough to write down what was past its commit point.
-const COLD: Duration = Duration::from_secs(1);
+/// The longest time of a cold stop: enough to note in the journal what was past its commit point.
+const COLD_STOP: Duration = Duration::from_secs(1);
 
-/// Consumes commands until told to stop.
+/// Consumes commands until SIGINT or SIGTERM.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Queues to consume, joined by commas.
     #[arg(short = 'Q', long, value_name = "QUEUES")]
     queues: Option<String>,
 
-    /// RabbitMQ's URL, or the path of a file that holds it; a password in a URL given here is seen by all who list processes.
+    /// URL of RabbitMQ, or the path of a file that holds the URL. A password in a URL on the command line can be seen by all
+    /// users who list processes.
     #[arg(short = 'b', long, value_name = "URL|FILE")]
     broker: Option<String>,
 
@@ -41,7 +42,7 @@ pub(super) struct Arguments {
     #[arg(short = 'n', long, value_name = "NAME")]
     hostname: Option<String>,
 
-    /// How much is logged.
+    /// Level from which lines are logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.
     #[arg(short = 'l', long, value_name = "LEVEL")]
     loglevel: Option<String>,
 
@@ -55,7 +56,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Returns Celery's own flags as settings; they have the last word.
+    /// Returns Celery's own flags as settings, which override the flags of the settings.
     pub(super) fn flags(&self) -> Vec<Flag> {
         let is_url = self.broker.as_deref().is_some_and(|broker| broker.contains("://"));
         let broker = if is_url { "celery_broker_url" } else { "celery_broker_url_file" };
@@ -77,11 +78,11 @@ impl Arguments {
     }
 }
 
-/// Runs the worker; the admin port lives as long as it does.
+/// Runs the worker until it stops.
 ///
-/// One thread beside the blocking pool: for small commands a second one costs more than it brings.
+/// The runtime has one thread besides the blocking pool, because a second thread slows small commands down.
 pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> {
-    tell_descriptors(settings.worker.concurrency);
+    warn_of_descriptors(settings.worker.concurrency);
     let options = worker_options(settings)?;
     let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,13 +91,13 @@ pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> 
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(supervised(settings, inputs, options, broker));
-    // What a cold stop left on the blocking pool must not hold the process up.
+    // Operations that a cold stop left on the blocking pool must not delay the end of the process.
     runtime.shutdown_background();
     outcome
 }
 
-/// Says at the start that there are fewer descriptors than so many commands may want; they wait for one another then.
-fn tell_descriptors(concurrency: usize) {
+/// Warns at the start when the commands may need more descriptors than the limit allows, and would wait for one another.
+fn warn_of_descriptors(concurrency: usize) {
     let (limit, wanted) = (descriptor_limit(), descriptors_wanted(concurrency));
     if limit < wanted {
         tracing::warn!(
@@ -109,19 +110,19 @@ fn tell_descriptors(concurrency: usize) {
     }
 }
 
-/// Serves, and tells the service manager how that goes where there is one.
+/// Runs the worker, and reports its state to the service manager if there is one.
 async fn supervised(
     settings: &Settings,
     inputs: Inputs,
     options: WorkerOptions,
     broker: BrokerOptions,
 ) -> Result<Code, Failure> {
-    let deaf = |error| Failure::new(Code::Io, format!("cannot listen for signals: {error}"));
-    let mut stop = worker::listen().map_err(deaf)?;
+    let no_signals = |error| Failure::new(Code::Io, format!("cannot listen for signals: {error}"));
+    let mut stop = worker::listen().map_err(no_signals)?;
     let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
     let secrets = Secrets::new(inputs, broker, readiness.clone());
-    worker::disregard().map_err(deaf)?;
-    tokio::spawn(secrets.clone().watch(worker::hangups().map_err(deaf)?));
+    worker::disregard().map_err(no_signals)?;
+    tokio::spawn(secrets.clone().watch(worker::hangups().map_err(no_signals)?));
     let work = serve(settings, options, secrets, readiness.clone(), stop.clone());
     match ServiceManager::find(|name| std::env::var_os(name)) {
         Ok(Some(manager)) => {
@@ -134,7 +135,7 @@ async fn supervised(
         }
         Ok(None) => work.await,
         Err(error) => {
-            tracing::warn!(%error, "the service manager is told nothing");
+            tracing::warn!(%error, "the state of the worker cannot be reported to the service manager");
             work.await
         }
     }
@@ -149,14 +150,14 @@ async fn serve(
 ) -> Result<Code, Failure> {
     tokio::spawn(end_when_cold(stop.clone()));
     let metrics = Metrics::new();
-    // The port first: a second worker with the same settings ends before it touches anything.
+    // The port is opened first, so that a second worker with the same settings ends before it changes anything.
     let admin = match &settings.telemetry.metrics {
         Some(address) => Some(Admin::bind(&address.host, address.port)?),
         None => None,
     };
     let stack::Stack { engine, bucket } = stack::stack(&settings.storage, &metrics).await?;
     if settings.worker.send_task_events {
-        tracing::info!("task events are asked for; this version sends none");
+        tracing::info!("celery_worker_send_task_events is set, but this version sends no task events");
     }
     let _serving = match admin {
         Some(admin) => {
@@ -166,10 +167,10 @@ async fn serve(
         }
         None => None,
     };
-    // All of them end with this set, however this function ends; nobody waits for them.
-    let mut aside = JoinSet::new();
+    // The tasks of this set end when this function ends. Nothing waits for them.
+    let mut background = JoinSet::new();
     match bucket {
-        Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut aside).await?,
+        Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut background).await?,
         None => readiness.set(Component::Storage, ComponentState::Ready),
     }
     let outcome = worker::run(options, || secrets.broker(), engine, metrics, readiness, stop).await;
@@ -186,36 +187,36 @@ async fn serve(
     })
 }
 
-/// Has the bucket say whether it is the right one, watches it from then on, and sees to what waits for it.
+/// Probes the bucket, and starts the bucket monitor and the sync loop.
 ///
-/// A bucket that cannot be reached stops nobody: it may come back, and until then the fallback stands in.
+/// A bucket that cannot be reached does not prevent the start: it may come back, and the fallback serves until then.
 async fn attend(
     engine: &Engine,
     bucket: Bucket,
     readiness: &Readiness,
     mut stop: watch::Receiver<Stop>,
-    aside: &mut JoinSet<()>,
+    background: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
-    let mut watcher = BucketMonitor::new(bucket, engine.fallback().is_some(), readiness.clone());
+    let mut monitor = BucketMonitor::new(bucket, engine.fallback().is_some(), readiness.clone());
     tokio::select! {
-        first = watcher.first() => first?,
+        first = monitor.first() => first?,
         _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),
     }
-    aside.spawn(async move { watcher.watch().await });
+    background.spawn(async move { monitor.watch().await });
     if let Some(fallback) = engine.fallback().cloned() {
-        aside.spawn(async move { fallback.sync_loop().await });
+        background.spawn(async move { fallback.sync_loop().await });
     }
     Ok(())
 }
 
-/// Ends the process shortly after a cold stop was asked for, whatever still waits for a broker or a disk.
+/// Ends the process shortly after the order for a cold stop, even when operations still wait for a broker or a disk.
 ///
-/// Nothing is lost by it: what runs has not been answered, and the broker takes it back from a closed socket. Whoever still
-/// waits then leaves work behind.
+/// No command is lost: the broker delivers unacknowledged commands again once the socket is closed. The exit code says that
+/// work is left.
 async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
     if stop.wait_for(|stop| *stop == Stop::Cold).await.is_ok() {
-        tokio::time::sleep(COLD).await;
-        tracing::info!("leaving at once");
+        tokio::time::sleep(COLD_STOP).await;
+        tracing::info!("cold stop: the process ends now");
         std::process::exit(Code::TryAgain as i32);
     }
 }

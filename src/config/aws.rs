@@ -1,4 +1,4 @@
-//! The `AWS_*` variables: taken as they are, for whoever signs requests to S3.
+//! Reads the `AWS_*` variables, with which requests to S3 are signed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,20 +8,20 @@ use super::kind::Raw;
 use super::{Inputs, Secret, SettingFault, SettingKind, Source, misplaced};
 use crate::redact;
 
-/// Secrets among them; each has a twin `…_FILE` that names a file holding it.
+/// The variables that hold secrets; for each, a variable `…_FILE` may name a file that holds the secret.
 const SECRETS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
-/// One variable.
+/// The value of one variable.
 pub(super) struct Given {
     pub(super) value: Secret,
-    /// Where it was given.
+    /// The variable that gave the value.
     pub(super) source: Source,
-    /// The file that holds it, where its twin names one.
+    /// The file from which the value was read, when a variable `…_FILE` names one.
     pub(super) file: Option<PathBuf>,
 }
 
-/// Collects the variables by name.
-pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> BTreeMap<String, Given> {
+/// Reads all `AWS_*` variables, and returns them by their names without `_FILE`.
+pub(super) fn load(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> BTreeMap<String, Given> {
     let mut found = BTreeMap::new();
     let names = inputs.environment.keys().filter(|name| name.starts_with("AWS_"));
     for (name, value) in names.filter_map(|name| Some((name, set(inputs, name)?))) {
@@ -57,7 +57,7 @@ pub(super) fn gather(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> BTreeMa
             continue;
         }
         match read_lines(Path::new(text)) {
-            // What is being written anew may be empty for a moment.
+            // A file that is just being replaced may be empty for a moment; this is a fault all the same.
             Ok(lines) if lines.is_empty() => refuse("names a file that is empty".to_owned()),
             Ok(lines) => {
                 let secret_text = lines.concat();

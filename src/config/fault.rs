@@ -1,19 +1,20 @@
-//! What is wrong with the configuration: every fault, not only the first.
+//! The faults of a configuration.
 
 use std::fmt;
 
 use super::Source;
 
-/// One thing wrong with one setting.
+/// One fault of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingFault {
-    /// The setting, or the unknown name.
+    /// The name of the setting, or the unknown name.
     pub setting: String,
-    /// The value that was given, where it is a number or a secret's stars; anything else may be a secret in the wrong place.
+    /// The value that was given, when it is a number, the path of a file of secrets, or the stars that hide a secret. Any
+    /// other value may be a misplaced secret.
     pub value: Option<String>,
-    /// Where it was given.
+    /// The source of the value.
     pub source: Source,
-    /// What is wrong, and what is allowed.
+    /// The fault, and the values that are allowed.
     pub message: String,
 }
 
@@ -27,7 +28,7 @@ impl fmt::Display for SettingFault {
     }
 }
 
-/// Everything wrong with the configuration, one line each.
+/// All faults of a configuration, shown one a line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Faults(pub Vec<SettingFault>);
 

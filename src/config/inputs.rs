@@ -1,4 +1,4 @@
-//! What settings are read from: flags, environment, a file.
+//! The inputs of the configuration: flags, environment, one file.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use super::source::Source;
 use super::{Faults, SettingFault};
 
-/// File read when no other is named and it is there.
+/// The configuration file that is read when no other is named; it may be missing.
 pub const DEFAULT_FILE: &str = "filestorage.toml";
 
 /// One setting given on the command line.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// Name of the setting, `celery_task_queues` for example, or of its file twin.
+    /// The name of the setting, for example `celery_task_queues`, or of its variant with `_file`.
     pub setting: String,
-    /// What the user typed, `-Q` for example.
+    /// The flag that the user typed, for example `-Q`.
     pub flag: String,
-    /// The value's text.
+    /// The text of the value.
     pub value: String,
 }
 
@@ -28,12 +28,12 @@ impl fmt::Debug for Flag {
     }
 }
 
-/// The text of a configuration file and where it lies.
+/// The text and the path of a configuration file.
 #[derive(Clone)]
 pub struct ConfigFile {
-    /// Where it lies, for messages.
+    /// The path, for messages.
     pub path: PathBuf,
-    /// Its TOML text.
+    /// The TOML text.
     pub text: String,
 }
 
@@ -43,23 +43,23 @@ impl fmt::Debug for ConfigFile {
     }
 }
 
-/// Everything [`super::load`] looks at; nothing else is asked, so a test can give its own.
+/// All inputs of [`super::load`], which reads no other source but files that the inputs name.
 #[derive(Clone, Default)]
 pub struct Inputs {
-    /// Settings given on the command line; of a repeated one the last holds.
+    /// The settings of the command line; the last of several values of one setting counts.
     pub flags: Vec<Flag>,
-    /// The environment.
+    /// The environment variables.
     pub environment: BTreeMap<String, OsString>,
     /// The configuration file, when there is one.
     pub file: Option<ConfigFile>,
 }
 
 impl Inputs {
-    /// Takes the environment of this process and reads the named file, or [`DEFAULT_FILE`] when that is there.
+    /// Reads the environment of this process and the named file, or [`DEFAULT_FILE`] when no file is named.
     ///
     /// # Errors
     ///
-    /// One fault when the file cannot be read; a missing default file is none.
+    /// One fault, when the file cannot be read. A missing default file is no fault.
     pub fn of_process(flags: Vec<Flag>, file: Option<&Path>) -> Result<Self, Faults> {
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
@@ -91,12 +91,14 @@ impl fmt::Debug for Inputs {
     }
 }
 
-/// Reads a variable; one that is set but empty counts as unset, which is what compose files make of a missing one.
+/// Returns the value of an environment variable, or `None` when the variable is unset or empty.
+///
+/// Compose files pass on an unset variable as an empty one.
 pub(super) fn set<'a>(inputs: &'a Inputs, name: &str) -> Option<&'a OsString> {
     inputs.environment.get(name).filter(|value| !value.is_empty())
 }
 
-/// Reads a file of secrets: its lines without blanks around them, and without empty ones.
+/// Reads the lines of a file of secrets, without the blanks around them and without empty lines.
 pub(super) fn read_lines(path: &Path) -> std::io::Result<Vec<String>> {
     let text = std::fs::read_to_string(path)?;
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())

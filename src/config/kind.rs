@@ -1,44 +1,45 @@
-//! What a setting takes: the only place where a value's text is read.
+//! The kinds of values that settings take, with the parser of each kind.
 
 use std::time::Duration;
 
 use crate::broker_url::BrokerUrl;
 use crate::provider::Provider;
+use crate::queue_name;
 
-/// What a setting takes.
+/// The kind of value that a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SettingKind {
-    /// Yes or no.
+    /// A boolean.
     Bool,
     /// A whole number within bounds.
     Integer {
-        /// Smallest allowed.
+        /// The smallest allowed number.
         min: u64,
-        /// Largest allowed.
+        /// The largest allowed number.
         max: u64,
     },
     /// A number of seconds, fractions allowed, above zero.
     Seconds {
-        /// Largest allowed.
+        /// The largest allowed number of seconds.
         max: u32,
     },
-    /// Any text but the empty one.
+    /// Any text that is not empty.
     Text,
-    /// A name as clouds give them.
+    /// A name of the form that clouds use for projects, regions and locations.
     Name,
-    /// One of these words, in any case.
+    /// One of these words; the case of letters does not matter.
     Choice(&'static [&'static str]),
-    /// Name of a bucket.
+    /// The name of a bucket of this provider.
     Bucket(Provider),
     /// An `http` or `https` URL.
     Url,
-    /// The same, or only its host and port.
+    /// An `http` or `https` URL, or only a host and a port.
     Emulator,
-    /// Path of a folder.
+    /// The path of a folder.
     Path,
-    /// Path of a file that is read.
+    /// The path of a file that is read.
     File,
-    /// Absolute paths joined by `:`.
+    /// Absolute paths of folders, joined by `:`.
     Paths,
     /// Buckets as `gs://name` or `s3://name`, joined by commas.
     Buckets,
@@ -46,13 +47,13 @@ pub enum SettingKind {
     Queues,
     /// One queue name.
     Queue,
-    /// Serializers joined by commas; only JSON is understood.
+    /// Names of serializers joined by commas; only JSON is allowed.
     Content,
     /// AMQP URLs joined by `;`.
     BrokerUrls,
 }
 
-/// A value that was read.
+/// A value that was parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Parsed {
     Bool(bool),
@@ -65,7 +66,7 @@ pub(super) enum Parsed {
 /// A value as it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Raw {
-    /// Text of a flag, a variable, or one TOML value.
+    /// The text of a flag, of an environment variable, or of one TOML value.
     Text(String),
     /// A TOML array.
     List(Vec<String>),
@@ -81,7 +82,7 @@ impl Raw {
 }
 
 impl SettingKind {
-    /// Says what is allowed, to follow "must be".
+    /// Describes the allowed values, as the end of a sentence that begins with "must be".
     #[must_use]
     pub fn allowed(self) -> String {
         match self {
@@ -97,14 +98,14 @@ impl SettingKind {
             Self::Path | Self::File => "a path".to_owned(),
             Self::Paths => "absolute paths joined by `:`".to_owned(),
             Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
-            Self::Queues => format!("queue names of 1 to 255 bytes joined by commas, {RESERVED}"),
-            Self::Queue => format!("a queue name of 1 to 255 bytes, {RESERVED}"),
+            Self::Queues => format!("queue names of 1 to 255 bytes joined by commas, {}", queue_name::NOT_RESERVED),
+            Self::Queue => format!("a queue name of 1 to 255 bytes, {}", queue_name::NOT_RESERVED),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
         }
     }
 
-    /// Reads a value; `None` when it is not what [`SettingKind::allowed`] says.
+    /// Parses a value; returns `None` for a value that [`SettingKind::allowed`] does not describe.
     pub(super) fn parse(self, raw: &Raw) -> Option<Parsed> {
         let Raw::Text(text) = raw else { return self.parse_list(raw) };
         let text = text.trim();
@@ -132,21 +133,23 @@ impl SettingKind {
             Self::Emulator => {
                 let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
                 let url = url.trim_end_matches('/');
-                // Nothing but scheme and place: three parts, the middle one empty.
+                // Only scheme, host and port are allowed: three parts, of which the middle one is empty.
                 (is_url(url) && url.split('/').count() == 3).then(|| Parsed::Text(url.to_owned()))
             }
             Self::Text | Self::Path | Self::File => (!text.is_empty()).then(|| Parsed::Text(text.to_owned())),
             Self::Name => is_name(text).then(|| Parsed::Text(text.to_owned())),
-            Self::Queue => is_queue(text).then(|| Parsed::Text(text.to_owned())),
+            Self::Queue => queue_name::can_be_declared(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
             Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
         }
     }
 
-    /// Says which entry of a list is wrong and why, where that can be told without repeating it.
+    /// Names the first wrong entry of a list and its fault, without repeating the entry.
+    ///
+    /// Returns `None` for kinds whose faults cannot be described without repeating the entry.
     pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
-        let (separator, judge): (char, fn(&str) -> Option<String>) = match self {
+        let (separator, fault): (char, fn(&str) -> Option<String>) = match self {
             Self::Buckets => (',', |item| bucket(item).err()),
             Self::BrokerUrls => {
                 (';', |item| BrokerUrl::parse_all(item).err().map(|fault| format!("is wrong: {fault}")))
@@ -157,10 +160,10 @@ impl SettingKind {
             Raw::Text(text) => text.split(separator).map(str::trim).collect(),
             Raw::List(items) => items.iter().map(String::as_str).collect(),
         };
-        // Behind a last `;` stands nothing.
+        // An empty entry, as behind a last `;`, is skipped.
         let skipped = |item: &str| self == Self::BrokerUrls && item.is_empty();
         let items = items.iter().filter(|item| !skipped(item)).enumerate();
-        items.into_iter().find_map(|(at, item)| judge(item).map(|why| format!("entry {} {why}", at + 1)))
+        items.into_iter().find_map(|(index, item)| fault(item).map(|why| format!("entry {} {why}", index + 1)))
     }
 
     fn parse_list(self, raw: &Raw) -> Option<Parsed> {
@@ -178,7 +181,7 @@ impl SettingKind {
             Self::Queues => {
                 let mut seen = std::collections::HashSet::new();
                 items.retain(|item| seen.insert(item.clone()));
-                items.iter().all(|item| is_queue(item))
+                items.iter().all(|item| queue_name::can_be_declared(item))
             }
             Self::Buckets => {
                 for item in &mut items {
@@ -196,52 +199,50 @@ impl SettingKind {
     }
 }
 
-/// Splits and trims; `None` when nothing or an empty item is left.
+/// Splits a list and trims its items; returns `None` when an item is empty.
 fn list(text: &str, separator: char) -> Option<Vec<String>> {
     let items: Vec<String> = text.split(separator).map(|item| item.trim().to_owned()).collect();
     items.iter().all(|item| !item.is_empty()).then_some(items)
 }
 
-/// Reads `gs://name` or `s3://name`, a slash at the end allowed; an error says what is wrong, to follow "entry 1".
+/// Reads `gs://name` or `s3://name`, with or without a slash at the end.
+///
+/// The error describes the fault, as the end of a sentence that begins with "entry 1".
 pub(super) fn bucket(item: &str) -> Result<(Provider, &str), String> {
     let split = item.split_once("://").and_then(|(scheme, rest)| Some((Provider::of_scheme(scheme)?, rest)));
     let Some((provider, rest)) = split else {
-        return Err("begins with neither gs:// nor s3://; write gs://name for Google's, s3://name for S3's".to_owned());
+        return Err(
+            "begins with neither gs:// nor s3://; write gs://name for a bucket of Google, s3://name for one of S3"
+                .to_owned(),
+        );
     };
     match rest.strip_suffix('/').unwrap_or(rest) {
-        name if name.contains('/') => {
-            Err("names something in a bucket; a bucket is listed whole, so leave out what follows its name".to_owned())
-        }
+        name if name.contains('/') => Err(
+            "names an object or folder in a bucket, but a bucket is listed whole; write the name of the bucket alone"
+                .to_owned(),
+        ),
         name if provider.allows(name) => Ok((provider, name)),
         _ => Err(format!("names no bucket; after {}:// comes {}", provider.scheme(), provider.rule())),
     }
 }
 
-/// Splits URLs; an empty one, as behind a last `;`, is none.
+/// Splits a list of URLs at `;` and skips empty items.
 fn urls(text: &str) -> Vec<String> {
     text.split(';').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect()
 }
 
-/// RabbitMQ refuses to declare them, with the code of a right that is missing.
-const RESERVED: &str = "not beginning with `amq.`, which RabbitMQ keeps for itself";
-
-/// Checks a name as clouds give them to projects, regions and places.
+/// Tells whether a text has the form of names of projects, regions and locations in clouds.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
 }
 
-/// AMQP's short strings hold 255 bytes.
-fn is_queue(name: &str) -> bool {
-    (1..=255).contains(&name.len()) && !name.starts_with("amq.")
-}
-
-/// Checks a URL as far as a setting can be wrong: scheme, a host, a port that is one, no login, nothing behind the path.
+/// Tells whether a text is an HTTP URL with a host, without a login, a query or a fragment, and with a valid port if any.
 fn is_url(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once("://") else { return false };
-    let place = rest.split('/').next().unwrap_or_default();
-    let (host, port) = match place.rsplit_once(']') {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(']') {
         Some((host, port)) => (host, port.strip_prefix(':').unwrap_or(port)),
-        None => place.split_once(':').unwrap_or((place, "")),
+        None => authority.split_once(':').unwrap_or((authority, "")),
     };
     matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https")
         && !host.is_empty()

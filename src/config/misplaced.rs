@@ -1,4 +1,4 @@
-//! Values that are something else than their setting takes, told without repeating them.
+//! Recognizes values that stand in the wrong setting, and describes them without repeating them.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::SettingKind;
 use super::kind::Raw;
 use crate::redact::{self, Shape};
 
-/// Says what stands in the place of a path, a name or a word, and what to do with it; none for what may be one.
+/// Describes a value that stands in the place of a path, a name or a word; returns `None` for an acceptable value.
 pub(super) fn find(kind: SettingKind, raw: &Raw) -> Option<String> {
     let items = match raw {
         Raw::Text(text) => std::slice::from_ref(text),
@@ -20,7 +20,7 @@ pub(super) fn find(kind: SettingKind, raw: &Raw) -> Option<String> {
             .map(|shape| format!("holds {shape}, not {}", kind.allowed())),
         SettingKind::File => file(item, "its path"),
         SettingKind::Text | SettingKind::Name | SettingKind::Queue | SettingKind::Queues => {
-            // People name things by digests and by what is random.
+            // People use digests and random words as names.
             let is_word = item.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
             // A queue may have any name.
             let is_queue = matches!(kind, SettingKind::Queue | SettingKind::Queues);
@@ -35,7 +35,9 @@ pub(super) fn find(kind: SettingKind, raw: &Raw) -> Option<String> {
     })
 }
 
-/// Says what stands in the place of a file's path.
+/// Describes a text that stands in the place of a file's path, and says what to write; returns `None` for a path.
+///
+/// `wanted` says what the text should be, for the message.
 pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
     const MEND: &str = "write it to a file that only this user can read, and give the path of that file";
     match Shape::of(text) {
@@ -44,13 +46,13 @@ pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
         Some(Shape::Url) => Some(format!("holds a URL, not {wanted}; give the path of a file on this machine")),
         Some(shape) => Some(format!("holds {shape}, not {wanted}; {MEND}")),
         None if !redact::is_plainly_a_path(Path::new(text)) => {
-            Some(format!("holds a word that is no file here, not {wanted}; {MEND}"))
+            Some(format!("holds a word that is not a file on this machine, not {wanted}; {MEND}"))
         }
         None => None,
     }
 }
 
-/// Shows a refused value where it can be no secret: a number.
+/// Returns the text of a refused value when it is a number, which is not a secret.
 pub(super) fn show(kind: SettingKind, raw: &Raw) -> Option<String> {
     match (kind, raw) {
         (SettingKind::Integer { .. } | SettingKind::Seconds { .. }, Raw::Text(text)) if text.len() < 24 => {
@@ -60,7 +62,7 @@ pub(super) fn show(kind: SettingKind, raw: &Raw) -> Option<String> {
     }
 }
 
-/// Names the word that may have been meant by one that is not known.
+/// Finds the known word that is most similar to an unknown one.
 pub(super) fn meant<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
     let score = |word: &str| strsim::jaro_winkler(&text.trim().to_ascii_lowercase(), &word.to_ascii_lowercase());
     words

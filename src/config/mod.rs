@@ -1,15 +1,15 @@
-//! Settings: raw text from four sources, checked once, then plain typed values.
+//! Reads the settings from flags, environment, file and defaults, checks them once, and returns typed values.
 //!
-//! The only room that reads environment and files for settings. One table, [`SETTINGS`], says what each setting is
-//! called, what it takes, what it is by default and what it does; flags, errors, `filestorage config` and the reference
-//! of settings come from it. A value that is refused is not repeated, for it may be a secret in the wrong place: what it
-//! looks like is said instead.
+//! No other room reads environment or files for settings. The table [`SETTINGS`] holds the name of each setting, the
+//! values it takes, its default and its description. The flags, the errors, `filestorage config` and the reference of
+//! settings are made from this table. An error does not repeat a refused value, which may be a misplaced secret; it names
+//! the form of the value instead.
 
 mod aws;
 mod fault;
-mod gather;
 mod inputs;
 mod kind;
+mod load;
 mod misplaced;
 mod overlap;
 pub(crate) mod proxy;
@@ -22,9 +22,9 @@ mod storage;
 mod values;
 
 pub use fault::{Faults, SettingFault};
-pub use gather::{Effective, Loaded, load, survey};
 pub use inputs::{ConfigFile, DEFAULT_FILE, Flag, Inputs};
 pub use kind::SettingKind;
+pub use load::{Effective, Loaded, load, survey};
 pub use reference::markdown as reference;
 pub use registry::{Availability, SETTINGS, Secrecy, Setting, find};
 pub use secret::Secret;

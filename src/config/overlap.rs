@@ -1,4 +1,4 @@
-//! Exchange directories that overlap with what this program keeps or reads for itself.
+//! Finds exchange directories that overlap with the storage folder or hold files of the configuration.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -8,16 +8,16 @@ use super::storage::{JOURNAL, OBJECTS, OVERLAY, SPOOL};
 use super::values::Values;
 use super::{Inputs, SETTINGS, SettingKind};
 
-/// Most links one path may lead through, as on Linux.
+/// The most symbolic links in one path, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// Where Google's tools keep the login of a user, below the home folder.
+/// The file, below the home folder, in which Google's tools keep the login of a user.
 const GOOGLE_LOGIN: &str = ".config/gcloud/application_default_credentials.json";
 
-/// Finds every exchange directory that contains or lies in the storage folder, or contains a file of the configuration.
+/// Reports each exchange directory that contains or lies in the storage folder, or contains a file of the configuration.
 ///
-/// Paths are compared by what they lead to: links and `..` are followed, a folder mounted twice is one, and what is not
-/// there yet is taken by its name.
+/// Paths are compared by their targets: links and `..` are followed, and a folder that is mounted twice is one folder. A
+/// path that does not exist yet is compared by its name.
 pub(super) fn faults(inputs: &Inputs, table: &toml::Table, values: &Values) -> Vec<String> {
     let directories = values.list("exchange_directories").unwrap_or_default();
     let Some(storage) = values.text("local_storage_path").filter(|_| !directories.is_empty()) else {
@@ -50,14 +50,14 @@ pub(super) fn faults(inputs: &Inputs, table: &toml::Table, values: &Values) -> V
         .collect()
 }
 
-/// Collects the files that settings come from or name, whether or not they are there, and the login that Google's tools leave.
+/// Collects the files that hold or are named by settings, also missing ones, and the login file of Google's tools.
 fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
     let mut files: Vec<_> =
         inputs.file.iter().map(|file| ("the configuration file".to_owned(), file.path.clone())).collect();
     let mut add = |name: &str, path: &str| files.push((format!("the file of {name}"), PathBuf::from(path)));
     let own = |setting: &super::Setting| setting.kind == SettingKind::File;
-    for (setting, twin) in SETTINGS.iter().map(|setting| (setting, setting.file_twin())) {
-        let Some(name) = twin.or_else(|| own(setting).then(|| setting.name.to_owned())) else { continue };
+    for (setting, variant) in SETTINGS.iter().map(|setting| (setting, setting.file_variant())) {
+        let Some(name) = variant.or_else(|| own(setting).then(|| setting.name.to_owned())) else { continue };
         inputs.flags.iter().filter(|flag| flag.setting == name).for_each(|flag| add(&name, &flag.value));
         if let Some(path) = table.get(&name).and_then(toml::Value::as_str) {
             add(&name, path);
@@ -75,13 +75,13 @@ fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
             add(name, path);
         }
     }
-    // Used without being named by anybody.
+    // Google's client reads this file although no setting names it.
     let login = set(inputs, "HOME").map(|home| Path::new(home).join(GOOGLE_LOGIN)).filter(|path| path.exists());
     files.extend(login.map(|path| ("Google's login on this machine".to_owned(), path)));
     files
 }
 
-/// Follows links and `..` as far as a path is there.
+/// Resolves links and `..` in that part of a path that exists.
 fn resolve(path: &Path, links: usize) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut resolved = PathBuf::new();
@@ -96,7 +96,7 @@ fn resolve(path: &Path, links: usize) -> PathBuf {
         } else if let Ok(target) = resolved.read_link()
             && links < MAX_LINKS
         {
-            // A link to what is not there yet.
+            // The target of this link does not exist yet.
             resolved.pop();
             resolved = resolve(&resolved.join(target), links + 1);
         }
@@ -104,7 +104,7 @@ fn resolve(path: &Path, links: usize) -> PathBuf {
     resolved
 }
 
-/// Tells whether a path is a folder or lies in it; both are resolved.
+/// Tells whether a resolved path is the given resolved folder or lies in it.
 fn is_within(path: &Path, folder: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|it| (it.dev(), it.ino()));
     let wanted = identity(folder);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn exchange_directories_are_apart_from_what_the_program_keeps_and_reads() {
+    fn exchange_directories_overlap_no_files_of_the_program() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         for folder in ["store/journal", "config", "secrets", "exchange", "apart/overlay", "home/.config/gcloud"] {

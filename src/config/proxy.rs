@@ -1,15 +1,17 @@
-//! Proxies that the environment names, as the HTTP client reads them.
+//! Finds the HTTP proxy that the environment names for Cloud Storage, by the rules of the HTTP client.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Google's own server, as far as a proxy is concerned.
+/// The server of Cloud Storage, for the choice of a proxy.
 const GOOGLE: &str = "https://storage.googleapis.com";
 
-/// A look at one variable; nothing where it is unset or empty.
+/// A function that returns an environment variable, or `None` when the variable is unset or empty.
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Names the proxy that requests to Cloud Storage, or to its emulator, pass through; without user and password.
+/// Returns the proxy for requests to Cloud Storage or its emulator, and the variable that names it, as text.
+///
+/// The text has no user and no password.
 pub(crate) fn of(emulator: Option<&str>) -> Option<String> {
     let server = emulator.unwrap_or(GOOGLE);
     if is_loopback(host(server)) {
@@ -18,23 +20,23 @@ pub(crate) fn of(emulator: Option<&str>) -> Option<String> {
     found(server, &variable)
 }
 
-/// Asks an emulator on this machine without a proxy, which could not reach it.
+/// Excludes an emulator on this machine from the use of a proxy, which could not reach it.
 ///
-/// Google's client takes no word about proxies but the environment's, which a running program cannot change safely: so it
-/// runs itself again, as the same process, with the emulator's host in `NO_PROXY`.
-pub(crate) fn spare_loopback(emulator: Option<&str>) -> Result<(), String> {
+/// Google's client finds proxies only by the environment, which a running program cannot change safely. When a proxy would
+/// be used, the program therefore executes itself again in the same process, with the emulator's host in `NO_PROXY`.
+pub(crate) fn exclude_loopback(emulator: Option<&str>) -> Result<(), String> {
     let Some(server) = emulator.filter(|server| is_loopback(host(server))) else { return Ok(()) };
     if found(server, &variable).is_none() {
         return Ok(());
     }
-    let spared = variable("NO_PROXY").or_else(|| variable("no_proxy"));
-    let spared = spared.map_or_else(|| host(server).to_owned(), |spared| format!("{spared},{}", host(server)));
+    let excluded = variable("NO_PROXY").or_else(|| variable("no_proxy"));
+    let excluded = excluded.map_or_else(|| host(server).to_owned(), |hosts| format!("{hosts},{}", host(server)));
     let mut arguments = std::env::args_os();
     let mut again = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {
         again.arg0(name);
     }
-    let error = again.args(arguments).env("NO_PROXY", &spared).env("no_proxy", &spared).exec();
+    let error = again.args(arguments).env("NO_PROXY", &excluded).env("no_proxy", &excluded).exec();
     Err(format!("{server} must be asked without a proxy: {error}; add {} to NO_PROXY", host(server)))
 }
 
@@ -46,36 +48,36 @@ fn variable(name: &str) -> Option<String> {
 fn found(server: &str, variable: Variable<'_>) -> Option<String> {
     let names: &[&str] = match server.split_once("://") {
         Some(("https", _)) => &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
-        // A web server hands a header on as HTTP_PROXY.
+        // In a CGI program, HTTP_PROXY may come from a header of the request.
         _ if variable("REQUEST_METHOD").is_some() => &["http_proxy", "ALL_PROXY", "all_proxy"],
         _ => &["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
     };
     let (name, proxy) = names.iter().find_map(|name| Some((name, variable(name)?)))?;
-    let spared = variable("NO_PROXY").or_else(|| variable("no_proxy")).unwrap_or_default();
-    if spared.split(',').any(|pattern| spares(pattern.trim(), host(server))) {
+    let excluded = variable("NO_PROXY").or_else(|| variable("no_proxy")).unwrap_or_default();
+    if excluded.split(',').any(|pattern| excludes(pattern.trim(), host(server))) {
         return None;
     }
     let (scheme, rest) = proxy.split_once("://").unwrap_or(("http", &proxy));
-    let place =
-        rest.rsplit_once('@').map_or(rest, |(_, place)| place).split(['/', '?', '#']).next().unwrap_or_default();
-    Some(format!("{scheme}://{place} ({name})"))
+    let address =
+        rest.rsplit_once('@').map_or(rest, |(_, address)| address).split(['/', '?', '#']).next().unwrap_or_default();
+    Some(format!("{scheme}://{address} ({name})"))
 }
 
-/// Tells whether an item of `NO_PROXY` is about a host: the host itself, or a domain it is in.
-fn spares(pattern: &str, host: &str) -> bool {
+/// Tells whether an item of `NO_PROXY` excludes a host: the item is the host, one of its domains, or `*`.
+fn excludes(pattern: &str, host: &str) -> bool {
     let domain = pattern.strip_prefix('.').unwrap_or(pattern);
     pattern == "*"
         || (!domain.is_empty() && host.eq_ignore_ascii_case(domain))
         || (!domain.is_empty() && host.to_ascii_lowercase().ends_with(&format!(".{}", domain.to_ascii_lowercase())))
 }
 
-/// Returns the host of a URL, an IPv6 address without its brackets.
+/// Returns the host of a URL, with an IPv6 address without its brackets.
 fn host(server: &str) -> &str {
-    let place = server.split_once("://").map_or(server, |(_, place)| place);
-    let place = place.split(['/', '?', '#']).next().unwrap_or_default();
-    match place.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+    let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
         Some((address, _)) => address,
-        None => place.split(':').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
     }
 }
 

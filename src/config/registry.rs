@@ -1,48 +1,48 @@
-//! The table of settings: one row each, in the order they are shown.
+//! The table of all settings, one row each, in the order in which they are shown.
 
 use super::SettingKind;
 use crate::provider::Provider;
 
-/// How much of a value may be shown.
+/// The parts of a value that may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secrecy {
-    /// All of it.
+    /// The whole value may be shown.
     Plain,
-    /// URLs whose logins and queries are hidden; has a `_file` twin.
+    /// The value holds URLs, whose logins and queries are hidden; the setting has a `_file` variant.
     Urls,
-    /// Nothing; has a `_file` twin and no flag of its own.
+    /// Nothing may be shown; the setting has a `_file` variant, and no flag but that of this variant.
     Secret,
 }
 
-/// What this version makes of a setting.
+/// The support of a setting in this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Availability {
-    /// Acts on it.
+    /// The setting takes effect.
     Now,
-    /// Reads and checks it; there is nothing yet it could act on, and ignoring it harms nobody.
+    /// The setting is read and checked, and has no effect yet; ignoring it harms nobody.
     Idle,
-    /// Knows the name; any value but the default stops the start, for ignoring it would mislead.
+    /// Only the default is accepted; any other value prevents the start, since ignoring it would mislead.
     Later,
-    /// Acts on it, save for these values, which stop the start.
+    /// The setting takes effect, but for these values, which prevent the start.
     LaterFor(&'static [&'static str]),
 }
 
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
-    /// Its name in files; with dashes its flag; the first of its names in the environment is the same in upper case.
+    /// The name in files. With dashes it is the name of the flag, in upper case that of the environment variable.
     pub name: &'static str,
-    /// Further names in the environment, tried in turn after its own.
+    /// Further environment variables, tried in turn after the first.
     pub aliases: &'static [&'static str],
-    /// What it takes.
+    /// The kind of value.
     pub kind: SettingKind,
-    /// Text of its default; none means unset.
+    /// The text of the default value; `None` means unset.
     pub default: Option<&'static str>,
-    /// How much of its value may be shown.
+    /// The parts of the value that may be shown.
     pub secrecy: Secrecy,
-    /// What this version makes of it.
+    /// The support in this version.
     pub availability: Availability,
-    /// What it does, one sentence.
+    /// The description, one sentence.
     pub doc: &'static str,
 }
 
@@ -68,21 +68,23 @@ impl Setting {
         Self { availability, ..self }
     }
 
-    /// Returns its own name in the environment.
+    /// Returns the name of the environment variable, without aliases.
     #[must_use]
     pub fn environment(&self) -> String {
         self.name.to_ascii_uppercase()
     }
 
-    /// Returns its flag, dashes included.
+    /// Returns the flag with its dashes.
     #[must_use]
     pub fn flag(&self) -> String {
         format!("--{}", self.name.replace('_', "-"))
     }
 
-    /// Returns the name of its twin that names a file holding the value; only secrets have one.
+    /// Returns the name of the `_file` variant, which names a file that holds the value.
+    ///
+    /// Only settings whose [`Secrecy`] is not `Plain` have this variant.
     #[must_use]
-    pub fn file_twin(&self) -> Option<String> {
+    pub fn file_variant(&self) -> Option<String> {
         (self.secrecy != Secrecy::Plain).then(|| format!("{}_file", self.name))
     }
 }
@@ -99,24 +101,24 @@ const fn integer(min: u64, max: u64) -> SettingKind {
 
 const DAY: u32 = 86_400;
 
-/// Every setting there is.
+/// All settings.
 pub static SETTINGS: &[Setting] = &[
     Setting::new(
         "local_storage_path",
         SettingKind::Path,
         "./storage",
-        "Folder of the local store, of what waits for the bucket, and of the journal.",
+        "Folder of the local store, of the overlays, and of the journal.",
     ),
     Setting::new(
         "storage_backend",
         SettingKind::Choice(&["auto", "local", "gcs", "s3"]),
         "auto",
-        "Where values are kept; `auto` takes the bucket that is named, Google's before S3's, else the local store.",
+        "Where values are kept; `auto` means the bucket that the settings name, Google's before S3's, or else the local store.",
     ),
     Setting::unset(
         "gcs_bucket_name",
         SettingKind::Bucket(Provider::Gcs),
-        "Bucket of Google Cloud Storage; it is created when it is missing and its project known.",
+        "Bucket of Google Cloud Storage; it is created when it is missing and gcs_project_id is set.",
     )
     .aliases(&["GOOGLE_CLOUD_STORAGE_BUCKET"]),
     Setting::unset("gcs_project_id", SettingKind::Name, "Google Cloud project, in which a missing bucket is created.")
@@ -124,48 +126,52 @@ pub static SETTINGS: &[Setting] = &[
     Setting::unset(
         "gcs_credentials_path",
         SettingKind::File,
-        "Google's credentials file; unset uses the machine's own.",
+        "Google's credentials file; unset means the credentials of the machine.",
     )
     .aliases(&["GOOGLE_APPLICATION_CREDENTIALS"]),
-    Setting::new("gcs_location", SettingKind::Name, "US", "Where a missing bucket is created."),
+    Setting::new("gcs_location", SettingKind::Name, "US", "Location in which a missing bucket is created."),
     Setting::unset(
         "storage_emulator_host",
         SettingKind::Emulator,
-        "A Google Cloud Storage emulator, which is asked instead of Google and without credentials.",
+        "Emulator of Google Cloud Storage, which is used instead of Google and without credentials.",
     ),
     Setting::unset(
         "s3_bucket_name",
         SettingKind::Bucket(Provider::S3),
         "Bucket of S3 or a compatible store; credentials come from the usual AWS_* variables.",
     ),
-    Setting::unset("s3_endpoint_url", SettingKind::Url, "A store compatible with S3; unset is Amazon's."),
-    Setting::unset("s3_region", SettingKind::Name, "Region of the S3 bucket; unset takes AWS_REGION."),
+    Setting::unset(
+        "s3_endpoint_url",
+        SettingKind::Url,
+        "URL of a store that is compatible with S3; unset means Amazon's S3.",
+    ),
+    Setting::unset("s3_region", SettingKind::Name, "Region of the S3 bucket; unset means AWS_REGION."),
     Setting::new(
         "enable_local_fallback",
         SettingKind::Bool,
         "true",
-        "Keeps writes locally while the bucket is away, and sends them when it is back.",
+        "Keeps writes locally while the bucket cannot be reached, and sends them when it is back.",
     ),
-    Setting::new("max_retries", integer(0, 100), "3", "Attempts at the bucket after the first."),
+    Setting::new("max_retries", integer(0, 100), "3", "Most attempts at the bucket after the first."),
     Setting::new(
         "timeout_seconds",
         SettingKind::Seconds { max: DAY },
         "30",
-        "Longest one attempt at the bucket may take.",
+        "Longest time of one attempt at the bucket.",
     ),
-    // 8 KiB, the default people know, would be a change of threads each; what streams moves in 256 KiB.
-    Setting::new("chunk_size", integer(1, 1 << 30), "8192", "Bytes moved at a time when a value streams.")
+    // With pieces of 8 KiB, the known default, each piece would cost a change of threads. Streams move pieces of 256 KiB.
+    Setting::new("chunk_size", integer(1, 1 << 30), "8192", "Bytes that are moved at a time when a value is streamed.")
         .availability(Availability::Idle),
     Setting::new("enable_compression", SettingKind::Bool, "true", "Compresses values above the threshold.")
         .availability(Availability::Idle),
-    Setting::new("compression_threshold_bytes", integer(0, 1 << 40), "1024", "Compression begins above this size.")
+    Setting::new("compression_threshold_bytes", integer(0, 1 << 40), "1024", "Size above which values are compressed.")
         .availability(Availability::Idle),
     Setting::new("enable_encryption", SettingKind::Bool, "false", "Encrypts values and metadata.")
         .availability(Availability::LaterFor(&["true"])),
     Setting::unset(
         "encryption_key",
         SettingKind::Text,
-        "Base64 of 32 bytes; several joined by commas: the first encrypts, all decrypt.",
+        "Base64 of 32 bytes; several are joined by commas: the first encrypts, all decrypt.",
     )
     .secrecy(Secrecy::Secret)
     .availability(Availability::Later),
@@ -174,7 +180,7 @@ pub static SETTINGS: &[Setting] = &[
         "cache_ttl_seconds",
         SettingKind::Seconds { max: 365 * DAY },
         "3600",
-        "Longest a value stays in the cache.",
+        "Longest time that a value stays in the cache.",
     )
     .availability(Availability::Idle),
     Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
@@ -183,57 +189,57 @@ pub static SETTINGS: &[Setting] = &[
     Setting::unset(
         "exchange_buckets",
         SettingKind::Buckets,
-        "Buckets beside the worker's own whose objects commands may name; for any other no request is made.",
+        "Buckets, besides the worker's own, whose objects commands may name; no request is sent to any other bucket.",
     ),
     Setting::new(
         "celery_broker_url",
         SettingKind::BrokerUrls,
         "amqp://guest:guest@localhost:5672//",
-        "RabbitMQ's URL; several joined by `;` are tried in turn, `//` is the vhost `/`.",
+        "URL of RabbitMQ; several are joined by `;` and tried in turn; `//` at the end means the vhost `/`.",
     )
     .secrecy(Secrecy::Urls),
     Setting::unset(
         "broker_tls_ca_file",
         SettingKind::File,
-        "Authorities to trust for `amqps` beside the system's, PEM.",
+        "Certificate authorities to trust for `amqps`, in addition to the system's, PEM.",
     ),
     Setting::unset(
         "broker_tls_certificate_file",
         SettingKind::File,
-        "Certificate this client shows to the broker, PEM.",
+        "Certificate with which the worker logs in to the broker, PEM.",
     ),
     Setting::unset("broker_tls_key_file", SettingKind::File, "Key of that certificate, PEM."),
     Setting::new(
         "celery_task_default_queue",
         SettingKind::Queue,
         "filestorage",
-        "Queue consumed when none is named, and where callbacks and chain steps go that name none; by default the first of celery_task_queues.",
+        "Queue that is consumed when celery_task_queues is unset, and for callbacks and chain steps that name no queue; by default the first of celery_task_queues.",
     ),
-    Setting::unset("celery_task_queues", SettingKind::Queues, "Queues to consume; unset takes the default queue."),
+    Setting::unset("celery_task_queues", SettingKind::Queues, "Queues to consume; unset means the default queue."),
     Setting::new(
         "celery_task_default_queue_type",
         SettingKind::Choice(&["classic", "quorum"]),
         "classic",
-        "Type of queues that have to be declared.",
+        "Type of the queues that the worker declares.",
     ),
     Setting::unset(
         "celery_task_queue_max_priority",
         integer(1, 255),
-        "Priorities of queues that have to be declared, classic ones only.",
+        "Highest priority of the queues that the worker declares, only for classic queues.",
     ),
-    Setting::new("celery_worker_concurrency", integer(1, 4096), "64", "Commands in flight at once."),
+    Setting::new("celery_worker_concurrency", integer(1, 4096), "64", "Most commands in flight at once."),
     Setting::new(
         "celery_worker_prefetch_multiplier",
         integer(0, 4096),
         "8",
-        "Messages fetched ahead for each command in flight; 0 is no limit.",
+        "Messages that are prefetched for each command in flight; 0 means no limit.",
     ),
     Setting::new("celery_accept_content", SettingKind::Content, "json", "Serializers of messages that are read."),
     Setting::new(
         "celery_result_expires",
         SettingKind::Seconds { max: 3650 * DAY },
         "86400",
-        "How long results are kept; reply queues belong to the clients, who say so themselves.",
+        "Time that results are kept; reply queues belong to the clients, which set this time themselves.",
     )
     .availability(Availability::Idle),
     Setting::new(
@@ -249,7 +255,11 @@ pub static SETTINGS: &[Setting] = &[
         "Replies carry name, arguments, worker and queue.",
     ),
     Setting::new("celery_task_track_started", SettingKind::Bool, "false", "Answers STARTED when a command begins."),
-    Setting::unset("celery_task_time_limit", SettingKind::Seconds { max: 365 * DAY }, "Longest a command may run."),
+    Setting::unset(
+        "celery_task_time_limit",
+        SettingKind::Seconds { max: 365 * DAY },
+        "Longest time that a command may run.",
+    ),
     Setting::unset(
         "celery_task_soft_time_limit",
         SettingKind::Seconds { max: 365 * DAY },
@@ -274,27 +284,37 @@ pub static SETTINGS: &[Setting] = &[
         "max_reply_bytes",
         integer(1024, 512 << 20),
         "15728640",
-        "A larger answer becomes a ValueError that says how to ask for less.",
+        "Largest answer in bytes; a larger one becomes a ValueError that says how to ask for less.",
     ),
     Setting::new(
         "journal_max_bytes",
         integer(1 << 20, 1 << 40),
         "268435456",
-        "Bytes that the journal of one worker may have; the oldest answers that were acknowledged go first.",
+        "Largest size of the journal of one worker in bytes; the oldest acknowledged answers are dropped first.",
     ),
     Setting::unset(
         "max_in_flight_bytes",
         integer(1 << 20, 1 << 40),
-        "Bytes of commands held in memory at once; unset is 256 MiB, or a quarter of the memory limit where that is less.",
+        "Most bytes of commands in memory at once; unset means 256 MiB, or a quarter of the memory limit when that is less.",
     ),
-    Setting::new("max_crashes", integer(1, 1000), "5", "Crashes while it ran alone after which a command is given up."),
+    Setting::new(
+        "max_crashes",
+        integer(1, 1000),
+        "5",
+        "Number of crashes, while a command ran alone, after which it is given up.",
+    ),
     Setting::new("enable_events", SettingKind::Bool, "true", "Publishes a metric event for every finished operation."),
-    Setting::new("events_max_batch", integer(1, 4096), "256", "Metric events in one message; 1 turns batches off."),
+    Setting::new(
+        "events_max_batch",
+        integer(1, 4096),
+        "256",
+        "Most metric events in one message; 1 turns batches off.",
+    ),
     Setting::new(
         "shutdown_grace_seconds",
         SettingKind::Seconds { max: DAY },
         "25",
-        "How long a stop waits for what runs; a stop takes at most 8 s more.",
+        "Longest time that a stop waits for running commands; a stop takes at most 8 s more.",
     ),
     Setting::new("enable_metrics", SettingKind::Bool, "true", "Opens the admin port."),
     Setting::new("metrics_host", SettingKind::Name, "127.0.0.1", "Address of the admin port."),
@@ -303,7 +323,7 @@ pub static SETTINGS: &[Setting] = &[
         "log_level",
         SettingKind::Choice(&["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]),
         "INFO",
-        "How much is logged; RUST_LOG, when set, has the finer say.",
+        "Level from which lines are logged; RUST_LOG, when set, overrides it.",
     ),
     Setting::new("enable_tracing", SettingKind::Bool, "false", "Sends traces.")
         .availability(Availability::LaterFor(&["true"])),
@@ -320,8 +340,8 @@ mod tests {
         let mut names = std::collections::HashSet::new();
         for setting in SETTINGS {
             assert!(names.insert(setting.name.to_owned()), "{} twice", setting.name);
-            if let Some(twin) = setting.file_twin() {
-                assert!(names.insert(twin), "{} twin", setting.name);
+            if let Some(variant) = setting.file_variant() {
+                assert!(names.insert(variant), "{} variant", setting.name);
             }
             assert!(setting.doc.ends_with('.'), "{}", setting.name);
             if let Some(default) = setting.default {

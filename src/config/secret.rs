@@ -1,8 +1,8 @@
-//! Text that never shows itself.
+//! A secret text that is never shown.
 
 use std::fmt;
 
-/// A text that must not be seen: `Debug` and `Display` write `***`.
+/// A secret text; `Debug` and `Display` write `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -12,7 +12,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// Returns the text itself, for the one place that needs it.
+    /// Returns the secret text.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! The checked settings: plain typed fields, no text left to read.
+//! The checked settings as typed values.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,55 +7,55 @@ use std::time::Duration;
 use super::values::Values;
 use super::{Secret, StorageSettings};
 
-/// Everything the program can be told, checked.
+/// All checked settings of the program.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The storage engine's.
+    /// The settings of the storage engine.
     pub storage: StorageSettings,
-    /// The broker's and its queues'.
+    /// The settings of the broker and its queues.
     pub queue: QueueSettings,
-    /// The worker's.
+    /// The settings of the worker.
     pub worker: WorkerSettings,
-    /// Logs' and numbers'.
+    /// The settings of logs and metrics.
     pub telemetry: TelemetrySettings,
 }
 
-/// What the broker room is told.
+/// The settings of the broker and its queues.
 #[derive(Clone, Debug)]
 pub struct QueueSettings {
-    /// `celery_broker_url`: at least one URL, tried in turn; passwords inside.
+    /// `celery_broker_url`: at least one URL, with its password; several are tried in turn.
     pub broker_urls: Vec<Secret>,
-    /// `celery_broker_url` was given nowhere: its default holds.
+    /// Tells whether `celery_broker_url` has its default value.
     pub broker_is_default: bool,
     /// `celery_task_default_queue`.
     pub default_queue: String,
-    /// The queues to consume: `celery_task_queues`, or the default queue alone; never empty, no name twice.
+    /// The queues to consume: `celery_task_queues`, or only the default queue; never empty and without repetition.
     pub queues: Vec<String>,
-    /// `celery_task_default_queue_type`: type of the queues this program has to declare.
+    /// `celery_task_default_queue_type`: the type of queues that the program declares.
     pub queue_type: QueueType,
-    /// `celery_task_queue_max_priority`: `x-max-priority` of the queues this program has to declare.
+    /// `celery_task_queue_max_priority`: the `x-max-priority` of queues that the program declares.
     pub max_priority: Option<u8>,
-    /// `broker_tls_ca_file`: authorities to trust beside the system's.
+    /// `broker_tls_ca_file`: certificate authorities to trust, in addition to the system's.
     pub tls_ca_file: Option<PathBuf>,
-    /// `broker_tls_certificate_file` and `broker_tls_key_file`: what this client shows of itself.
+    /// `broker_tls_certificate_file` and `broker_tls_key_file`: the client certificate.
     pub tls_identity: Option<TlsIdentity>,
 }
 
-/// A client certificate and its key, as PEM files.
+/// The PEM files of a client certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsIdentity {
-    /// Certificate chain.
+    /// The certificate chain.
     pub certificate_file: PathBuf,
-    /// Private key.
+    /// The private key.
     pub key_file: PathBuf,
 }
 
-/// Type of a queue.
+/// The type of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueType {
-    /// One node keeps it.
+    /// A classic queue, which one node keeps.
     Classic,
-    /// Replicated.
+    /// A quorum queue, which is replicated.
     Quorum,
 }
 
@@ -70,84 +70,84 @@ impl QueueType {
     }
 }
 
-/// What the worker is told.
+/// The settings of the worker.
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
-    /// `worker_name`, before `%h`, `%n` and `%d` are filled in.
+    /// `worker_name`, before `%h`, `%n` and `%d` are replaced.
     pub name: String,
-    /// `celery_worker_concurrency`: commands in flight at once.
+    /// `celery_worker_concurrency`: the most commands that run at once.
     pub concurrency: usize,
-    /// `celery_worker_prefetch_multiplier`: times the concurrency it is at most 65535; 0 is no limit.
+    /// `celery_worker_prefetch_multiplier`; times the concurrency, it is at most 65535. 0 means no limit.
     pub prefetch_multiplier: u16,
-    /// `celery_accept_content`: serializers of messages that are read.
+    /// `celery_accept_content`: the serializers whose messages are read.
     pub accept_content: Vec<String>,
     /// `celery_result_persistent`: replies survive a restart of the broker.
     pub result_persistent: bool,
     /// `celery_result_extended`: replies carry name, arguments, worker, queue.
     pub result_extended: bool,
-    /// `celery_task_track_started`: a STARTED reply when a command begins.
+    /// `celery_task_track_started`: a STARTED reply is sent when a command begins.
     pub track_started: bool,
-    /// `celery_task_time_limit`: longest a command may run.
+    /// `celery_task_time_limit`: the longest time that a command may run.
     pub time_limit: Option<Duration>,
-    /// `celery_task_soft_time_limit`.
+    /// `celery_task_soft_time_limit`: the time after which a command fails with `SoftTimeLimitExceeded`.
     pub soft_time_limit: Option<Duration>,
     /// `celery_worker_send_task_events`.
     pub send_task_events: bool,
     /// `max_reply_bytes`: a larger answer becomes a `ValueError`.
     pub max_reply_bytes: usize,
-    /// `journal_max_bytes`: bytes that the journal of one worker may have.
+    /// `journal_max_bytes`: the largest size of the journal of one worker.
     pub journal_max_bytes: u64,
-    /// `max_in_flight_bytes`: bytes of commands held in memory at once; unset goes by the memory limit.
+    /// `max_in_flight_bytes`: the most bytes of commands in memory at once; `None` derives it from the memory limit.
     pub max_in_flight_bytes: Option<u64>,
-    /// `max_crashes`: so many crashes while it ran alone, and a command goes to the dead queue.
+    /// `max_crashes`: the number of crashes while a command ran alone after which it goes to the dead queue.
     pub max_crashes: u32,
     /// `enable_events`: metric events are published.
     pub events: bool,
-    /// `events_max_batch`: metric events in one message; 1 turns batches off.
+    /// `events_max_batch`: the most metric events in one message; 1 turns batches off.
     pub events_max_batch: usize,
-    /// `shutdown_grace_seconds`: how long a warm shutdown waits for what runs.
+    /// `shutdown_grace_seconds`: the longest time that a warm shutdown waits for running commands.
     pub shutdown_grace: Duration,
 }
 
-/// What logs and numbers are told.
+/// The settings of logs and metrics.
 #[derive(Clone, Debug)]
 pub struct TelemetrySettings {
     /// `log_level`.
     pub log_level: LogLevel,
-    /// `metrics_host` and `metrics_port`; none when `enable_metrics` is false.
+    /// `metrics_host` and `metrics_port`; `None` when `enable_metrics` is false.
     pub metrics: Option<MetricsAddress>,
 }
 
-/// Where the admin port listens.
+/// The address on which the admin port listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsAddress {
-    /// Name or address.
+    /// The host, as a name or an address.
     pub host: String,
-    /// Port; 0 takes a free one.
+    /// The port; 0 takes a free one.
     pub port: u16,
 }
 
-/// How much is logged; Celery's names.
+/// The level from which lines are logged, by Celery's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Everything.
+    /// All lines.
     Debug,
-    /// What happens now and then.
+    /// Normal events that happen now and then.
     Info,
-    /// What somebody should look at.
+    /// Events that somebody should look at.
     Warning,
-    /// What went wrong.
+    /// Errors.
     Error,
-    /// The same as errors: nothing is logged above them.
+    /// Errors only, as for [`LogLevel::Error`]: the program has no higher level.
     Critical,
 }
 
 impl LogLevel {
-    /// Returns tracing's filter for this level.
+    /// Returns the filter of this level in tracing's syntax.
     #[must_use]
     pub const fn filter(self) -> &'static str {
         match self {
-            // What the client library says is in our own errors, and at its higher levels it logs payloads.
+            // The lines of lapin are left out: its errors are part of this program's, and its debug lines hold payloads.
             Self::Debug => "debug,lapin=off",
             Self::Info => "info,lapin=off",
             Self::Warning => "warn,lapin=off",
@@ -157,7 +157,7 @@ impl LogLevel {
 }
 
 impl Settings {
-    /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
+    /// Creates the settings from the parsed values; returns `None` when a value is missing, a fault of the registry.
     pub(super) fn from_values(
         values: &Values,
         aws: BTreeMap<String, Secret>,

@@ -1,22 +1,22 @@
-//! Where the value of a setting was given.
+//! The sources of the values of settings.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::redact;
 
-/// Where one value was given.
+/// The source of one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nowhere: the default holds.
+    /// The value is the default.
     Default,
-    /// In this file.
+    /// The value stands in this configuration file.
     File(PathBuf),
-    /// In this environment variable.
+    /// The value stands in this environment variable.
     Environment(String),
-    /// By this flag, dashes included.
+    /// The value was given with this flag, whose name includes its dashes.
     Flag(String),
-    /// By several settings together.
+    /// The fault lies in several settings together.
     Combination,
 }
 

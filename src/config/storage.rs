@@ -1,4 +1,4 @@
-//! What the storage engine is told, and what of it does not go together.
+//! The checked settings of the storage engine.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,91 +9,92 @@ use super::kind::bucket;
 use super::values::Values;
 use crate::provider::Provider;
 
-/// Folder of the local store below `local_storage_path`.
+/// The folder of the local store, below `local_storage_path`.
 pub const OBJECTS: &str = "objects";
-/// Folder of what waits for buckets.
+/// The folder of the overlays, below `local_storage_path`.
 pub const OVERLAY: &str = "overlay";
-/// Folder of the worker's journal.
+/// The folder of the journals, below `local_storage_path`.
 pub const JOURNAL: &str = "journal";
-/// Folder of nameless files: what is on its way and too much for memory.
+/// The folder of the spool, below `local_storage_path`: files without a name for large values on their way.
 pub const SPOOL: &str = "spool";
 
-/// What the storage engine is told.
+/// The settings of the storage engine.
 #[derive(Clone, Debug)]
 pub struct StorageSettings {
-    /// `local_storage_path`: the folder everything lies in.
+    /// `local_storage_path`: the folder that holds all files of the program.
     pub local_storage_path: PathBuf,
-    /// `storage_backend` and the buckets that are named: where values are kept.
+    /// The bucket that keeps the values, by `storage_backend` and the bucket settings; `None` for the local store.
     pub bucket: Option<(Provider, String)>,
-    /// How Google Cloud Storage is used, by whatever needs one of its buckets.
+    /// The settings for all buckets of Google Cloud Storage.
     pub gcs: GcsSettings,
-    /// How S3 or a compatible store is used, by whatever needs one of its buckets.
+    /// The settings for all buckets of S3 or a compatible store.
     pub s3: S3Settings,
-    /// `enable_local_fallback`: writes land locally while the bucket is away.
+    /// `enable_local_fallback`: writes go to the local overlay while the bucket cannot be reached.
     pub local_fallback: bool,
-    /// `max_retries`: attempts after the first.
+    /// `max_retries`: the most attempts after the first.
     pub max_retries: u32,
-    /// `timeout_seconds`: longest one attempt may take.
+    /// `timeout_seconds`: the longest time of one attempt.
     pub timeout: Duration,
-    /// `exchange_directories`: folders below which commands may name files; absolute.
+    /// `exchange_directories`: absolute paths of the folders below which commands may name files.
     pub exchange_directories: Vec<PathBuf>,
-    /// `exchange_buckets`: buckets beside the worker's own whose objects commands may name.
+    /// `exchange_buckets`: the buckets, besides the worker's own, whose objects commands may name.
     pub exchange_buckets: Vec<(Provider, String)>,
 }
 
-/// How Google Cloud Storage is used.
+/// The settings for buckets of Google Cloud Storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcsSettings {
-    /// `gcs_bucket_name`, whether or not values are kept there.
+    /// `gcs_bucket_name`, also when another backend keeps the values.
     pub bucket: Option<String>,
-    /// `gcs_project_id`: where a missing bucket is created.
+    /// `gcs_project_id`: the project in which a missing bucket is created.
     pub project: Option<String>,
-    /// `gcs_location`: of a bucket that is created.
+    /// `gcs_location`: the location in which a missing bucket is created.
     pub location: String,
-    /// `gcs_credentials_path`; without it the machine's own.
+    /// `gcs_credentials_path`; `None` means the credentials of the machine.
     pub credentials: Option<PathBuf>,
     /// `storage_emulator_host` as a URL.
     pub emulator: Option<String>,
 }
 
-/// How S3 or a compatible store is used.
+/// The settings for buckets of S3 or a compatible store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct S3Settings {
-    /// `s3_bucket_name`, whether or not values are kept there.
+    /// `s3_bucket_name`, also when another backend keeps the values.
     pub bucket: Option<String>,
-    /// `s3_endpoint_url` or else `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, without a slash at its end; without any
-    /// of them Amazon's own.
+    /// `s3_endpoint_url`, or else `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, without a slash at the end.
+    ///
+    /// `None` means Amazon's own.
     pub endpoint: Option<String>,
     /// `s3_region`.
     pub region: Option<String>,
-    /// The `AWS_*` variables by name, as they were given.
+    /// The `AWS_*` variables by name.
     pub aws: BTreeMap<String, Secret>,
-    /// The files of those among them that a `…_FILE` twin names.
+    /// The files of those `AWS_*` variables that were given by a variable `…_FILE`.
     pub aws_files: BTreeMap<String, PathBuf>,
 }
 
 impl StorageSettings {
-    /// Returns provider and name of the bucket that values are kept in, if they are.
+    /// Returns the provider and name of the bucket that keeps the values; `None` for the local store.
     #[must_use]
     pub fn bucket(&self) -> Option<(Provider, &str)> {
         self.bucket.as_ref().map(|(provider, name)| (*provider, name.as_str()))
     }
 
-    /// Takes the parsed values apart; `None` names no fault of the user but a gap in the registry.
+    /// Creates the settings from the parsed values; returns `None` when a value is missing, a fault of the registry.
     pub(super) fn from_values(
         values: &Values,
         aws: BTreeMap<String, Secret>,
         aws_files: BTreeMap<String, PathBuf>,
     ) -> Option<Self> {
         let text = |name| values.text(name).map(str::to_owned);
-        // As the AWS tools do. Which store it is decides about the overlay, so it is settled here.
+        // The precedence is that of the AWS tools. It is resolved here, because each endpoint has its own overlay.
         let named = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| aws.get(name));
         let endpoint = text("s3_endpoint_url").or_else(|| named.map(|url| url.expose().to_owned()));
         let directories = values.list("exchange_directories").unwrap_or_default();
         let buckets = values.list("exchange_buckets").unwrap_or_default().iter().filter_map(|url| bucket(url).ok());
         Some(Self {
             local_storage_path: values.text("local_storage_path")?.into(),
-            // One whose bucket is missing has its fault already.
+            // A missing bucket setting was reported as a combined fault.
             bucket: own_bucket(values).unwrap_or_default(),
             gcs: GcsSettings {
                 bucket: text("gcs_bucket_name"),
@@ -118,7 +119,7 @@ impl StorageSettings {
     }
 }
 
-/// Finds the bucket that values are kept in, if they are; an error names the bucket setting that is missing.
+/// Finds the bucket that keeps the values, or `None` for the local store; the error is the name of a missing setting.
 fn own_bucket(values: &Values) -> Result<Option<(Provider, String)>, &'static str> {
     const GCS: &str = "gcs_bucket_name";
     const S3: &str = "s3_bucket_name";
@@ -131,7 +132,9 @@ fn own_bucket(values: &Values) -> Result<Option<(Provider, String)>, &'static st
     }
 }
 
-/// Says what is wrong with values that are right one by one. A value that was refused counts as given.
+/// Finds the faults of combinations of storage settings, each of which is allowed alone; returns setting and message.
+///
+/// A refused value counts as given.
 pub(super) fn combined_faults(
     values: &Values,
     refused: impl Fn(&str) -> bool,

@@ -1,15 +1,17 @@
-//! The parsed values, before they are taken apart.
+//! The parsed values of all settings.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::kind::Parsed;
 
-/// The parsed values by setting; every name asked for is in the registry, which a test checks.
+/// The parsed values by the names of their settings.
+///
+/// A test checks that each name that is looked up here is in the registry.
 pub(super) struct Values(pub(super) BTreeMap<&'static str, Parsed>);
 
 impl Values {
-    /// Says what is wrong with values that are right one by one.
+    /// Finds the faults of combinations of values, each of which is allowed alone; returns setting and message.
     pub(super) fn combined_faults(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         let factors = (self.integer("celery_worker_concurrency"), self.integer("celery_worker_prefetch_multiplier"));

@@ -1,9 +1,8 @@
-//! Python's JSON, read exactly and written back exactly.
+//! Reads and writes Python's JSON without changing a value.
 //!
 //! Celery's producers write what `json.dumps` writes: unbounded integers, floats as Python prints them, `NaN` and the
-//! infinities, any nesting. A tree that went through `f64` or dropped digits would hand back something else than what
-//! was stored, so numbers stay the text they arrived as. This room knows neither queue nor storage; every other room
-//! may use it.
+//! infinities, any nesting. A conversion to `f64` would change some numbers, so each number stays the text that
+//! arrived. This room knows neither queue nor storage; every other room may use it.
 
 mod parse;
 pub mod typed;
@@ -25,12 +24,12 @@ pub enum Json {
     Text(String),
     /// An array.
     Array(Vec<Self>),
-    /// An object in the order it was written; of a repeated name the last value stays, as in Python.
+    /// An object in the order of the document. Of a repeated name the last value is kept, as in Python.
     Object(Vec<(String, Self)>),
 }
 
 impl Json {
-    /// Returns the string when this is one.
+    /// Returns the string when this value is a string.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {
         match self {
@@ -39,7 +38,7 @@ impl Json {
         }
     }
 
-    /// Returns the members when this is an object.
+    /// Returns the members when this value is an object.
     #[must_use]
     pub fn as_object(&self) -> Option<&[(String, Self)]> {
         match self {
@@ -48,7 +47,7 @@ impl Json {
         }
     }
 
-    /// Returns the elements when this is an array.
+    /// Returns the elements when this value is an array.
     #[must_use]
     pub fn as_array(&self) -> Option<&[Self]> {
         match self {
@@ -57,7 +56,7 @@ impl Json {
         }
     }
 
-    /// Returns the boolean when this is one.
+    /// Returns the boolean when this value is a boolean.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
         match self {
@@ -66,7 +65,7 @@ impl Json {
         }
     }
 
-    /// Returns the number when it is an integer that fits; `1.0` is not an integer.
+    /// Returns the number when this value is an integer that fits into 64 bits; `1.0` is not an integer.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         match self {
@@ -75,7 +74,7 @@ impl Json {
         }
     }
 
-    /// Returns the number as the nearest double; `NaN` and the infinities are numbers here.
+    /// Returns the nearest double when this value is a number; `NaN` and the infinities are numbers.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match self {
@@ -89,8 +88,10 @@ impl Json {
         }
     }
 
-    /// Tells whether Python counts this as false: such a value stands for an empty list or dict, whoever wrote it (PHP
-    /// writes an empty map as `[]`).
+    /// Tells whether Python counts this value as false.
+    ///
+    /// Celery takes such a value for an empty list or dict, whichever it expects. PHP, for example, writes an empty map
+    /// as `[]`.
     #[must_use]
     pub fn is_falsy(&self) -> bool {
         match self {
@@ -103,19 +104,19 @@ impl Json {
         }
     }
 
-    /// Tells whether this is `null`.
+    /// Tells whether this value is `null`.
     #[must_use]
     pub const fn is_null(&self) -> bool {
         matches!(self, Self::Null)
     }
 
-    /// Looks a member up by name when this is an object.
+    /// Returns the member of this name when this value is an object that has one.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
         self.as_object()?.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// Names the Python type this value decodes to, for error messages: `str`, `int`, `float`, `dict`…
+    /// Returns the name of the Python type this value decodes to, for error messages: `str`, `int`, `float`, `dict`…
     #[must_use]
     pub fn python_type(&self) -> &'static str {
         match self {

@@ -1,15 +1,15 @@
-//! Bytes to tree, on jiter's tokenizer.
+//! Parses bytes into a [`Json`] tree with jiter's tokenizer.
 
 use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, Peek};
 
 use super::Json;
 
-/// What a document may cost; the defaults suit one AMQP message.
+/// The limits of one document; the defaults suit one AMQP message.
 #[derive(Clone, Copy, Debug)]
 pub struct ParseLimits {
-    /// Arrays and objects inside one another.
+    /// The most arrays and objects inside one another.
     pub depth: usize,
-    /// Values in all: a byte or two of text becomes some 30 bytes of tree.
+    /// The most values in the document: a value of one or two bytes of text takes about 30 bytes in the tree.
     pub values: usize,
 }
 
@@ -19,26 +19,26 @@ impl Default for ParseLimits {
     }
 }
 
-/// Why a document was refused.
+/// The reason why a document was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Not JSON, for Python neither.
+    /// The bytes are not JSON, and Python does not read them either.
     Syntax,
-    /// A lone surrogate escape such as `"\ud800"`: a Python string that is not text in any encoding.
+    /// A string holds a lone surrogate escape such as `"\ud800"`, which no text encoding can represent.
     LoneSurrogate,
-    /// Nested deeper than [`ParseLimits::depth`].
+    /// The document is nested deeper than [`ParseLimits::depth`].
     TooDeep,
-    /// More values than [`ParseLimits::values`].
+    /// The document has more values than [`ParseLimits::values`].
     TooMany,
 }
 
-/// A refused document: what and where, never its content.
+/// The refusal of a document: reason and position, never the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} at byte {offset}")]
 pub struct Error {
-    /// Which of the refusals.
+    /// The reason.
     pub kind: ErrorKind,
-    /// Byte offset into the document.
+    /// The position in the document, in bytes.
     pub offset: usize,
     message: String,
 }
@@ -52,7 +52,7 @@ pub fn parse(data: &[u8], limits: ParseLimits) -> Result<Json, Error> {
     let jiter = Jiter::new(data).with_allow_inf_nan();
     let mut reader = Reader { jiter, depth_left: limits.depth, values_left: limits.values, limits };
     reader.document().map_err(|error| match std::str::from_utf8(data) {
-        // The tokenizer has one word for both.
+        // The tokenizer reports invalid UTF-8 and lone surrogates with the same error.
         Err(fault) if error.kind == ErrorKind::LoneSurrogate => {
             Error { kind: ErrorKind::Syntax, offset: fault.valid_up_to(), message: "not UTF-8".to_owned() }
         }
@@ -118,15 +118,15 @@ impl Reader<'_> {
 
     fn object(&mut self) -> Result<Json, Error> {
         let mut members: Vec<(String, Json)> = Vec::new();
-        let mut index = Index::default();
+        let mut names = NameIndex::default();
         let mut name = self.jiter.known_object().map_err(|error| refusal(&error))?.map(str::to_owned);
         while let Some(key) = name {
             let peek = self.jiter.peek().map_err(|error| refusal(&error))?;
             let value = self.value(peek)?;
-            match index.find(&members, &key) {
-                Some(place) => members[place].1 = value,
+            match names.find(&members, &key) {
+                Some(index) => members[index].1 = value,
                 None => {
-                    index.add(&key, members.len());
+                    names.add(&key, members.len());
                     members.push((key, value));
                 }
             }
@@ -141,28 +141,29 @@ impl Reader<'_> {
     }
 }
 
-/// Finds repeated names: by looking along short objects, by a map once that would be quadratic.
+/// Finds repeated names of one object: by a linear search in short objects, by a map in long ones, where the search would
+/// take quadratic time.
 #[derive(Default)]
-struct Index {
-    places: std::collections::HashMap<String, usize>,
+struct NameIndex {
+    indices: std::collections::HashMap<String, usize>,
 }
 
-impl Index {
+impl NameIndex {
     const LINEAR: usize = 32;
 
     fn find(&mut self, members: &[(String, Json)], key: &str) -> Option<usize> {
         if members.len() < Self::LINEAR {
             return members.iter().position(|(name, _)| name == key);
         }
-        if self.places.is_empty() {
-            self.places = members.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+        if self.indices.is_empty() {
+            self.indices = members.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
         }
-        self.places.get(key).copied()
+        self.indices.get(key).copied()
     }
 
-    fn add(&mut self, key: &str, place: usize) {
-        if !self.places.is_empty() {
-            self.places.insert(key.to_owned(), place);
+    fn add(&mut self, key: &str, index: usize) {
+        if !self.indices.is_empty() {
+            self.indices.insert(key.to_owned(), index);
         }
     }
 }

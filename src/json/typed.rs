@@ -1,16 +1,16 @@
-//! kombu's typed JSON: how bytes travel in a format that has none.
+//! Reads and writes kombu's typed JSON, the form in which bytes travel as JSON.
 //!
-//! Three eras are read: since kombu 5.3 `{"__type__": "bytes" | "base64", "__value__": text}`, in its betas
-//! `{"bytes": text, "__bytes__": true}` and `{"bytes": text, "__base64__": true}`, before that only plain values.
-//! An object is typed only when it has exactly these two members. Dates, decimals, UUIDs and what users register stay
-//! the objects they are: they are kept and given back, never interpreted.
+//! kombu 5.3 and later write `{"__type__": "bytes" | "base64", "__value__": text}`. Its betas wrote
+//! `{"bytes": text, "__bytes__": true}` and `{"bytes": text, "__base64__": true}`. Older versions write plain values only.
+//! All three are read. An object is typed only when it has exactly these two members. Typed dates, decimals, UUIDs and
+//! types that users register are kept as plain objects and are never interpreted.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Json, write_string};
 
-/// A typed value that breaks its own rule.
+/// The fault of a value that is typed as bytes and does not hold bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a value typed as {kind} is {cause}; send {mend}")]
 pub struct TypedError {
@@ -19,20 +19,20 @@ pub struct TypedError {
     mend: &'static str,
 }
 
-/// A value told apart: bytes, or JSON as it came.
+/// A value after its type was looked at: bytes, or JSON as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Typed {
-    /// What was typed as bytes.
+    /// The bytes of a value that is typed as bytes.
     Bytes(Vec<u8>),
-    /// Everything else, untouched.
+    /// Any other value, unchanged.
     Json(Json),
 }
 
-/// Tells bytes from all other values, without copying what it need not.
+/// Decodes a value that is typed as bytes, and returns any other value unchanged and without a copy.
 ///
 /// # Errors
 ///
-/// [`TypedError`] when a value is typed as bytes and its content is no string, or no padded base64.
+/// [`TypedError`] when the value is typed as bytes and its content is not a string, or not padded base64.
 pub fn take(value: Json) -> Result<Typed, TypedError> {
     let Some((encoding, content)) = shape(&value) else {
         return Ok(Typed::Json(value));
@@ -51,11 +51,11 @@ pub fn take(value: Json) -> Result<Typed, TypedError> {
     }
 }
 
-/// Reads bytes out of a value; `None` when it is not typed as bytes.
+/// Decodes a value that is typed as bytes; returns `None` for any other value.
 ///
 /// # Errors
 ///
-/// As [`take`].
+/// [`TypedError`], as for [`take`].
 pub fn bytes(value: &Json) -> Result<Option<Vec<u8>>, TypedError> {
     match shape(value) {
         None => Ok(None),
@@ -65,7 +65,7 @@ pub fn bytes(value: &Json) -> Result<Option<Vec<u8>>, TypedError> {
     }
 }
 
-/// Appends bytes as kombu writes them: type `bytes` when they are UTF-8, else `base64`.
+/// Appends bytes in kombu's typed form: type `bytes` when they are UTF-8, else type `base64`.
 pub fn write_bytes(out: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => {
@@ -87,7 +87,7 @@ enum Encoding {
     Base64,
 }
 
-/// Finds the encoding and the content of a value typed as bytes.
+/// Returns the encoding and the content of a value that is typed as bytes.
 fn shape(value: &Json) -> Option<(Encoding, &Json)> {
     let [first, second] = value.as_object()? else { return None };
     let pair = |name: &str, other: &str| match (first.0.as_str(), second.0.as_str()) {

@@ -1,11 +1,13 @@
-//! Tree to text: compact UTF-8 for what is kept and measured.
+//! Writes a [`Json`] tree as text: compact UTF-8, or ASCII.
 
 use std::fmt::Write as _;
 
 use super::Json;
 
 impl Json {
-    /// Writes the value without spaces, in UTF-8: the form that is stored, sized and checksummed.
+    /// Writes the value in UTF-8 without spaces.
+    ///
+    /// Values are stored in this form; sizes and checksums are those of this form.
     #[must_use]
     pub fn compact(&self) -> String {
         let mut out = String::new();
@@ -21,7 +23,7 @@ impl Json {
         out
     }
 
-    /// Returns the bytes of the compact form without writing it.
+    /// Returns the length of the compact form in bytes, without writing that form.
     #[must_use]
     pub fn compact_len(&self) -> usize {
         match self {
@@ -37,7 +39,7 @@ impl Json {
         }
     }
 
-    /// Appends the compact form.
+    /// Appends the compact form of the value to `out`.
     pub fn write_compact(&self, out: &mut String) {
         self.write(out, Escape::Needed);
     }
@@ -51,8 +53,8 @@ impl Json {
             Self::Text(text) => write_text(out, text, escape),
             Self::Array(elements) => {
                 out.push('[');
-                for (place, element) in elements.iter().enumerate() {
-                    if place > 0 {
+                for (index, element) in elements.iter().enumerate() {
+                    if index > 0 {
                         out.push(',');
                     }
                     element.write(out, escape);
@@ -61,8 +63,8 @@ impl Json {
             }
             Self::Object(members) => {
                 out.push('{');
-                for (place, (name, value)) in members.iter().enumerate() {
-                    if place > 0 {
+                for (index, (name, value)) in members.iter().enumerate() {
+                    if index > 0 {
                         out.push(',');
                     }
                     write_text(out, name, escape);
@@ -75,16 +77,16 @@ impl Json {
     }
 }
 
-/// Which characters are written as escapes.
+/// The set of characters that are written as escapes.
 #[derive(Clone, Copy)]
 enum Escape {
     /// Quotes, backslashes and control characters.
     Needed,
-    /// Those and everything outside ASCII, as UTF-16 units.
+    /// Quotes, backslashes, control characters and everything outside ASCII, which is written as UTF-16 units.
     Ascii,
 }
 
-/// Appends one JSON string with only the escapes JSON demands.
+/// Appends a text as a JSON string, with only those escapes that JSON requires.
 pub fn write_string(out: &mut String, text: &str) {
     write_text(out, text, Escape::Needed);
 }
@@ -105,7 +107,7 @@ fn write_text(out: &mut String, text: &str, escape: Escape) {
     };
     out.push('"');
     let mut plain = 0;
-    // Byte by byte, for large texts have millions of them; a byte found is the first of its character.
+    // The search goes by bytes, because that is fast on large texts. A byte that is found is the first of its character.
     while let Some(ahead) = text.as_bytes()[plain..].iter().position(special) {
         let (before, from) = text[plain..].split_at(ahead);
         out.push_str(before);

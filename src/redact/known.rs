@@ -1,4 +1,4 @@
-//! Secrets that were read: passwords, keys, tokens.
+//! Hides the secrets that the program has read: passwords, keys, tokens.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -6,17 +6,19 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::HIDDEN;
 
-/// Shortest text that is hidden wherever it stands; a shorter one would be found in words that are none.
+/// The shortest secret that is hidden, in bytes: a shorter one would also match inside harmless words.
 const SHORTEST: usize = 8;
 
-/// Most forms that are kept: the oldest are those of secrets that were replaced since.
+/// The most forms that are kept; when there are more, the oldest go, since their secrets have been replaced.
 const KEPT: usize = 256;
 
 static KNOWN: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
-/// Makes a secret known to the redactor, in every form in which it may be written: as it is, escaped, percent-encoded.
+/// Registers a secret with the redactor, in every form in which a text may show it: as it is, escaped as in JSON,
+/// percent-encoded.
 ///
-/// What is short, or one plain word as `filestorage`, is not kept: hiding it would garble what is no secret.
+/// A text of fewer than 8 bytes, or of lower-case letters only such as `filestorage`, is not registered: hiding it would
+/// damage harmless texts.
 pub fn remember(secret: &str) {
     let plain = |byte: u8| byte.is_ascii_lowercase();
     if secret.len() < SHORTEST || secret.bytes().all(plain) {
@@ -38,11 +40,11 @@ pub fn remember(secret: &str) {
     known.drain(..over);
 }
 
-/// Hides every secret that is known; none when there is none in the text.
+/// Replaces every registered secret in a text; returns `None` when the text holds none.
 pub(super) fn hide(text: &str) -> Option<String> {
     let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
     let mut found: Vec<&String> = known.iter().filter(|secret| text.contains(secret.as_str())).collect();
-    // Of two secrets the one may begin the other, and the rest of that would stay.
+    // The longest first: when one secret is the beginning of another, the rest of the other would stay.
     found.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
     found.into_iter().fold(None, |less: Option<String>, secret| {
         Some(less.as_deref().unwrap_or(text).replace(secret.as_str(), HIDDEN))

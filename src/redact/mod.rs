@@ -1,11 +1,12 @@
-//! The one redactor: what is shown to anybody passes through here, and secrets do not come out.
+//! The only redactor: it removes secrets from every text that the program shows.
 //!
-//! - [`redact`] is for text on its way out: log lines, errors, answers of `doctor` and `config`, reasons in `/readyz`.
-//! - [`Shape`] tells what somebody put where a path, a name or a number belongs, without repeating it.
-//! - [`urls`], [`path`] and [`word`] show a setting's value as far as it can be no secret.
-//! - [`remember`] makes a secret known, so that it is hidden wherever it turns up, in foreign libraries' words, too.
+//! - [`redact`] hides secrets in a text that leaves the program: log lines, errors, answers of `doctor` and `config`,
+//!   reasons in `/readyz`.
+//! - [`Shape`] describes a text that stands where a path, a name or a number belongs, without repeating the text.
+//! - [`urls`], [`path`] and [`word`] show those parts of a setting's value that cannot be a secret.
+//! - [`remember`] registers a secret, so that it is hidden in every text, also in messages of other libraries.
 //!
-//! Keys, arguments and values of commands are no secrets, and what is stored is never changed.
+//! Keys, arguments and values of commands are not secrets, and stored values are never changed.
 
 mod known;
 mod pattern;
@@ -18,11 +19,13 @@ pub use known::remember;
 pub use shape::{Shape, is_plainly_a_path, path, word};
 pub use url::urls;
 
-/// What stands in the place of a secret.
+/// The text that replaces a secret.
 pub const HIDDEN: &str = "***";
 
-/// Hides what is known for a secret, or looks like one: logins and queries in URLs, private keys, tokens, and the members
-/// of a credentials file. Text without any is returned as it is.
+/// Replaces the secrets in a text by [`HIDDEN`].
+///
+/// Hidden are the secrets that were registered with [`remember`], and texts that look like secrets: logins and queries in
+/// URLs, private keys, tokens, and the members of a credentials file. A text without secrets is returned unchanged.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let mut shown = Cow::Borrowed(text);
@@ -34,7 +37,9 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     shown
 }
 
-/// Returns what a text says before it quotes anything; panics quote what was at hand, which may be a value or a secret.
+/// Returns the part of a text before its first quotation.
+///
+/// The message of a panic may quote a value or a secret behind this part.
 #[must_use]
 pub fn unquoted(text: &str) -> &str {
     text.split(['"', '\'', '`', '\n', '{', '(']).next().unwrap_or_default().trim_end_matches([' ', ':'])

@@ -1,8 +1,8 @@
-//! Secrets that are told by how they look, or by the name in front of them.
+//! Hides secrets that are recognized by their form, or by the name in front of them.
 
 use super::HIDDEN;
 
-/// Names whose values are secrets, as credentials files, answers of token servers and HTTP headers write them.
+/// The names, in lower case, whose values are secrets: of credentials files, answers of token servers and HTTP headers.
 const NAMES: [&str; 20] = [
     "private_key",
     "private_key_id",
@@ -26,7 +26,7 @@ const NAMES: [&str; 20] = [
     "x-goog-api-key",
 ];
 
-/// Hides PEM blocks, whole or cut off.
+/// Hides PEM blocks, also those that are cut off.
 pub(super) fn blocks(text: &str) -> Option<String> {
     const BEGIN: &str = "-----BEGIN ";
     let mut rest = text;
@@ -39,7 +39,7 @@ pub(super) fn blocks(text: &str) -> Option<String> {
         };
         let body = &rest[at..];
         let block = body.find(|character| !inside(character)).unwrap_or(body.len());
-        // Behind the end of a block the text goes on.
+        // A text may go on behind the end line of a block.
         let end = body[..block].find("-----END ").and_then(|end| {
             let label = end + "-----END ".len();
             body[label..block].find("-----").map(|close| label + close + "-----".len())
@@ -49,7 +49,7 @@ pub(super) fn blocks(text: &str) -> Option<String> {
     (!less.is_empty()).then(|| less + rest)
 }
 
-/// Hides the values of members and headers whose names say that they are secrets: `"private_key": "…"`, escaped or not.
+/// Hides the values of members and headers whose names stand in [`NAMES`]: `"private_key": "…"`, escaped or not.
 pub(super) fn members(text: &str) -> Option<String> {
     let lower = text.to_ascii_lowercase();
     let mut hidden: Vec<(usize, usize)> = Vec::new();
@@ -76,7 +76,7 @@ pub(super) fn members(text: &str) -> Option<String> {
     (from > 0).then(|| less + &text[from..])
 }
 
-/// Finds the quoted value behind a quoted name: what stands between its quotes, which may be escaped.
+/// Returns the positions of the quoted value behind a quoted name; the quotes may be escaped and do not belong to it.
 fn value(text: &str, behind: usize) -> Option<(usize, usize)> {
     let rest = &text[behind..];
     let slashes = rest.len() - rest.trim_start_matches('\\').len();
@@ -86,14 +86,14 @@ fn value(text: &str, behind: usize) -> Option<(usize, usize)> {
     let start = text.len() - rest.len();
     let end = rest.match_indices(mark).find_map(|(at, _)| {
         let before = rest[..at].len() - rest[..at].trim_end_matches('\\').len();
-        // With more backslashes in front it is a quote within the value.
+        // A quote with more backslashes before it belongs to the value.
         (before == slashes || slashes == 0 && before % 2 == 0).then_some(at - slashes.min(before))
     });
     let end = end.unwrap_or(rest.len());
     Some((start, start + end))
 }
 
-/// Hides tokens: what follows `Bearer`, `Basic` and `Signature=`, and JSON Web Tokens.
+/// Hides the tokens behind `Bearer`, `Basic` and `Signature=`, and JSON Web Tokens.
 pub(super) fn tokens(text: &str) -> Option<String> {
     let is_token = |character: char| character.is_ascii_alphanumeric() || "-._~+/=".contains(character);
     let length = |rest: &str| rest.find(|character| !is_token(character)).unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! What a text is, told by how it looks.
+//! Recognizes secrets and other misplaced texts by their form.
 
 use std::fmt;
 use std::path::Path;
@@ -6,18 +6,18 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// What a text looks like that stands where a path, a name or a number belongs.
+/// The form of a text that stands where a path, a name or a number belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// The JSON of a credentials file, or that in base64.
+    /// The JSON of a credentials file, plain or in base64.
     Credentials,
-    /// Some other JSON.
+    /// Any other JSON.
     Json,
     /// A PEM block.
     Pem,
     /// A URL.
     Url,
-    /// A user and a password before a place, as in a URL without its scheme.
+    /// A user and a password before a host, as in a URL without its scheme.
     Login,
     /// A JSON Web Token.
     Token,
@@ -43,7 +43,7 @@ impl fmt::Display for Shape {
 }
 
 impl Shape {
-    /// Tells what a text looks like; none for what may well be a path or a name.
+    /// Recognizes the form of a text; returns `None` for a text that may be a path or a name.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {
         let text = text.trim().trim_matches(['"', '\'']).trim_start();
@@ -67,7 +67,7 @@ impl Shape {
         if login.is_some_and(|(_, password)| !password.is_empty()) && !text.contains(' ') {
             return Some(Self::Login);
         }
-        // `{"` and `{` with a line behind it, in base64.
+        // These are `{"` and `{` before a line break, in base64.
         if text.len() >= 32 && ["eyJ", "ewo", "ewog", "ewoJ"].iter().any(|begin| text.starts_with(begin)) {
             return Some(if text.contains('.') { Self::Token } else { Self::Credentials });
         }
@@ -75,15 +75,15 @@ impl Shape {
     }
 }
 
-/// Tells whether a text looks like key or token: long, of the digits of base64 or hexadecimals, and no word.
+/// Tells whether a text looks like a key or token: long, of base64 or hexadecimal digits, and not made of words.
 fn is_key(text: &str) -> bool {
     let has = |is: fn(&u8) -> bool| text.bytes().any(|byte| is(&byte));
     let only = |others: &[u8]| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte));
     let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit);
-    // Names are words with something in between.
+    // Names are words with separators between them; a key has a long run without a separator.
     let run = || text.split(['+', '/', '_', '-']).map(str::len).max().unwrap_or_default() >= 16;
     match text.len() {
-        // Padded: nothing else looks so.
+        // Padding: only base64 ends like this.
         20.. if text.ends_with('=') && only(b"+/=_-") => {
             STANDARD.decode(text.replace('-', "+").replace('_', "/")).is_ok()
         }
@@ -93,7 +93,7 @@ fn is_key(text: &str) -> bool {
     }
 }
 
-/// Shows a refused word in quotes; what may hold a secret is named instead.
+/// Shows a refused word in quotes, or names its form when the word may hold a secret.
 #[must_use]
 pub fn word(text: &str) -> String {
     match Shape::of(text) {
@@ -103,9 +103,9 @@ pub fn word(text: &str) -> String {
     }
 }
 
-/// Shows a path; what looks like a secret in its place is named instead.
+/// Shows a path, or names the form of a text that is not a path and may be a secret.
 ///
-/// One word without a slash or a dot is shown only where there is a file of that name.
+/// A word without a slash or a dot is shown only when a file of that name exists.
 #[must_use]
 pub fn path(path: &Path) -> String {
     let text = path.to_string_lossy();
@@ -116,7 +116,7 @@ pub fn path(path: &Path) -> String {
     }
 }
 
-/// Tells a path from a word that may be anything.
+/// Tells whether a text is certainly a path: it holds a slash or a dot, or a file of this name exists.
 #[must_use]
 pub fn is_plainly_a_path(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, b'/' | b'.')) || path.exists()

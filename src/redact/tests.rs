@@ -1,4 +1,4 @@
-//! What comes out of the redactor, and what is left as it was.
+//! Tests of the redactor: secrets are hidden, other texts stay unchanged.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn only_what_may_be_a_secret_in_a_url_is_hidden() {
+fn only_the_secret_parts_of_a_url_are_hidden() {
     for (url, shown) in [
         ("amqp://guest:guest@localhost:5672//", "amqp://guest:***@localhost:5672//"),
         ("amqp://u:p@ss/w:rd@host/v", "amqp://u:***@host/v"),
@@ -33,7 +33,7 @@ fn only_what_may_be_a_secret_in_a_url_is_hidden() {
 }
 
 #[test]
-fn what_is_no_secret_is_left_alone() {
+fn harmless_texts_stay_unchanged() {
     for text in [
         "",
         "store \"a/b?c=d&e@f\": the disk is full",
@@ -82,7 +82,7 @@ fn a_known_secret_is_hidden_in_every_form() {
         let shown = redact(text);
         assert!(shown.contains(HIDDEN) && !shown.contains("hunter2"), "{shown}");
     }
-    // What would be found in words that are none.
+    // Texts that also occur in harmless words are not registered.
     for plain in ["guest", "filestorage", "abc12"] {
         remember(plain);
         let text = format!("the queue {plain}.dead");
@@ -91,14 +91,14 @@ fn a_known_secret_is_hidden_in_every_form() {
 }
 
 #[test]
-fn of_two_secrets_of_which_one_begins_the_other_both_are_hidden_whole() {
+fn a_secret_that_begins_another_leaves_none_of_it() {
     remember("Summer-2025");
     remember("Summer-2025-and-more");
     assert_eq!(redact("now Summer-2025-and-more, was Summer-2025"), format!("now {HIDDEN}, was {HIDDEN}"));
 }
 
 #[test]
-fn what_stands_in_the_wrong_place_is_told_by_its_look() {
+fn a_misplaced_text_is_recognized_by_its_form() {
     use base64::Engine as _;
     let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     for (text, shape) in [
@@ -144,7 +144,7 @@ fn what_stands_in_the_wrong_place_is_told_by_its_look() {
 }
 
 #[test]
-fn a_panic_is_told_without_what_it_quotes() {
+fn a_panic_is_reported_without_its_quotation() {
     for (text, shown) in [
         ("called `Option::unwrap()` on a `None` value", "called"),
         (
@@ -163,7 +163,7 @@ fn a_panic_is_told_without_what_it_quotes() {
 
 proptest! {
     #[test]
-    fn whatever_stands_before_the_place_of_a_url_is_hidden(
+    fn the_login_of_any_url_is_hidden(
         user in "[a-z]{1,8}",
         password in "[^\\s\"';]{1,24}",
         before in "\\PC{0,12}[ =:(\"]",

@@ -1,13 +1,14 @@
-//! URLs without logins, queries and fragments.
+//! Hides logins, queries and fragments of URLs.
 
 use super::HIDDEN;
 
-/// Schemes of references: what follows names a file or an object, where `?` and `@` are characters like any other.
+/// Schemes of external references: the rest names a file or an object, in which `?` and `@` have no special meaning.
 const NAMES: [&str; 3] = ["gs", "s3", "file"];
 
-/// Shows a setting that holds URLs joined by `;`: of a login only the user of a broker, no query, no fragment.
+/// Shows the value of a setting that holds URLs joined by `;`.
 ///
-/// Text that is no URL is shown as far as it can be no login.
+/// Logins, queries and fragments are hidden, but for the user of a broker. A text without a scheme is treated as the URL
+/// of a broker.
 #[must_use]
 pub fn urls(text: &str) -> String {
     let show = |url: &str| match url.split_once("://") {
@@ -17,7 +18,7 @@ pub fn urls(text: &str) -> String {
     text.split(';').map(show).collect::<Vec<_>>().join(";")
 }
 
-/// Hides logins and queries of the URLs in a text; none when there is nothing to hide.
+/// Hides logins, queries and fragments of the URLs in a text; returns `None` when there is nothing to hide.
 pub(super) fn hide(text: &str) -> Option<String> {
     let mut less = String::new();
     let mut rest = text;
@@ -26,10 +27,10 @@ pub(super) fn hide(text: &str) -> Option<String> {
             .rfind(|byte: char| !byte.is_ascii_alphanumeric())
             .map_or(0, |before| before + rest[before..].chars().next().map_or(1, char::len_utf8));
         let (before, scheme, behind) = (&rest[..at + 3], &rest[start..at], &rest[at + 3..]);
-        // A password that is not encoded may hold anything but these.
+        // These characters end a URL. The password of a broker that is not percent-encoded may hold any other.
         let others = if is_broker(scheme) { "\"';" } else { "\"'`\\<>;,)}]|" };
         let ends = |character: char| character.is_whitespace() || others.contains(character);
-        // The brackets of an IPv6 address belong to it, wherever it stands.
+        // The brackets of an IPv6 address do not end the URL.
         let skip = behind.find('[').and_then(|open| Some(open + behind[open..].find(']')? + 1));
         let skip = skip.filter(|skip| !behind[..*skip].contains(|character| ends(character) && character != ']'));
         let skip = skip.unwrap_or(0);
@@ -46,26 +47,27 @@ fn is_broker(scheme: &str) -> bool {
     scheme.to_ascii_lowercase().contains("amqp")
 }
 
-/// Shows what follows `://`.
+/// Shows the part of a URL behind `://`, with logins and queries hidden.
 fn rest_of(scheme: &str, rest: &str) -> String {
     if NAMES.iter().any(|name| name.eq_ignore_ascii_case(scheme)) {
         return rest.to_owned();
     }
     let broker = is_broker(scheme);
-    // A password may hold what it should not; of other URLs the path may well hold an `@`.
+    // In a broker's URL the last `@` ends the login, since a password may hold an unescaped `/`. The path of another URL may
+    // hold an `@`.
     let authority = if broker { rest.len() } else { rest.find(['/', '?', '#']).unwrap_or(rest.len()) };
-    let (login, place) = match rest[..authority].rfind('@') {
+    let (login, host) = match rest[..authority].rfind('@') {
         Some(at) => (Some(&rest[..at]), &rest[at + 1..]),
         None => (None, rest),
     };
-    let shown = match place.find(['?', '#']) {
-        Some(at) if at + 1 < place.len() => format!("{}{HIDDEN}", &place[..=at]),
-        _ => place.to_owned(),
+    let shown = match host.find(['?', '#']) {
+        Some(at) if at + 1 < host.len() => format!("{}{HIDDEN}", &host[..=at]),
+        _ => host.to_owned(),
     };
     match login.map(|login| (login.split_once(':'), login)) {
         None => shown,
         Some((Some((user, _)), _)) if broker => format!("{user}:{HIDDEN}@{shown}"),
-        // Alone it may be a token.
+        // A long user without a password may be a token.
         Some((None, user)) if broker && user.len() < 16 => format!("{user}@{shown}"),
         Some(_) => format!("{HIDDEN}@{shown}"),
     }

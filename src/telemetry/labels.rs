@@ -1,4 +1,4 @@
-//! The closed sets of label values; nothing a caller sends becomes a label.
+//! The closed sets of label values of the metrics; a value that a caller sends never becomes a label.
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
@@ -12,7 +12,7 @@ macro_rules! label_values {
         }
 
         impl $name {
-            /// Every value, in the order of the definition.
+            /// All values, in the order of the definition.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// Returns the label's text.
@@ -33,7 +33,7 @@ macro_rules! label_values {
 }
 
 label_values! {
-    /// Which task a command names.
+    /// The task of a command.
     Command {
         /// `filestorage.store`.
         Store = "store",
@@ -53,13 +53,14 @@ label_values! {
         SignedUrl = "signed_url",
         /// `filestorage.sync`.
         Sync = "sync",
-        /// Anything else, an unreadable message included.
+        /// Any other task, or a message that cannot be read.
         Other = "other",
     }
 }
 
 impl Command {
-    /// Finds the label of a task name, `filestorage.store` for example; unknown names are [`Command::Other`].
+    /// Finds the label for the name of a task, such as `filestorage.store`; the label of an unknown name is
+    /// [`Command::Other`].
     #[must_use]
     pub fn from_task(name: &str) -> Self {
         let Some(short) = name.strip_prefix("filestorage.") else { return Self::Other };
@@ -68,133 +69,134 @@ impl Command {
 }
 
 label_values! {
-    /// How a command ended.
+    /// The end of a command.
     CommandOutcome {
-        /// Answered SUCCESS.
+        /// The command was answered with SUCCESS.
         Succeeded = "succeeded",
-        /// Answered FAILURE.
+        /// The command was answered with FAILURE.
         Failed = "failed",
-        /// Answered REVOKED: expired or revoked.
+        /// The command was answered with REVOKED, because it had expired or was revoked.
         Revoked = "revoked",
-        /// Could not be run: answered where possible, kept in the dead queue.
+        /// The command could not be run; its message was copied to the dead queue, and answered where possible.
         DeadLettered = "dead_lettered",
-        /// Parked until its eta.
+        /// The command was put into a delay queue until its eta.
         Parked = "parked",
-        /// Answered again from the journal, not run.
+        /// The command was answered from the journal and not run again.
         Replayed = "replayed",
-        /// Given up without an answer: the session was lost or the worker stops; the broker delivers it again.
+        /// The command was given up without an answer, because the session was lost or the worker stops; the broker
+        /// delivers it again.
         Abandoned = "abandoned",
     }
 }
 
 label_values! {
-    /// What arrived from the queue.
+    /// The kind of a delivery.
     Delivery {
-        /// Seen for the first time.
+        /// The message was delivered for the first time.
         First = "first",
-        /// The broker says it delivered this message before.
+        /// The broker says that it has delivered the message before.
         Redelivered = "redelivered",
     }
 }
 
 label_values! {
-    /// How a publication ended.
+    /// The end of a publication.
     Publish {
-        /// The broker has taken responsibility.
+        /// The broker has taken responsibility for the message.
         Confirmed = "confirmed",
-        /// No queue took it.
+        /// No queue took the message.
         Returned = "returned",
-        /// The broker said no, for good.
+        /// The broker refuses the message, and would do so again.
         Refused = "refused",
-        /// The broker said neither yes nor no in time.
+        /// The broker neither confirmed nor refused the message in time.
         Unconfirmed = "unconfirmed",
-        /// The session was lost before the answer came.
+        /// The session was lost before the broker's confirm came.
         Lost = "lost",
     }
 }
 
 label_values! {
-    /// Why an answer was given up.
+    /// The reason why an answer was given up.
     GivenUp {
-        /// Its queue refused it for as long as it was tried.
+        /// The reply queue refused the answer at every attempt.
         Full = "full",
-        /// Its queue said neither yes nor no.
+        /// The reply queue neither took nor refused the answer.
         Silent = "silent",
     }
 }
 
 label_values! {
-    /// What happened to a metric event.
+    /// The end of the publication of a metric event.
     Event {
-        /// Confirmed by the broker.
+        /// The broker confirmed the event.
         Published = "published",
-        /// Confirmed, but no queue was bound.
+        /// The broker confirmed the event, but no queue was bound that would take it.
         Undeliverable = "undeliverable",
     }
 }
 
 label_values! {
-    /// Where the broker session stands.
+    /// The state of the session with the broker.
     Session {
-        /// No session; one is being built.
+        /// There is no session; one is being opened.
         Connecting = "connecting",
-        /// Consuming.
+        /// The session consumes commands.
         Connected = "connected",
-        /// The broker has blocked publishers: memory or disk alarm.
+        /// The broker has blocked publishers because of a memory or disk alarm.
         Blocked = "blocked",
-        /// The worker finishes what runs and takes nothing new.
+        /// The worker finishes running commands and takes no new ones.
         Draining = "draining",
     }
 }
 
 label_values! {
-    /// Which operation a backend was asked for.
+    /// The operation of a backend.
     StorageOperation {
-        /// Writing an object.
+        /// A write of an object.
         Put = "put",
-        /// Reading an object.
+        /// A read of an object.
         Get = "get",
-        /// Reading attributes.
+        /// A read of the attributes of an object.
         Stat = "stat",
-        /// Removing an object.
+        /// A delete of an object.
         Delete = "delete",
-        /// Listing keys.
+        /// A listing of keys.
         List = "list",
-        /// Syncing what another try wrote.
+        /// A flush to disk of an object that another attempt wrote.
         Flush = "flush",
-        /// Looking whether the place can be used.
+        /// A probe whether the backend can be used.
         Probe = "probe",
-        /// Making a signed URL.
+        /// The creation of a signed URL.
         Sign = "sign",
     }
 }
 
 label_values! {
-    /// Which place was asked.
+    /// The backend of an operation.
     BackendLabel {
-        /// Files of this machine.
+        /// The local disk.
         Local = "local",
-        /// Memory of this process.
+        /// The memory of this process.
         Memory = "memory",
-        /// Writes that wait for the bucket.
+        /// The overlay: writes and deletes that wait for the bucket.
         Overlay = "overlay",
         /// Google Cloud Storage.
         Gcs = "gcs",
-        /// Amazon S3 or a store that speaks like it.
+        /// Amazon S3 or a compatible store.
         S3 = "s3",
     }
 }
 
 label_values! {
-    /// How a storage operation ended.
+    /// The end of a storage operation.
     StorageOutcome {
-        /// Done.
+        /// The operation was done.
         Succeeded = "succeeded",
-        /// The place is certain that nothing is there.
+        /// The backend is certain that there is no such object.
         Missing = "missing",
-        /// A condition was not met.
+        /// A precondition was not met.
         Precondition = "precondition",
-        /// Kept bytes are damaged.
+        /// The stored bytes are damaged.
         Integrity = "integrity",
         /// The disk is full.
         NoSpace = "no_space",
@@ -202,27 +204,28 @@ label_values! {
         Denied = "denied",
         /// The backend cannot be reached.
         Unavailable = "unavailable",
-        /// The backend asks for patience.
+        /// The backend asks for fewer requests.
         Throttled = "throttled",
-        /// Abandoned before the commit point.
+        /// The operation was abandoned before its commit point.
         Abandoned = "abandoned",
-        /// Any other fault.
+        /// The operation failed for any other reason.
         Failed = "failed",
     }
 }
 
 label_values! {
-    /// What became of one entry of the overlay that was to be sent to the bucket.
+    /// The end of an attempt to send one entry of the overlay to the bucket.
     SyncOutcome {
-        /// Written to the bucket.
+        /// The entry was written to the bucket.
         Sent = "sent",
-        /// A delete that the bucket has now done, or had nothing to do for.
+        /// The object was deleted in the bucket, or was not there.
         Deleted = "deleted",
-        /// The bucket had it: an earlier try whose answer was lost.
+        /// The bucket had the entry already, from an earlier attempt whose answer was lost.
         AlreadyThere = "already_there",
-        /// Somebody else changed the bucket's object since: set aside, or for a delete dropped.
+        /// The object in the bucket was changed by somebody else; a pending write was quarantined, a pending delete
+        /// dropped.
         Conflict = "conflict",
-        /// Refused or damaged; it stays.
+        /// The entry was refused or is damaged; it stays in the overlay.
         Failed = "failed",
     }
 }

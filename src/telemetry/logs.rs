@@ -1,4 +1,4 @@
-//! Log output: for people on a terminal, one JSON object a line otherwise; always to standard error.
+//! Writes the log to standard error: text on a terminal, else one JSON object a line.
 
 use std::io::{IsTerminal as _, Write};
 
@@ -7,35 +7,37 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::redact;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object a line.
     Json,
 }
 
 impl LogFormat {
-    /// Chooses by what standard error is: text on a terminal, JSON elsewhere.
+    /// Chooses text when standard error is a terminal, else JSON.
     #[must_use]
     pub fn detect() -> Self {
         if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
     }
 }
 
-/// Why logging could not be set up.
+/// The reason why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The filter is not one of tracing's; it is not repeated, since nobody knows what it is.
+    /// The filter does not follow tracing's syntax; the text does not repeat it, since it may be a misplaced secret.
     #[error("RUST_LOG is not understood; write level names, or targets and levels, for example info,filestorage=debug")]
     Filter,
-    /// Something in this process logs already.
+    /// Logging was set up before in this process.
     #[error("logging is set up already: {0}")]
     Installed(#[from] TryInitError),
 }
 
-/// Sends log lines that pass `filter` (tracing's directive syntax, `info,lapin=warn` for example) to standard error.
+/// Sends all log lines that pass `filter` to standard error, and logs panics.
+///
+/// `filter` has tracing's directive syntax, for example `info,lapin=warn`. Secrets in log lines are hidden.
 ///
 /// # Errors
 ///
@@ -47,7 +49,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).finish().try_init()?,
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).finish().try_init()?,
     }
-    // A panic is a log line like any other fault; whoever catches it answers its caller.
+    // A panic is logged here; the code that catches the panic answers the caller.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string);
         let text = panic.payload_as_str().map(redact::unquoted);
@@ -56,7 +58,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Standard error, without secrets. A log line comes in one piece.
+/// A writer to standard error that hides secrets; each write is one whole log line.
 struct Redacted(std::io::Stderr);
 
 impl Write for Redacted {

@@ -1,4 +1,4 @@
-//! The metrics registry: a closed list of names, one `record_*` per thing that happens.
+//! The registry of metrics: a closed list of names, and one `record_*` function for each event that is measured.
 
 use std::fmt;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ struct StorageLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PlaceLabels {
+struct BackendLabels {
     operation: StorageOperation,
     backend: BackendLabel,
 }
@@ -81,9 +81,9 @@ struct SyncLabel {
 
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Every number the process counts; clones share the same numbers.
+/// All metrics of the process; clones share the same numbers.
 ///
-/// Recording takes no lock for writing and formats nothing once a label combination was seen.
+/// A `record_*` call takes no write lock and formats no text once its combination of labels was used before.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -100,22 +100,23 @@ struct Inner {
     journal: Gauge,
     events: Family<EventLabel, Counter>,
     storage_operations: Family<StorageLabels, Counter>,
-    storage_durations: Durations<PlaceLabels>,
-    storage_bytes: Family<PlaceLabels, Counter>,
+    storage_durations: Durations<BackendLabels>,
+    storage_bytes: Family<BackendLabels, Counter>,
     foreign_names: Counter,
-    storage_retries: Family<PlaceLabels, Counter>,
+    storage_retries: Family<BackendLabels, Counter>,
     breaker_open: Family<BreakerLabels, Gauge>,
     synced: Family<SyncLabel, Counter>,
     pending: PendingCollector,
 }
 
-/// From 250 µs, below a small value on tmpfs, to 65 s in factors of four.
+/// Creates a histogram of durations with bounds from 250 µs, less than the write of a small value on tmpfs takes, to 65 s
+/// in factors of four.
 fn duration_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 4.0, 10))
 }
 
 impl Metrics {
-    /// Registers every metric under the prefix `filestorage`, beside the usual `process_*` ones.
+    /// Registers all metrics with the prefix `filestorage`, and the usual `process_*` metrics.
     #[must_use]
     pub fn new() -> Self {
         let mut registry = Registry::default();
@@ -125,56 +126,60 @@ impl Metrics {
         ours.register("build", "Version of the running program", version);
 
         let commands = Family::default();
-        ours.register("commands", "Commands by task and how they ended", commands.clone());
+        ours.register("commands", "Commands, by task and outcome", commands.clone());
         let command_durations = Durations::new_with_constructor(duration_histogram);
-        let help = "Time from taking a command to its settlement";
+        let help = "Time from the delivery of a command to its settlement";
         ours.register_with_unit("command_duration", help, Unit::Seconds, command_durations.clone());
         let in_flight = Gauge::default();
         ours.register("commands_in_flight", "Commands taken and not yet settled", in_flight.clone());
 
         let deliveries = Family::default();
-        ours.register("queue_deliveries", "Messages the broker delivered", deliveries.clone());
+        ours.register("queue_deliveries", "Messages that the broker delivered", deliveries.clone());
         let publishes = Family::default();
         ours.register("queue_publishes", "Messages published, by the broker's answer", publishes.clone());
         let given_up = Family::<GivenUpLabel, Counter>::default();
         for &reason in GivenUp::ALL {
             drop(given_up.get_or_create(&GivenUpLabel { reason }));
         }
-        let help = "Answers given up, because their queue took nothing for as long as they were tried";
+        let help = "Answers given up, because their reply queue did not take them";
         ours.register("answers_given_up", help, given_up.clone());
         let session = Family::<StateLabel, Gauge>::default();
         for &state in Session::ALL {
             session.get_or_create(&StateLabel { state }).set(0);
         }
-        ours.register("broker_session_state", "1 for the state the session is in, 0 for the others", session.clone());
+        ours.register(
+            "broker_session_state",
+            "1 for the present state of the session with the broker, 0 for the others",
+            session.clone(),
+        );
         let reconnects = Counter::default();
-        ours.register("broker_reconnects", "Sessions rebuilt after the first", reconnects.clone());
+        ours.register("broker_reconnects", "Sessions with the broker opened after the first", reconnects.clone());
         let journal = Gauge::default();
         ours.register_with_unit("journal_size", "Size of this worker's journal", Unit::Bytes, journal.clone());
         let events = Family::default();
-        ours.register("events", "Metric events, by what became of them", events.clone());
+        ours.register("events", "Metric events, by the outcome of their publication", events.clone());
 
         let storage_operations = Family::default();
-        let help = "Operations a backend was asked for, by how they ended";
+        let help = "Operations of a backend, by outcome";
         ours.register("storage_operations", help, storage_operations.clone());
         let storage_durations = Durations::new_with_constructor(duration_histogram);
-        let help = "Time one operation took at the backend";
+        let help = "Time of one operation at the backend";
         ours.register_with_unit("storage_operation_duration", help, Unit::Seconds, storage_durations.clone());
         let storage_bytes = Family::default();
         let help = "Payload moved to or from the backend";
         ours.register_with_unit("storage_transferred", help, Unit::Bytes, storage_bytes.clone());
         let foreign_names = Counter::default();
-        let help = "Names met in listings that are no legal keys";
+        let help = "Names in listings that are not valid keys";
         ours.register("storage_foreign_names", help, foreign_names.clone());
         let storage_retries = Family::default();
         let help = "Attempts at a backend after the first of an operation";
         ours.register("storage_retries", help, storage_retries.clone());
         let breaker_open = Family::default();
-        let help = "1 while a backend cannot be reached and is asked only whether it can be again, else 0";
+        let help = "1 while the circuit breaker of a backend is open, so that only probes are sent, else 0";
         ours.register("storage_breaker_open", help, breaker_open.clone());
 
         let synced = Family::default();
-        let help = "Entries of the overlay that were to be sent to the bucket, by what became of them";
+        let help = "Attempts to send an entry of the overlay to the bucket, by outcome";
         ours.register("synced_entries", help, synced.clone());
         let pending = PendingCollector::default();
         ours.register_collector(Box::new(pending.clone()));
@@ -202,7 +207,7 @@ impl Metrics {
         }))
     }
 
-    /// Counts a finished command; `duration` runs from taking it to its settlement.
+    /// Counts a finished command; `duration` is the time from its delivery to its settlement.
     pub fn record_command(&self, command: Command, outcome: CommandOutcome, duration: Duration) {
         self.0.commands.get_or_create(&CommandLabels { command, outcome }).inc();
         self.0.command_durations.get_or_create(&CommandLabel { command }).observe(duration.as_secs_f64());
@@ -215,44 +220,44 @@ impl Metrics {
         InFlight(self.0.in_flight.clone())
     }
 
-    /// Counts a message the broker delivered.
+    /// Counts a message that the broker delivered.
     pub fn record_delivery(&self, kind: Delivery) {
         self.0.deliveries.get_or_create(&DeliveryLabel { kind }).inc();
     }
 
-    /// Counts published messages by the broker's answer.
+    /// Counts `count` published messages by the broker's answer.
     pub fn record_publishes(&self, outcome: Publish, count: u64) {
         self.0.publishes.get_or_create(&PublishLabel { outcome }).inc_by(count);
     }
 
-    /// Counts an answer that nobody took for as long as it was tried.
+    /// Counts an answer that was given up because its queue did not take it.
     pub fn record_given_up(&self, reason: GivenUp) {
         self.0.given_up.get_or_create(&GivenUpLabel { reason }).inc();
     }
 
-    /// Notes where the broker session stands now.
+    /// Records the present state of the session with the broker.
     pub fn record_session(&self, now: Session) {
         for &state in Session::ALL {
             self.0.session.get_or_create(&StateLabel { state }).set(i64::from(state == now));
         }
     }
 
-    /// Counts a session that had to be built again.
+    /// Counts a session that was opened after the loss of an earlier one.
     pub fn record_reconnect(&self) {
         self.0.reconnects.inc();
     }
 
-    /// Notes the size of this worker's journal in bytes.
+    /// Records the size of this worker's journal in bytes.
     pub fn record_journal_size(&self, bytes: u64) {
         self.0.journal.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Counts `count` metric events.
+    /// Counts `count` metric events by the end of their publication.
     pub fn record_events(&self, outcome: Event, count: u64) {
         self.0.events.get_or_create(&EventLabel { outcome }).inc_by(count);
     }
 
-    /// Counts one operation of a backend; `bytes` is the payload it moved, 0 when none.
+    /// Counts one operation of a backend; `bytes` is the size of the payload that was moved, or 0.
     pub fn record_storage(
         &self,
         operation: StorageOperation,
@@ -262,45 +267,46 @@ impl Metrics {
         bytes: u64,
     ) {
         self.0.storage_operations.get_or_create(&StorageLabels { operation, backend, outcome }).inc();
-        let place = PlaceLabels { operation, backend };
-        self.0.storage_durations.get_or_create(&place).observe(duration.as_secs_f64());
+        let labels = BackendLabels { operation, backend };
+        self.0.storage_durations.get_or_create(&labels).observe(duration.as_secs_f64());
         if bytes > 0 {
-            self.0.storage_bytes.get_or_create(&place).inc_by(bytes);
+            self.0.storage_bytes.get_or_create(&labels).inc_by(bytes);
         }
     }
 
-    /// Counts names in a listing that are no legal keys.
+    /// Counts `count` names in a listing that are not valid keys.
     pub fn record_foreign_names(&self, count: u64) {
         self.0.foreign_names.inc_by(count);
     }
 
-    /// Counts one attempt at a backend after the first.
+    /// Counts one retry of an operation of a backend.
     pub fn record_retry(&self, operation: StorageOperation, backend: BackendLabel) {
-        self.0.storage_retries.get_or_create(&PlaceLabels { operation, backend }).inc();
+        self.0.storage_retries.get_or_create(&BackendLabels { operation, backend }).inc();
     }
 
-    /// Notes whether a backend's breaker is open.
+    /// Records whether the breaker of a backend is open.
     pub fn record_breaker(&self, backend: BackendLabel, open: bool) {
         self.0.breaker_open.get_or_create(&BreakerLabels { backend }).set(i64::from(open));
     }
 
-    /// Counts one entry of the overlay that was to be sent.
+    /// Counts one attempt to send an entry of the overlay to the bucket.
     pub fn record_synced(&self, outcome: SyncOutcome) {
         self.0.synced.get_or_create(&SyncLabel { outcome }).inc();
     }
 
-    /// Notes what waits in the overlay: entries, bytes of payload, and the stamp of the oldest.
+    /// Records the content of the overlay: the number of entries, their payload in bytes, and the stamp of the oldest.
     pub fn record_pending(&self, entries: u64, bytes: u64, oldest: Option<Timestamp>) {
         self.0.pending.record(entries, bytes, oldest);
     }
 
-    /// Writes everything as OpenMetrics text.
+    /// Writes all metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut text = String::new();
         match text::encode(&mut text, &self.0.registry) {
             Ok(()) => text,
-            // Writing into a string fails only if an encoder says so; a cut text would be read as missing series.
+            // A write into a string fails only when an encoder reports an error. A reader would take a cut text for a
+            // complete one without some series.
             Err(fmt::Error) => String::from("# EOF\n"),
         }
     }
@@ -318,7 +324,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-/// Counts one command as in flight while it lives.
+/// A guard that counts one command as in flight until the guard is dropped.
 #[derive(Debug)]
 pub struct InFlight(Gauge);
 
@@ -333,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_recorded_is_exposed_under_its_name() {
+    fn every_metric_is_exposed_under_its_name() {
         let metrics = Metrics::new();
         metrics.record_command(Command::Store, CommandOutcome::Succeeded, Duration::from_millis(2));
         metrics.record_command(Command::Store, CommandOutcome::Succeeded, Duration::from_millis(3));

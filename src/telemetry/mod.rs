@@ -1,4 +1,4 @@
-//! Logs, metrics, readiness, the admin port and what the service manager is told.
+//! Logs, metrics, readiness, the admin port and the messages to the service manager.
 
 mod admin;
 mod labels;

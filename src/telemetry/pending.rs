@@ -1,4 +1,4 @@
-//! What waits in an overlay, its age read when it is asked for.
+//! The metrics of the pending entries in an overlay; the age is computed when the metrics are read.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,8 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Exposes `pending_sync_entries`, `pending_sync_bytes` and `pending_sync_oldest_age_seconds`; nothing where there is no
-/// overlay. Clones share the numbers.
+/// Exposes `pending_sync_entries`, `pending_sync_bytes` and `pending_sync_oldest_age_seconds`.
+///
+/// A worker without an overlay has none of these metrics. Clones share the numbers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PendingCollector(Arc<Mutex<Option<Waiting>>>);
 
@@ -34,10 +35,20 @@ impl Collector for PendingCollector {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
         };
-        let help = "Writes and deletes that wait to be sent to the bucket";
+        let help = "Pending writes and deletes, which wait to be sent to the bucket";
         gauge("pending_sync_entries", help, None, entries as f64)?;
-        gauge("pending_sync", "Payload that waits to be sent to the bucket", Some(&Unit::Bytes), bytes as f64)?;
+        gauge(
+            "pending_sync",
+            "Payload of pending writes, which wait to be sent to the bucket",
+            Some(&Unit::Bytes),
+            bytes as f64,
+        )?;
         let age = oldest.map_or(0.0, |oldest| Timestamp::now().duration_since(oldest).as_secs_f64().max(0.0));
-        gauge("pending_sync_oldest_age", "Age of what waits longest, 0 when nothing waits", Some(&Unit::Seconds), age)
+        gauge(
+            "pending_sync_oldest_age",
+            "Age of the oldest pending entry, 0 when there is none",
+            Some(&Unit::Seconds),
+            age,
+        )
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers of the process itself, read when they are asked for.
+//! The metrics of the process itself, determined when the metrics are read.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,7 +29,7 @@ impl Collector for ProcessCollector {
         };
         let started = self.started.as_secs_f64();
         gauge("process_start_time", "When the process started, since 1970", Some(&Unit::Seconds), started)?;
-        // A system without /proc has no such number; leaving the series out says so, a zero would lie.
+        // Without /proc the number is unknown. The series is left out then, since a zero would be wrong.
         if let Some(bytes) = resident_bytes() {
             gauge("process_resident_memory", "Resident memory", Some(&Unit::Bytes), bytes)?;
         }
@@ -50,16 +50,18 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// Returns user and system time; the kernel writes both in hundredths of a second whatever its own tick is.
+/// Returns the user and system time of the process in seconds.
+///
+/// The kernel writes both in hundredths of a second, independent of its own tick.
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The second field is the program's name in parentheses and may hold spaces.
+    // The second field is the name of the program in parentheses, and may hold spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((user + system) / 100.0)
 }
 
-/// Returns the resident set in bytes.
+/// Returns the size of the resident set in bytes.
 fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,4 +1,4 @@
-//! Whether this worker should be given work, and why not.
+//! The readiness of this worker: whether it should be given work, and the reasons when it should not.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,24 +12,24 @@ use crate::redact::redact;
 pub enum Component {
     /// The session that consumes commands.
     Broker,
-    /// The queues it consumes.
+    /// The queues that the session consumes.
     Queues,
-    /// Publishing metric events.
+    /// The publication of metric events.
     Events,
-    /// Keeping copies of what cannot be run.
+    /// The queue of dead copies, of commands that cannot be run.
     DeadQueue,
     /// The storage engine.
     Storage,
-    /// Writing down what was done.
+    /// The worker's journal of commands.
     Journal,
-    /// The files that secrets are read from.
+    /// The files from which secrets are read.
     Secrets,
-    /// The worker's own life: starting, draining.
+    /// The phase of the worker itself: starting, draining.
     Worker,
 }
 
 impl Component {
-    /// Returns the name used in answers and logs.
+    /// Returns the name of the component in `/readyz` and in logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,14 +51,14 @@ impl fmt::Display for Component {
     }
 }
 
-/// How a component stands.
+/// The state of a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ComponentState {
-    /// Works.
+    /// The component works.
     Ready,
-    /// Commands go on, but something is missing; `/readyz` stays 200 and says so.
+    /// Commands run, but with something missing, for this reason; `/readyz` answers 200 and names the reason.
     Degraded(String),
-    /// Commands cannot run; `/readyz` is 503.
+    /// Commands cannot run, for this reason; `/readyz` answers 503.
     Unready(String),
 }
 
@@ -73,11 +73,11 @@ impl ComponentState {
     }
 }
 
-/// What is known of the process at one moment.
+/// The states of all components at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadinessState {
     pub(super) conditions: BTreeMap<Component, ComponentState>,
-    /// The start is over: work is taken, or what is waited for may come by itself.
+    /// Tells whether the start is over: the worker takes work, or waits for something that may come without a person.
     pub(super) started: bool,
 }
 
@@ -87,12 +87,14 @@ impl ReadinessState {
     }
 }
 
-/// The conditions of all components; clones share them.
+/// The shared record of the states of all components; clones share one record.
 #[derive(Clone, Debug)]
 pub struct Readiness(watch::Sender<ReadinessState>);
 
 impl Readiness {
-    /// Starts with the given components unready, because `starting`; others count once they are set.
+    /// Creates a record in which the given components are unready, with the reason `starting`.
+    ///
+    /// Any other component counts from its first [`Readiness::set`] on.
     #[must_use]
     pub fn new(awaited: &[Component]) -> Self {
         let starting = ComponentState::Unready("starting".to_owned());
@@ -100,7 +102,7 @@ impl Readiness {
         Self(watch::Sender::new(ReadinessState { conditions, started: false }))
     }
 
-    /// Notes how a component stands and logs a change once.
+    /// Records the state of a component, and logs the state when it has changed.
     pub fn set(&self, component: Component, condition: ComponentState) {
         let condition = condition.redacted();
         self.0.send_if_modified(|standing| {
@@ -117,24 +119,24 @@ impl Readiness {
         });
     }
 
-    /// Notes that the start is over: work is taken, or what is waited for may come by itself.
+    /// Records that the start is over: the worker takes work, or waits for something that may come without a person.
     pub fn set_started(&self) {
         self.0.send_if_modified(|standing| !std::mem::replace(&mut standing.started, true));
     }
 
-    /// Tells whether every component can do its work.
+    /// Tells whether no component is unready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.0.borrow().is_ready()
     }
 
-    /// Returns every component and how it stands.
+    /// Returns the states of all components.
     #[must_use]
     pub fn conditions(&self) -> BTreeMap<Component, ComponentState> {
         self.0.borrow().conditions.clone()
     }
 
-    /// Follows every change from now on.
+    /// Returns a receiver of all later changes.
     pub(super) fn follow(&self) -> watch::Receiver<ReadinessState> {
         self.0.subscribe()
     }

@@ -1,6 +1,7 @@
-//! What the service manager is told of this process: systemd's `sd_notify` protocol.
+//! Reports the state of this process to the service manager, by systemd's `sd_notify` protocol.
 //!
-//! Written on the standard library: the crate for it connects to paths only, and a manager in a container may name an abstract socket.
+//! The protocol is written here on the standard library, because the existing crate connects to paths only. The manager of
+//! a container may use an abstract socket.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,33 +17,33 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::readiness::ReadinessState;
 use super::{ComponentState, Readiness};
 
-/// How long a datagram may wait for a manager that does not read; the worker stands still meanwhile.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Longest status line, in characters.
+/// The longest time that a datagram waits for a manager that does not read; the worker stands still meanwhile.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest status line, in characters.
 const STATUS_LENGTH: usize = 400;
 
-/// Why the service manager cannot be told anything; the worker runs without it.
+/// The reason why nothing can be reported to the service manager; the worker runs nevertheless.
 #[derive(Debug, thiserror::Error)]
 pub enum NotifyError {
-    /// `NOTIFY_SOCKET` is of a kind that is not known.
+    /// `NOTIFY_SOCKET` is neither a path nor the name of an abstract socket.
     #[error("NOTIFY_SOCKET is {0:?}, neither an absolute path nor @ and the name of an abstract socket")]
     Address(OsString),
-    /// `WATCHDOG_USEC` is no number.
+    /// `WATCHDOG_USEC` is not a positive number.
     #[error("WATCHDOG_USEC is {0:?}, not a number of microseconds above 0")]
     Watchdog(OsString),
-    /// There is no socket to send from.
+    /// No socket could be opened to send from.
     #[error("no socket for NOTIFY_SOCKET: {0}")]
     Socket(#[from] io::Error),
 }
 
-/// The service manager that started this process and asked to be told how it fares.
+/// The connection to the service manager that started this process and asked for reports.
 pub struct ServiceManager {
     socket: UnixDatagram,
     address: SocketAddr,
-    /// A process silent for so long is taken for stuck.
+    /// The manager takes a process for stuck when it sends no `WATCHDOG=1` for this time.
     watchdog: Option<Duration>,
-    /// The last message did not arrive, and that was logged.
-    unheard: bool,
+    /// The last message could not be sent, and that was logged.
+    failing: bool,
 }
 
 impl fmt::Debug for ServiceManager {
@@ -56,9 +57,9 @@ impl fmt::Debug for ServiceManager {
 }
 
 impl ServiceManager {
-    /// Finds the manager by the variables it sets: `NOTIFY_SOCKET`, and for its watchdog `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    /// Finds the manager by the environment variables that it sets, or returns `None` without `NOTIFY_SOCKET`.
     ///
-    /// Without `NOTIFY_SOCKET` there is none.
+    /// `WATCHDOG_USEC` and `WATCHDOG_PID` describe the manager's watchdog.
     ///
     /// # Errors
     ///
@@ -71,15 +72,15 @@ impl ServiceManager {
             _ => return Err(NotifyError::Address(name)),
         };
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Some(Self { socket, address, watchdog: watchdog(variable)?, unheard: false }))
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        Ok(Some(Self { socket, address, watchdog: watchdog(variable)?, failing: false }))
     }
 
-    /// Runs `work` to its end and tells the manager meanwhile how it fares.
+    /// Runs `work` to its end, and reports the state of the worker to the manager meanwhile.
     ///
-    /// `READY=1` once the start is over ([`Readiness::set_started`]), `STATUS=` with each change of readiness, `STOPPING=1` when
-    /// `stopping` comes. `WATCHDOG=1` is sent by the very task that runs `work`, twice in each period of the watchdog: whatever
-    /// keeps the one from going on keeps the other from being sent.
+    /// Sent are `READY=1` once the start is over ([`Readiness::set_started`]), `STATUS=` at each change of readiness, and
+    /// `STOPPING=1` when `stopping` is ready. `WATCHDOG=1` is sent twice in each period of the watchdog, by the task that
+    /// runs `work`: when `work` blocks that task, no `WATCHDOG=1` is sent, and the manager restarts the process.
     pub async fn accompany<T>(
         mut self,
         work: impl Future<Output = T>,
@@ -122,15 +123,15 @@ impl ServiceManager {
     fn send(&mut self, message: &str) {
         let sent = self.socket.send_to_addr(message.as_bytes(), &self.address);
         if let Err(error) = &sent
-            && !self.unheard
+            && !self.failing
         {
-            tracing::warn!(%error, "the service manager cannot be told how the worker fares");
+            tracing::warn!(%error, "the state of the worker cannot be reported to the service manager");
         }
-        self.unheard = sent.is_err();
+        self.failing = sent.is_err();
     }
 }
 
-/// Returns the period of a watchdog that is meant for this process.
+/// Returns the period of the watchdog, when the watchdog is meant for this process.
 fn watchdog(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Duration>, NotifyError> {
     let number = |text: &OsString| text.to_str()?.parse::<u64>().ok().filter(|number| *number > 0);
     let Some(period) = variable("WATCHDOG_USEC") else { return Ok(None) };
@@ -150,7 +151,7 @@ async fn next(pings: &mut Option<Interval>) {
     }
 }
 
-/// Says in one line how the process stands, what keeps it from working first.
+/// Describes the state of the process in one line, with the reasons for not being ready first.
 fn status(standing: &ReadinessState) -> String {
     let (mut unready, mut degraded) = (Vec::new(), Vec::new());
     for (component, condition) in &standing.conditions {
@@ -166,7 +167,7 @@ fn status(standing: &ReadinessState) -> String {
         (true, false) => "not ready",
     };
     let line = [vec![state.to_owned()], unready, degraded].concat().join("; ");
-    // A line break would begin another message.
+    // A line break would begin another variable of the message.
     let line: String = line.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
     match line.char_indices().nth(STATUS_LENGTH) {
         Some((end, _)) => format!("{}…", &line[..end]),
@@ -206,7 +207,7 @@ mod tests {
             }
         }
 
-        /// Everything that has come so far.
+        /// All messages so far.
         fn heard(&self) -> Vec<String> {
             let mut buffer = [0; 4096];
             std::iter::from_fn(|| self.socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()))
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_life_is_told_from_start_to_stop() {
+    async fn a_worker_is_reported_from_start_to_stop() {
         let manager = Manager::new();
         let told = ServiceManager::find(manager.variables(None)).unwrap().unwrap();
         let readiness = Readiness::new(&[Component::Broker]);
@@ -254,14 +255,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_that_nobody_asked_for_is_told_too() {
+    async fn an_unexpected_end_is_reported() {
         let manager = Manager::new();
         let told = ServiceManager::find(manager.variables(None)).unwrap().unwrap();
         told.accompany(async {}, &Readiness::new(&[]), std::future::pending()).await;
         assert_eq!(manager.heard().last().unwrap(), "STOPPING=1");
     }
 
-    /// On the clock of the machine: what stands still is the thread, and a paused clock would not notice.
+    /// This test uses real time: it blocks the thread, which a paused clock would not notice.
     #[tokio::test]
     async fn pings_end_with_a_loop_that_stands_still() {
         const PERIOD: Duration = Duration::from_millis(100);

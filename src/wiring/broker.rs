@@ -1,10 +1,10 @@
-//! The broker's options from the settings.
+//! Creates the options of broker sessions from the settings.
 
 use super::failure::{Code, Failure};
 use crate::broker::{BrokerOptions, BrokerUrl, QueueType, TlsFiles};
 use crate::config::{self, QueueSettings};
 
-/// Reads all that is needed to connect, the files of certificates included.
+/// Creates the options for a session, and reads the files of certificates for it.
 pub(crate) fn broker_options(queue: &QueueSettings, node: &str) -> Result<BrokerOptions, Failure> {
     let tls = tls_files(queue).read();
     Ok(BrokerOptions {
@@ -18,14 +18,14 @@ pub(crate) fn broker_options(queue: &QueueSettings, node: &str) -> Result<Broker
     })
 }
 
-/// Reads the broker's URLs.
+/// Parses the URLs of the broker.
 pub(crate) fn broker_urls(queue: &QueueSettings) -> Result<Vec<BrokerUrl>, Failure> {
     let urls: Vec<&str> = queue.broker_urls.iter().map(crate::config::Secret::expose).collect();
     BrokerUrl::parse_all(&urls.join(";"))
         .map_err(|error| Failure::new(Code::Configuration, format!("celery_broker_url: {error}")))
 }
 
-/// Names the files of certificates.
+/// Returns the paths of the files of certificates.
 pub(crate) fn tls_files(queue: &QueueSettings) -> TlsFiles {
     let identity = queue.tls_identity.as_ref();
     TlsFiles {

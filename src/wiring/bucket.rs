@@ -1,4 +1,4 @@
-//! Opens buckets: the store's own, and those that references and `migrate` name.
+//! Opens buckets: that of the store, and those that external references and `migrate` name.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,14 +15,14 @@ use crate::storage::{
 };
 use crate::telemetry::{self, Metrics};
 
-/// Whether a bucket that is missing is created, where its project is known.
+/// Tells whether a missing bucket is created; this also needs a known project.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Creation {
     WhenMissing,
     Never,
 }
 
-/// A bucket with its retries and its breaker, measured.
+/// An open bucket with retries, a circuit breaker and metrics.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     pub(crate) backend: Arc<dyn Backend>,
@@ -32,7 +32,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// Opens a bucket by the settings; asks it nothing.
+    /// Opens a bucket with the given settings, without sending a request to it.
     pub(crate) async fn open(
         settings: &StorageSettings,
         provider: Provider,
@@ -43,7 +43,7 @@ impl Bucket {
         Self::measured(settings, provider, name, creation, (metrics, metrics)).await
     }
 
-    /// Opens a bucket whose retries and breaker are measured apart from its operations.
+    /// Opens a bucket; `metrics` counts its operations, `own` counts its retries and shows its breaker.
     async fn measured(
         settings: &StorageSettings,
         provider: Provider,
@@ -52,7 +52,7 @@ impl Bucket {
         (metrics, own): (&Metrics, &Metrics),
     ) -> Result<Self> {
         let (bucket, timeout, spool) = (name.to_owned(), settings.timeout, folders::spool(settings));
-        let (place, label): (Arc<dyn Backend>, _) = match provider {
+        let (client, label): (Arc<dyn Backend>, _) = match provider {
             Provider::Gcs => {
                 let gcs = &settings.gcs;
                 let options = GcsOptions {
@@ -84,7 +84,7 @@ impl Bucket {
             }
         };
         let options = RetryOptions { max_retries: settings.max_retries, timeout };
-        let retry = Retry::new(place, options, label, own.clone());
+        let retry = Retry::new(client, options, label, own.clone());
         let (breaker, refusals) = (retry.breaker(), retry.refusals());
         let backend = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
         Ok(Self { backend, breaker, refusals, metrics: metrics.clone() })
@@ -97,30 +97,30 @@ impl fmt::Debug for Bucket {
     }
 }
 
-/// The listed buckets that references name, by the same credentials as the store's own.
+/// The buckets of `exchange_buckets`, opened with the credentials of the store's own bucket when a reference names them.
 #[derive(Debug)]
-pub(crate) struct Listed {
+pub(crate) struct ExchangeBuckets {
     settings: StorageSettings,
     metrics: Metrics,
-    /// Retries and breakers of these are not those of the store's bucket, whose state the metrics show.
-    apart: Metrics,
+    /// The metrics of retries and breakers of these buckets, which are not shown: the shown ones are those of the store's bucket.
+    hidden: Metrics,
     opened: Mutex<HashMap<(Provider, String), Arc<dyn Backend>>>,
 }
 
-impl Listed {
+impl ExchangeBuckets {
     pub(crate) fn new(settings: StorageSettings, metrics: Metrics) -> Self {
-        Self { settings, metrics, apart: Metrics::new(), opened: Mutex::default() }
+        Self { settings, metrics, hidden: Metrics::new(), opened: Mutex::default() }
     }
 }
 
 #[async_trait]
-impl Buckets for Listed {
+impl Buckets for ExchangeBuckets {
     async fn open(&self, provider: Provider, name: &str) -> Result<Arc<dyn Backend>> {
         let mut opened = self.opened.lock().await;
         if let Some(backend) = opened.get(&(provider, name.to_owned())) {
             return Ok(Arc::clone(backend));
         }
-        let measures = (&self.metrics, &self.apart);
+        let measures = (&self.metrics, &self.hidden);
         let Bucket { backend, .. } =
             Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
         let backend: Arc<dyn Backend> = Arc::new(Encoded::new(backend, folders::spool(&self.settings)));

@@ -1,4 +1,4 @@
-//! Keeps an eye on the bucket, so that `/readyz` tells the truth also while no command asks for anything.
+//! Probes the bucket regularly, so that `/readyz` is right about the bucket also while no command runs.
 
 use std::time::Duration;
 
@@ -8,99 +8,109 @@ use super::stack;
 use crate::storage::{Error, ErrorKind};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
-/// How long a bucket that answered is believed to be there, unless its breaker says otherwise.
-const CALM: Duration = Duration::from_secs(30);
+/// The time between two probes of a bucket that works, unless its breaker opens or a command is refused.
+const READY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How soon one that did not is asked again. While its breaker is open, that sends a request only when one is due.
-const ALERT: Duration = Duration::from_secs(1);
+/// The time between two probes of a bucket that does not work; an open breaker passes only those probes that are due.
+const TROUBLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How the bucket stands; the words that come with it are those of the first answer of the kind.
+/// The state of the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum View {
+enum BucketState {
+    /// The bucket can be used.
     Ready,
+    /// The bucket cannot be reached.
     Away,
-    /// Something answers that is not the bucket.
-    Strange,
+    /// Another server answers in place of the bucket.
+    OtherServer,
+    /// The bucket refuses the probe, which only a person can mend.
     Refused,
-    /// It can be looked at, and everything else is refused.
-    Useless,
+    /// The bucket answers the probe, but refuses all commands.
+    RefusesCommands,
 }
 
-/// Watches one bucket.
+/// The task that probes one bucket and reports its state to [`Readiness`].
 #[derive(Debug)]
 pub(crate) struct BucketMonitor {
     bucket: Bucket,
-    /// Writes land locally while the bucket is away.
+    /// Tells whether writes go to the local overlay while the bucket cannot be reached.
     fallback: bool,
     readiness: Readiness,
-    seen: Option<View>,
+    /// The state that was reported last.
+    reported: Option<BucketState>,
 }
 
 impl BucketMonitor {
     pub(crate) const fn new(bucket: Bucket, fallback: bool, readiness: Readiness) -> Self {
-        Self { bucket, fallback, readiness, seen: None }
+        Self { bucket, fallback, readiness, reported: None }
     }
 
-    /// Looks for the first time; fails for a bucket that only a person can make usable.
+    /// Probes the bucket for the first time; fails when only a person can make the bucket usable.
     pub(crate) async fn first(&mut self) -> Result<(), Failure> {
         match stack::look(&self.bucket, self.fallback).await? {
-            None => self.tell(View::Ready, ""),
-            Some(stack::Away { words, senseless: false }) => self.tell(View::Away, &words),
-            Some(stack::Away { words, senseless: true }) => self.tell(View::Strange, &words),
+            None => self.report(BucketState::Ready, ""),
+            Some(stack::Away { words, senseless: false }) => self.report(BucketState::Away, &words),
+            Some(stack::Away { words, senseless: true }) => self.report(BucketState::OtherServer, &words),
         };
         Ok(())
     }
 
-    /// Watches from now on.
+    /// Probes the bucket until the task is dropped.
     pub(crate) async fn watch(mut self) -> ! {
-        let mut doubts = self.bucket.refusals.listen();
+        let mut refusals = self.bucket.refusals.listen();
         loop {
-            let view = match self.bucket.backend.probe().await {
+            let state = match self.bucket.backend.probe().await {
                 Ok(_) => match self.bucket.refusals.all() {
-                    None => self.tell(View::Ready, ""),
-                    Some(words) => self.tell(View::Useless, &words),
+                    None => self.report(BucketState::Ready, ""),
+                    Some(words) => self.report(BucketState::RefusesCommands, &words),
                 },
-                Err(error) => self.tell(view(&error), error.message()),
+                Err(error) => self.report(state_of(&error), error.message()),
             };
-            // Commands may be refused one after another; they are not to have it asked more often than that.
-            tokio::time::sleep(ALERT).await;
-            if view == View::Ready {
+            // Many refused commands in a row must not cause more probes than this.
+            tokio::time::sleep(TROUBLE_INTERVAL).await;
+            if state == BucketState::Ready {
                 tokio::select! {
-                    () = tokio::time::sleep(CALM) => {}
+                    () = tokio::time::sleep(READY_INTERVAL) => {}
                     () = self.bucket.breaker.opened() => {}
-                    () = doubts.next() => {}
+                    () = refusals.next() => {}
                 }
             }
         }
     }
 
-    /// Says how the bucket stands, if that is news: what is said of one that is away differs from look to look.
-    fn tell(&mut self, view: View, words: &str) -> View {
-        if self.seen.replace(view) == Some(view) {
-            return view;
+    /// Reports the state of the bucket when it has changed.
+    ///
+    /// The same state with another text is not reported: the texts of errors differ from probe to probe.
+    fn report(&mut self, state: BucketState, words: &str) -> BucketState {
+        if self.reported.replace(state) == Some(state) {
+            return state;
         }
-        let condition = match view {
-            View::Ready => ComponentState::Ready,
-            View::Away if self.fallback => {
+        let condition = match state {
+            BucketState::Ready => ComponentState::Ready,
+            BucketState::Away if self.fallback => {
                 ComponentState::Degraded(format!("the bucket is away, entries wait on this machine: {words}"))
             }
-            View::Away => ComponentState::Unready(format!("the bucket is away: {words}")),
-            View::Strange if self.fallback => ComponentState::Degraded(format!(
+            BucketState::Away => ComponentState::Unready(format!("the bucket is away: {words}")),
+            BucketState::OtherServer if self.fallback => ComponentState::Degraded(format!(
                 "something else answers for the bucket, entries wait on this machine: {words}"
             )),
-            View::Strange => ComponentState::Unready(format!("something else answers for the bucket: {words}")),
-            View::Refused => ComponentState::Unready(words.to_owned()),
-            View::Useless => ComponentState::Unready(format!("the bucket refuses every command: {words}")),
+            BucketState::OtherServer => {
+                ComponentState::Unready(format!("something else answers for the bucket: {words}"))
+            }
+            BucketState::Refused => ComponentState::Unready(words.to_owned()),
+            BucketState::RefusesCommands => {
+                ComponentState::Unready(format!("the bucket refuses every command: {words}"))
+            }
         };
         self.readiness.set(Component::Storage, condition);
-        view
+        state
     }
 }
 
-fn view(error: &Error) -> View {
+fn state_of(error: &Error) -> BucketState {
     match error.kind {
-        _ if error.is_senseless() => View::Strange,
-        ErrorKind::Unavailable | ErrorKind::Throttled => View::Away,
-        _ => View::Refused,
+        _ if error.is_senseless() => BucketState::OtherServer,
+        ErrorKind::Unavailable | ErrorKind::Throttled => BucketState::Away,
+        _ => BucketState::Refused,
     }
 }

@@ -1,11 +1,11 @@
-//! Exit codes of sysexits, and the one failure every subcommand ends with.
+//! The exit codes of the program, by sysexits, and the failure that ends a subcommand.
 
 use std::process::ExitCode;
 
 use crate::config::Faults;
 use crate::storage::{Error, ErrorKind, KeyError, OptionError};
 
-/// How the program ends.
+/// The exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Code {
@@ -26,13 +26,13 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// Why the program could not do what it was asked.
+/// The failure with which a subcommand ends.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: Code,
-    /// Cause and mend.
+    /// The message for people, with cause and mend.
     pub(crate) message: String,
-    /// Single faults, where there are several.
+    /// The single faults, when there are several.
     pub(crate) details: Vec<String>,
 }
 

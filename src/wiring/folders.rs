@@ -1,4 +1,4 @@
-//! Which folder holds what, below `local_storage_path`.
+//! The folders below `local_storage_path`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use crate::config::{OBJECTS, OVERLAY, SPOOL, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Owner, Spool};
 
-/// Returns the folder of a bucket's overlay.
+/// Returns the folder of the overlay of a bucket.
 pub(crate) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {
     overlays(settings).join(overlay_name(settings, provider, name))
 }
 
-/// Returns the folder that the overlays of all buckets lie in.
+/// Returns the folder that holds the overlays of all buckets.
 pub(crate) fn overlays(settings: &StorageSettings) -> PathBuf {
     settings.local_storage_path.join(OVERLAY)
 }
 
-/// Returns the name of a bucket's overlay in it.
+/// Returns the name of the overlay of a bucket, below [`overlays`].
 pub(crate) fn overlay_name(settings: &StorageSettings, provider: Provider, name: &str) -> String {
     let Owner { backend, endpoint, bucket } = owner(settings, provider, name);
     crate::storage::overlay_folder(&backend, endpoint.as_deref().unwrap_or_default(), &bucket)
 }
 
-/// Returns what tells a bucket from every other.
+/// Returns the identity of a bucket: backend, endpoint and name.
 pub(crate) fn owner(settings: &StorageSettings, provider: Provider, name: &str) -> Owner {
     let (backend, endpoint) = match provider {
         Provider::Gcs => ("gcs", &settings.gcs.emulator),
@@ -31,12 +31,12 @@ pub(crate) fn owner(settings: &StorageSettings, provider: Provider, name: &str) 
     Owner { backend: backend.to_owned(), endpoint: endpoint.clone(), bucket: name.to_owned() }
 }
 
-/// Returns where many bytes wait on their way.
+/// Returns the spool, the folder of files without a name for large values on their way.
 pub(crate) fn spool(settings: &StorageSettings) -> Spool {
     Spool::new(settings.local_storage_path.join(SPOOL))
 }
 
-/// Returns the folder of the local store below what `local_storage_path` names.
+/// Returns the folder of the local store; `path` is `local_storage_path`.
 pub(crate) fn objects(path: &Path) -> PathBuf {
     path.join(OBJECTS)
 }

@@ -1,4 +1,4 @@
-//! The report of `/health`.
+//! Creates the report of `/health`.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::storage::Engine;
 use crate::telemetry::{Component, ComponentState, HealthReport, Readiness};
 
-/// Makes `/health`: what the engine says of itself, and whether storage and worker can be used now.
+/// Returns the function that creates `/health`: the statistics of the engine, and the state of storage and worker.
 pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthReport {
     Arc::new(move || -> BoxFuture<'static, Value> {
         let (engine, readiness) = (engine.clone(), readiness.clone());
@@ -38,7 +38,7 @@ pub(crate) fn health_report(engine: Engine, readiness: Readiness) -> HealthRepor
     })
 }
 
-/// Tells how the storage stands: a bucket is watched all the time, a disk is asked now.
+/// Returns the state of the storage: of a bucket the state that the monitor reported, of a disk the result of a probe.
 async fn storage(engine: &Engine, readiness: &Readiness) -> ComponentState {
     if engine.breaker().is_none() {
         return match engine.probe().await {

@@ -1,14 +1,14 @@
-//! How much memory the process may have, by its control groups.
+//! Derives the byte budget from the memory limit of the process, by its control groups.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// What is held at once where no limit is known or a quarter of it is more, in bytes.
+/// The largest byte budget, which also holds without a memory limit, in bytes.
 const USUAL: u64 = 256 << 20;
-/// The least that is worked with, in bytes, however small the limit.
+/// The smallest byte budget, which holds for any memory limit, in bytes.
 const LEAST: u64 = 8 << 20;
 
-/// Returns how many bytes of commands may be held in memory: 256 MiB, or a quarter of the memory limit where that is less.
+/// Returns the byte budget for commands in memory: 256 MiB, or a quarter of the memory limit when that is less.
 pub(crate) fn in_flight_bytes() -> u64 {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     share(memory_limit(&groups, Path::new("/sys/fs/cgroup")))
@@ -18,7 +18,7 @@ fn share(limit: Option<u64>) -> u64 {
     limit.map_or(USUAL, |limit| (limit / 4).clamp(LEAST, USUAL))
 }
 
-/// Finds the smallest limit of the groups that hold this process; `groups` is its `/proc/self/cgroup`.
+/// Finds the smallest memory limit among the control groups of this process; `groups` is the text of `/proc/self/cgroup`.
 fn memory_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -30,7 +30,7 @@ fn memory_limit(groups: &str, root: &Path) -> Option<u64> {
         } else {
             return Vec::new();
         };
-        // A limit above counts as well. Inside a container the path may name what is not mounted there, but for its root.
+        // The limits of parent groups count as well. Inside a container, only the root of the path may be mounted.
         let mut folders = vec![root.clone()];
         let mut folder: PathBuf = root;
         for part in Path::new(path).components().filter(|part| matches!(part, Component::Normal(_))) {
@@ -39,7 +39,7 @@ fn memory_limit(groups: &str, root: &Path) -> Option<u64> {
         }
         folders.into_iter().map(|folder| folder.join(file)).collect()
     });
-    // "max" is no number: no limit.
+    // The text "max" means no limit, and is not a number.
     limits.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok()).min()
 }
 
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_limit_is_held_and_256_mib_at_most() {
+    fn the_budget_is_a_quarter_of_the_limit_up_to_256_mib() {
         assert_eq!(share(None), 256 << 20);
         assert_eq!(share(Some(4 << 30)), 256 << 20);
         assert_eq!(share(Some(512 << 20)), 128 << 20);

@@ -1,4 +1,4 @@
-//! Builds what runs from the settings: storage stack, buckets, broker options, health report.
+//! Builds the parts of the program from the settings: storage stack, buckets, broker options, health report.
 
 mod broker;
 mod bucket;

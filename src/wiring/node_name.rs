@@ -1,13 +1,15 @@
-//! A worker's node name, as Celery's `-n` expands it.
+//! Expands the node name of a worker, by the rules of Celery's `-n`.
 
-/// Most bytes of a node name: what is named after it adds a few to it, and AMQP's short strings hold 255.
+/// The longest node name in bytes: the names of consumers and queues add to it, and AMQP's short strings hold 255 bytes.
 const LONGEST: usize = 200;
 
-/// Expands `%h` (host name), `%n` (its first part), `%d` (the rest) and `%%`; without `@` the text is the host part.
+/// Expands `%h` (the host name), `%n` (its first part), `%d` (the rest) and `%%`.
+///
+/// A result without `@` gets `filestorage@` before it.
 ///
 /// # Errors
 ///
-/// Names an unknown `%` sequence, or how long the name is where it is too long.
+/// The text names an unknown `%` sequence, or the length of a name that is too long.
 pub(crate) fn expand(pattern: &str, host: &str) -> Result<String, String> {
     let (first, rest) = host.split_once('.').unwrap_or((host, ""));
     let mut name = String::new();
@@ -32,8 +34,8 @@ pub(crate) fn expand(pattern: &str, host: &str) -> Result<String, String> {
     if name.len() > LONGEST {
         let length = name.len();
         return Err(format!(
-            "worker_name is {length} bytes long once it is filled in, and may have {LONGEST}: AMQP's names hold 255, and \
-             the worker's own consumers and queues add to it; shorten worker_name (-n)"
+            "worker_name is {length} bytes long with its host name, and {LONGEST} is the most: AMQP's names hold 255, and \
+             the names of the worker's consumers and queues add to it; shorten worker_name (-n)"
         ));
     }
     Ok(name)
@@ -44,7 +46,7 @@ mod tests {
     use super::expand;
 
     #[test]
-    fn like_celery() {
+    fn patterns_expand_as_in_celery() {
         for (pattern, name) in [
             ("filestorage@%h", "filestorage@box.example.org"),
             ("w1@%n", "w1@box"),
@@ -59,6 +61,6 @@ mod tests {
         assert!(expand("w@%", "box").is_err());
         assert_eq!(expand(&"w".repeat(188), "box").unwrap().len(), 200);
         let long = expand(&format!("{}@%h", "ä".repeat(100)), "box").unwrap_err();
-        assert!(long.contains("worker_name is 204 bytes") && long.contains("may have 200"), "{long}");
+        assert!(long.contains("worker_name is 204 bytes") && long.contains("200 is the most"), "{long}");
     }
 }

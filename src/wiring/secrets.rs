@@ -1,4 +1,4 @@
-//! Secrets that files hold: read anew for each session, on SIGHUP, and every few seconds to tell of one that is gone.
+//! Reads the files of secrets again: for each session, at SIGHUP, and every few seconds to report missing files.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use crate::broker::BrokerOptions;
 use crate::config::{self, Inputs, Settings};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
-/// How soon it is noticed that a file is gone, or back.
-const LOOK: Duration = Duration::from_secs(5);
+/// The time between two checks whether the files are there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What files of secrets held when they were last read whole. Cheap to clone.
+/// The secrets as they were last read completely from their files; cheap to clone.
 ///
-/// A file that is missing, empty or broken for a while, as may happen when it is replaced, changes nothing: what it held
-/// last stays in use, and `/readyz` says so. The storage room reads its own files when they change.
+/// A file may be missing, empty or broken while it is replaced. Its last valid content stays in use then, and `/readyz`
+/// reports the fault. The room `storage` reads its own files again when they change.
 #[derive(Clone)]
 pub(crate) struct Secrets(Arc<Inner>);
 
@@ -29,35 +29,35 @@ struct Inner {
     broker: Mutex<BrokerOptions>,
 }
 
-/// What one reading found.
+/// The result of reading all files once.
 struct Reading {
     files: Vec<PathBuf>,
-    /// Files, or what is wrong with what they hold; empty when all is well.
+    /// The faults of files and of their contents.
     faults: Vec<String>,
-    /// What is new, by the settings' names.
+    /// The names of the settings whose values have changed.
     changed: Vec<&'static str>,
 }
 
 impl Secrets {
-    /// `broker` is what the inputs say now.
+    /// Creates the record of secrets; `broker` holds the options that were read from `inputs` at the start.
     pub(crate) fn new(inputs: Inputs, broker: BrokerOptions, readiness: Readiness) -> Self {
         Self(Arc::new(Inner { inputs, readiness, broker: Mutex::new(broker) }))
     }
 
-    /// Reads the files and returns how the next session is opened. Blocks for as long as that takes.
+    /// Reads the files and returns the options for the next session. Blocks while it reads.
     pub(crate) fn broker(&self) -> BrokerOptions {
-        self.tell(&self.read());
+        self.report(&self.read());
         self.0.broker.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the files at each SIGHUP, and now and then to say whether one is missing.
+    /// Reads the files at each SIGHUP and every few seconds, and reports their faults.
     pub(crate) async fn watch(self, mut hangups: Signal) -> io::Result<()> {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let asked = tokio::select! {
                 Some(()) = hangups.recv() => true,
-                _ = look.tick() => false,
+                _ = checks.tick() => false,
             };
             let own = self.clone();
             // A file may lie on a disk that hangs.
@@ -67,7 +67,7 @@ impl Secrets {
                 let (files, changed) = (shown.join(", "), reading.changed.join(", "));
                 tracing::info!(files, changed, "SIGHUP: files of secrets were read again");
             }
-            self.tell(&reading);
+            self.report(&reading);
         }
     }
 
@@ -82,7 +82,7 @@ impl Secrets {
         };
         let Settings { queue, storage, .. } = &loaded.settings;
         let mut broker = self.0.broker.lock().unwrap_or_else(PoisonError::into_inner);
-        // A value that was refused has its default here, which is not what was meant.
+        // A refused value was replaced by its default, which must not be used.
         if !faults.0.iter().any(|fault| fault.setting.starts_with("celery_broker_url")) {
             match broker_urls(queue) {
                 Ok(urls) => reading.note("celery_broker_url", &mut broker.urls, urls),
@@ -94,7 +94,7 @@ impl Secrets {
             Err(error) => reading.faults.push(error.to_string()),
         }
         drop(broker);
-        // Anything else was right at the start and is not read again.
+        // All other settings were valid at the start and are not read again.
         let of_files =
             |name: &str| name.starts_with("celery_broker_url") || name.to_ascii_lowercase().ends_with("_file");
         reading.faults.extend(faults.0.iter().filter(|fault| of_files(&fault.setting)).map(ToString::to_string));
@@ -109,12 +109,12 @@ impl Secrets {
         reading
     }
 
-    /// Says how the files stand, if that is news.
-    fn tell(&self, reading: &Reading) {
+    /// Reports the faults of the files to [`Readiness`], or that there are none.
+    fn report(&self, reading: &Reading) {
         let readiness = &self.0.readiness;
         if !reading.faults.is_empty() {
             let faults = reading.faults.join("; ");
-            let condition = format!("{faults}; what was read there last stays in use: put the file back");
+            let condition = format!("{faults}; the last valid content stays in use: put the file back");
             readiness.set(Component::Secrets, ComponentState::Degraded(condition));
         } else if readiness.conditions().contains_key(&Component::Secrets) {
             readiness.set(Component::Secrets, ComponentState::Ready);
@@ -131,7 +131,7 @@ impl Reading {
     }
 }
 
-/// Looks whether a file holds JSON; says nothing of what it holds.
+/// Checks that a file holds JSON; the error does not repeat the content.
 fn is_json(file: &std::path::Path) -> Result<(), String> {
     let text = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
     serde_json::from_slice::<serde::de::IgnoredAny>(&text).map(drop).map_err(|_| "is no JSON".to_owned())

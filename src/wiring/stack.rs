@@ -1,4 +1,4 @@
-//! The one place that builds the storage stack.
+//! Builds the storage stack from the settings.
 //!
 //! ```text
 //! a bucket        Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3        below local_storage_path:
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bucket::{Bucket, Creation, Listed};
+use super::bucket::{Bucket, Creation, ExchangeBuckets};
 use super::failure::{Code, Failure};
 use super::folders::{objects, overlay, owner, spool};
 use crate::config::StorageSettings;
@@ -20,21 +20,21 @@ use crate::storage::{
 };
 use crate::telemetry::{self, Metrics};
 
-/// Longest wait for a bucket that is only asked whether it is the right one.
-const LOOK: Duration = Duration::from_secs(5);
+/// The longest wait for the answer of a probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time between two looks at a bucket in whose stead something else answers.
-const BETWEEN: Duration = Duration::from_secs(5);
+/// The time between the two probes of a bucket in whose place another server answers.
+const SECOND_PROBE_DELAY: Duration = Duration::from_secs(5);
 
-/// What the settings ask for.
+/// The storage stack of the settings.
 #[derive(Debug)]
 pub(crate) struct Stack {
     pub(crate) engine: Engine,
-    /// The bucket below the fallback, where values are kept in one.
+    /// The bucket that keeps the values, if any.
     pub(crate) bucket: Option<Bucket>,
 }
 
-/// Builds the stack; asks no bucket anything. Blocks.
+/// Builds the stack, without a request to the bucket. Blocks.
 pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Result<Stack, Failure> {
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open(objects(&settings.local_storage_path))?;
@@ -48,9 +48,9 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
         let opened = Fallback::open(primary, folder, metrics.clone());
         match opened.and_then(|fallback| fallback.record_owner(&owner(settings, provider, name)).map(|()| fallback)) {
             Ok(fallback) => Some(Arc::new(fallback)),
-            // What may wait there is looked at all the same; what is new goes to the bucket, or fails.
+            // Pending entries stay visible. New values go to the bucket, or fail.
             Err(error) if error.kind == ErrorKind::NoSpace => {
-                tracing::warn!(%error, "no room for what the bucket might not take; stores go to the bucket alone");
+                tracing::warn!(%error, "the disk has no room for the overlay; values are stored in the bucket alone, or refused while it is away");
                 pending(settings, provider, name, &bucket)?
             }
             Err(error) => return Err(error.into()),
@@ -62,7 +62,7 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     Ok(Stack { engine, bucket: Some(bucket) })
 }
 
-/// Builds the stack for one command, and has a bucket say whether it can be used at all.
+/// Builds the stack for one command, and probes the bucket.
 pub(crate) async fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
     let stack = stack(settings, metrics).await?;
     if let Some(bucket) = &stack.bucket {
@@ -71,7 +71,9 @@ pub(crate) async fn engine(settings: &StorageSettings, metrics: &Metrics) -> Res
     Ok(stack.engine)
 }
 
-/// Builds the stack for reading, or nothing where nothing was ever stored; makes no folder and no bucket.
+/// Builds the stack for reading, without creating a folder or a bucket.
+///
+/// Returns `None` when there is no local store yet.
 pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>, Failure> {
     let metrics = Metrics::new();
     let Some((provider, name)) = settings.bucket() else {
@@ -84,7 +86,7 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)))
 }
 
-/// Opens what waits on this machine for a bucket, where that ever was anything; makes nothing. Blocks.
+/// Opens the overlay of a bucket if it exists, without creating it. Blocks.
 pub(crate) fn pending(
     settings: &StorageSettings,
     provider: Provider,
@@ -95,33 +97,34 @@ pub(crate) fn pending(
     Ok(Fallback::open_existing(primary, folder, bucket.metrics.clone())?.map(Arc::new))
 }
 
-/// Names a bucket as references do.
+/// Returns the URL of a bucket, as external references name it.
 pub(crate) fn url(provider: Provider, name: &str) -> String {
     format!("{}://{name}", provider.scheme())
 }
 
-/// What is the matter with a bucket that may be used later.
+/// The state of a bucket that cannot be used now and may be usable later.
 #[derive(Debug)]
 pub(crate) struct Away {
+    /// The cause, for people.
     pub(crate) words: String,
-    /// Something answers that is not the bucket.
+    /// Tells whether another server answers in place of the bucket.
     pub(crate) senseless: bool,
 }
 
-/// Asks a bucket whether it can be used, so that a wrong name, key or permission is told for what it is.
+/// Probes a bucket once at the start, so that a wrong name, key or permission is reported with its cause.
 ///
-/// One that cannot be reached, or takes long to answer, is left to what follows; returns what is the matter with it. Where
-/// something else answers in its stead, and no fallback stands in meanwhile, it is asked once more a while later: what is
-/// seen twice is no moment of maintenance, and a person has to look at the endpoint.
+/// Returns the state of a bucket that cannot be reached or does not answer in time, and `None` when the bucket answers.
+/// Without a fallback, the bucket is probed again 5 s later when another server answers in its place. When that happens
+/// twice, it is not a moment of maintenance, and a person has to look at the endpoint: this is a failure.
 pub(crate) async fn look(bucket: &Bucket, fallback: bool) -> Result<Option<Away>, Failure> {
     let first = once(bucket).await?;
     if fallback || !first.as_ref().is_some_and(|away| away.senseless) {
         return Ok(first);
     }
-    tokio::time::sleep(BETWEEN).await;
+    tokio::time::sleep(SECOND_PROBE_DELAY).await;
     match once(bucket).await? {
         Some(Away { words, senseless: true }) => {
-            let why = format!("asked twice, {} s apart: {words}", BETWEEN.as_secs());
+            let why = format!("asked twice, {} s apart: {words}", SECOND_PROBE_DELAY.as_secs());
             Err(Failure::new(Code::Configuration, why))
         }
         second => Ok(second),
@@ -129,20 +132,20 @@ pub(crate) async fn look(bucket: &Bucket, fallback: bool) -> Result<Option<Away>
 }
 
 async fn once(bucket: &Bucket) -> Result<Option<Away>, Failure> {
-    match tokio::time::timeout(LOOK, bucket.backend.probe()).await {
+    match tokio::time::timeout(PROBE_TIMEOUT, bucket.backend.probe()).await {
         Ok(Ok(_)) => Ok(None),
         Ok(Err(error)) if error.is_transient() => {
             Ok(Some(Away { words: error.message().to_owned(), senseless: error.is_senseless() }))
         }
         Ok(Err(error)) => Err(refused(error)),
         Err(_) => {
-            let words = format!("no answer within {} s; look at the network", LOOK.as_secs());
+            let words = format!("no answer within {} s; look at the network", PROBE_TIMEOUT.as_secs());
             Ok(Some(Away { words, senseless: false }))
         }
     }
 }
 
-/// The failure of a bucket that only a person can make usable.
+/// Creates the failure for an error of a bucket; an invalid or denied request is a fault of the configuration.
 pub(crate) fn refused(error: Error) -> Failure {
     match error.kind {
         ErrorKind::Invalid | ErrorKind::Denied => Failure::new(Code::Configuration, error.to_string()),
@@ -174,16 +177,17 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backe
         own: settings.bucket.clone(),
         buckets: settings.exchange_buckets.clone(),
     };
-    let external = ExternalReferences::new(permission, Arc::new(Listed::new(settings.clone(), metrics.clone())));
+    let external =
+        ExternalReferences::new(permission, Arc::new(ExchangeBuckets::new(settings.clone(), metrics.clone())));
     Engine::new(Arc::new(Encoded::new(top, spool(settings))), kind).with_external(external)
 }
 
-/// Opens an overlay to be looked at, if it is there; asks no bucket. Blocks.
+/// Opens an overlay for inspection if it exists, without its bucket. Blocks.
 pub(crate) fn inspect(folder: &Path) -> crate::storage::Result<Option<Fallback>> {
     Fallback::open_existing(Arc::new(Memory::new()), folder.to_owned(), Metrics::new())
 }
 
-/// The failure of a command that needs a value where nothing was ever stored.
+/// Creates the failure of a command that needs a value when there is no local store yet.
 pub(crate) fn nothing_stored(settings: &StorageSettings) -> Failure {
     let folder = objects(&settings.local_storage_path);
     let why = format!("nothing is stored under {}; is local_storage_path the right one?", folder.display());

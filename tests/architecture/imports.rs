@@ -1,4 +1,4 @@
-//! Which file uses which: paths in the code, resolved through what a `mod.rs` passes on.
+//! Finds which file uses which, by the paths in the code, resolved through the re-exports of each `mod.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ pub(crate) fn module(path: &str) -> Vec<&str> {
     if matches!(path, "lib" | "main" | "mod") { Vec::new() } else { path.split('/').collect() }
 }
 
-/// Finds every path in the code that begins with `crate::`, `super::` or `self::`, groups taken apart, as names below the root.
+/// Returns all paths in the code that begin with `crate::`, `super::` or `self::`, with groups expanded, as names below the root.
 pub(crate) fn absolute_paths(source: &Source) -> Vec<Vec<String>> {
     let code: String = source.code.split_whitespace().collect::<Vec<_>>().join(" ");
     let here = module(&source.path);
@@ -29,7 +29,7 @@ pub(crate) fn absolute_paths(source: &Source) -> Vec<Vec<String>> {
     found
 }
 
-/// Takes the tree of paths apart that begins here.
+/// Expands the tree of paths that begins here.
 fn trees(rest: &str) -> Vec<Vec<String>> {
     let mut names = Vec::new();
     let mut rest = rest.trim_start();
@@ -79,7 +79,7 @@ fn absolute(here: &[&str], path: &[String]) -> Option<Vec<String>> {
     Some(base.iter().map(|name| (*name).to_owned()).chain(rest.cloned()).collect())
 }
 
-/// The files of the tree by their modules, and what each passes on from another.
+/// The files of the tree by their modules, and the re-exports of each file.
 pub(crate) struct Tree<'s> {
     files: BTreeMap<Vec<&'s str>, &'s Source>,
     passed_on: BTreeMap<Vec<&'s str>, BTreeMap<String, Vec<String>>>,
@@ -93,7 +93,7 @@ impl<'s> Tree<'s> {
         Self { files, passed_on }
     }
 
-    /// Finds the file that defines what a path names.
+    /// Finds the file that defines the item of a path.
     fn resolve(&self, path: &[String]) -> Option<&'s str> {
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
         let length = (0..=names.len()).rev().find(|length| self.files.contains_key(&names[..*length]))?;
@@ -105,7 +105,7 @@ impl<'s> Tree<'s> {
         }
     }
 
-    /// Names the files of which each uses the next and the last the first; parents and children do not count.
+    /// Returns the circles: files of which each uses the next, and the last uses the first. Parents and children do not count.
     pub(crate) fn circles(&self) -> Vec<BTreeSet<&'s str>> {
         let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for source in self.files.values() {
@@ -141,7 +141,7 @@ impl<'s> Tree<'s> {
     }
 }
 
-/// Finds the names that a file passes on from another, with their paths below the root.
+/// Returns the names that a file re-exports, with their paths below the root.
 fn passed_on(module: &[&str], source: &Source) -> BTreeMap<String, Vec<String>> {
     let code: String = source.code.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut found = BTreeMap::new();

@@ -1,6 +1,6 @@
-//! The shape of the sources: which room may use which, and what may be written where.
+//! Tests of the architecture: which room may use which, and which code may stand where.
 //!
-//! Every rule is a function from sources to complaints, tried on the real tree and on a planted violation.
+//! Each rule is a function from sources to complaints. It is tested on the real tree and on planted violations.
 #![allow(clippy::unwrap_used)]
 
 mod imports;
@@ -8,9 +8,9 @@ mod imports;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What each room may use of the others; `main` and `cli` may use everything.
+/// The rooms that each room may use; `main` and `cli` may use all rooms.
 ///
-/// A name with a path is that module only.
+/// A name with a path means that module only.
 const ARROWS: &[(&str, &[&str])] = &[
     ("wiring", &["broker", "broker_url", "config", "provider", "redact", "storage", "telemetry"]),
     ("worker", &["broker", "celery", "commands", "json", "redact", "telemetry"]),
@@ -19,18 +19,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["charset", "provider", "redact", "telemetry"]),
     ("celery", &["charset", "instant", "json"]),
     ("broker_url", &["redact"]),
-    ("config", &["broker_url", "provider", "redact"]),
+    ("config", &["broker_url", "provider", "queue_name", "redact"]),
     ("charset", &[]),
     ("instant", &[]),
     ("json", &[]),
     ("provider", &[]),
+    ("queue_name", &[]),
     ("redact", &[]),
     ("telemetry", &["redact"]),
 ];
 
-/// What each room inside `storage` may use of the others; `storage/mod.rs` itself only passes names on.
+/// The rooms inside `storage` that each of them may use; `storage/mod.rs` itself only re-exports names.
 ///
-/// The first row whose path a file lies below counts.
+/// For a file, the first row counts below whose path the file lies.
 const STORAGE_ARROWS: &[(&str, &[&str])] = &[
     ("engine", &["backend", "commit_guard", "error", "external", "layers", "object", "reading"]),
     ("external", &["backend", "commit_guard", "error", "files", "object", "reading"]),
@@ -47,7 +48,7 @@ const STORAGE_ARROWS: &[(&str, &[&str])] = &[
     ("join", &[]),
 ];
 
-/// Names under which several modules may define a type that others see, each with its reason.
+/// The names that several modules may use for a public type, each with its reason.
 const SHARED_NAMES: &[(&str, &str)] = &[
     ("Arguments", "each subcommand has its own, as clap wants them, and a call of a task has some"),
     ("Error", "each room has one error, named together with its room"),
@@ -60,9 +61,9 @@ const MAX_CODE_LINES: usize = 500;
 
 /// One file of `src`, as the compiler sees it outside tests.
 struct Source {
-    /// Below `src`, with `/`.
+    /// The path below `src`, with `/`.
     path: String,
-    /// Without comments, without what stands in quotes, without the test module.
+    /// The code without comments, without the contents of quotes, and without the test module.
     code: String,
 }
 
@@ -73,12 +74,12 @@ impl Source {
         Self { path: path.to_owned(), code }
     }
 
-    /// The room, or `main` and `lib` for the two files outside.
+    /// Returns the room; for the two files outside of rooms, `main` or `lib`.
     fn room(&self) -> &str {
         self.path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
     }
 
-    /// How many modules deep the file is: 1 for `room/mod.rs`, 2 for `room/file.rs`.
+    /// Returns the depth of the module: 1 for `room/mod.rs`, 2 for `room/file.rs`.
     fn depth(&self) -> usize {
         let path = self.path.trim_end_matches("/mod.rs").trim_end_matches(".rs");
         path.split('/').count()
@@ -92,7 +93,7 @@ impl Source {
         format!("src/{}: {what}", self.path)
     }
 
-    /// Tells whether the code has this word, not as a part of a longer one.
+    /// Tells whether the code holds this whole word.
     fn has_word(&self, word: &str) -> bool {
         words(&self.code).any(|found| found == word)
     }
@@ -102,7 +103,7 @@ fn words(code: &str) -> impl Iterator<Item = &str> {
     code.split(|character: char| !character.is_alphanumeric() && character != '_')
 }
 
-/// Blanks comments and the inside of quotes, keeping lines.
+/// Removes comments and the contents of quotes, and keeps the line breaks.
 fn strip(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -163,7 +164,7 @@ fn quoted(rest: &str) -> usize {
     rest.len()
 }
 
-/// Length of a raw string that begins here; `before` tells whether the `r` ends a longer word.
+/// Returns the length of a raw string that begins here; `before` shows whether the `r` ends a longer word.
 fn raw_text(rest: &str, before: &str) -> Option<usize> {
     let after = rest.strip_prefix("br").or_else(|| rest.strip_prefix('r'))?;
     let hashes = after.len() - after.trim_start_matches('#').len();
@@ -176,7 +177,7 @@ fn raw_text(rest: &str, before: &str) -> Option<usize> {
     Some(inside.find(&end).map_or(rest.len(), |at| start + at + end.len()))
 }
 
-/// Length of a character literal that begins here; a lifetime is none.
+/// Returns the length of a character literal that begins here; a lifetime is not a literal.
 fn character(rest: &str) -> Option<usize> {
     let inside = rest.strip_prefix('\'')?;
     if inside.starts_with('\\') {
@@ -186,7 +187,7 @@ fn character(rest: &str) -> Option<usize> {
     inside[first.len_utf8()..].starts_with('\'').then_some(first.len_utf8() + 2)
 }
 
-/// Finds what a file uses of the crate by its root: `crate::…` and enough `super::` to climb there.
+/// Returns the items that a file uses from the root of the crate: by `crate::…`, or by as many `super::` as lead there.
 fn uses(source: &Source) -> Vec<String> {
     let code: String = source.code.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut found = Vec::new();
@@ -206,7 +207,7 @@ fn uses(source: &Source) -> Vec<String> {
     found
 }
 
-/// The first two segments of the path that begins here, or of each path of a group.
+/// Returns the first two segments of the path that begins here, or of each path of a group.
 fn paths(rest: &str) -> Vec<String> {
     let Some(group) = rest.strip_prefix('{') else {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
@@ -284,12 +285,12 @@ fn import_circles(sources: &[Source]) -> Vec<String> {
     complaints.map(|circle| format!("use each other in a circle: {circle:?}")).collect()
 }
 
-/// Tells whether a file lies in a room whose inside the next rebuilding makes anew.
+/// Tells whether a file lies in a room to which the rule does not apply yet.
 fn is_being_rebuilt(path: &str) -> bool {
     path.starts_with("worker/") || path.starts_with("broker/")
 }
 
-/// Finds names under which several modules define a type that others can see.
+/// Finds names that several modules use for a public type.
 fn shared_names(sources: &[Source]) -> Vec<String> {
     let mut defined: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for source in sources.iter().filter(|source| !source.is_test() && !is_being_rebuilt(&source.path)) {
@@ -304,7 +305,7 @@ fn shared_names(sources: &[Source]) -> Vec<String> {
     shared.map(|(name, paths)| format!("{name} is defined by {paths:?}")).collect()
 }
 
-/// Returns the name of the type that a line without indentation defines for others.
+/// Returns the name of the public type that a line without indentation defines.
 fn visible_type(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub")?;
     let rest = match rest.strip_prefix('(') {
@@ -337,7 +338,7 @@ fn decoders_outside_their_module(sources: &[Source]) -> Vec<String> {
     })
 }
 
-/// The crate, that is; a module of ours may bear the same name.
+/// Finds uses of the crate `backoff` outside its file; a module of the project may have the same name.
 fn backoff_outside_its_file(sources: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
     for source in sources.iter().filter(|source| !source.is_test() && source.path != "storage/layers/retry.rs") {
@@ -411,7 +412,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// Tries a rule that looks at several files on the tree, and on sets of files that break it or do not.
+/// Tests a rule about several files: on the real tree, on sets of files that break it, and on sets that do not.
 fn hold_together(rule: fn(&[Source]) -> Vec<String>, bad: &[&[(&str, &str)]], good: &[&[(&str, &str)]]) {
     let planted =
         |files: &[(&str, &str)]| files.iter().map(|(path, text)| Source::new(path, text)).collect::<Vec<Source>>();
@@ -426,7 +427,7 @@ fn hold_together(rule: fn(&[Source]) -> Vec<String>, bad: &[&[(&str, &str)]], go
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
-/// Tries a rule on the tree, and on files of which each breaks it or, when `good`, does not.
+/// Tests a rule: on the real tree, on files that break it, and on files that do not.
 fn hold(rule: fn(&[Source]) -> Vec<String>, bad: &[(&str, &str)], good: &[(&str, &str)]) {
     for (path, text) in bad {
         assert_eq!(rule(&[Source::new(path, text)]).len(), 1, "{path}: {text}");

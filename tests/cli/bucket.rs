@@ -1,4 +1,4 @@
-//! What the program does with a bucket that is away, or that refuses it; with one that is there see `tests/e2e`.
+//! Tests of subcommands with a bucket that cannot be reached or refuses requests; `tests/e2e` has a bucket that works.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Place, Worker};
 
-/// Nobody listens there, and nobody waits long.
+/// Settings of a bucket at an address where nothing listens, with short waits.
 const AWAY: [(&str, &str); 3] =
     [("GCS_BUCKET_NAME", "bucket-1"), ("STORAGE_EMULATOR_HOST", "127.0.0.1:1"), ("MAX_RETRIES", "0")];
 const S3_AWAY: [(&str, &str); 5] = [
@@ -25,7 +25,7 @@ fn run(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Answe
     place.run_with(arguments, environment, b"value")
 }
 
-/// Names below a folder, the hidden ones of the overlay left out.
+/// Returns the files of objects below a folder.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let (mut folders, mut files) = (vec![folder.to_owned()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -261,7 +261,7 @@ const FORBIDDEN: (&str, &str) = ("403 Forbidden", r#"{"error":{"code":403,"messa
 const AWAY_FOR_NOW: (&str, &str) = ("503 Service Unavailable", r#"{"error":{"code":503,"message":"later"}}"#);
 
 #[test]
-fn a_bucket_that_may_be_listed_and_no_more_ends_sync_and_migrate() {
+fn sync_and_migrate_end_at_a_bucket_that_only_lists() {
     let back = Arc::new(AtomicBool::new(false));
     let server = answering_by({
         let back = Arc::clone(&back);
@@ -324,7 +324,7 @@ fn credentials_that_cannot_be_used_end_every_start() {
 }
 
 #[test]
-fn doctor_makes_a_missing_bucket_a_note_only_where_it_will_be_created() {
+fn doctor_notes_a_missing_bucket_that_will_be_created() {
     let missing = r#"{"error":{"code":404,"message":"The specified bucket does not exist."}}"#;
     let wrong = r#"{"error":{"code":400,"message":"no such thing"}}"#;
     for (status, body, found) in [("404 Not Found", missing, "note"), ("400 Bad Request", wrong, "fault")] {
@@ -336,7 +336,7 @@ fn doctor_makes_a_missing_bucket_a_note_only_where_it_will_be_created() {
     }
 }
 
-/// Asks the admin port.
+/// Sends a request to the admin port.
 fn get(port: u16, path: &str) -> Value {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();

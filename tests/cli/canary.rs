@@ -1,6 +1,6 @@
-//! A secret put into every setting, flag and file, in every wrong place, is never said by anything that is printed.
+//! Tests that no output shows a secret, wherever somebody puts it: into each setting, flag and file.
 //!
-//! The settings come from the registry, so that a new one is tried as well.
+//! The settings come from the registry, so that new settings are tested, too.
 
 use std::ffi::OsString;
 
@@ -9,13 +9,13 @@ use filestorage::config::{ConfigFile, Flag, Inputs, SETTINGS, Setting, SettingKi
 
 use super::*;
 
-/// What may be found nowhere.
+/// The secret that no output may hold.
 const CANARY: &str = "Cn4ryHunter2";
 
-/// What may just as well be the name of a queue.
+/// The forms that may also be the name of a queue.
 const LOGINS: [&str; 2] = ["login without a scheme", "login with half a scheme"];
 
-/// Key material whose text in base64 is looked for, too.
+/// Key material, which no output may hold in base64 either.
 fn key() -> String {
     base64::engine::general_purpose::STANDARD.encode(b"Cn4ryHunter2-Cn4ryHunter2-123456")
 }
@@ -35,7 +35,7 @@ fn credentials() -> String {
     serde_json::to_string_pretty(&json).unwrap()
 }
 
-/// A secret as people paste it, by how it looks.
+/// Returns the secret in a form in which people paste secrets.
 fn forms() -> Vec<(&'static str, String)> {
     let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     vec![
@@ -85,7 +85,7 @@ fn is_name(setting: &Setting, form: &str) -> bool {
     (form == "word" && name || queue) && setting.secrecy == filestorage::config::Secrecy::Plain
 }
 
-/// Everything that is said of settings.
+/// Returns all texts about settings.
 fn said(inputs: &Inputs) -> String {
     let (loaded, faults) = match survey(inputs) {
         Ok(surveyed) => surveyed,
@@ -107,7 +107,7 @@ fn no_setting_repeats_a_secret_wherever_it_is_given() {
                 continue;
             }
             let mut names = vec![setting.name.to_owned()];
-            names.extend(setting.file_twin());
+            names.extend(setting.file_variant());
             for name in names {
                 // In a file it is where it belongs, or a secret of another kind.
                 let values = if name.ends_with("_file") { vec![secret.as_str(), file] } else { vec![secret.as_str()] };
@@ -175,7 +175,7 @@ fn a_file_that_is_no_configuration_is_not_quoted() {
     }
 }
 
-/// The subcommands that read settings, with what they need.
+/// The subcommands that read settings, with their arguments.
 const COMMANDS: [&[&str]; 9] = [
     &["worker"],
     &["doctor"],
@@ -188,10 +188,10 @@ const COMMANDS: [&[&str]; 9] = [
     &["list", "--json"],
 ];
 
-/// What is tried, the arguments, the environment.
+/// One attempt: description, arguments, environment.
 type Run = (String, Vec<String>, Vec<(String, String)>);
 
-/// Runs the program, some at a time, and searches each answer.
+/// Runs the program for all attempts, several at a time, and searches each output.
 fn run_all(runs: &[Run]) {
     let place = Place::new();
     let next = std::sync::atomic::AtomicUsize::new(0);
@@ -227,8 +227,8 @@ fn no_command_says_a_secret_that_was_pasted_in_the_wrong_place() {
             let environment: Vec<(String, String)> =
                 plain.map(|setting| (setting.environment(), secret.clone())).collect();
             runs.push((format!("{form}: {command:?} with variables"), owned(command), environment));
-            let twins = SETTINGS.iter().filter_map(Setting::file_twin);
-            let environment = twins.map(|twin| (twin.to_ascii_uppercase(), secret.clone())).collect();
+            let variants = SETTINGS.iter().filter_map(Setting::file_variant);
+            let environment = variants.map(|variant| (variant.to_ascii_uppercase(), secret.clone())).collect();
             runs.push((format!("{form}: {command:?} with files"), owned(command), environment));
             for name in ["GOOGLE_APPLICATION_CREDENTIALS", "GCS_CREDENTIALS_PATH", "BROKER_TLS_KEY_FILE"] {
                 let environment = vec![(name.to_owned(), secret.clone()), ("GCS_BUCKET_NAME".into(), "bucket".into())];
@@ -244,7 +244,7 @@ fn no_command_says_a_secret_that_was_pasted_in_the_wrong_place() {
 }
 
 #[test]
-fn words_of_the_command_line_are_not_repeated_where_they_are_refused() {
+fn refused_words_of_the_command_line_are_not_repeated() {
     let owned = |arguments: &[&str]| arguments.iter().map(|&argument| argument.to_owned()).collect::<Vec<String>>();
     let mut runs = Vec::new();
     for (form, secret) in forms() {
@@ -284,7 +284,7 @@ fn words_of_the_command_line_are_not_repeated_where_they_are_refused() {
 }
 
 #[test]
-fn a_broker_s_url_may_be_in_a_file_and_is_warned_of_where_it_is_seen() {
+fn a_broker_url_is_read_from_a_file_or_warned_of() {
     let place = Place::new();
     let url = format!("amqp://user:{CANARY}@127.0.0.1:1/v");
     std::fs::write(place.path().join("url"), &url).unwrap();

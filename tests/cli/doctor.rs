@@ -1,4 +1,4 @@
-//! `filestorage doctor` where no broker answers; with one see `live_broker`.
+//! Tests of `filestorage doctor` without a broker; `live_broker` has tests with one.
 
 use std::io::{Read as _, Write as _};
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::{Answer, Place};
 
-/// Nobody listens there.
+/// A broker address at which nothing listens.
 const NOWHERE: (&str, &str) = ("CELERY_BROKER_URL", "amqp://guest:hunter2@127.0.0.1:1//");
-/// Nor there: a worker of this machine is none of these tests'.
+/// An admin port at which nothing listens, so that no worker of this machine is asked.
 const NOBODY: (&str, &str) = ("METRICS_PORT", "1");
 
-/// Status and text of every line of one check.
+/// Returns status and text of all lines of one check.
 fn lines(answer: &Answer, check: &str) -> Vec<(String, String)> {
     let report = answer.json();
     let of = |line: &Value, name: &str| line[name].as_str().unwrap().to_owned();
@@ -64,7 +64,7 @@ fn every_check_runs_though_the_broker_is_away() {
 }
 
 #[test]
-fn faults_of_settings_are_told_and_what_they_do_not_concern_is_checked() {
+fn doctor_checks_what_faulty_settings_do_not_concern() {
     let place = Place::new();
     let environment = [NOWHERE, NOBODY, ("CHUNK_SIZE", "big"), ("CELERY_BROKER_ULR", "x")];
     let answer = place.run_with(&["doctor", "--json"], &environment, b"");
@@ -101,7 +101,7 @@ fn folders_that_cannot_be_used_are_faults_with_their_mend() {
     assert!(exchange[0].1.contains("is no folder") && exchange[2].1.contains("take it out of exchange_directories"));
 }
 
-/// Answers every request of an admin port with this.
+/// Answers all requests to an admin port with these answers.
 fn stand_in(answers: &'static [(&str, &str, &str)]) -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -140,7 +140,7 @@ fn what_a_running_worker_says_is_wrong_is_a_fault() {
     let statuses: Vec<_> = said.iter().map(|(status, _)| status.as_str()).collect();
     assert_eq!((away.code, statuses), (69, vec!["fault", "fault", "note"]), "{said:?}");
     assert!(said[0].1.contains("is not ready, and says of its storage: the bucket is gone"), "{said:?}");
-    assert!(said[1].1.contains("goes on, but says of its journal: deleted"), "{said:?}");
+    assert!(said[1].1.contains("runs, but says of its journal: deleted"), "{said:?}");
     assert!(said[2].1.contains("7 values wait"), "{said:?}");
     let sick = ask(stand_in(&[
         ("/readyz", "200 OK", r#"{"ready":true,"components":{}}"#),

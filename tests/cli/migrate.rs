@@ -1,4 +1,4 @@
-//! `filestorage migrate` between folders.
+//! Tests of `filestorage migrate` between folders.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Place};
 
-/// A place with a second store beside its own.
+/// A test folder with a second store besides its own.
 struct Pair {
     place: Place,
     there: PathBuf,
@@ -33,7 +33,7 @@ impl Pair {
         self.place.run(&[arguments, &["--local-storage-path", self.there.to_str().unwrap()]].concat())
     }
 
-    /// The same question to both.
+    /// Runs the same command on both stores.
     #[track_caller]
     fn agree(&self, arguments: &[&str]) -> Vec<u8> {
         let (here, there) = (self.place.run(arguments), self.there(arguments));
@@ -204,7 +204,7 @@ fn a_place_that_is_none_is_told_before_anything_is_done() {
     assert!(!pair.there.exists());
 }
 
-/// Holds the lock of every key below a store, as another writer would.
+/// Holds the locks of all keys of a store, as another writer would.
 fn hold_all(root: &Path) -> Vec<File> {
     std::fs::create_dir_all(root.join("#locks")).unwrap();
     let open = |shard| File::create(root.join(format!("#locks/{shard:02x}"))).unwrap();

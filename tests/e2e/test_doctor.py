@@ -29,7 +29,7 @@ def test_a_running_worker_is_asked_and_an_event_that_nobody_gets_is_tried(site):
     wait_events(site.raw, 1)
     code, found = doctor(site, METRICS_PORT=worker.port)
     assert code == 0, found
-    assert found["worker"] == [("ok", f"the one at 127.0.0.1:{worker.port} is ready and healthy")]
+    assert found["worker"] == [("ok", f"the worker at 127.0.0.1:{worker.port} is ready and healthy")]
     [(status, _)] = found["events"]
     assert status == "ok" and site.raw.count(METRICS) == 0, "the queue is bound to every event"
 

@@ -1,4 +1,4 @@
-//! What a worker publishes after a task is written the same.
+//! Tests that follow-ups are written as in the recordings.
 
 use filestorage::celery::canvas::{self, CanvasOptions};
 use filestorage::celery::error::Exception;
@@ -18,13 +18,13 @@ fn publishing(origin: &str) -> CanvasOptions {
     }
 }
 
-/// Hands out the given ids, one after the other.
+/// Returns the given ids, one after another.
 fn ids(given: &[&str]) -> impl FnMut() -> String {
     let mut given: std::collections::VecDeque<String> = given.iter().map(|id| (*id).to_owned()).collect();
     move || given.pop_front().expect("more ids were asked for than were recorded")
 }
 
-/// Queue of the recorded worker itself: what it publishes for nobody answers there.
+/// The queue of the recorded worker itself, which Celery names in follow-ups without a reply queue.
 const WORKERS_OWN_QUEUE: &str = "6bf7e25f-8140-30b8-adc0-e4bdb49f08b8";
 
 fn same_task(ours: &Publication, name: &str) {

@@ -1,4 +1,4 @@
-//! Every message recorded from a real Celery: tasks are read, results and follow-ups are written the same.
+//! Tests with messages recorded from a real Celery: tasks are read, results and follow-ups are written identically.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use filestorage::celery::read::read;
 use filestorage::celery::request::{ReadOptions, TaskRequest};
 use filestorage::json::{Json, ParseLimits, parse};
 
-/// Recorded messages this program does not read or write yet, by name (or `prefix_*`), with the reason.
+/// The recorded messages that this program does not read or write yet, by name or `prefix_*`, with the reason.
 const NOT_YET: [(&str, &str); 10] = [
     ("control_*", "remote control"),
     ("event_*", "task and worker events"),
@@ -36,7 +36,7 @@ fn not_yet(name: &str) -> bool {
     })
 }
 
-/// Recorded workers' follow-ups and the cases below that write them.
+/// The recorded follow-ups of workers that the tests below write.
 const WORKER: [&str; 26] = [
     "worker_chain3_result1",
     "worker_chain3_result2",
@@ -89,7 +89,7 @@ fn text(value: &Json, name: &str) -> Option<String> {
     value.get(name).and_then(Json::as_text).map(str::to_owned)
 }
 
-/// Reads one recorded message as the broker would hand it over.
+/// Reads one recorded message as the broker would deliver it.
 fn load(name: &str) -> Publication {
     let file = json(&std::fs::read_to_string(folder().join(name).with_extension("json")).unwrap());
     let properties = file.get("properties").unwrap();
@@ -143,7 +143,7 @@ fn task(name: &str) -> TaskRequest {
     read(&load(name).message, &ReadOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Makes a request as a producer would send it.
+/// Creates a request as a producer would send it.
 fn request(id: &str, parent: Option<&str>, root: Option<&str>, reply_to: &str, body: &str) -> TaskRequest {
     let optional = |text: Option<&str>| text.map_or(Field::Void, Field::from);
     let message = Message {

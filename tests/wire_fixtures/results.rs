@@ -1,4 +1,4 @@
-//! Results are written the same.
+//! Tests that results are written as in the recordings.
 
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Origin, Publication};
@@ -65,7 +65,7 @@ pub(crate) fn child(tuple: &Json) -> Child {
     }
 }
 
-/// Compares two results field by field and in order, the frames of a traceback aside.
+/// Compares two results field by field and in order, without the frames of tracebacks.
 pub(crate) fn same_result(ours: &Publication, recorded: &Publication, name: &str) {
     let split = |publication: &Publication| {
         let Json::Object(mut members) = body(publication) else { panic!() };

@@ -1,4 +1,4 @@
-//! Tasks are read.
+//! Tests that recorded tasks are read.
 
 use filestorage::celery::read::read;
 use filestorage::celery::request::{Fault, ReadOptions};
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{body, load, names, task, text};
 
-/// Serializers that are refused: the task is answered with `ContentDisallowed`.
+/// The refused serializers, whose tasks are answered with `ContentDisallowed`.
 const REFUSED: [&str; 4] = ["task_v2_msgpack", "task_v2_msgpack_gzip", "task_v2_pickle", "task_v2_yaml"];
 
 #[test]

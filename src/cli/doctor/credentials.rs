@@ -1,4 +1,4 @@
-//! Which credentials the settings lead to, and when they end; whether they are good is told by using them.
+//! Reports which credentials the settings select and when they end; other checks show whether they are accepted.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::report::Report;
 use crate::config::{GcsSettings, S3Settings, Secret};
 use crate::wiring::{Code, Failure};
 
-/// Says who we are to Google.
+/// Reports the credentials for Cloud Storage.
 pub(super) fn gcs(report: &mut Report<'_>, settings: &GcsSettings) -> Result<(), Failure> {
     if let Some(emulator) = &settings.emulator {
         return report.fine("credentials", format!("none: the emulator at {emulator} asks for none"));
@@ -25,7 +25,7 @@ pub(super) fn gcs(report: &mut Report<'_>, settings: &GcsSettings) -> Result<(),
         return report.fault(
             "credentials",
             Code::Configuration,
-            format!("{shown} cannot be read, or is no JSON; name a key file in gcs_credentials_path"),
+            format!("{shown} cannot be read, or is not JSON; name a key file in gcs_credentials_path"),
         );
     };
     let text = |pointer: &str| json.pointer(pointer).and_then(Value::as_str);
@@ -45,7 +45,7 @@ pub(super) fn gcs(report: &mut Report<'_>, settings: &GcsSettings) -> Result<(),
     report.fine("credentials", what)
 }
 
-/// Says who we are to S3.
+/// Reports the credentials for S3.
 pub(super) fn s3(report: &mut Report<'_>, settings: &S3Settings) -> Result<(), Failure> {
     let named = |name: &str| settings.aws.get(name).map(Secret::expose);
     let what = if named("AWS_ACCESS_KEY_ID").is_some() {
@@ -59,12 +59,12 @@ pub(super) fn s3(report: &mut Report<'_>, settings: &S3Settings) -> Result<(), F
     } else if settings.aws.keys().any(|name| name.starts_with("AWS_CONTAINER_CREDENTIALS_")) {
         "those of the container's service"
     } else {
-        "no AWS_* variable gives any, so those of the EC2 instance this may be"
+        "no AWS_* variable names any; requests use those of the EC2 instance, if this is one"
     };
     report.fine("credentials", what)
 }
 
-/// Looks whether a token that something else renews has been renewed.
+/// Checks the end of a token that another program has to renew.
 fn lifetime(report: &mut Report<'_>, token: &Path) -> Result<(), Failure> {
     let shown = token.display();
     let text = match std::fs::read_to_string(token) {
@@ -82,7 +82,7 @@ fn lifetime(report: &mut Report<'_>, token: &Path) -> Result<(), Failure> {
     report.fault("credentials", Code::Configuration, why)
 }
 
-/// Reads when a JSON Web Token ends.
+/// Reads the end of a JSON Web Token.
 fn end_of(token: &str) -> Option<Timestamp> {
     let claims = URL_SAFE_NO_PAD.decode(token.trim().split('.').nth(1)?.trim_end_matches('=')).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;

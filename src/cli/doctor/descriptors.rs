@@ -1,10 +1,10 @@
-//! How many files a worker may have open.
+//! Checks how many files a worker may have open.
 
 use super::report::Report;
 use crate::storage::{descriptor_limit, descriptors_wanted};
 use crate::wiring::Failure;
 
-/// Compares the limit of this process, raised as a worker raises its own, with what so many commands in flight may want.
+/// Compares the limit of descriptors, which is raised as in a worker, with the number that the commands may need.
 pub(super) fn check(report: &mut Report<'_>, concurrency: usize) -> Result<(), Failure> {
     let (limit, wanted) = (descriptor_limit(), descriptors_wanted(concurrency));
     if limit >= wanted {

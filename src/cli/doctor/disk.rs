@@ -1,4 +1,4 @@
-//! The disk: room, inodes, and whether this user may write where the settings point.
+//! Checks the disk: free space, inodes, and whether this user may write to the folders of the settings.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use super::report::Report;
 use crate::storage::Spool;
 use crate::wiring::{Code, Failure};
 
-/// Less room than this is a fault: not even what is under way fits.
+/// The least free space in bytes; less is a fault, since not even running commands have room.
 const LEAST_BYTES: u64 = 64 << 20;
-/// Fewer inodes than these are a fault.
+/// The least number of free inodes; fewer is a fault.
 const LEAST_INODES: u64 = 1_000;
-/// Of space and inodes, a smaller part than one in so many is worth a note.
+/// The divisor for a note: less than one part in 20 of space or inodes is free.
 const LITTLE: u64 = 20;
 
-/// Looks at the folder that everything lies in.
+/// Checks the folder `local_storage_path`.
 pub(super) fn check(report: &mut Report<'_>, folder: &Path) -> Result<(), Failure> {
     let nearest = nearest(folder);
     room(report, &nearest)?;
@@ -40,7 +40,7 @@ fn room(report: &mut Report<'_>, folder: &Path) -> Result<(), Failure> {
     } else {
         report.fine("disk", said)?;
     }
-    // Some file systems make inodes as they need them and count none.
+    // Some file systems create inodes when they need them, and have no limit.
     if system.f_files == 0 {
         return report.fine("inodes", format!("the file system of {shown} sets no limit"));
     }
@@ -67,7 +67,7 @@ fn writable(report: &mut Report<'_>, folder: &Path, nearest: &Path) -> Result<()
             }
         };
     }
-    // A nameless file: nothing is left, whatever happens.
+    // A file without a name leaves nothing behind.
     match Spool::new(folder).create() {
         Ok(_) => report.fine("folder", format!("{shown} can be written")),
         Err(error) => {
@@ -76,7 +76,7 @@ fn writable(report: &mut Report<'_>, folder: &Path, nearest: &Path) -> Result<()
     }
 }
 
-/// Looks at the folders below which commands may name files.
+/// Checks the folders below which commands may name files.
 pub(super) fn exchange(report: &mut Report<'_>, directories: &[PathBuf]) -> Result<(), Failure> {
     for directory in directories {
         let shown = directory.display();
@@ -102,7 +102,7 @@ pub(super) fn exchange(report: &mut Report<'_>, directories: &[PathBuf]) -> Resu
     Ok(())
 }
 
-/// Returns the folder, or the nearest above it that is there.
+/// Returns the folder, or its nearest ancestor that exists.
 fn nearest(folder: &Path) -> PathBuf {
     let there = folder.ancestors().find(|path| !path.as_os_str().is_empty() && path.exists());
     there.unwrap_or(Path::new(".")).to_owned()

@@ -1,10 +1,10 @@
-//! `filestorage doctor`.
+//! `filestorage doctor`: checks settings, broker, bucket and disk.
 
+mod backend;
 mod credentials;
 mod descriptors;
 mod disk;
 mod overlay;
-mod place;
 mod queue;
 mod report;
 mod worker;
@@ -21,27 +21,28 @@ use crate::storage::{Backend as _, ErrorKind, Local, Page};
 use crate::telemetry::Metrics;
 use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, folders, stack};
 
-/// Longest wait for one answer of a bucket.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest wait for one answer of a bucket.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Checks settings, broker, bucket and disk one by one, and says cause and mend of each fault.
+/// Checks settings, broker, bucket and disk, and names the cause and the mend of each fault.
 ///
-/// Every check runs, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in
-/// the place values are kept in, and removed again; at the broker a queue that goes with the connection, and messages
-/// that nobody gets. A worker of these settings that runs here is asked at its admin port. Nothing else is changed, and no message is taken: whether this user may consume a queue is told only
-/// by a worker.
+/// All checks run, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in the
+/// bucket or local store, and removed again. At the broker, a queue is declared that is removed with the connection, and
+/// messages are published that no queue receives. A worker with these settings on this machine is asked at its admin port.
+/// Nothing else is changed. No message is consumed, so only a worker shows whether this user may consume a queue.
 ///
-/// Each line begins with `ok`, `note` (works, and somebody should know), `fault`, or `skipped`.
+/// Each line begins with `ok`, `note` (it works, and somebody should know), `fault`, or `skipped`.
 ///
-/// Exit codes: 0 no fault; 69 something cannot be reached; 78 something only a person can mend, which is the worse.
+/// Exit codes: 0 no fault; 69 something cannot be reached; 78 a fault that only a person can mend. When there are both
+/// kinds of faults, the code is 78.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {}
 
 impl Arguments {
-    /// `loaded` holds what could be made of the settings, in spite of their faults.
+    /// Runs all checks; `loaded` holds the settings, with defaults in the place of faulty ones.
     pub(super) async fn run(self, loaded: &Loaded, faults: &Faults, output: &Output) -> Result<Code, Failure> {
         let mut report = Report::new(output);
-        tell_settings(&mut report, loaded, faults)?;
+        check_settings(&mut report, loaded, faults)?;
         let settings = &loaded.settings;
         if concern(faults, &["celery_", "broker_", "worker_name"]) {
             report.skipped("broker", "its settings have faults")?;
@@ -64,7 +65,7 @@ impl Arguments {
     }
 }
 
-fn tell_settings(report: &mut Report<'_>, loaded: &Loaded, faults: &Faults) -> Result<(), Failure> {
+fn check_settings(report: &mut Report<'_>, loaded: &Loaded, faults: &Faults) -> Result<(), Failure> {
     for fault in &faults.0 {
         report.fault("settings", Code::Configuration, fault.to_string())?;
     }
@@ -78,7 +79,7 @@ fn tell_settings(report: &mut Report<'_>, loaded: &Loaded, faults: &Faults) -> R
     Ok(())
 }
 
-/// Tells whether a fault may concern settings that begin so; a name nobody knows may be meant for one.
+/// Tells whether a fault concerns settings whose names have one of these beginnings; an unknown name may mean one of them.
 fn concern(faults: &Faults, begins: &[&str]) -> bool {
     let concerns = |name: &str| name == "configuration file" || begins.iter().any(|begin| name.starts_with(begin));
     faults.0.iter().any(|fault| concerns(&fault.setting.to_ascii_lowercase()))
@@ -116,10 +117,10 @@ async fn bucket(
         Provider::S3 => credentials::s3(report, &settings.s3)?,
     }
     let shown = stack::url(provider, name);
-    // Somebody is waiting.
-    let (max_retries, timeout) = (settings.max_retries.min(1), settings.timeout.min(PATIENCE));
-    let hasty = StorageSettings { max_retries, timeout, ..settings.clone() };
-    let why = match Bucket::open(&hasty, provider, name, Creation::Never, &Metrics::new()).await {
+    // A person waits for the report.
+    let (max_retries, timeout) = (settings.max_retries.min(1), settings.timeout.min(TIMEOUT));
+    let quick = StorageSettings { max_retries, timeout, ..settings.clone() };
+    let why = match Bucket::open(&quick, provider, name, Creation::Never, &Metrics::new()).await {
         Err(error) => {
             report.refused("credentials", &error)?;
             "the credentials cannot be used"
@@ -127,19 +128,19 @@ async fn bucket(
         Ok(bucket) => match bucket.backend.probe().await {
             Ok(probe) => {
                 report.fine("bucket", format!("{shown} answers"))?;
-                place::clock(report, probe.skew)?;
-                return place::permissions(report, &*bucket.backend).await;
+                backend::clock(report, probe.skew)?;
+                return backend::permissions(report, &*bucket.backend).await;
             }
             Err(error)
                 if error.kind == ErrorKind::Invalid
-                    // Other requests that are wrong are no bucket that is missing.
+                    // Other invalid requests do not mean that the bucket is missing.
                     && error.message().contains(" does not exist; create it with ")
                     && provider == Provider::Gcs
                     && settings.gcs.project.is_some() =>
             {
                 if runs {
-                    let why = "does not exist, though a worker runs: was it deleted? What was in it is gone, and the \
-                               next store creates it anew";
+                    let why = "does not exist, although a worker runs: was it deleted? Its values are lost, and the \
+                               next store creates it again";
                     report.fault("bucket", Code::Configuration, format!("{shown} {why}"))?;
                 } else {
                     let what = format!("{shown} does not exist; gcs_project_id is set, so a worker creates it");
@@ -159,7 +160,7 @@ async fn bucket(
     Ok(())
 }
 
-/// Values of a local store that a named bucket hides.
+/// Looks for values of a local store that no command sees, because the settings name a bucket.
 async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &str) -> Result<(), Failure> {
     let folder = folders::objects(&settings.local_storage_path);
     let looked = async {
@@ -172,7 +173,7 @@ async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &st
         Ok(true) => {
             let mend = "`filestorage migrate` copies them";
             let what = format!(
-                "{} holds values of a local store, which nobody sees while values are kept in {bucket}",
+                "{} holds values of a local store, which no command sees while {bucket} keeps the values",
                 folder.display()
             );
             report.note("objects", format!("{what}; {mend}"))
@@ -184,7 +185,7 @@ async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &st
 async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
     match Local::open_existing(folders::objects(&settings.local_storage_path)) {
         Ok(Some(local)) => {
-            place::permissions(report, &local).await?;
+            backend::permissions(report, &local).await?;
             leftovers(report, &local)
         }
         Ok(None) => report.fine("objects", "nothing is stored yet"),
@@ -192,7 +193,7 @@ async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<()
     }
 }
 
-/// Files that writers left who were killed.
+/// Looks for temporary files of writers that were killed.
 fn leftovers(report: &mut Report<'_>, local: &Local) -> Result<(), Failure> {
     match local.leftovers() {
         Ok(0) => report.fine("leftovers", "no temporary files of writers that are gone"),

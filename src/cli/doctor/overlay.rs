@@ -1,4 +1,4 @@
-//! What waits on this machine for buckets, and what was set aside.
+//! Checks the overlays on this machine: pending and quarantined entries.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,10 +13,10 @@ use crate::provider::Provider;
 use crate::storage::{Local, Owner};
 use crate::wiring::{Code, Failure, folders, stack};
 
-/// Most writes that were set aside which are told one by one.
-const TOLD: usize = 50;
+/// The most quarantined writes that are reported one by one.
+const MAX_REPORTED: usize = 50;
 
-/// Looks at the overlay of the bucket values are kept in, and for those of others.
+/// Checks the overlay of the bucket that keeps the values, and looks for overlays of other buckets.
 pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -> Result<(), Failure> {
     let kept_in = settings.bucket();
     let own = kept_in.map(|(provider, name)| folders::overlay_name(settings, provider, name));
@@ -41,7 +41,7 @@ pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -
     Ok(())
 }
 
-/// Names of the overlays of all buckets; none where there never was one.
+/// Returns the names of the overlays of all buckets; a missing folder has none.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect(),
@@ -76,16 +76,19 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
     }
     match opened.conflicts().await {
         Ok(conflicts) => {
-            for conflict in conflicts.iter().take(TOLD) {
+            for conflict in conflicts.iter().take(MAX_REPORTED) {
                 let (key, path) = (&conflict.key, conflict.path.display());
                 let mend =
-                    "if it is to stand, store it again (the value follows the file's first line), then remove the file";
-                let why = "somebody else had changed the key in the bucket since";
-                report
-                    .note("conflicts", format!("{key}: a write of this key was set aside in {path}, {why}; {mend}"))?;
+                    "to keep the value, store it again (it follows the first line of the file); then remove the file";
+                let why = "because somebody else had changed the key in the bucket";
+                report.note(
+                    "conflicts",
+                    format!("{key}: a write of this key was quarantined in {path}, {why}; {mend}"),
+                )?;
             }
-            if conflicts.len() > TOLD {
-                report.note("conflicts", format!("and {} more below {shown}/#aside", conflicts.len() - TOLD))?;
+            if conflicts.len() > MAX_REPORTED {
+                report
+                    .note("conflicts", format!("and {} more below {shown}/#aside", conflicts.len() - MAX_REPORTED))?;
             }
         }
         Err(error) => report.refused("conflicts", &error)?,
@@ -97,7 +100,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
     }
 }
 
-/// Tells of an overlay that nobody looks after with these settings.
+/// Reports an overlay whose entries no worker sends with these settings.
 async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -> Result<(), Failure> {
     let shown = folder.display();
     let counted = async {
@@ -106,10 +109,11 @@ async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -
     };
     match counted.await {
         Ok((0, 0, _)) => Ok(()),
-        Ok((waiting, aside, owner)) => {
+        Ok((waiting, quarantined, owner)) => {
             let bucket = owner.map(named).or(bucket).unwrap_or_else(|| "another bucket".to_owned());
-            let what =
-                format!("{shown} is the overlay of {bucket}: {waiting} entries wait there, {aside} were set aside");
+            let what = format!(
+                "{shown} is the overlay of {bucket}: {waiting} entries wait there, {quarantined} are quarantined"
+            );
             let mend = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
             report.note("overlay", format!("{what}; {mend}"))
         }
@@ -117,14 +121,14 @@ async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -
     }
 }
 
-/// Names the bucket that an overlay says it belongs to.
+/// Writes the owner of an overlay as a URL.
 fn named(Owner { backend, endpoint, bucket }: Owner) -> String {
     let scheme = if backend == "gcs" { "gs" } else { &*backend };
     let at = endpoint.map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
     format!("{scheme}://{bucket}{at}")
 }
 
-/// Finds the bucket an overlay belongs to among those that the settings name.
+/// Finds the bucket to which an overlay belongs, among the buckets that the settings name.
 fn bucket_of(settings: &StorageSettings, folder: &str) -> Option<String> {
     let named = [(Provider::Gcs, &settings.gcs.bucket), (Provider::S3, &settings.s3.bucket)];
     named.into_iter().find_map(|(provider, name)| {

@@ -1,4 +1,4 @@
-//! The broker: whether it answers, which of our queues are there, what this user may do.
+//! Checks the broker: whether it answers, which queues exist, and what this user may do.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::broker::{
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
 use crate::wiring::{Code, Failure};
 
-/// Where every operation is told.
+/// The exchange for metric events.
 const EVENTS: &str = "filestorage.events";
 
-/// Longest wait for any one answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for one answer of the broker.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Looks at every broker that is named, and through the first that answers at queues and permissions.
+/// Checks all brokers of the settings, and at the first one that answers, queues and permissions.
 pub(super) async fn check(
     report: &mut Report<'_>,
     options: BrokerOptions,
@@ -29,7 +29,7 @@ pub(super) async fn check(
     let quorum = options.queue_type == QueueType::Quorum;
     let mut session = None;
     for url in &options.urls {
-        let one = BrokerOptions { urls: vec![url.clone()], timeout: PATIENCE, ..options.clone() };
+        let one = BrokerOptions { urls: vec![url.clone()], timeout: TIMEOUT, ..options.clone() };
         match Session::open(&one).await {
             Ok(opened) => {
                 report.fine("broker", format!("{url} answers"))?;
@@ -61,14 +61,13 @@ pub(super) async fn check(
     }
     declare(report, &topology, &session.delay(), &missing).await?;
     if quorum {
-        // Neither a policy nor the limit can be seen by AMQP.
-        let limit =
-            "RabbitMQ 4 drops what came back 20 times from a quorum queue, unless a policy says `delivery-limit` -1";
+        // AMQP shows neither policies nor this limit.
+        let limit = "RabbitMQ 4 drops a message of a quorum queue after 20 returns, unless a policy sets `delivery-limit` to -1";
         report.note("queues", format!("{limit}; `rabbitmqctl list_policies` shows it (RabbitMQ 3 has no limit)"))?;
     }
     publish(report, &session).await?;
     if events {
-        tell(report, &session).await?;
+        publish_event(report, &session).await?;
     } else {
         report.skipped("events", "enable_events is false")?;
     }
@@ -76,7 +75,7 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Makes a queue that goes with this connection, which tells whether this user may make any.
+/// Declares a queue that is removed with this connection, to check whether this user may declare queues.
 async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, missing: &[&str]) -> Result<(), Failure> {
     let spec = QueueSpec {
         durable: false,
@@ -91,10 +90,12 @@ async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, mi
             report.fine("declare", "this user may make queues")
         }
         Ok(Presence::Created | Presence::Present) => {
-            report.note("queues", format!("{missing}: not there yet; the first worker makes them"))
+            report.note("queues", format!("{missing}: not there yet; the first worker declares them"))
         }
         Ok(Presence::Denied(words)) if missing.is_empty() => match delay.lack().await {
-            Ok(None) => report.fine("declare", "this user may make no queues, and needs none: all are there"),
+            Ok(None) => {
+                report.fine("declare", "this user may not declare queues, which is not needed: all queues exist")
+            }
             Ok(Some(lack)) => report.note("declare", format!("this user may make no queues ({words}): {lack}")),
             Err(error) => report.fault("declare", code(&error), error.to_string()),
         },
@@ -107,13 +108,13 @@ async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, mi
     }
 }
 
-/// Publishes to a queue that does not exist: it is returned, and nobody gets it.
+/// Publishes to a queue that does not exist: the broker returns the message.
 async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
     let nowhere = Address::queue(format!("filestorage.doctor-{}", Uuid::new_v4().simple()));
     let publication = Publication { address: nowhere, message: Message::default() };
     let publisher = session.publisher();
-    // A broker with an alarm takes nothing until it is over, and does not say until when.
-    let Ok(mut answers) = tokio::time::timeout(PATIENCE, publisher.publish(vec![publication], true)).await else {
+    // A broker with an alarm accepts no message until the alarm is over.
+    let Ok(mut answers) = tokio::time::timeout(TIMEOUT, publisher.publish(vec![publication], true)).await else {
         let why = format!("{:?}", session.state());
         let mend = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
         return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {mend}"));
@@ -131,9 +132,11 @@ async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failu
     }
 }
 
-/// Publishes an event that nobody gets, whoever is bound to the exchange: the broker looks at the right to publish first and
-/// then refuses the message for its expiration. Were it taken all the same, it would say of itself that it is a probe.
-async fn tell(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
+/// Publishes an event that reaches no queue, to check the permission to publish events.
+///
+/// The broker checks the permission first, and then refuses the message because of its invalid expiration. A broker that
+/// accepts the message delivers an event that is marked as a probe.
+async fn publish_event(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
     let id = Uuid::new_v4().to_string();
     let event = json!({
         "specversion": "1.0",
@@ -156,7 +159,7 @@ async fn tell(report: &mut Report<'_>, session: &Session) -> Result<(), Failure>
     let address = Address { exchange: EVENTS.to_owned(), routing_key: "doctor.probe".to_owned() };
     let publisher = session.publisher();
     let publication = vec![Publication { address, message }];
-    let Ok(mut answers) = tokio::time::timeout(PATIENCE, publisher.publish(publication, true)).await else {
+    let Ok(mut answers) = tokio::time::timeout(TIMEOUT, publisher.publish(publication, true)).await else {
         return report.skipped("events", "the broker takes nothing now");
     };
     match answers.pop() {
@@ -165,7 +168,7 @@ async fn tell(report: &mut Report<'_>, session: &Session) -> Result<(), Failure>
             report.fine("events", format!("this user may publish events to the exchange {EVENTS}"))
         }
         Some(Err(PublishError::Refused { code: 404, .. })) => {
-            report.note("events", format!("the exchange {EVENTS} is not there yet; the first worker makes it"))
+            report.note("events", format!("the exchange {EVENTS} is not there yet; the first worker declares it"))
         }
         Some(Err(PublishError::Refused { code, text })) => {
             let mend = format!("grant the write permission on exchange {EVENTS} with rabbitmqctl set_permissions");

@@ -1,4 +1,4 @@
-//! What was found: one line a check, and the worst of them.
+//! The report of `doctor`: one line for each check, and the exit code.
 
 use serde_json::{Value, json};
 
@@ -7,20 +7,20 @@ use crate::redact::redact;
 use crate::storage::{Error, ErrorKind};
 use crate::wiring::{Code, Failure};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// As it should be.
+enum CheckStatus {
+    /// Everything is right.
     Fine,
-    /// Works, and somebody should know.
+    /// It works, and somebody should know something.
     Note,
-    /// Does not work; the exit code it asks for.
+    /// There is a fault, which asks for this exit code.
     Fault(Code),
-    /// Could not be looked at.
+    /// The check could not run.
     Skipped,
 }
 
-impl Verdict {
+impl CheckStatus {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Fine => "ok",
@@ -31,7 +31,7 @@ impl Verdict {
     }
 }
 
-/// Gathers findings; for people each is written when it is known.
+/// The findings so far; as text, each finding is written at once.
 #[derive(Debug)]
 pub(super) struct Report<'a> {
     output: &'a Output,
@@ -46,39 +46,40 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn fine(&mut self, check: &str, what: impl AsRef<str>) -> Result<(), Failure> {
-        self.say(Verdict::Fine, check, what.as_ref())
+        self.add(CheckStatus::Fine, check, what.as_ref())
     }
 
     pub(super) fn note(&mut self, check: &str, what: impl AsRef<str>) -> Result<(), Failure> {
-        self.say(Verdict::Note, check, what.as_ref())
+        self.add(CheckStatus::Note, check, what.as_ref())
     }
 
-    /// Notes a fault: cause and mend, and what a program is to make of it.
+    /// Adds a fault: `what` names cause and mend, `code` is the exit code.
     pub(super) fn fault(&mut self, check: &str, code: Code, what: impl AsRef<str>) -> Result<(), Failure> {
-        self.say(Verdict::Fault(code), check, what.as_ref())
+        self.add(CheckStatus::Fault(code), check, what.as_ref())
     }
 
     pub(super) fn skipped(&mut self, check: &str, why: impl AsRef<str>) -> Result<(), Failure> {
-        self.say(Verdict::Skipped, check, why.as_ref())
+        self.add(CheckStatus::Skipped, check, why.as_ref())
     }
 
-    /// Notes what a place answered when it was asked for something.
+    /// Adds an error of a backend as a fault.
     pub(super) fn refused(&mut self, check: &str, error: &Error) -> Result<(), Failure> {
         self.fault(check, code(error), error.message())
     }
 
-    /// Notes what the place of this name answered.
-    pub(super) fn refused_by(&mut self, check: &str, place: &str, error: &Error) -> Result<(), Failure> {
-        self.fault(check, code(error), format!("{place}: {}", error.message()))
+    /// Adds an error of the backend with this name as a fault.
+    pub(super) fn refused_by(&mut self, check: &str, backend: &str, error: &Error) -> Result<(), Failure> {
+        self.fault(check, code(error), format!("{backend}: {}", error.message()))
     }
 
-    /// Counts the faults so far.
+    /// Returns the number of faults so far.
     pub(super) const fn faults(&self) -> u32 {
         self.faults
     }
 
-    /// Ends with the answer for programs and the exit code: the worst fault's, and what only a person can mend is worse
-    /// than what may pass.
+    /// Writes the answer, and returns the exit code of the worst fault.
+    ///
+    /// A fault that only a person can mend is worse than one that may end by itself.
     pub(super) fn close(self) -> Result<Code, Failure> {
         let answer = json!({"ok": self.faults == 0, "faults": self.faults, "checks": self.findings});
         let text = match self.faults {
@@ -90,8 +91,8 @@ impl<'a> Report<'a> {
         Ok(self.worst)
     }
 
-    fn say(&mut self, verdict: Verdict, check: &str, what: &str) -> Result<(), Failure> {
-        if let Verdict::Fault(code) = verdict {
+    fn add(&mut self, status: CheckStatus, check: &str, what: &str) -> Result<(), Failure> {
+        if let CheckStatus::Fault(code) = status {
             self.faults += 1;
             if code as u8 > self.worst as u8 {
                 self.worst = code;
@@ -99,9 +100,9 @@ impl<'a> Report<'a> {
         }
         let what = &*redact(what);
         if !self.output.is_json() {
-            Output::bytes(format!("{:<8}{check:<14}{what}\n", verdict.as_str()).as_bytes())?;
+            Output::bytes(format!("{:<8}{check:<14}{what}\n", status.as_str()).as_bytes())?;
         }
-        self.findings.push(json!({"check": check, "status": verdict.as_str(), "text": what}));
+        self.findings.push(json!({"check": check, "status": status.as_str(), "text": what}));
         Ok(())
     }
 }

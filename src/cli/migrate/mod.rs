@@ -1,6 +1,6 @@
-//! `filestorage migrate`.
+//! `filestorage migrate`: copies all values from one place to another.
 
-mod mover;
+mod copier;
 mod place;
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 
-use self::mover::{Moved, Mover};
+use self::copier::{Copier, CopyOutcome};
 use self::place::Place;
 use super::terminal::{Output, Progress, interruption};
 use crate::config::{Settings, StorageSettings};
@@ -19,28 +19,30 @@ use crate::storage::{Attributes, Backend, Error, ErrorKind, Gcs, Key, Local, Mem
 use crate::telemetry::Metrics;
 use crate::wiring::{Bucket, Code, Creation, Failure, folders, stack};
 
-/// Keys listed at a time; a local store is walked once for each page.
+/// The number of keys that are listed at a time; a local store is walked once for each page.
 const PAGE: usize = 10_000;
 
-/// Copies every value from one place to another: from the local store to a bucket, back, or from bucket to bucket.
+/// Copies all values from one place to another: between the local store and a bucket, or between two buckets.
 ///
-/// A place is `local`, `gcs` or `s3`, which stand for what the settings name, or a URL: gs://BUCKET, s3://BUCKET,
-/// file:///PATH (a folder as `local_storage_path` names one). Credentials are those of the settings.
+/// A place is `local`, `gcs` or `s3`, which mean the places that the settings name, or a URL: gs://BUCKET, s3://BUCKET, or
+/// file:///PATH with a folder like that of `local_storage_path`. The credentials are those of the settings.
 ///
-/// Each value is copied whole with its generation, metadata and times, and compared with the source by its checksum;
-/// but for GCS, which verifies what it keeps, it is read again for that. What another tool wrote keeps its Cache-Control,
-/// Content-Disposition, Content-Language and custom metadata; what of it the target has no place for is told, one key a
-/// line, and counted. Nothing is ever removed. A value the target
-/// already has is skipped, so after an interruption, or to fetch what was stored meanwhile, run it again. What has expired
-/// is left out. Another value under the same key is a failure, unless --overwrite is given. Failures are told one a line,
-/// the rest goes on.
+/// Each value is copied completely, with its generation, metadata and times, and compared with the source by its checksum.
+/// For this, the copy is read again, except from GCS, which verifies stored bytes itself. Objects of other tools keep their
+/// Cache-Control, Content-Disposition, Content-Language and custom metadata. Parts that the target cannot hold are
+/// reported, one key a line, and counted.
 ///
-/// The source may be in use. A key that is stored again there after it was copied keeps the old value at the target: the
-/// next run tells it as another value, and --overwrite fetches the new one. A key that is deleted there after it was
-/// copied stays at the target.
+/// Nothing is ever removed. Values that the target already has are skipped: after an interruption, or to fetch newer
+/// values, run the command again. Expired values are left out. A different value under the same key is a failure, unless
+/// --overwrite is given. Each failure is reported in a line, and the other values are still copied.
 ///
-/// Exit codes: 0 all values are at the target; 75 some are not; 66 nothing is at the source; 69 a place cannot be
-/// reached, run it again later; 78 a place refuses for good, which a refused value is taken for while none was copied.
+/// The source may be in use. When a key is stored again at the source after it was copied, the target keeps the old value:
+/// the next run reports a different value, and --overwrite fetches the new one. When a key is deleted at the source after
+/// it was copied, it stays at the target.
+///
+/// Exit codes: 0 all values are at the target; 75 some are not; 66 the source is empty; 69 a place cannot be reached, run
+/// the command again later; 78 a place refuses this identity, which is also assumed when a value is refused before any was
+/// copied.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Place to copy from.
@@ -51,24 +53,24 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PLACE")]
     to: String,
 
-    /// Only keys that begin with this text.
+    /// Copies only keys that begin with this text.
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
 
-    /// Says what would be copied and what would fail, and writes nothing.
+    /// Shows which values would be copied and which would fail, and writes nothing.
     #[arg(long)]
     dry_run: bool,
 
-    /// Replaces other values under the same keys at the target.
+    /// Replaces different values under the same keys at the target.
     #[arg(long)]
     overwrite: bool,
 
-    /// Values copied at once.
+    /// Number of values that are copied at once.
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     parallel: u16,
 }
 
-/// What was done, for people and programs.
+/// The answer: counts of what was done.
 #[derive(Debug, Serialize)]
 struct Summary {
     from: String,
@@ -78,11 +80,11 @@ struct Summary {
     copied_bytes: u64,
     skipped: u64,
     failed: u64,
-    /// Of the copied ones, those of which another tool had said something that the target has no place for.
+    /// The number of copied objects of other tools of which some part cannot be held by the target.
     reduced: u64,
-    /// Names at the source that are no keys.
+    /// The number of names at the source that are not keys.
     foreign: u64,
-    /// Whether every key was looked at.
+    /// Tells whether all keys were handled.
     complete: bool,
 }
 
@@ -93,7 +95,7 @@ impl Arguments {
         if from == to {
             return Err(Failure::new(Code::Usage, format!("--from and --to are the same place, {from}")));
         }
-        let mover = Mover {
+        let copier = Copier {
             source: source(settings, &from).await?,
             target: self.target(settings, &to).await?,
             overwrite: self.overwrite,
@@ -114,12 +116,12 @@ impl Arguments {
             complete: false,
         };
         let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
-        let mut run = Run { mover, summary, progress, output, refusal: None, stopped: None };
+        let mut run = Run { copier, summary, progress, output, refusal: None, stopped: None };
         run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
         run.close()
     }
 
-    /// Opens the place to copy to; a trial makes nothing there.
+    /// Opens the place to copy to; a dry run creates nothing there.
     async fn target(&self, settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
         match place {
             Place::Local(path) if self.dry_run => Ok(match Local::open_existing(folders::objects(path))? {
@@ -135,7 +137,7 @@ impl Arguments {
     }
 }
 
-/// Returns what names the parts of a foreign object that have no place there.
+/// Returns the function that names the parts of a foreign object that the target cannot hold.
 fn lost(to: &Place) -> fn(&Attributes) -> Vec<String> {
     match to {
         Place::Local(_) => |_| Vec::new(),
@@ -157,8 +159,9 @@ async fn source(settings: &StorageSettings, place: &Place) -> Result<Arc<dyn Bac
     }
 }
 
-/// Opens a bucket that is the right one and for which nothing waits on this machine: a copy from it would lack that, one
-/// to it would meet it later.
+/// Opens a bucket and checks that it answers and that no entries on this machine are pending for it.
+///
+/// Pending entries would be missing in a copy from the bucket, and would conflict with a copy to it.
 async fn bucket(
     settings: &StorageSettings,
     place: &Place,
@@ -183,28 +186,28 @@ async fn bucket(
     }
 }
 
-/// One run over all keys.
+/// One run over all keys of the source.
 struct Run<'a> {
-    mover: Mover,
+    copier: Copier,
     summary: Summary,
     progress: Progress,
     output: &'a Output,
-    /// The place has refused before anything was copied: perhaps all of it, which what is under way tells.
+    /// The failure of a refused value before any value was copied; a copy that succeeds afterwards clears it.
     refusal: Option<Failure>,
-    /// Why the run ended early.
+    /// The reason why the run ended early.
     stopped: Option<Failure>,
 }
 
 impl Run<'_> {
-    /// Copies page by page, so many values at once.
+    /// Copies all keys, page by page, `parallel` values at once.
     async fn walk(&mut self, prefix: String, parallel: usize) {
-        let mover = self.mover.clone();
+        let copier = self.copier.clone();
         let mut interrupted = std::pin::pin!(interruption());
         let mut page = Page { prefix, start_after: None, limit: Some(PAGE) };
-        let (mut under_way, mut listed) = (FuturesUnordered::new(), 0);
+        let (mut running, mut listed) = (FuturesUnordered::new(), 0);
         loop {
             let listing = tokio::select! {
-                listing = mover.source.list(&page) => listing,
+                listing = copier.source.list(&page) => listing,
                 _ = &mut interrupted => return self.interrupt(),
             };
             let listing = match listing {
@@ -217,20 +220,20 @@ impl Run<'_> {
             page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
             let mut keys = listing.entries.into_iter().map(|entry| entry.key);
             loop {
-                while under_way.len() < parallel
+                while running.len() < parallel
                     && self.stopped.is_none()
                     && self.refusal.is_none()
                     && let Some(key) = keys.next()
                 {
-                    under_way.push(one(&mover, key));
+                    running.push(one(&copier, key));
                 }
-                // What is under way when a place goes away comes to its end like everything else.
-                let moved = tokio::select! {
-                    moved = under_way.next() => moved,
+                // Copies that have begun are finished, also when a place cannot be reached any more.
+                let copied = tokio::select! {
+                    copied = running.next() => copied,
                     _ = &mut interrupted => return self.interrupt(),
                 };
-                let Some((key, moved)) = moved else { break };
-                self.note(&key, moved);
+                let Some((key, copied)) = copied else { break };
+                self.note(&key, copied);
             }
             self.stopped = self.stopped.take().or(self.refusal.take());
             if self.stopped.is_some() {
@@ -242,9 +245,9 @@ impl Run<'_> {
         }
     }
 
-    fn note(&mut self, key: &Key, moved: Result<Moved, Error>) {
-        match moved {
-            Ok(Moved::Copied { bytes, lost }) => {
+    fn note(&mut self, key: &Key, copied: Result<CopyOutcome, Error>) {
+        match copied {
+            Ok(CopyOutcome::Copied { bytes, lost }) => {
                 self.summary.copied += 1;
                 self.summary.copied_bytes += bytes;
                 self.refusal = None;
@@ -253,8 +256,8 @@ impl Run<'_> {
                     self.progress.aside(|| self.output.remark(&reduced(key, &lost, &self.summary.to)));
                 }
             }
-            Ok(Moved::There) => self.summary.skipped += 1,
-            Ok(Moved::Gone) => {}
+            Ok(CopyOutcome::AlreadyThere) => self.summary.skipped += 1,
+            Ok(CopyOutcome::Missing) => {}
             Err(error) => {
                 self.summary.failed += 1;
                 let ends = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NoSpace);
@@ -262,7 +265,8 @@ impl Run<'_> {
                 let failure = Failure::from(error);
                 self.progress.aside(|| self.output.fail(&failure));
                 if ends && self.stopped.is_none() {
-                    let why = "stopped, since every other value would fail as this one did; run it again to continue";
+                    let why =
+                        "stopped, since all other values would fail for the same reason; run it again to continue";
                     self.stopped = Some(Failure::new(failure.code, why));
                 }
                 if refused {
@@ -274,7 +278,7 @@ impl Run<'_> {
         self.progress.count(1, self.summary.copied_bytes, key.as_str());
     }
 
-    /// What is under way is dropped: it is whole at the target, or not there.
+    /// Ends the run; unfinished copies are dropped, and are either complete at the target or missing.
     fn interrupt(&mut self) {
         self.stopped = Some(Failure::new(Code::TryAgain, "interrupted; run it again to continue"));
     }
@@ -289,12 +293,12 @@ impl Run<'_> {
         );
         if summary.reduced > 0 {
             text.push_str(&format!(
-                "{} of them without something that {} has no place for, named above\n",
+                "{} of them without some parts that {} cannot hold, as reported above\n",
                 summary.reduced, summary.to
             ));
         }
         if summary.foreign > 0 {
-            text.push_str(&format!("{} names at the source are no keys and were left out\n", summary.foreign));
+            text.push_str(&format!("{} names at the source are not keys and were left out\n", summary.foreign));
         }
         output.answer(&summary, &text)?;
         match stopped {
@@ -305,12 +309,12 @@ impl Run<'_> {
     }
 }
 
-/// Says what of a foreign object stays behind.
+/// Describes the parts of a foreign object that were not copied.
 fn reduced(key: &Key, lost: &[String], to: &str) -> String {
-    format!("{key}: {} stays behind, {to} has no place for it that other tools read", lost.join(", "))
+    format!("{key}: {} was not copied, since {to} cannot hold it in a form that other tools read", lost.join(", "))
 }
 
-async fn one(mover: &Mover, key: Key) -> (Key, Result<Moved, Error>) {
-    let moved = mover.copy(&key).await;
-    (key, moved)
+async fn one(copier: &Copier, key: Key) -> (Key, Result<CopyOutcome, Error>) {
+    let copied = copier.copy(&key).await;
+    (key, copied)
 }

@@ -1,4 +1,4 @@
-//! A place as it is named on the command line.
+//! The places that `migrate` copies from and to.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ use crate::provider::Provider;
 use crate::redact;
 use crate::wiring::{Code, Failure, stack};
 
-/// Where values are copied from or to.
+/// A place to copy values from or to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The local store below this folder, which is what `local_storage_path` names.
+    /// The local store below this folder, which is like that of `local_storage_path`.
     Local(PathBuf),
     /// A bucket.
     Bucket(Provider, String),
 }
 
 impl Place {
-    /// Reads a place: a word stands for what the settings name.
+    /// Parses a place: a URL, or a word for a place that the settings name.
     pub(super) fn parse(text: &str, settings: &StorageSettings) -> Result<Self, Failure> {
         let named = |bucket: &Option<String>, provider, setting: &str| match bucket {
             Some(bucket) => Ok(Self::Bucket(provider, bucket.clone())),
@@ -41,7 +41,10 @@ impl Place {
             Some(("file", path)) => Self::folder(text, path),
             _ => {
                 let forms = "local, gcs, s3, gs://BUCKET, s3://BUCKET or file:///PATH";
-                Err(Failure::new(Code::Usage, format!("{} is no place; a place is one of {forms}", redact::word(text))))
+                Err(Failure::new(
+                    Code::Usage,
+                    format!("{} is not a place; a place is one of {forms}", redact::word(text)),
+                ))
             }
         }
     }
@@ -59,9 +62,10 @@ impl Place {
         let path = percent_decode_str(path).decode_utf8().ok();
         match path.filter(|path| Path::new(path.as_ref()).is_absolute()) {
             Some(path) => Ok(Self::Local(PathBuf::from(path.into_owned()))),
-            None => {
-                Err(Failure::new(Code::Usage, format!("{text:?} is no local place; write it file:///absolute/path")))
-            }
+            None => Err(Failure::new(
+                Code::Usage,
+                format!("{text:?} is not a local place; write it as file:///absolute/path"),
+            )),
         }
     }
 }

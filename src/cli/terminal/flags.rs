@@ -1,4 +1,4 @@
-//! A flag for every setting, taken from the registry.
+//! Creates a flag for each setting of the registry.
 
 use std::sync::LazyLock;
 
@@ -6,16 +6,18 @@ use clap::{Arg, ArgMatches, Command};
 
 use crate::config::{Flag, SETTINGS, Secrecy};
 
-/// One flag: its setting, or the file twin of it, and what is typed.
+/// The flag of one setting, or of its `_file` variant.
 struct SettingFlag {
     setting: String,
-    /// Without the dashes in front.
+    /// The name of the flag without the leading dashes.
     long: String,
     help: String,
     value: &'static str,
 }
 
-/// A secret has only the flag of its file: arguments can be seen by everybody on the machine.
+/// The flags of all settings.
+///
+/// A secret has only the flag of its `_file` variant, since all users of the machine can see the arguments of processes.
 static FLAGS: LazyLock<Vec<SettingFlag>> = LazyLock::new(|| {
     let mut flags = Vec::new();
     let mut add = |setting: &str, help: String, value| {
@@ -25,14 +27,14 @@ static FLAGS: LazyLock<Vec<SettingFlag>> = LazyLock::new(|| {
         if setting.secrecy != Secrecy::Secret {
             add(setting.name, setting.doc.trim_end_matches('.').to_owned(), "VALUE");
         }
-        if let Some(twin) = setting.file_twin() {
-            add(&twin, format!("File that holds {}", setting.name), "FILE");
+        if let Some(variant) = setting.file_variant() {
+            add(&variant, format!("File that holds {}", setting.name), "FILE");
         }
     }
     flags
 });
 
-/// Adds `--name-of-setting VALUE` for every setting, to every subcommand.
+/// Adds `--name-of-setting VALUE` for each setting to all subcommands.
 pub(in crate::cli) fn add_settings(command: Command) -> Command {
     command.args(FLAGS.iter().map(|flag| {
         Arg::new(flag.setting.as_str())
@@ -46,7 +48,7 @@ pub(in crate::cli) fn add_settings(command: Command) -> Command {
     }))
 }
 
-/// Collects the settings that were given as flags.
+/// Returns the settings that were given as flags.
 pub(in crate::cli) fn given(matches: &ArgMatches) -> Vec<Flag> {
     FLAGS
         .iter()

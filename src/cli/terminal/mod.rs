@@ -1,4 +1,4 @@
-//! What the subcommands share towards the terminal: flags, answers, progress, interruption.
+//! The shared parts of the subcommands: flags, answers, progress, interruption.
 
 pub(super) mod flags;
 mod output;

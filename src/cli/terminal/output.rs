@@ -1,4 +1,4 @@
-//! Standard output and error: text for people, JSON for programs.
+//! Writes answers and errors: as text for people, or as JSON for programs.
 
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::redact::redact;
 use crate::wiring::{Code, Failure};
 
-/// Writes answers in the form that was asked for.
+/// The output of a subcommand, as text or as JSON.
 #[derive(Debug)]
 pub(in crate::cli) struct Output {
     json: bool,
@@ -27,7 +27,7 @@ impl Output {
         io::stdout().is_terminal()
     }
 
-    /// Writes one answer: `value` as a line of JSON, or the text for people.
+    /// Writes one answer: `value` as a line of JSON, or `text`.
     pub(in crate::cli) fn answer<T: Serialize + ?Sized>(&self, value: &T, text: &str) -> Result<(), Failure> {
         if !self.json {
             return Self::bytes(text.as_bytes()).map(drop);
@@ -38,8 +38,7 @@ impl Output {
         Self::bytes(line.as_bytes()).map(drop)
     }
 
-    /// Writes bytes as they are; tells whether anybody reads on. A reader that went away early has what it wanted, so
-    /// that is no failure.
+    /// Writes bytes unchanged to standard output; returns false when the reader has closed it, which is no failure.
     pub(in crate::cli) fn bytes(bytes: &[u8]) -> Result<bool, Failure> {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -49,7 +48,7 @@ impl Output {
         }
     }
 
-    /// Writes what a person should know beside the answer to standard error.
+    /// Writes a remark besides the answer to standard error.
     pub(in crate::cli) fn remark(&self, text: &str) {
         let line = if self.json { format!("{}\n", json!({ "remark": text })) } else { format!("{text}\n") };
         drop(io::stderr().lock().write_all(line.as_bytes()));
@@ -70,7 +69,7 @@ impl Output {
             }
             redact(&text).into_owned()
         };
-        // Without a standard error the exit code alone has to tell it.
+        // When standard error cannot be written, the exit code alone reports the failure.
         drop(io::stderr().lock().write_all(text.as_bytes()));
         failure.code
     }

@@ -1,4 +1,4 @@
-//! A bar on the terminal of somebody who waits; nothing anywhere else.
+//! Shows progress on a terminal, and nothing elsewhere.
 
 use std::io::{self, IsTerminal as _};
 
@@ -7,27 +7,29 @@ use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Output;
 use crate::storage::Watch;
 
-/// What is shown while it is not known how much there is.
+/// The template for an unknown number of bytes.
 const SPINNER: &str = "{spinner} {prefix} {bytes} ({bytes_per_sec})";
-/// What is shown once it is.
+/// The template for a known number of bytes.
 const BAR: &str = "{prefix} [{bar:30}] {bytes}/{total_bytes} ({bytes_per_sec}, {eta})";
 
-/// What is shown of many values while it is not known how many there are.
+/// The template for an unknown number of values.
 const COUNTING: &str = "{spinner} {prefix} {human_pos} values, {wide_msg}";
-/// What is shown once it is.
+/// The template for a known number of values.
 const COUNTED: &str = "{prefix} [{bar:30}] {human_pos}/{human_len} values ({eta}), {wide_msg}";
 
-/// Shows how many bytes, or how many values, have passed; gone when dropped.
+/// A display of the bytes or values done so far, which disappears when it is dropped.
 #[derive(Debug)]
 pub(in crate::cli) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Shows what is being done on standard error, if that is a terminal and nobody asked for JSON.
+    /// Creates a display of bytes on standard error, visible when that is a terminal and the output is not JSON.
+    ///
+    /// `doing` names the activity.
     pub(in crate::cli) fn new(output: &Output, doing: &'static str) -> Self {
         Self::styled(output, doing, SPINNER)
     }
 
-    /// Shows likewise what is done with many values.
+    /// Creates a display of values, visible as for [`Progress::new`].
     pub(in crate::cli) fn counting(output: &Output, doing: &'static str) -> Self {
         Self::styled(output, doing, COUNTING)
     }
@@ -41,30 +43,30 @@ impl Progress {
         Self(bar)
     }
 
-    /// Shows nothing.
+    /// Creates a display that is never visible.
     pub(in crate::cli) fn none() -> Self {
         Self(ProgressBar::hidden())
     }
 
-    /// Tells whether anybody sees it.
+    /// Tells whether the display is visible.
     pub(in crate::cli) fn is_visible(&self) -> bool {
         !self.0.is_hidden()
     }
 
-    /// Says how many bytes there will be, and begins anew.
+    /// Sets the expected number of bytes, and begins again at 0.
     pub(in crate::cli) fn expect(&self, bytes: u64) {
         self.0.set_style(style(BAR));
         self.0.reset();
         self.0.set_length(bytes);
     }
 
-    /// Says how many values there will be.
+    /// Sets the expected number of values.
     pub(in crate::cli) fn expect_values(&self, values: u64) {
         self.0.set_style(style(COUNTED));
         self.0.set_length(values);
     }
 
-    /// Says that so many values more are done, how many bytes that makes in all, and which was the last.
+    /// Adds `values` to the number done, and shows the total of bytes and the name of the last value.
     pub(in crate::cli) fn count(&self, values: u64, bytes: u64, last: &str) {
         if self.is_visible() {
             self.0.set_message(format!("{} {last}", HumanBytes(bytes)));
@@ -72,12 +74,12 @@ impl Progress {
         self.0.inc(values);
     }
 
-    /// Writes something else to the terminal meanwhile.
+    /// Hides the display while `write` writes to the terminal.
     pub(in crate::cli) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)
     }
 
-    /// Returns what moves it.
+    /// Returns a watch that moves the display when bytes are processed.
     pub(in crate::cli) fn watch(&self) -> Watch {
         let bar = self.0.clone();
         Watch::new(move |bytes| bar.set_position(bytes))
@@ -90,7 +92,7 @@ impl Drop for Progress {
     }
 }
 
-/// A template that cannot be read shows the library's own, which tells as much.
+/// Creates a style from a template; an invalid template gives the default style of the library.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -1,4 +1,4 @@
-//! The runtime of one command, and its interruption.
+//! Runs a subcommand in its runtime, and ends it when it is interrupted.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::storage::settled;
 use crate::wiring::{Code, Failure};
 
-/// Longest wait for uploads to be called off, once a command is over.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// The longest wait for the cancellation of uploads after the end of a command.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs one command to its end.
 pub(in crate::cli) fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -16,32 +16,32 @@ pub(in crate::cli) fn block_on<T>(command: impl Future<Output = Result<T, Failur
     let runtime = runtime.map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(async {
         let outcome = command.await;
-        // An upload that ended half-way is called off first.
+        // An unfinished upload is cancelled at the bucket before the program ends.
         let second = interruption();
         tokio::select! {
-            _ = settled(FAREWELL) => {}
+            _ = settled(CANCEL_TIMEOUT) => {}
             () = second => {}
         }
         outcome
     });
-    // What still reads from a terminal or a pipe is not waited for.
+    // A thread that still reads from a terminal or a pipe is not waited for.
     runtime.shutdown_background();
     outcome
 }
 
-/// Lets whoever runs the program end a command that writes.
+/// Runs a command that writes, and ends it with a failure when the program is interrupted.
 pub(in crate::cli) async fn interruptible<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let interrupted = interruption();
     tokio::select! {
         outcome = command => outcome,
         () = interrupted => {
-            let why = "interrupted before it was done; what was under way is called off, run it again";
+            let why = "interrupted before the end; the unfinished work is cancelled, run it again";
             Err(Failure::new(Code::TryAgain, why))
         }
     }
 }
 
-/// Waits until somebody, or whoever runs the program, wants it to end.
+/// Waits for SIGINT or SIGTERM.
 pub(in crate::cli) async fn interruption() {
     let interrupt = tokio::signal::ctrl_c();
     match signal(SignalKind::terminate()) {
@@ -49,7 +49,7 @@ pub(in crate::cli) async fn interruption() {
             _ = interrupt => {}
             _ = terminate.recv() => {}
         },
-        // Without a handler it ends the program as ever.
+        // Without a handler, SIGTERM ends the program at once.
         Err(_) => drop(interrupt.await),
     }
 }

@@ -1,4 +1,4 @@
-//! Where a value is written to: a file of its own, or something that is open already and only written to.
+//! Determines how a value is written to a path: by replacing a file, or by writing into something that is open.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// Where `-o` points.
+/// The kind of target that `-o` names.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Sink {
-    /// Standard output, by whatever name.
+    /// Standard output, by any of its names.
     Output,
-    /// Another descriptor that this process was given.
+    /// Another open descriptor that the process inherited.
     Descriptor(RawFd),
-    /// A device, a pipe: no file that could be replaced.
+    /// A device or a pipe, which cannot be replaced.
     Stream,
-    /// A file, there or not.
+    /// A file, which may not exist yet.
     File,
 }
 
 impl Sink {
-    /// Looks where a path leads, link by link; `-` is standard output.
+    /// Determines the target of a path by following its links; `-` is standard output.
     pub(in crate::cli) fn of(path: &Path) -> Self {
         if path == Path::new("-") {
             return Self::Output;
@@ -35,13 +35,13 @@ impl Sink {
     }
 }
 
-/// Longest chain of links that is followed, as in the kernel.
-const MOST_LINKS: usize = 40;
+/// The most links in a row that are followed, as in the kernel.
+const MAX_LINKS: usize = 40;
 
-/// Finds the descriptor of this process that a path names: `/dev/stdout`, `/dev/fd/3`, `/proc/self/fd/3`, links to these.
+/// Returns the descriptor that a path names: `/dev/stdout`, `/dev/fd/3`, `/proc/self/fd/3`, or a link to one of these.
 fn descriptor(path: &Path) -> Option<RawFd> {
     let mut path = path.to_owned();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let parent = parent.canonicalize().ok()?;
         let name = path.file_name()?;
@@ -54,7 +54,7 @@ fn descriptor(path: &Path) -> Option<RawFd> {
     None
 }
 
-/// Tells whether a folder lists this process's descriptors: of the process, or of one of its threads.
+/// Tells whether a folder lists the descriptors of this process or of one of its threads.
 fn is_own_descriptors(folder: &Path) -> bool {
     let own = PathBuf::from("/proc").join(std::process::id().to_string());
     let parts: Vec<_> = match folder.strip_prefix(&own) {
@@ -68,9 +68,9 @@ fn is_own_descriptors(folder: &Path) -> bool {
     }
 }
 
-/// Takes another handle of a descriptor that is open: what is written goes on where others who share it have stopped.
+/// Duplicates an inherited descriptor, so that writing continues at the shared position.
 pub(in crate::cli) fn duplicate(number: RawFd) -> io::Result<File> {
-    // Whatever this program opens is closed on exec; what it was given is not. Only the latter is meant.
+    // Descriptors that this program opens are closed on exec; inherited ones are not. Only an inherited one is allowed.
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).map(str::trim);
     let flags = flags.and_then(|flags| i64::from_str_radix(flags, 8).ok());
@@ -82,7 +82,7 @@ pub(in crate::cli) fn duplicate(number: RawFd) -> io::Result<File> {
     match own {
         Ok(descriptor) => Ok(File::from(descriptor)),
         Err(rustix::io::Errno::BADF) => Err(rustix::io::Errno::BADF.into()),
-        // A kernel before 5.6, or a sandbox: behind what is there is the next best place.
+        // Before kernel 5.6, or in a sandbox, the bytes are appended to the file instead.
         Err(_) => OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}")),
     }
 }

@@ -1,9 +1,10 @@
 //! The admin port: metrics, liveness, readiness, health.
 //!
-//! It has a thread of its own, so that whoever asks takes no time from the worker's loop, and bounds what anybody can hold of it.
+//! The port has its own thread, so that requests take no time from the worker's loop. The number of connections and the
+//! time of each are bounded.
 
-mod gate;
-mod guest;
+mod connection;
+mod listener;
 mod paced;
 
 use std::fmt;
@@ -21,47 +22,49 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use self::gate::Gate;
+use self::listener::BoundedListener;
 use self::paced::Paced;
 use super::{ComponentState, Metrics, Readiness};
 
-/// How long `/livez` waits until the worker's loop comes round.
-const LOOP: Duration = Duration::from_secs(5);
+/// The longest time that `/livez` waits for an answer of the worker's loop.
+const LOOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Makes the JSON of `/health` when it is asked for; the same as the result of `filestorage.get_health_status`.
+/// The function that creates the JSON of `/health`, for each request anew.
 pub type HealthReport = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>;
 
-/// Why the admin port cannot be opened.
+/// The reason why the admin port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot listen on {host}:{port}: {source}; set metrics_host and metrics_port to a free address, metrics_port = 0 takes any, or enable_metrics = false"
 )]
 pub struct BindError {
-    /// Host as configured.
+    /// The host as configured.
     pub host: String,
-    /// Port as configured.
+    /// The port as configured.
     pub port: u16,
-    /// The system's answer.
+    /// The error of the operating system.
     pub source: std::io::Error,
 }
 
-/// An open admin port, not serving yet.
+/// An admin port that is open and does not answer yet.
 #[derive(Debug)]
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
 }
 
-/// The thread that serves the admin port; it ends, and the port is closed, when this is dropped.
+/// A handle on the thread that serves the admin port; dropping the handle ends the thread and closes the port.
 #[derive(Debug)]
 pub struct Serving(#[expect(dead_code, reason = "its end is the message")] oneshot::Sender<()>);
 
 impl Admin {
-    /// Opens the port and logs the address, which tells the port chosen for port 0. Blocks where a name is to be looked up.
+    /// Opens the port and logs its address, with the port that the system chose when `port` is 0.
+    ///
+    /// Blocks while the name of the host is looked up.
     ///
     /// # Errors
     ///
-    /// [`BindError`] naming address and settings, when the port is taken for example.
+    /// [`BindError`] names the address and its settings, for example when the port is taken.
     pub fn bind(host: &str, port: u16) -> Result<Self, BindError> {
         let fail = |source| BindError { host: host.to_owned(), port, source };
         let listener = TcpListener::bind((host, port)).map_err(fail)?;
@@ -71,23 +74,24 @@ impl Admin {
         Ok(Self { listener, address })
     }
 
-    /// Returns the address listened on.
+    /// Returns the address on which the port listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves on a thread of its own until the result is dropped. `/livez` asks the runtime this is called in, whose loop is the
-    /// worker's: 200 when it comes round within `LOOP`.
+    /// Serves the port on its own thread until the result is dropped.
+    ///
+    /// Must be called in the runtime of the worker. `/livez` answers 200 when a task in that runtime answers within 5 s.
     ///
     /// # Errors
     ///
-    /// The system's, when it has no thread or no descriptor left.
+    /// The operating system's error, when no thread or no descriptor is left.
     pub fn serve(self, metrics: Metrics, readiness: Readiness, health: HealthReport) -> std::io::Result<Serving> {
-        let (asks, mut asked) = mpsc::channel::<oneshot::Sender<()>>(gate::MOST);
+        let (asks, mut asked) = mpsc::channel::<oneshot::Sender<()>>(listener::MAX_CONNECTIONS);
         tokio::spawn(async move {
             while let Some(answer) = asked.recv().await {
-                // Whoever asked may have gone.
+                // The request may have been given up meanwhile.
                 answer.send(()).unwrap_or_default();
             }
         });
@@ -102,7 +106,7 @@ impl Admin {
         std::thread::Builder::new().name("admin-port".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    served = axum::serve(Gate::new(listener), router) => if let Err(error) = served {
+                    served = axum::serve(BoundedListener::new(listener), router) => if let Err(error) = served {
                         tracing::error!(%error, "admin port closed");
                     },
                     _ = stopped => {}
@@ -119,11 +123,11 @@ struct Shared {
     metrics: Metrics,
     readiness: Readiness,
     health: HealthReport,
-    /// Questions to the worker's loop.
+    /// The questions of `/livez` to the worker's loop.
     asks: mpsc::Sender<oneshot::Sender<()>>,
-    /// What `/metrics` answers.
+    /// The answer of `/metrics`.
     rendered: Arc<Paced<Bytes>>,
-    /// What `/health` answers.
+    /// The answer of `/health`.
     reported: Arc<Paced<Value>>,
 }
 
@@ -161,7 +165,7 @@ async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
 async fn livez(State(shared): State<Shared>) -> (StatusCode, &'static str) {
     let (answer, answered) = oneshot::channel();
     let round = async { shared.asks.send(answer).await.is_ok() && answered.await.is_ok() };
-    match tokio::time::timeout(LOOP, round).await {
+    match tokio::time::timeout(LOOP_TIMEOUT, round).await {
         Ok(true) => (StatusCode::OK, "ok\n"),
         Ok(false) => (StatusCode::SERVICE_UNAVAILABLE, "the worker has ended\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the worker's loop stands still\n"),
@@ -251,7 +255,7 @@ mod tests {
         (admin.address(), admin.serve(Metrics::new(), Readiness::new(&[]), health).unwrap())
     }
 
-    /// Counts the connections that the other end has not closed.
+    /// Counts the connections that the server has not closed.
     fn open(connections: &[std::net::TcpStream]) -> usize {
         let is_open = |stream: &&std::net::TcpStream| {
             stream.set_nonblocking(true).unwrap();
@@ -261,13 +265,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_connections_keep_nobody_out_and_end() {
+    async fn idle_connections_block_nobody_and_end() {
         let (address, _serving) = serving();
-        let idle: Vec<_> = (0..3 * gate::MOST).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let idle: Vec<_> =
+            (0..3 * listener::MAX_CONNECTIONS).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         assert_eq!(get(address, "/livez").await.0, 200);
-        assert!(open(&idle) <= gate::MOST, "{}", open(&idle));
-        // The head of a request has seconds, however it trickles in.
-        let deadline = std::time::Instant::now() + 3 * guest::HEAD;
+        assert!(open(&idle) <= listener::MAX_CONNECTIONS, "{}", open(&idle));
+        // The head of a request has to be complete in time, also when its bytes come one by one.
+        let deadline = std::time::Instant::now() + 3 * connection::HEAD_TIMEOUT;
         while open(&idle) > 0 {
             assert!(std::time::Instant::now() < deadline, "{} are still open", open(&idle));
             for stream in &idle {
@@ -299,7 +304,7 @@ mod tests {
     fn a_loop_that_stands_still_is_not_alive_while_the_port_answers() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (address, _serving) = runtime.block_on(async { serving() });
-        // Nobody runs that loop now.
+        // Nothing runs that loop now.
         let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         assert_eq!(other.block_on(get(address, "/livez")).0, 503);
         assert_eq!(other.block_on(get(address, "/readyz")).0, 200);

@@ -1,14 +1,17 @@
-//! Something that costs time to make and is made a few times a second at most, however many ask.
+//! An answer that is costly to create and is created a few times a second at most, for any number of requests.
 
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// Shortest time between the beginnings of two.
+/// The shortest time from the beginning of one creation to the beginning of the next.
 const GAP: Duration = Duration::from_millis(250);
 
-/// Makes what is asked for when it is asked for, once for all who wait: nobody is given what was made before he asked.
+/// The last answer, with the time at which its creation began.
+///
+/// An answer is shared by all requests that were waiting when its creation began. No request gets an answer that is older
+/// than the request.
 #[derive(Debug)]
 pub(super) struct Paced<T>(Mutex<Option<(Instant, T)>>);
 
@@ -19,7 +22,7 @@ impl<T> Default for Paced<T> {
 }
 
 impl<T: Clone> Paced<T> {
-    /// Returns one that was begun after the question, by `make` or by somebody else.
+    /// Returns an answer whose creation began after this call, from `make` or from another request.
     pub(super) async fn fresh<F: Future<Output = T>>(&self, make: impl FnOnce() -> F) -> T {
         let asked = Instant::now();
         let mut last = self.0.lock().await;
@@ -43,7 +46,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn however_many_ask_it_is_made_four_times_a_second_and_never_older_than_the_question() {
+    async fn answers_are_shared_and_newer_than_the_question() {
         let (paced, made, asked) = (Paced::default(), Cell::new(0), Cell::new(0));
         let began = Instant::now();
         let asking = || async {
@@ -55,7 +58,7 @@ mod tests {
                 });
                 assert!(made.await >= before);
                 asked.set(asked.get() + 1);
-                // Within one instant of this clock all are the same question.
+                // All requests within one instant of the clock are equal.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -1,4 +1,4 @@
-//! What the program is built from: one TLS stack, licences that may be used, no exception beyond the recorded one.
+//! Tests of the dependencies: one TLS stack, allowed licences, no exception but the recorded one.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ struct Package {
     license: String,
 }
 
-/// Reads what is compiled into the program or runs while it is built.
+/// Returns the packages that are compiled into the program or run while it is built.
 ///
 /// `cargo tree` and not `cargo metadata`: the latter also lists packages that no enabled feature asks for.
 fn tree() -> BTreeSet<Package> {
@@ -35,9 +35,9 @@ fn parse(tree: &str) -> BTreeSet<Package> {
     tree.lines().filter(|line| !line.is_empty()).map(|line| package(line).unwrap_or_else(|| panic!("{line}"))).collect()
 }
 
-/// The rules as `cargo deny` reads them.
+/// Returns the rules of `deny.toml`, as `cargo deny` reads them.
 fn rules() -> toml::Table {
-    toml::from_str(include_str!("../deploy/deny.toml")).unwrap()
+    toml::from_str(include_str!("../../deny.toml")).unwrap()
 }
 
 fn texts(rules: &toml::Table, section: &str, name: &str) -> Vec<String> {

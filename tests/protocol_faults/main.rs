@@ -1,4 +1,4 @@
-//! Messages that are no runnable tasks: what is wrong, whom to tell, what to keep.
+//! Tests of messages that are not runnable tasks: the fault, the address of the answer, the dead copy.
 
 #![allow(clippy::unwrap_used)]
 

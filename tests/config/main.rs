@@ -1,4 +1,4 @@
-//! Settings: precedence, faults, secrets, and the example that is shipped.
+//! Tests of the settings: precedence, faults, secrets, and the shipped example.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ fn effective(loaded: &Loaded, name: &str) -> (Option<String>, Source) {
     (row.value.clone(), row.source.clone())
 }
 
-/// The faults as lines, without their head.
+/// Returns the faults as lines, without the first line.
 fn lines(outcome: Result<Loaded, Faults>) -> Vec<String> {
     outcome.unwrap_err().0.iter().map(ToString::to_string).collect()
 }
@@ -473,7 +473,7 @@ fn a_value_that_is_not_text_is_a_fault() {
 
 #[test]
 fn the_shipped_example_loads_as_it_is_and_shows_every_default() {
-    let example = include_str!("../deploy/filestorage.example.toml");
+    let example = include_str!("../../deploy/filestorage.example.toml");
     let as_it_is = from_file(example).unwrap();
     assert!(as_it_is.effective.iter().all(|row| row.source == Source::Default));
 

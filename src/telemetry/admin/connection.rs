@@ -1,4 +1,4 @@
-//! One connection of the admin port, which ends when it makes no progress.
+//! One connection of the admin port, which is closed when it makes no progress.
 
 use std::future::Future as _;
 use std::io;
@@ -13,17 +13,17 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Longest time for the head of a request, of the first one from the connection's beginning.
-pub(super) const HEAD: Duration = Duration::from_secs(5);
-/// Longest time without another request, and longest time in which an answer does not go on.
-pub(super) const IDLE: Duration = Duration::from_secs(30);
+/// The longest time for the head of a request; for the first request it begins with the connection.
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time between two requests, and the longest time without progress of an answer.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a connection waits for.
+/// The thing for which a connection waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The next request.
     Idle,
-    /// The rest of a request's head.
+    /// The rest of the head of a request.
     Head,
     /// The answer.
     Answer,
@@ -31,28 +31,28 @@ enum Phase {
 
 /// A connection with its time limits.
 #[derive(Debug)]
-pub(super) struct Guest {
+pub(super) struct Connection {
     stream: TcpStream,
     phase: Phase,
-    /// The line that is being read is empty so far.
+    /// Tells whether the line that is being read is empty so far.
     blank: bool,
     deadline: Pin<Box<Sleep>>,
-    /// Told that another one needs the place.
-    leave: Option<oneshot::Receiver<()>>,
+    /// Receives the order to close, which makes room for another connection.
+    close: Option<oneshot::Receiver<()>>,
     answering: Arc<AtomicBool>,
 }
 
-/// Who lets the connection in: asks whether it is still there and makes it leave.
+/// The listener's handle on a connection.
 #[derive(Debug)]
-pub(super) struct Host {
-    leave: oneshot::Sender<()>,
+pub(super) struct ConnectionHandle {
+    close: oneshot::Sender<()>,
     answering: Arc<AtomicBool>,
 }
 
-impl Host {
+impl ConnectionHandle {
     /// Tells whether the connection has ended.
-    pub(super) fn is_gone(&self) -> bool {
-        self.leave.is_closed()
+    pub(super) fn is_closed(&self) -> bool {
+        self.close.is_closed()
     }
 
     /// Tells whether the connection waits for an answer.
@@ -60,36 +60,36 @@ impl Host {
         self.answering.load(Ordering::Relaxed)
     }
 
-    /// Ends the connection.
-    pub(super) fn dismiss(self) {
-        // One that has ended meanwhile need not be told.
-        self.leave.send(()).unwrap_or_default();
+    /// Closes the connection.
+    pub(super) fn close(self) {
+        // A connection that has ended meanwhile receives nothing.
+        self.close.send(()).unwrap_or_default();
     }
 }
 
-impl Guest {
-    /// Takes a connection in.
-    pub(super) fn new(stream: TcpStream) -> (Self, Host) {
-        let (told, leave) = oneshot::channel();
+impl Connection {
+    /// Wraps an accepted stream.
+    pub(super) fn new(stream: TcpStream) -> (Self, ConnectionHandle) {
+        let (sender, close) = oneshot::channel();
         let answering = Arc::new(AtomicBool::new(false));
-        let host = Host { leave: told, answering: Arc::clone(&answering) };
-        let deadline = Box::pin(sleep(HEAD));
-        (Self { stream, phase: Phase::Head, blank: false, deadline, leave: Some(leave), answering }, host)
+        let handle = ConnectionHandle { close: sender, answering: Arc::clone(&answering) };
+        let deadline = Box::pin(sleep(HEAD_TIMEOUT));
+        (Self { stream, phase: Phase::Head, blank: false, deadline, close: Some(close), answering }, handle)
     }
 
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.answering.store(phase == Phase::Answer, Ordering::Relaxed);
-        let limit = if phase == Phase::Head { HEAD } else { IDLE };
+        let limit = if phase == Phase::Head { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
         self.deadline.as_mut().reset(Instant::now() + limit);
     }
 
-    /// Ends the connection whose time is over or whose place is needed.
+    /// Fails when the time of the connection is over, or when another connection needs its place.
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if let Some(leave) = &mut self.leave
-            && Pin::new(leave).poll(context).is_ready()
+        if let Some(close) = &mut self.close
+            && Pin::new(close).poll(context).is_ready()
         {
-            self.leave = None;
+            self.close = None;
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "another connection needs the place"));
         }
         match self.deadline.as_mut().poll(context) {
@@ -98,11 +98,11 @@ impl Guest {
         }
     }
 
-    /// Follows where heads of requests begin and end.
+    /// Updates the phase by the bytes that were read: finds where heads of requests begin and end.
     fn follow(&mut self, bytes: &[u8]) {
         for byte in bytes {
             match (self.phase, byte) {
-                // Empty lines before a request are no part of it.
+                // Empty lines before a request do not belong to it.
                 (Phase::Idle | Phase::Answer, b'\r' | b'\n') => {}
                 (Phase::Idle, _) => {
                     self.blank = false;
@@ -111,14 +111,14 @@ impl Guest {
                 (Phase::Head, b'\r') => {}
                 (Phase::Head, b'\n') if self.blank => self.enter(Phase::Answer),
                 (Phase::Head, byte) => self.blank = *byte == b'\n',
-                // What comes before the answer has left is read after it.
+                // A further request is read once the answer is sent.
                 (Phase::Answer, _) => {}
             }
         }
     }
 }
 
-impl AsyncRead for Guest {
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -132,7 +132,7 @@ impl AsyncRead for Guest {
     }
 }
 
-impl AsyncWrite for Guest {
+impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check(context)?;
         let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;

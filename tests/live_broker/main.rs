@@ -2,28 +2,19 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/broker.rs"]
+#[path = "../support/broker.rs"]
 mod broker_support;
-#[path = "support/tcp_proxy.rs"]
+#[path = "../support/tcp_proxy.rs"]
 mod tcp_proxy;
 
-#[path = "live_broker/consuming.rs"]
 mod consuming;
-#[path = "live_broker/doctor.rs"]
 mod doctor;
-#[path = "live_broker/faults.rs"]
 mod faults;
-#[path = "live_broker/foreign.rs"]
 mod foreign;
-#[path = "live_broker/keys.rs"]
 mod keys;
-#[path = "live_broker/publishing.rs"]
 mod publishing;
-#[path = "live_broker/quorum.rs"]
 mod quorum;
-#[path = "live_broker/three_keys.rs"]
 mod three_keys;
-#[path = "live_broker/topology.rs"]
 mod topology;
 
 use std::{

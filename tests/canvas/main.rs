@@ -1,4 +1,4 @@
-//! What follows a task where no recording says it: nested chains, groups of chains, routes, times.
+//! Tests of follow-ups without a recording: nested chains, groups of chains, routes, times.
 
 #![allow(clippy::unwrap_used)]
 
@@ -67,7 +67,7 @@ fn chain_of(publication: &Publication) -> Vec<(String, String)> {
     chain.iter().map(|step| (text(step, "task"), text(step.get("options").unwrap(), "task_id"))).collect()
 }
 
-/// A chain of chains: b, then (c, d), then e; with links, a route and an id said of the chain itself.
+/// A chain of chains: b, then (c, d), then e; the chain itself has links, a route and an id.
 const NESTED: &str = r#"{"task": "celery.chain", "args": ["pre"], "kwargs": {"tasks": [
     {"task": "b", "args": ["own"]},
     {"task": "celery.chain", "subtask_type": "chain", "kwargs": {"tasks": [{"task": "c"}, {"task": "d"}]}},
@@ -287,7 +287,7 @@ fn a_message_full_of_tasks_is_not_multiplied() {
     assert!(errbacks.unsupported.unwrap().to_string().contains("5000 errbacks"));
 }
 
-/// A chain with an errback of so many bytes, around steps and another such chain.
+/// A chain with an errback of this size, which holds steps and another such chain.
 fn growing(steps: usize, bytes: usize, immutable: bool) -> String {
     let step = format!(r#"{{"task":"t.step","args":[1],"immutable":{immutable},"subtask_type":null,"options":{{}}}}"#);
     let chain = |tasks: &str| {

@@ -1,12 +1,12 @@
-//! Copies of a message as it came: one that waits for its time, one that stays with the dead.
+//! Copies a message for publishing it again: into a delay queue, or into the dead queue.
 
 use jiff::Timestamp;
 
 use super::error::Exception;
-use super::fit::{Ours, fit};
+use super::fit::{AddedHeaders, fit};
 use super::message::{Address, Field, Headers, Message, Origin, Publication};
 
-/// What the broker wrote into the headers on the way; it would be taken for news on the next one.
+/// Tells whether the broker wrote this header; in the copy, it would be taken for a record of the copy's own way.
 fn is_trace(name: &str) -> bool {
     name == "x-death"
         || name.starts_with("x-first-death-")
@@ -14,20 +14,21 @@ fn is_trace(name: &str) -> bool {
         || matches!(name, "x-delivery-count" | "x-acquired-count")
 }
 
-/// What the broker acts upon when a message is published again: it would refuse, drop or multiply the copy.
-fn is_order(name: &str) -> bool {
+/// Tells whether the broker acts upon this header when the copy is published, and would deliver it to further queues.
+fn is_routing(name: &str) -> bool {
     matches!(name, "CC" | "BCC")
 }
 
-/// Copies a message for publishing it again later.
+/// Creates the copy of a message for a delay queue, from which it is delivered again later.
 ///
-/// Body, headers and properties stay, but for what only the first journey may carry: the broker's `x-death` traces,
-/// `CC` and `BCC` (every copy would reach those queues again), `user_id` (the broker refuses a foreign one) and
-/// `expiration` (the `expires` header is what counts; a time to live would cut the wait short).
+/// Body, headers and properties stay, with these exceptions. The `x-death` headers are removed, which the broker wrote.
+/// `CC` and `BCC` are removed, since each copy would reach those queues again. `user_id` is removed, since the broker
+/// refuses the name of another user. `expiration` is removed, since a time to live would end the delay early; the
+/// `expires` header counts instead.
 #[must_use]
 pub fn park(message: &Message) -> Message {
     let mut parked = message.clone();
-    parked.headers = kept(&message.headers, |name| !is_trace(name) && !is_order(name));
+    parked.headers = kept(&message.headers, |name| !is_trace(name) && !is_routing(name));
     parked.properties.user_id = None;
     parked.properties.expiration = None;
     parked
@@ -37,21 +38,21 @@ fn kept(headers: &Headers, keep: impl Fn(&str) -> bool) -> Headers {
     headers.iter().filter(|(name, _)| keep(name)).map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
-/// Why and when a message was given up.
+/// The reason for which a message was given up, with time and worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Death<'a> {
-    /// One word for tools: `not-registered`, `content-disallowed`, `crashed`…
+    /// The reason in one word, for tools: `not-registered`, `content-disallowed`, `crashed`…
     pub reason: &'a str,
-    /// What was answered, or would have been.
+    /// The exception with which the command was answered, or would have been.
     pub exception: &'a Exception,
-    /// When.
+    /// The time at which the message was given up.
     pub at: Timestamp,
-    /// Who gave it up: the node name.
+    /// The node name of the worker that gave the message up.
     pub worker: &'a str,
 }
 
-/// The headers of a dead copy that are not the producer's.
-const OURS: Ours<'_> = Ours {
+/// The headers that this program adds to a dead copy.
+const ADDED: AddedHeaders<'_> = AddedHeaders {
     names: &[
         "x-filestorage-dead-reason",
         "x-filestorage-dead-exception",
@@ -69,14 +70,15 @@ const OURS: Ours<'_> = Ours {
     cut: "x-filestorage-dead-cut",
 };
 
-/// Makes the copy for the dead-letter queue `queue`: the original, and what happened to it.
+/// Creates the copy of a message for the dead queue `queue`: the original, and headers that say what happened to it.
 ///
-/// Headers added: `x-filestorage-dead-reason`, `-exception` (as Python shows it), `-at` (ISO 8601), `-worker`,
-/// `-queue`, `-exchange`, `-routing-key` and `-redelivered` (how it came). What the broker would act upon moves into
-/// plain headers: `-user-id`, `-expiration`, `-delivery-mode`, `-cc`, `-bcc`, and the traces as `-x-death` and so on.
+/// The added headers are `x-filestorage-dead-reason`, `-exception` (as Python shows it), `-at` (ISO 8601), `-worker`, and
+/// for the delivery `-queue`, `-exchange`, `-routing-key` and `-redelivered`. Properties and headers upon which the broker
+/// would act become plain headers: `-user-id`, `-expiration`, `-delivery-mode`, `-cc`, `-bcc`, and `-x-death` and the like
+/// for the headers that the broker wrote.
 ///
-/// Headers that came and leave no room for these in a frame of `frame_max` bytes are cut, the largest first; then `-cut`
-/// names them. So the copy can be sent whatever came.
+/// When the original headers leave no room for the added ones in a frame of `frame_max` bytes, they are cut, the largest
+/// first, and `-cut` names them. So any message can be copied.
 #[must_use]
 pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, frame_max: usize) -> Publication {
     const PREFIX: &str = "x-filestorage-dead-";
@@ -84,7 +86,7 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, 
     copy.headers = message
         .headers
         .iter()
-        // A copy that was replayed and died again speaks of its last death only.
+        // When a copy was replayed and is given up again, its headers describe the last time only.
         .filter(|(name, _)| !name.starts_with(PREFIX))
         .map(|(name, value)| {
             let name = match name {
@@ -98,7 +100,7 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, 
         .collect();
     let mut note = |name: &str, value: Field| copy.headers.set(format!("{PREFIX}{name}"), value);
     note("reason", death.reason.into());
-    // All headers share one frame with those that came, so a name as long as they may be must not stand there twice.
+    // All headers share one frame with the original ones, so a very long name in the exception must not take that space again.
     note("exception", death.exception.to_string().chars().take(1024).collect::<String>().into());
     note("at", super::time::iso(death.at).into());
     note("worker", death.worker.into());
@@ -115,7 +117,7 @@ pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, 
     if let Some(mode) = copy.properties.delivery_mode.replace(2).filter(|mode| *mode != 2) {
         note("delivery-mode", Field::Int(i64::from(mode)));
     }
-    fit(&mut copy, frame_max, OURS);
+    fit(&mut copy, frame_max, ADDED);
     Publication { address: Address::queue(queue), message: copy }
 }
 
@@ -176,7 +178,7 @@ mod tests {
             for frame_max in [4096, 131_072] {
                 let copy = dead(&came, &origin, &death, "filestorage.dead", frame_max).message;
                 assert!(copy.header_frame() <= frame_max, "{name}: {} in {frame_max}", copy.header_frame());
-                for ours in OURS.names.iter().filter(|ours| !ours.ends_with("expiration")) {
+                for ours in ADDED.names.iter().filter(|ours| !ours.ends_with("expiration")) {
                     assert!(copy.headers.get(ours).is_some(), "{name}: {ours}");
                 }
                 assert_eq!(copy.body, came.body);
@@ -221,7 +223,7 @@ mod tests {
         }
         assert_eq!(headers.get("x-mine"), Some(&Field::Int(1)));
 
-        // Dying again after a replay tells the last death, not both.
+        // A copy that is replayed and given up again describes the last time only.
         let again = Death { reason: "crashed", ..death };
         let copy = dead(&copy.message, &origin, &again, "filestorage.dead", 131_072);
         assert_eq!(copy.message.headers.text("x-filestorage-dead-reason"), Some("crashed"));

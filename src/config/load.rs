@@ -1,4 +1,4 @@
-//! Four sources to one value each, then to checked settings.
+//! Loads the settings: finds the value of each setting in four sources, and checks all values.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,49 +12,51 @@ use super::{
 };
 use crate::redact::{self, HIDDEN, redact};
 
-/// The checked settings and where each came from.
+/// The checked settings and the source of each.
 #[derive(Debug)]
 pub struct Loaded {
     /// The checked settings.
     pub settings: Settings,
-    /// Every setting in force, in the order of the registry, and the `AWS_*` variables behind them.
+    /// All settings in the order of the registry, and after them the `AWS_*` variables.
     pub effective: Vec<Effective>,
-    /// What looks like a mistake but stops nothing, one sentence each.
+    /// Warnings about probable mistakes that do not prevent the start, one sentence each.
     pub warnings: Vec<String>,
-    /// The files that secrets were read from.
+    /// The files from which secrets were read.
     pub secret_files: Vec<PathBuf>,
 }
 
-/// One setting in force.
+/// The effective value of one setting.
 #[derive(Clone, Debug)]
 pub struct Effective {
-    /// Its name in files; of an `AWS_*` variable that in the environment.
+    /// The name of the setting in files, or the name of the `AWS_*` variable.
     pub name: String,
-    /// Its value, redacted when it is secret; none when unset.
+    /// The value, redacted when it is secret, or `None` when the setting is unset.
     pub value: Option<String>,
-    /// Where the value was given.
+    /// The source of the value.
     pub source: Source,
 }
 
-/// Gathers every setting by precedence — flag, environment, file, default — and checks all of them.
+/// Loads and checks all settings; a flag takes precedence over the environment, then the file, then the default.
 ///
 /// # Errors
 ///
-/// Every fault at once: unknown keys of the file, values that are not allowed, values this version cannot honour.
+/// All faults together: unknown keys of the file, values that are not allowed, values that this version does not support.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Faults> {
     let (loaded, faults) = survey(inputs)?;
     if faults.0.is_empty() { Ok(loaded) } else { Err(faults) }
 }
 
-/// Gathers as [`load`] does, and takes the default where a value is refused; for who looks at what is wrong.
+/// Loads the settings as [`load`] does, but replaces a refused value by the default, and returns the faults as well.
+///
+/// `doctor` and the check of secret files use it to go on in spite of faults.
 ///
 /// # Errors
 ///
-/// A setting the program needs has neither value nor default: a fault of its registry.
+/// A setting that the program needs has neither value nor default, which is a fault of the registry.
 pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     let mut faults = Vec::new();
     let table = read_file(inputs, &mut faults);
-    let aws = aws::gather(inputs, &mut faults);
+    let aws = aws::load(inputs, &mut faults);
     let mut parsed = BTreeMap::new();
     let mut effective = Vec::new();
     let mut secret_files: Vec<PathBuf> = aws.values().filter_map(|given| given.file.clone()).collect();
@@ -78,7 +80,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
                 effective.push(Effective { name, value: Some(show(setting, &raw)), source });
             }
             Err(message) => faults.push(match file {
-                // Nothing of the file: what was put there by mistake may be another secret.
+                // The content of the file is not shown: it may be another secret, put there by mistake.
                 Some(file) => file_fault(setting, &file, source, format!("what it holds {message}")),
                 None => {
                     let value = match setting.secrecy {
@@ -112,7 +114,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     faults.extend(combined);
     let values = Values(with_defaults(values.0));
     let mut settings = Settings::from_values(&values, aws, files).ok_or_else(|| {
-        let message = "a setting the program needs has no row in its registry".to_owned();
+        let message = "a setting that the program needs has no row in the registry of settings".to_owned();
         Faults(vec![SettingFault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
     let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;
@@ -121,7 +123,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
     Ok((Loaded { settings, effective, warnings, secret_files }, Faults(faults)))
 }
 
-/// Adds the defaults of settings whose values were refused.
+/// Adds the defaults of settings that have no value or a refused value.
 fn with_defaults(mut parsed: BTreeMap<&'static str, Parsed>) -> BTreeMap<&'static str, Parsed> {
     for setting in SETTINGS {
         let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
@@ -132,8 +134,9 @@ fn with_defaults(mut parsed: BTreeMap<&'static str, Parsed>) -> BTreeMap<&'stati
     parsed
 }
 
-/// Without a default queue of their own, those who say which queues are consumed mean the first of them: what follows a
-/// command must not go to a queue that this worker was told to leave alone.
+/// Makes the first of `celery_task_queues` the default queue when `celery_task_default_queue` is not given.
+///
+/// Follow-ups of a command go to the default queue, and must not go to a queue that this worker does not consume.
 fn name_default_queue(parsed: &mut BTreeMap<&'static str, Parsed>, effective: &mut [Effective]) {
     let Some(Parsed::List(queues)) = parsed.get("celery_task_queues") else { return };
     let Some(first) = queues.first().cloned() else { return };
@@ -143,11 +146,11 @@ fn name_default_queue(parsed: &mut BTreeMap<&'static str, Parsed>, effective: &m
     parsed.insert("celery_task_default_queue", Parsed::Text(first));
 }
 
-/// A value as found, and where.
+/// A value as it was found, and its source.
 struct Found {
     raw: Raw,
     source: Source,
-    /// The file it was read from, where a twin names one.
+    /// The file from which the value was read, when the `_file` variant of the setting names one.
     file: Option<PathBuf>,
 }
 
@@ -197,11 +200,11 @@ fn show(setting: &Setting, raw: &Raw) -> String {
 }
 
 fn from_flags(setting: &Setting, inputs: &Inputs, faults: &mut Vec<SettingFault>) -> Option<Found> {
-    let twin = setting.file_twin();
-    let named = |flag: &&super::Flag| flag.setting == setting.name || Some(&flag.setting) == twin.as_ref();
+    let variant = setting.file_variant();
+    let named = |flag: &&super::Flag| flag.setting == setting.name || Some(&flag.setting) == variant.as_ref();
     let flag = inputs.flags.iter().rev().find(named)?;
     let source = Source::Flag(flag.flag.clone());
-    if Some(&flag.setting) == twin.as_ref() {
+    if Some(&flag.setting) == variant.as_ref() {
         return read_secret(setting, Path::new(&flag.value), source, faults);
     }
     Some(Found::new(Raw::Text(flag.value.clone()), source))
@@ -212,11 +215,11 @@ fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Setting
     let names = std::iter::once(own.as_str()).chain(setting.aliases.iter().copied());
     let set = |name: &str| set(inputs, name);
     let direct = names.into_iter().find_map(|name| Some((name, set(name)?)));
-    let twin = setting.file_twin().map(|twin| twin.to_ascii_uppercase());
-    let twin = twin.as_deref().and_then(|name| Some((name, set(name)?)));
-    match (direct, twin) {
-        (Some((name, _)), Some((twin, _))) => {
-            faults.push(both(setting, twin, Source::Environment(name.to_owned())));
+    let variant = setting.file_variant().map(|variant| variant.to_ascii_uppercase());
+    let variant = variant.as_deref().and_then(|name| Some((name, set(name)?)));
+    match (direct, variant) {
+        (Some((name, _)), Some((variant, _))) => {
+            faults.push(both(setting, variant, Source::Environment(name.to_owned())));
             None
         }
         (Some((name, value)), None) => {
@@ -228,8 +231,8 @@ fn from_environment(setting: &Setting, inputs: &Inputs, faults: &mut Vec<Setting
             };
             Some(Found::new(Raw::Text(text.to_owned()), source))
         }
-        (None, Some((twin, path))) => {
-            read_secret(setting, Path::new(path), Source::Environment(twin.to_owned()), faults)
+        (None, Some((variant, path))) => {
+            read_secret(setting, Path::new(path), Source::Environment(variant.to_owned()), faults)
         }
         (None, None) => None,
     }
@@ -242,10 +245,10 @@ fn from_table(
     faults: &mut Vec<SettingFault>,
 ) -> Option<Found> {
     let source = Source::File(inputs.file.as_ref()?.path.clone());
-    let twin = setting.file_twin().and_then(|twin| Some((table.get(&twin)?, twin)));
-    match (table.get(setting.name), twin) {
-        (Some(_), Some((_, twin))) => {
-            faults.push(both(setting, &twin, source));
+    let variant = setting.file_variant().and_then(|variant| Some((table.get(&variant)?, variant)));
+    match (table.get(setting.name), variant) {
+        (Some(_), Some((_, variant))) => {
+            faults.push(both(setting, &variant, source));
             None
         }
         (Some(value), None) => {
@@ -256,10 +259,10 @@ fn from_table(
             };
             Some(Found::new(raw, source))
         }
-        (None, Some((value, twin))) => {
+        (None, Some((value, variant))) => {
             let Some(path) = value.as_str() else {
                 let message = format!("must be a path, not a {}", value.type_str());
-                faults.push(SettingFault { setting: twin, value: None, source, message });
+                faults.push(SettingFault { setting: variant, value: None, source, message });
                 return None;
             };
             read_secret(setting, Path::new(path), source, faults)
@@ -268,8 +271,8 @@ fn from_table(
     }
 }
 
-fn both(setting: &Setting, twin: &str, source: Source) -> SettingFault {
-    let message = format!("is set, and so is {twin}; set one of the two");
+fn both(setting: &Setting, variant: &str, source: Source) -> SettingFault {
+    let message = format!("is set, and so is {variant}; set one of the two");
     SettingFault { setting: setting.name.to_owned(), value: None, source, message }
 }
 
@@ -286,10 +289,10 @@ fn raw_of(value: &toml::Value) -> Option<Raw> {
     }
 }
 
-/// Reads the file a twin names; several lines are joined as the setting joins them.
+/// Reads the file that the `_file` variant of a setting names; several lines become a list in the form of the setting.
 fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<SettingFault>) -> Option<Found> {
     if let Some(message) = misplaced::file(&path.to_string_lossy(), "the path of a file that holds it") {
-        faults.push(SettingFault { setting: setting.file_twin().unwrap_or_default(), value: None, source, message });
+        faults.push(SettingFault { setting: setting.file_variant().unwrap_or_default(), value: None, source, message });
         return None;
     }
     match read_lines(path) {
@@ -308,20 +311,20 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
     }
 }
 
-/// The fault of a file that a twin names.
+/// Creates the fault of a file that the `_file` variant of a setting names.
 fn file_fault(setting: &Setting, file: &Path, source: Source, message: String) -> SettingFault {
     let value = Some(redact::path(file));
-    SettingFault { setting: setting.file_twin().unwrap_or_default(), value, source, message }
+    SettingFault { setting: setting.file_variant().unwrap_or_default(), value, source, message }
 }
 
-/// Reads the file's table and reports its unknown keys.
+/// Parses the configuration file and reports its unknown keys.
 fn read_file(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> toml::Table {
     let Some(file) = &inputs.file else { return toml::Table::new() };
     let source = || Source::File(file.path.clone());
     let table: toml::Table = match toml::from_str(&file.text) {
         Ok(table) => table,
         Err(error) => {
-            // The library's own text quotes the line, which may hold a secret, and its message may quote a part of it.
+            // The full error of the library quotes the line, which may hold a secret. Its message may quote a part of the line.
             let line = error.span().map_or(1, |span| line_of(&file.text, span.start));
             let what = error.message().split(['`', '"', '\'', '\n', ':']).next().unwrap_or_default().trim();
             let message = format!("is not TOML: {what} in line {line}");
@@ -332,7 +335,7 @@ fn read_file(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> toml::Table {
     };
     for key in table.keys().filter(|key| !is_known(key)) {
         let line = line_of_key(&file.text, key);
-        // A word that is like no setting may be a secret that stands in the wrong line.
+        // A word that is not similar to any setting may be a secret in the wrong line, and is not repeated.
         let (setting, message) = match nearest(key) {
             Some(name) => (key.clone(), format!("no setting has this name; did you mean {name}?")),
             None => {
@@ -345,12 +348,12 @@ fn read_file(inputs: &Inputs, faults: &mut Vec<SettingFault>) -> toml::Table {
     table
 }
 
-/// Tells in which line a byte stands.
+/// Returns the number of the line that holds the byte at `at`.
 fn line_of(text: &str, at: usize) -> usize {
     1 + text[..at].matches('\n').count()
 }
 
-/// Tells in which line a key of the file's table stands.
+/// Returns the number of the line that holds a key of the file's table.
 fn line_of_key(text: &str, key: &str) -> usize {
     let table = toml::de::DeTable::parse(text).ok();
     let span = table.and_then(|table| table.get_ref().keys().find(|it| it.get_ref() == key).map(toml::Spanned::span));
@@ -358,21 +361,21 @@ fn line_of_key(text: &str, key: &str) -> usize {
 }
 
 fn names() -> impl Iterator<Item = String> {
-    SETTINGS.iter().flat_map(|setting| std::iter::once(setting.name.to_owned()).chain(setting.file_twin()))
+    SETTINGS.iter().flat_map(|setting| std::iter::once(setting.name.to_owned()).chain(setting.file_variant()))
 }
 
 fn is_known(key: &str) -> bool {
     names().any(|name| name == key)
 }
 
-/// Finds the setting somebody may have meant: by another spelling, by an alias, by Celery's name without its prefix.
+/// Finds the setting that an unknown key may mean: by an alias, or by a similar name with or without `celery_`.
 fn nearest(key: &str) -> Option<String> {
     let key = key.to_ascii_lowercase();
     let alias = SETTINGS.iter().find(|setting| setting.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(&key)));
     if let Some(setting) = alias {
         return Some(setting.name.to_owned());
     }
-    // Compared without the prefix that many names share, or any word would look a little like all of them.
+    // The common prefix of many names is left out, because it would make any word a little similar to all of them.
     let bare = |name: &str| name.strip_prefix("celery_").unwrap_or(name).to_owned();
     let score = |name: &str| strsim::jaro_winkler(&bare(&key), &bare(name));
     let (name, score) = names()
@@ -381,7 +384,7 @@ fn nearest(key: &str) -> Option<String> {
     (score >= 0.8).then_some(name)
 }
 
-/// Looks for flags whose passwords everybody on the machine can see.
+/// Warns about flags that hold a password, which any user of the machine can see in the list of processes.
 fn shown_passwords(inputs: &Inputs) -> Vec<String> {
     let has_password = |url: &str| {
         let login = url.rsplit_once('@').map_or("", |(login, _)| login);
@@ -399,7 +402,7 @@ fn shown_passwords(inputs: &Inputs) -> Vec<String> {
     inputs.flags.iter().filter(secret).map(warn).collect()
 }
 
-/// Looks for variables that nearly bear a setting's name; others belong to somebody else.
+/// Warns about environment variables whose names are similar to that of a setting.
 fn near_misses(inputs: &Inputs) -> Vec<String> {
     let known: Vec<String> = SETTINGS
         .iter()

@@ -1,4 +1,4 @@
-//! The schemas in the tree are those the program prints, and what the program answers fits them.
+//! Tests of the schemas: the files are those that the program prints, and the program's answers are valid by them.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ fn the_tree_holds_what_the_program_prints() {
 }
 
 #[test]
-fn every_schema_names_its_dialect_and_every_parameter_is_described() {
+fn schemas_name_their_dialect_and_describe_parameters() {
     for (name, schema) in printed() {
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema", "{name}");
         if name.ends_with(".arguments.json") {

@@ -1,4 +1,4 @@
-//! Copies one value from one place to another, whole and verified or not at all.
+//! Copies one value from one place to another, completely and verified or not at all.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,44 +9,45 @@ use crate::storage::{
     Attributes, Backend, Condition, Error, ErrorKind, GetOptions, Key, Operation, PutOptions, Result, format_timestamp,
 };
 
-/// Copies values between two places; never removes one.
+/// Copies values from one place to another, and never removes a value.
 #[derive(Clone, Debug)]
-pub(super) struct Mover {
+pub(super) struct Copier {
     pub(super) source: Arc<dyn Backend>,
     pub(super) target: Arc<dyn Backend>,
-    /// Another value at the target is replaced.
+    /// Tells whether a different value at the target is replaced.
     pub(super) overwrite: bool,
-    /// Nothing is written.
+    /// Tells whether nothing is written.
     pub(super) dry_run: bool,
-    /// What was written is read again: the target does not say by itself that it has kept it whole.
+    /// Tells whether each copy is read again, because the target does not verify stored bytes itself.
     pub(super) read_back: bool,
-    /// Names what another tool said of its object and the target has no place for.
+    /// The function that names the parts of a foreign object that the target cannot hold.
     pub(super) lost: fn(&Attributes) -> Vec<String>,
 }
 
-/// What became of one key.
+/// The outcome for one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Moved {
-    /// So many bytes were copied, or would be, and this of what another tool said beside them was not.
+pub(super) enum CopyOutcome {
+    /// The value was copied, or would be; `lost` names the parts of a foreign object that were not copied.
     Copied { bytes: u64, lost: Vec<String> },
-    /// The target has this very value already.
-    There,
-    /// The source has it no more: deleted meanwhile, or expired.
-    Gone,
+    /// The target has the same value already.
+    AlreadyThere,
+    /// The source does not have the value any more: it was deleted meanwhile, or has expired.
+    Missing,
 }
 
-impl Mover {
+impl Copier {
     /// Copies the value of a key with all its attributes.
     ///
-    /// Only what was seen at the target is replaced: what somebody stores there in between stays, and is a failure.
-    pub(super) async fn copy(&self, key: &Key) -> Result<Moved> {
-        let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(Moved::Gone) };
+    /// Only a value that was seen at the target before is replaced. A value that somebody stores there in the meantime
+    /// stays, and the copy fails.
+    pub(super) async fn copy(&self, key: &Key) -> Result<CopyOutcome> {
+        let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(CopyOutcome::Missing) };
         let condition = match self.target.stat(key).await.map(live) {
-            Ok(Some(present)) if is_same(&present, &wanted) => return Ok(Moved::There),
+            Ok(Some(present)) if is_same(&present, &wanted) => return Ok(CopyOutcome::AlreadyThere),
             Ok(Some(present)) if self.overwrite => Condition::Generation(present.generation),
             Ok(Some(present)) => return Err(self.conflict(key, &present)),
             Ok(None) => Condition::Absent,
-            // What is damaged there cannot be compared; to replace it loses nothing.
+            // A damaged value at the target cannot be compared, and nothing is lost when it is replaced.
             Err(error) if error.kind == ErrorKind::Integrity && self.overwrite => Condition::Always,
             Err(error) => return Err(error),
         };
@@ -54,18 +55,18 @@ impl Mover {
         if self.dry_run {
             return Ok(self.copied(&wanted, &wanted));
         }
-        let want = GetOptions { spooled: true, ..GetOptions::default() };
-        let Some(mut object) = self.source.get(key, want).await? else { return Ok(Moved::Gone) };
-        // What comes with the bytes may say less than what was asked for alone.
+        let options = GetOptions { spooled: true, ..GetOptions::default() };
+        let Some(mut object) = self.source.get(key, options).await? else { return Ok(CopyOutcome::Missing) };
+        // The answer with the bytes may hold fewer headers than the answer of `stat`.
         if object.attributes.generation == wanted.generation {
             object.attributes.foreign.headers = wanted.foreign.headers;
         }
         let wanted = object.attributes.clone();
-        // Some stores enforce no condition on a value in several parts; a second look is the best there is then.
-        let how = PutOptions { condition, lenient: true, ..PutOptions::default() };
-        match self.target.put(key, &object, &how).await {
+        // Some stores enforce no condition on an upload in parts; a second `stat` must do then.
+        let options = PutOptions { condition, lenient: true, ..PutOptions::default() };
+        match self.target.put(key, &object, &options).await {
             Ok(_) => self.verify(key, &wanted).await,
-            // The answer to an earlier attempt may have got lost, and then what is in the way is our own.
+            // When the answer to an earlier attempt was lost, the present value may be that of this copy.
             Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
                 Some(present) if is_same(&present, &wanted) => Ok(self.copied(&wanted, &present)),
                 Some(present) => Err(self.conflict(key, &present)),
@@ -75,19 +76,19 @@ impl Mover {
         }
     }
 
-    /// Compares what the target has with what was read at the source.
-    async fn verify(&self, key: &Key, wanted: &Attributes) -> Result<Moved> {
+    /// Compares the copy at the target with the value that was read at the source.
+    async fn verify(&self, key: &Key, wanted: &Attributes) -> Result<CopyOutcome> {
         let kept = if self.read_back {
-            let want = GetOptions { spooled: true, ..GetOptions::default() };
-            self.target.get(key, want).await?.map(|object| object.attributes)
+            let options = GetOptions { spooled: true, ..GetOptions::default() };
+            self.target.get(key, options).await?.map(|object| object.attributes)
         } else {
             self.target.stat(key).await?
         };
         match kept {
             Some(kept) if is_same(&kept, wanted) => Ok(self.copied(wanted, &kept)),
             Some(kept) => Err(self.conflict(key, &kept)),
-            // It may have expired on the way.
-            None if wanted.is_expired(Timestamp::now()) => Ok(Moved::Gone),
+            // The copy may have expired in the meantime.
+            None if wanted.is_expired(Timestamp::now()) => Ok(CopyOutcome::Missing),
             None => {
                 let why = format!("the copy was removed from {} by somebody else; run it again", self.target);
                 Err(Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why))
@@ -95,18 +96,18 @@ impl Mover {
         }
     }
 
-    /// Says what was copied, and which of the headers did not arrive or has no place at the target.
-    fn copied(&self, wanted: &Attributes, kept: &Attributes) -> Moved {
+    /// Returns the outcome of a copy, with the headers and parts that the target does not have.
+    fn copied(&self, wanted: &Attributes, kept: &Attributes) -> CopyOutcome {
         let (wanted_headers, kept_headers) = (&wanted.foreign.headers, &kept.foreign.headers);
         let changed = wanted_headers.iter().filter(|(name, value)| kept_headers.get(*name) != Some(value));
         let lost: BTreeSet<String> = changed.map(|(name, _)| name.clone()).chain((self.lost)(wanted)).collect();
-        Moved::Copied { bytes: wanted.stored_size, lost: lost.into_iter().collect() }
+        CopyOutcome::Copied { bytes: wanted.stored_size, lost: lost.into_iter().collect() }
     }
 
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
         let written = format_timestamp(present.stored_at);
         let mend = if self.overwrite {
-            "it came meanwhile; run it again to replace that too"
+            "it was stored meanwhile; run it again to replace that too"
         } else {
             "replace it with --overwrite, or move it away"
         };
@@ -120,7 +121,7 @@ fn live(attributes: Option<Attributes>) -> Option<Attributes> {
     attributes.filter(|attributes| !attributes.tombstone && !attributes.is_expired(Timestamp::now()))
 }
 
-/// The token alone is copied on purpose, so the bytes are compared as well.
+/// Tells whether two values are the same, by generation and bytes; copies have equal generations on purpose.
 fn is_same(one: &Attributes, other: &Attributes) -> bool {
     one.generation == other.generation
         && one.stored_checksum == other.stored_checksum
@@ -161,21 +162,21 @@ mod tests {
         Object { attributes, payload: payload.into() }
     }
 
-    /// A source at whose reading somebody else writes to the target.
+    /// A source that writes another value to the target when it is read.
     #[derive(Debug)]
-    struct Meddled {
+    struct ChangedDuringRead {
         inner: Memory,
         target: Arc<Memory>,
     }
 
-    impl std::fmt::Display for Meddled {
+    impl std::fmt::Display for ChangedDuringRead {
         fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             self.inner.fmt(formatter)
         }
     }
 
     #[async_trait]
-    impl Backend for Meddled {
+    impl Backend for ChangedDuringRead {
         async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
             self.inner.put(key, object, how).await
         }
@@ -215,16 +216,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_to_the_target_between_look_and_write_stays() {
+    async fn a_value_stored_during_the_copy_stays() {
         let key = Key::parse("k").unwrap();
         for before in [None, Some("older")] {
             let target = Arc::new(Memory::new());
             if let Some(before) = before {
                 target.put(&key, &object(before), &PutOptions::default()).await.unwrap();
             }
-            let source = Meddled { inner: Memory::new(), target: Arc::clone(&target) };
+            let source = ChangedDuringRead { inner: Memory::new(), target: Arc::clone(&target) };
             source.inner.put(&key, &object("ours"), &PutOptions::default()).await.unwrap();
-            let mover = Mover {
+            let copier = Copier {
                 source: Arc::new(source),
                 target: Arc::<Memory>::clone(&target),
                 overwrite: true,
@@ -232,7 +233,7 @@ mod tests {
                 read_back: true,
                 lost: |_| Vec::new(),
             };
-            let error = mover.copy(&key).await.unwrap_err();
+            let error = copier.copy(&key).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Precondition);
             assert!(error.to_string().contains("run it again to replace that too"), "{error}");
             let kept = target.stat(&key).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! What is encoded is decoded to the same, and nothing that comes over the wire makes the reader panic.
+//! Property tests of the protocol: decoding reverses encoding, and no message makes the reader panic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-/// Any JSON value as Python writes them.
+/// Generates any JSON value, as Python writes it.
 fn any_json() -> impl Strategy<Value = Json> {
     let leaf = prop_oneof![
         Just(Json::Null),
@@ -39,7 +39,7 @@ fn any_members() -> impl Strategy<Value = Vec<(String, Json)>> {
     proptest::collection::btree_map(any::<String>(), any_json(), 0..4).prop_map(|members| members.into_iter().collect())
 }
 
-/// Any header value.
+/// Generates any header value.
 fn any_field() -> impl Strategy<Value = Field> {
     let leaf = prop_oneof![
         Just(Field::Void),
@@ -100,7 +100,7 @@ fn any_headers() -> impl Strategy<Value = Headers> {
     )
 }
 
-/// A signature that may be anything from right to absurd.
+/// Generates a signature, valid or invalid.
 fn any_signature() -> impl Strategy<Value = Json> {
     const OPTIONS: [&str; 18] = [
         "task_id",
@@ -168,7 +168,7 @@ fn message(headers: Headers, body: Vec<u8>) -> Message {
     }
 }
 
-/// Does with a message whatever a worker may do; nothing of it may panic, and what is written must be JSON.
+/// Passes a message through all functions that a worker calls; none may panic, and all output must be JSON.
 fn exercise(message: &Message) {
     let origin = Origin::default();
     let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: false };

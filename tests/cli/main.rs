@@ -1,13 +1,9 @@
-//! The real program: answers, exit codes, what it says when something is wrong.
+//! Tests of the built program: answers, exit codes, error texts.
 #![allow(clippy::unwrap_used)]
 
-#[path = "cli/bucket.rs"]
 mod bucket;
-#[path = "cli/canary.rs"]
 mod canary;
-#[path = "cli/doctor.rs"]
 mod doctor;
-#[path = "cli/migrate.rs"]
 mod migrate;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -18,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Exit code, standard output, standard error.
+/// The result of one run: exit code, standard output, standard error.
 #[derive(Debug)]
 struct Answer {
     code: i32,
@@ -36,7 +32,7 @@ impl Answer {
     }
 }
 
-/// A folder with nothing in it, and the program running there with no settings from outside.
+/// An empty folder in which the program runs, without settings from outside.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -106,7 +102,7 @@ impl Place {
     }
 }
 
-/// Waits for what must come about, with a deadline.
+/// Waits until a condition holds, and fails after a deadline.
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
@@ -150,7 +146,7 @@ fn a_value_goes_in_and_comes_out() {
     assert_eq!(place.run(&["list", "--json"]).json(), json!([]));
 }
 
-/// Bytes without pattern, the same each time.
+/// Returns pseudo-random bytes, the same at each call.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let next = || {
@@ -160,7 +156,7 @@ fn noise(length: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// Runs the program with files for its streams; returns the most memory it had, in bytes.
+/// Runs the program with files as its streams; returns its peak memory in bytes.
 fn memory_of(place: &Place, arguments: &[&str], input: &str, out: &str) -> usize {
     let program = "import resource, subprocess, sys; \
                    subprocess.run(sys.argv[3:], check=True, stdin=open(sys.argv[1]), stdout=open(sys.argv[2], 'w')); \
@@ -220,11 +216,13 @@ fn what_is_interrupted_leaves_nothing() {
     let place = Place::new();
     let bytes = noise(40 << 20);
     let mut child = place.command(&["store", "half"], &[]).spawn().unwrap();
-    // Taken in as far as a pipe lets us know, and the end never comes.
-    child.stdin.as_mut().unwrap().write_all(&bytes).unwrap();
+    // The program has read most of its input, which does not end before the program: `wait` alone would close it.
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&bytes).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!child.wait().unwrap().success());
+    drop(input);
     assert_eq!(place.names("storage"), ["spool"]);
     assert_eq!(place.names("storage/spool"), [""; 0]);
 
@@ -273,7 +271,7 @@ fn a_file_is_replaced_and_what_is_no_file_is_written_into() {
     assert_eq!(place.run(&["retrieve", "k"]).text(), "");
 }
 
-/// Tells whether this system has terminals to give; a bare chroot has no `/dev/pts`.
+/// Tells whether this system has pseudo-terminals; a bare chroot has no `/dev/pts`.
 fn has_terminals() -> bool {
     let opened = Command::new("python3").args(["-c", "import pty; pty.openpty()"]).output().unwrap();
     let errors = String::from_utf8_lossy(&opened.stderr);
@@ -281,7 +279,7 @@ fn has_terminals() -> bool {
     opened.status.success()
 }
 
-/// Runs the program with a terminal for its standard error; returns what was shown there.
+/// Runs the program with a terminal as its standard error; returns the text on the terminal.
 fn shown(place: &Place, arguments: &[&str], out: &str) -> String {
     let program = "import os, pty, subprocess, sys\n\
                    terminal, end = pty.openpty()\n\
@@ -305,7 +303,7 @@ fn shown(place: &Place, arguments: &[&str], out: &str) -> String {
 }
 
 #[test]
-fn who_waits_at_a_terminal_sees_how_far_it_is_and_nobody_else_does() {
+fn progress_is_shown_on_a_terminal_only() {
     if !has_terminals() {
         println!("skipped: who_waits_at_a_terminal - no terminal can be opened; is /dev/pts mounted?");
         return;
@@ -532,7 +530,7 @@ fn a_reader_that_goes_away_is_no_fault() {
     assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
 }
 
-/// A worker whose broker is not there, ended when dropped.
+/// A worker without a reachable broker, which is ended when the value is dropped.
 struct Worker {
     child: Child,
     port: u16,
