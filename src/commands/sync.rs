@@ -18,7 +18,7 @@ pub(super) static DEFINITION: Definition = Definition {
 
 /// How many entries, writes and deletes that had waited on this machine, the bucket has confirmed.
 ///
-/// Without a fallback none ever waits. What was set aside or refused is not among them, see `filestorage doctor`.
+/// Without a fallback none ever waits. Quarantined and refused entries are not among them, see `filestorage doctor`.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 struct Sent(u64);
 

@@ -38,11 +38,13 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Reads the object.
     ///
     /// The payload of an object that is stored unencoded has the requested bytes only. The payload of an encoded object
-    /// ([`Attributes::is_encoded`]) has all stored bytes, and the layer that decodes them selects the requested part.
+    /// ([`Attributes::is_encoded`]) has all stored bytes, and the layer that decodes them selects the requested part. Of a
+    /// coding that this program cannot decode, a range is one of the stored bytes.
     /// The attributes are those of the whole object.
     ///
     /// Checksums of all stored bytes are verified before anything is returned, also for a part. A refusal
-    /// ([`ErrorKind::Invalid`]) follows from the attributes alone, before the payload is read.
+    /// ([`ErrorKind::Invalid`]) follows from the attributes alone, before the payload is read, unless the size of the value
+    /// is unknown until it is decoded.
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>>;
 
     /// Reads only the attributes of the object.
@@ -173,9 +175,10 @@ impl GetOptions {
     ///
     /// Fails for more bytes of the value than the limit, and for a part of a JSON value.
     pub(super) fn kept_part(&self, key: &Key, attributes: &Attributes) -> Result<Range<u64>> {
-        if !attributes.is_encoded() {
-            // Stored size and value size are equal here, or the attributes are damaged. No part may exceed the stored
-            // bytes.
+        // Of a coding that nothing here decodes, a range is one of the stored bytes, so that they can be read at all.
+        if !attributes.is_encoded() || (self.range.is_some() && attributes.has_unknown_coding()) {
+            // Stored size and value size are equal without a coding, or the attributes are damaged. No part may exceed the
+            // stored bytes.
             return self.part(key, attributes.kind, attributes.stored_size);
         }
         let (options, size) = match self.range {

@@ -1,9 +1,9 @@
 //! Builds the storage stack from the settings.
 //!
 //! ```text
-//! a bucket        Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3        below local_storage_path:
-//!                                    └─ Metered ─ Local                   overlay/…
-//! no bucket       Engine ─ Metered ─ Local                                objects/
+//! a bucket        Engine ─ Encoded ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3        below local_storage_path:
+//!                                              └─ Metered ─ Local                   overlay/…
+//! no bucket       Engine ─ Encoded ─ Metered ─ Local                                objects/
 //! ```
 
 use std::path::Path;

@@ -93,7 +93,7 @@ def test_a_reload_is_the_signal_that_reads_secrets_again():
 
 
 def test_what_only_a_person_can_mend_is_not_tried_again():
-    codes = re.findall(r"^    (Usage|Configuration) = (\d+),$", (ROOT / "src" / "cli" / "outcome.rs").read_text(), re.M)
+    codes = re.findall(r"^    (Usage|Configuration) = (\d+),$", (ROOT / "src" / "wiring" / "failure.rs").read_text(), re.M)
     assert len(codes) == 2
     for name in NAMES:
         [prevented] = settings(name)["RestartPreventExitStatus"]
@@ -102,7 +102,7 @@ def test_what_only_a_person_can_mend_is_not_tried_again():
 
 def test_a_stop_that_left_work_behind_is_no_failed_unit_and_a_crash_is_mended():
     """Any code but 0 counts as a crash with `Restart=on-failure`, save for what `SuccessExitStatus` adds."""
-    [(_, left)] = re.findall(r"^    (TryAgain) = (\d+),$", (ROOT / "src" / "cli" / "outcome.rs").read_text(), re.M)
+    [(_, left)] = re.findall(r"^    (TryAgain) = (\d+),$", (ROOT / "src" / "wiring" / "failure.rs").read_text(), re.M)
     for name in NAMES:
         assert settings(name)["SuccessExitStatus"] == [left]
         assert settings(name)["Restart"] == ["on-failure"]

@@ -170,7 +170,7 @@ def test_another_process_s_watchdog_is_not_answered(site, by_path):
     "variables, named",
     [
         ({"NOTIFY_SOCKET": "relative"}, "NOTIFY_SOCKET"),
-        ({"NOTIFY_SOCKET": "/nobody/listens"}, "the service manager cannot be told"),
+        ({"NOTIFY_SOCKET": "/nobody/listens"}, "cannot be reported to the service manager"),
         ({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "soon"}, "WATCHDOG_USEC"),
     ],
 )

@@ -24,7 +24,7 @@ use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, folders, st
 /// The longest wait for one answer of a bucket.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Checks settings, broker, bucket and disk, and names the cause and the mend of each fault.
+/// Checks settings, broker, bucket and disk, and names the cause and the remedy of each fault.
 ///
 /// All checks run, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in the
 /// bucket or local store, and removed again. At the broker, a queue is declared that is removed with the connection, and
@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Each line begins with `ok`, `note` (it works, and somebody should know), `fault`, or `skipped`.
 ///
-/// Exit codes: 0 no fault; 69 something cannot be reached; 78 a fault that only a person can mend. When there are both
+/// Exit codes: 0 no fault; 69 something cannot be reached; 78 a fault that only a person can correct. When there are both
 /// kinds of faults, the code is 78.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {}

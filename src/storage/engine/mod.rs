@@ -387,13 +387,8 @@ async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) 
         }
         Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
         Kind::Json => {
-            let text = utf8(payload);
-            // The checksum vouches for a value that was stored here, and a value is parsed before it is stored.
-            let json = if foreign.other_tool {
-                text.and_then(|text| JsonText::parse(text).ok())
-            } else {
-                text.map(JsonText::of_parsed)
-            };
+            // A checksum vouches for the bytes only: a large object that came from another tool by reference was not parsed.
+            let json = utf8(payload).and_then(|text| JsonText::parse(text).ok());
             Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
         }
     };

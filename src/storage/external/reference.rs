@@ -34,6 +34,9 @@ pub(super) enum Target {
 #[error("{0}")]
 pub struct ReferenceError(String);
 
+/// Longest bucket name of all stores, in bytes.
+const MAX_BUCKET_BYTES: usize = 255;
+
 impl Reference {
     /// Tells whether a text is meant as a reference, by its scheme alone.
     #[must_use]
@@ -135,8 +138,15 @@ fn object(provider: Provider, remainder: &str) -> Result<Target, ReferenceError>
     let Some((bucket, object)) = remainder.split_once('/') else {
         return fault(format!("a bucket is named without an object; write {name}://bucket/object"));
     };
-    if !provider.allows(bucket) {
-        return fault(format!("the bucket of a {name}:// reference must be {}", provider.rule()));
+    // Whether a bucket can have this name is decided by the list of buckets that commands may name: a name that the provider
+    // would refuse is on no list. Here the name only has to be one that a URL can hold.
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let ends = [bucket.bytes().next(), bucket.bytes().next_back()];
+    if bucket.len() > MAX_BUCKET_BYTES
+        || !bucket.bytes().all(legal)
+        || !ends.iter().all(|end| end.is_some_and(|end| end.is_ascii_alphanumeric()))
+    {
+        return fault(format!("the bucket of a {name}:// reference is no bucket name"));
     }
     let key = Key::parse(object).map_err(|error| ReferenceError(format!("the object's name is no key: {error}")))?;
     Ok(Target::Object { provider, bucket: bucket.to_owned(), key })

@@ -407,7 +407,9 @@ async fn a_bucket_that_is_not_listed_is_refused_without_being_opened() {
             let external = ExternalReferences::new(permission.clone(), Arc::new(Untouched));
             let engine = Engine::new(Arc::clone(backend), BackendKind::Local).with_external(external);
             engine.store(&key("k"), Value::Text("v".to_owned()), StoreOptions::default()).await.unwrap();
-            for name in ["s3://payroll/a", "s3://own/a", "s3://listed/a", "gs://payroll/a", "gs://payrol.x/a"] {
+            for name in
+                ["s3://payroll/a", "s3://own/a", "s3://listed/a", "gs://payroll/a", "gs://OWN/a", "gs://payrol.x/a"]
+            {
                 let other = reference(name);
                 let stored = engine.store_from(&key("n"), &other, StoreOptions::default()).await.map(drop);
                 let told = engine.retrieve_to(&key("k"), &other, RetrieveOptions::default()).await.map(drop);
@@ -508,5 +510,21 @@ async fn a_redelivered_store_without_its_source_answers_its_object() {
             let error = engine.store_from(&key("k"), &setup.file("f"), other).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Missing);
         }
+    }
+}
+
+/// A large object of another tool passes to a key of the store as a file that nobody parses.
+#[tokio::test]
+async fn json_that_nobody_parsed_never_becomes_an_answer() {
+    let setup = Setup::new();
+    let path = setup.path("large.json");
+    fs::write(&path, format!("[{}", "1,".repeat(1_000_000))).unwrap();
+    for engine in setup.engines() {
+        let file = Arc::new(fs::File::open(&path).unwrap());
+        let length = file.metadata().unwrap().len();
+        let content = Content::new(Kind::Json, Payload::file(file, 0, length));
+        engine.store(&key("k"), content, StoreOptions::default()).await.unwrap();
+        let error = engine.retrieve(&key("k"), GetOptions::default()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
     }
 }

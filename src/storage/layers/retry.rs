@@ -167,14 +167,14 @@ impl Retry {
     ) -> Result<Attributes> {
         let refused = error.kind == ErrorKind::Precondition;
         let seen = async {
-            let mut probe = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
+            let mut look = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
             if refused {
-                probe.left = probe.left.min(tries.left.max(LONGEST_PROBE));
+                look.left = look.left.min(tries.left.max(LONGEST_PROBE));
             } else {
                 // The last attempt had no answer, so only one short attempt is made.
-                (probe.most, probe.left) = (1, self.options.timeout.min(LONGEST_PROBE));
+                (look.most, look.left) = (1, self.options.timeout.min(LONGEST_PROBE));
             }
-            self.run(probe, || self.inner.stat(key)).await
+            self.run(look, || self.inner.stat(key)).await
         };
         match seen.await {
             Ok(Some(present)) if present.generation == generation && !tries.damaged => {

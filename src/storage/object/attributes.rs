@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::storage::object::{Checksum, Foreign, clock};
+use crate::storage::object::{Checksum, Foreign, clock, foreign};
 
 /// Which of the three types a value has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -127,6 +127,12 @@ impl Attributes {
     /// encoded.
     pub(in crate::storage) fn is_value_known(&self) -> bool {
         !self.is_encoded() || self.size != self.stored_size || self.checksum != self.stored_checksum
+    }
+
+    /// Tells whether another tool has encoded the bytes in a way that this program cannot decode.
+    pub(in crate::storage) fn has_unknown_coding(&self) -> bool {
+        let unknown = self.compression.as_deref().is_some_and(|codec| !foreign::is_decodable(codec));
+        self.foreign.other_tool && !self.encrypted && unknown
     }
 
     /// Tells whether the present object was written by the command that would write these attributes now.

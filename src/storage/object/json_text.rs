@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiter::Jiter;
 
-/// The compact text of one JSON value, as Python reads JSON: integers of any size, `NaN` and the infinities.
+/// The text of one JSON value, as Python reads JSON: integers of any size, `NaN` and the infinities.
 ///
 /// Whoever has one need not parse the value again.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -481,6 +481,6 @@ mod tests {
         assert_eq!(missing(r#"{"error":{"message":"No such object: b/k"}}"#), Some(Missing::Object));
         let bucket = r#"{"error":{"message":"The specified bucket does not exist."}}"#;
         assert_eq!(missing(bucket), Some(Missing::Bucket));
-        assert_eq!(missing("Not FoundObject"), None);
+        assert_eq!(missing("Not Found"), None);
     }
 }

@@ -13,6 +13,7 @@ use self::unpack::unpack;
 use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
+use crate::storage::object::foreign::is_decodable;
 use crate::storage::object::{Attributes, Key, Object};
 use crate::storage::reading::damaged;
 
@@ -41,11 +42,11 @@ impl Encoded {
     async fn decode(&self, key: &Key, options: GetOptions, codec: &str, object: Object) -> Result<Object> {
         let Object { mut attributes, payload } = object;
         attributes.info.decoded = true;
-        if !unpack::is_known(codec) {
-            if options.range.is_some() {
-                let part = options.part(key, attributes.kind, payload.len())?;
-                return Ok(Object { attributes, payload: payload.slice(part) });
-            }
+        if options.range.is_some() && attributes.has_unknown_coding() {
+            // The backend has taken the range from the stored bytes.
+            return Ok(Object { attributes, payload });
+        }
+        if !is_decodable(codec) {
             let mend = "read the stored bytes with `offset=0`, or correct the header with the bucket's own tool";
             let why = format!("the object's Content-Encoding is {codec:?}, which this program cannot decode; {mend}");
             return Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
@@ -76,8 +77,8 @@ impl Backend for Encoded {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        // An encoded object is read with all its stored bytes, which may be more than the limit allows of the value.
-        let kept = GetOptions { spooled: true, ..options };
+        // A range of an encoded object needs all stored bytes, which may be many.
+        let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options };
         let Some(object) = self.inner.get(key, kept).await? else { return Ok(None) };
         let object = match object.attributes.compression.clone() {
             Some(codec) if !object.attributes.encrypted && !object.attributes.info.decoded => {

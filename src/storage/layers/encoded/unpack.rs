@@ -25,11 +25,6 @@ enum UnpackFault {
     Disk(io::Error),
 }
 
-/// Tells whether a coding can be decoded.
-pub(in crate::storage) fn is_known(codec: &str) -> bool {
-    matches!(codec, "gzip" | "zstd")
-}
-
 /// Unpacks a whole payload on a thread that may block, and returns the bytes with their checksum.
 ///
 /// Many bytes go into a file of the spool.
