@@ -214,8 +214,8 @@ def test_many_commands_share_few_connections(place, key):
         result.get(timeout=60)
     counters = place.proxy.counters()
     assert counters["requests"] >= 500
-    # 64 commands are in flight at once.
-    assert counters["connections"] - before <= 80
+    # 64 commands are in flight at once. All of them may go over connections that are open already.
+    assert counters.get("connections", 0) - before <= 80
 
 
 def test_health_and_statistics_speak_of_the_bucket(place):
