@@ -16,6 +16,7 @@ mod sync;
 mod terminal;
 mod worker;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -100,7 +101,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
     proxy::exclude_loopback(loaded.settings.storage.gcs.emulator.as_deref())
         .map_err(|why| Failure::new(Code::Configuration, why))?;
-    start_logs(&loaded, quiet)?;
+    start_logs(&loaded, inputs.variable("RUST_LOG"), quiet)?;
     crate::storage::raise_descriptor_limit();
     for warning in &loaded.warnings {
         tracing::warn!("{}", redact(warning));
@@ -123,15 +124,15 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
 }
 
-/// Sets up logging with `RUST_LOG`, or else with the configured level, or else with the level `quiet`.
-fn start_logs(loaded: &Loaded, quiet: LogLevel) -> Result<(), Failure> {
+/// Sets up logging with the text of `RUST_LOG`, or else with the configured level, or else with the level `quiet`.
+fn start_logs(loaded: &Loaded, rust_log: Option<&OsStr>, quiet: LogLevel) -> Result<(), Failure> {
     let asked = loaded.effective.iter().any(|it| it.name == "log_level" && it.source != Source::Default);
     let level = if asked { loaded.settings.telemetry.log_level } else { quiet };
-    let filter = match std::env::var("RUST_LOG") {
+    let filter = match rust_log.and_then(OsStr::to_str) {
         // lapin logs payloads. They are logged only when `RUST_LOG` names lapin.
-        Ok(filter) if filter.contains("lapin") => filter,
-        Ok(filter) => format!("{filter},lapin=off"),
-        Err(_) => level.filter().to_owned(),
+        Some(filter) if filter.contains("lapin") => filter.to_owned(),
+        Some(filter) => format!("{filter},lapin=off"),
+        None => level.filter().to_owned(),
     };
     init_logs(&filter, LogFormat::detect()).map_err(|error| Failure::new(Code::Configuration, error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! `filestorage worker`: starts the worker with its runtime, engine, admin port and service manager.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use clap::Args;
@@ -120,11 +121,12 @@ async fn supervised(
     let no_signals = |error| Failure::new(Code::Io, format!("cannot listen for signals: {error}"));
     let mut stop = worker::listen().map_err(no_signals)?;
     let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
+    let manager = ServiceManager::find(|name| inputs.variable(name).map(OsStr::to_owned));
     let secrets = Secrets::new(inputs, broker, readiness.clone());
     worker::disregard().map_err(no_signals)?;
     tokio::spawn(secrets.clone().watch(worker::hangups().map_err(no_signals)?));
     let work = serve(settings, options, secrets, readiness.clone(), stop.clone());
-    match ServiceManager::find(|name| std::env::var_os(name)) {
+    match manager {
         Ok(Some(manager)) => {
             let stopping = async move {
                 if stop.wait_for(|stop| *stop != Stop::No).await.is_err() {

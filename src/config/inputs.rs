@@ -1,7 +1,7 @@
 //! The inputs of the configuration: flags, environment, one file.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,12 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Returns the value of an environment variable, also of an empty one.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<&OsStr> {
+        self.environment.get(name).map(OsString::as_os_str)
+    }
+
     /// Reads the environment of this process and the named file, or [`DEFAULT_FILE`] when no file is named.
     ///
     /// # Errors
