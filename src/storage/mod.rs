@@ -20,6 +20,8 @@ mod join;
 mod layers;
 mod object;
 mod reading;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use backend::{
     Backend, ByteRange, Condition, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe,

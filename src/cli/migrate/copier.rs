@@ -130,89 +130,18 @@ fn is_same(one: &Attributes, other: &Attributes) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-
     use super::*;
-    use crate::storage::{
-        Checksum, DeleteOptions, Foreign, Grant, Kind, Listing, Memory, Object, ObjectInfo, Page, Probe, Removal,
-    };
+    use crate::storage::tests::Forwarding;
+    use crate::storage::{Checksum, Kind, Memory, Object};
 
     fn object(text: &'static str) -> Object {
         let payload = bytes::Bytes::from_static(text.as_bytes());
         let (checksum, size) = (Checksum::of(&payload), payload.len() as u64);
         let attributes = Attributes {
-            kind: Kind::Text,
-            content_type: "text/plain".to_owned(),
-            size,
-            checksum,
-            stored_size: size,
-            stored_checksum: checksum,
-            compression: None,
-            encrypted: false,
             generation: format!("generation of {text}"),
-            operation_id: None,
-            metadata: None,
-            stored_at: Timestamp::now(),
-            expires_at: None,
-            writer_id: None,
-            tombstone: false,
-            foreign: Foreign::default(),
-            info: ObjectInfo::default(),
+            ..Attributes::new(Kind::Text, "text/plain".to_owned(), size, checksum)
         };
         Object { attributes, payload: payload.into() }
-    }
-
-    /// A source that writes another value to the target when it is read.
-    #[derive(Debug)]
-    struct ChangedDuringRead {
-        inner: Memory,
-        target: Arc<Memory>,
-    }
-
-    impl std::fmt::Display for ChangedDuringRead {
-        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            self.inner.fmt(formatter)
-        }
-    }
-
-    #[async_trait]
-    impl Backend for ChangedDuringRead {
-        async fn put(&self, key: &Key, object: &Object, how: &PutOptions) -> Result<Attributes> {
-            self.inner.put(key, object, how).await
-        }
-
-        async fn get(&self, key: &Key, want: GetOptions) -> Result<Option<Object>> {
-            self.target.put(key, &object("theirs"), &PutOptions::default()).await?;
-            self.inner.get(key, want).await
-        }
-
-        async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-            self.inner.stat(key).await
-        }
-
-        async fn delete(&self, key: &Key, how: &DeleteOptions) -> Result<Removal> {
-            self.inner.delete(key, how).await
-        }
-
-        async fn list(&self, page: &Page) -> Result<Listing> {
-            self.inner.list(page).await
-        }
-
-        async fn flush(&self, key: &Key) -> Result<()> {
-            self.inner.flush(key).await
-        }
-
-        async fn probe(&self) -> Result<Probe> {
-            self.inner.probe().await
-        }
-
-        fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-            self.inner.validate(key, attributes)
-        }
-
-        async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-            self.inner.sign(key, grant).await
-        }
     }
 
     #[tokio::test]
@@ -223,8 +152,17 @@ mod tests {
             if let Some(before) = before {
                 target.put(&key, &object(before), &PutOptions::default()).await.unwrap();
             }
-            let source = ChangedDuringRead { inner: Memory::new(), target: Arc::clone(&target) };
-            source.inner.put(&key, &object("ours"), &PutOptions::default()).await.unwrap();
+            let inner = Arc::new(Memory::new());
+            inner.put(&key, &object("ours"), &PutOptions::default()).await.unwrap();
+            let (written, it) = (Arc::clone(&target), key.clone());
+            let source = Forwarding::new(inner, move |operation| {
+                let (target, key) = (Arc::clone(&written), it.clone());
+                Box::pin(async move {
+                    if operation == Operation::Retrieve {
+                        target.put(&key, &object("theirs"), &PutOptions::default()).await.unwrap();
+                    }
+                })
+            });
             let copier = Copier {
                 source: Arc::new(source),
                 target: Arc::<Memory>::clone(&target),

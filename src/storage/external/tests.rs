@@ -1,7 +1,6 @@
 //! Tests of values that are read and written by reference, over stores in memory and on disk.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs;
 
 use jiff::{SignedDuration, Timestamp};
@@ -9,12 +8,13 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::provider::BackendKind;
-use crate::storage::backend::{ByteRange, DeleteOptions, Grant, Listing, Page, Probe, Removal};
+use crate::storage::backend::ByteRange;
 use crate::storage::backends::{Local, Memory};
 use crate::storage::engine::{Engine, Redelivered, RetrieveOptions, StoreOptions};
 use crate::storage::files::Spool;
 use crate::storage::layers::Encoded;
 use crate::storage::object::{JsonText, Metadata, Value};
+use crate::storage::tests::Forwarding;
 
 /// A folder with one exchange directory, buckets in memory, and engines over two backends.
 struct Setup {
@@ -175,52 +175,16 @@ async fn unreadable_sources_are_named_and_nothing_is_stored() {
     }
 }
 
-/// Changes a file after its bytes were checksummed and before they are stored.
-#[derive(Debug)]
-struct FileChanger {
-    inner: Arc<dyn Backend>,
-    path: PathBuf,
-    length: u64,
-}
-
-impl fmt::Display for FileChanger {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("file_changer")
-    }
-}
-
-#[async_trait]
-impl Backend for FileChanger {
-    async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
-        let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
-        file.set_len(self.length).unwrap();
-        self.inner.put(key, object, options).await
-    }
-    async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        self.inner.get(key, options).await
-    }
-    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        self.inner.stat(key).await
-    }
-    async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, options).await
-    }
-    async fn list(&self, page: &Page) -> Result<Listing> {
-        self.inner.list(page).await
-    }
-    async fn flush(&self, key: &Key) -> Result<()> {
-        self.inner.flush(key).await
-    }
-    async fn probe(&self) -> Result<Probe> {
-        self.inner.probe().await
-    }
-    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        self.inner.validate(key, attributes)
-    }
-    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
-        self.inner.sign(key, grant).await
-    }
+/// A backend that changes a file after its bytes were checksummed and before they are stored.
+fn file_changer(inner: Arc<dyn Backend>, path: PathBuf, length: u64) -> Arc<dyn Backend> {
+    Arc::new(Forwarding::new(inner, move |operation| {
+        if operation == Operation::Store {
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5).unwrap();
+            file.set_len(length).unwrap();
+        }
+        Box::pin(async {})
+    }))
 }
 
 #[tokio::test]
@@ -230,17 +194,15 @@ async fn a_file_that_changes_while_it_is_read_is_not_stored() {
     for inner in &setup.backends {
         for length in [bytes.len() as u64, 100] {
             fs::write(setup.path("f"), &bytes).unwrap();
-            let file_changer = FileChanger { inner: Arc::clone(inner), path: setup.path("f"), length };
-            let engine = setup.engine(&(Arc::new(file_changer) as Arc<dyn Backend>));
+            let engine = setup.engine(&file_changer(Arc::clone(inner), setup.path("f"), length));
             let stored = engine.store_from(&key("k"), &setup.file("f"), StoreOptions::default()).await;
             let error = stored.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
             assert!(value(&engine, "k").await.is_none());
         }
         fs::write(setup.path("f"), &bytes).unwrap();
-        let grows = FileChanger { inner: Arc::new(Memory::new()), path: setup.path("f"), length: bytes.len() as u64 };
         fs::write(setup.path("g"), &bytes).unwrap();
-        let engine = setup.engine(&(Arc::new(grows) as Arc<dyn Backend>));
+        let engine = setup.engine(&file_changer(Arc::new(Memory::new()), setup.path("f"), bytes.len() as u64));
         engine.store_from(&key("k"), &setup.file("g"), StoreOptions::default()).await.unwrap();
     }
 }
