@@ -114,9 +114,9 @@ async fn write(path: &Path, sink: &Sink, payload: &Payload) -> Result<(), Failur
     let present = std::fs::metadata(path);
     // The target of a link is replaced, not the link itself.
     let target = if present.is_ok() { path.canonicalize().map_err(cannot)? } else { path.to_owned() };
-    let file = AtomicFile::at(&target).map_err(cannot)?;
+    let mut file = AtomicFile::create(&target).map_err(cannot)?;
     file.write(payload).await.map_err(cannot)?;
-    file.sync().and_then(|()| file.place()).map_err(cannot)
+    file.commit().map_err(cannot)
 }
 
 /// Writes the payload to standard output; returns false when the reader closed it before the end.

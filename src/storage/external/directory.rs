@@ -92,7 +92,7 @@ impl Directory {
             fault => fault,
         })?;
         match mode_of(&folder, name).map(FileType::from_raw_mode) {
-            None | Some(FileType::RegularFile | FileType::Symlink) => Ok(AtomicFile::create(folder, name)?),
+            None | Some(FileType::RegularFile | FileType::Symlink) => Ok(AtomicFile::create_in(folder, name)?),
             Some(_) => Err(FileFault::NoFile),
         }
     }

@@ -162,14 +162,14 @@ impl ExternalReferences {
             Target::File(path) => {
                 let (directory, below) = self.locate(purpose, path)?;
                 let begun = blocking(move || Directory::open(&directory).map_err(FileFault::Folder)?.write(&below));
-                let file = begun.await.map_err(|fault| purpose.fault(fault))?;
+                let mut file = begun.await.map_err(|fault| purpose.fault(fault))?;
                 let written = file.write(&outgoing.payload).await.map_err(|error| purpose.fault(error.into()))?;
                 if written != outgoing.checksum {
                     return Err(purpose.fail(ErrorKind::Integrity, "the value changed while it was read; try again"));
                 }
                 let key = purpose.key.clone();
-                let placed = blocking(move || place(file, &commit_guard, &key));
-                placed.await.map_err(|fault| purpose.fault(fault))?
+                let committed = blocking(move || commit(file, &commit_guard, &key));
+                committed.await.map_err(|fault| purpose.fault(fault))?
             }
             Target::Object { provider, bucket, key } => {
                 let put = async {
@@ -192,12 +192,13 @@ impl ExternalReferences {
 }
 
 /// Gives a finished file its name unless the write was abandoned, which is the inner error.
-fn place(file: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, FileFault> {
+fn commit(mut file: AtomicFile, commit_guard: &CommitGuard, key: &Key) -> Result<Result<()>, FileFault> {
     file.sync()?;
     if !commit_guard.commit() {
+        file.discard();
         return Ok(Err(Error::abandoned(Operation::Retrieve, key)));
     }
-    file.place()?;
+    file.commit()?;
     Ok(Ok(()))
 }
 

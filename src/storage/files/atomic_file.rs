@@ -1,54 +1,99 @@
 //! A file that appears whole under its name, or not at all.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use uuid::Uuid;
 
+use super::nameless;
 use crate::storage::object::payload::run_blocking;
 use crate::storage::object::{Checksum, Payload};
 
-/// A file that is written beside its final name and takes that name in one step.
+/// Permissions of any new file, before the umask is applied.
+const MODE: Mode = Mode::from_raw_mode(0o666);
+
+/// Up to this many bytes head and payload are copied together, which is cheaper than a second write.
+const ONE_WRITE: usize = 64 * 1024;
+
+/// A file that is written under no name or a temporary one, and takes its final name in one step.
 ///
-/// Where the file system supports it, the file has no name until then, so nothing remains when the process dies.
-/// Elsewhere it has a temporary name that begins with a dot, and is removed when dropped. An entry that has the final
-/// name already is replaced, and never followed or opened. A regular file passes its permissions on to its replacement.
+/// An entry that has the final name already is replaced, and never followed or opened. A file that is dropped before it
+/// has its final name is removed.
+///
+/// [`AtomicFile::create`] writes the file beside its final name. Where the file system supports it, the file has no name
+/// until then, so nothing remains when the process dies. Elsewhere it has a temporary name that begins with a dot. A
+/// regular file passes its permissions on to its replacement.
+///
+/// A staging folder writes the file in a folder of its own, where a sweep finds what a killed process left.
 #[derive(Debug)]
 pub struct AtomicFile {
-    folder: OwnedFd,
-    name: OsString,
+    /// The folder from which the names are resolved; without one they are paths.
+    base: Option<OwnedFd>,
+    target: PathBuf,
+    name: Name,
+    is_staged: bool,
     file: Arc<File>,
-    /// The temporary name, where the file system knows no files without a name.
-    temporary: Option<OsString>,
+    is_synced: bool,
+}
+
+/// The name that the file has at present.
+#[derive(Debug)]
+enum Name {
+    Nameless,
+    Temporary(PathBuf),
+    Target,
 }
 
 impl AtomicFile {
-    /// Begins a file at a path, whose folder must exist. Blocks.
+    /// Begins a file beside its path, whose folder must exist. Blocks.
     ///
     /// # Errors
     ///
     /// The errors of the file system; [`io::ErrorKind::InvalidInput`] for a path without a name.
-    pub fn at(path: &Path) -> io::Result<Self> {
+    pub fn create(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Self::create(rustix::fs::openat(CWD, folder, flags, Mode::empty())?, name)
+        Self::create_in(rustix::fs::openat(CWD, folder, flags, Mode::empty())?, name)
     }
 
-    /// Begins a file in an open folder. Blocks.
-    pub(in crate::storage) fn create(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
+    /// Begins a file in the open folder of its name. Blocks.
+    pub(in crate::storage) fn create_in(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
         // A file without a name gets its name through /proc.
-        let nameless = if Path::new("/proc/self/fd").exists() { nameless(&folder) } else { Ok(None) };
-        let (file, temporary) = match nameless? {
-            Some(file) => (file, None),
-            None => named(&folder).map(|(file, name)| (file, Some(name)))?,
+        let can_be_linked = Path::new("/proc/self/fd").exists();
+        let nameless =
+            if can_be_linked { nameless::create(&folder, Path::new("."), OFlags::WRONLY, MODE)? } else { None };
+        let (file, current) = match nameless {
+            Some(file) => (file, Name::Nameless),
+            None => named(&folder).map(|(file, name)| (file, Name::Temporary(name)))?,
         };
-        Ok(Self { folder, name: name.to_owned(), file: Arc::new(file), temporary })
+        Ok(Self {
+            base: Some(folder),
+            target: name.into(),
+            name: current,
+            is_staged: false,
+            file: Arc::new(file),
+            is_synced: false,
+        })
+    }
+
+    /// Takes over an empty file of a staging folder. Both paths must be on the same file system.
+    pub(super) fn staged(path: PathBuf, target: &Path, file: File) -> Self {
+        Self {
+            base: None,
+            target: target.to_owned(),
+            name: Name::Temporary(path),
+            is_staged: true,
+            file: Arc::new(file),
+            is_synced: false,
+        }
     }
 
     /// Appends all bytes of a payload and returns the checksum of the bytes that were written; stops when dropped.
@@ -56,105 +101,152 @@ impl AtomicFile {
     /// # Errors
     ///
     /// The errors of the file system; [`io::ErrorKind::UnexpectedEof`] when the payload's file became shorter.
-    pub async fn write(&self, payload: &Payload) -> io::Result<Checksum> {
+    pub async fn write(&mut self, payload: &Payload) -> io::Result<Checksum> {
+        self.is_synced = false;
         let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
         while offset < payload.len() {
             let (payload, file, before) = (payload.clone(), Arc::clone(&self.file), checksum);
-            let copy = move || {
-                let chunk = payload.read_at(offset, Payload::CHUNK)?;
-                (&*file).write_all(&chunk)?;
-                Ok((before.append(&chunk), chunk.len() as u64))
-            };
-            let (after, copied) = run_blocking(copy).await?;
+            let (after, copied) = run_blocking(move || append(&file, &payload, offset, before)).await?;
             checksum = after;
             offset += copied;
         }
         Ok(checksum)
     }
 
-    /// Syncs the bytes of the file to the disk. Blocks.
-    ///
-    /// # Errors
-    ///
-    /// The errors of the file system.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+    /// Appends a head and all bytes of a payload, and returns the checksum of the payload as it was written. Blocks.
+    pub(in crate::storage) fn write_blocking(&mut self, head: &[u8], payload: &Payload) -> io::Result<Checksum> {
+        self.is_synced = false;
+        let mut file = &*self.file;
+        if let Payload::Memory(body) = payload {
+            if head.len() + body.len() <= ONE_WRITE {
+                file.write_all(&[head, body].concat())?;
+            } else {
+                file.write_all(head)?;
+                file.write_all(body)?;
+            }
+            return Ok(Checksum::of(body));
+        }
+        file.write_all(head)?;
+        let (mut checksum, mut offset) = (Checksum::of(&[]), 0);
+        while offset < payload.len() {
+            let (after, copied) = append(file, payload, offset, checksum)?;
+            checksum = after;
+            offset += copied;
+        }
+        Ok(checksum)
     }
 
-    /// Gives the file its final name and syncs the folder. Blocks.
+    /// Syncs the bytes of the file to the disk, unless they are synced already. Blocks.
     ///
     /// # Errors
     ///
     /// The errors of the file system.
-    pub fn place(mut self) -> io::Result<()> {
-        if let Some(mode) = mode_of(&self.folder, &self.name)
+    pub fn sync(&mut self) -> io::Result<()> {
+        if !self.is_synced {
+            self.file.sync_all()?;
+            self.is_synced = true;
+        }
+        Ok(())
+    }
+
+    /// Syncs the bytes, gives the file its final name and syncs the folder. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the file system.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.sync()?;
+        self.rename()?;
+        self.sync_folder()
+    }
+
+    /// Removes the file. Dropping it does the same. Blocks.
+    pub fn discard(self) {
+        drop(self);
+    }
+
+    /// Gives the file its final name, which is the visible step of [`AtomicFile::commit`] alone. Blocks.
+    ///
+    /// It is for a caller that holds a lock, under which nothing is synced: the bytes must be synced before, and the
+    /// folder after it. After an error it can be tried again.
+    pub(in crate::storage) fn rename(&mut self) -> io::Result<()> {
+        if !self.is_staged
+            && let Some(mode) = mode_of(self.base(), self.target.as_os_str())
             && FileType::from_raw_mode(mode).is_file()
         {
             rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode & 0o777))?;
         }
         // A link cannot replace a file, only a rename can.
-        let temporary = match self.temporary.take() {
-            Some(temporary) => temporary,
-            None => {
-                let (temporary, own) = (temporary_name(), format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-                rustix::fs::linkat(CWD, own, &self.folder, &temporary, AtFlags::SYMLINK_FOLLOW)?;
-                temporary
-            }
-        };
-        if let Err(error) = rustix::fs::renameat(&self.folder, &temporary, &self.folder, &self.name) {
-            self.temporary = Some(temporary);
-            return Err(error.into());
+        if matches!(self.name, Name::Nameless) {
+            let (temporary, own) = (temporary_name(), format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+            rustix::fs::linkat(CWD, own, self.base(), &temporary, AtFlags::SYMLINK_FOLLOW)?;
+            self.name = Name::Temporary(temporary);
         }
-        sync(&self.folder)
+        if let Name::Temporary(temporary) = &self.name {
+            rustix::fs::renameat(self.base(), temporary, self.base(), &self.target)?;
+            self.name = Name::Target;
+        }
+        Ok(())
+    }
+
+    /// Tells whether the file has no name on the disk: it never had one, or somebody removed it.
+    pub(in crate::storage) fn is_gone(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+
+    fn base(&self) -> BorrowedFd<'_> {
+        self.base.as_ref().map_or(CWD, |base| base.as_fd())
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(self.base(), folder, flags, Mode::empty()).map_err(io::Error::from) {
+            Ok(folder) => Ok(rustix::fs::fsync(folder)?),
+            // A folder that may be written but not read cannot be synced.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        let Some(temporary) = self.temporary.take() else { return };
-        if let Err(error) = rustix::fs::unlinkat(&self.folder, &temporary, AtFlags::empty()) {
-            tracing::warn!(name = %temporary.display(), %error, "a temporary file could not be removed; remove it");
+        let Name::Temporary(temporary) = &self.name else { return };
+        match rustix::fs::unlinkat(self.base(), temporary, AtFlags::empty()) {
+            // A sweep or somebody else has removed it.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                let remedy = if self.is_staged { "the next start removes it" } else { "remove it" };
+                let path = temporary.display();
+                tracing::warn!(%path, %error, "a temporary file could not be removed; {remedy}");
+            }
         }
     }
 }
 
 /// Returns type and permissions of an entry of a folder, if the entry can be examined.
-pub(in crate::storage) fn mode_of(folder: &OwnedFd, name: &OsStr) -> Option<rustix::fs::RawMode> {
+pub(in crate::storage) fn mode_of(folder: impl AsFd, name: &OsStr) -> Option<rustix::fs::RawMode> {
     rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_mode)
 }
 
-/// Permissions of any new file, before the umask is applied.
-const MODE: Mode = Mode::from_raw_mode(0o666);
-
-/// Makes a file without a name; `None` where the file system does not support that.
-fn nameless(folder: &OwnedFd) -> io::Result<Option<File>> {
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-    match rustix::fs::openat(folder, ".", flags, MODE).map_err(io::Error::from) {
-        Ok(file) => Ok(Some(file.into())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// Appends the piece of a payload at an offset. Returns the checksum with the piece, and the length of the piece.
+fn append(mut file: &File, payload: &Payload, offset: u64, before: Checksum) -> io::Result<(Checksum, u64)> {
+    let piece = payload.read_at(offset, Payload::CHUNK)?;
+    file.write_all(&piece)?;
+    Ok((before.append(&piece), piece.len() as u64))
 }
 
-fn named(folder: &OwnedFd) -> io::Result<(File, OsString)> {
+/// Makes a file with a temporary name.
+fn named(folder: &OwnedFd) -> io::Result<(File, PathBuf)> {
     let name = temporary_name();
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(folder, &name, flags, MODE)?;
     Ok((file.into(), name))
 }
 
-fn temporary_name() -> OsString {
+fn temporary_name() -> PathBuf {
     format!(".{}.filestorage", Uuid::new_v4().simple()).into()
-}
-
-fn sync(folder: &OwnedFd) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match rustix::fs::openat(folder, ".", flags, Mode::empty()).map_err(io::Error::from) {
-        Ok(folder) => Ok(rustix::fs::fsync(folder)?),
-        // A folder that may be written but not read cannot be synced.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -175,10 +267,10 @@ mod tests {
 
     /// Begins a file that has a temporary name, or none.
     fn begin(path: &Path, with_name: bool) -> AtomicFile {
-        let mut file = AtomicFile::at(path).unwrap();
+        let mut file = AtomicFile::create(path).unwrap();
         if with_name {
-            let (inner, temporary) = named(&file.folder).unwrap();
-            (file.file, file.temporary) = (Arc::new(inner), Some(temporary));
+            let (inner, temporary) = named(file.base.as_ref().unwrap()).unwrap();
+            (file.file, file.name) = (Arc::new(inner), Name::Temporary(temporary));
         }
         file
     }
@@ -189,20 +281,20 @@ mod tests {
         let path = place.path().join("out");
         let payload = Payload::Memory(Bytes::from(vec![b'x'; Payload::CHUNK + 9]));
         for with_name in [false, true] {
-            let file = begin(&path, with_name);
+            let mut file = begin(&path, with_name);
             assert_eq!(file.write(&payload).await.unwrap(), payload.checksum().await.unwrap());
             file.sync().unwrap();
             assert!(!path.exists());
-            drop(file);
+            file.discard();
             assert_eq!(names(place.path()), [""; 0]);
         }
         for (with_name, mode) in [(false, 0o640), (true, 0o600)] {
-            let file = begin(&path, with_name);
+            let mut file = begin(&path, with_name);
             fs::write(&path, "old").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let old = File::open(&path).unwrap();
             file.write(&payload).await.unwrap();
-            file.place().unwrap();
+            file.commit().unwrap();
             assert_eq!(fs::read(&path).unwrap().len(), Payload::CHUNK + 9);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
             assert_eq!(io::read_to_string(old).unwrap(), "old");
@@ -217,17 +309,17 @@ mod tests {
         fs::write(&target, "mine").unwrap();
         for with_name in [false, true] {
             std::os::unix::fs::symlink(&target, &path).unwrap();
-            begin(&path, with_name).place().unwrap();
+            begin(&path, with_name).commit().unwrap();
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
             assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
             fs::remove_file(&path).unwrap();
         }
         for with_name in [false, true] {
             fs::create_dir(&path).unwrap();
-            assert!(begin(&path, with_name).place().is_err());
+            assert!(begin(&path, with_name).commit().is_err());
             fs::remove_dir(&path).unwrap();
             assert_eq!(names(place.path()), ["target"]);
         }
-        assert!(AtomicFile::at(&place.path().join("missing/out")).is_err());
+        assert!(AtomicFile::create(&place.path().join("missing/out")).is_err());
     }
 }

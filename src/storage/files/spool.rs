@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, Mode, OFlags};
 use uuid::Uuid;
 
 use crate::storage::error::{Error, ErrorKind, Operation};
-use crate::storage::files::shortage;
+use crate::storage::files::{nameless, shortage};
 use crate::storage::object::{Checksum, Key, Payload, Watch, payload};
+
+/// Permissions of the files: values are for this user only.
+const MODE: u32 = 0o600;
 
 /// Makes files without a name in one folder, which is created when it is first needed; cheap to clone.
 ///
@@ -79,18 +82,14 @@ impl Spool {
 
     fn create_in(folder: &Path) -> io::Result<File> {
         fs::create_dir_all(folder)?;
-        let flags = i32::try_from(OFlags::TMPFILE.bits()).map_err(io::Error::other)?;
-        let nameless = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(folder);
-        match nameless {
-            // Not every file system supports that.
-            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory) => {
-                let path = folder.join(format!("{}.tmp", Uuid::new_v4().simple()));
-                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-                fs::remove_file(&path)?;
-                Ok(file)
-            }
-            made => made,
+        if let Some(file) = nameless::create(CWD, folder, OFlags::RDWR, Mode::from_raw_mode(MODE))? {
+            return Ok(file);
         }
+        // Not every file system supports that.
+        let path = folder.join(format!("{}.tmp", Uuid::new_v4().simple()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok(file)
     }
 
     /// Begins a value: makes the writer that takes its bytes.

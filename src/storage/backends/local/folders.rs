@@ -1,11 +1,13 @@
 //! Folders below the root: created when missing, and synced so that their files can be found after a power failure.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::storage::files::folder;
 
 /// The largest number of folders that are remembered. Beyond it all are forgotten, which costs a few more syncs.
 const REMEMBERED: usize = 65_536;
@@ -33,17 +35,17 @@ impl Folders {
                 durable.remove(ancestor);
             }
         }
-        create_again(folder)
+        folder::create(folder)
     }
 
     /// Syncs the names in a folder and, once in the life of the process, the folder's own name and those above it.
     pub(super) fn sync(&self, folder: &Path) -> io::Result<()> {
-        sync_folder(folder)?;
+        folder::sync(folder)?;
         if self.durable().contains(folder) {
             return Ok(());
         }
         for ancestor in folder.ancestors().skip(1).take_while(|ancestor| ancestor.starts_with(&self.root)) {
-            sync_folder(ancestor)?;
+            folder::sync(ancestor)?;
         }
         let mut durable = self.durable();
         if durable.len() >= REMEMBERED {
@@ -78,18 +80,6 @@ pub(super) fn sync_chain(folder: &Path, sync: impl Fn(&Path) -> io::Result<()>) 
     Ok(())
 }
 
-/// Creates a missing folder. If a folder above it is removed meanwhile, the next attempt creates it.
-pub(super) fn create_again(folder: &Path) -> io::Result<()> {
-    match fs::create_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
@@ -104,7 +94,7 @@ mod tests {
         let synced = RefCell::new(Vec::new());
         sync_chain(&root, |folder| {
             synced.borrow_mut().push(folder.to_owned());
-            sync_folder(folder)
+            folder::sync(folder)
         })
         .unwrap();
         let synced = synced.into_inner();

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{Local, Root, fault, names};
@@ -33,10 +35,8 @@ impl Local {
                 return Ok(());
             }
             let text = format!("{line}\n");
-            let (mut temporary, _) = self.0.temporary.write(text.as_bytes(), &Payload::Memory(Vec::new().into()))?;
             // Two processes that do this at once write the same text.
-            temporary.rename(&path)?;
-            self.0.folders.sync(&self.0.root)
+            self.0.write_whole(&path, &text)
         };
         write().map_err(|error| fault(Operation::Probe, None, &path, error))
     }
@@ -62,12 +62,16 @@ impl Root {
             return Ok(known);
         }
         let made = Uuid::new_v4().simple().to_string();
-        let (mut temporary, _) =
-            self.temporary.write(format!("{made}\n").as_bytes(), &Payload::Memory(Vec::new().into()))?;
-        temporary.rename(&self.root.join(names::WRITER_ID))?;
-        self.folders.sync(&self.root)?;
+        self.write_whole(&self.root.join(names::WRITER_ID), &format!("{made}\n"))?;
         drop(held);
         Ok(made)
+    }
+
+    /// Writes a file of the root, whole or not at all, and syncs it.
+    fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
+        let mut file = self.staging.create(path)?;
+        file.write_blocking(text.as_bytes(), &Payload::Memory(Bytes::new()))?;
+        file.commit()
     }
 
     fn read_identity(&self) -> io::Result<Option<String>> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::storage::files::descriptors;
+use crate::storage::files::{descriptors, folder};
 use crate::storage::object::{Checksum, Key};
 
 const SHARDS: usize = 256;
@@ -86,7 +86,7 @@ impl Locks {
         let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                super::folders::create_again(&self.folder)?;
+                folder::create(&self.folder)?;
                 open()
             }
             result => result,

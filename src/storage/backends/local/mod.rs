@@ -25,7 +25,6 @@ mod names;
 mod path;
 mod quarantine;
 mod read;
-mod temporary;
 mod write;
 
 use std::fmt;
@@ -42,14 +41,13 @@ use self::folders::Folders;
 use self::locks::Locks;
 pub(in crate::storage) use self::quarantine::Quarantined;
 use self::read::ReadFault;
-use self::temporary::TemporaryFolder;
 use self::write::Needs;
 use crate::storage::backend::{
     Backend, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::files::{FILE_OPERATIONS, shortage};
+use crate::storage::files::{FILE_OPERATIONS, StagingFolder, folder, shortage};
 use crate::storage::join::joined;
 use crate::storage::object::{Attributes, Key, Object};
 
@@ -75,7 +73,7 @@ struct Root {
     root: PathBuf,
     folders: Folders,
     locks: Locks,
-    temporary: TemporaryFolder,
+    staging: StagingFolder,
     /// Whether the file system is a tmpfs.
     in_memory: bool,
 }
@@ -106,7 +104,7 @@ impl Local {
         for own in [names::TEMPORARY, names::LOCKS] {
             fs::create_dir_all(opened.root.join(own)).map_err(fault)?;
         }
-        folders::sync_chain(&opened.root, folders::sync_folder).map_err(fault)?;
+        folders::sync_chain(&opened.root, folder::sync).map_err(fault)?;
         opened.sweep()?;
         Ok(Self(Arc::new(opened)))
     }
@@ -142,8 +140,8 @@ impl Local {
     ///
     /// The errors of the file system.
     pub fn leftovers(&self) -> Result<u64> {
-        let counted = self.0.temporary.count_abandoned();
-        counted.map_err(|error| fault(Operation::Probe, None, self.0.temporary.folder(), error))
+        let counted = self.0.staging.count_abandoned();
+        counted.map_err(|error| fault(Operation::Probe, None, self.0.staging.path(), error))
     }
 
     /// Returns the root folder.
@@ -220,10 +218,10 @@ impl Root {
                 format!("the path of the storage folder is longer than {MAX_ROOT_BYTES} bytes; use a shorter path");
             return Err(Error::new(ErrorKind::Invalid, Operation::Probe, None, why));
         }
-        let temporary = TemporaryFolder::new(root.join(names::TEMPORARY));
+        let staging = StagingFolder::new(root.join(names::TEMPORARY));
         let locks = Locks::new(root.join(names::LOCKS));
         let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
-        Ok(Self { folders: Folders::new(root.clone()), locks, temporary, in_memory, root })
+        Ok(Self { folders: Folders::new(root.clone()), locks, staging, in_memory, root })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -236,8 +234,8 @@ impl Root {
     }
 
     fn sweep(&self) -> Result<u64> {
-        let removed = self.temporary.sweep();
-        let removed = removed.map_err(|error| fault(Operation::Probe, None, self.temporary.folder(), error))?;
+        let removed = self.staging.sweep();
+        let removed = removed.map_err(|error| fault(Operation::Probe, None, self.staging.path(), error))?;
         if removed > 0 {
             tracing::info!(removed, root = %self.root.display(), "removed temporary files of writers that are gone");
         }
@@ -439,9 +437,12 @@ impl Backend for Local {
     }
 
     async fn probe(&self) -> Result<Probe> {
-        let work = |root: &Root| match root.temporary.create() {
-            Ok(_) => Ok(Probe::default()),
-            Err(error) => Err(fault(Operation::Probe, None, root.temporary.folder(), error)),
+        let work = |root: &Root| match root.staging.create(&root.root.join(names::PROBE)) {
+            Ok(file) => {
+                file.discard();
+                Ok(Probe::default())
+            }
+            Err(error) => Err(fault(Operation::Probe, None, root.staging.path(), error)),
         };
         self.run(Operation::Probe, false, work).await
     }

@@ -3,6 +3,9 @@
 /// Folder of files that are being written.
 pub(super) const TEMPORARY: &str = "#tmp";
 
+/// Final name of the file that a probe begins; no file ever has it.
+pub(super) const PROBE: &str = "#probe";
+
 /// Folder of the lock files.
 pub(super) const LOCKS: &str = "#locks";
 

@@ -8,13 +8,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::temporary::Temporary;
 use super::{Root, TRIES, fault, header, read};
 use crate::storage::backend::{Condition, DeleteOptions, Removal};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::files::shortage;
-use crate::storage::object::{Attributes, Checksum, Key, Object};
+use crate::storage::files::{AtomicFile, shortage};
+use crate::storage::object::{Attributes, Key, Object};
 
 /// The state of the key that the commit requires.
 #[derive(Clone, Copy, Debug)]
@@ -45,31 +44,29 @@ impl Root {
         let head = header::encode(key, &object.attributes)
             .map_err(|why| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why))?;
         let failed = |error| fault(Operation::Store, Some(key), &path, error);
-        let write = || self.temporary.write(&head, &object.payload);
-        let checked = |written: (Temporary, Checksum)| match written {
-            (temporary, checksum) if checksum == object.attributes.stored_checksum => Ok(temporary),
-            _ => {
-                let why = "the source changed while it was stored; store it again";
-                Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
+        let stage = || -> Result<AtomicFile> {
+            let mut file = self.staging.create(&path).map_err(failed)?;
+            let checksum = file.write_blocking(&head, &object.payload).map_err(failed)?;
+            file.sync().map_err(failed)?;
+            if checksum == object.attributes.stored_checksum {
+                return Ok(file);
             }
+            let why = "the source changed while it was stored; store it again";
+            Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
         };
-        let mut temporary = checked(write().map_err(failed)?)?;
+        let mut file = stage()?;
         let mut tries = 0;
         loop {
             let committed = self.commit(key, needs, Operation::Store, || {
-                if commit_guard.commit() {
-                    Ok(temporary.rename(&path))
-                } else {
-                    Err(Error::abandoned(Operation::Store, key))
-                }
+                if commit_guard.commit() { Ok(file.rename()) } else { Err(Error::abandoned(Operation::Store, key)) }
             })?;
             tries += 1;
             match committed {
                 Ok(()) => break,
                 // The folder is new, or somebody removed it, or a sweep removed the file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
-                    if temporary.is_gone().map_err(failed)? {
-                        temporary = checked(write().map_err(failed)?)?;
+                    if file.is_gone().map_err(failed)? {
+                        file = stage()?;
                     }
                     self.folders.create(folder).map_err(failed)?;
                 }

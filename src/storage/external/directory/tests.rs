@@ -42,7 +42,7 @@ impl Scratch {
     }
 
     fn write(&self, below: &str) -> Result<(), FileFault> {
-        Ok(self.directory.write(Path::new(below))?.place()?)
+        Ok(self.directory.write(Path::new(below))?.commit()?)
     }
 }
 
