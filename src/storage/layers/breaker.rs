@@ -52,12 +52,17 @@ impl BreakerState {
     }
 }
 
-/// The decision about one operation.
+/// The decision about an operation that is about to begin. A probe is a number for the state machine, and a turn for
+/// the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(in crate::storage) enum Admission<P = ProbeTurn> {
+    /// The operation may use the backend.
     Pass,
-    Probe(u64),
+    /// The operation must probe first.
+    Probe(P),
+    /// A probe of a doubted backend is under way. [`Breaker::settled`] waits for its end.
     Wait,
+    /// The operation fails at once.
     Refuse(Outage),
 }
 
@@ -139,18 +144,18 @@ impl Circuit {
         Self { state: State::CLOSED, silence_limit, alive_at: None, probes: 0, chance }
     }
 
-    fn admit(&mut self, now: Instant) -> Verdict {
+    fn admit(&mut self, now: Instant) -> Admission<u64> {
         let silence = self.state.silence(now);
         match self.state {
-            State::Closed { .. } => Verdict::Pass,
-            State::Doubted { .. } => Verdict::Wait,
+            State::Closed { .. } => Admission::Pass,
+            State::Doubted { .. } => Admission::Wait,
             State::Open { silent_since, interval, probe_at } if probe_at <= now => {
                 let probe = self.next_probe();
                 self.state = State::HalfOpen { silent_since, interval, probe };
-                Verdict::Probe(probe)
+                Admission::Probe(probe)
             }
-            State::Open { probe_at, .. } => Verdict::Refuse(Outage { silence, probe_in: Some(probe_at - now) }),
-            State::HalfOpen { .. } => Verdict::Refuse(Outage { silence, probe_in: None }),
+            State::Open { probe_at, .. } => Admission::Refuse(Outage { silence, probe_in: Some(probe_at - now) }),
+            State::HalfOpen { .. } => Admission::Refuse(Outage { silence, probe_in: None }),
         }
     }
 
@@ -281,10 +286,10 @@ impl Breaker {
     /// Decides about an operation that is about to begin.
     pub(in crate::storage) fn admit(&self) -> Admission {
         match self.change(Circuit::admit) {
-            Verdict::Pass => Admission::Pass,
-            Verdict::Probe(id) => Admission::Probe(self.probe(id)),
-            Verdict::Wait => Admission::Wait,
-            Verdict::Refuse(outage) => Admission::Refuse(outage),
+            Admission::Pass => Admission::Pass,
+            Admission::Probe(id) => Admission::Probe(self.probe(id)),
+            Admission::Wait => Admission::Wait,
+            Admission::Refuse(outage) => Admission::Refuse(outage),
         }
     }
 
@@ -343,19 +348,6 @@ impl fmt::Debug for Breaker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Breaker").field(&self.state()).finish()
     }
-}
-
-/// The decision about an operation that is about to begin.
-#[derive(Debug)]
-pub(in crate::storage) enum Admission {
-    /// The operation may use the backend.
-    Pass,
-    /// The operation must probe first.
-    Probe(ProbeTurn),
-    /// A probe of a doubted backend is under way. [`Breaker::settled`] waits for its end.
-    Wait,
-    /// The operation fails at once.
-    Refuse(Outage),
 }
 
 /// The one probe that is under way. If it is dropped without an end, its caller was cancelled.

@@ -29,7 +29,7 @@ impl Case {
         self.circuit.answered(self.now);
     }
 
-    fn admit(&mut self) -> Verdict {
+    fn admit(&mut self) -> Admission<u64> {
         self.circuit.admit(self.now)
     }
 
@@ -41,7 +41,7 @@ impl Case {
     fn open() -> Self {
         let mut case = Self::new();
         for _ in 0..FAILURES {
-            assert_eq!(case.admit(), Verdict::Pass);
+            assert_eq!(case.admit(), Admission::Pass);
             assert_eq!(case.unanswered(0.0, true), None);
         }
         assert!(case.circuit.state.is_open());
@@ -49,9 +49,9 @@ impl Case {
     }
 }
 
-fn refused(silence: f64, probe_in: Option<f64>) -> Verdict {
+fn refused(silence: f64, probe_in: Option<f64>) -> Admission<u64> {
     let (silence, probe_in) = (Duration::from_secs_f64(silence), probe_in.map(Duration::from_secs_f64));
-    Verdict::Refuse(Outage { silence, probe_in })
+    Admission::Refuse(Outage { silence, probe_in })
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn three_failed_operations_in_a_row_open_the_breaker() {
     case.answered();
     for _ in 0..2 {
         assert_eq!(case.unanswered(0.0, true), None);
-        assert_eq!(case.admit(), Verdict::Pass);
+        assert_eq!(case.admit(), Admission::Pass);
     }
     assert_eq!(case.unanswered(0.0, true), None);
     assert_eq!(case.admit(), refused(0.0, Some(1.0)));
@@ -83,7 +83,7 @@ fn the_interval_between_probes_doubles() {
         assert_eq!(case.admit(), refused(silence + interval - 0.5, Some(0.5)));
         case.pass(0.5);
         silence += interval;
-        let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+        let Admission::Probe(probe) = case.admit() else { panic!("a probe is due") };
         // Only one caller probes.
         assert_eq!(case.admit(), refused(silence, None));
         case.pass(5.0);
@@ -114,9 +114,9 @@ fn the_interval_is_drawn_below_its_length() {
 fn an_answer_closes_the_breaker_and_resets_it() {
     let mut case = Case::open();
     case.pass(1.0);
-    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+    let Admission::Probe(probe) = case.admit() else { panic!("a probe is due") };
     case.probed(probe, End::Answered);
-    assert_eq!(case.admit(), Verdict::Pass);
+    assert_eq!(case.admit(), Admission::Pass);
     for _ in 0..FAILURES {
         assert!(!case.circuit.state.is_open());
         assert_eq!(case.unanswered(0.0, true), None);
@@ -124,18 +124,18 @@ fn an_answer_closes_the_breaker_and_resets_it() {
     assert_eq!(case.admit(), refused(0.0, Some(1.0)));
     // An attempt that began before the breaker opened is answered after all.
     case.answered();
-    assert_eq!(case.admit(), Verdict::Pass);
+    assert_eq!(case.admit(), Admission::Pass);
 }
 
 #[test]
 fn a_probe_that_an_answer_has_overtaken_changes_nothing() {
     let mut case = Case::open();
     case.pass(1.0);
-    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+    let Admission::Probe(probe) = case.admit() else { panic!("a probe is due") };
     case.answered();
     for end in [End::Unanswered, End::Dropped] {
         case.probed(probe, end);
-        assert_eq!(case.admit(), Verdict::Pass);
+        assert_eq!(case.admit(), Admission::Pass);
     }
     let Some(newer) = case.unanswered(0.0, false).or_else(|| {
         case.pass(30.0);
@@ -144,7 +144,7 @@ fn a_probe_that_an_answer_has_overtaken_changes_nothing() {
         panic!("silent for long")
     };
     case.probed(probe, End::Unanswered);
-    assert_eq!(case.admit(), Verdict::Wait);
+    assert_eq!(case.admit(), Admission::Wait);
     case.probed(newer, End::Unanswered);
     assert_eq!(case.admit(), refused(30.0, Some(1.0)));
 }
@@ -154,10 +154,10 @@ fn silence_leads_to_a_probe_before_the_breaker_opens() {
     let mut case = Case::new();
     let probe = case.unanswered(30.0, false).unwrap();
     // One caller probes and all others wait for the result. Further unanswered attempts change nothing.
-    assert_eq!(case.admit(), Verdict::Wait);
+    assert_eq!(case.admit(), Admission::Wait);
     assert_eq!(case.unanswered(30.0, false), None);
     assert_eq!(case.unanswered(30.0, true), None);
-    assert_eq!(case.admit(), Verdict::Wait);
+    assert_eq!(case.admit(), Admission::Wait);
     case.pass(5.0);
     case.probed(probe, End::Unanswered);
     assert_eq!(case.admit(), refused(35.0, Some(1.0)));
@@ -165,7 +165,7 @@ fn silence_leads_to_a_probe_before_the_breaker_opens() {
     let mut case = Case::new();
     let probe = case.unanswered(30.0, false).unwrap();
     case.probed(probe, End::Answered);
-    assert_eq!(case.admit(), Verdict::Pass);
+    assert_eq!(case.admit(), Admission::Pass);
     // Silence counts from the last answer, not from the beginning of an attempt.
     case.pass(29.0);
     assert_eq!(case.unanswered(40.0, false), None);
@@ -197,18 +197,18 @@ fn a_cancelled_probe_blocks_nobody() {
     let mut case = Case::new();
     let probe = case.unanswered(30.0, false).unwrap();
     case.probed(probe, End::Dropped);
-    assert_eq!(case.admit(), Verdict::Pass);
+    assert_eq!(case.admit(), Admission::Pass);
     let again = case.unanswered(0.0, false).unwrap();
     assert_ne!(probe, again);
     case.probed(again, End::Unanswered);
     case.pass(1.0);
-    let Verdict::Probe(probe) = case.admit() else { panic!("a probe is due") };
+    let Admission::Probe(probe) = case.admit() else { panic!("a probe is due") };
     case.pass(3.0);
     case.probed(probe, End::Dropped);
     // The next caller probes an interval later.
     assert_eq!(case.admit(), refused(34.0, Some(1.0)));
     case.pass(1.0);
-    assert!(matches!(case.admit(), Verdict::Probe(_)));
+    assert!(matches!(case.admit(), Admission::Probe(_)));
 }
 
 #[tokio::test(start_paused = true)]
