@@ -43,7 +43,7 @@
 //! wiring     ─► broker, broker_url, config, provider, redact, storage, telemetry
 //! worker     ─► broker, celery, commands, json, redact, telemetry
 //! commands   ─► instant, json, provider, storage
-//! broker     ─► broker_url, celery::message, redact
+//! broker     ─► broker_url, celery::message, queue_name, redact
 //! storage    ─► charset, provider, redact, telemetry
 //! celery     ─► charset, instant, json
 //! config     ─► broker_url, provider, queue_name, redact

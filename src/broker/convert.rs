@@ -7,6 +7,7 @@ use lapin::{
 };
 
 use crate::celery::message::{Field, Headers, Message, Properties};
+use crate::queue_name;
 
 /// Takes a delivered message over; what is not UTF-8 is replaced, never refused.
 pub(super) fn message_in(properties: &BasicProperties, body: Vec<u8>) -> Message {
@@ -59,12 +60,13 @@ fn field_in(value: &AMQPValue) -> Field {
     }
 }
 
-/// Makes a name short enough for AMQP.
+/// Makes a short string of AMQP, such as a name.
 ///
 /// # Errors
 /// Says which name is too long; sent all the same it would cost the connection.
 pub(super) fn short(what: &str, text: &str) -> Result<ShortString, String> {
-    ShortString::try_new(text).map_err(|_| format!("{what} is {} bytes long, 255 is the most", text.len()))
+    let refused = |_| format!("{what} is {} bytes long, {} is the most", text.len(), queue_name::MAX_BYTES);
+    ShortString::try_new(text).map_err(refused)
 }
 
 /// Puts a message's properties and headers into the library's type.

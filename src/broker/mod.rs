@@ -41,4 +41,5 @@ pub use publish::{Confirmation, PublishError, Publisher};
 pub use session::Session;
 pub use state::State;
 pub use subscribe::{Notices, Subscription};
+pub use topology::{DEAD_QUEUE, EVENTS_EXCHANGE, METRICS_QUEUE};
 pub use topology::{Exchange, ExchangeType, Look, Presence, QueueSpec, Topology};

@@ -20,6 +20,7 @@ use super::{
     State, Subscription, Tls, Topology, consume, error, gate::Gate, heard::Heard, pulse, state::StateCell, stream,
     subscribe, url,
 };
+use crate::queue_name::RESERVED_PREFIX;
 
 /// Seconds; RabbitMQ's own 60 would leave a dead peer unnoticed for two minutes.
 const HEARTBEAT: u16 = 8;
@@ -284,8 +285,9 @@ impl Link {
         }
         // No right of any user helps here.
         if error.to_string().contains("reserved prefix") {
-            let text =
-                format!("{resource} cannot be made: names that begin with 'amq.' are the broker's own; take another");
+            let text = format!(
+                "{resource} cannot be made: names that begin with '{RESERVED_PREFIX}' are the broker's own; take another"
+            );
             return Error::new(ErrorKind::Arguments, text);
         }
         let (user, vhost) = (self.url.user(), self.url.vhost());

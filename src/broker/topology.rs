@@ -19,12 +19,12 @@ use super::{
     session::Link,
 };
 
-/// Where messages that cannot be run are kept.
-const DEAD: &str = "filestorage.dead";
-/// Where every operation is told.
-const EVENTS: &str = "filestorage.events";
-/// Where the events are kept for whoever counts.
-const METRICS: &str = "filestorage.metrics";
+/// The queue that keeps messages that cannot be run.
+pub const DEAD_QUEUE: &str = "filestorage.dead";
+/// The durable topic exchange that metric events are published to.
+pub const EVENTS_EXCHANGE: &str = "filestorage.events";
+/// The queue that collects metric events by default.
+pub const METRICS_QUEUE: &str = "filestorage.metrics";
 
 /// Whether a queue or an exchange is there, once we tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,7 +166,7 @@ impl Topology {
     /// # Errors
     /// As [`Topology::ensure_queue`].
     pub async fn ensure_dead(&self) -> Result<Presence> {
-        self.ensure_queue(&QueueSpec::durable(DEAD, self.link.options.queue_type)).await
+        self.ensure_queue(&QueueSpec::durable(DEAD_QUEUE, self.link.options.queue_type)).await
     }
 
     /// Makes sure of the topic exchange `filestorage.events` and of `filestorage.metrics`, bounded to `max_length` messages
@@ -176,12 +176,12 @@ impl Topology {
     /// # Errors
     /// As [`Topology::ensure_queue`].
     pub async fn ensure_metrics(&self, max_length: u32) -> Result<Presence> {
-        let events = Exchange { name: EVENTS.to_owned(), kind: ExchangeType::Topic, durable: true };
+        let events = Exchange { name: EVENTS_EXCHANGE.to_owned(), kind: ExchangeType::Topic, durable: true };
         let exchange = self.ensure_exchange(&events).await?;
         if matches!(exchange, Presence::Down(_) | Presence::Denied(_)) {
             return Ok(exchange);
         }
-        let metrics = QueueSpec::durable(METRICS, self.link.options.queue_type)
+        let metrics = QueueSpec::durable(METRICS_QUEUE, self.link.options.queue_type)
             .with("x-max-length", Field::Int(max_length.into()))
             .with("x-overflow", "drop-head");
         let queue = self.ensure_queue(&metrics).await?;
@@ -189,7 +189,7 @@ impl Topology {
             return Ok(queue);
         }
         if exchange == Presence::Created || queue == Presence::Created {
-            match self.bind(METRICS, EVENTS, "#").await {
+            match self.bind(METRICS_QUEUE, EVENTS_EXCHANGE, "#").await {
                 Err(error) if error.kind() == ErrorKind::Denied => return Ok(Presence::Denied(error.to_string())),
                 bound => bound?,
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::broker_url::BrokerUrl;
 use crate::provider::Provider;
-use crate::queue_name;
+use crate::queue_name::{self, MAX_BYTES, NOT_RESERVED};
 
 /// The kind of value that a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,8 +98,8 @@ impl SettingKind {
             Self::Path | Self::File => "a path".to_owned(),
             Self::Paths => "absolute paths joined by `:`".to_owned(),
             Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
-            Self::Queues => format!("queue names of 1 to 255 bytes joined by commas, {}", queue_name::NOT_RESERVED),
-            Self::Queue => format!("a queue name of 1 to 255 bytes, {}", queue_name::NOT_RESERVED),
+            Self::Queues => format!("queue names of 1 to {MAX_BYTES} bytes joined by commas, {NOT_RESERVED}"),
+            Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
         }

@@ -30,10 +30,8 @@ use crate::telemetry::CommandOutcome;
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
 const TOO_LARGE: &str = "follow-ups-too-large";
 
+pub(super) use crate::broker::DEAD_QUEUE;
 pub(super) use turn::{Turn, doubt, reconsider};
-
-/// Queue that keeps what cannot be run.
-pub(super) const DEAD_QUEUE: &str = "filestorage.dead";
 
 /// Bytes of all messages that follow one command; never more than may be in flight.
 const LONGEST_FOLLOW: usize = 64 << 20;

@@ -7,8 +7,7 @@ use super::journal::Digest;
 use crate::celery::message::{Address, Message, Properties, Publication};
 use crate::commands::Facts;
 
-/// Durable topic exchange that events are published to.
-pub(super) const EXCHANGE: &str = "filestorage.events";
+pub(super) use crate::broker::EVENTS_EXCHANGE as EXCHANGE;
 
 const ONE: &str = "application/cloudevents+json";
 const MANY: &str = "application/cloudevents-batch+json";

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, Presence, QueueType, Session};
+use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, METRICS_QUEUE, Presence, QueueType, Session};
 use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
@@ -36,8 +36,6 @@ use silences::Silences;
 pub use event::event_schema;
 pub use signals::{Stop, disregard, hangups, listen};
 
-/// Queue that collects metric events by default.
-const METRICS_QUEUE: &str = "filestorage.metrics";
 /// Events it holds; beyond that the oldest go.
 const METRICS_LENGTH: u32 = 100_000;
 /// Unsettled deliveries a queue begins with, whose sizes are not known yet.

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("wiring", &["broker", "broker_url", "config", "provider", "redact", "storage", "telemetry"]),
     ("worker", &["broker", "celery", "commands", "json", "redact", "telemetry"]),
     ("commands", &["instant", "json", "provider", "storage"]),
-    ("broker", &["broker_url", "celery::message", "redact"]),
+    ("broker", &["broker_url", "celery::message", "queue_name", "redact"]),
     ("storage", &["charset", "provider", "redact", "telemetry"]),
     ("celery", &["charset", "instant", "json"]),
     ("broker_url", &["redact"]),

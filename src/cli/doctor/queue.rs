@@ -7,14 +7,11 @@ use uuid::Uuid;
 
 use super::report::Report;
 use crate::broker::{
-    BrokerOptions, Confirmation, Delay, Error, ErrorKind, Look, Presence, PublishError, QueueSpec, QueueType, Session,
-    Topology,
+    BrokerOptions, Confirmation, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE,
+    Presence, PublishError, QueueSpec, QueueType, Session, Topology,
 };
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
 use crate::wiring::{Code, Failure};
-
-/// The exchange for metric events.
-const EVENTS: &str = "filestorage.events";
 
 /// The longest wait for one answer of the broker.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,7 +43,7 @@ pub(super) async fn check(
     };
     let topology = session.topology();
     let mut missing = Vec::new();
-    for queue in queues.iter().map(String::as_str).chain(["filestorage.dead", "filestorage.metrics"]) {
+    for queue in queues.iter().map(String::as_str).chain([DEAD_QUEUE, METRICS_QUEUE]) {
         match topology.look(queue).await {
             Ok(Look::Present { messages, consumers }) => {
                 report.fine("queues", format!("{queue}: {messages} messages wait, {consumers} consumers"))?;
