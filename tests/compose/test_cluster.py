@@ -6,6 +6,7 @@ nobody may wait for ever. What was measured is printed at the end of the run.
 
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Callable
 
@@ -65,6 +66,19 @@ class Fault:
         return self.name
 
 
+@contextmanager
+def undone(cluster, undo, services):
+    """Undoes a fault in the end, also when the test has failed: it then tells how things stood, and leaves the next a whole cluster."""
+    try:
+        yield
+    except AssertionError:
+        print(cluster.tail())
+        raise
+    finally:
+        for service in services:
+            undo(service)
+
+
 def nothing(cluster, load, lost):
     pass
 
@@ -77,45 +91,41 @@ def worker_killed(cluster, load, lost):
 
 def broker_killed(cluster, load, lost):
     cluster.compose("kill", *lost)
-    load.wait_flowing(ANSWERS)
-    for broker in lost:
-        cluster.start(broker)
+    with undone(cluster, cluster.start, lost):
+        load.wait_flowing(ANSWERS)
     cluster.wait_brokers()
 
 
 def broker_cut(cluster, load, lost):
     cut = {broker: cluster.disconnect(broker) for broker in lost}
-    load.wait_flowing(ANSWERS)
-    for broker, networks in cut.items():
-        cluster.connect(broker, networks)
+    with undone(cluster, lambda broker: cluster.connect(broker, cut[broker]), lost):
+        load.wait_flowing(ANSWERS)
     cluster.wait_brokers()
 
 
 def broker_paused(cluster, load, lost):
     for broker in lost:
         cluster.pause(broker)
-    load.wait_flowing(ANSWERS)
-    for broker in lost:
-        cluster.unpause(broker)
+    with undone(cluster, cluster.unpause, lost):
+        load.wait_flowing(ANSWERS)
     cluster.wait_brokers()
 
 
 def broker_parted(cluster, load, lost):
     for broker in lost:
         cluster.part(broker)
-    load.wait_flowing(2 * ANSWERS)
-    for broker in lost:
-        cluster.unite(broker)
+    with undone(cluster, cluster.unite, lost):
+        load.wait_flowing(2 * ANSWERS)
     cluster.wait_brokers()
 
 
 def bucket_cut(cluster, load, lost):
     networks = cluster.disconnect("gcs")
-    # The first attempts wait for their time-out, the rest finds the breaker open.
-    wait_until(cluster.pending, PATIENCE, "a write that waits for the bucket", 0.2)
-    load.wait_flowing(ANSWERS)
     # That everything is synced is waited for once the load has ended: a key that is written all the time stays behind.
-    cluster.connect("gcs", networks)
+    with undone(cluster, lambda bucket: cluster.connect(bucket, networks), ["gcs"]):
+        # The first attempts wait for their time-out, the rest finds the breaker open.
+        wait_until(cluster.pending, PATIENCE, "a write that waits for the bucket", 0.2)
+        load.wait_flowing(ANSWERS)
 
 
 def workers_restarted(cluster, load, lost):
