@@ -46,7 +46,8 @@ class Server:
         self.url = os.environ.get(self.variable, "").rstrip("/")
         self._own = not self.url
         if self._own:
-            folder = ROOT / "target" / f"{self.script}-e2e"
+            # Each of several processes has its own, since the first to be done stops it.
+            folder = ROOT / "target" / f"{self.script}-e2e{os.environ.get('PYTEST_XDIST_WORKER', '')}"
             self._env = {**os.environ, self.script.upper().replace("-", "_") + "_DIR": str(folder)}
             self.url = self._run("start").strip().rstrip("/")
 
