@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_named_twice_counts_once_and_is_written_if_one_use_writes() {
+    fn a_key_named_twice_is_written_if_one_use_writes() {
         assert_eq!(Keys::of(&[]), Keys::None);
         let one = KeyUse::read(key("a"));
         assert_eq!(Keys::of(std::slice::from_ref(&one)), Keys::One(one.clone()));

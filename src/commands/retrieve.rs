@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_no_reply_can_carry_is_a_value_error_that_names_the_way_out() {
+    async fn a_value_too_large_for_a_reply_is_a_value_error() {
         let engine = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
         for (name, value) in [("fits", "1234"), ("long", "12345")] {
             let value = Value::Text(value.to_owned());

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod imports;
+mod test_names;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -394,22 +395,28 @@ fn long_files(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut folders, mut sources) = (vec![root.clone()], Vec::new());
+/// Reads the files below a folder of the project that have one of these extensions; each with its path, with `/`.
+fn files_below(folder: &str, extensions: &[&str]) -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut files) = (vec![root.join(folder)], Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
-                sources.push(Source::new(&name, &std::fs::read_to_string(&path).unwrap()));
+            } else if path.extension().is_some_and(|found| extensions.iter().any(|wanted| found == *wanted)) {
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+                files.push((name, std::fs::read_to_string(&path).unwrap()));
             }
         }
     }
-    assert!(sources.len() > 50, "only {} files found", sources.len());
-    sources
+    files
+}
+
+fn sources() -> Vec<Source> {
+    let files = files_below("src", &["rs"]);
+    assert!(files.len() > 50, "only {} files found", files.len());
+    files.iter().map(|(path, text)| Source::new(path.trim_start_matches("src/"), text)).collect()
 }
 
 /// Tests a rule about several files: on the real tree, on sets of files that break it, and on sets that do not.

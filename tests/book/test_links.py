@@ -63,7 +63,7 @@ def test_the_readme_is_short():
     assert not is_long((ROOT / "README.md").read_text())
 
 
-def test_every_decision_has_its_three_parts_and_its_place_in_the_list():
+def test_every_decision_has_three_parts_and_is_listed():
     listed = re.findall(r"\]\(decisions/([^)]+)\)", (DOCS / "internals" / "decisions.md").read_text())
     there = sorted((DOCS / "internals" / "decisions").glob("*.md"))
     assert listed == [path.name for path in there] and there
@@ -159,7 +159,7 @@ def test_a_planted_chapter_that_is_missing_fails_the_build(small):
     assert done.returncode != 0 and "other.md" in done.stderr
 
 
-def test_a_planted_link_to_a_file_that_is_missing_fails_the_build(small):
+def test_a_planted_link_to_a_missing_file_fails_the_build(small):
     (small / "docs" / "page.md").write_text("# Title\n\n[file](../Makefile)\n")
     done = build(small)
     assert done.returncode != 0 and "Makefile" in done.stderr

@@ -227,7 +227,7 @@ fn answering_by(answer: impl Fn(&str) -> (&'static str, &'static str) + Clone + 
 }
 
 #[test]
-fn a_bucket_that_only_a_person_can_make_usable_ends_every_start() {
+fn a_permanent_bucket_fault_ends_every_start() {
     let forbidden = answering("403 Forbidden", r#"{"error":{"code":403,"message":"no access"}}"#);
     let missing =
         answering("404 Not Found", r#"{"error":{"code":404,"message":"The specified bucket does not exist."}}"#);

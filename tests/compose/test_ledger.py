@@ -204,7 +204,7 @@ def test_what_was_not_confirmed_may_have_happened_or_not(book):
     assert len(book.judge().wrong) == 1
 
 
-def test_what_was_not_confirmed_but_answered_counts_like_any_other(book):
+def test_an_unconfirmed_but_answered_command_counts(book):
     id = book.ask("store", value="one", confirmed=False)
     book.reply(id, receipt("k", "one"))
     verdict = book.judge()
@@ -227,7 +227,7 @@ def test_a_write_may_not_fail(book):
     assert len(book.judge({"StorageUnavailable"}).wrong) == 1
 
 
-def test_an_error_of_a_read_is_wrong_unless_the_fault_explains_it(book):
+def test_a_read_error_is_wrong_unless_a_fault_explains_it(book):
     book.reply(book.ask("retrieve"), AWAY, "FAILURE")
     assert len(book.judge().wrong) == 1
     assert book.judge({"StorageUnavailable"}).faults() == []
@@ -250,7 +250,7 @@ def test_an_answer_nobody_asked_for_is_wrong(book):
     assert len(book.judge().wrong) == 1
 
 
-def test_of_messages_under_one_task_id_each_is_judged_by_its_own_body(book):
+def test_messages_with_one_task_id_are_judged_by_their_bodies(book):
     monday, tuesday = (Command(id, "store", "k", value, book.tick(), True, task="nightly") for id, value in (("m", "MONDAY"), ("t", "TUESDAY")))
     for command in (monday, tuesday):
         book.send(command)

@@ -236,7 +236,7 @@ def test_what_no_restart_mends_ends_with_78_and_the_mend(spoiled, service, varia
     assert said in final[-1]
 
 
-def test_without_bucket_and_fallback_a_worker_is_unhealthy_and_says_why(spoiled):
+def test_a_worker_without_bucket_or_fallback_is_unhealthy(spoiled):
     set_wrongly(spoiled, "worker", STORAGE_EMULATOR_HOST="http://nowhere:4443", ENABLE_LOCAL_FALLBACK="false")
 
     def unready():
@@ -248,7 +248,7 @@ def test_without_bucket_and_fallback_a_worker_is_unhealthy_and_says_why(spoiled)
     assert checked == "" and spoiled.state("worker") == "running" and spoiled.health("worker") != "healthy"
 
 
-def test_without_its_bucket_a_worker_serves_from_its_volume_and_says_so(spoiled, app):
+def test_a_worker_without_its_bucket_serves_from_its_volume(spoiled, app):
     set_wrongly(spoiled, "worker", STORAGE_EMULATOR_HOST="http://nowhere:4443")
     spoiled.wait_healthy("worker")
     assert call(app, "store", "away/1", "kept here", _timeout=60)["pending_sync"] is True

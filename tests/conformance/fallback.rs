@@ -122,7 +122,7 @@ async fn engine_suite_with_the_bucket_there() {
 }
 
 #[tokio::test]
-async fn writes_land_here_while_the_bucket_is_away_and_reads_find_them() {
+async fn writes_during_an_outage_are_kept_locally_and_read_back() {
     let (bucket, fallback, folder) = site();
     let (it, there, deleted) = (key("it"), key("there"), key("deleted"));
     assert_eq!(put(&*fallback, &there, "kept").await.0, Rest::Bucket);

@@ -65,7 +65,7 @@ async fn an_earlier_try_of_the_same_command_is_no_conflict() {
 }
 
 #[tokio::test]
-async fn what_somebody_else_changed_since_is_told_by_the_buckets_clock() {
+async fn a_foreign_change_is_recognised_by_the_bucket_s_clock() {
     for hours in [-2, 0, 2] {
         for (seconds, is_newer) in [(-30, false), (30, true)] {
             for delete in [false, true] {

@@ -117,7 +117,7 @@ async fn many_tombstones_cost_few_requests() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_goes_away_between_pages_is_an_error_and_never_half_a_list() {
+async fn an_outage_between_pages_is_an_error_not_half_a_list() {
     let (bucket, fallback, _folder) = site();
     for number in 0..2_200 {
         let name = key(&format!("{number:04}"));

@@ -178,7 +178,7 @@ async fn a_newer_write_or_delete_during_the_upload_wins() {
 }
 
 #[tokio::test]
-async fn a_pass_that_died_between_the_upload_and_the_removal_is_made_good() {
+async fn a_sync_that_died_before_the_removal_is_completed() {
     let (bucket, fallback, folder) = site();
     let root = folder.path().join("overlay");
     let (it, gone) = (key("it"), key("gone"));
@@ -369,7 +369,7 @@ async fn one_that_is_refused_stays_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_goes_away_again_ends_the_pass_and_one_refusal_does_not() {
+async fn an_outage_ends_the_sync_but_one_refusal_does_not() {
     let (bucket, fallback, _folder) = site();
     bucket.leave();
     assert_eq!(fallback.sync(&()).await.unwrap_err().kind, ErrorKind::Unavailable, "also with nothing to send");

@@ -51,7 +51,7 @@ async fn every_flipped_bit_is_noticed() {
 }
 
 #[tokio::test]
-async fn damage_outside_a_part_is_noticed_and_a_giant_is_refused_unread() {
+async fn damage_outside_a_part_is_noticed() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     let it = key("a");
@@ -81,7 +81,7 @@ async fn damage_outside_a_part_is_noticed_and_a_giant_is_refused_unread() {
 }
 
 #[tokio::test]
-async fn what_is_damaged_can_be_replaced_and_removed_but_not_compared() {
+async fn a_damaged_object_can_be_replaced_and_removed_not_compared() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     let (key, path) = stored(&local, "a", "1").await;
@@ -144,7 +144,7 @@ async fn foreign_names_are_skipped_and_counted() {
 }
 
 #[tokio::test]
-async fn folders_that_no_key_has_are_not_entered_however_deep_they_are() {
+async fn folders_that_belong_to_no_key_are_not_entered() {
     let root = scratch();
     let local = Local::open(root.path()).unwrap();
     stored(&local, "a/one", "1").await;

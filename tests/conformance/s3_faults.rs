@@ -274,7 +274,7 @@ async fn a_store_that_does_not_know_where_to_begin_is_read_through() {
 }
 
 #[tokio::test]
-async fn a_removal_that_a_store_without_marks_confirms_is_looked_after() {
+async fn a_removal_confirmed_without_marks_is_verified() {
     let there = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
         line if line.starts_with("delete") => reply("204 No Content", "", ""),

@@ -75,7 +75,7 @@ def test_every_document_is_in_the_namespace(documents):
     assert {document["metadata"].get("namespace") for document in others} == {namespace}
 
 
-def test_every_component_is_offered_by_the_overlays_and_described():
+def test_every_component_is_described_and_used_by_overlays():
     manual = (rendering.ROOT / "docs/how-to/kubernetes.md").read_text()
     for component in rendering.COMPONENTS:
         assert f"components/{component}" in manual, component

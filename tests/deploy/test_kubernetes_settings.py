@@ -68,7 +68,7 @@ def test_base_without_a_bucket_does_not_start(tmp_path):
     assert done.returncode == 78 and "gcs_bucket_name" in done.stderr, done.stderr
 
 
-def test_probes_ask_paths_that_answer_while_broker_and_bucket_are_away(environment, tmp_path):
+def test_probe_paths_answer_while_broker_and_bucket_are_away(environment, tmp_path):
     """The worker lives, is not ready, is not restarted, and stops when asked to."""
     settings, container = environment
     away = f"http://127.0.0.1:{closed_port()}"

@@ -66,7 +66,7 @@ def test_it_is_silent_where_all_is_there():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_all_that_is_missing_is_installed_by_one_call_that_is_not_heard(machine):
+def test_all_missing_packages_are_installed_by_one_quiet_call(machine):
     machine.put("apt-get")
     machine.allow_sudo()
     done = machine.need("python", "openssl")
@@ -76,7 +76,7 @@ def test_all_that_is_missing_is_installed_by_one_call_that_is_not_heard(machine)
     assert call.endswith("--no-install-recommends python3 python3-venv openssl")
 
 
-def test_an_installation_that_fails_is_heard_and_the_command_named(machine):
+def test_a_failed_installation_is_shown_with_its_command(machine):
     machine.put("apt-get")
     machine.allow_sudo()
     machine.broken.touch()

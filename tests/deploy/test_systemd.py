@@ -100,7 +100,7 @@ def test_what_only_a_person_can_mend_is_not_tried_again():
         assert set(prevented.split()) == {code for _, code in codes}
 
 
-def test_a_stop_that_left_work_behind_is_no_failed_unit_and_a_crash_is_mended():
+def test_a_crash_restarts_the_unit_a_stop_with_work_does_not():
     """Any code but 0 counts as a crash with `Restart=on-failure`, save for what `SuccessExitStatus` adds."""
     [(_, left)] = re.findall(r"^    (TryAgain) = (\d+),$", (ROOT / "src" / "wiring" / "failure.rs").read_text(), re.M)
     for name in NAMES:
@@ -159,7 +159,7 @@ def shell_line():
     return shlex.split(block.replace("\\\n", " "))
 
 
-def test_the_shell_gets_the_user_folder_and_environment_of_the_service():
+def test_the_shell_has_the_service_s_user_and_environment():
     words = shell_line()
     given = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-p")
     unit = settings("filestorage.service")

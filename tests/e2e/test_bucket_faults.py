@@ -159,7 +159,7 @@ def test_a_bit_flipped_in_a_download_is_tried_again(hurt):
 
 
 @pytest.mark.parametrize("size", [500, 3_000_000], ids=["small", "large"])
-def test_a_bit_that_is_always_flipped_is_an_integrity_error_and_never_handed_out(hurt, size):
+def test_a_bit_always_flipped_in_a_read_is_an_integrity_error(hurt, size):
     hurt.call("store", "k", "x" * size)
     rule = hurt.proxy.rule({"flip": {"side": "response", "offset": size - 1, "bit": 1}}, **READ)
     outcome, event = hurt.tell("retrieve", "k")
@@ -177,7 +177,7 @@ def test_a_bit_flipped_in_an_upload_is_refused_and_tried_again(hurt):
     stored(hurt, *hurt.tell("store", "k", VALUE), attempts=2)
 
 
-def test_a_bit_always_flipped_in_an_upload_is_an_integrity_error(hurt):
+def test_a_bit_always_flipped_in_a_write_is_an_integrity_error(hurt):
     hurt.proxy.rule({"flip": {"side": "request", "find": "MARK"}}, **UPLOAD)
     failed(*hurt.tell("store", "k", VALUE), "IntegrityError", 4)
     # Neither is it kept for later, as if the bucket had been away.
@@ -241,7 +241,7 @@ def test_a_delete_whose_reply_is_lost_is_true(hurt):
     assert hurt.server.stat(hurt.bucket, "k") is None
 
 
-def test_an_unconditional_store_whose_reply_is_lost_is_written_again(hurt):
+def test_a_plain_store_whose_reply_is_lost_is_written_again(hurt):
     hurt.proxy.rule({"swallow": True}, times=1, **UPLOAD)
     stored(hurt, *hurt.tell("store", "k", VALUE), attempts=2)
 
@@ -363,13 +363,13 @@ def worker_ends(site, **env):
     return code, worker.log()
 
 
-def test_a_bucket_that_is_missing_stops_the_start_and_names_the_mend(bucket_site):
+def test_a_missing_bucket_stops_the_start_and_names_the_remedy(bucket_site):
     code, said = worker_ends(bucket_site, GCS_BUCKET_NAME="no-such-bucket")
     assert code == 78, said
     assert "no-such-bucket" in said and "gcloud storage buckets create" in said
 
 
-def test_a_bucket_that_is_missing_is_made_where_the_project_is_known(broker, gcs, tmp_path):
+def test_a_missing_bucket_is_created_if_the_project_is_known(broker, gcs, tmp_path):
     site = BucketSite(broker, tmp_path, gcs, permit=[*gcs_role(), "storage.buckets.create"])
     try:
         name = f"{site.bucket}-made"

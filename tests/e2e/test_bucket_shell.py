@@ -95,7 +95,7 @@ def holds_all(site, values, receipts, **env):
     assert worker.stop() == 0
 
 
-def test_values_move_to_a_bucket_and_back_with_everything_they_have(filled):
+def test_values_move_to_a_bucket_and_back_with_attributes(filled):
     site, values, receipts = filled
     done = site.run("migrate", "--from", "local", "--to", "gcs", "--dry-run", "--json")
     assert done.returncode == 0, said(done)
@@ -136,7 +136,7 @@ def test_a_migration_that_was_killed_is_finished_by_the_next(filled):
     holds_all(site, values, receipts)
 
 
-def test_a_value_that_cannot_be_copied_is_one_line_and_the_others_are_copied(filled):
+def test_a_value_that_cannot_be_copied_stops_no_other(filled):
     site, values, receipts = filled
     site.proxy.rule({"status": 403}, object="^many/(007|042)$")
     site.server.write(site.bucket, "many/100", b"theirs", "text/plain")

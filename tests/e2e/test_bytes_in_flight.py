@@ -283,7 +283,7 @@ def test_large_answers_at_once_are_bounded(site):
     alive.check()
 
 
-def test_commands_on_one_key_keep_their_order_whatever_their_size(site):
+def test_commands_of_any_size_on_one_key_keep_their_order(site):
     """Large and small, plain, compressed and in other encodings, the key by position, by name in front or behind: the last one stays."""
     site.start(MAX_IN_FLIGHT_BYTES=16 * MIB)
     reply = site.raw.reply_queue()

@@ -197,7 +197,7 @@ def test_a_command_that_expires_later_runs(shared, key):
 
 
 @pytest.mark.parametrize("option", ["countdown", "eta"])
-def test_a_command_runs_not_before_its_time_and_is_not_held_unacknowledged(shared, key, option):
+def test_a_command_with_an_eta_waits_in_the_broker(shared, key, option):
     due = datetime.now(timezone.utc) + timedelta(seconds=3)
     result = shared.send("store", key, 1, **({"_countdown": 3} if option == "countdown" else {"_eta": due}))
     wait_until(lambda: shared.queues()[QUEUE] == (0, 0), 2.5, "the command to be parked", step=0.1)

@@ -112,7 +112,7 @@ def test_the_same_id_sent_afresh_runs_again(site):
         assert site.call("retrieve", "periodic") == value
 
 
-def test_a_redelivered_finished_write_is_answered_again_and_not_run(site):
+def test_a_redelivered_finished_write_is_answered_not_run(site):
     worker = site.start()
     reply = site.raw.reply_queue()
     site.raw.command("store", ["once", 1], task_id="A", reply_to=reply)
@@ -382,7 +382,7 @@ def test_two_workers_and_few_keys_break_no_chain_of_conditions(site):
     assert not leftovers(site)
 
 
-def test_a_drain_under_load_finishes_what_runs_and_gives_back_the_rest(site):
+def test_a_drain_under_load_finishes_or_gives_back_commands(site):
     reply = site.raw.reply_queue()
     site.raw.declare(QUEUE)
     ids = [site.raw.command("store", [f"drain/{n}", "x" * 500], reply_to=reply) for n in range(2_000)]
@@ -472,7 +472,7 @@ def test_a_deleted_journal_is_made_anew_and_said(site):
     assert type(error).__name__ == "WorkerLostError", error
 
 
-def test_a_journal_that_cannot_be_made_anew_is_said_until_it_can(site):
+def test_a_journal_that_cannot_be_rewritten_is_reported(site):
     worker = site.start()
     folder = site.storage / "journal"
     shutil.rmtree(folder)

@@ -23,7 +23,7 @@ def doctor(site, **env):
     return done.returncode, found
 
 
-def test_a_running_worker_is_asked_and_an_event_that_nobody_gets_is_tried(site):
+def test_doctor_asks_a_running_worker_and_tries_an_event(site):
     worker = site.start()
     site.call("store", "k", 1)
     wait_events(site.raw, 1)
@@ -48,7 +48,7 @@ def test_a_running_worker_is_asked_and_an_event_that_nobody_gets_is_tried(site):
     assert code == 0 and found["worker"][0][0] == "note" and "nobody listens" in found["worker"][0][1], found
 
 
-def test_all_is_not_well_while_the_bucket_of_a_running_worker_is_gone(bucket_site):
+def test_doctor_fails_while_a_running_worker_has_no_bucket(bucket_site):
     site = bucket_site
     settings = {"GCS_PROJECT_ID": "e2e"}  # a worker makes a bucket that is missing when it starts
     worker = site.start(**settings)
@@ -61,7 +61,7 @@ def test_all_is_not_well_while_the_bucket_of_a_running_worker_is_gone(bucket_sit
 
 
 @pytest.mark.full_rights("the test's own user has fewer")
-def test_a_start_names_the_permission_that_is_missing_and_for_what(site):
+def test_a_start_names_the_missing_permission_and_its_use(site):
     user = f"least-{uuid.uuid4().hex[:8]}"
     for name in (QUEUE, METRICS):
         site.raw.declare(name)

@@ -135,7 +135,7 @@ def test_events_are_persistent_and_their_queue_is_bounded(shared, key):
     assert "true" in row and "x-max-length" in row
 
 
-def test_the_id_of_an_event_comes_from_the_task_id_and_the_outcome(shared, key):
+def test_an_event_id_comes_from_the_task_id_and_the_outcome(shared, key):
     task_id = str(uuid.uuid4())
     reply = shared.raw.reply_queue()
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_the_id_of_an_event_comes_from_the_task_id_and_the_outcome(shared, key):
 
 
 @pytest.mark.parametrize("timestamp", [True, False])
-def test_the_wait_in_the_queue_is_told_when_the_producer_dated_the_message(shared, key, timestamp):
+def test_an_event_tells_the_queue_wait_of_a_dated_message(shared, key, timestamp):
     reply = shared.raw.reply_queue()
     properties = {"timestamp": int(datetime.now(timezone.utc).timestamp()) - 5} if timestamp else {}
     task_id = shared.raw.command("store", [key, 1], reply_to=reply, **properties)

@@ -96,7 +96,7 @@ def resumable(proxy, bucket, name, metadata=None, **query):
     return status, headers.get("Location"), text
 
 
-def test_a_resumable_upload_comes_through_and_its_condition_holds_at_the_end(way):
+def test_a_resumable_upload_keeps_its_condition_to_the_end(way):
     proxy, gcs, bucket = way
     first, last = b"a" * 262_144, b"b" * 1000
     status, location, _ = resumable(proxy, bucket, "r", ifGenerationMatch=0)

@@ -97,7 +97,7 @@ def test_packed_objects_are_unpacked(place):
     assert type(error).__name__ == "IntegrityError" and "Content-Encoding" in str(error), error
 
 
-def test_packed_objects_that_unpack_to_large_ones_take_no_memory_for_it(place):
+def test_objects_that_unpack_to_large_ones_take_little_memory(place):
     if place.kind == "gcs":
         pytest.skip("the emulator unpacks by itself what it should give as it is kept")
     put(place, "bomb", gzip.compress(b"a" * (60 * MIB)), "text/plain; charset=utf-8", encoding="gzip")
@@ -190,7 +190,7 @@ def quiet(request, broker, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, None], ids=["int", "term", "failure"])
-def test_an_upload_from_the_shell_that_ends_half_way_is_called_off(quiet, how):
+def test_a_shell_upload_that_ends_half_way_is_cancelled(quiet, how):
     big = quiet.folder / "big"
     big.write_bytes(os.urandom(40 << 20))
     match = {"method": "PUT", "query": "partNumber=2"} if quiet.kind == "s3" else {"method": "PUT", "path": "/upload/"}

@@ -73,7 +73,7 @@ def with_prefetched(site, wire, worker, send, how):
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", *LOST])
-def test_another_body_under_a_used_id_is_run_whatever_happens_to_the_session(site, wire, how):
+def test_another_body_with_a_used_id_runs_after_a_lost_session(site, wire, how):
     """Of each kind the first is done and acknowledged, and the second is redelivered under its id."""
     worker = start(site, wire)
     reply = site.raw.reply_queue() if how != "closed by the broker" else "answers"
@@ -125,7 +125,7 @@ def test_another_body_under_a_used_id_is_run_whatever_happens_to_the_session(sit
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", *LOST])
-def test_one_body_twice_runs_twice_unless_the_first_acknowledgement_is_in_doubt(site, wire, how):
+def test_one_body_twice_runs_twice_unless_an_ack_is_in_doubt(site, wire, how):
     worker = start(site, wire)
     site.raw.declare("answers")
 
@@ -150,7 +150,7 @@ def test_one_body_twice_runs_twice_unless_the_first_acknowledgement_is_in_doubt(
     assert worker.assert_alive()
 
 
-def test_a_command_whose_acknowledgement_got_lost_is_answered_again_and_not_run(site, wire):
+def test_a_command_whose_ack_was_lost_is_answered_not_run(site, wire):
     """The answer is out and the link swallows the acknowledgement."""
     start(site, wire)
     site.raw.declare("answers")
@@ -192,7 +192,7 @@ def test_an_equal_command_that_a_living_sibling_answered_runs(site):
     assert keeper.assert_alive() and last.assert_alive()
 
 
-def test_an_id_over_1_kib_is_refused_answered_and_kept_nowhere_but_in_its_dead_copy(site):
+def test_an_id_over_1_kib_is_refused_and_only_in_a_dead_copy(site):
     worker = site.start()
     reply = site.raw.reply_queue()
     # The longest that is taken, and what is beyond: a little, and as much as a header can bear.
@@ -215,7 +215,7 @@ def test_an_id_over_1_kib_is_refused_answered_and_kept_nowhere_but_in_its_dead_c
     assert worker.assert_alive()
 
 
-def test_a_journal_full_of_what_is_not_acknowledged_pauses_consuming_until_answers_are_taken(site):
+def test_a_journal_full_of_unacknowledged_work_pauses_intake(site):
     """400 answers that their queue does not take fill the room; what was answered before has to go, and nothing is lost."""
     worker = site.start(JOURNAL_MAX_BYTES=1 << 20)
     site.raw.declare("answers")
@@ -239,7 +239,7 @@ def test_a_journal_full_of_what_is_not_acknowledged_pauses_consuming_until_answe
     assert len(site.call("list_keys", "many/")) == 400
 
 
-def test_a_thousand_commands_under_one_id_and_three_kills_lose_nothing(site):
+def test_a_thousand_commands_with_one_id_survive_three_kills(site):
     worker = site.start()
     site.raw.declare("answers")
     for number in range(1_000):

@@ -31,7 +31,7 @@ def test_empty_parts_are_empty_however_they_are_written(shared, key, empty):
 @pytest.mark.parametrize(
     "encoding", ["utf-16", "UTF-16", "utf-16-le", "utf_16_be", "utf-32", "utf-8-sig", "latin-1", "cp1252", "iso8859-15", "shift_jis"]
 )
-def test_a_body_is_read_in_the_encoding_that_python_would_read_it_in(shared, key, encoding):
+def test_a_body_is_read_in_the_encoding_that_python_uses(shared, key, encoding):
     text = "あ" if encoding == "shift_jis" else "é"
     reply = shared.raw.reply_queue()
     body = json.dumps([[key, text], {}, {}], ensure_ascii=False).encode(encoding)
@@ -40,7 +40,7 @@ def test_a_body_is_read_in_the_encoding_that_python_would_read_it_in(shared, key
     assert shared.call("retrieve", key) == text
 
 
-def test_a_body_in_another_encoding_than_it_says_is_read_as_utf_8_or_answered(shared, key):
+def test_a_wrongly_labelled_body_is_read_as_utf_8_or_answered(shared, key):
     reply = shared.raw.reply_queue()
     for encoding, body in (("klingon", "é"), ("us-ascii", "é"), ("gzip", "é")):
         shared.raw.command("store", [], reply_to=reply, body=json.dumps([[key, body], {}, {}], ensure_ascii=False), content_encoding=encoding)

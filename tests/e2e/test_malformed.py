@@ -316,7 +316,7 @@ def connections(site):
     return {row["pid"] for row in rows if row["vhost"] == site.vhost}
 
 
-def test_names_that_are_not_utf_8_are_answered_and_cost_no_session(site):
+def test_names_not_in_utf_8_are_answered_and_cost_no_session(site):
     worker = site.start()
     raw = site.raw
     replies = raw.reply_queue()

@@ -94,7 +94,7 @@ def test_stopping_is_told_when_draining_begins_not_when_it_ends(site, by_path):
     assert worker.wait() == 0
 
 
-def test_without_a_broker_the_unit_is_started_and_says_what_it_waits_for(site, by_path):
+def test_without_a_broker_the_unit_starts_and_says_it_waits(site, by_path):
     port = free_port()
     worker = site.spawn(NOTIFY_SOCKET=by_path.name, CELERY_BROKER_URL=f"amqp://guest:guest@127.0.0.1:{port}//")
     wait_until(lambda: by_path.of("READY"), what=lambda: f"READY=1 among {by_path.messages()}")
@@ -174,7 +174,7 @@ def test_another_process_s_watchdog_is_not_answered(site, by_path):
         ({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "soon"}, "WATCHDOG_USEC"),
     ],
 )
-def test_a_manager_that_cannot_be_told_costs_a_line_and_nothing_else(site, variables, named):
+def test_a_manager_that_cannot_be_notified_costs_one_log_line(site, variables, named):
     worker = site.start(**variables)
     assert site.call("store", "k", 1)["key"] == "k"
     lines = [line for line in worker.log_lines() if named in str(line)]

@@ -94,14 +94,14 @@ def test_an_unknown_vhost_ends_with_78_and_names_it(site):
     ],
     ids=["a worker's name that is too long", "a reserved name"],
 )
-def test_a_name_that_the_broker_cannot_take_ends_with_78_before_it_is_asked(site, args, named):
+def test_a_name_that_no_broker_takes_ends_with_78_unasked(site, args, named):
     done = run(site, "worker", *args, CELERY_BROKER_URL="amqp://127.0.0.1:1//")
     assert done.returncode == 78, text_of(done)
     assert not [part for part in named if part not in text_of(done)], text_of(done)
 
 
 @pytest.mark.skipif(not LEAST_PRIVILEGE, reason="somebody who may do everything misses no permission")
-def test_a_permission_that_is_missing_on_a_queue_is_no_matter_of_the_url(site):
+def test_a_missing_queue_permission_is_not_blamed_on_the_url(site):
     done = run(site, "worker", "-Q", "somebody-elses")
     assert done.returncode == 78 and "permission on queue 'somebody-elses'" in text_of(done), text_of(done)
     assert "CELERY_BROKER_URL" not in text_of(done)
@@ -125,7 +125,7 @@ def test_wrong_settings_are_all_named_at_once(site):
         assert name in said.lower()
 
 
-def test_settings_come_from_flag_environment_file_and_default_in_that_order(site):
+def test_a_flag_outranks_environment_then_file_then_default(site):
     (site.folder / "filestorage.toml").write_text('max_crashes = 7\nmax_retries = 8\nmetrics_host = "127.0.0.1"\n')
     done = run(site, "--json", "config", MAX_RETRIES=9)
     if done.returncode == 64:

@@ -192,7 +192,7 @@ def test_entries_are_sent_oldest_first(bucket_site):
         assert abs(at - keys.index(key)) <= 16, (at, keys.index(key))
 
 
-def test_a_worker_killed_again_and_again_during_the_sync_sends_everything_once_more_or_not_at_all(bucket_site):
+def test_a_worker_killed_often_during_the_sync_loses_nothing(bucket_site):
     site = bucket_site
     site.proxy.down()
     site.start()
@@ -247,7 +247,7 @@ def test_a_delete_during_the_upload_wins(bucket_site):
     assert site.call("exists", "k") is False
 
 
-def test_a_worker_killed_between_its_write_and_the_answer_has_written_once(away):
+def test_a_worker_killed_before_its_answer_has_written_once(away):
     """The bucket has the object, nobody was told: the command comes again and finds its own."""
     site = away
     site.start()
@@ -320,7 +320,7 @@ def test_a_foreign_change_before_ours_is_overwritten(bucket_site):
     assert not site.aside()
 
 
-def test_a_foreign_change_between_look_and_upload_is_not_overwritten(bucket_site):
+def test_a_foreign_change_just_before_an_upload_is_kept(bucket_site):
     """The sync replaces exactly the generation that it has looked at."""
     site = bucket_site
     site.start()
@@ -366,7 +366,7 @@ def wait_looked(site, *queues):
     wait_until(looked, 60, "both workers to reach the bucket", step=0.2)
 
 
-def test_two_workers_on_one_overlay_read_each_others_pending_writes(away):
+def test_workers_on_one_overlay_read_each_others_writes(away):
     site = away
     add_queue(site)
     site.proxy.down()
@@ -419,7 +419,7 @@ def test_two_workers_with_overlays_of_their_own_both_hand_back(bucket_site):
     all_sent(site)
 
 
-def test_naming_a_bucket_uploads_nothing_that_a_local_store_held(bucket_site):
+def test_naming_a_bucket_uploads_nothing_of_a_local_store(bucket_site):
     site = bucket_site
     worker = site.start(STORAGE_BACKEND="local")
     assert site.call("store", "mine", "stays here")["backend"] == "local"
@@ -431,7 +431,7 @@ def test_naming_a_bucket_uploads_nothing_that_a_local_store_held(bucket_site):
     assert site.names() == []
 
 
-def test_an_overlay_of_another_bucket_is_left_alone_and_reported(bucket_site):
+def test_an_overlay_of_another_bucket_is_kept_and_reported(bucket_site):
     site = bucket_site
     site.proxy.down()
     worker = site.start()

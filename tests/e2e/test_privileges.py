@@ -108,7 +108,7 @@ def test_the_main_job_needs_no_more_rights(request, guarded, confirm):
 
 
 @pytest.mark.parametrize("guarded", [("--reads-metrics", "monitor")], indirect=True)
-def test_who_is_named_may_take_the_metric_events_and_nobody_else(guarded):
+def test_only_the_named_user_may_take_the_metric_events(guarded):
     guarded.start()
     guarded.call("store", "k", 1)
     url = guarded.broker.least(guarded.vhost, "monitor")
@@ -135,7 +135,7 @@ def own_site(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_the_definitions_are_what_a_worker_with_all_rights_declares(own_site, kind):
+def test_the_definitions_match_what_a_full_worker_declares(own_site, kind):
     site = own_site
     site.start(CELERY_TASK_DEFAULT_QUEUE_TYPE=kind, CELERY_TASK_QUEUE_MAX_PRIORITY="" if kind == "quorum" else 7)
     for step in DELAYS:
@@ -232,7 +232,7 @@ def test_the_monitor_can_do_nothing(guarded):
     assert users[guarded.broker.prefix + "worker"] == users[guarded.broker.prefix + "producer"] == "[]"
 
 
-def test_the_monitor_sees_the_queues_over_http_and_takes_nothing(tmp_path):
+def test_the_monitor_sees_queues_over_http_and_takes_nothing(tmp_path):
     port = free_port()
     settings = {"management.tcp.port": port, "management.tcp.ip": "127.0.0.1"}
     node = PrivateBroker(tmp_path, settings, plugins="rabbitmq_management")
@@ -303,7 +303,7 @@ def test_a_right_to_answer_that_is_taken_away_loses_no_command(guarded):
     app.close()
 
 
-def test_without_the_right_to_publish_events_commands_go_on_and_readyz_says_so(guarded):
+def test_without_the_right_to_publish_events_commands_go_on(guarded):
     guarded.grant("worker", WORKER[0], r"^(amq\.default|filestorage\.delay\.[0-9]+)$", WORKER[2])
     worker = guarded.start()
     assert guarded.call("store", "k", 1)["key"] == "k"
@@ -312,7 +312,7 @@ def test_without_the_right_to_publish_events_commands_go_on_and_readyz_says_so(g
     assert events_of(guarded.raw) == []
 
 
-def test_without_the_right_to_delay_a_countdown_fails_with_the_reason(guarded):
+def test_without_the_right_to_delay_a_countdown_says_why(guarded):
     guarded.grant("worker", WORKER[0], r"^(amq\.default|filestorage\.events)$", WORKER[2])
     guarded.start()
     error = failure(guarded.send("store", "k", 1, _countdown=5))
@@ -333,7 +333,7 @@ def write_passwords(folder):
         (folder / role).write_text(f"a secret of {role}")
 
 
-def test_the_same_salt_gives_the_same_file_and_no_password_stands_in_it(tmp_path):
+def test_one_salt_gives_one_file_without_passwords(tmp_path):
     write_passwords(tmp_path)
     first, second, other = (generate(tmp_path, "--queue-type", "quorum", *salt).stdout for salt in (["--salt", "x"], ["--salt", "x"], []))
     assert first == second != other

@@ -44,7 +44,7 @@ def all_sent(site):
     wait_until(lambda: not site.overlay(), 90, lambda: f"an empty overlay; waiting: {len(site.overlay())}", step=0.1)
 
 
-def test_what_is_stored_meanwhile_waits_and_is_sent_to_the_real_bucket(paged):
+def test_a_store_meanwhile_waits_for_the_real_bucket(paged):
     site = paged
     worker = site.start()
     assert site.call("store", "early", "a value")["pending_sync"] is False
@@ -71,7 +71,7 @@ def test_what_is_stored_meanwhile_waits_and_is_sent_to_the_real_bucket(paged):
     assert site.call("store", "after", 1)["backend"] == site.kind
 
 
-def test_a_worker_that_starts_before_a_page_is_ready_and_says_what_answers(paged):
+def test_a_worker_that_gets_a_web_page_is_ready_and_says_so(paged):
     site = paged
     page = site.proxy.rule(PAGE)
     worker = site.start()
@@ -83,7 +83,7 @@ def test_a_worker_that_starts_before_a_page_is_ready_and_says_what_answers(paged
     assert site.server.read(site.bucket, "k") == b"v"
 
 
-def test_without_a_fallback_nothing_is_confirmed_and_the_start_ends(paged):
+def test_without_a_fallback_a_page_confirms_and_starts_nothing(paged):
     site = paged
     worker = site.start(ENABLE_LOCAL_FALLBACK="false")
     page = site.proxy.rule(PAGE)
@@ -168,7 +168,7 @@ def test_readiness_says_that_every_command_is_refused(paged):
     says(worker, 200)
 
 
-def test_a_listing_that_does_not_get_on_is_said_and_opens_no_breaker(paged):
+def test_a_listing_that_repeats_is_reported_without_a_breaker(paged):
     site = paged
     worker = site.start()
     site.call("store", "k", "v")

@@ -91,7 +91,7 @@ def test_a_deleted_dead_queue_is_made_again_for_the_next_copy(site):
     wait_well(worker, "dead_queue")
 
 
-def test_a_dead_copy_waits_for_a_queue_that_the_worker_may_not_make(site):
+def test_a_dead_copy_waits_for_a_queue_it_may_not_declare(site):
     worker = site.start()
     delete(site, DEAD)
     result = send_unknown(site)
@@ -105,7 +105,7 @@ def test_a_dead_copy_waits_for_a_queue_that_the_worker_may_not_make(site):
     wait_until(lambda: site.queues()[QUEUE] == (0, 0), what=site.queues, step=0.2)
 
 
-def test_events_without_a_queue_go_to_nobody_until_an_operator_makes_it_again(site):
+def test_events_without_a_queue_are_lost_until_it_is_made_again(site):
     worker = site.start()
     delete(site, METRICS)
     assert site.call("store", "unheard", 1)["key"] == "unheard"
@@ -118,7 +118,7 @@ def test_events_without_a_queue_go_to_nobody_until_an_operator_makes_it_again(si
 
 
 @pytest.mark.full_rights("the worker makes the queue again")
-def test_a_deleted_metrics_queue_is_made_again_with_the_next_session(site):
+def test_the_next_session_declares_a_deleted_metrics_queue(site):
     worker = site.start()
     delete(site, METRICS)
     site.call("store", "unheard", 1)
@@ -133,7 +133,7 @@ def test_a_deleted_metrics_queue_is_made_again_with_the_next_session(site):
     assert [event["data"]["key"] for event in wait_events(site.raw, 1)] == ["heard"]
 
 
-def test_queues_that_are_missing_at_the_start_are_found_once_they_are_there(site):
+def test_queues_missing_at_the_start_are_found_later(site):
     delete(site, DEAD, METRICS)
     worker = site.start()
     wait_reason(worker, "dead_queue", f"configure permission on queue '{DEAD}'")
@@ -150,7 +150,7 @@ def test_queues_that_are_missing_at_the_start_are_found_once_they_are_there(site
 
 
 @pytest.mark.parametrize("when", ["at the start", "while it works"])
-def test_what_belongs_into_a_queue_that_is_down_is_held_back_and_arrives(site, when):
+def test_messages_for_a_queue_that_is_down_wait_and_arrive(site, when):
     worker = site.start() if when == "while it works" else None
     with stopped(site, DEAD, METRICS):
         if worker is None:
@@ -245,7 +245,7 @@ def assert_once(site, ids):
     assert sorted(event["data"]["task_id"] for event in found) == sorted([*ids, last.id])
 
 
-def test_commands_with_an_eta_run_once_each_in_the_order_of_their_times(quorum):
+def test_commands_with_an_eta_run_once_each_in_time_order(quorum):
     start(quorum)
     kinds = types(quorum)
     assert kinds[QUEUE] == "quorum" and {kind for name, kind in kinds.items() if name.startswith(DELAYS)} == {"quorum"}

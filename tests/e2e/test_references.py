@@ -467,7 +467,7 @@ def test_a_quarter_of_a_gigabyte_passes_in_64_mib(site, key):
     print(f"256 MiB in and out by reference: {peak / MIB:.1f} MiB at most")
 
 
-def test_a_bucket_that_is_not_listed_is_refused_and_nobody_is_asked(broker, tmp_path, key):
+def test_a_bucket_not_listed_is_refused_without_a_request(broker, tmp_path, key):
     asked = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -28,7 +28,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("what", LARGE)
-def test_a_dead_copy_fits_whatever_headers_came_and_the_worker_goes_on(site, what):
+def test_a_dead_copy_fits_whatever_headers_came(site, what):
     worker = site.start("-c", "1", "--prefetch-multiplier", "2")
     reply = site.raw.reply_queue()
     sent = [f"{what}/{n}" for n in range(5)]
@@ -101,7 +101,7 @@ def test_a_limit_of_connections_at_the_start_passes(site):
     assert site.call("store", "k", 1)["key"] == "k"
 
 
-def test_connections_and_scrapers_at_the_admin_port_take_nothing_from_commands(site):
+def test_load_on_the_admin_port_takes_nothing_from_commands(site):
     worker = site.start()
     idle = []
     for _ in range(356):
@@ -144,7 +144,7 @@ def test_connections_and_scrapers_at_the_admin_port_take_nothing_from_commands(s
         connection.close()
 
 
-def test_few_descriptors_and_many_commands_cost_time_and_no_command(site):
+def test_few_descriptors_cost_time_and_no_command(site):
     site.wrapper = ("bash", "-c", 'ulimit -n 256 && exec "$@"', "bash")
     worker = site.start("-c", "512")
     assert "few files may be open" in worker.log() and "LimitNOFILE" in worker.log()
@@ -175,7 +175,7 @@ def grown():
 
 
 @pytest.mark.parametrize("outcome", ["SUCCESS", "FAILURE"])
-def test_what_would_grow_in_composing_is_not_composed_and_the_answer_stands(site, outcome):
+def test_follow_ups_too_large_are_not_sent_but_the_answer_is(site, outcome):
     worker = site.start()
     reply = site.raw.reply_queue()
     link = "callbacks" if outcome == "SUCCESS" else "errbacks"

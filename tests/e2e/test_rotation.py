@@ -86,7 +86,7 @@ def test_a_rotated_password_needs_no_restart(site, account):
     assert not [word for word in ("first-word", "second-word", "third-word") if word in worker.log()]
 
 
-def test_a_file_that_is_broken_when_it_is_replaced_keeps_what_it_held(site, account):
+def test_a_broken_new_secret_file_keeps_the_old_secret(site, account):
     worker = start(site, account)
     for broken in (account.file.unlink, lambda: account.write(""), lambda: account.write("hunter2 & co")):
         broken()

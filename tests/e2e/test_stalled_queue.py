@@ -66,7 +66,7 @@ def reason(worker, component):
 
 
 @pytest.mark.parametrize("how", STALLS)
-def test_a_consumed_queue_that_gives_no_consumer_holds_up_no_other(site, stall, how):
+def test_a_queue_that_gives_no_consumer_delays_no_other(site, stall, how):
     ids, answers = fill(site, 20)
     whole = stall(SECOND, how)
     worker = site.spawn(queues=f"{SECOND},{QUEUE}", LOG_LEVEL="debug").wait_ready(60)
@@ -85,7 +85,7 @@ def test_a_consumed_queue_that_gives_no_consumer_holds_up_no_other(site, stall, 
     assert site.call("retrieve", "second/0") == 0 and worker.log().count("worker ready") == 2
 
 
-def test_with_all_stalled_each_is_tried_in_turn_and_the_first_to_be_back_is_served(site, stall):
+def test_of_stalled_queues_the_first_to_be_back_is_served(site, stall):
     ids, answers = fill(site, 3)
     site.raw.declare(THIRD, arguments={"x-queue-type": "quorum"})
     stall(THIRD, "it says 541")

@@ -201,7 +201,7 @@ def test_a_login_method_that_the_broker_does_not_offer_is_named(node, secure):
     assert "does not offer EXTERNAL but" in worker.log() and "AMQPLAIN" in worker.log()
 
 
-def test_a_worker_logs_in_by_its_certificate_where_the_broker_takes_nothing_else(tmp_path):
+def test_a_worker_logs_in_by_its_certificate_alone(tmp_path):
     settings = {"auth_mechanisms.1": "EXTERNAL", "ssl_cert_login_from": "common_name"}
     node = Encrypted(tmp_path, settings, "rabbitmq_auth_mechanism_ssl")
     (tmp_path / "site").mkdir()

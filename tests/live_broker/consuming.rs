@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_acknowledged_is_gone_and_the_rest_comes_back_in_place() {
+fn acknowledged_messages_go_and_others_return_in_order() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let (mut deliveries, settler) = consume(&session, "q", 100).await;
@@ -33,7 +33,7 @@ fn what_is_acknowledged_is_gone_and_the_rest_comes_back_in_place() {
 }
 
 #[test]
-fn the_prefetch_holds_for_each_queue_and_a_finished_one_behind_a_slow_one_makes_room() {
+fn the_prefetch_counts_per_queue_and_finished_ones_make_room() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let queues = ["a".to_owned(), "b".to_owned()];
@@ -74,7 +74,7 @@ fn a_ticket_of_a_dead_channel_settles_nothing() {
 }
 
 #[test]
-fn a_dropped_session_gives_everything_back_though_a_publisher_is_still_held() {
+fn a_dropped_session_gives_all_back_despite_a_live_publisher() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let (mut deliveries, settler) = consume(&session, "q", 10).await;

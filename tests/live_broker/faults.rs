@@ -18,7 +18,7 @@ fn a_wrong_password_and_an_unknown_vhost_are_permanent() {
 }
 
 #[test]
-fn an_encrypted_session_needs_a_trusted_authority_and_a_certificate_of_its_own() {
+fn tls_needs_a_trusted_authority_and_a_client_certificate() {
     live(async |node, vhost| {
         let Some((options, files)) = encrypted(node, &vhost) else { return };
         let session = Session::open(&options).await.unwrap();
@@ -37,7 +37,7 @@ fn an_encrypted_session_needs_a_trusted_authority_and_a_certificate_of_its_own()
 }
 
 #[test]
-fn urls_are_tried_in_turn_and_one_that_may_come_up_is_not_permanent() {
+fn urls_are_tried_in_turn_and_a_passing_fault_is_not_fatal() {
     live(async |node, vhost| {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let refused = format!("amqp://{}", closed.local_addr().unwrap());
@@ -90,7 +90,7 @@ fn the_next_session_begins_behind_the_url_that_answered() {
 }
 
 #[test]
-fn a_killed_connection_ends_the_session_and_the_next_one_gets_the_rest() {
+fn the_session_after_a_killed_connection_gets_the_rest() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let (mut deliveries, settler) = consume(&session, "q", 10).await;
@@ -151,7 +151,7 @@ impl Drop for Alarm {
 }
 
 #[test]
-fn while_the_broker_is_blocked_everything_waits_and_nothing_is_lost() {
+fn while_the_broker_is_blocked_nothing_is_lost() {
     let _alone = NODE_WIDE.write().unwrap_or_else(PoisonError::into_inner);
     let node = node();
     let vhost = node.vhost();
@@ -213,7 +213,7 @@ fn a_silent_peer_is_noticed_by_its_missing_heartbeat() {
 }
 
 #[test]
-fn an_idle_broker_is_asked_something_so_that_it_is_never_silent() {
+fn a_keepalive_makes_an_idle_broker_answer() {
     live(async |node, vhost| {
         let session = Session::open(&options(&node.url_for("guest:guest", &vhost))).await.unwrap();
         let _consuming = consume(&session, "q", 10).await;

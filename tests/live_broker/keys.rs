@@ -353,7 +353,7 @@ impl Script {
 }
 
 #[test]
-fn commands_of_three_keys_beside_single_ones_run_in_the_order_of_each_key() {
+fn commands_of_one_and_three_keys_keep_each_key_s_order() {
     live(async |node, vhost| {
         let mut site = Site::start(node, vhost).await;
         let (mut script, mut came) = (Script::new(1), HashMap::new());
@@ -371,7 +371,7 @@ fn commands_of_three_keys_beside_single_ones_run_in_the_order_of_each_key() {
 }
 
 #[test]
-fn lost_sessions_leave_the_order_of_each_key_and_one_answer_each() {
+fn lost_sessions_keep_each_key_s_order_and_one_answer_each() {
     live(async |node, vhost| {
         let mut site = Site::start(node, vhost).await;
         let (mut script, mut came) = (Script::new(20), HashMap::new());
@@ -392,7 +392,7 @@ fn lost_sessions_leave_the_order_of_each_key_and_one_answer_each() {
 
 /// A session is lost between the first write of a command and the second.
 #[test]
-fn what_has_passed_its_commit_point_writes_all_its_keys_and_is_answered_once() {
+fn a_committed_command_writes_all_keys_and_answers_once() {
     live(async |node, vhost| {
         let mut site = Site::start(node, vhost).await;
         let kwargs = json!({"keys": names(&[0, 1, 2]), "number": 1, "between_ms": 1500});
@@ -419,7 +419,7 @@ fn what_has_passed_its_commit_point_writes_all_its_keys_and_is_answered_once() {
 
 /// A session is lost before the first write.
 #[test]
-fn what_has_not_passed_its_commit_point_writes_no_key_and_runs_in_the_next_session() {
+fn an_uncommitted_command_writes_no_key_and_runs_again() {
     live(async |node, vhost| {
         let mut site = Site::start(node, vhost).await;
         let kwargs = json!({"keys": names(&[0, 1, 2]), "number": 1, "before_ms": 4000});
@@ -469,7 +469,7 @@ fn a_time_limit_is_for_all_keys_or_none() {
 
 /// Without a broker: what the guard says is for all writes.
 #[test]
-fn an_abandoned_guard_stops_every_write_and_a_committed_one_none() {
+fn an_abandoned_guard_stops_all_writes_a_committed_one_none() {
     run(async {
         let call = || {
             ADD.parse(

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_no_queue_wants_comes_back_and_is_told_from_what_was_routed() {
+fn an_unroutable_message_is_told_from_a_routed_one() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         consume(&session, "q", 1).await.1.close().await.unwrap();
@@ -77,7 +77,7 @@ impl Drop for BodyLimit {
 }
 
 #[test]
-fn a_body_larger_than_the_broker_takes_is_refused_and_large_ones_within_pass() {
+fn a_body_over_the_broker_s_limit_is_refused() {
     let _alone = NODE_WIDE.write().unwrap_or_else(PoisonError::into_inner);
     let node = node();
     let vhost = node.vhost();

@@ -33,7 +33,7 @@ fn after_every_reconnect_the_whole_prefetch_is_there() {
 }
 
 #[test]
-fn what_is_given_back_comes_first_in_its_order_and_tells_how_often_it_came() {
+fn returned_messages_come_first_with_their_delivery_count() {
     live(async |node, vhost| {
         let session = open_quorum(node, &vhost).await;
         let (mut deliveries, settler) = consume(&session, "q", 4).await;
@@ -82,7 +82,7 @@ fn a_message_waits_through_several_delay_queues_and_comes_back() {
 }
 
 #[test]
-fn what_a_full_queue_does_not_take_comes_back_to_be_tried_again() {
+fn a_message_that_a_full_queue_rejects_comes_back() {
     live(async |node, vhost| {
         let session = open_quorum(node, &vhost).await;
         for queue_type in [QueueType::Classic, QueueType::Quorum] {

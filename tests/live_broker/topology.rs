@@ -58,7 +58,7 @@ fn options_shape_the_queues_that_are_created() {
 }
 
 #[test]
-fn events_reach_the_bounded_metrics_queue_and_a_binding_taken_away_stays_away() {
+fn events_reach_the_metrics_queue_until_it_is_unbound() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         assert_eq!(session.topology().ensure_metrics(2).await.unwrap(), Presence::Created);

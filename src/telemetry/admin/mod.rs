@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_stands_still_is_not_alive_while_the_port_answers() {
+    fn a_stalled_loop_is_not_alive_while_the_port_answers() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (address, _serving) = runtime.block_on(async { serving() });
         // Nothing runs that loop now.

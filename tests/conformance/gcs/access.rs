@@ -29,7 +29,7 @@ async fn outcomes(bucket: &dyn Backend) -> Vec<Result<String>> {
 }
 
 #[tokio::test]
-async fn a_missing_bucket_is_created_by_a_write_or_at_the_first_look_where_it_is_known_for_whom() {
+async fn a_missing_bucket_is_created_if_the_project_is_known() {
     let site = Site::start();
     for number in 0..6 {
         // A bucket of its own for each, as each is the first that notices.

@@ -121,7 +121,7 @@ async fn nobody_there_is_unavailable_and_names_no_session() {
 }
 
 #[tokio::test]
-async fn a_read_that_breaks_off_goes_on_in_the_same_generation_or_fails() {
+async fn a_broken_read_resumes_in_the_same_generation_or_fails() {
     let site = Site::start();
     let bucket = open(site.options()).await;
     let wanted = noise(3 << 20, 2);
@@ -169,7 +169,7 @@ async fn a_bit_flipped_on_the_way_is_never_handed_out() {
 }
 
 #[tokio::test]
-async fn a_write_that_arrived_damaged_can_be_tried_again_under_its_condition() {
+async fn a_write_that_arrived_damaged_is_safe_to_repeat() {
     // A server that does not look at declared checksums, as the emulator.
     let site = Site::lenient();
     let bucket = open(site.options()).await;

@@ -118,7 +118,7 @@ async fn what_other_tools_wrote_is_read_by_its_content_type() {
 }
 
 #[tokio::test]
-async fn an_object_of_ours_that_another_tool_changed_is_damaged_and_can_be_replaced() {
+async fn an_object_changed_by_another_tool_can_be_replaced() {
     let site = Site::start();
     let options = site.options();
     let bucket = open(options.clone()).await;
@@ -158,7 +158,7 @@ async fn names_that_are_no_keys_are_skipped_and_counted() {
 }
 
 #[tokio::test]
-async fn what_the_bucket_could_never_keep_is_refused_before_it_is_asked() {
+async fn a_write_beyond_the_bucket_s_limits_is_refused_unasked() {
     let site = Site::start();
     let bucket = open(site.options()).await;
     let mut large = object("x");

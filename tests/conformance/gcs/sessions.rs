@@ -117,7 +117,7 @@ async fn upload(content: &[u8], fates: &[Fate]) -> (Result<(), ErrorKind>, Vec<u
 }
 
 #[tokio::test]
-async fn a_session_goes_on_where_it_broke_off_for_as_long_as_it_gets_further() {
+async fn an_upload_session_resumes_while_it_makes_progress() {
     let content = noise(1 << 20, 9);
     let whole = content.clone();
     for (fates, outcome, begun) in [

@@ -60,7 +60,7 @@ async fn no_request_takes_what_is_no_answer_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_answers_falsely_to_everything_is_taken_for_nothing_and_the_fallback_stands_in() {
+async fn a_server_that_is_no_store_is_replaced_by_the_fallback() {
     let site = Site::start();
     for harm in harms() {
         // With and without a project: a page is no bucket that is missing, and none that was created.

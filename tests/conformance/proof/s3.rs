@@ -78,7 +78,7 @@ async fn no_request_takes_what_is_no_answer_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_answers_falsely_to_everything_is_never_written_to_and_the_fallback_stands_in() {
+async fn a_server_that_is_no_store_gets_no_write() {
     let bucket = Bucket::make().await;
     let site = Site::before(&dev_s3::store().url, &["--keep-host"]);
     for harm in harms() {
@@ -101,7 +101,7 @@ async fn what_answers_falsely_to_everything_is_never_written_to_and_the_fallback
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_that_the_endpoint_names_already_is_found_out_before_the_first_write() {
+async fn a_bucket_named_twice_is_noticed_before_the_first_write() {
     let (bucket, other) = (Bucket::make().await, Bucket::make().await);
     let name = bucket.options().bucket;
     let url = &dev_s3::store().url;
@@ -146,7 +146,7 @@ async fn a_bucket_that_the_endpoint_names_already_is_found_out_before_the_first_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_marks_its_listings_only_is_asked_whether_a_removal_was_one() {
+async fn a_removal_is_verified_where_only_listings_are_marked() {
     let bucket = Bucket::make().await;
     let site = Site::before(&dev_s3::store().url, &["--keep-host"]);
     // As SeaweedFS before its version 4.
