@@ -1,4 +1,6 @@
-//! Binding of positional and keyword arguments, with CPython's own words when they do not fit.
+//! The binding of positional and keyword arguments to the parameters of a task.
+//!
+//! Arguments that do not fit raise the same `TypeError` as in CPython, with the same text.
 
 use crate::json::Json;
 
@@ -7,15 +9,15 @@ use super::{CommandError, KeyArgument};
 /// One parameter of a task.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameter {
-    /// Name, as Python spells it.
+    /// Name of the parameter in Python.
     pub name: &'static str,
-    /// What it takes.
+    /// The values that the parameter accepts.
     pub kind: ParameterKind,
-    /// One sentence for the schema.
+    /// The description of the parameter in the schema.
     pub about: &'static str,
 }
 
-/// What a parameter takes.
+/// The values that a parameter accepts.
 #[derive(Clone, Copy, Debug)]
 pub enum ParameterKind {
     /// A key.
@@ -30,13 +32,13 @@ pub enum ParameterKind {
     Text,
     /// One of these strings.
     Choice(&'static [&'static str]),
-    /// An integer from 0.
+    /// An integer of 0 or more.
     Count,
-    /// An integer from the first to the second.
+    /// An integer from the first number to the second, both included.
     Between(u64, u64),
-    /// Seconds above 0.
+    /// A number of seconds, above 0.
     Seconds,
-    /// ISO 8601.
+    /// A point in time, as ISO 8601 text or as a `datetime` of Python.
     Instant,
     /// A boolean.
     Flag,
@@ -50,20 +52,20 @@ impl Parameter {
     }
 }
 
-/// The parameters of one task, as a Python `def` would list them.
+/// The parameters of one task, in the order of a Python function with the same signature.
 #[derive(Clone, Copy, Debug)]
 pub struct CallSignature {
-    /// Name that error messages use: `store` of `filestorage.store`.
+    /// The function's name in error messages: `store` for the task `filestorage.store`.
     pub function: &'static str,
-    /// Parameters without a default; by position or by name.
+    /// Parameters without a default value. They are given by position or by name.
     pub required: &'static [Parameter],
-    /// Parameters with a default; by position or by name.
+    /// Parameters with a default value. They are given by position or by name.
     pub optional: &'static [Parameter],
-    /// Parameters after `*`: by name only, all with a default.
+    /// Parameters after `*` in the signature. They are given by name only, and all have a default value.
     pub keyword_only: &'static [Parameter],
 }
 
-/// Bound arguments: each is taken once, by name.
+/// The arguments of one call, bound to their parameters. Each argument can be taken once, by its name.
 #[derive(Debug)]
 pub struct Arguments {
     signature: &'static CallSignature,
@@ -71,7 +73,7 @@ pub struct Arguments {
 }
 
 impl CallSignature {
-    /// Lists the parameters that take keys.
+    /// Returns the parameters whose values are keys.
     pub fn key_arguments(&self) -> impl Iterator<Item = KeyArgument> {
         let positional = self.positional();
         let parameters = self.required.iter().chain(self.optional).chain(self.keyword_only).enumerate();
@@ -98,12 +100,12 @@ impl CallSignature {
         self.names().position(|parameter| parameter == name)
     }
 
-    /// Binds a call.
+    /// Binds the arguments of a call to the parameters.
     ///
     /// # Errors
     ///
-    /// `TypeError` with the text and in the order of checks of CPython 3.11: unknown or doubled keywords first, then
-    /// too many positional arguments, then missing ones.
+    /// `TypeError` with the text of CPython 3.11. The checks have CPython's order: first unknown or repeated keywords,
+    /// then too many positional arguments, then missing arguments.
     pub fn bind(&'static self, args: Vec<Json>, kwargs: Vec<(String, Json)>) -> Result<Arguments, CommandError> {
         let function = self.function;
         let given = args.len();
@@ -162,7 +164,7 @@ impl CallSignature {
     }
 }
 
-/// `'a'`, `'a' and 'b'`, `'a', 'b', and 'c'`.
+/// Joins names as CPython does: `'a'`, `'a' and 'b'`, `'a', 'b', and 'c'`.
 fn enumerate(names: &[&str]) -> String {
     match names {
         [] => String::new(),
@@ -176,16 +178,16 @@ fn enumerate(names: &[&str]) -> String {
 }
 
 impl Arguments {
-    /// Takes an argument; one that was not given is `null`, the default of every optional parameter but the flags.
+    /// Takes an argument. An argument that was not given is `null`.
     pub fn take(&mut self, name: &'static str) -> Json {
         self.signature.place(name).and_then(|place| self.slots[place].take()).unwrap_or(Json::Null)
     }
 
-    /// Takes a string that must be there.
+    /// Takes a string.
     ///
     /// # Errors
     ///
-    /// `TypeError` when it is something else.
+    /// `TypeError` when the argument is missing or is no string.
     pub fn text(&mut self, name: &'static str) -> Result<String, CommandError> {
         match self.take(name) {
             Json::Text(text) => Ok(text),
@@ -193,11 +195,11 @@ impl Arguments {
         }
     }
 
-    /// Takes a list of strings that must be there.
+    /// Takes a list of strings.
     ///
     /// # Errors
     ///
-    /// `TypeError` when it, or one of its members, is something else.
+    /// `TypeError` when the argument is missing or is no list, or when a member of the list is no string.
     pub fn texts(&mut self, name: &'static str) -> Result<Vec<String>, CommandError> {
         let members = match self.take(name) {
             Json::Array(members) => members,
@@ -214,7 +216,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// `TypeError` when it is something else.
+    /// `TypeError` when the argument is neither.
     pub fn optional_text(&mut self, name: &'static str) -> Result<Option<String>, CommandError> {
         match self.take(name) {
             Json::Null => Ok(None),
@@ -223,11 +225,11 @@ impl Arguments {
         }
     }
 
-    /// Takes a flag; not given is `false`.
+    /// Takes a boolean. `null`, or no argument, is `false`.
     ///
     /// # Errors
     ///
-    /// `TypeError` when it is something else.
+    /// `TypeError` when the argument is neither a boolean nor `null`.
     pub fn flag(&mut self, name: &'static str) -> Result<bool, CommandError> {
         match self.take(name) {
             Json::Null => Ok(false),
@@ -236,11 +238,11 @@ impl Arguments {
         }
     }
 
-    /// Takes a count of something, or `null`.
+    /// Takes an integer from 0 to 2**63 - 1, or `null`.
     ///
     /// # Errors
     ///
-    /// `TypeError` when it is no integer, `ValueError` when it is negative or beyond 2**63.
+    /// `TypeError` when the argument is neither an integer nor `null`. `ValueError` when the integer is out of range.
     pub fn optional_count(&mut self, name: &'static str) -> Result<Option<u64>, CommandError> {
         let value = self.take(name);
         if value.is_null() {
@@ -255,7 +257,7 @@ impl Arguments {
         })
     }
 
-    /// Says that an argument has the wrong type, in Python's words.
+    /// Makes the `TypeError` of an argument that has the wrong type. `wanted` names the accepted types of Python.
     pub fn wrong_type(&self, name: &str, wanted: &str, found: &Json) -> CommandError {
         CommandError::type_error(format!(
             "{}() argument '{name}' must be {wanted}, not {}",
@@ -294,7 +296,7 @@ mod tests {
 
     // The texts were printed by CPython 3.11 for functions of these signatures.
     #[test]
-    fn python_s_own_words() {
+    fn type_errors_have_the_text_of_cpython() {
         for (signature, positional, names, text) in [
             (&STORE, 1, &[][..], "store() missing 1 required positional argument: 'data'"),
             (&STORE, 0, &[], "store() missing 2 required positional arguments: 'key' and 'data'"),

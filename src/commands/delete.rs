@@ -1,4 +1,4 @@
-//! `filestorage.delete`.
+//! The task `filestorage.delete`: removes an object.
 
 use async_trait::async_trait;
 
@@ -16,7 +16,11 @@ pub(super) static DEFINITION: Definition = Definition {
         function: "delete",
         required: &[KEY],
         optional: &[],
-        keyword_only: &[Parameter::new("if_generation", ParameterKind::Text, "Only this state of the object.")],
+        keyword_only: &[Parameter::new(
+            "if_generation",
+            ParameterKind::Text,
+            "Deletes the object only while it has this generation.",
+        )],
     },
     less: "nothing",
     walks: false,

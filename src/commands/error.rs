@@ -1,44 +1,44 @@
-//! Why a command failed, in terms of the exception its caller sees.
+//! The error of a command, as the Python exception that its caller gets.
 
 use std::fmt;
 
 use crate::json::Json;
 use crate::storage::{Error, ErrorKind, Key};
 
-/// A failed command: the Python exception its caller raises, and whether trying again can help.
+/// The failure of a command: the Python exception that the caller gets, and whether a retry can help.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandError {
-    /// Which exception.
+    /// The class of the exception.
     pub exception: ExceptionClass,
-    /// The exception's arguments.
+    /// The arguments of the exception.
     pub args: Vec<Json>,
-    /// Whether the same command may succeed later.
+    /// Tells whether the same command may succeed later.
     pub transient: bool,
 }
 
-/// The exceptions a command can answer with.
+/// The classes of the exceptions that a command can raise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExceptionClass {
-    /// Wrong arguments.
+    /// The arguments do not fit the signature, or have a wrong type.
     TypeError,
-    /// A bad key, value or option.
+    /// A key, a value or an option is not allowed.
     ValueError,
-    /// A file system or disk error: `[errno, text, name]`.
+    /// The file system or the disk failed. The arguments are `[errno, text, name]`.
     OsError,
-    /// What a command needs is not there: `[2, text, name]`.
+    /// A file or folder that the command names does not exist. The arguments are `[2, text, name]`.
     FileNotFoundError,
-    /// The backend refuses.
+    /// The backend refuses access. The arguments are `[13, text, name]`.
     PermissionError,
-    /// `if_absent` or `if_generation` not met.
+    /// The condition `if_absent` or `if_generation` is not met.
     PreconditionFailed,
-    /// Damaged bytes.
+    /// The stored bytes are damaged.
     IntegrityError,
     /// The backend cannot be reached.
     StorageUnavailable,
 }
 
 impl ExceptionClass {
-    /// Returns class name and module, as `exc_type` and `exc_module` of a Celery result.
+    /// Returns the name and the module of the class: `exc_type` and `exc_module` of a Celery result.
     #[must_use]
     pub const fn class(self) -> (&'static str, &'static str) {
         match self {
@@ -70,7 +70,9 @@ impl CommandError {
     }
 }
 
-/// `OSError`'s three arguments, the last naming the file or, without one, the key; Python makes the fitting subclass and `errno`, `strerror`, `filename` of them.
+/// Makes the arguments of an `OSError`: number, text, and the name of the file or key.
+///
+/// From the number, Python chooses the subclass. From all three, it sets `errno`, `strerror` and `filename`.
 fn os_error(errno: i64, text: &str, error: &Error) -> Vec<Json> {
     let mut args = vec![errno.into(), text.into()];
     let name = error.subject.as_deref().or(error.key.as_ref().map(Key::as_str));
@@ -78,17 +80,17 @@ fn os_error(errno: i64, text: &str, error: &Error) -> Vec<Json> {
     args
 }
 
-/// "Input/output error", for a fault that has no number of its own.
+/// The number of "Input/output error", for a fault without a number.
 const EIO: i64 = 5;
 
-/// Finds the operating system's number behind an error.
+/// Returns the operating system's number of an error, where it has one.
 fn errno(error: &Error) -> Option<i64> {
     let source = std::error::Error::source(error)?;
     source.downcast_ref::<std::io::Error>()?.raw_os_error().map(i64::from)
 }
 
 impl From<Error> for CommandError {
-    /// Maps the storage room's kinds; the one table between both rooms.
+    /// Maps a kind of storage error to a class of exception. No other place maps them.
     fn from(error: Error) -> Self {
         let transient = error.is_transient();
         let text = || vec![Json::Text(error.to_string())];

@@ -1,4 +1,4 @@
-//! `filestorage.exists`.
+//! The task `filestorage.exists`: tells whether a key has an object.
 
 use async_trait::async_trait;
 

@@ -1,4 +1,4 @@
-//! `filestorage.get_stats`.
+//! The task `filestorage.get_stats`: returns the counters of a worker.
 
 use async_trait::async_trait;
 
@@ -19,7 +19,7 @@ pub(super) static DEFINITION: Definition = Definition {
 #[derive(Debug)]
 struct GetStats;
 
-#[allow(clippy::unnecessary_wraps)] // one type for every parser
+#[allow(clippy::unnecessary_wraps)] // All parsers have one type.
 fn parse(_arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     Ok(Box::new(GetStats))
 }

@@ -1,4 +1,4 @@
-//! The keys that a command names, and where they stand in a call.
+//! The keys that a command names, and their positions in a call.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -6,23 +6,23 @@ use std::sync::Arc;
 
 use crate::storage::Key;
 
-/// A key that a command names, and what the command does with it.
+/// A key that a command names, and the kind of access to its object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyUse {
     /// The key.
     pub key: Key,
-    /// Whether the command changes the object of this key.
+    /// Tells whether the command changes the object of this key.
     pub writes: bool,
 }
 
 impl KeyUse {
-    /// Names a key whose object is read.
+    /// Makes the use of a key whose object is read.
     #[must_use]
     pub const fn read(key: Key) -> Self {
         Self { key, writes: false }
     }
 
-    /// Names a key whose object is written or deleted.
+    /// Makes the use of a key whose object is written or deleted.
     #[must_use]
     pub const fn write(key: Key) -> Self {
         Self { key, writes: true }
@@ -31,7 +31,7 @@ impl KeyUse {
 
 /// The keys of one command, each of them once, in the order in which they were first named.
 ///
-/// Most commands have one key, which takes no allocation of its own. Clones share the list.
+/// One key needs no allocation for the list. Clones of several keys share one list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Keys {
     /// The command has no key.
@@ -44,7 +44,7 @@ pub enum Keys {
 }
 
 impl Keys {
-    /// Gathers the keys of a command. A key that is named twice counts once, and is written if one of its uses writes.
+    /// Collects the keys of a command. A key that is named twice is listed once, as written if one of its uses writes.
     #[must_use]
     pub fn of(named: &[KeyUse]) -> Self {
         match named {
@@ -86,22 +86,22 @@ impl Deref for Keys {
 /// An argument that holds keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyArgument {
-    /// Its place among the positional arguments, from 0; `None` for one that is given by name only.
+    /// Position of the argument, from 0. `None` for an argument that is given by name only.
     pub position: Option<usize>,
-    /// Its name.
+    /// Name of the argument.
     pub name: &'static str,
-    /// Whether it is a list of keys instead of one key.
+    /// Tells whether the argument is a list of keys instead of one key.
     pub is_list: bool,
 }
 
-/// Where the keys of a task's calls stand, for whoever orders calls before they are read.
+/// The positions of the keys in the calls of a task. The worker orders calls by key before it parses them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPlaces {
     /// The task has no key.
     Nowhere,
-    /// All keys stand in these arguments, as texts or lists of texts.
+    /// These arguments hold all keys, as strings or lists of strings.
     Arguments(Vec<KeyArgument>),
-    /// Only a call that was read tells its keys.
+    /// The keys are known only after the call was parsed.
     Anywhere,
 }
 

@@ -1,4 +1,4 @@
-//! `filestorage.list_keys`.
+//! The task `filestorage.list_keys`: lists keys in byte order.
 
 use async_trait::async_trait;
 
@@ -15,9 +15,13 @@ pub(super) static DEFINITION: Definition = Definition {
         function: "list_keys",
         required: &[],
         optional: &[
-            Parameter::new("prefix", ParameterKind::Text, "Only keys that begin with this text."),
-            Parameter::new("limit", ParameterKind::Count, "Keys at most."),
-            Parameter::new("start_after", ParameterKind::Text, "Only keys after this text, in byte order."),
+            Parameter::new("prefix", ParameterKind::Text, "Returns only keys that begin with this text."),
+            Parameter::new("limit", ParameterKind::Count, "The largest number of keys to return."),
+            Parameter::new(
+                "start_after",
+                ParameterKind::Text,
+                "Returns only keys that come after this text in byte order.",
+            ),
         ],
         keyword_only: &[],
     },

@@ -1,7 +1,7 @@
-//! The tasks: typed arguments in, JSON out. They know the engine, not the queue.
+//! The tasks of this program. Each takes typed arguments and returns JSON. They use the engine and know no queue.
 //!
-//! A command is one file: its [`Definition`] (name, signature, parser) and a struct that runs. Adding one is a file
-//! and a row in [`COMMANDS`].
+//! Each task has one file, with its [`Definition`] (name, signature, parser) and the struct that runs it. A new task
+//! needs such a file and a row in [`COMMANDS`].
 
 mod arguments;
 mod delete;
@@ -31,7 +31,7 @@ pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Sp
 use crate::json::Json;
 use crate::storage::{self, Receipt, Reference};
 
-/// The parameter nearly every task begins with.
+/// The first parameter of nearly every task.
 const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
 
 /// The tasks that a worker runs.
@@ -52,7 +52,7 @@ impl Default for CommandTable {
     }
 }
 
-/// Every task of this program.
+/// All tasks of this program.
 pub static COMMANDS: &[&Definition] = &[
     &delete::DEFINITION,
     &exists::DEFINITION,
@@ -65,38 +65,39 @@ pub static COMMANDS: &[&Definition] = &[
     &sync::DEFINITION,
 ];
 
-/// What a task is called and how its call is read.
+/// The name, the parameters and the parser of a task.
 #[derive(Clone, Copy)]
 pub struct Definition {
-    /// Celery task name.
+    /// Name of the task in Celery.
     pub task: &'static str,
-    /// Operation of its metric event; `None` for a task that touches no storage.
+    /// Name of the operation in metric events. `None` for a task that does not access the storage.
     pub operation: Option<&'static str>,
-    /// Its parameters.
+    /// The parameters of the task.
     pub signature: CallSignature,
-    /// How to ask for less when an answer is larger than a reply may be.
+    /// The remedy for an answer that is too large for a reply, as the object of "ask for".
     pub less: &'static str,
-    /// Whether it goes through many objects: few of those run at once, so that others are not kept waiting.
+    /// Tells whether the task goes through many objects. Few such tasks run at once, so that they do not delay others.
     pub walks: bool,
-    /// Schema of its result.
+    /// Makes the JSON Schema of the result.
     pub result: fn() -> serde_json::Value,
-    /// Checks the values of bound arguments.
+    /// Checks the values of bound arguments and makes the command.
     pub parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
 }
 
 impl Definition {
-    /// Tells where the keys stand by which calls are ordered.
+    /// Returns the positions of the keys in a call. The worker orders calls by these keys.
     #[must_use]
     pub fn key_places(&self) -> KeyPlaces {
         let arguments: Vec<KeyArgument> = self.signature.key_arguments().collect();
         if arguments.is_empty() { KeyPlaces::Nowhere } else { KeyPlaces::Arguments(arguments) }
     }
 
-    /// Reads a call: binds the arguments and checks their values.
+    /// Parses a call: binds the arguments and checks their values.
     ///
     /// # Errors
     ///
-    /// `TypeError` for what Python itself would refuse, `ValueError` for a bad key, value or option.
+    /// `TypeError` for arguments that do not fit the signature or have a wrong type. `ValueError` for a key, a value or
+    /// an option that is not allowed.
     pub fn parse(
         &'static self,
         args: Vec<Json>,
@@ -112,73 +113,74 @@ impl fmt::Debug for Definition {
     }
 }
 
-/// A call that was read and can run.
+/// A call that was parsed and can run.
 #[async_trait]
 pub trait Command: Send + Sync + fmt::Debug {
-    /// Every key it names. On each of them commands run one after another, in the order they arrived.
+    /// Returns every key that the command names. Commands that share a key run one after another, in the order of their
+    /// arrival.
     fn keys(&self) -> &[KeyUse];
 
-    /// Whether it changes something, so that its answer is recorded and never made twice: by default, whether it writes one of its
-    /// keys.
+    /// Tells whether the command changes something. The answer of such a command is recorded, so that a redelivered one
+    /// does not run again. By default, a command changes something when it writes one of its keys.
     fn writes(&self) -> bool {
         self.keys().iter().any(|used| used.writes)
     }
 
-    /// Runs to the end.
+    /// Runs the command to its end.
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished;
 }
 
-/// What a command is told beside its arguments.
+/// The inputs of a command besides its arguments.
 #[derive(Clone, Debug, Default)]
 pub struct Context {
-    /// Stands for the identity of the command, 32 hexadecimal digits; kept with what it writes.
+    /// The identity of the command: 32 hexadecimal digits. Objects that the command writes store the identity.
     pub operation_id: String,
-    /// Set when an earlier run of this same message may have happened and no answer of it is known.
+    /// Set when the same message may have run before and the answer of that run is not known.
     pub redelivered: Option<Redelivered>,
-    /// Asked at the commit point. One guard stands for all writes of the command: the first of them decides, and once it has passed the
-    /// others pass as well.
+    /// The guard that is asked right before a write takes effect. All writes of the command share one guard. The first
+    /// write asks for the decision, and the other writes get the same one.
     pub commit_guard: CommitGuard,
-    /// Most bytes an answer may have: a value with more is refused before it is read.
+    /// The largest number of bytes of an answer. A larger value is refused before it is read.
     pub max_reply_bytes: Option<usize>,
-    /// What a large answer is made of counts on it.
+    /// The byte budget that counts the bytes of a large answer.
     pub budget: Option<Budget>,
 }
 
-/// How a command ended.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Finished {
-    /// JSON text of the result (kombu's typed form where it is not plain JSON), or why it failed.
+    /// The result as JSON text, or the failure. Values that JSON cannot express have kombu's typed form.
     pub result: Result<String, CommandError>,
-    /// What its metric events tell, one event each: one for each key it names, in an order that another run repeats, or one for the
-    /// whole.
+    /// The contents of the metric events, one item for each event. A command with keys has one event for each key, and
+    /// every run has the same order. A command without keys has one event.
     pub facts: Vec<Facts>,
-    /// What its answer holds of the budget.
+    /// The part of the byte budget that the answer takes.
     pub held: Option<Held>,
 }
 
 /// The part of a metric event that only the command knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Facts {
-    /// Key, where one is concerned.
+    /// The key of the operation, or null for an operation without a key.
     pub key: Option<String>,
-    /// Place that answered: `gcs`, `s3`, `local`.
+    /// The backend that answered: `gcs`, `s3` or `local`.
     pub backend: Option<String>,
-    /// `hit`, `miss`, or null where no cache was asked.
+    /// The result of the cache lookup: `hit`, `miss`, or null when there was none.
     pub cache: Option<String>,
-    /// Bytes of the value.
+    /// The number of bytes of the value.
     pub size: Option<u64>,
-    /// Bytes kept.
+    /// The number of stored bytes, after compression and encryption.
     pub stored_size: Option<u64>,
-    /// Codec of the bytes kept.
+    /// The compression codec of the stored bytes, or null when they are not compressed.
     pub compression: Option<String>,
-    /// How often the backend was asked.
+    /// The number of attempts at the backend, including the first.
     pub attempts: u32,
-    /// Whether the value waits to be sent to the bucket.
+    /// Whether the write or delete still waits to be sent to the bucket.
     pub pending_sync: bool,
 }
 
 impl Facts {
-    /// Tells what is known of a command that has not run to its end.
+    /// Returns the facts that are known before a command has ended.
     #[must_use]
     pub fn of(key: Option<&Key>, engine: &Engine) -> Self {
         Self {
@@ -189,7 +191,8 @@ impl Facts {
         }
     }
 
-    /// Tells what is known of each key of a command that has not run to its end; of a command without keys, of the whole.
+    /// Returns the facts that are known before a command has ended, for each of its keys. A command without keys has one
+    /// item.
     #[must_use]
     pub fn of_each(keys: &Keys, engine: &Engine) -> Vec<Self> {
         if keys.is_empty() {
@@ -198,7 +201,7 @@ impl Facts {
         keys.iter().map(|used| Self::of(Some(&used.key), engine)).collect()
     }
 
-    /// Tells what a receipt says of the object that was written or read.
+    /// Adds the facts of the receipt of an object that was written or read.
     pub fn note(&mut self, receipt: &Receipt) {
         self.backend = Some(receipt.backend.as_str().to_owned());
         self.size = Some(receipt.size);
@@ -208,28 +211,28 @@ impl Facts {
     }
 }
 
-/// Runs a command to its end and counts how often the backend was asked for it.
+/// Runs a command to its end and counts its attempts at the backend.
 pub async fn run(command: Box<dyn Command>, engine: &Engine, context: Context) -> Finished {
     let (mut finished, attempts) = storage::counted(command.run(engine, context)).await;
-    // Of several keys only the command knows for which of them the backend was asked.
+    // The count covers the whole command. With several keys, only the command can tell the attempts of each key.
     if let [facts] = finished.facts.as_mut_slice() {
-        // A place that is asked only once does not count.
+        // A backend without retries does not count its only attempt.
         facts.attempts = attempts.max(1);
     }
     finished
 }
 
-/// Reads the `key` argument.
+/// Takes the `key` argument.
 fn key(arguments: &mut Arguments) -> Result<Key, CommandError> {
     Key::parse(&arguments.text("key")?).map_err(|error| CommandError::value_error(error.to_string()))
 }
 
-/// Reads a text that names a place outside the store.
+/// Parses a reference to a file or object outside the store. `name` is the argument in error messages.
 fn reference(name: &str, text: &str) -> Result<Reference, CommandError> {
     Reference::parse(text).map_err(|error| CommandError::value_error(format!("{name}: {error}")))
 }
 
-/// Writes a serializable result; the types that come here have string keys only and cannot fail.
+/// Writes a result as JSON. Cannot fail for the types of results, because their maps have string keys only.
 fn json<T: serde::Serialize>(value: &T) -> Result<String, CommandError> {
     serde_json::to_string(value).map_err(|error| CommandError::value_error(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `filestorage.retrieve`.
+//! The task `filestorage.retrieve`: returns a value, or writes it to a destination.
 
 use async_trait::async_trait;
 
@@ -18,12 +18,20 @@ pub(super) static DEFINITION: Definition = Definition {
         required: &[KEY],
         optional: &[],
         keyword_only: &[
-            Parameter::new("offset", ParameterKind::Count, "First byte of a text or bytes value; the answer is bytes."),
-            Parameter::new("length", ParameterKind::Count, "Bytes at most."),
+            Parameter::new(
+                "offset",
+                ParameterKind::Count,
+                "Position of the first byte to return, from 0, in a text or bytes value. The answer is bytes.",
+            ),
+            Parameter::new(
+                "length",
+                ParameterKind::Count,
+                "The largest number of bytes to return from a text or bytes value. The answer is bytes.",
+            ),
             Parameter::new(
                 "destination",
                 ParameterKind::Text,
-                "Place to write the value to: file:///…, gs://… or s3://…; the answer is the receipt.",
+                "URL of a file or object to write the value to: file:///…, gs://… or s3://…. The answer is the receipt.",
             ),
         ],
     },
@@ -49,7 +57,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     Ok(Box::new(Retrieve { target, range, destination }))
 }
 
-/// Writes a value as kombu's JSON: text and JSON as themselves, bytes typed.
+/// Writes a value as kombu's JSON. Text and JSON are plain, bytes have the typed form.
 fn json_of(value: &Value) -> String {
     match value {
         Value::Json(json) => json.as_str().to_owned(),
@@ -72,7 +80,8 @@ impl Command for Retrieve {
         std::slice::from_ref(&self.target)
     }
 
-    /// What lies at a destination may be in use by the time a redelivered command would write it again.
+    /// Returns `true` with a destination. A redelivered command must not write a destination again, because its content
+    /// may be in use already.
     fn writes(&self) -> bool {
         self.destination.is_some()
     }
@@ -86,7 +95,7 @@ impl Command for Retrieve {
     }
 }
 
-/// Answers the value.
+/// Returns the value.
 async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Context) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
     // JSON is never shorter than the bytes it carries.
@@ -105,7 +114,7 @@ async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Con
     Finished { result: result.map_err(CommandError::from), facts: vec![facts], held }
 }
 
-/// Writes the value elsewhere and answers the receipt.
+/// Writes the value to its destination and returns the receipt.
 async fn write(
     engine: &Engine,
     key: &Key,

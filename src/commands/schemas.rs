@@ -1,4 +1,4 @@
-//! JSON Schemas (2020-12) of what every task takes and answers.
+//! JSON Schemas (2020-12) of the arguments and results of every task.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::{COMMANDS, Definition};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// Returns every schema by file name: `store.arguments.json`, `store.result.json`…
+/// Returns every schema by its file name, such as `store.arguments.json` or `store.result.json`.
 #[must_use]
 pub fn schemas() -> BTreeMap<String, Value> {
     let mut schemas = BTreeMap::new();
@@ -27,9 +27,9 @@ pub fn schemas() -> BTreeMap<String, Value> {
     schemas
 }
 
-/// Derives a result's schema from its type.
+/// Derives the schema of a result from its type.
 pub(super) fn of<T: JsonSchema>() -> Value {
-    // As it is written: members that may be null are always there.
+    // Results are only written. A member that may be null is always written, so the schema requires it.
     schemars::generate::SchemaSettings::draft2020_12()
         .for_serialize()
         .into_generator()
@@ -37,14 +37,15 @@ pub(super) fn of<T: JsonSchema>() -> Value {
         .to_value()
 }
 
-/// Any value, or null where there is none; bytes are typed as kombu types them.
+/// Returns the schema of any value or null. Bytes have kombu's typed form.
 pub(super) fn any_value() -> Value {
     json!({
-        "description": "The value with its own type, or null. Bytes are {\"__type__\": \"bytes\" | \"base64\", \"__value__\": text}, which a Celery client decodes. With a destination, the receipt instead of the value.",
+        "description": "The value with the type that was stored, or null for a missing key. Bytes are {\"__type__\": \"bytes\" | \"base64\", \"__value__\": text}, which a Celery client decodes. A call with a destination returns the receipt instead of the value.",
     })
 }
 
-/// The keyword form of a call: positional arguments bind to the same names in the order of `x-positional`.
+/// Returns the schema of the keyword arguments of a call. Positional arguments bind to the names in `x-positional`, in
+/// that order.
 fn arguments(definition: &Definition) -> Value {
     let signature = &definition.signature;
     let parameters = || signature.required.iter().chain(signature.optional).chain(signature.keyword_only);

@@ -1,4 +1,4 @@
-//! `filestorage.signed_url`.
+//! The task `filestorage.signed_url`: makes a URL that gives access to one object for a limited time.
 
 use std::time::Duration;
 
@@ -19,11 +19,15 @@ pub(super) static DEFINITION: Definition = Definition {
         required: &[KEY],
         optional: &[],
         keyword_only: &[
-            Parameter::new("method", ParameterKind::Choice(&["GET", "PUT"]), "What the URL allows; GET by default."),
+            Parameter::new(
+                "method",
+                ParameterKind::Choice(&["GET", "PUT"]),
+                "The HTTP method that the URL allows, GET by default.",
+            ),
             Parameter::new(
                 "expires_in",
                 ParameterKind::Between(1, MAX_LIFETIME),
-                "Seconds the URL is good for; 3600 by default.",
+                "The number of seconds for which the URL is valid, 3600 by default.",
             ),
         ],
     },
@@ -33,19 +37,19 @@ pub(super) static DEFINITION: Definition = Definition {
     parse,
 };
 
-/// Seconds a URL is good for when nobody says.
+/// The default lifetime of a URL, in seconds.
 const LIFETIME: u64 = 3600;
-/// Longest such time: seven days, of both signatures.
+/// The longest lifetime of a URL, in seconds: seven days, the limit of Cloud Storage and of S3.
 const MAX_LIFETIME: u64 = 604_800;
 
-/// A URL by which anyone can read or write one object for a time. The URL is a secret.
+/// A URL with which anyone can read or write one object for a limited time. Treat the URL as a secret.
 #[derive(serde::Serialize, schemars::JsonSchema)]
 struct SignedUrl {
-    /// The URL itself.
+    /// The signed URL.
     url: String,
-    /// `GET` or `PUT`.
+    /// The HTTP method that the URL allows: `GET` or `PUT`.
     method: &'static str,
-    /// When it stops being good: ISO 8601 in UTC with microseconds and offset.
+    /// When the URL stops being valid: ISO 8601 in UTC with microseconds and offset.
     #[schemars(extend("format" = "date-time"))]
     expires_at: String,
 }
@@ -76,13 +80,13 @@ impl Command for Sign {
         std::slice::from_ref(&self.target)
     }
 
-    /// Writes nothing, and so nothing of the URL is kept in the journal.
+    /// Returns `false`, because the command changes nothing. So the journal does not keep the URL, which is a secret.
     fn writes(&self) -> bool {
         false
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        // Signatures count in whole seconds, from the one they are made in or a later one.
+        // A signature is dated in whole seconds. The one that is made below has this second or a later one.
         let begin = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH);
         let expires_at = begin.saturating_add(self.grant.lifetime).unwrap_or(Timestamp::MAX);
         let result = engine.sign(&self.target.key, &self.grant).await.map_err(CommandError::from).and_then(|url| {

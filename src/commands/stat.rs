@@ -1,4 +1,4 @@
-//! `filestorage.stat`.
+//! The task `filestorage.stat`: returns the receipt and the metadata of an object.
 
 use async_trait::async_trait;
 

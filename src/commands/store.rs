@@ -1,4 +1,4 @@
-//! `filestorage.store`.
+//! The task `filestorage.store`: writes a value under a key.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -21,20 +21,32 @@ pub(super) static DEFINITION: Definition = Definition {
             Parameter::new(
                 "data",
                 ParameterKind::Value,
-                "Value to store; comes back with its own type. {\"$ref\": \"file:///…\" | \"gs://…\" | \"s3://…\"} names a place to take it from.",
+                "The value to store. `retrieve` returns it with the same type. {\"$ref\": \"file:///…\" | \"gs://…\" | \"s3://…\"} names a file or object whose content is the value.",
             ),
         ],
         optional: &[Parameter::new(
             "metadata",
             ParameterKind::Metadata,
-            "Kept beside the value; 4 KiB of ASCII JSON at most.",
+            "JSON object that is stored with the value. The size limit is 4 KiB of ASCII-escaped JSON, and 1 KiB on S3.",
         )],
         keyword_only: &[
-            Parameter::new("content_type", ParameterKind::Text, "MIME type; by default that of the value's type."),
-            Parameter::new("ttl_seconds", ParameterKind::Seconds, "Seconds until the object stops being there."),
-            Parameter::new("expires_at", ParameterKind::Instant, "When the object stops being there."),
-            Parameter::new("if_absent", ParameterKind::Flag, "Only if the key has no object."),
-            Parameter::new("if_generation", ParameterKind::Text, "Only if the key's object has this generation."),
+            Parameter::new(
+                "content_type",
+                ParameterKind::Text,
+                "MIME type of the value. The default depends on the type of the value.",
+            ),
+            Parameter::new(
+                "ttl_seconds",
+                ParameterKind::Seconds,
+                "The number of seconds after which the object expires.",
+            ),
+            Parameter::new("expires_at", ParameterKind::Instant, "When the object expires."),
+            Parameter::new("if_absent", ParameterKind::Flag, "Stores the value only if the key has no object."),
+            Parameter::new(
+                "if_generation",
+                ParameterKind::Text,
+                "Stores the value only if the object of the key has this generation.",
+            ),
         ],
     },
     less: "shorter metadata",
@@ -43,7 +55,7 @@ pub(super) static DEFINITION: Definition = Definition {
     parse,
 };
 
-/// Longest time to live: a thousand years, far inside what a timestamp can hold.
+/// The longest time to live: a thousand years. A timestamp can hold far more.
 const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
 
 #[derive(Debug)]
@@ -53,11 +65,11 @@ struct Store {
     options: StoreOptions,
 }
 
-/// What is to be stored.
+/// The source of the bytes to store.
 #[derive(Debug)]
 enum Data {
     Value(Value),
-    /// What a place outside the store has.
+    /// The content of a file or object outside the store.
     Reference(Reference),
 }
 
@@ -75,7 +87,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 }
 
 fn data(data: Json) -> Result<Data, CommandError> {
-    // What else a `$ref` may say, a JSON pointer for example, is a value.
+    // A `$ref` that names no file or object, such as a JSON pointer, is an ordinary value.
     if let Some([(name, Json::Text(text))]) = data.as_object()
         && name == "$ref"
         && Reference::is_meant(text)
@@ -113,7 +125,9 @@ fn content_type(arguments: &mut Arguments) -> Result<Option<ContentType>, Comman
 fn condition(arguments: &mut Arguments) -> Result<Condition, CommandError> {
     let absent = arguments.flag("if_absent")?;
     match arguments.optional_text("if_generation")? {
-        Some(_) if absent => Err(CommandError::value_error("if_absent and if_generation exclude each other; give one")),
+        Some(_) if absent => {
+            Err(CommandError::value_error("if_absent and if_generation exclude each other; give only one of them"))
+        }
         Some(generation) => Ok(Condition::Generation(generation)),
         None if absent => Ok(Condition::Absent),
         None => Ok(Condition::Always),
@@ -135,21 +149,23 @@ fn expires_at(arguments: &mut Arguments) -> Result<Option<Timestamp>, CommandErr
             expires_at.map(Some).map_err(|error| CommandError::value_error(format!("ttl_seconds: {error}")))
         }
         (other, Json::Null) => Err(arguments.wrong_type("ttl_seconds", "int, float or None", &other)),
-        _ => Err(CommandError::value_error("ttl_seconds and expires_at exclude each other; give one")),
+        _ => Err(CommandError::value_error("ttl_seconds and expires_at exclude each other; give only one of them")),
     }
 }
 
-/// Reads an ISO 8601 text or kombu's typed datetime; without an offset it is UTC, as Celery reads its own times.
+/// Parses ISO 8601 text or kombu's typed datetime. A time without an offset is UTC, as in Celery.
 fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, CommandError> {
     let text = match (value.as_text(), value.get("__type__"), value.get("__value__")) {
         (Some(text), ..) => text,
         (None, Some(Json::Text(kind)), Some(Json::Text(text))) if kind == "datetime" => text,
         _ => return Err(arguments.wrong_type("expires_at", "str, datetime or None", value)),
     };
-    // What stands in brackets names a time zone, which an offset must not be overruled by.
+    // Brackets name a time zone. It could contradict the offset, so such a text is refused.
     let plain = if text.contains('[') { "" } else { text };
     instant::read(plain).ok_or_else(|| {
-        CommandError::value_error(format!("expires_at {text:?} is no ISO 8601 time such as 2026-12-31T23:59:59+00:00"))
+        CommandError::value_error(format!(
+            "expires_at {text:?} is not an ISO 8601 time such as 2026-12-31T23:59:59+00:00"
+        ))
     })
 }
 

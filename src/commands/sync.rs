@@ -1,4 +1,4 @@
-//! `filestorage.sync`.
+//! The task `filestorage.sync`: sends pending writes and deletes to the bucket.
 
 use async_trait::async_trait;
 
@@ -16,16 +16,16 @@ pub(super) static DEFINITION: Definition = Definition {
     parse,
 };
 
-/// How many entries, writes and deletes that had waited on this machine, the bucket has confirmed.
+/// The number of pending writes and deletes on this machine that the bucket has now confirmed.
 ///
-/// Without a fallback none ever waits. Quarantined and refused entries are not among them, see `filestorage doctor`.
+/// The number is 0 without a fallback. Quarantined and refused entries do not count; `filestorage doctor` lists them.
 #[derive(Debug, serde::Serialize, schemars::JsonSchema)]
 struct Sent(u64);
 
 #[derive(Debug)]
 struct Sync;
 
-#[allow(clippy::unnecessary_wraps)] // one type for every parser
+#[allow(clippy::unnecessary_wraps)] // All parsers have one type.
 fn parse(_arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     Ok(Box::new(Sync))
 }
@@ -36,7 +36,7 @@ impl Command for Sync {
         &[]
     }
 
-    /// What was sent is sent, and a second run would answer another number.
+    /// Returns `true`, because a second run would return another number.
     fn writes(&self) -> bool {
         true
     }

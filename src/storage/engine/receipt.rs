@@ -1,43 +1,43 @@
-//! The receipts that callers get about an object.
+//! The receipts that describe stored objects to callers.
 
 use jiff::Timestamp;
 
 use crate::provider::BackendKind;
 use crate::storage::object::{Attributes, Checksum, Key, Kind, Metadata};
 
-/// One state of one object: what a store answers.
+/// The description of an object as it is stored after one write.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Receipt {
-    /// Its key.
+    /// The key of the object.
     #[serde(serialize_with = "key_text")]
     #[schemars(with = "String", length(min = 1, max = 1024))]
     pub key: Key,
-    /// Where it is kept.
+    /// The backend that holds the object.
     pub backend: BackendKind,
-    /// Whether it still waits to be sent to the bucket.
+    /// Whether the object still waits on the local disk to be sent to the bucket.
     pub pending_sync: bool,
-    /// Bytes of the value.
+    /// The number of bytes of the value.
     pub size: u64,
-    /// Bytes kept.
+    /// The number of stored bytes, after compression and encryption.
     pub stored_size: u64,
-    /// Compression codec of the bytes kept, if any.
+    /// The compression codec of the stored bytes, or null when they are not compressed.
     pub compression: Option<String>,
-    /// Whether the bytes kept are encrypted.
+    /// Whether the stored bytes are encrypted.
     pub encrypted: bool,
-    /// CRC32C of the value's bytes: `crc32c:` and base64 of the four big-endian bytes.
+    /// The CRC32C of the value: `crc32c:` and the base64 of its four bytes in big-endian order.
     #[schemars(with = "String", regex(pattern = "^crc32c:[A-Za-z0-9+/]{6}==$"))]
     pub checksum: Checksum,
-    /// Opaque token of this state; what `if_generation` compares.
+    /// An opaque token that every write of the object changes. `if_generation` compares it.
     pub generation: String,
-    /// MIME type.
+    /// The MIME type of the value.
     pub content_type: String,
-    /// Type of the value.
+    /// The type of the value.
     pub kind: Kind,
-    /// When it was written: ISO 8601 in UTC with microseconds and offset.
+    /// When the object was written: ISO 8601 in UTC with microseconds and offset.
     #[serde(serialize_with = "iso")]
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub stored_at: Timestamp,
-    /// When it stops being there, in the same form, or null.
+    /// When the object expires: ISO 8601 in UTC with microseconds and offset, or null when it never expires.
     #[serde(serialize_with = "iso_or_null")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub expires_at: Option<Timestamp>,
@@ -64,17 +64,17 @@ impl Receipt {
     }
 }
 
-/// A receipt with the caller's metadata: what `stat` answers.
+/// The receipt of an object together with the caller's metadata.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Stat {
-    /// The receipt, its members inline.
+    /// The receipt, whose members are written inline.
     #[serde(flatten)]
     pub receipt: Receipt,
-    /// The metadata exactly as it was given, or null.
+    /// The metadata exactly as it was stored, or null when none was given.
     pub metadata: Option<Metadata>,
 }
 
-/// Writes a time as receipts do: ISO 8601, UTC, six decimals, offset `+00:00`.
+/// Formats a time for receipts: ISO 8601 in UTC, with six decimals and the offset `+00:00`.
 #[must_use]
 pub fn format_timestamp(timestamp: Timestamp) -> String {
     timestamp.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00").to_string()

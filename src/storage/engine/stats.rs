@@ -1,4 +1,4 @@
-//! Counters since start, for `get_stats`.
+//! The counters of an engine since its start, for `get_stats`.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,45 +6,45 @@ use std::time::Instant;
 
 use crate::storage::error::Result;
 
-/// What an engine has done since start: the answer of `get_stats`.
+/// The state of a storage engine and its counters since the start of the worker.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct Stats {
-    /// Whether the engine can be used; true once it exists.
+    /// Whether the engine can be used. Always true.
     pub initialized: bool,
-    /// Whether objects are kept in Google Cloud Storage, and it can be reached.
+    /// Whether objects are stored in Google Cloud Storage and the bucket can be reached.
     pub gcs_available: bool,
-    /// Whether stores land locally while a bucket is unreachable.
+    /// Whether writes are stored on the local disk while the bucket cannot be reached.
     pub local_fallback_enabled: bool,
     /// Whether values are cached.
     pub cache_enabled: bool,
-    /// Entries in the cache.
+    /// The number of entries in the cache.
     pub cache_size: u64,
     /// The counters.
     pub metrics: StatsMetrics,
 }
 
-/// Counters since start and what follows from them.
+/// The counters of an engine since its start, and the ratios computed from them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct StatsMetrics {
-    /// Operations finished, whatever their outcome.
+    /// The number of finished operations, successful or not.
     pub total_operations: u64,
-    /// Those without error; a miss is no error.
+    /// The number of operations that ended without an error. A missing key is not an error.
     pub successful_operations: u64,
-    /// Retrievals answered from the cache.
+    /// The number of retrievals that were answered from the cache.
     pub cache_hits: u64,
-    /// Retrievals the cache was asked for in vain.
+    /// The number of retrievals whose value was not in the cache.
     pub cache_misses: u64,
-    /// Bytes that compression saved.
+    /// The number of bytes that compression saved.
     pub compression_savings: u64,
-    /// Bytes of all values stored, before codecs.
+    /// The number of bytes of all stored values, before compression and encryption.
     pub total_data_size: u64,
-    /// Successful by total operations, 0 to 1; 0 before the first.
+    /// The share of operations that ended without an error, from 0 to 1; 0 before the first operation.
     pub success_rate: f64,
-    /// Hits by hits and misses, 0 to 1; 0 before the first.
+    /// The share of cache lookups that were hits, from 0 to 1; 0 before the first lookup.
     pub cache_hit_rate: f64,
-    /// Saved by stored bytes, 0 to 1; 0 before the first.
+    /// The share of the bytes of all stored values that compression saved, from 0 to 1; 0 before the first store.
     pub compression_ratio: f64,
-    /// Mean seconds of one operation; 0 before the first.
+    /// The mean duration of an operation in seconds; 0 before the first operation.
     pub mean_response_time: f64,
 }
 
@@ -76,7 +76,7 @@ impl Counters {
         self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Reads the counters. Those of cache and codecs are zero, since this stack has neither.
+    /// Reads the counters. The counters of cache and codecs are always 0, because this program has neither.
     pub(in crate::storage) fn read(&self) -> StatsMetrics {
         let total = self.total.load(Ordering::Relaxed);
         let successful = self.successful.load(Ordering::Relaxed);

@@ -6,15 +6,15 @@ use uuid::Uuid;
 
 use crate::storage::object::{Checksum, Foreign, clock, foreign};
 
-/// Which of the three types a value has.
+/// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A string.
+    /// The value is text.
     Text,
-    /// Bytes.
+    /// The value is bytes.
     Bytes,
-    /// Any other JSON value.
+    /// The value is any other JSON value.
     Json,
 }
 
