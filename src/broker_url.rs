@@ -95,8 +95,8 @@ impl BrokerUrl {
         };
         // A blank or a line break is a sign of several values, of which one may not be a URL.
         if rest.contains(|character: char| character.is_whitespace() || character.is_control()) {
-            let mend = "URLs are joined by ';', and a blank in a password is written %20";
-            return Err(UrlError(format!("the broker url holds a blank or a line break: {mend}")));
+            let remedy = "URLs are joined by ';', and a blank in a password is written %20";
+            return Err(UrlError(format!("the broker url holds a blank or a line break: {remedy}")));
         }
         if rest.contains('#') {
             return Err(UrlError("the broker url holds a '#': write it as %23".to_owned()));
@@ -122,7 +122,7 @@ impl BrokerUrl {
                 ("insist", _) => {}
                 (name, _) => {
                     let named = if OTHER_OPTIONS.contains(&name) { format!(" {name:?}") } else { String::new() };
-                    let mend = if name.starts_with("ssl_") {
+                    let remedy = if name.starts_with("ssl_") {
                         "certificates have settings of their own, broker_tls_ca_file, broker_tls_certificate_file and \
                          broker_tls_key_file"
                     } else {
@@ -130,7 +130,7 @@ impl BrokerUrl {
                     };
                     let known = OPTIONS.join(", ");
                     return Err(UrlError(format!(
-                        "the broker url option{named} is not supported, only {known} are: {mend}"
+                        "the broker url option{named} is not supported, only {known} are: {remedy}"
                     )));
                 }
             }

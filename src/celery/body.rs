@@ -27,7 +27,7 @@ impl Default for Limits {
     }
 }
 
-/// The reason why a body was refused; the text names the fault and the mend.
+/// The reason why a body was refused; the text names the fault and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The content type is not accepted.

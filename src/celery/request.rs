@@ -167,7 +167,7 @@ impl Fault {
 pub struct Unreadable {
     /// The fault.
     pub what: Fault,
-    /// The message for people: subject, cause and mend, never the payload.
+    /// The message for people: subject, cause and remedy, never the payload.
     pub message: String,
     /// The name of the task, when it could be read.
     pub task: Option<String>,

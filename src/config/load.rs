@@ -396,8 +396,8 @@ fn shown_passwords(inputs: &Inputs) -> Vec<String> {
     };
     let warn = |flag: &super::Flag| {
         let (name, variable) = (&flag.setting, flag.setting.to_ascii_uppercase());
-        let mend = format!("give --{}-file or the variable {variable} instead", name.replace('_', "-"));
-        format!("flag {} shows its password to everybody who lists processes on this machine; {mend}", flag.flag)
+        let remedy = format!("give --{}-file or the variable {variable} instead", name.replace('_', "-"));
+        format!("flag {} shows its password to everybody who lists processes on this machine; {remedy}", flag.flag)
     };
     inputs.flags.iter().filter(secret).map(warn).collect()
 }

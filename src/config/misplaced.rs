@@ -39,14 +39,14 @@ pub(super) fn find(kind: SettingKind, raw: &Raw) -> Option<String> {
 ///
 /// `wanted` says what the text should be, for the message.
 pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
-    const MEND: &str = "write it to a file that only this user can read, and give the path of that file";
+    const REMEDY: &str = "write it to a file that only this user can read, and give the path of that file";
     match Shape::of(text) {
         // A file may have any name.
         _ if text.len() < 255 && Path::new(text).exists() => None,
         Some(Shape::Url) => Some(format!("holds a URL, not {wanted}; give the path of a file on this machine")),
-        Some(shape) => Some(format!("holds {shape}, not {wanted}; {MEND}")),
+        Some(shape) => Some(format!("holds {shape}, not {wanted}; {REMEDY}")),
         None if !redact::is_plainly_a_path(Path::new(text)) => {
-            Some(format!("holds a word that is not a file on this machine, not {wanted}; {MEND}"))
+            Some(format!("holds a word that is not a file on this machine, not {wanted}; {REMEDY}"))
         }
         None => None,
     }

@@ -12,11 +12,11 @@ use super::{Json, write_string};
 
 /// The fault of a value that is typed as bytes and does not hold bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a value typed as {kind} is {cause}; send {mend}")]
+#[error("a value typed as {kind} is {cause}; send {remedy}")]
 pub struct TypedError {
     kind: &'static str,
     cause: String,
-    mend: &'static str,
+    remedy: &'static str,
 }
 
 /// A value after its type was looked at: bytes, or JSON as it came.
@@ -114,12 +114,12 @@ fn from_base64(content: &Json) -> Result<Vec<u8>, TypedError> {
     STANDARD.decode(text).map_err(|error| TypedError {
         kind: "base64",
         cause: format!("not padded standard base64 ({error})"),
-        mend: "padded standard base64",
+        remedy: "padded standard base64",
     })
 }
 
 fn not_text(kind: &'static str, content: &Json) -> TypedError {
-    TypedError { kind, cause: format!("a {}, not a str", content.python_type()), mend: "a string" }
+    TypedError { kind, cause: format!("a {}, not a str", content.python_type()), remedy: "a string" }
 }
 
 #[cfg(test)]

@@ -204,7 +204,7 @@ impl GetOptions {
         };
         let bytes = part.end - part.start;
         let Some(limit) = self.limit.filter(|limit| bytes > *limit) else { return Ok(part) };
-        let mend = match (self.range, kind) {
+        let remedy = match (self.range, kind) {
             (_, Kind::Json) => "have it written to a `destination`, or raise the limit: a JSON value has no parts",
             (None, Kind::Text | Kind::Bytes) => "read it in parts with `offset` and `length`, or name a `destination`",
             (Some(_), Kind::Text | Kind::Bytes) => {
@@ -212,7 +212,7 @@ impl GetOptions {
             }
         };
         refused(format!(
-            "{bytes} bytes of a value of {size} bytes are requested, and at most {limit} may be read at once; {mend}"
+            "{bytes} bytes of a value of {size} bytes are requested, and at most {limit} may be read at once; {remedy}"
         ))
     }
 }

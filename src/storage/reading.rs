@@ -40,6 +40,6 @@ pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) 
 
 /// Makes the error of an object whose bytes contradict its attributes.
 pub(super) fn damaged(key: &Key, what: &str) -> Error {
-    let mend = "restore it from a backup or store it again";
-    Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {mend}"))
+    let remedy = "restore it from a backup or store it again";
+    Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), format!("{what}; {remedy}"))
 }

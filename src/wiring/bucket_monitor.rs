@@ -23,7 +23,7 @@ enum BucketState {
     Away,
     /// Another server answers in place of the bucket.
     OtherServer,
-    /// The bucket refuses the probe, which only a person can mend.
+    /// The bucket refuses the probe, which only a person can repair.
     Refused,
     /// The bucket answers the probe, but refuses all commands.
     RefusesCommands,

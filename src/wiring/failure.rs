@@ -30,7 +30,7 @@ impl From<Code> for ExitCode {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: Code,
-    /// The message for people, with cause and mend.
+    /// The message for people, with cause and remedy.
     pub(crate) message: String,
     /// The single faults, when there are several.
     pub(crate) details: Vec<String>,

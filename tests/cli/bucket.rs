@@ -232,7 +232,7 @@ fn a_permanent_bucket_fault_ends_every_start() {
     let missing =
         answering("404 Not Found", r#"{"error":{"code":404,"message":"The specified bucket does not exist."}}"#);
     let broker = ("CELERY_BROKER_URL", "amqp://127.0.0.1:1//");
-    for (server, mend) in [(&forbidden, "gcloud storage"), (&missing, "gcloud storage buckets create")] {
+    for (server, remedy) in [(&forbidden, "gcloud storage"), (&missing, "gcloud storage buckets create")] {
         let place = Place::new();
         let environment = [AWAY[0], ("STORAGE_EMULATOR_HOST", server), broker, ("METRICS_PORT", "0")];
         for arguments in [
@@ -244,13 +244,13 @@ fn a_permanent_bucket_fault_ends_every_start() {
         ] {
             let answer = run(&place, &environment, arguments);
             assert_eq!(answer.code, 78, "{arguments:?} {answer:?}");
-            assert!(answer.errors.contains("bucket-1") && answer.errors.contains(mend), "{answer:?}");
+            assert!(answer.errors.contains("bucket-1") && answer.errors.contains(remedy), "{answer:?}");
         }
         assert!(entries(place.path()).is_empty(), "a refusal is no outage");
         let doctor = run(&place, &environment, &["doctor"]);
         assert_eq!(doctor.code, 78, "{doctor:?}");
         assert!(
-            doctor.text().lines().any(|line| line.starts_with("fault   bucket") && line.contains(mend)),
+            doctor.text().lines().any(|line| line.starts_with("fault   bucket") && line.contains(remedy)),
             "{doctor:?}"
         );
     }

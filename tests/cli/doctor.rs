@@ -83,7 +83,7 @@ fn doctor_checks_what_faulty_settings_do_not_concern() {
 }
 
 #[test]
-fn folders_that_cannot_be_used_are_faults_with_their_mend() {
+fn folders_that_cannot_be_used_are_faults_with_their_remedy() {
     let place = Place::new();
     for file in ["file", "storage"] {
         std::fs::write(place.path().join(file), "").unwrap();

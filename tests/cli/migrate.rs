@@ -155,14 +155,14 @@ fn what_is_damaged_is_told_and_what_has_expired_left_out() {
     assert!(line["error"]["message"].as_str().unwrap().starts_with("retrieve \"a\": "), "{line}");
     assert_eq!(pair.there(&["list"]).text(), "b\n");
 
-    // A damaged value at the target is mended by one that is sound, when that is asked for.
+    // A damaged value at the target is repaired by one that is sound, when that is asked for.
     pair.place.store("a", b"sound again");
     assert_eq!(pair.migrate(&[]).code, 0);
     let file = pair.there.join("objects/a.obj");
     std::fs::write(&file, &std::fs::read(&file).unwrap()[1..]).unwrap();
     assert_eq!(pair.migrate(&[]).code, 75);
-    let mended = pair.migrate(&["--overwrite"]);
-    counts(&mended, 1, 1, 0);
+    let repaired = pair.migrate(&["--overwrite"]);
+    counts(&repaired, 1, 1, 0);
     pair.agree(&["retrieve", "a"]);
 }
 

@@ -225,7 +225,7 @@ def spoiled(stack):
         ),
     ],
 )  # fmt: skip
-def test_what_no_restart_mends_ends_with_78_and_the_mend(spoiled, service, variables, said):
+def test_what_no_restart_repairs_ends_with_78_and_the_remedy(spoiled, service, variables, said):
     set_wrongly(spoiled, service, **variables)
     assert spoiled.wait_exited(service) == 78
     tries = int(spoiled.inspect(service, "{{.RestartCount}}"))

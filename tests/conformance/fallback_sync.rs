@@ -200,7 +200,7 @@ async fn a_sync_that_died_before_the_removal_is_completed() {
     assert_eq!((read(&*again, &it).await.as_deref(), read(&*again, &gone).await), (Some("1"), None));
 }
 
-/// Dropped at any point, with requests of its own still on their way, a pass leaves nothing that the next cannot mend.
+/// Dropped at any point, with requests of its own still on their way, a pass leaves nothing that the next cannot clean up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_can_be_dropped_at_any_point() {
     let (bucket, fallback, _folder) = site();

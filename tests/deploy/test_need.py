@@ -149,5 +149,5 @@ def test_a_machine_without_the_name_localhost_is_told_of(machine):
     done = machine.need("localhost")
     assert done.returncode == 69
     written = Path("/etc/hosts").exists()
-    mend = "echo 127.0.0.1 localhost | sudo tee -a /etc/hosts" if written else "sudo apt-get install -y netbase"
-    assert f"run: {mend}\n" in done.stderr, done.stderr
+    remedy = "echo 127.0.0.1 localhost | sudo tee -a /etc/hosts" if written else "sudo apt-get install -y netbase"
+    assert f"run: {remedy}\n" in done.stderr, done.stderr

@@ -92,7 +92,7 @@ def test_a_reload_is_the_signal_that_reads_secrets_again():
         assert settings(name)["ExecReload"] == ["kill -HUP $MAINPID"]
 
 
-def test_what_only_a_person_can_mend_is_not_tried_again():
+def test_what_only_a_person_can_remedy_is_not_tried_again():
     codes = re.findall(r"^    (Usage|Configuration) = (\d+),$", (ROOT / "src" / "wiring" / "failure.rs").read_text(), re.M)
     assert len(codes) == 2
     for name in NAMES:

@@ -401,7 +401,7 @@ def test_a_bucket_that_is_gone_is_made_again_for_what_waits(broker, gcs, tmp_pat
         site.close()
 
 
-def test_a_forbidden_bucket_stops_the_start_and_names_the_mend(bucket_site):
+def test_a_forbidden_bucket_stops_the_start_and_names_a_remedy(bucket_site):
     bucket_site.proxy.rule({"status": 403})
     code, said = worker_ends(bucket_site)
     assert code == 78, said

@@ -229,8 +229,8 @@ def test_a_file_of_another_key_is_an_integrity_error(shared):
     (mine,), (other,) = files_of(shared, "of mine alone"), files_of(shared, "of the other")
     mine.write_bytes(other.read_bytes())
     assert type(failure(shared.send("retrieve", "mine"))).__name__ == "IntegrityError"
-    assert shared.call("store", "mine", "mended")["key"] == "mine"
-    assert shared.call("retrieve", "mine") == "mended"
+    assert shared.call("store", "mine", "corrected")["key"] == "mine"
+    assert shared.call("retrieve", "mine") == "corrected"
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_a_flood_of_them_does_not_keep_good_commands_waiting(site):
 # What py-amqp makes of it, b"\xed\xa0\x80", is not UTF-8.
 SURROGATE = "\ud800"
 # One for each byte.
-MENDED = "???"
+REPLACED = "???"
 
 
 def connections(site):
@@ -344,15 +344,15 @@ def test_names_not_in_utf_8_are_answered_and_cost_no_session(site):
     raw.command("store", ["unanswered", 1], reply_to=SURROGATE)
 
     answers = {}
-    while len(answers) < len(plain) + 2 + len(unreadable) or len(answers[MENDED]) < 2:
+    while len(answers) < len(plain) + 2 + len(unreadable) or len(answers[REPLACED]) < 2:
         answer = raw.get(replies)
         answers.setdefault(answer.properties["correlation_id"], []).append(answer.json)
-    for task_id in [*plain, "routed", MENDED]:
+    for task_id in [*plain, "routed", REPLACED]:
         assert all((answer["status"], answer["result"]) == ("SUCCESS", False) for answer in answers[task_id]), answers
     for task_id in unreadable:
         assert [answer["status"] for answer in answers[task_id]] == ["FAILURE"], answers
-    # The long strings of the headers are decoded, not mended.
-    assert {answer["task_id"] for answer in answers[MENDED]} >= {"\ufffd" * 3}
+    # The long strings of the headers are decoded, not replaced.
+    assert {answer["task_id"] for answer in answers[REPLACED]} >= {"\ufffd" * 3}
 
     assert site.call("retrieve", "unanswered") == 1
     wait_until(lambda: site.queues().get(QUEUE) == (0, 0), TIMEOUT, "an empty command queue", step=0.3)

@@ -69,7 +69,7 @@ def test_the_log_is_json_lines_without_payload_or_password(site):
     assert f":{password_of(site)}@" not in worker.log()
 
 
-def test_a_wrong_password_ends_with_78_and_the_mend(site):
+def test_a_wrong_password_ends_with_78_and_the_remedy(site):
     started = time.monotonic()
     url = site.broker.url(site.vhost, password="wrong-password")
     done = run(site, "worker", CELERY_BROKER_URL=url)

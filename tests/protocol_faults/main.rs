@@ -83,7 +83,7 @@ fn void_and_odd_headers_are_absent() {
 }
 
 #[test]
-fn every_fault_has_its_name_and_its_mend() {
+fn every_fault_has_its_name_and_its_remedy() {
     let with = |name: &str, value: Field| {
         let mut message = task("[[], {}, {}]");
         message.headers.set(name, value);

@@ -26,12 +26,12 @@ pub(super) fn clock(report: &mut Report<'_>, skew: Option<SignedDuration>) -> Re
     if skew.unsigned_abs() <= MAX_SKEW {
         return report.fine("clock", said);
     }
-    let mend = "let NTP set the clock of this machine (`timedatectl set-ntp true`)";
+    let remedy = "let NTP set the clock of this machine (`timedatectl set-ntp true`)";
     let why = format!(
         "beyond {} s, the newer of two values and the expiry of values are determined wrongly",
         MAX_SKEW.as_secs()
     );
-    report.fault("clock", Code::Configuration, format!("{said}; {why}; {mend}"))
+    report.fault("clock", Code::Configuration, format!("{said}; {why}; {remedy}"))
 }
 
 /// Stores, reads, lists, replaces and removes an object whose name no one else uses.
@@ -71,8 +71,8 @@ async fn conditions(report: &mut Report<'_>, backend: &dyn Backend, key: &Key) -
         Err(error) => report.refused("conditions", &error),
         Ok(()) => {
             let why = "the bucket accepted a second value in spite of if_absent: if_absent and if_generation do not hold there";
-            let mend = "use a store that keeps preconditions";
-            report.fault("conditions", Code::Configuration, format!("{why}; {mend}"))
+            let remedy = "use a store that keeps preconditions";
+            report.fault("conditions", Code::Configuration, format!("{why}; {remedy}"))
         }
     }
 }

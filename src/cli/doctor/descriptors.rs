@@ -11,7 +11,7 @@ pub(super) fn check(report: &mut Report<'_>, concurrency: usize) -> Result<(), F
         return report.fine("descriptors", format!("{limit} files may be open at once, {wanted} may be wanted"));
     }
     let what = format!("{limit} files may be open at once and {concurrency} commands in flight may want {wanted}");
-    let mend =
+    let remedy =
         "raise the hard limit (ulimit -Hn, LimitNOFILE=, ulimits: in Compose) or lower celery_worker_concurrency";
-    report.note("descriptors", format!("{what}: they wait for one another; {mend}"))
+    report.note("descriptors", format!("{what}: they wait for one another; {remedy}"))
 }

@@ -46,8 +46,8 @@ fn room(report: &mut Report<'_>, folder: &Path) -> Result<(), Failure> {
     }
     let said = format!("{} of {} inodes are free at {shown}", system.f_favail, system.f_files);
     if system.f_favail < LEAST_INODES {
-        let mend = "remove files, or move local_storage_path to a file system made with more";
-        report.fault("inodes", Code::Configuration, format!("{said}; each value takes one: {mend}"))
+        let remedy = "remove files, or move local_storage_path to a file system made with more";
+        report.fault("inodes", Code::Configuration, format!("{said}; each value takes one: {remedy}"))
     } else if system.f_favail < system.f_files / LITTLE {
         report.note("inodes", format!("{said}, which is few; each value takes one"))
     } else {
@@ -57,13 +57,13 @@ fn room(report: &mut Report<'_>, folder: &Path) -> Result<(), Failure> {
 
 fn writable(report: &mut Report<'_>, folder: &Path, nearest: &Path) -> Result<(), Failure> {
     let shown = folder.display();
-    let mend = "let this user write there, or set local_storage_path";
+    let remedy = "let this user write there, or set local_storage_path";
     if folder != nearest {
         return match access(nearest, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) => report.fine("folder", format!("{shown} is not there yet and can be made")),
             Err(error) => {
                 let why = format!("{shown} is not there and cannot be made in {}: {error}", nearest.display());
-                report.fault("folder", Code::Configuration, format!("{why}; {mend}"))
+                report.fault("folder", Code::Configuration, format!("{why}; {remedy}"))
             }
         };
     }
@@ -71,7 +71,7 @@ fn writable(report: &mut Report<'_>, folder: &Path, nearest: &Path) -> Result<()
     match Spool::new(folder).create() {
         Ok(_) => report.fine("folder", format!("{shown} can be written")),
         Err(error) => {
-            report.fault("folder", Code::Configuration, format!("{shown} cannot be written: {error}; {mend}"))
+            report.fault("folder", Code::Configuration, format!("{shown} cannot be written: {error}; {remedy}"))
         }
     }
 }
@@ -96,8 +96,8 @@ pub(super) fn exchange(report: &mut Report<'_>, directories: &[PathBuf]) -> Resu
             },
             Err(error) => format!("cannot be found: {error}"),
         };
-        let mend = "make the folder, let this user read it, or take it out of exchange_directories";
-        report.fault("exchange", Code::Configuration, format!("{shown} {why}; {mend}"))?;
+        let remedy = "make the folder, let this user read it, or take it out of exchange_directories";
+        report.fault("exchange", Code::Configuration, format!("{shown} {why}; {remedy}"))?;
     }
     Ok(())
 }

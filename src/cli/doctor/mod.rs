@@ -171,12 +171,12 @@ async fn unseen(report: &mut Report<'_>, settings: &StorageSettings, bucket: &st
     match looked.await {
         Ok(false) => Ok(()),
         Ok(true) => {
-            let mend = "`filestorage migrate` copies them";
+            let remedy = "`filestorage migrate` copies them";
             let what = format!(
                 "{} holds values of a local store, which no command sees while {bucket} keeps the values",
                 folder.display()
             );
-            report.note("objects", format!("{what}; {mend}"))
+            report.note("objects", format!("{what}; {remedy}"))
         }
         Err(error) => report.refused("objects", &error),
     }

@@ -28,8 +28,8 @@ pub(super) async fn check(report: &mut Report<'_>, settings: &StorageSettings) -
     let names = match names(&folder) {
         Ok(names) => names,
         Err(error) => {
-            let (shown, mend) = (folder.display(), "let this user read it");
-            let what = format!("what waits for other buckets in {shown} cannot be looked at: {error}; {mend}");
+            let (shown, remedy) = (folder.display(), "let this user read it");
+            let what = format!("what waits for other buckets in {shown} cannot be looked at: {error}; {remedy}");
             return report.fault("overlay", Code::Configuration, what);
         }
     };
@@ -78,12 +78,12 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
         Ok(conflicts) => {
             for conflict in conflicts.iter().take(MAX_REPORTED) {
                 let (key, path) = (&conflict.key, conflict.path.display());
-                let mend =
+                let remedy =
                     "to keep the value, store it again (it follows the first line of the file); then remove the file";
                 let why = "because somebody else had changed the key in the bucket";
                 report.note(
                     "conflicts",
-                    format!("{key}: a write of this key was quarantined in {path}, {why}; {mend}"),
+                    format!("{key}: a write of this key was quarantined in {path}, {why}; {remedy}"),
                 )?;
             }
             if conflicts.len() > MAX_REPORTED {
@@ -114,8 +114,8 @@ async fn other(report: &mut Report<'_>, folder: &Path, bucket: Option<String>) -
             let what = format!(
                 "{shown} is the overlay of {bucket}: {waiting} entries wait there, {quarantined} are quarantined"
             );
-            let mend = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
-            report.note("overlay", format!("{what}; {mend}"))
+            let remedy = "nothing sends them with these settings; run `filestorage sync` with those of that bucket";
+            report.note("overlay", format!("{what}; {remedy}"))
         }
         Err(error) => report.refused("overlay", &error),
     }

@@ -50,8 +50,8 @@ pub(super) async fn check(
             }
             Ok(Look::Missing) => missing.push(queue),
             Ok(Look::Down(words)) => {
-                let mend = "start the node of the cluster that holds it";
-                report.fault("queues", Code::Unavailable, format!("{queue} cannot be reached: {words}; {mend}"))?;
+                let remedy = "start the node of the cluster that holds it";
+                report.fault("queues", Code::Unavailable, format!("{queue} cannot be reached: {words}; {remedy}"))?;
             }
             Err(error) => report.fault("queues", code(&error), format!("{queue}: {error}"))?,
         }
@@ -97,8 +97,8 @@ async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, mi
             Err(error) => report.fault("declare", code(&error), error.to_string()),
         },
         Ok(Presence::Denied(words)) => {
-            let mend = format!("let another user make {missing}, or grant it");
-            report.fault("queues", Code::Configuration, format!("{missing}: not there, and {words}; {mend}"))
+            let remedy = format!("let another user make {missing}, or grant it");
+            report.fault("queues", Code::Configuration, format!("{missing}: not there, and {words}; {remedy}"))
         }
         Ok(Presence::Down(words)) => report.fault("declare", Code::Unavailable, words),
         Err(error) => report.fault("declare", code(&error), error.to_string()),
@@ -113,16 +113,16 @@ async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failu
     // A broker with an alarm accepts no message until the alarm is over.
     let Ok(mut answers) = tokio::time::timeout(TIMEOUT, publisher.publish(vec![publication], true)).await else {
         let why = format!("{:?}", session.state());
-        let mend = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
-        return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {mend}"));
+        let remedy = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
+        return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {remedy}"));
     };
     match answers.pop() {
         Some(Ok(Confirmation::Routed | Confirmation::Returned { .. })) => {
             report.fine("publish", "this user may answer commands")
         }
         Some(Err(PublishError::Refused { code, text })) => {
-            let mend = "grant the write permission on amq.default with rabbitmqctl set_permissions";
-            report.fault("publish", Code::Configuration, format!("the broker answered {code} {text}; {mend}"))
+            let remedy = "grant the write permission on amq.default with rabbitmqctl set_permissions";
+            report.fault("publish", Code::Configuration, format!("the broker answered {code} {text}; {remedy}"))
         }
         Some(Err(error)) => report.fault("publish", Code::Unavailable, format!("{error}; try again")),
         None => report.skipped("publish", "the broker said nothing"),
@@ -168,8 +168,8 @@ async fn publish_event(report: &mut Report<'_>, session: &Session) -> Result<(),
             report.note("events", format!("the exchange {EVENTS} is not there yet; the first worker declares it"))
         }
         Some(Err(PublishError::Refused { code, text })) => {
-            let mend = format!("grant the write permission on exchange {EVENTS} with rabbitmqctl set_permissions");
-            let why = format!("events cannot be published: the broker answered {code} {text}; {mend}");
+            let remedy = format!("grant the write permission on exchange {EVENTS} with rabbitmqctl set_permissions");
+            let why = format!("events cannot be published: the broker answered {code} {text}; {remedy}");
             report.fault("events", Code::Configuration, why)
         }
         Some(Err(error)) => report.fault("events", Code::Unavailable, format!("{error}; try again")),

@@ -53,7 +53,7 @@ impl<'a> Report<'a> {
         self.add(CheckStatus::Note, check, what.as_ref())
     }
 
-    /// Adds a fault: `what` names cause and mend, `code` is the exit code.
+    /// Adds a fault: `what` names cause and remedy, `code` is the exit code.
     pub(super) fn fault(&mut self, check: &str, code: Code, what: impl AsRef<str>) -> Result<(), Failure> {
         self.add(CheckStatus::Fault(code), check, what.as_ref())
     }
@@ -79,7 +79,7 @@ impl<'a> Report<'a> {
 
     /// Writes the answer, and returns the exit code of the worst fault.
     ///
-    /// A fault that only a person can mend is worse than one that may end by itself.
+    /// A fault that only a person can repair is worse than one that may end by itself.
     pub(super) fn close(self) -> Result<Code, Failure> {
         let answer = json!({"ok": self.faults == 0, "faults": self.faults, "checks": self.findings});
         let text = match self.faults {

@@ -22,16 +22,16 @@ pub(super) async fn check(report: &mut Report<'_>, address: Option<&MetricsAddre
             return report.note("worker", format!("nobody listens at {port}: {what}")).map(|()| false);
         }
         Err(error) => {
-            let mend = "is it a worker that is suspended? look at its log";
-            let why = format!("the program that listens at {port} does not answer: {error}; {mend}");
+            let remedy = "is it a worker that is suspended? look at its log";
+            let why = format!("the program that listens at {port} does not answer: {error}; {remedy}");
             return report.fault("worker", Code::Unavailable, why).map(|()| false);
         }
     };
     let said: Value = serde_json::from_str(&body).unwrap_or_default();
     let Some(components) = said["components"].as_object().filter(|_| matches!(&*status, "200" | "503")) else {
-        let mend = "another program has the port; set metrics_port";
+        let remedy = "another program has the port; set metrics_port";
         return report
-            .fault("worker", Code::Configuration, format!("the program that answers at {port} is no worker; {mend}"))
+            .fault("worker", Code::Configuration, format!("the program that answers at {port} is no worker; {remedy}"))
             .map(|()| false);
     };
     let mut is_well = true;
@@ -62,8 +62,8 @@ async fn health(report: &mut Report<'_>, port: &Port, is_well: bool) -> Result<(
     match said["pending_sync"].as_u64() {
         Some(0) | None => {}
         Some(waiting) => {
-            let mend = "`filestorage sync` sends them, or says why it cannot";
-            report.note("worker", format!("{waiting} values wait at the worker at {port} for the bucket; {mend}"))?;
+            let remedy = "`filestorage sync` sends them, or says why it cannot";
+            report.note("worker", format!("{waiting} values wait at the worker at {port} for the bucket; {remedy}"))?;
         }
     }
     match said["status"].as_str() {

@@ -106,13 +106,13 @@ impl Copier {
 
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
         let written = format_timestamp(present.stored_at);
-        let mend = if self.overwrite {
+        let remedy = if self.overwrite {
             "it was stored meanwhile; run it again to replace that too"
         } else {
             "replace it with --overwrite, or move it away"
         };
         let (target, size) = (&self.target, present.size);
-        let why = format!("{target} has another value there, of {size} bytes, written {written}; {mend}");
+        let why = format!("{target} has another value there, of {size} bytes, written {written}; {remedy}");
         Error::new(ErrorKind::Precondition, Operation::Store, Some(key), why)
     }
 }

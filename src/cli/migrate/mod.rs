@@ -173,8 +173,8 @@ async fn bucket(
     if let Some(fallback) = stack::pending(settings, provider, name, &bucket)? {
         let waiting = fallback.pending().await?.entries;
         if waiting > 0 {
-            let mend = "run `filestorage sync` first, with this bucket in the settings";
-            let why = format!("{waiting} entries on this machine wait to be sent to {place}; {mend}");
+            let remedy = "run `filestorage sync` first, with this bucket in the settings";
+            let why = format!("{waiting} entries on this machine wait to be sent to {place}; {remedy}");
             return Err(Failure::new(Code::TryAgain, why));
         }
     }

@@ -54,8 +54,8 @@ impl Place {
         if provider.allows(name) {
             return Ok(Self::Bucket(provider, name.to_owned()));
         }
-        let mend = if name.contains('/') { "; a part of a bucket is chosen with --prefix" } else { "" };
-        Err(Failure::new(Code::Usage, format!("bucket {}: must be {}{mend}", redact::word(name), provider.rule())))
+        let remedy = if name.contains('/') { "; a part of a bucket is chosen with --prefix" } else { "" };
+        Err(Failure::new(Code::Usage, format!("bucket {}: must be {}{remedy}", redact::word(name), provider.rule())))
     }
 
     fn folder(text: &str, path: &str) -> Result<Self, Failure> {

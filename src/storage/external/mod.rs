@@ -110,8 +110,8 @@ impl ExternalReferences {
             Target::Object { provider, bucket, .. } if self.permission.lists(*provider, bucket) => Ok(()),
             Target::Object { provider, bucket, .. } => {
                 let scheme = provider.scheme();
-                let mend = "let the worker's operator list it there, or name an object of the worker's own bucket";
-                let why = format!("{scheme}://{bucket} is not one of the exchange_buckets; {mend}");
+                let remedy = "let the worker's operator list it there, or name an object of the worker's own bucket";
+                let why = format!("{scheme}://{bucket} is not one of the exchange_buckets; {remedy}");
                 Err(purpose.fail(ErrorKind::Denied, why))
             }
         }
@@ -315,7 +315,7 @@ impl Purpose<'_> {
             FileFault::Io(error) => (error, false),
             FileFault::Folder(error) => (error, true),
         };
-        let (kind, mend) = match error.kind() {
+        let (kind, remedy) = match error.kind() {
             io::ErrorKind::NotFound if of_folder => (ErrorKind::Missing, "make its folder first"),
             io::ErrorKind::NotFound => (ErrorKind::Missing, "check the name"),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -329,7 +329,7 @@ impl Purpose<'_> {
             }
             _ => (ErrorKind::Io, "check the path and its disk"),
         };
-        let failed = self.fail(kind, format!("{error}; {mend}")).with_source(error);
+        let failed = self.fail(kind, format!("{error}; {remedy}")).with_source(error);
         match &self.reference.0 {
             Target::File(path) if of_folder => failed.with_subject(path.parent().unwrap_or(path).display().to_string()),
             _ => failed,

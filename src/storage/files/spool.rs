@@ -251,12 +251,12 @@ impl Pending {
 
 /// Makes the error of a value that cannot pass through the spool.
 pub(in crate::storage) fn spool_fault(operation: Operation, key: Option<&Key>, error: io::Error) -> Error {
-    let (kind, mend) = if is_full(&error) {
+    let (kind, remedy) = if is_full(&error) {
         (ErrorKind::NoSpace, "free space on the disk of the spool folder, through which values pass")
     } else {
         (ErrorKind::Io, "check the disk of the spool folder, through which values pass")
     };
-    Error::new(kind, operation, key, format!("the value cannot be spooled: {error}; {mend}")).with_source(error)
+    Error::new(kind, operation, key, format!("the value cannot be spooled: {error}; {remedy}")).with_source(error)
 }
 
 fn is_full(error: &io::Error) -> bool {

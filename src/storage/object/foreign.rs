@@ -43,20 +43,20 @@ impl Foreign {
     ///
     /// A message that names the charset, which is unknown or not that of the bytes, and the remedy.
     pub(in crate::storage) fn decode(&self, bytes: &Bytes) -> Result<Bytes, String> {
-        let mend = "read the bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
+        let remedy = "read the bytes with `offset=0`, or correct the object's content type with the bucket's own tool";
         let name = self.charset.as_deref().unwrap_or("utf-8");
         // A header may be long, and a message should not be.
         let shown: String = name.chars().take(64).collect();
         let Some(charset) = Charset::of_web(name) else {
             return Err(format!(
-                "the object's text is in the charset {shown:?}, which this program does not know; {mend}"
+                "the object's text is in the charset {shown:?}, which this program does not know; {remedy}"
             ));
         };
         match charset.decode(bytes) {
             Some(Cow::Borrowed(text)) => Ok(bytes.slice_ref(text.as_bytes())),
             Some(Cow::Owned(text)) => Ok(text.into()),
             None => {
-                Err(format!("the object's text is not in the charset {shown:?} that its content type names; {mend}"))
+                Err(format!("the object's text is not in the charset {shown:?} that its content type names; {remedy}"))
             }
         }
     }

@@ -144,7 +144,7 @@ fn says(error: &Error, setting: &str, harm: &Harm, what: &str) {
     assert!(error.is_senseless() && error.is_transient(), "{at}");
     let message = error.message();
     assert!(message.contains(setting) && harm.told.iter().all(|told| message.contains(told)), "{at}");
-    assert!(message.contains("; "), "no mend: {at}");
+    assert!(message.contains("; "), "no remedy: {at}");
     assert!(!error.to_string().contains(CONTENT) && !error.to_string().contains("secret"), "{at}");
 }
 

@@ -192,13 +192,13 @@ impl GcsFault {
                 return Error::new(kind, operation, key, why).with_retry_after(retry_after);
             }
             Self::Unreachable(why) => {
-                let mend = "check the network between this machine and the bucket, and try again";
-                (ErrorKind::Unavailable, format!("{address} cannot be reached: {why}; {mend}"))
+                let remedy = "check the network between this machine and the bucket, and try again";
+                (ErrorKind::Unavailable, format!("{address} cannot be reached: {why}; {remedy}"))
             }
             Self::Stalled(idle_limit) => {
                 let seconds = idle_limit.as_secs_f64();
-                let mend = "try again, or raise timeout_seconds if the line is slow";
-                (ErrorKind::Unavailable, format!("{address} has not sent or taken any bytes for {seconds} s; {mend}"))
+                let remedy = "try again, or raise timeout_seconds if the line is slow";
+                (ErrorKind::Unavailable, format!("{address} has not sent or taken any bytes for {seconds} s; {remedy}"))
             }
             Self::Login { passing: true, why } => (
                 ErrorKind::Unavailable,
@@ -209,24 +209,24 @@ impl GcsFault {
             }
             Self::Unsigned { passing, why } => {
                 let kind = if passing { ErrorKind::Unavailable } else { ErrorKind::Denied };
-                let mend = "name a service account's key in gcs_credentials_path, or give this identity \
+                let remedy = "name a service account's key in gcs_credentials_path, or give this identity \
                             roles/iam.serviceAccountTokenCreator on itself";
-                (kind, format!("no URL can be signed for {address}: {why}; {mend}"))
+                (kind, format!("no URL can be signed for {address}: {why}; {remedy}"))
             }
             Self::NoBucket => {
-                let mend = format!(
+                let remedy = format!(
                     "`gcloud storage buckets create gs://{bucket}`, or set gcs_project_id, with which a store creates it"
                 );
-                (ErrorKind::Invalid, format!("{address} does not exist; create it with {mend}"))
+                (ErrorKind::Invalid, format!("{address} does not exist; create it with {remedy}"))
             }
             Self::NotCreated(answer) => {
-                let mend = format!("have it created with `gcloud storage buckets create gs://{bucket}`");
-                let why = format!("{address} does not exist, and this identity may not create it ({answer}); {mend}");
+                let remedy = format!("have it created with `gcloud storage buckets create gs://{bucket}`");
+                let why = format!("{address} does not exist, and this identity may not create it ({answer}); {remedy}");
                 (ErrorKind::Denied, why)
             }
             Self::Replaced => {
-                let mend = "try again when it is written less often";
-                (ErrorKind::Unavailable, format!("the object is replaced faster than it can be read; {mend}"))
+                let remedy = "try again when it is written less often";
+                (ErrorKind::Unavailable, format!("the object is replaced faster than it can be read; {remedy}"))
             }
             Self::Damaged(why) => (ErrorKind::Integrity, why),
         };
@@ -237,7 +237,7 @@ impl GcsFault {
 /// Says which server gave an answer that Cloud Storage cannot have given, and what to do.
 fn strange(address: &GcsAddress, outside: Option<&Outside>, what: &str) -> String {
     let server = address.server();
-    let (named, mend) = if address.is_emulator() {
+    let (named, remedy) = if address.is_emulator() {
         ("STORAGE_EMULATOR_HOST", "give it the address of the emulator's API, or leave it out to ask Google")
     } else {
         (
@@ -247,10 +247,10 @@ fn strange(address: &GcsAddress, outside: Option<&Outside>, what: &str) -> Strin
     };
     match outside {
         Some(outside) => format!(
-            "{named} ({server}) cannot be understood: it answered {outside}, and that {what}; {}; {mend}",
+            "{named} ({server}) cannot be understood: it answered {outside}, and that {what}; {}; {remedy}",
             outside.suspicion(server)
         ),
-        None => format!("{named} ({server}) cannot be understood: its answer {what}; {mend}"),
+        None => format!("{named} ({server}) cannot be understood: its answer {what}; {remedy}"),
     }
 }
 

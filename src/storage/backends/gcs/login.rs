@@ -21,7 +21,7 @@ use crate::redact;
 use crate::storage::files::Stamp;
 
 /// How a user gets a key file.
-const MEND: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
+const REMEDY: &str = "name a service account's key or an external account's configuration in gcs_credentials_path, or \
                     leave it out and log in with `gcloud auth application-default login`";
 
 /// Authorizes requests. Cheap to clone.
@@ -175,7 +175,7 @@ impl CredentialSource {
             Self::Anonymous => Ok(anonymous::Builder::new().build()),
             Self::Default => credentials::Builder::default()
                 .build()
-                .map_err(|error| format!("the application default credentials {}; {MEND}", flaw(&error))),
+                .map_err(|error| format!("the application default credentials {}; {REMEDY}", flaw(&error))),
             Self::File(file) => {
                 let json = read(file).await?;
                 let built = match kind(&json) {
@@ -240,7 +240,7 @@ fn flaw(error: &BuildError) -> &'static str {
 }
 
 fn unusable(file: &Path, why: &str) -> String {
-    format!("the credentials file {} {why}; {MEND}", redact::path(file))
+    format!("the credentials file {} {why}; {REMEDY}", redact::path(file))
 }
 
 #[cfg(test)]

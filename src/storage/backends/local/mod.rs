@@ -329,12 +329,12 @@ impl Root {
 
 /// Turns an error of the system into one of this room. No other function of the local store reads those errors.
 fn fault(operation: Operation, key: Option<&Key>, path: &Path, error: io::Error) -> Error {
-    let (kind, mend) = mend(operation, path, &error);
-    Error::new(kind, operation, key, format!("{error}; {mend}")).with_source(error)
+    let (kind, remedy) = remedy(operation, path, &error);
+    Error::new(kind, operation, key, format!("{error}; {remedy}")).with_source(error)
 }
 
 /// Returns the kind of a failure and its remedy.
-fn mend(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, String) {
+fn remedy(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, String) {
     let place = path.display();
     match (error.kind(), Errno::from_io_error(error)) {
         (io::ErrorKind::StorageFull, _) => {

@@ -91,16 +91,16 @@ impl S3Refusal {
     /// Returns the kind of the error and the remedy.
     fn meaning(&self, address: &S3Address) -> (ErrorKind, String) {
         let S3Address { bucket, region, .. } = address;
-        let fixed = |kind, mend: &str| (kind, mend.to_owned());
+        let fixed = |kind, remedy: &str| (kind, remedy.to_owned());
         match &*self.code {
             "NoSuchBucket" => {
-                let mend = match self.other_bucket(address) {
+                let remedy = match self.other_bucket(address) {
                     Some(other) => format!("the request named the bucket {other:?}; {}", address.without_bucket()),
                     None => format!(
                         "correct the bucket's name, or create it with `aws s3 mb s3://{bucket} --region {region}`"
                     ),
                 };
-                return (ErrorKind::Invalid, mend);
+                return (ErrorKind::Invalid, remedy);
             }
             "TemporaryRedirect" => {
                 return (ErrorKind::Unavailable, self.redirected("try again when its name is known everywhere"));
@@ -157,11 +157,11 @@ impl S3Refusal {
                 (ErrorKind::Denied, format!("the request named the bucket {other:?}; {}", address.without_bucket()))
             }
             401 | 403 => {
-                let mend = format!(
+                let remedy = format!(
                     "allow this identity s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
                      arn:aws:s3:::{bucket}/*, and s3:ListBucket on arn:aws:s3:::{bucket}"
                 );
-                (ErrorKind::Denied, mend)
+                (ErrorKind::Denied, remedy)
             }
             412 => fixed(ErrorKind::Precondition, "the object has changed meanwhile; stat it and decide again"),
             429 => fixed(ErrorKind::Throttled, "it limits the rate of requests; try again later"),
@@ -186,7 +186,7 @@ impl S3Refusal {
     }
 
     fn wrong_region(&self, given: &str) -> (ErrorKind, String) {
-        let mend = match &self.region {
+        let remedy = match &self.region {
             Some(region) if region != given => {
                 format!("the bucket is in the region {region}, not in {given}; set s3_region to it")
             }
@@ -194,7 +194,7 @@ impl S3Refusal {
                 "the bucket is in another region, or at another endpoint; correct s3_region or the endpoint".to_owned()
             }
         };
-        (ErrorKind::Invalid, self.redirected(&mend))
+        (ErrorKind::Invalid, self.redirected(&remedy))
     }
 
     /// Prepends the target of a redirect.
@@ -216,13 +216,13 @@ impl RequestContext<'_> {
         if refusal.is_strange() {
             return self.strange(&refusal.outside, "is no answer of a store");
         }
-        let (kind, mend) = refusal.meaning(self.address);
+        let (kind, remedy) = refusal.meaning(self.address);
         let S3Refusal { outside, code, message, retry_after, .. } = refusal;
         let status = outside.status;
         let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };
         let dash = if message.is_empty() { "" } else { ": " };
         let message = cut(message.trim_end_matches('.'));
-        let why = format!("{} answered {code}{dash}{message}; {mend}", self.address.url);
+        let why = format!("{} answered {code}{dash}{message}; {remedy}", self.address.url);
         self.error(kind, why).with_retry_after(retry_after)
     }
 
@@ -246,10 +246,10 @@ impl RequestContext<'_> {
     /// Makes the error of an answer that is no store's. `what` describes the answer.
     pub(super) fn strange(&self, outside: &Outside, what: &str) -> Error {
         let S3Address { url, .. } = self.address;
-        let (named, mend) = self.address.setting_and_mend();
+        let (named, remedy) = self.address.setting_and_remedy();
         let suspicion = outside.suspicion(url);
         let why = format!(
-            "{named} ({url}) cannot be understood: it answered {outside}, and that {what}; {suspicion}; {mend}"
+            "{named} ({url}) cannot be understood: it answered {outside}, and that {what}; {suspicion}; {remedy}"
         );
         Error::senseless(self.operation, self.key, why)
     }
@@ -269,7 +269,7 @@ impl RequestContext<'_> {
 
     /// Makes the error of a listing whose pages repeat. The store can be reached, so a retry does not help.
     pub(super) fn repeating(&self, what: &str) -> Error {
-        let (named, _) = self.address.setting_and_mend();
+        let (named, _) = self.address.setting_and_remedy();
         let why =
             format!("{}: {what}; check the store, or which server answers instead of it ({named})", self.address.url);
         self.error(ErrorKind::Io, why)
@@ -286,7 +286,7 @@ impl RequestContext<'_> {
         let text = chain(&cause);
         // `object_store` reports the status only in its text. A test checks that text.
         let refused = text.contains("status code: 4");
-        let (kind, mend) = match (refused, self.address.only_instance_credentials && !before) {
+        let (kind, remedy) = match (refused, self.address.only_instance_credentials && !before) {
             // The metadata service exists only on an EC2 instance, where it can always be reached.
             (_, true) => (
                 ErrorKind::Denied,
@@ -295,7 +295,7 @@ impl RequestContext<'_> {
             (true, false) => (ErrorKind::Denied, "let this identity assume its role"),
             (false, false) => (ErrorKind::Unavailable, "check that the service that gives them can be reached"),
         };
-        self.error(kind, format!("no AWS credentials: {text}; {mend}")).with_source(cause)
+        self.error(kind, format!("no AWS credentials: {text}; {remedy}")).with_source(cause)
     }
 
     /// Makes the error of a request that could not be signed.

@@ -76,7 +76,7 @@ impl S3Address {
     }
 
     /// Returns the setting that names the server, and the remedy for a wrong one.
-    pub(super) fn setting_and_mend(&self) -> (&'static str, &'static str) {
+    pub(super) fn setting_and_remedy(&self) -> (&'static str, &'static str) {
         match self.setting {
             Some(setting) => {
                 (setting, "give it the address of the store's S3 API, not that of a console or of a web page")

@@ -47,8 +47,8 @@ impl Encoded {
             return Ok(Object { attributes, payload });
         }
         if !is_decodable(codec) {
-            let mend = "read the stored bytes with `offset=0`, or correct the header with the bucket's own tool";
-            let why = format!("the object's Content-Encoding is {codec:?}, which this program cannot decode; {mend}");
+            let remedy = "read the stored bytes with `offset=0`, or correct the header with the bucket's own tool";
+            let why = format!("the object's Content-Encoding is {codec:?}, which this program cannot decode; {remedy}");
             return Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why));
         }
         // A range may lie anywhere in the value, so the limit bounds the decoding only for a whole value.

@@ -49,13 +49,13 @@ pub(in crate::storage) async fn unpack(
     match unpacked.unwrap_or_else(|error| Err(UnpackFault::Disk(error))) {
         Ok(Some(unpacked)) => Ok(unpacked),
         Ok(None) => {
-            let mend = if most < MOST {
+            let remedy = if most < MOST {
                 "read it in parts with `offset` and `length`, or name a `destination`"
             } else {
                 "unpack it with another tool"
             };
             let why =
-                format!("unpacked (its Content-Encoding is {codec}), the value has more than {most} bytes; {mend}");
+                format!("unpacked (its Content-Encoding is {codec}), the value has more than {most} bytes; {remedy}");
             Err(Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why))
         }
         Err(UnpackFault::Packed(error)) => {
