@@ -298,9 +298,10 @@ impl RequestContext<'_> {
         self.error(kind, format!("no AWS credentials: {text}; {remedy}")).with_source(cause)
     }
 
-    /// Makes the error of a request that could not be signed.
-    pub(super) fn unsigned(&self, cause: &object_store::Error) -> Error {
-        self.error(ErrorKind::Io, format!("the request cannot be signed: {}; report this", chain(cause)))
+    /// Makes the error of a request or a URL that could not be signed although there were credentials. `what` names
+    /// which of both.
+    pub(super) fn unsigned(&self, what: &str, cause: &object_store::Error) -> Error {
+        self.error(ErrorKind::Io, format!("the {what} cannot be signed: {}; report this", chain(cause)))
     }
 }
 

@@ -157,14 +157,72 @@ impl Backend for S3 {
         // A key that is legal is also a legal path.
         let path = Path::parse(key.as_str()).map_err(|error| invalid(error.to_string()))?;
         let context = self.0.wire.context(Operation::Sign, Some(key));
+        // `object_store` answers with one type of error to missing credentials and to all else that can go wrong. With
+        // credentials at hand, the error is about something else.
+        self.0.wire.credential(&context).await?;
         let url = self.0.wire.store.signed_url(method, &path, grant.lifetime).await;
-        url.map(String::from).map_err(|cause| context.no_credentials(cause, false))
+        url.map(String::from).map_err(|cause| context.unsigned("URL", &cause))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use object_store::CredentialProvider;
+    use object_store::aws::{AmazonS3Builder, AwsCredential};
+
+    use super::options::S3Address;
     use super::*;
+
+    /// Provides credentials, or fails to.
+    #[derive(Debug)]
+    struct Credentials(bool);
+
+    #[async_trait]
+    impl CredentialProvider for Credentials {
+        type Credential = AwsCredential;
+
+        async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+            if !self.0 {
+                return Err(object_store::Error::Generic { store: "S3", source: "the service is down".into() });
+            }
+            Ok(Arc::new(AwsCredential { key_id: "id".to_owned(), secret_key: "secret".to_owned(), token: None }))
+        }
+    }
+
+    async fn signed_url(url: &str, has_credentials: bool) -> Result<String> {
+        let address = S3Address {
+            bucket: "b".to_owned(),
+            region: "us-east-1".to_owned(),
+            url: format!("{url}/b"),
+            setting: None,
+            only_instance_credentials: false,
+        };
+        let builder = AmazonS3Builder::new()
+            .with_bucket_name("b")
+            .with_region("us-east-1")
+            .with_endpoint(url)
+            .with_credentials(Arc::new(Credentials(has_credentials)));
+        let wire = Arc::new(Wire::open(address, builder, Duration::from_secs(1))?);
+        let folder = tempfile::tempdir().unwrap();
+        let (spool, unsorted) = (Spool::new(folder.path().to_owned()), AtomicBool::new(false));
+        let s3 = S3(Arc::new(Inner { wire, spool, conditions: OnceCell::new(), unsorted }));
+        let grant = Grant { method: Method::Get, lifetime: Duration::from_secs(60) };
+        s3.sign(&Key::parse("k").unwrap(), &grant).await
+    }
+
+    #[tokio::test]
+    async fn a_url_that_cannot_be_signed_has_its_own_cause() {
+        let url = signed_url("http://127.0.0.1:1", true).await.unwrap();
+        assert!(url.starts_with("http://127.0.0.1:1/b/k?") && url.contains("X-Amz-Signature="), "{url}");
+        let error = signed_url("http://127.0.0.1:1", false).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unavailable);
+        assert!(error.message().contains("no AWS credentials") && error.message().contains("is down"), "{error}");
+        let error = signed_url("http://[", true).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Io);
+        let text = error.message();
+        assert!(text.contains("the URL cannot be signed") && text.contains("http://[/b/k"), "{text}");
+        assert!(!text.contains("credentials") && !text.contains("secret"), "{text}");
+    }
 
     #[test]
     fn every_key_is_a_path_unchanged() {

@@ -185,11 +185,17 @@ impl Wire {
         RequestContext { address: &self.address, operation, key }
     }
 
-    async fn signed(&self, context: &RequestContext<'_>, call: Call<'_>) -> Result<HttpRequest> {
+    /// Obtains credentials, or returns those that are still valid.
+    pub(super) async fn credential(&self, context: &RequestContext<'_>) -> Result<Arc<AwsCredential>> {
         let credential = self.store.credentials().get_credential().await;
         let credential =
             credential.map_err(|cause| context.no_credentials(cause, self.known.load(Ordering::Relaxed)))?;
         self.known.store(true, Ordering::Relaxed);
+        Ok(credential)
+    }
+
+    async fn signed(&self, context: &RequestContext<'_>, call: Call<'_>) -> Result<HttpRequest> {
+        let credential = self.credential(context).await?;
         let long = call.body.len() > Payload::CHUNK;
         let request = self.request(call)?;
         let region = self.address.region.clone();
@@ -198,9 +204,9 @@ impl Wire {
             let signed = payload::run_blocking(move || Ok(authorized(&credential, &region, request))).await;
             return signed
                 .map_err(|error| context.senseless(&error.to_string()))?
-                .map_err(|cause| context.unsigned(&cause));
+                .map_err(|cause| context.unsigned("request", &cause));
         }
-        authorized(&credential, &region, request).map_err(|cause| context.unsigned(&cause))
+        authorized(&credential, &region, request).map_err(|cause| context.unsigned("request", &cause))
     }
 
     fn request(&self, call: Call<'_>) -> Result<HttpRequest> {
