@@ -84,7 +84,7 @@ pub struct Error {
     /// The file or foreign object that the error concerns, besides the key.
     pub subject: Option<String>,
     /// The answer is not one of the place itself, or it cannot be understood.
-    senseless: bool,
+    unexpected_answer: bool,
     message: String,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -99,7 +99,7 @@ impl Error {
             key: key.cloned(),
             retry_after: None,
             subject: None,
-            senseless: false,
+            unexpected_answer: false,
             // Messages of other libraries contain URLs, and those of signed requests and of upload sessions are
             // secrets.
             message: redact(&message.into()).into_owned(),
@@ -127,14 +127,18 @@ impl Error {
     }
 
     /// Makes the error of an answer that the place itself cannot have given. Such a place counts as unreachable.
-    pub(in crate::storage) fn senseless(operation: Operation, key: Option<&Key>, message: impl Into<String>) -> Self {
-        Self { senseless: true, ..Self::new(ErrorKind::Unavailable, operation, key, message) }
+    pub(in crate::storage) fn unexpected_answer(
+        operation: Operation,
+        key: Option<&Key>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { unexpected_answer: true, ..Self::new(ErrorKind::Unavailable, operation, key, message) }
     }
 
     /// Notes whether the last answer of a place that gets no requests for now was one that the place itself cannot have
     /// given.
-    pub(in crate::storage) fn while_senseless(self, senseless: bool) -> Self {
-        Self { senseless, ..self }
+    pub(in crate::storage) fn with_unexpected_answer(self, unexpected_answer: bool) -> Self {
+        Self { unexpected_answer, ..self }
     }
 
     /// Makes the error of a write that its commit guard forbade.
@@ -182,8 +186,8 @@ impl Error {
     /// Tells whether the answer was not one of the place itself, or could not be understood. A person has to look at
     /// the cause, though the state may also pass by itself.
     #[must_use]
-    pub const fn is_senseless(&self) -> bool {
-        self.senseless
+    pub const fn is_unexpected_answer(&self) -> bool {
+        self.unexpected_answer
     }
 
     /// Tells whether a later retry can help.

@@ -27,7 +27,7 @@ pub use backend::{
     Backend, ByteRange, Condition, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe,
     PutOptions, Removal,
 };
-pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, settled};
+pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, wait_for_cleanup};
 pub use commit_guard::CommitGuard;
 pub use engine::{
     Budget, DeleteRequest, Engine, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat,
@@ -37,8 +37,8 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
-    Breaker, BreakerState, Conflict, Doubts, Encoded, Fallback, Metered, Owner, Pending, Refusals, Retry, RetryOptions,
-    SyncProgress, SyncReport, counted, overlay_folder,
+    Breaker, BreakerState, Conflict, Encoded, Fallback, FaultReceiver, Metered, Owner, Pending, Refusals, Retry,
+    RetryOptions, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Checksum, Content, ContentType, Foreign, JsonText, Key, KeyError, Kind, Metadata, Object, ObjectInfo,

@@ -49,15 +49,15 @@ impl BucketMonitor {
     pub(crate) async fn first(&mut self) -> Result<(), Failure> {
         match stack::look(&self.bucket, self.fallback).await? {
             None => self.report(BucketState::Ready, ""),
-            Some(stack::Away { words, senseless: false }) => self.report(BucketState::Away, &words),
-            Some(stack::Away { words, senseless: true }) => self.report(BucketState::OtherServer, &words),
+            Some(stack::Away { words, unexpected_answer: false }) => self.report(BucketState::Away, &words),
+            Some(stack::Away { words, unexpected_answer: true }) => self.report(BucketState::OtherServer, &words),
         };
         Ok(())
     }
 
     /// Probes the bucket until the task is dropped.
     pub(crate) async fn watch(mut self) -> ! {
-        let mut refusals = self.bucket.refusals.listen();
+        let mut refusals = self.bucket.refusals.subscribe();
         loop {
             let state = match self.bucket.backend.probe().await {
                 Ok(_) => match self.bucket.refusals.all() {
@@ -109,7 +109,7 @@ impl BucketMonitor {
 
 fn state_of(error: &Error) -> BucketState {
     match error.kind {
-        _ if error.is_senseless() => BucketState::OtherServer,
+        _ if error.is_unexpected_answer() => BucketState::OtherServer,
         ErrorKind::Unavailable | ErrorKind::Throttled => BucketState::Away,
         _ => BucketState::Refused,
     }

@@ -108,7 +108,7 @@ pub(crate) struct Away {
     /// The cause, for people.
     pub(crate) words: String,
     /// Tells whether another server answers in place of the bucket.
-    pub(crate) senseless: bool,
+    pub(crate) unexpected_answer: bool,
 }
 
 /// Probes a bucket once at the start, so that a wrong name, key or permission is reported with its cause.
@@ -118,12 +118,12 @@ pub(crate) struct Away {
 /// twice, it is not a moment of maintenance, and a person has to look at the endpoint: this is a failure.
 pub(crate) async fn look(bucket: &Bucket, fallback: bool) -> Result<Option<Away>, Failure> {
     let first = once(bucket).await?;
-    if fallback || !first.as_ref().is_some_and(|away| away.senseless) {
+    if fallback || !first.as_ref().is_some_and(|away| away.unexpected_answer) {
         return Ok(first);
     }
     tokio::time::sleep(SECOND_PROBE_DELAY).await;
     match once(bucket).await? {
-        Some(Away { words, senseless: true }) => {
+        Some(Away { words, unexpected_answer: true }) => {
             let why = format!("asked twice, {} s apart: {words}", SECOND_PROBE_DELAY.as_secs());
             Err(Failure::new(Code::Configuration, why))
         }
@@ -135,12 +135,12 @@ async fn once(bucket: &Bucket) -> Result<Option<Away>, Failure> {
     match tokio::time::timeout(PROBE_TIMEOUT, bucket.backend.probe()).await {
         Ok(Ok(_)) => Ok(None),
         Ok(Err(error)) if error.is_transient() => {
-            Ok(Some(Away { words: error.message().to_owned(), senseless: error.is_senseless() }))
+            Ok(Some(Away { words: error.message().to_owned(), unexpected_answer: error.is_unexpected_answer() }))
         }
         Ok(Err(error)) => Err(refused(error)),
         Err(_) => {
             let words = format!("no answer within {} s; look at the network", PROBE_TIMEOUT.as_secs());
-            Ok(Some(Away { words, senseless: false }))
+            Ok(Some(Away { words, unexpected_answer: false }))
         }
     }
 }

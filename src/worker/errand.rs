@@ -143,7 +143,7 @@ pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>
     let opened = tokio::task::spawn_blocking(move || {
         // Nothing else waits for more in the middle of its work here, and this is rare.
         let opened = reader.open(&delivery.message, &delivery.origin);
-        held.rest(2 * delivery.message.body.len() as u64);
+        held.end_work(2 * delivery.message.body.len() as u64);
         (delivery, Read { opened, held })
     });
     match opened.await {

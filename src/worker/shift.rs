@@ -284,7 +284,7 @@ impl<'b> Shift<'b> {
         let mut kept = running.held.take().filter(|_| running.case.keeps_message());
         if let Some(kept) = &mut kept {
             // It is no work that others would have to wait for.
-            kept.rest(kept.bytes());
+            kept.end_work(kept.bytes());
         }
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let (answer, case) = self.record(running, ended);

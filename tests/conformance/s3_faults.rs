@@ -282,7 +282,7 @@ async fn a_removal_confirmed_without_marks_is_verified() {
     })
     .await;
     let error = there.open().delete(&key("it"), &DeleteOptions::default()).await.unwrap_err();
-    assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
+    assert!(error.kind == ErrorKind::Unavailable && error.is_unexpected_answer(), "{error}");
     let gone = Scripted::serve(|line| match line {
         line if is_listing(line) => reply("200 OK", "", EMPTY),
         line if line.starts_with("delete") => reply("200 OK", "", ""),
@@ -301,7 +301,7 @@ async fn a_removal_confirmed_without_marks_is_verified() {
     let error = page.open().delete(&key("it"), &DeleteOptions::default()).await.unwrap_err();
     assert!(error.kind == ErrorKind::Unavailable, "{error}");
     let error = page.open().stat(&key("it")).await.unwrap_err();
-    assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{error}");
+    assert!(error.kind == ErrorKind::Unavailable && error.is_unexpected_answer(), "{error}");
 }
 
 #[tokio::test]
@@ -321,7 +321,7 @@ async fn one_redirect_is_not_as_another() {
     assert!(error.kind == ErrorKind::Unavailable && error.message().contains("https://elsewhere.example"), "{error}");
     let secure = Scripted::serve(|_| reply("301 Moved Permanently", "Location: https://127.0.0.1/b\r\n", "")).await;
     let error = secure.open().probe().await.unwrap_err();
-    assert!(error.is_senseless() && error.message().contains("https://"), "{error}");
+    assert!(error.is_unexpected_answer() && error.message().contains("https://"), "{error}");
     assert!(
         error.message().contains("wants to be asked with https://") && !error.message().contains("region"),
         "{error}"

@@ -186,7 +186,7 @@ async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<()
     match Local::open_existing(folders::objects(&settings.local_storage_path)) {
         Ok(Some(local)) => {
             backend::permissions(report, &local).await?;
-            leftovers(report, &local)
+            abandoned_files(report, &local)
         }
         Ok(None) => report.fine("objects", "nothing is stored yet"),
         Err(error) => report.refused("objects", &error),
@@ -194,8 +194,8 @@ async fn local(report: &mut Report<'_>, settings: &StorageSettings) -> Result<()
 }
 
 /// Looks for temporary files of writers that were killed.
-fn leftovers(report: &mut Report<'_>, local: &Local) -> Result<(), Failure> {
-    match local.leftovers() {
+fn abandoned_files(report: &mut Report<'_>, local: &Local) -> Result<(), Failure> {
+    match local.abandoned_files() {
         Ok(0) => report.fine("leftovers", "no temporary files of writers that are gone"),
         Ok(count) => {
             let what = format!("{count} temporary files of writers that are gone in {}", local.root().display());

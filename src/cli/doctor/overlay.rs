@@ -94,7 +94,7 @@ async fn mine(report: &mut Report<'_>, settings: &StorageSettings, folder: &Path
         Err(error) => report.refused("conflicts", &error)?,
     }
     match Local::open_existing(folder) {
-        Ok(Some(files)) => super::leftovers(report, &files),
+        Ok(Some(files)) => super::abandoned_files(report, &files),
         Ok(None) => Ok(()),
         Err(error) => report.refused("leftovers", &error),
     }

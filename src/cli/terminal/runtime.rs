@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::storage::settled;
+use crate::storage::wait_for_cleanup;
 use crate::wiring::{Code, Failure};
 
 /// The longest wait for the cancellation of uploads after the end of a command.
@@ -19,7 +19,7 @@ pub(in crate::cli) fn block_on<T>(command: impl Future<Output = Result<T, Failur
         // An unfinished upload is cancelled at the bucket before the program ends.
         let second = interruption();
         tokio::select! {
-            _ = settled(CANCEL_TIMEOUT) => {}
+            _ = wait_for_cleanup(CANCEL_TIMEOUT) => {}
             () = second => {}
         }
         outcome

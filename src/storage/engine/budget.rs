@@ -166,8 +166,8 @@ impl Held {
         self.bytes += more;
     }
 
-    /// Ends the work. From now on this many bytes count as waiting.
-    pub fn rest(&mut self, bytes: u64) {
+    /// Ends the piece of work. Of its bytes, only this many stay taken, and they count as waiting from now on.
+    pub fn end_work(&mut self, bytes: u64) {
         let (class, less) = (self.class, self.bytes);
         (self.class, self.bytes) = (Class::Waiting, bytes);
         self.shared.lock().waiting += bytes;

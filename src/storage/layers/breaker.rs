@@ -60,7 +60,7 @@ pub(in crate::storage) enum Admission<P = ProbeTurn> {
     Pass,
     /// The operation must probe first.
     Probe(P),
-    /// A probe of a doubted backend is under way. [`Breaker::settled`] waits for its end.
+    /// A probe of a doubted backend is under way. [`Breaker::probe_ended`] waits for its end.
     Wait,
     /// The operation fails at once.
     Refuse(Outage),
@@ -269,7 +269,7 @@ impl Breaker {
     }
 
     /// Waits while a doubted backend is being probed.
-    pub(in crate::storage) async fn settled(&self) {
+    pub(in crate::storage) async fn probe_ended(&self) {
         self.until(|state| !matches!(state, State::Doubted { .. })).await;
     }
 
@@ -279,7 +279,7 @@ impl Breaker {
             () = self.opened() => return false,
             () = tokio::time::sleep(wait) => {}
         }
-        self.settled().await;
+        self.probe_ended().await;
         self.state() == BreakerState::Closed
     }
 

@@ -13,5 +13,5 @@ pub use self::breaker::{Breaker, BreakerState};
 pub use self::encoded::Encoded;
 pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use self::metered::Metered;
-pub use self::refusals::{Doubts, Refusals};
+pub use self::refusals::{FaultReceiver, Refusals};
 pub use self::retry::{Retry, RetryOptions};

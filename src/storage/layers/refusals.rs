@@ -26,8 +26,8 @@ pub struct Refusals(Arc<watch::Sender<State>>);
 struct State {
     in_a_row: u32,
     words: String,
-    /// The number of answers so far that may concern all operations.
-    doubts: u64,
+    /// The number of faults so far that may concern all operations.
+    faults: u64,
 }
 
 impl Refusals {
@@ -42,12 +42,12 @@ impl Refusals {
         (state.in_a_row >= ALL).then(|| state.words.clone())
     }
 
-    /// Begins to receive the answers that may concern all operations.
+    /// Begins to receive the faults that may concern all operations.
     #[must_use]
-    pub fn listen(&self) -> Doubts {
+    pub fn subscribe(&self) -> FaultReceiver {
         let state = self.0.subscribe();
-        let counted = state.borrow().doubts;
-        Doubts { state, counted }
+        let counted = state.borrow().faults;
+        FaultReceiver { state, counted }
     }
 
     pub(in crate::storage) fn succeeded(&self) {
@@ -60,7 +60,7 @@ impl Refusals {
             return;
         }
         self.0.send_modify(|state| {
-            state.doubts += 1;
+            state.faults += 1;
             if refused {
                 state.in_a_row = state.in_a_row.saturating_add(1);
                 state.words = error.message().to_owned();
@@ -69,20 +69,20 @@ impl Refusals {
     }
 }
 
-/// Receives answers that may concern all operations: refusals, and answers that call the request wrong.
+/// Receives faults that may concern all operations: refusals, and answers that call the request wrong.
 #[derive(Debug)]
-pub struct Doubts {
+pub struct FaultReceiver {
     state: watch::Receiver<State>,
     counted: u64,
 }
 
-impl Doubts {
-    /// Waits for the next such answer after the last one; never ends once nobody uses the backend any more.
+impl FaultReceiver {
+    /// Waits for the next fault. Never returns once nobody uses the backend any more.
     pub async fn next(&mut self) {
         let counted = self.counted;
-        let next = self.state.wait_for(|state| state.doubts != counted).await.map(|state| state.doubts);
+        let next = self.state.wait_for(|state| state.faults != counted).await.map(|state| state.faults);
         match next {
-            Ok(doubts) => self.counted = doubts,
+            Ok(faults) => self.counted = faults,
             Err(_) => std::future::pending().await,
         }
     }
@@ -125,17 +125,17 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_receives_the_next_doubt() {
+    fn a_subscriber_receives_the_next_fault() {
         let refusals = Refusals::new();
         let fails = |kind| refusals.failed(&Error::new(kind, Operation::Store, None, "x"));
         fails(ErrorKind::Denied);
-        let mut doubts = refusals.listen();
-        assert!(doubts.next().now_or_never().is_none(), "that was before");
+        let mut faults = refusals.subscribe();
+        assert!(faults.next().now_or_never().is_none(), "that was before");
         fails(ErrorKind::Unavailable);
-        assert!(doubts.next().now_or_never().is_none());
+        assert!(faults.next().now_or_never().is_none());
         fails(ErrorKind::Invalid);
         fails(ErrorKind::Denied);
-        assert!(doubts.next().now_or_never().is_some(), "also an answer that came while nobody waited");
-        assert!(doubts.next().now_or_never().is_none());
+        assert!(faults.next().now_or_never().is_some(), "also a fault that came while nobody waited");
+        assert!(faults.next().now_or_never().is_none());
     }
 }

@@ -113,7 +113,7 @@ impl Retry {
         loop {
             match self.breaker.admit() {
                 Admission::Pass => return Ok(Tries::new(self, operation, key, limit)),
-                Admission::Wait => self.breaker.settled().await,
+                Admission::Wait => self.breaker.probe_ended().await,
                 // The breaker knows the outcome of the probe, and its next decision follows from it.
                 Admission::Probe(probe) => drop(self.probe(probe).await),
                 Admission::Refuse(outage) => return Err(self.refused(operation, key, outage)),
@@ -134,7 +134,7 @@ impl Retry {
     }
 
     fn note(&self, error: &Error) {
-        let words = (error.message().to_owned(), error.is_senseless());
+        let words = (error.message().to_owned(), error.is_unexpected_answer());
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
     }
 
@@ -145,8 +145,9 @@ impl Retry {
             |probe_in| format!("is due in {} s", probe_in.as_secs() + u64::from(probe_in.subsec_nanos() > 0)),
         );
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (words, senseless) =
-            last.map_or_else(Default::default, |(words, senseless)| (format!("; last: {words}"), senseless));
+        let (words, unexpected_answer) = last.map_or_else(Default::default, |(words, unexpected_answer)| {
+            (format!("; last: {words}"), unexpected_answer)
+        });
         let why = format!(
             "{} has not been reached for {} s, and the next look whether it can be {next}; check the network and the \
              endpoint, or try again later{words}",
@@ -154,7 +155,7 @@ impl Retry {
             outage.silence.as_secs()
         );
         let error = Error::new(ErrorKind::Unavailable, operation, key, why).with_retry_after(outage.probe_in);
-        error.while_senseless(senseless)
+        error.with_unexpected_answer(unexpected_answer)
     }
 
     /// Answers a conditional write that failed, though an earlier attempt of it may have been carried out.

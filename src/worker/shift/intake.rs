@@ -334,7 +334,7 @@ impl Shift<'_> {
                 if !job.writes {
                     // A read waits for room for its answer: what its question takes is no work that others have to wait for.
                     let bytes = held.bytes();
-                    held.rest(bytes);
+                    held.end_work(bytes);
                 }
                 job.held = Some(held);
                 if let Work::Run(command) = std::mem::replace(&mut job.work, Work::Reading) {

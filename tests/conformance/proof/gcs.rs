@@ -112,11 +112,11 @@ async fn an_answer_about_another_object_or_bucket_confirms_nothing() {
         let action = json!({ "status": 200, "headers": { "Content-Type": "application/json" }, "body": wrong });
         site.rule(json!({ "method": "POST" }), action.clone()).await;
         let error = bucket.put(&key("it"), &object("old"), &PutOptions::default()).await.unwrap_err();
-        assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{member}: {error}");
+        assert!(error.kind == ErrorKind::Unavailable && error.is_unexpected_answer(), "{member}: {error}");
         if !matches!(member, "generation" | "crc32c") {
             site.rule(json!({ "method": "GET" }), action).await;
             let error = bucket.stat(&key("it")).await.unwrap_err();
-            assert!(error.kind == ErrorKind::Unavailable && error.is_senseless(), "{member}: {error}");
+            assert!(error.kind == ErrorKind::Unavailable && error.is_unexpected_answer(), "{member}: {error}");
         }
     }
     site.tell("clear", Value::Null).await;

@@ -141,7 +141,7 @@ fn file() -> Object {
 fn says(error: &Error, setting: &str, harm: &Harm, what: &str) {
     let at = format!("{what} × {}: {error}", harm.name);
     assert_eq!(error.kind, ErrorKind::Unavailable, "{at}");
-    assert!(error.is_senseless() && error.is_transient(), "{at}");
+    assert!(error.is_unexpected_answer() && error.is_transient(), "{at}");
     let message = error.message();
     assert!(message.contains(setting) && harm.told.iter().all(|told| message.contains(told)), "{at}");
     assert!(message.contains("; "), "no remedy: {at}");
@@ -162,7 +162,7 @@ async fn lands(fallback: &Fallback, at: &str) {
     let removal = fallback.delete(&key("it"), &DeleteOptions::default()).await.unwrap();
     assert_eq!(rest(removal), Rest::Overlay, "{at}");
     let error = fallback.get(&key("unknown"), GetOptions::default()).await.unwrap_err();
-    assert!(error.is_transient() && error.is_senseless(), "{at}: {error}");
+    assert!(error.is_transient() && error.is_unexpected_answer(), "{at}: {error}");
     let error = fallback.list(&Page::default()).await.unwrap_err();
-    assert!(error.is_transient() && error.is_senseless(), "{at}: {error}");
+    assert!(error.is_transient() && error.is_unexpected_answer(), "{at}: {error}");
 }

@@ -178,10 +178,10 @@ impl GcsFault {
             Self::Disk(error) => return spool_fault(operation, key, error),
             Self::Answer(answer) if answer.is_strange() => {
                 let what = "is no answer of Cloud Storage";
-                return Error::senseless(operation, key, strange(address, Some(&answer.outside), what));
+                return Error::unexpected_answer(operation, key, strange(address, Some(&answer.outside), what));
             }
             Self::Strange(outside, what) => {
-                return Error::senseless(operation, key, strange(address, outside.as_ref(), &what));
+                return Error::unexpected_answer(operation, key, strange(address, outside.as_ref(), &what));
             }
             Self::Repeating(what) => {
                 (ErrorKind::Io, format!("{address}: {what}; check which server answers instead of Cloud Storage"))

@@ -1,7 +1,7 @@
 //! Cleanup after uploads, which goes on when nobody waits for the upload any more.
 //!
-//! A program that ends waits a little for the cleanup ([`settled`]), so that no bucket keeps, and nobody pays for,
-//! uploads that are never completed.
+//! A program that ends waits a little for the cleanup ([`wait_for_cleanup`]). Otherwise a bucket keeps uploads that are
+//! never completed, and somebody pays for them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub(in crate::storage) async fn shutting_down() {
 
 /// Waits at most `within` for all cleanup work and tells whether all has ended. Work that can be cancelled is, after a
 /// fifth of that time.
-pub async fn settled(within: Duration) -> bool {
+pub async fn wait_for_cleanup(within: Duration) -> bool {
     if all_ended(within / 5).await {
         return true;
     }

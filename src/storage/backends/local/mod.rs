@@ -139,7 +139,7 @@ impl Local {
     /// # Errors
     ///
     /// The errors of the file system.
-    pub fn leftovers(&self) -> Result<u64> {
+    pub fn abandoned_files(&self) -> Result<u64> {
         let counted = self.0.staging.count_abandoned();
         counted.map_err(|error| fault(Operation::Probe, None, self.0.staging.path(), error))
     }

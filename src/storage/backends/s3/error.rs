@@ -237,10 +237,10 @@ impl RequestContext<'_> {
     }
 
     /// Makes the error of an answer that no store should give.
-    pub(super) fn senseless(&self, what: &str) -> Error {
+    pub(super) fn unexpected_answer(&self, what: &str) -> Error {
         let S3Address { url, .. } = self.address;
         let why = format!("{url} cannot be understood: {}; check that it is an S3 store and up", cut(what));
-        Error::senseless(self.operation, self.key, why)
+        Error::unexpected_answer(self.operation, self.key, why)
     }
 
     /// Makes the error of an answer that is no store's. `what` describes the answer.
@@ -251,7 +251,7 @@ impl RequestContext<'_> {
         let why = format!(
             "{named} ({url}) cannot be understood: it answered {outside}, and that {what}; {suspicion}; {remedy}"
         );
-        Error::senseless(self.operation, self.key, why)
+        Error::unexpected_answer(self.operation, self.key, why)
     }
 
     /// Makes the error of a URL that is not that of the bucket.

@@ -194,9 +194,10 @@ fn unread(key: Key) -> Entry {
 
 /// Parses a listing, which must be one of this bucket.
 pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
-    let document: Document = quick_xml::de::from_str(text).map_err(|error| context.senseless(&error.to_string()))?;
+    let document: Document =
+        quick_xml::de::from_str(text).map_err(|error| context.unexpected_answer(&error.to_string()))?;
     let Some(is_truncated) = document.is_truncated else {
-        return Err(context.senseless("a listing does not say whether it is complete"));
+        return Err(context.unexpected_answer("a listing does not say whether it is complete"));
     };
     if let Some(other) = document.name.filter(|name| !context.address.is_named(name)) {
         return Err(context.wrong_place(&format!("it lists the bucket {:?}", cut(&other))));
@@ -208,7 +209,9 @@ pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
     let next = match (is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),
-        (true, None) => return Err(context.senseless("a listing is incomplete and has no token of the next page")),
+        (true, None) => {
+            return Err(context.unexpected_answer("a listing is incomplete and has no token of the next page"));
+        }
     };
     Ok(Names { foreign: count - keys.len() as u64, sorted: keys.is_sorted(), keys, next })
 }

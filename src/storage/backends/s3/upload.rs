@@ -175,7 +175,7 @@ impl Upload {
         let context = wire.context(Operation::Store, Some(&key));
         let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &context).await?;
         if begun.upload_id.is_empty() || begun.bucket.is_some_and(|name| !wire.address.is_named(&name)) {
-            return Err(context.senseless("it began an upload without an id, or in another bucket"));
+            return Err(context.unexpected_answer("it began an upload without an id, or in another bucket"));
         }
         Ok(Arc::new(Self { wire, key, id: begun.upload_id, completed: AtomicBool::new(false) }))
     }
@@ -210,7 +210,7 @@ impl Upload {
         let reply = written(&context, guard, self.wire.send(call).await?)?;
         let Completed { etag, bucket } = reply.completed(&context).await?;
         if etag.trim_matches('"').is_empty() || bucket.is_some_and(|name| !self.wire.address.is_named(&name)) {
-            return Err(context.senseless("it completed an upload without an ETag, or in another bucket"));
+            return Err(context.unexpected_answer("it completed an upload without an ETag, or in another bucket"));
         }
         self.completed.store(true, Ordering::Relaxed);
         Ok(())
@@ -297,7 +297,7 @@ fn written(context: &RequestContext<'_>, guard: &Guard, reply: Option<Reply>) ->
             Err(Error::new(ErrorKind::Precondition, context.operation, context.key, gone))
         }
         (None, Guard::None | Guard::Absent) => {
-            Err(context.senseless("it reports a missing object in answer to a write"))
+            Err(context.unexpected_answer("it reports a missing object in answer to a write"))
         }
     }
 }

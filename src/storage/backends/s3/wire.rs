@@ -172,7 +172,7 @@ impl Wire {
         let context = self.context(call.operation, call.key);
         self.send(call)
             .await?
-            .ok_or_else(|| context.senseless("it reports a missing object in answer to a request without one"))
+            .ok_or_else(|| context.unexpected_answer("it reports a missing object in answer to a request without one"))
     }
 
     /// Tells whether SeaweedFS has answered. It differs from other stores where no answer shows it.
@@ -203,7 +203,7 @@ impl Wire {
             // Signing hashes the whole body, which would block the thread for other tasks.
             let signed = payload::run_blocking(move || Ok(authorized(&credential, &region, request))).await;
             return signed
-                .map_err(|error| context.senseless(&error.to_string()))?
+                .map_err(|error| context.unexpected_answer(&error.to_string()))?
                 .map_err(|cause| context.unsigned("request", &cause));
         }
         authorized(&credential, &region, request).map_err(|cause| context.unsigned("request", &cause))
@@ -226,7 +226,7 @@ impl Wire {
         let mut request: HttpRequest = Request::new(call.body.into());
         *request.method_mut() = call.method;
         *request.uri_mut() =
-            url.parse().map_err(|error: http::uri::InvalidUri| context.senseless(&error.to_string()))?;
+            url.parse().map_err(|error: http::uri::InvalidUri| context.unexpected_answer(&error.to_string()))?;
         *request.headers_mut() = call.headers;
         if sends {
             let length = request.body().content_length();
@@ -265,7 +265,7 @@ impl Reply {
         match collect(self.body).await {
             Ok(text) => Ok(text),
             Err(TextFault::Broken(cause)) => Err(context.broken(cause)),
-            Err(TextFault::TooLong) => Err(context.senseless("it does not end")),
+            Err(TextFault::TooLong) => Err(context.unexpected_answer("it does not end")),
         }
     }
 }

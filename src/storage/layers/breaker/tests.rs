@@ -247,7 +247,7 @@ async fn waiting_callers_and_the_gauge_follow_the_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_lasts_until_a_doubt_is_settled() {
+async fn a_pause_lasts_until_the_probe_has_ended() {
     for answered in [true, false] {
         let breaker = Breaker::new(TIMEOUT, telemetry::BackendLabel::Gcs, Metrics::new());
         let began = Instant::now();
