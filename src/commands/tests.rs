@@ -53,7 +53,12 @@ async fn only_what_names_a_place_is_a_reference() {
         r##"{"$ref":"#/definitions/a"}"##,
         r#"{"$ref":"other.json"}"#,
         r#"{"$ref":"https://h/file:///a"}"#,
+        r#"{"$ref":"http://json-schema.org/draft-07/schema#"}"#,
+        r#"{"$ref":"files/a.json"}"#,
+        r##"{"$defs":{"a":{"$ref":"file:///a"}},"items":[{"$ref":"#/$defs/a"}]}"##,
         r#"{"$ref":1}"#,
+        r#"{"$ref":{"$ref":"file:///a"}}"#,
+        r#"{"$ref":["s3:/x"]}"#,
         r#"{"$ref":"file:///a","more":1}"#,
         r#"[{"$ref":"file:///a"}]"#,
         r#"{"ref":"file:///a"}"#,
@@ -63,7 +68,17 @@ async fn only_what_names_a_place_is_a_reference() {
         let wanted: serde_json::Value = serde_json::from_str(value).unwrap();
         assert_eq!(call(&engine, "retrieve", r#"{"key":"k"}"#).await.unwrap(), wanted);
     }
-    for place in ["file:///a/../b", "file://host/a", "FILE:///a%2Fb", "gs://bkt", "s3://bkt/../a"] {
+    for place in [
+        "file:///a/../b",
+        "file://host/a",
+        "file:/a",
+        "file:a",
+        "FILE:///a%2Fb",
+        "gs://bkt",
+        "s3://bkt/../a",
+        "s3:/x",
+        "gs:",
+    ] {
         let error = parse("store", &format!(r#"{{"key":"k","data":{{"$ref":"{place}"}}}}"#)).unwrap_err();
         assert!(error.exception == ExceptionClass::ValueError && error.to_string().starts_with("data: "), "{error}");
         let error = parse("retrieve", &format!(r#"{{"key":"k","destination":"{place}"}}"#)).unwrap_err();

@@ -10,7 +10,7 @@ use crate::storage::object::Key;
 
 /// A file or an object of a bucket, named by a URL.
 ///
-/// - `file:///absolute/path`, as RFC 8089 says: percent-encoded, no host but `localhost`, no query or fragment.
+/// - `file:///absolute/path`, as RFC 8089 says: percent-encoded, no host, no query or fragment.
 ///   Characters that a URL would have to encode but that have no other meaning here (blanks, letters beyond ASCII) may
 ///   be written unencoded.
 /// - `gs://bucket/object` and `s3://bucket/object`: the object's name follows literally, and nothing is decoded.
@@ -80,26 +80,18 @@ fn fault<T>(why: impl Into<String>) -> Result<T, ReferenceError> {
 
 /// Separates the scheme, written in any case, from the text after it. No provider means `file`.
 fn split(text: &str) -> Option<(Option<Provider>, &str)> {
-    // RFC 8089 also allows one slash instead of three.
-    [("file:/", "/", None), ("gs://", "", Some(Provider::Gcs)), ("s3://", "", Some(Provider::S3))].into_iter().find_map(
-        |(begin, kept, scheme)| {
+    [("file:", None), ("gs:", Some(Provider::Gcs)), ("s3:", Some(Provider::S3))].into_iter().find_map(
+        |(begin, scheme)| {
             let head = text.get(..begin.len()).filter(|head| head.eq_ignore_ascii_case(begin))?;
-            Some((scheme, &text[head.len() - kept.len()..]))
+            Some((scheme, &text[head.len()..]))
         },
     )
 }
 
 /// Reads the part of a file URL after `file:`.
 fn file(remainder: &str) -> Result<PathBuf, ReferenceError> {
-    let path = match remainder.strip_prefix("//") {
-        None => remainder,
-        Some(remainder) => {
-            let (host, path) = remainder.split_at(remainder.find('/').unwrap_or(remainder.len()));
-            if !host.is_empty() && !host.eq_ignore_ascii_case("localhost") {
-                return fault("a file URL names no host: three slashes follow file:, as in file:///data/in/a.bin");
-            }
-            path
-        }
+    let Some(path) = remainder.strip_prefix("//").filter(|path| path.starts_with('/')) else {
+        return fault("a file URL names no host: three slashes follow file:, as in file:///data/in/a.bin");
     };
     if path.contains(['?', '#']) {
         return fault("a file URL has no query and no fragment; write ? as %3F and # as %23");
@@ -132,9 +124,12 @@ fn percent_decode(segment: &str) -> Result<Vec<u8>, ReferenceError> {
     Ok(out)
 }
 
-/// Reads the part of an object URL after `gs://` or `s3://`.
+/// Reads the part of an object URL after `gs:` or `s3:`.
 fn object(provider: Provider, remainder: &str) -> Result<Target, ReferenceError> {
     let name = provider.scheme();
+    let Some(remainder) = remainder.strip_prefix("//") else {
+        return fault(format!("two slashes follow {name}:, as in {name}://bucket/object"));
+    };
     let Some((bucket, object)) = remainder.split_once('/') else {
         return fault(format!("a bucket is named without an object; write {name}://bucket/object"));
     };
@@ -172,8 +167,7 @@ mod tests {
         for (text, wanted) in [
             ("file:///a", "/a"),
             ("file:///data/in/a.bin", "/data/in/a.bin"),
-            ("file:/data/a", "/data/a"),
-            ("FILE://LocalHost/data/a", "/data/a"),
+            ("FILE:///data/a", "/data/a"),
             ("file:///a%20b/%C3%BC%25", "/a b/\u{fc}%"),
             ("file:///a b/\u{fc}/\u{1f980}+&=~$", "/a b/\u{fc}/\u{1f980}+&=~$"),
             ("file:///%2525", "/%25"),
@@ -191,6 +185,12 @@ mod tests {
     #[test]
     fn ambiguous_references_are_refused() {
         for text in [
+            "file:",
+            "file:a",
+            "file:/data/a",
+            "file:./a",
+            "file:\\\\host\\a",
+            "file://localhost/data/a",
             "file://host/a",
             "file://127.0.0.1/a",
             "file://user@localhost/a",
@@ -229,6 +229,11 @@ mod tests {
             "gs://bkt%2fc/a",
             "gs://bkt//a",
             "gs://bkt/../a",
+            "gs:",
+            "gs:/b/a",
+            "gs:bkt/a",
+            "s3:/x",
+            "S3:x",
             "s3://bkt/a/",
             "s3://bkt/a\n",
         ] {
@@ -236,8 +241,18 @@ mod tests {
             let error = Reference::parse(text).unwrap_err().to_string();
             assert!(!error.is_empty() && !error.contains("file:///a"), "{text}: {error}");
         }
-        for text in ["", "/a", "a", "file", "file:", "file:a", "gs:/b/a", "https://h/a?X-Goog-Signature=secret", "#/x"]
-        {
+        for text in [
+            "",
+            "/a",
+            "a",
+            "file",
+            "files:///a",
+            " file:///a",
+            "gcs://b/a",
+            "s3",
+            "https://h/a?X-Goog-Signature=secret",
+            "#/x",
+        ] {
             assert!(!Reference::is_meant(text), "{text}");
             assert!(!Reference::parse(text).unwrap_err().to_string().contains("secret"), "{text}");
         }
