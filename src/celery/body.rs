@@ -11,19 +11,23 @@ use base64::Engine as _;
 use super::message::{Field, Message};
 use super::scan::{Found, Scan, Sought};
 use crate::charset::Charset;
+use crate::json::MAX_DEPTH;
+
+/// The most levels of a message around the values that it carries: its own, and those of callbacks, chains and groups.
+const AROUND: usize = 128;
 
 /// The limits of one body.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The largest body in bytes, before and after decompression.
     pub max_body_bytes: usize,
-    /// The most arrays and objects inside one another.
+    /// The most arrays and objects inside one another, those of a value and those around it.
     pub depth: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_body_bytes: 64 << 20, depth: 128 }
+        Self { max_body_bytes: 64 << 20, depth: MAX_DEPTH + AROUND }
     }
 }
 

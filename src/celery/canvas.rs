@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::body::Limits;
 pub use super::compose::CanvasOptions;
 use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
@@ -138,7 +139,10 @@ pub fn after_success(
     if withheld.is_some() {
         return Ok(AfterSuccess { withheld, ..AfterSuccess::default() });
     }
-    let shown = json::parse(result.as_bytes(), json::ParseLimits { depth: 256, ..json::ParseLimits::default() });
+    let shown = json::parse(
+        result.as_bytes(),
+        json::ParseLimits { depth: Limits::default().depth, ..json::ParseLimits::default() },
+    );
     let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
     let context = context(request, first, options, now);
     let mut after = AfterSuccess::default();

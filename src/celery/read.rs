@@ -235,10 +235,11 @@ impl Reader<'_> {
             }
         };
         json::parse(&text, json::ParseLimits { depth: limits.depth, ..json::ParseLimits::default() }).map_err(|error| {
+            let flatter = format!("send a flatter value, of {} levels at most", json::MAX_DEPTH);
             let (what, remedy) = match error.kind {
                 ErrorKind::Syntax => (Fault::Decode, "send JSON in UTF-8"),
                 ErrorKind::LoneSurrogate => (Fault::PythonOnlyJson, "send text, or bytes for what is none"),
-                ErrorKind::TooDeep => (Fault::PythonOnlyJson, "send a flatter value"),
+                ErrorKind::TooDeep => (Fault::PythonOnlyJson, flatter.as_str()),
                 ErrorKind::TooMany => (Fault::PythonOnlyJson, "send it in parts, or as bytes"),
             };
             self.unreadable(what, &format!("{}: the body is not readable JSON, {error}; {remedy}", self.subject()))

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::terminal::Output;
 use super::terminal::Progress;
 use crate::config::Settings;
-use crate::json::{self, Json};
+use crate::json::{self, ErrorKind, Json};
 use crate::storage::{
     Condition, Content, ContentType, JsonText, Key, Kind, Metadata, Payload, Spool, StoreOptions, Value, watched,
 };
@@ -176,6 +176,9 @@ fn json(bytes: &[u8]) -> Result<Value, Failure> {
     match json::parse(bytes, json::ParseLimits::default()) {
         Ok(Json::Text(text)) => Ok(Value::Text(text)),
         Ok(value) => Ok(Value::Json(JsonText::of_parsed(value.compact()))),
+        Err(error) if error.kind == ErrorKind::TooDeep => {
+            Err(Failure::new(Code::BadData, format!("the value is {error}; store it with --kind bytes")))
+        }
         Err(error) => Err(Failure::new(Code::BadData, format!("the value is not JSON: {error}"))),
     }
 }

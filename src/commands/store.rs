@@ -8,7 +8,7 @@ use super::{
     Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
 use crate::instant::{self, NEVER};
-use crate::json::{Json, typed};
+use crate::json::{Json, MAX_DEPTH, typed};
 use crate::storage::{Condition, ContentType, JsonText, Metadata, Reference, StoreOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
@@ -102,6 +102,9 @@ fn value(data: Json) -> Result<Value, CommandError> {
         Json::Text(text) => Ok(Value::Text(text)),
         other => match typed::take(other).map_err(|error| CommandError::value_error(format!("data: {error}")))? {
             typed::Typed::Bytes(bytes) => Ok(Value::Bytes(bytes.into())),
+            typed::Typed::Json(value) if value.is_deeper_than(MAX_DEPTH) => Err(CommandError::value_error(format!(
+                "data: nested deeper than {MAX_DEPTH} levels, the most that a value may have; send a flatter value, or its text"
+            ))),
             typed::Typed::Json(value) => Ok(Value::Json(JsonText::of_parsed(value.compact()))),
         },
     }

@@ -8,7 +8,7 @@ mod parse;
 pub mod typed;
 mod write;
 
-pub use parse::{Error, ErrorKind, ParseLimits, parse};
+pub use parse::{Error, ErrorKind, MAX_DEPTH, ParseLimits, check, parse};
 pub use write::write_string;
 
 /// One JSON value as Python's `json` module reads it.
@@ -101,6 +101,18 @@ impl Json {
             Self::Text(text) => text.is_empty(),
             Self::Array(items) => items.is_empty(),
             Self::Object(members) => members.is_empty(),
+        }
+    }
+
+    /// Tells whether more than so many arrays and objects are inside one another; a scalar is none.
+    #[must_use]
+    pub fn is_deeper_than(&self, levels: usize) -> bool {
+        let inside = |value: &Self| value.is_deeper_than(levels - 1);
+        match self {
+            Self::Array(_) | Self::Object(_) if levels == 0 => true,
+            Self::Array(elements) => elements.iter().any(inside),
+            Self::Object(members) => members.iter().any(|(_, value)| inside(value)),
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) => false,
         }
     }
 

@@ -4,7 +4,12 @@ use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, Peek};
 
 use super::Json;
 
-/// The limits of one document; the defaults suit one AMQP message.
+/// The most arrays and objects inside one another in a value: as an argument, in the store, in an answer.
+///
+/// Some functions on trees call themselves for each level. So many levels fit into the stack of every thread.
+pub const MAX_DEPTH: usize = 512;
+
+/// The limits of one document; the defaults suit one value.
 #[derive(Clone, Copy, Debug)]
 pub struct ParseLimits {
     /// The most arrays and objects inside one another.
@@ -15,7 +20,7 @@ pub struct ParseLimits {
 
 impl Default for ParseLimits {
     fn default() -> Self {
-        Self { depth: 128, values: 4_000_000 }
+        Self { depth: MAX_DEPTH, values: 4_000_000 }
     }
 }
 
@@ -50,7 +55,7 @@ pub struct Error {
 /// [`Error`] when the bytes are not JSON, hold a lone surrogate, or go beyond a limit.
 pub fn parse(data: &[u8], limits: ParseLimits) -> Result<Json, Error> {
     let jiter = Jiter::new(data).with_allow_inf_nan();
-    let mut reader = Reader { jiter, depth_left: limits.depth, values_left: limits.values, limits };
+    let mut reader = Reader { jiter, open: Vec::new(), values_left: limits.values, limits };
     reader.document().map_err(|error| match std::str::from_utf8(data) {
         // The tokenizer reports invalid UTF-8 and lone surrogates with the same error.
         Err(fault) if error.kind == ErrorKind::LoneSurrogate => {
@@ -60,84 +65,184 @@ pub fn parse(data: &[u8], limits: ParseLimits) -> Result<Json, Error> {
     })
 }
 
+/// Checks that a text is JSON and nested no deeper than [`MAX_DEPTH`]; builds no tree, and counts no values.
+///
+/// # Errors
+///
+/// [`Error`] when the text is not JSON, or too deep.
+pub fn check(text: &str) -> Result<(), Error> {
+    let new = || Jiter::new(text.as_bytes()).with_allow_inf_nan();
+    let mut jiter = new();
+    match jiter.next_skip().and_then(|()| jiter.finish()).map_err(Error::from) {
+        // The tokenizer's own check is faster, but ends at 200 levels.
+        Err(error) if error.kind == ErrorKind::TooDeep => walk(new()),
+        checked => checked,
+    }
+}
+
+/// Goes through a document token by token, and keeps only which arrays and objects are open.
+fn walk(mut jiter: Jiter<'_>) -> Result<(), Error> {
+    let mut open: Vec<Peek> = Vec::new();
+    let mut peek = jiter.peek()?;
+    loop {
+        let mut next = match peek {
+            Peek::Array | Peek::Object if open.len() == MAX_DEPTH => return Err(too_deep(&jiter, MAX_DEPTH)),
+            Peek::Array => jiter.known_array()?,
+            Peek::Object => match jiter.known_object()? {
+                Some(_) => Some(jiter.peek()?),
+                None => None,
+            },
+            scalar => {
+                jiter.known_skip(scalar)?;
+                None
+            }
+        };
+        if next.is_some() {
+            open.push(peek);
+        }
+        peek = loop {
+            if let Some(peek) = next {
+                break peek;
+            }
+            next = match open.last() {
+                None => return Ok(jiter.finish()?),
+                Some(&Peek::Array) => jiter.array_step()?,
+                Some(_) => match jiter.next_key()? {
+                    Some(_) => Some(jiter.peek()?),
+                    None => None,
+                },
+            };
+            if next.is_none() {
+                open.pop();
+            }
+        };
+    }
+}
+
+fn too_deep(jiter: &Jiter<'_>, levels: usize) -> Error {
+    let message = format!("nested deeper than {levels} levels");
+    Error { kind: ErrorKind::TooDeep, offset: jiter.current_index(), message }
+}
+
+/// Builds the tree of a document; calls nothing again for what is nested.
 struct Reader<'j> {
     jiter: Jiter<'j>,
-    depth_left: usize,
+    /// The arrays and objects that have begun, outermost first.
+    open: Vec<Open>,
     values_left: usize,
     limits: ParseLimits,
 }
 
+/// An array or object that has begun.
+enum Open {
+    Array(Vec<Json>),
+    Object {
+        members: Vec<(String, Json)>,
+        names: NameIndex,
+        /// The name of the member whose value comes next.
+        name: String,
+    },
+}
+
 impl Reader<'_> {
     fn document(&mut self) -> Result<Json, Error> {
-        let peek = self.jiter.peek().map_err(|error| refusal(&error))?;
-        let value = self.value(peek)?;
-        self.jiter.finish().map_err(|error| refusal(&error))?;
-        Ok(value)
+        let mut peek = self.jiter.peek()?;
+        loop {
+            let Some(mut value) = self.begin(peek)? else {
+                peek = self.jiter.peek()?;
+                continue;
+            };
+            // With the value may end what is around it, which is a value in its turn.
+            peek = loop {
+                let Some(around) = self.open.pop() else {
+                    self.jiter.finish()?;
+                    return Ok(value);
+                };
+                match around.with(value, &mut self.jiter)? {
+                    Step::Next(around, peek) => {
+                        self.open.push(around);
+                        break peek;
+                    }
+                    Step::Ended(ended) => value = ended,
+                }
+            };
+        }
     }
 
-    fn value(&mut self, peek: Peek) -> Result<Json, Error> {
+    /// Reads a scalar or an empty array or object; opens any other, and returns `None`.
+    fn begin(&mut self, peek: Peek) -> Result<Option<Json>, Error> {
         if self.values_left == 0 {
-            return Err(self.beyond(ErrorKind::TooMany, format!("more than {} values", self.limits.values)));
+            let message = format!("more than {} values", self.limits.values);
+            return Err(Error { kind: ErrorKind::TooMany, offset: self.jiter.current_index(), message });
         }
         self.values_left -= 1;
-        match peek {
-            Peek::Null => self.jiter.known_null().map(|()| Json::Null).map_err(|error| refusal(&error)),
-            Peek::True | Peek::False => self.jiter.known_bool(peek).map(Json::Bool).map_err(|error| refusal(&error)),
-            Peek::String => {
-                self.jiter.known_str().map(|text| Json::Text(text.to_owned())).map_err(|error| refusal(&error))
+        if matches!(peek, Peek::Array | Peek::Object) && self.open.len() == self.limits.depth {
+            return Err(too_deep(&self.jiter, self.limits.depth));
+        }
+        Ok(Some(match peek {
+            Peek::Null => {
+                self.jiter.known_null()?;
+                Json::Null
             }
-            Peek::Array => self.nested(Self::array),
-            Peek::Object => self.nested(Self::object),
-            _ => self.number(peek),
-        }
-    }
-
-    fn beyond(&self, kind: ErrorKind, message: String) -> Error {
-        Error { kind, offset: self.jiter.current_index(), message }
-    }
-
-    fn nested(&mut self, read: impl FnOnce(&mut Self) -> Result<Json, Error>) -> Result<Json, Error> {
-        if self.depth_left == 0 {
-            return Err(self.beyond(ErrorKind::TooDeep, format!("nested deeper than {} levels", self.limits.depth)));
-        }
-        self.depth_left -= 1;
-        let value = read(self)?;
-        self.depth_left += 1;
-        Ok(value)
-    }
-
-    fn array(&mut self) -> Result<Json, Error> {
-        let mut elements = Vec::new();
-        let mut next = self.jiter.known_array().map_err(|error| refusal(&error))?;
-        while let Some(peek) = next {
-            elements.push(self.value(peek)?);
-            next = self.jiter.array_step().map_err(|error| refusal(&error))?;
-        }
-        Ok(Json::Array(elements))
-    }
-
-    fn object(&mut self) -> Result<Json, Error> {
-        let mut members: Vec<(String, Json)> = Vec::new();
-        let mut names = NameIndex::default();
-        let mut name = self.jiter.known_object().map_err(|error| refusal(&error))?.map(str::to_owned);
-        while let Some(key) = name {
-            let peek = self.jiter.peek().map_err(|error| refusal(&error))?;
-            let value = self.value(peek)?;
-            match names.find(&members, &key) {
-                Some(index) => members[index].1 = value,
-                None => {
-                    names.add(&key, members.len());
-                    members.push((key, value));
+            Peek::True | Peek::False => Json::Bool(self.jiter.known_bool(peek)?),
+            Peek::String => Json::Text(self.jiter.known_str()?.to_owned()),
+            Peek::Array => {
+                if self.jiter.known_array()?.is_some() {
+                    self.open.push(Open::Array(Vec::new()));
+                    return Ok(None);
                 }
+                Json::Array(Vec::new())
             }
-            name = self.jiter.next_key().map_err(|error| refusal(&error))?.map(str::to_owned);
-        }
-        Ok(Json::Object(members))
+            Peek::Object => {
+                if let Some(name) = self.jiter.known_object()? {
+                    let name = name.to_owned();
+                    self.open.push(Open::Object { members: Vec::new(), names: NameIndex::default(), name });
+                    return Ok(None);
+                }
+                Json::Object(Vec::new())
+            }
+            _ => {
+                let text = self.jiter.known_number_bytes(peek)?;
+                Json::Number(String::from_utf8_lossy(text).into_owned().into_boxed_str())
+            }
+        }))
     }
+}
 
-    fn number(&mut self, peek: Peek) -> Result<Json, Error> {
-        let text = self.jiter.known_number_bytes(peek).map_err(|error| refusal(&error))?;
-        Ok(Json::Number(String::from_utf8_lossy(text).into_owned().into_boxed_str()))
+/// What comes after a value inside an array or object.
+enum Step {
+    /// The next value, inside the same.
+    Next(Open, Peek),
+    /// Nothing; this is the whole array or object.
+    Ended(Json),
+}
+
+impl Open {
+    /// Adds a value and reads on.
+    fn with(self, value: Json, jiter: &mut Jiter<'_>) -> Result<Step, Error> {
+        match self {
+            Self::Array(mut elements) => {
+                elements.push(value);
+                Ok(match jiter.array_step()? {
+                    Some(peek) => Step::Next(Self::Array(elements), peek),
+                    None => Step::Ended(Json::Array(elements)),
+                })
+            }
+            Self::Object { mut members, mut names, name } => {
+                match names.find(&members, &name) {
+                    Some(index) => members[index].1 = value,
+                    None => {
+                        names.add(&name, members.len());
+                        members.push((name, value));
+                    }
+                }
+                let Some(name) = jiter.next_key()?.map(str::to_owned) else {
+                    return Ok(Step::Ended(Json::Object(members)));
+                };
+                let peek = jiter.peek()?;
+                Ok(Step::Next(Self::Object { members, names, name }, peek))
+            }
+        }
     }
 }
 
@@ -168,21 +273,23 @@ impl NameIndex {
     }
 }
 
-fn refusal(error: &JiterError) -> Error {
-    let kind = match &error.error_type {
-        JiterErrorType::JsonError(
-            JsonErrorType::LoneLeadingSurrogateInHexEscape
-            | JsonErrorType::UnexpectedEndOfHexEscape
-            | JsonErrorType::InvalidUnicodeCodePoint,
-        ) => ErrorKind::LoneSurrogate,
-        JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded) => ErrorKind::TooDeep,
-        _ => ErrorKind::Syntax,
-    };
-    let message = match kind {
-        ErrorKind::LoneSurrogate => "a lone surrogate, which no text encoding can hold,".to_owned(),
-        _ => error.error_type.to_string(),
-    };
-    Error { kind, offset: error.index, message }
+impl From<JiterError> for Error {
+    fn from(error: JiterError) -> Self {
+        let kind = match &error.error_type {
+            JiterErrorType::JsonError(
+                JsonErrorType::LoneLeadingSurrogateInHexEscape
+                | JsonErrorType::UnexpectedEndOfHexEscape
+                | JsonErrorType::InvalidUnicodeCodePoint,
+            ) => ErrorKind::LoneSurrogate,
+            JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded) => ErrorKind::TooDeep,
+            _ => ErrorKind::Syntax,
+        };
+        let message = match kind {
+            ErrorKind::LoneSurrogate => "a lone surrogate, which no text encoding can hold,".to_owned(),
+            _ => error.error_type.to_string(),
+        };
+        Self { kind, offset: error.index, message }
+    }
 }
 
 #[cfg(test)]
@@ -229,10 +336,51 @@ mod tests {
 
     #[test]
     fn depth_is_limited() {
-        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert!(read(&nested(128)).is_ok());
-        assert_eq!(read(&nested(129)).unwrap_err().kind, ErrorKind::TooDeep);
-        assert_eq!(read(&"[".repeat(1_000_000)).unwrap_err().kind, ErrorKind::TooDeep);
+        for (levels, begin, end) in
+            [(1, "[", "]"), (1, "{\"a\":", "}"), (2, "[{\"a\":1,\"b\":", "},2]"), (1, "[\"]\\\"[{\", ", "]")]
+        {
+            let nested = |depth: usize| {
+                let (times, rest) = (depth / levels, depth % levels);
+                format!("{}{}0{}{}", begin.repeat(times), "[".repeat(rest), "]".repeat(rest), end.repeat(times))
+            };
+            for depth in [3, 199, 200, 201, MAX_DEPTH - 1, MAX_DEPTH] {
+                let text = nested(depth);
+                assert_eq!(read(&text).map(|tree| tree.compact()), Ok(text.replace(' ', "")), "{begin} {depth}");
+                assert_eq!(check(&text), Ok(()), "{begin} {depth}");
+                let tree = read(&text).unwrap();
+                assert!(!tree.is_deeper_than(depth) && tree.is_deeper_than(depth - 1), "{begin} {depth}");
+            }
+            for text in [nested(MAX_DEPTH + 1), nested(100_000), begin.repeat(1_000_000)] {
+                assert_eq!(read(&text).unwrap_err().kind, ErrorKind::TooDeep);
+                let error = check(&text).unwrap_err();
+                assert!(error.kind == ErrorKind::TooDeep && error.offset < 16 * MAX_DEPTH, "{error}");
+            }
+        }
+        for text in
+            ["[".repeat(300), format!("{}1", "[".repeat(300)), format!("{}{}]", "[".repeat(300), "]".repeat(300))]
+        {
+            assert_eq!(
+                (read(&text).unwrap_err().kind, check(&text).unwrap_err().kind),
+                (ErrorKind::Syntax, ErrorKind::Syntax)
+            );
+        }
+    }
+
+    #[test]
+    fn the_deepest_value_fits_into_a_small_stack() {
+        let work = || {
+            for (begin, end) in [("[", "]"), ("{\"a\":", "}")] {
+                let text = format!("{}0{}", begin.repeat(MAX_DEPTH), end.repeat(MAX_DEPTH));
+                let tree = read(&text).unwrap();
+                assert_eq!(
+                    (tree.compact(), tree.ascii(), tree.compact_len()),
+                    (text.clone(), text.clone(), text.len())
+                );
+                assert!(tree.clone() == tree);
+            }
+        };
+        // A quarter of what threads have.
+        std::thread::Builder::new().stack_size(512 << 10).spawn(work).unwrap().join().unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("worker", &["broker", "celery", "commands", "json", "redact", "telemetry"]),
     ("commands", &["instant", "json", "provider", "storage"]),
     ("broker", &["broker_url", "celery::message", "queue_name", "redact"]),
-    ("storage", &["charset", "provider", "redact", "telemetry"]),
+    ("storage", &["charset", "json", "provider", "redact", "telemetry"]),
     ("celery", &["charset", "instant", "json"]),
     ("broker_url", &["redact"]),
     ("config", &["broker_url", "provider", "queue_name", "redact"]),

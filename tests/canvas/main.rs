@@ -335,3 +335,27 @@ fn what_is_made_is_never_larger_than_was_told() {
         }
     }
 }
+
+#[test]
+fn the_deepest_message_fits_into_a_small_stack() {
+    // Each takes three levels, and a message has 640.
+    let nested = |around: fn(&str) -> String| {
+        (0..200).fold(r#"{"task":"t.last","args":[1],"options":{}}"#.to_owned(), |inside, _| around(&inside))
+    };
+    let chains = nested(|inside| {
+        format!(r#"{{"task":"celery.chain","subtask_type":"chain","kwargs":{{"tasks":[{inside}]}},"options":{{}}}}"#)
+    });
+    let links = nested(|inside| format!(r#"{{"task":"t.step","options":{{"link":[{inside}]}}}}"#));
+    let work = move || {
+        for (inside, task) in [(&chains, "t.last"), (&links, "t.step")] {
+            let request = parent(&format!(r#"{{"errbacks":[{inside}]}}"#));
+            assert_eq!(failure(&request).publications.len(), 1);
+            for name in ["callbacks", "chain"] {
+                let after = success(&format!(r#"{{"{name}":[{inside}]}}"#)).unwrap();
+                assert_eq!(after.publications[0].message.headers.text("task"), Some(task));
+            }
+        }
+    };
+    // Half of what the worker's threads have.
+    std::thread::Builder::new().stack_size(1 << 20).spawn(work).unwrap().join().unwrap();
+}

@@ -115,7 +115,7 @@ fn every_fault_has_its_name_and_its_remedy() {
         (task("[[], {}, {}"), Fault::Decode, "send JSON in UTF-8"),
         (with("compression", "application/x-gzip".into()), Fault::Decode, "send it uncompressed"),
         (task(r#"[["\ud800"], {}, {}]"#), Fault::PythonOnlyJson, "surrogate"),
-        (task(&format!("[[{}{}], {{}}, {{}}]", "[".repeat(200), "]".repeat(200))), Fault::PythonOnlyJson, "flatter"),
+        (task(&format!("[[{}{}], {{}}, {{}}]", "[".repeat(700), "]".repeat(700))), Fault::PythonOnlyJson, "flatter"),
         (task("[[], {}]"), Fault::InvalidTask, "2 parts, not three"),
         (task("{}"), Fault::InvalidTask, "a dict as its body"),
         (task(r#"["ab", {}, {}]"#), Fault::InvalidTask, "a str as its args"),

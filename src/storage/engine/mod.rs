@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::json;
 use crate::provider::BackendKind;
 use crate::storage::backend::{Backend, Deferral, GetOptions, Grant, Page, Probe, PutOptions};
 use crate::storage::engine::stats::Counters;
@@ -295,9 +296,9 @@ impl Engine {
             options;
         let Content { kind, payload, is_parsed } = content;
         if let (Kind::Json, false, Some(json)) = (kind, is_parsed, payload.as_memory())
-            && utf8(json.clone()).and_then(|text| JsonText::parse(text).ok()).is_none()
+            && let Err(fault) = parsed(json.clone())
         {
-            let why = "the value is not JSON, or nested deeper than 200; a stored value must be readable again";
+            let why = format!("the value is {fault}; a stored JSON value must be readable again");
             return Err(Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why));
         }
         let checksum = payload.checksum().await.map_err(|error| Error::unread(Operation::Store, key, error))?;
@@ -388,11 +389,33 @@ async fn value_of(key: &Key, place: BackendKind, is_part: bool, object: Object) 
         Kind::Text => Value::Text(utf8(payload).ok_or_else(|| damaged("the text is not valid UTF-8"))?),
         Kind::Json => {
             // A checksum vouches for the bytes only: a large object that came from another tool by reference was not parsed.
-            let json = utf8(payload).and_then(|text| JsonText::parse(text).ok());
-            Value::Json(json.ok_or_else(|| damaged("the JSON value is not valid JSON"))?)
+            Value::Json(parsed(payload).map_err(|fault| match fault {
+                JsonFault::TooDeep(why) => {
+                    let why = format!("the JSON value is {why}; write it elsewhere with `destination`");
+                    Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why)
+                }
+                JsonFault::NoJson => damaged("the JSON value is not valid JSON"),
+            })?)
         }
     };
     Ok(Retrieved { value, receipt })
+}
+
+/// The reason why bytes are no JSON value.
+#[derive(Debug, thiserror::Error)]
+enum JsonFault {
+    #[error("not JSON")]
+    NoJson,
+    #[error("{0}")]
+    TooDeep(json::Error),
+}
+
+fn parsed(payload: Bytes) -> Result<JsonText, JsonFault> {
+    let text = utf8(payload).ok_or(JsonFault::NoJson)?;
+    JsonText::parse(text).map_err(|error| match error.kind {
+        json::ErrorKind::TooDeep => JsonFault::TooDeep(error),
+        _ => JsonFault::NoJson,
+    })
 }
 
 fn utf8(payload: Bytes) -> Option<String> {

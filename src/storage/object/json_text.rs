@@ -1,7 +1,8 @@
 //! The text of a JSON value.
 
 use bytes::Bytes;
-use jiter::Jiter;
+
+use crate::json;
 
 /// The text of one JSON value, as Python reads JSON: integers of any size, `NaN` and the infinities.
 ///
@@ -10,19 +11,18 @@ use jiter::Jiter;
 pub struct JsonText(String);
 
 impl JsonText {
-    /// Takes a text that is JSON, nested no deeper than 200; gives any other back.
+    /// Takes a text that is JSON, nested no deeper than [`json::MAX_DEPTH`].
     ///
     /// # Errors
     ///
-    /// The text itself.
-    pub fn parse(text: impl Into<String>) -> Result<Self, String> {
+    /// [`json::Error`] for any other text.
+    pub fn parse(text: impl Into<String>) -> Result<Self, json::Error> {
         let text = text.into();
-        let mut reader = Jiter::new(text.as_bytes()).with_allow_inf_nan();
-        let is_json = reader.next_skip().is_ok() && reader.finish().is_ok();
-        if is_json { Ok(Self(text)) } else { Err(text) }
+        json::check(&text)?;
+        Ok(Self(text))
     }
 
-    /// Takes the text of a value that was parsed already.
+    /// Takes the text of a value that was parsed already, and is nested no deeper.
     #[must_use]
     pub fn of_parsed(text: String) -> Self {
         Self(text)

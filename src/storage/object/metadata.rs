@@ -2,6 +2,8 @@
 
 use serde_json::value::RawValue;
 
+use crate::json;
+
 /// A legal metadata object: the caller's JSON byte for byte, without blanks between tokens.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(transparent)]
@@ -20,7 +22,7 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// [`OptionError`] when the text is no JSON object, contains `NaN` or an infinity, or is too long.
+    /// [`OptionError`] when the text is no JSON object, contains `NaN` or an infinity, is too long or nested deeper than [`json::MAX_DEPTH`].
     pub fn parse(text: &str) -> Result<Self, OptionError> {
         let fault = |why: String| Err(OptionError(why));
         let compact = without_blanks(text);
@@ -31,6 +33,11 @@ impl Metadata {
         if size > Self::MAX_BYTES {
             let limit = Self::MAX_BYTES;
             return fault(format!("metadata has {size} bytes of ASCII-escaped JSON; at most {limit} are kept"));
+        }
+        if let Err(error) = json::check(&compact)
+            && error.kind == json::ErrorKind::TooDeep
+        {
+            return fault(format!("metadata is {error}; give flatter metadata"));
         }
         match RawValue::from_string(compact) {
             Ok(raw) => Ok(Self(raw)),
@@ -180,6 +187,14 @@ mod tests {
         assert!(with("é", (4096 - frame) / 6).is_ok());
         assert!(with("é", (4096 - frame) / 6 + 1).is_err());
         assert!(with("🦀", (4096 - frame) / 12 + 1).is_err());
+    }
+
+    #[test]
+    fn metadata_may_be_as_deep_as_a_value() {
+        let nested = |levels: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+        assert_eq!(Metadata::parse(&nested(json::MAX_DEPTH)).unwrap().get(), nested(json::MAX_DEPTH));
+        let error = Metadata::parse(&nested(json::MAX_DEPTH + 1)).unwrap_err().to_string();
+        assert!(error.contains("512"), "{error}");
     }
 
     #[test]
