@@ -18,6 +18,17 @@ pub const NEVER: Timestamp = Timestamp::MAX;
 /// the midnight that ends the day.
 #[must_use]
 pub fn read(text: &str) -> Option<Timestamp> {
+    found(text).map(|(at, _)| at)
+}
+
+/// Reads as [`read`] does, but only a text that has an offset.
+#[must_use]
+pub fn read_with_offset(text: &str) -> Option<Timestamp> {
+    found(text).filter(|(_, has_offset)| *has_offset).map(|(at, _)| at)
+}
+
+/// Reads a date and time, and tells whether the text has an offset.
+fn found(text: &str) -> Option<(Timestamp, bool)> {
     let bytes = text.as_bytes();
     let found = calendar(bytes).and_then(|(date, rest)| clocked(date, rest));
     let found = found.or_else(|| uncommon(bytes).and_then(|(date, rest)| clocked(date, rest)));
@@ -25,11 +36,11 @@ pub fn read(text: &str) -> Option<Timestamp> {
         Some(found) => found,
         // Offsets with seconds, and other forms that only the time library reads.
         None => match text.parse::<Timestamp>() {
-            Ok(at) => return Some(at),
-            Err(_) => (text.parse::<DateTime>().ok().filter(|local| local.year() > 0)?, 0),
+            Ok(at) => return Some((at, true)),
+            Err(_) => (text.parse::<DateTime>().ok().filter(|local| local.year() > 0)?, None),
         },
     };
-    Some(instant(local, offset))
+    Some((instant(local, offset.unwrap_or(0)), offset.is_some()))
 }
 
 /// Converts a local time into an instant; a time outside the calendar of [`Timestamp`] becomes the nearest instant inside.
@@ -111,9 +122,9 @@ fn undash(bytes: &[u8]) -> (bool, &[u8]) {
 
 /// Reads the rest of a text behind the date: nothing, or one character, a time and an optional offset.
 ///
-/// Returns the local time and the offset in seconds.
-fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
-    let Some((_, rest)) = rest.split_first() else { return Some((date.to_datetime(Time::midnight()), 0)) };
+/// Returns the local time and the offset in seconds, if there is one.
+fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, Option<i32>)> {
+    let Some((_, rest)) = rest.split_first() else { return Some((date.to_datetime(Time::midnight()), None)) };
     let zone = rest.iter().position(|byte| matches!(byte, b'-' | b'+' | b'Z' | b'z')).unwrap_or(rest.len());
     let (clock, zone) = rest.split_at(zone);
     let (hour, rest) = digits(clock, 2)?;
@@ -137,7 +148,7 @@ fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
         }
         _ => return None,
     };
-    let offset = offset(zone)?;
+    let offset = if zone.is_empty() { None } else { Some(offset(zone)?) };
     if hour == 24 {
         let midnight = (minute, second, micros) == (0, 0, 0);
         let next = date.checked_add(1.day()).unwrap_or(Date::MAX);
@@ -147,10 +158,10 @@ fn clocked(date: Date, rest: &[u8]) -> Option<(DateTime, i32)> {
     Some((date.to_datetime(time), offset))
 }
 
-/// Reads an offset, `Z`, `±HH`, `±HHMM` or `±HH:MM`, as seconds; an empty text is UTC.
+/// Reads an offset, `Z`, `±HH`, `±HHMM` or `±HH:MM`, as seconds.
 fn offset(zone: &[u8]) -> Option<i32> {
     let (sign, rest) = match zone {
-        [] | b"Z" | b"z" => return Some(0),
+        b"Z" | b"z" => return Some(0),
         [b'+', rest @ ..] => (1, rest),
         [b'-', rest @ ..] => (-1, rest),
         _ => return None,
@@ -226,6 +237,25 @@ mod tests {
         ] {
             assert_eq!(read(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn an_offset_is_told_from_none() {
+        for text in [
+            "2030-01-02T03:04:05Z",
+            "2030-01-02 03:04z",
+            "20300102T030405+00:00",
+            "2030-01-02T03-08",
+            "9999-12-31T23:59:59.999999+00:00",
+            "2030-01-02T03:04:05+01:30:15",
+        ] {
+            assert!(read_with_offset(text).is_some() && read_with_offset(text) == read(text), "{text}");
+        }
+        for text in ["2030", "2030-02", "2030-01-02", "2030-01-02T03:04:05", "2030-W02-3T04:05", "9999-12-31T23:59:59"]
+        {
+            assert!(read_with_offset(text).is_none() && read(text).is_some(), "{text}");
+        }
+        assert_eq!(read_with_offset("soon+01:00"), None);
     }
 
     #[test]

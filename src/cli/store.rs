@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::terminal::Output;
 use super::terminal::Progress;
+use crate::commands::Hints;
 use crate::config::Settings;
 use crate::json::{self, ErrorKind, Json};
 use crate::storage::{
@@ -70,7 +71,7 @@ enum KindArgument {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let key = Key::parse(&self.key)?;
-        let options = StoreOptions {
+        let mut options = StoreOptions {
             metadata: self.metadata.as_deref().map(Metadata::parse).transpose()?,
             content_type: self.content_type.as_deref().map(ContentType::parse).transpose()?,
             expires_at: self.ttl_seconds.map(expiry).transpose()?,
@@ -81,6 +82,11 @@ impl Arguments {
             },
             ..StoreOptions::default()
         };
+        // Metadata that is no JSON was refused above.
+        let metadata = self.metadata.as_deref().unwrap_or("null").as_bytes();
+        if let Ok(metadata) = json::parse(metadata, json::ParseLimits::default()) {
+            Hints::of(&metadata).apply(&key, &mut options, Timestamp::now());
+        }
         let file = self.file.as_deref().filter(|file| *file != Path::new("-"));
         // A bar would be drawn over the text that the user types.
         let typed = file.is_none() && stdin().is_terminal();

@@ -8,6 +8,7 @@ mod delete;
 mod error;
 mod exists;
 mod get_stats;
+mod hints;
 mod keys;
 mod list_keys;
 mod retrieve;
@@ -23,6 +24,7 @@ use async_trait::async_trait;
 
 pub use arguments::{Arguments, CallSignature, Parameter, ParameterKind};
 pub use error::{CommandError, ExceptionClass};
+pub use hints::Hints;
 pub use keys::{KeyArgument, KeyPlaces, KeyUse, Keys};
 pub use schemas::schemas;
 

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::arguments::{Parameter, ParameterKind};
+use super::hints::{Hints, datetime_text};
 use super::{
     Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
@@ -33,14 +34,18 @@ pub(super) static DEFINITION: Definition = Definition {
             Parameter::new(
                 "content_type",
                 ParameterKind::Text,
-                "MIME type of the value. The default depends on the type of the value.",
+                "MIME type of the value. The default is the `content_type` of the metadata, or depends on the type of the value.",
             ),
             Parameter::new(
                 "ttl_seconds",
                 ParameterKind::Seconds,
                 "The number of seconds after which the object expires.",
             ),
-            Parameter::new("expires_at", ParameterKind::Instant, "When the object expires."),
+            Parameter::new(
+                "expires_at",
+                ParameterKind::Instant,
+                "When the object expires. The default is the `expires_at` of the metadata if it has an offset and is in the future.",
+            ),
             Parameter::new("if_absent", ParameterKind::Flag, "Stores the value only if the key has no object."),
             Parameter::new(
                 "if_generation",
@@ -63,6 +68,8 @@ struct Store {
     target: KeyUse,
     data: Data,
     options: StoreOptions,
+    /// What the metadata says for arguments that were not given.
+    hints: Hints,
 }
 
 /// The source of the bytes to store.
@@ -75,15 +82,19 @@ enum Data {
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     let target = KeyUse::write(super::key(&mut arguments)?);
+    let metadata = arguments.take("metadata");
+    let hints = Hints::of(&metadata);
+    let lifetime = lifetime(&mut arguments)?;
+    let hints = if lifetime == Lifetime::NotSaid { hints } else { hints.without_expiry() };
     let options = StoreOptions {
-        metadata: metadata(arguments.take("metadata"), &arguments)?,
+        metadata: self::metadata(metadata, &arguments)?,
         content_type: content_type(&mut arguments)?,
-        expires_at: expires_at(&mut arguments)?,
+        expires_at: if let Lifetime::Until(at) = lifetime { Some(at) } else { None },
         condition: condition(&mut arguments)?,
         ..StoreOptions::default()
     };
     let data = data(arguments.take("data"))?;
-    Ok(Box::new(Store { target, data, options }))
+    Ok(Box::new(Store { target, data, options, hints }))
 }
 
 fn data(data: Json) -> Result<Data, CommandError> {
@@ -137,19 +148,30 @@ fn condition(arguments: &mut Arguments) -> Result<Condition, CommandError> {
     }
 }
 
-fn expires_at(arguments: &mut Arguments) -> Result<Option<Timestamp>, CommandError> {
+/// How long an object lives, by the arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lifetime {
+    NotSaid,
+    Until(Timestamp),
+    Forever,
+}
+
+fn lifetime(arguments: &mut Arguments) -> Result<Lifetime, CommandError> {
     let seconds = arguments.take("ttl_seconds");
     let instant = arguments.take("expires_at");
     match (seconds, instant) {
-        (Json::Null, Json::Null) => Ok(None),
-        (Json::Null, instant) => parse_instant(&instant, arguments).map(|at| Some(at).filter(|at| *at != NEVER)),
+        (Json::Null, Json::Null) => Ok(Lifetime::NotSaid),
+        (Json::Null, instant) => {
+            let at = parse_instant(&instant, arguments)?;
+            Ok(if at == NEVER { Lifetime::Forever } else { Lifetime::Until(at) })
+        }
         (seconds @ Json::Number(_), Json::Null) => {
             let seconds = seconds.as_f64().filter(|seconds| *seconds > 0.0 && *seconds <= MAX_TTL_SECONDS);
             let seconds = seconds.ok_or_else(|| {
                 CommandError::value_error(format!("ttl_seconds must be above 0 and at most {MAX_TTL_SECONDS}"))
             })?;
             let expires_at = Timestamp::now().checked_add(std::time::Duration::from_secs_f64(seconds));
-            expires_at.map(Some).map_err(|error| CommandError::value_error(format!("ttl_seconds: {error}")))
+            expires_at.map(Lifetime::Until).map_err(|error| CommandError::value_error(format!("ttl_seconds: {error}")))
         }
         (other, Json::Null) => Err(arguments.wrong_type("ttl_seconds", "int, float or None", &other)),
         _ => Err(CommandError::value_error("ttl_seconds and expires_at exclude each other; give only one of them")),
@@ -158,10 +180,13 @@ fn expires_at(arguments: &mut Arguments) -> Result<Option<Timestamp>, CommandErr
 
 /// Parses ISO 8601 text or kombu's typed datetime. A time without an offset is UTC, as in Celery.
 fn parse_instant(value: &Json, arguments: &Arguments) -> Result<Timestamp, CommandError> {
-    let text = match (value.as_text(), value.get("__type__"), value.get("__value__")) {
-        (Some(text), ..) => text,
-        (None, Some(Json::Text(kind)), Some(Json::Text(text))) if kind == "datetime" => text,
-        _ => return Err(arguments.wrong_type("expires_at", "str, datetime or None", value)),
+    let Some(text) = datetime_text(value) else {
+        if value.get("__type__").and_then(Json::as_text) == Some("date") {
+            return Err(CommandError::type_error(
+                "store() argument 'expires_at' must be str, datetime or None, not date; send a datetime, which says the time of day, too",
+            ));
+        }
+        return Err(arguments.wrong_type("expires_at", "str, datetime or None", value));
     };
     // Brackets name a time zone. It could contradict the offset, so such a text is refused.
     let plain = if text.contains('[') { "" } else { text };
@@ -179,7 +204,10 @@ impl Command for Store {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { target: KeyUse { key, .. }, data, mut options } = *self;
+        let Self { target: KeyUse { key, .. }, data, mut options, hints } = *self;
+        // A command that runs again decides as the first time.
+        let began = context.redelivered.and_then(|again| again.started_at).unwrap_or_else(Timestamp::now);
+        hints.apply(&key, &mut options, began);
         options.operation_id = Some(context.operation_id);
         options.redelivered = context.redelivered;
         options.commit_guard = context.commit_guard;
