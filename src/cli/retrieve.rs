@@ -69,7 +69,10 @@ impl Arguments {
         // A bar would mix with the value when both go to the terminal.
         let progress = if to_terminal { Progress::none() } else { Progress::new(output, "retrieving") };
         if progress.is_visible() && range.is_none() {
-            progress.expect(engine.stat(&key).await?.ok_or_else(missing)?.receipt.size);
+            let size = engine.stat(&key).await?.ok_or_else(missing)?.receipt.size;
+            if let Some(size) = size {
+                progress.expect(size);
+            }
         }
         let options = GetOptions { range, spooled: true, ..GetOptions::default() };
         let opened = watched(progress.watch(), engine.open(&key, options)).await?;

@@ -101,7 +101,8 @@ impl Arguments {
         let receipt = stack::engine(&settings.storage, &Metrics::new()).await?.store(&key, content, options).await?;
         drop(progress);
         let waits = if receipt.pending_sync { "; it waits on this machine until the bucket is back" } else { "" };
-        let text = format!("stored {key}: {} bytes, generation {}{waits}\n", receipt.size, receipt.generation);
+        let size = receipt.size.unwrap_or_default();
+        let text = format!("stored {key}: {size} bytes, generation {}{waits}\n", receipt.generation);
         output.answer(&receipt, &text)?;
         Ok(Code::Success)
     }

@@ -206,7 +206,7 @@ impl Facts {
     /// Adds the facts of the receipt of an object that was written or read.
     pub fn note(&mut self, receipt: &Receipt) {
         self.backend = Some(receipt.backend.as_str().to_owned());
-        self.size = Some(receipt.size);
+        self.size = receipt.size;
         self.stored_size = Some(receipt.stored_size);
         self.compression.clone_from(&receipt.compression);
         self.pending_sync = receipt.pending_sync;

@@ -35,7 +35,7 @@ impl Command for Stat {
         let mut facts = Facts::of(Some(&self.target.key), engine);
         let result = engine.stat(&self.target.key).await;
         if let Ok(Some(stat)) = &result {
-            facts.size = Some(stat.receipt.size);
+            facts.size = stat.receipt.size;
             facts.stored_size = Some(stat.receipt.stored_size);
             facts.compression.clone_from(&stat.receipt.compression);
             facts.pending_sync = stat.receipt.pending_sync;

@@ -162,10 +162,19 @@ pub static SETTINGS: &[Setting] = &[
     // With pieces of 8 KiB, the known default, each piece would cost a change of threads. Streams move pieces of 256 KiB.
     Setting::new("chunk_size", integer(1, 1 << 30), "8192", "Bytes that are moved at a time when a value is streamed.")
         .availability(Availability::Idle),
-    Setting::new("enable_compression", SettingKind::Bool, "true", "Compresses values above the threshold.")
-        .availability(Availability::Idle),
-    Setting::new("compression_threshold_bytes", integer(0, 1 << 40), "1024", "Size above which values are compressed.")
-        .availability(Availability::Idle),
+    Setting::new(
+        "enable_compression",
+        SettingKind::Bool,
+        "true",
+        "Compresses values above the threshold, unless their content type is compressed in itself or they do not get smaller.",
+    ),
+    Setting::new("compression_threshold_bytes", integer(0, 1 << 40), "1024", "Size above which values are compressed."),
+    Setting::new("compression_algorithm", SettingKind::Choice(&["gzip", "zstd"]), "gzip", "Codec of new values."),
+    Setting::unset(
+        "compression_level",
+        integer(1, 22),
+        "Level of the codec, at most 9 for gzip; unset means 3 for gzip and 1 for zstd.",
+    ),
     Setting::new("enable_encryption", SettingKind::Bool, "false", "Encrypts values and metadata.")
         .availability(Availability::LaterFor(&["true"])),
     Setting::unset(

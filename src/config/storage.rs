@@ -18,6 +18,9 @@ pub const JOURNAL: &str = "journal";
 /// The folder of the spool, below `local_storage_path`: files without a name for large values on their way.
 pub const SPOOL: &str = "spool";
 
+/// The highest level of gzip.
+const BEST_GZIP_LEVEL: u64 = 9;
+
 /// The settings of the storage engine.
 #[derive(Clone, Debug)]
 pub struct StorageSettings {
@@ -35,10 +38,25 @@ pub struct StorageSettings {
     pub max_retries: u32,
     /// `timeout_seconds`: the longest time of one attempt.
     pub timeout: Duration,
+    /// `enable_compression` with its codec; `None` stores new values as they are.
+    pub compression: Option<CompressionSettings>,
+    /// `max_in_flight_bytes`: the most bytes of a value of unknown size in memory; `None` derives it from the memory limit.
+    pub max_in_flight_bytes: Option<u64>,
     /// `exchange_directories`: absolute paths of the folders below which commands may name files.
     pub exchange_directories: Vec<PathBuf>,
     /// `exchange_buckets`: the buckets, besides the worker's own, whose objects commands may name.
     pub exchange_buckets: Vec<(Provider, String)>,
+}
+
+/// How new values are compressed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompressionSettings {
+    /// `compression_algorithm`: `gzip` or `zstd`.
+    pub algorithm: String,
+    /// `compression_level`; `None` means the default of the algorithm.
+    pub level: Option<i32>,
+    /// `compression_threshold_bytes`: only values of more bytes are compressed.
+    pub threshold: u64,
 }
 
 /// The settings for buckets of Google Cloud Storage.
@@ -113,6 +131,15 @@ impl StorageSettings {
             local_fallback: values.bool("enable_local_fallback"),
             max_retries: values.integer("max_retries")?,
             timeout: values.seconds("timeout_seconds")?,
+            compression: match values.bool("enable_compression") {
+                true => Some(CompressionSettings {
+                    algorithm: text("compression_algorithm")?,
+                    level: values.integer::<u8>("compression_level").map(i32::from),
+                    threshold: values.integer("compression_threshold_bytes")?,
+                }),
+                false => None,
+            },
+            max_in_flight_bytes: values.integer("max_in_flight_bytes"),
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
             exchange_buckets: buckets.map(|(provider, name)| (provider, name.to_owned())).collect(),
         })
@@ -157,6 +184,13 @@ pub(super) fn combined_faults(
                 faults.push((name, format!("must be set as well: {other} is of no use without it")));
             }
         }
+    }
+    if values.text("compression_algorithm") == Some("gzip")
+        && let Some(level) = values.integer::<u64>("compression_level").filter(|level| *level > BEST_GZIP_LEVEL)
+    {
+        let message =
+            format!("is {level}, and gzip has the levels 1 to {BEST_GZIP_LEVEL}; or set compression_algorithm = zstd");
+        faults.push(("compression_level", message));
     }
     faults
 }

@@ -1,9 +1,9 @@
 //! Stores values under keys. This room knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
-//!                    └─ Metered ─ Local                the overlay
-//! Engine ─ Metered ─ Local | Memory
+//! Engine ─ Encoded ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
+//!                              └─ Metered ─ Local                the overlay
+//! Engine ─ Encoded ─ Metered ─ Local | Memory
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about redelivered commands. A [`Backend`] keeps whole
@@ -37,8 +37,8 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
-    Breaker, BreakerState, Conflict, Encoded, Fallback, FaultReceiver, Metered, Owner, Pending, Refusals, Retry,
-    RetryOptions, SyncProgress, SyncReport, counted, overlay_folder,
+    Breaker, BreakerState, Codec, Compression, Conflict, Encoded, EncodedDeferral, Fallback, FaultReceiver, Metered,
+    Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Checksum, Content, ContentType, Foreign, JsonText, Key, KeyError, Kind, Metadata, Object, ObjectInfo,

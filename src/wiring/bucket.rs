@@ -7,11 +7,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
+use super::codecs::codecs;
 use super::folders;
 use crate::config::{StorageSettings, proxy};
 use crate::provider::Provider;
 use crate::storage::{
-    Backend, Breaker, Buckets, Encoded, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options,
+    Backend, Breaker, Buckets, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -123,7 +124,7 @@ impl Buckets for ExchangeBuckets {
         let measures = (&self.metrics, &self.hidden);
         let Bucket { backend, .. } =
             Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
-        let backend: Arc<dyn Backend> = Arc::new(Encoded::new(backend, folders::spool(&self.settings)));
+        let backend: Arc<dyn Backend> = Arc::new(codecs(&self.settings, backend));
         opened.insert((provider, name.to_owned()), Arc::clone(&backend));
         Ok(backend)
     }

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bucket::{Bucket, Creation, ExchangeBuckets};
+use super::codecs::{codecs, compression};
 use super::failure::{Code, Failure};
-use super::folders::{objects, overlay, owner, spool};
+use super::folders::{objects, overlay, owner};
 use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
-    Backend, Encoded, Engine, Error, ErrorKind, ExternalReferences, Fallback, Local, Memory, Metered, Permission,
+    Backend, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, Local, Memory, Metered,
+    Permission,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -39,7 +41,7 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open(objects(&settings.local_storage_path))?;
         let local = Arc::new(Metered::new(Arc::new(local), telemetry::BackendLabel::Local, metrics.clone()));
-        return Ok(Stack { engine: engine_over(settings, metrics, local, BackendKind::Local), bucket: None });
+        return Ok(Stack { engine: engine_over(settings, metrics, local, BackendKind::Local, None), bucket: None });
     };
     let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, metrics).await.map_err(refused)?;
     let primary = Arc::clone(&bucket.backend);
@@ -78,7 +80,7 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     let metrics = Metrics::new();
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open_existing(objects(&settings.local_storage_path))?;
-        return Ok(local.map(|local| engine_over(settings, &metrics, Arc::new(local), BackendKind::Local)));
+        return Ok(local.map(|local| engine_over(settings, &metrics, Arc::new(local), BackendKind::Local, None)));
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
@@ -164,14 +166,16 @@ fn over_bucket(
         Some(fallback) => Arc::<Fallback>::clone(fallback),
         None => Arc::clone(&bucket.backend),
     };
-    let engine = engine_over(settings, metrics, top, provider.into()).with_breaker(bucket.breaker.clone());
-    match fallback {
-        Some(fallback) => engine.with_fallback(fallback),
-        None => engine,
-    }
+    engine_over(settings, metrics, top, provider.into(), fallback).with_breaker(bucket.breaker.clone())
 }
 
-fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backend>, kind: BackendKind) -> Engine {
+fn engine_over(
+    settings: &StorageSettings,
+    metrics: &Metrics,
+    top: Arc<dyn Backend>,
+    kind: BackendKind,
+    fallback: Option<Arc<Fallback>>,
+) -> Engine {
     let permission = Permission {
         directories: settings.exchange_directories.clone(),
         own: settings.bucket.clone(),
@@ -179,7 +183,15 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, top: Arc<dyn Backe
     };
     let external =
         ExternalReferences::new(permission, Arc::new(ExchangeBuckets::new(settings.clone(), metrics.clone())));
-    Engine::new(Arc::new(Encoded::new(top, spool(settings))), kind).with_external(external)
+    let encoded = Arc::new(codecs(settings, top).with_compression(compression(settings)));
+    let engine = Engine::new(Arc::clone(&encoded) as Arc<dyn Backend>, kind).with_external(external);
+    match fallback {
+        Some(fallback) => {
+            let overlay = Arc::<Fallback>::clone(&fallback);
+            engine.with_fallback(fallback).with_deferral(Arc::new(EncodedDeferral::new(encoded, overlay)))
+        }
+        None => engine,
+    }
 }
 
 /// Opens an overlay for inspection if it exists, without its bucket. Blocks.

@@ -39,6 +39,8 @@ pub(crate) struct Profile {
     pub(crate) folders: bool,
     /// Values are kept in another form: attributes of the bytes kept say so, and nothing else does.
     pub(crate) codec: Option<Codec>,
+    /// Values that get smaller by that are kept compressed; all others as they are given.
+    pub(crate) compressing: bool,
     /// Unconditional writes wait in an overlay, and receipts say so.
     pub(crate) pending: bool,
     /// Says why the server behind the place cannot keep a legal key; such keys are left out.
@@ -55,15 +57,23 @@ impl Profile {
         same_bytes: true,
         folders: false,
         codec: None,
+        compressing: false,
         pending: false,
         unfit: |_| None,
     };
 
     /// Attributes as text, those of the bytes kept as if these were the value's own.
     fn text(&self, attributes: &Attributes) -> String {
-        let Some(codec) = self.codec else { return text(attributes) };
-        assert_eq!(attributes.compression.as_deref(), Some(codec.name));
-        assert_eq!(attributes.stored_size, attributes.size + codec.overhead);
+        match self.codec {
+            Some(codec) => {
+                assert_eq!(attributes.compression.as_deref(), Some(codec.name));
+                assert_eq!(attributes.stored_size, attributes.size + codec.overhead);
+            }
+            None if self.compressing && attributes.compression.is_some() => {
+                assert!(attributes.stored_size < attributes.size, "{attributes:?}");
+            }
+            None => return text(attributes),
+        }
         assert_ne!(attributes.stored_checksum, attributes.checksum);
         text(&Attributes {
             compression: None,
@@ -71,6 +81,15 @@ impl Profile {
             stored_checksum: attributes.checksum,
             ..attributes.clone()
         })
+    }
+
+    /// Bytes of this number that only a profile of compression makes smaller.
+    fn content(&self, size: usize) -> Vec<u8> {
+        let mut content = noise(size, size as u64);
+        if self.compressing {
+            content.iter_mut().for_each(|byte| *byte &= 0x8f);
+        }
+        content
     }
 
     /// The keys that the server can keep; says which are left out.
@@ -150,7 +169,7 @@ async fn put(
 async fn values(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: &Tally) {
     let it = key("values/it");
     for size in [0, 1, 200, 3_000, 4_095, 4_096, 4_097, 65_000, 65_536, 70_000, 1 << 20, (8 << 20) - 1, 8 << 20] {
-        let wanted = object(noise(size, size as u64));
+        let wanted = object(profile.content(size));
         put((one, other), &it, &wanted, &PutOptions::default(), tally).await;
         let found = other.get(&it, GetOptions::default()).await.unwrap().unwrap();
         assert!(bytes(found.clone()).await == bytes(wanted.clone()).await, "{size} bytes");
@@ -176,7 +195,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
     let sizes: &[usize] =
         if profile.remote { &[0, 5, 70_000] } else { &[0, 1, 5, 65_000, 65_536, 70_000, 300_000, 600_000] };
     for &size in sizes {
-        let wanted = object(noise(size, size as u64));
+        let wanted = object(profile.content(size));
         one.put(&it, &wanted, &PutOptions::default()).await.unwrap();
         for offset in [0, 1, 4, 64_000, 65_000, 65_536, 262_144, 599_999, 600_000, u64::MAX] {
             for length in [Some(0), Some(1), Some(4), Some(64_900), Some(300_000), Some(u64::MAX), None] {
@@ -192,7 +211,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
                     } else {
                         let found = found.unwrap().unwrap();
                         assert_eq!(profile.text(&found.attributes), text(&wanted.attributes));
-                        assert!(bytes(found).await == noise(size, size as u64)[begin..end], "{want:?} of {size}");
+                        assert!(bytes(found).await == profile.content(size)[begin..end], "{want:?} of {size}");
                     }
                     tally.case();
                 }

@@ -8,6 +8,7 @@ mod backend;
 mod concurrent_writer;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
+mod encoded_suites;
 mod engine;
 mod fallback;
 mod fallback_conflict;

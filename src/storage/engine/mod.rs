@@ -316,7 +316,7 @@ impl Engine {
             None => self.0.backend.put(key, &object, &options).await?,
             Some(again) => self.store_again(key, &object, &options, again).await?,
         };
-        self.0.counters.stored(size);
+        self.0.counters.stored(&stored);
         Ok(Receipt::of(key, self.0.kind, &stored))
     }
 

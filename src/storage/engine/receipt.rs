@@ -16,17 +16,17 @@ pub struct Receipt {
     pub backend: BackendKind,
     /// Whether the object still waits on the local disk to be sent to the bucket.
     pub pending_sync: bool,
-    /// The number of bytes of the value.
-    pub size: u64,
+    /// The number of bytes of the value. Null for an object that another tool encoded and that was not read whole.
+    pub size: Option<u64>,
     /// The number of stored bytes, after compression and encryption.
     pub stored_size: u64,
     /// The compression codec of the stored bytes, or null when they are not compressed.
     pub compression: Option<String>,
     /// Whether the stored bytes are encrypted.
     pub encrypted: bool,
-    /// The CRC32C of the value: `crc32c:` and the base64 of its four bytes in big-endian order.
-    #[schemars(with = "String", regex(pattern = "^crc32c:[A-Za-z0-9+/]{6}==$"))]
-    pub checksum: Checksum,
+    /// The CRC32C of the value: `crc32c:` and the base64 of its four bytes in big-endian order. Null where the size is.
+    #[schemars(with = "Option<String>", regex(pattern = "^crc32c:[A-Za-z0-9+/]{6}==$"))]
+    pub checksum: Option<Checksum>,
     /// An opaque token that every write of the object changes. `if_generation` compares it.
     pub generation: String,
     /// The MIME type of the value.
@@ -46,15 +46,16 @@ pub struct Receipt {
 impl Receipt {
     /// Makes the receipt of attributes that are stored in a backend, or in its overlay.
     pub(in crate::storage) fn of(key: &Key, place: BackendKind, attributes: &Attributes) -> Self {
+        let is_known = attributes.is_value_known();
         Self {
             key: key.clone(),
             backend: if attributes.info.pending { BackendKind::Local } else { place },
             pending_sync: attributes.info.pending,
-            size: attributes.size,
+            size: is_known.then_some(attributes.size),
             stored_size: attributes.stored_size,
             compression: attributes.compression.clone(),
             encrypted: attributes.encrypted,
-            checksum: attributes.checksum,
+            checksum: is_known.then_some(attributes.checksum),
             generation: attributes.generation.clone(),
             content_type: attributes.content_type.clone(),
             kind: attributes.kind,

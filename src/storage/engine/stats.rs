@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::storage::error::Result;
+use crate::storage::object::Attributes;
 
 /// The state of a storage engine and its counters since the start of the worker.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
@@ -54,6 +55,7 @@ pub(in crate::storage) struct Counters {
     total: AtomicU64,
     successful: AtomicU64,
     stored_bytes: AtomicU64,
+    saved_bytes: AtomicU64,
     microseconds: AtomicU64,
 }
 
@@ -71,26 +73,30 @@ impl Counters {
         outcome
     }
 
-    /// Counts the bytes of a value that was stored.
-    pub(in crate::storage) fn stored(&self, bytes: u64) {
-        self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Counts the bytes of a value that was stored, and those that compression saved.
+    pub(in crate::storage) fn stored(&self, stored: &Attributes) {
+        self.stored_bytes.fetch_add(stored.size, Ordering::Relaxed);
+        if stored.compression.is_some() {
+            self.saved_bytes.fetch_add(stored.size.saturating_sub(stored.stored_size), Ordering::Relaxed);
+        }
     }
 
-    /// Reads the counters. The counters of cache and codecs are always 0, because this program has neither.
+    /// Reads the counters. The counters of the cache are always 0, because this program has none.
     pub(in crate::storage) fn read(&self) -> StatsMetrics {
         let total = self.total.load(Ordering::Relaxed);
         let successful = self.successful.load(Ordering::Relaxed);
+        let (bytes, saved) = (self.stored_bytes.load(Ordering::Relaxed), self.saved_bytes.load(Ordering::Relaxed));
         let seconds = self.microseconds.load(Ordering::Relaxed) as f64 / 1e6;
         StatsMetrics {
             total_operations: total,
             successful_operations: successful,
             cache_hits: 0,
             cache_misses: 0,
-            compression_savings: 0,
-            total_data_size: self.stored_bytes.load(Ordering::Relaxed),
+            compression_savings: saved,
+            total_data_size: bytes,
             success_rate: if total == 0 { 0.0 } else { successful as f64 / total as f64 },
             cache_hit_rate: 0.0,
-            compression_ratio: 0.0,
+            compression_ratio: if bytes == 0 { 0.0 } else { saved as f64 / bytes as f64 },
             mean_response_time: if total == 0 { 0.0 } else { seconds / total as f64 },
         }
     }

@@ -293,7 +293,8 @@ fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, Strin
 fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
     let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
     let metadata = metadata(attributes).map_err(invalid)?;
-    let compression = attributes.compression.as_deref();
+    // Encrypted bytes are in no coding that a reader of the header could undo.
+    let compression = attributes.compression.as_deref().filter(|_| !attributes.encrypted);
     let checksum = attributes.stored_checksum.to_string();
     let insert = Insert {
         content_type: &attributes.content_type,
