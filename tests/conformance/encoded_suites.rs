@@ -165,7 +165,7 @@ async fn damage_below_the_codecs_is_never_a_value() {
     type Change = fn(&mut Object, &[u8]);
     let changes: [(&str, Change); 5] = [
         ("lz9", |object, _| object.attributes.compression = Some("lz9".to_owned())),
-        ("the header", |object, _| object.attributes.size -= 1),
+        ("9999 bytes", |object, _| object.attributes.size -= 1),
         ("does not match", |object, _| object.attributes.size += 1),
         ("does not match", |object, _| object.attributes.checksum = Checksum::of(b"other")),
         ("not gzip", |object, packed| object.payload = bytes::Bytes::copy_from_slice(&packed[1..]).into()),

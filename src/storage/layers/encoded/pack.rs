@@ -6,7 +6,7 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
 use crate::storage::layers::encoded::compression::{Codec, Compression};
-use crate::storage::layers::encoded::sink::Sink;
+use crate::storage::layers::encoded::sink::CodecSink;
 use crate::storage::layers::encoded::{CODERS, INLINE};
 use crate::storage::object::payload::{self, Payload};
 use crate::storage::object::{Attributes, Checksum, Key, Object};
@@ -70,8 +70,8 @@ fn changed(key: &Key) -> Error {
 fn compress(rule: Compression, payload: &Payload, expected: (u64, Checksum), spool: &Spool) -> io::Result<Packed> {
     let sink = match payload {
         // What is in memory gets no larger by this.
-        Payload::Memory(bytes) => Sink::in_memory(bytes.len() / 2),
-        Payload::File(_) => Sink::spooled(spool),
+        Payload::Memory(bytes) => CodecSink::in_memory(bytes.len() / 2),
+        Payload::File(_) => CodecSink::spooled(spool),
     };
     match rule.codec {
         Codec::Gzip => {
@@ -97,7 +97,7 @@ fn feed<C: Write>(
     payload: &Payload,
     (size, checksum): (u64, Checksum),
     written: impl Fn(&C) -> u64,
-    finish: impl FnOnce(C) -> io::Result<Sink>,
+    finish: impl FnOnce(C) -> io::Result<CodecSink>,
 ) -> io::Result<Packed> {
     let (mut read, mut found) = (0, Checksum::of(&[]));
     while read < payload.len() {
@@ -121,7 +121,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::storage::layers::encoded::unpack::tests::unpacked;
+    use crate::storage::layers::encoded::unpack::{Cap, Wanted, unpack};
     use crate::storage::object::Kind;
 
     fn object(payload: Payload, bytes: &[u8]) -> Object {
@@ -164,7 +164,9 @@ mod tests {
                     let bytes = packed.payload.clone().into_memory().await.unwrap();
                     assert_eq!(attributes.stored_checksum, Checksum::of(&bytes));
                     assert_eq!(attributes.compression.as_deref(), Some(codec.as_str()));
-                    assert_eq!(unpacked(codec, bytes).await, text);
+                    let wanted = Wanted { part: 0..u64::MAX, cap: Cap::Declared(length as u64), in_memory: true };
+                    let plain = unpack(&key, codec, &bytes.into(), &wanted, &spool).await.unwrap().payload;
+                    assert_eq!(plain.into_memory().await.unwrap(), text);
                 }
                 let noise = noise(length);
                 let raw = object(in_file(&noise), &noise);

@@ -6,14 +6,14 @@ use crate::storage::files::{Spool, SpoolWriter};
 use crate::storage::object::{Checksum, Payload};
 
 /// Takes the bytes that a codec makes. Blocks where they go into a file.
-pub(super) enum Sink {
+pub(super) enum CodecSink {
     /// Bytes in memory.
     Memory(Vec<u8>),
     /// Bytes that go into a file once they are many.
     Spooled(SpoolWriter),
 }
 
-impl Sink {
+impl CodecSink {
     /// Keeps all bytes in memory, of which this many are expected.
     pub(super) fn in_memory(expected: usize) -> Self {
         Self::Memory(Vec::with_capacity(expected))
@@ -44,7 +44,7 @@ impl Sink {
     }
 }
 
-impl Write for Sink {
+impl Write for CodecSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Memory(kept) => kept.extend_from_slice(bytes),

@@ -9,7 +9,7 @@ use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
 use crate::storage::layers::encoded::CODERS;
 use crate::storage::layers::encoded::compression::Codec;
-use crate::storage::layers::encoded::sink::Sink;
+use crate::storage::layers::encoded::sink::CodecSink;
 use crate::storage::object::payload::{self, Payload};
 use crate::storage::object::{Checksum, Key};
 use crate::storage::reading::damaged;
@@ -146,9 +146,9 @@ fn decompress(codec: Codec, payload: &Payload, wanted: &Wanted, spool: &Spool) -
     };
     let mut sink = if wanted.in_memory {
         let expected = if matches!(wanted.cap, Cap::Declared(_)) { part.end.saturating_sub(part.start) } else { 0 };
-        Sink::in_memory(usize::try_from(expected).unwrap_or(0))
+        CodecSink::in_memory(usize::try_from(expected).unwrap_or(0))
     } else {
-        Sink::spooled(spool)
+        CodecSink::spooled(spool)
     };
     let (mut total, mut checksum) = (0_u64, Checksum::of(&[]));
     let mut chunk = vec![0; Payload::CHUNK.min(usize::try_from(most).unwrap_or(usize::MAX).max(1))];
@@ -197,7 +197,7 @@ impl Read for Source<'_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::io::Write as _;
 
     use bytes::Bytes;
@@ -212,8 +212,7 @@ pub(super) mod tests {
         out.finish().unwrap().into()
     }
 
-    /// Decompresses all bytes.
-    pub(in crate::storage::layers::encoded) async fn unpacked(codec: Codec, packed: Bytes) -> Bytes {
+    async fn unpacked(codec: Codec, packed: Bytes) -> Bytes {
         let wanted = Wanted { part: ALL, cap: Cap::Foreign(u64::MAX), in_memory: true };
         let (key, packed, spool) = (Key::parse("k").unwrap(), packed.into(), Spool::new("/dev/null/x"));
         let unpacked = unpack(&key, codec, &packed, &wanted, &spool).await.unwrap();
