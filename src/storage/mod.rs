@@ -37,10 +37,11 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
-    Breaker, BreakerState, Codec, Compression, Conflict, Encoded, EncodedDeferral, Fallback, FaultReceiver, Metered,
-    Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress, SyncReport, counted, overlay_folder,
+    Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Fallback, FaultReceiver,
+    Keyring, KeyringError, Metered, Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress, SyncReport, counted,
+    overlay_folder,
 };
 pub use object::{
-    Attributes, Checksum, Content, ContentType, Foreign, JsonText, Key, KeyError, Kind, Metadata, Object, ObjectInfo,
-    OptionError, Payload, Value, Watch, watched,
+    Attributes, Binary, Checksum, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key, KeyError,
+    KeyId, Kind, Metadata, Object, ObjectInfo, OptionError, Payload, SealedText, Value, Watch, watched,
 };

@@ -75,6 +75,7 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             writer_id: None,
             tombstone: false,
             foreign: Foreign::default(),
+            encryption: None,
             info: ObjectInfo::default(),
         },
         payload: payload.into(),

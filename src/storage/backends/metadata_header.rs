@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use crate::storage::object::foreign::{self, Coding};
-use crate::storage::object::{Attributes, Checksum, Foreign, Kind, ObjectInfo};
+use crate::storage::object::{Attributes, Checksum, Envelope, Foreign, Kind, ObjectInfo};
 
 /// Name of the reserved metadata value.
 pub(in crate::storage) const HEADER: &str = "filestorage";
@@ -80,8 +80,15 @@ pub(in crate::storage) fn write(
     let header = escape(&text);
     let mut size = HEADER.len() + header.len();
     if size > most {
-        let (excess, given) =
-            (size - most, attributes.metadata.as_ref().map_or(0, |metadata| escape(metadata.get()).len()));
+        let excess = size - most;
+        if let Some(Envelope { sealed, .. }) = &attributes.encryption {
+            // Three bytes are four characters of base64.
+            let (given, surplus) = (sealed.0.len(), (excess * 3).div_ceil(4));
+            return Err(format!(
+                "the encrypted metadata has {given} bytes, {surplus} more than this bucket can keep beside the object in base64; shorten the metadata"
+            ));
+        }
+        let given = attributes.metadata.as_ref().map_or(0, |metadata| escape(metadata.get()).len());
         return Err(format!(
             "metadata has {given} bytes of ASCII-escaped JSON, {excess} more than this bucket can keep beside the object; shorten it"
         ));
@@ -161,6 +168,7 @@ pub(in crate::storage) fn read(
             writer_id: None,
             tombstone: false,
             foreign: Foreign { other_tool: true, charset, headers },
+            encryption: None,
             info,
         });
     };
@@ -300,6 +308,7 @@ fn paired(high: u16, low: u16) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::object::{Binary, EnvelopeVersion, KeyId, SealedText};
 
     fn attributes(metadata: &str) -> Attributes {
         let checksum = Checksum::of(b"12345");
@@ -320,6 +329,7 @@ mod tests {
             writer_id: Some("here".to_owned()),
             tombstone: false,
             foreign: Foreign::default(),
+            encryption: None,
             info: ObjectInfo::default(),
         }
     }
@@ -423,6 +433,33 @@ mod tests {
             ..remote(written)
         };
         assert_eq!(read(next, || unreachable!()).unwrap().foreign, found.foreign);
+    }
+
+    #[test]
+    fn sealed_attributes_are_not_mirrored_and_have_a_limit() {
+        let sealed = Attributes {
+            metadata: None,
+            encrypted: true,
+            encryption: Some(Envelope {
+                version: EnvelopeVersion,
+                key_id: KeyId([1; 8]),
+                message_id: Binary([2; 32]),
+                wrapped_key: Binary([3; 60]),
+                commitment: Binary([4; 32]),
+                sealed: SealedText(vec![5; 600]),
+            }),
+            ..attributes("{}")
+        };
+        let written = write(&sealed, 8192, NameCase::Exact).unwrap();
+        assert_eq!(written.keys().collect::<Vec<_>>(), [HEADER]);
+        let found = read(remote(written.clone()), || unreachable!()).unwrap();
+        assert_eq!(found.encryption, sealed.encryption);
+        let header = written[HEADER].len() + HEADER.len();
+        let why = write(&sealed, header - 8, NameCase::Exact).unwrap_err();
+        assert!(why.contains("encrypted metadata has 600 bytes, 6 more than"), "{why}");
+        let newer = written[HEADER].replace(r#""version":1"#, r#""version":2"#);
+        let why = read(remote(BTreeMap::from([(HEADER.to_owned(), newer)])), || unreachable!()).unwrap_err();
+        assert!(why.contains("version 2 of the format"), "{why}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::storage::object::{Checksum, Foreign, clock, foreign};
+use crate::storage::object::{Checksum, Envelope, Foreign, clock, foreign};
 
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -71,6 +71,10 @@ pub struct Attributes {
     /// The properties of an object that another tool wrote; empty for a value stored by this program.
     #[serde(default, skip_serializing_if = "Foreign::is_empty")]
     pub foreign: Foreign,
+    /// How the object is encrypted, while these attributes are sealed: the value's checksum and metadata are hidden then.
+    /// Attributes that were opened have none, and are [`encrypted`](Self::encrypted) all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Envelope>,
     /// What the place reported when it returned the object; not stored in the object.
     #[serde(skip)]
     pub info: ObjectInfo,
@@ -113,6 +117,7 @@ impl Attributes {
             writer_id: None,
             tombstone: false,
             foreign: Foreign::default(),
+            encryption: None,
             info: ObjectInfo::default(),
         }
     }
@@ -126,7 +131,13 @@ impl Attributes {
     /// Tells whether size and checksum are those of the value, which is unknown for an object that another tool
     /// encoded.
     pub(in crate::storage) fn is_value_known(&self) -> bool {
-        !self.is_encoded() || self.size != self.stored_size || self.checksum != self.stored_checksum
+        !self.is_encoded() || self.encrypted || self.size != self.stored_size || self.checksum != self.stored_checksum
+    }
+
+    /// Tells whether the checksum and the metadata of the value are hidden until a key opens them.
+    #[must_use]
+    pub const fn is_sealed(&self) -> bool {
+        self.encryption.is_some()
     }
 
     /// Tells whether another tool has encoded the bytes in a way that this program cannot decode.
@@ -140,15 +151,23 @@ impl Attributes {
     /// The operation id identifies the command as it was sent, but two cases are another write all the same: the source
     /// that a reference names may have changed since, and an object that was written before `began`, the start of this
     /// command, was written by an equal command. A time to live counts from each attempt, so expiries are only compared
-    /// by whether there is one.
+    /// by whether there is one. Of sealed attributes, which are different each time, the operation id alone tells the value.
     pub(in crate::storage) fn is_same_write(&self, present: &Self, began: Option<Timestamp>) -> bool {
         self.operation_id.is_some()
             && self.operation_id == present.operation_id
-            && (self.kind, self.size, self.checksum) == (present.kind, present.size, present.checksum)
+            && (self.kind, self.size) == (present.kind, present.size)
             && self.content_type == present.content_type
             && self.expires_at.is_some() == present.expires_at.is_some()
-            && self.metadata.as_ref().map(|text| text.get()) == present.metadata.as_ref().map(|text| text.get())
+            && self.is_same_value(present)
             && present.is_since(began)
+    }
+
+    fn is_same_value(&self, present: &Self) -> bool {
+        if self.is_sealed() || present.is_sealed() {
+            return self.is_sealed() && present.is_sealed();
+        }
+        self.checksum == present.checksum
+            && self.metadata.as_ref().map(|text| text.get()) == present.metadata.as_ref().map(|text| text.get())
     }
 
     /// Tells whether the object was written at this time or later.

@@ -3,6 +3,7 @@
 mod attributes;
 mod checksum;
 pub(in crate::storage) mod clock;
+mod envelope;
 pub(in crate::storage) mod foreign;
 mod json_text;
 mod key;
@@ -13,6 +14,7 @@ mod watch;
 
 pub use self::attributes::{Attributes, Kind, ObjectInfo};
 pub use self::checksum::Checksum;
+pub use self::envelope::{Binary, Envelope, EnvelopeVersion, KeyId, SealedText};
 pub use self::foreign::Foreign;
 pub use self::json_text::JsonText;
 pub use self::key::{Key, KeyError};

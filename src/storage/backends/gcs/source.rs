@@ -150,6 +150,7 @@ mod tests {
             writer_id: None,
             tombstone: false,
             foreign: Foreign::default(),
+            encryption: None,
             info: ObjectInfo::default(),
         };
         Object { attributes, payload }

@@ -2,6 +2,7 @@
 
 mod compression;
 mod deferral;
+pub(in crate::storage) mod encryption;
 mod pack;
 mod sink;
 mod unpack;
