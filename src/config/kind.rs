@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::broker_url::BrokerUrl;
+use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
 use crate::queue_name::{self, MAX_BYTES, NOT_RESERVED};
 
@@ -51,6 +52,8 @@ pub enum SettingKind {
     Content,
     /// AMQP URLs joined by `;`.
     BrokerUrls,
+    /// Encryption keys joined by commas.
+    EncryptionKeys,
 }
 
 /// A value that was parsed.
@@ -102,6 +105,7 @@ impl SettingKind {
             Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
+            Self::EncryptionKeys => "base64 of 32 bytes, several joined by commas".to_owned(),
         }
     }
 
@@ -141,6 +145,7 @@ impl SettingKind {
             Self::Queue => queue_name::can_be_declared(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
+            Self::EncryptionKeys => EncryptionKey::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
         }
     }
@@ -149,6 +154,9 @@ impl SettingKind {
     ///
     /// Returns `None` for kinds whose faults cannot be described without repeating the entry.
     pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
+        if self == Self::EncryptionKeys {
+            return EncryptionKey::parse_all(&raw.show()).err().map(|fault| fault.to_string());
+        }
         let (separator, fault): (char, fn(&str) -> Option<String>) = match self {
             Self::Buckets => (',', |item| bucket(item).err()),
             Self::BrokerUrls => {
@@ -168,6 +176,9 @@ impl SettingKind {
 
     fn parse_list(self, raw: &Raw) -> Option<Parsed> {
         let Raw::List(items) = raw else { return None };
+        if self == Self::EncryptionKeys {
+            return self.parse(&Raw::Text(items.join(",")));
+        }
         match self {
             Self::Queues | Self::Content | Self::Buckets | Self::Paths | Self::BrokerUrls if !items.is_empty() => {
                 self.check_list(items.clone())

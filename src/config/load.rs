@@ -74,7 +74,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
             continue;
         };
         secret_files.extend(file.clone());
-        match check(setting, &raw, &source) {
+        match check(setting, &raw) {
             Ok(value) => {
                 parsed.insert(setting.name, value);
                 effective.push(Effective { name, value: Some(show(setting, &raw)), source });
@@ -160,7 +160,7 @@ impl Found {
     }
 }
 
-fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::Parsed, String> {
+fn check(setting: &Setting, raw: &Raw) -> Result<super::kind::Parsed, String> {
     let plain = setting.secrecy == Secrecy::Plain;
     if let Some(misplaced) = misplaced::find(setting.kind, raw).filter(|_| plain) {
         return Err(misplaced);
@@ -178,11 +178,8 @@ fn check(setting: &Setting, raw: &Raw, source: &Source) -> Result<super::kind::P
             },
         }
     })?;
-    let given = *source != Source::Default;
-    let default = setting.default.and_then(|text| setting.kind.parse(&Raw::Text(text.to_owned())));
     let refused = match setting.availability {
         Availability::Now | Availability::Idle => false,
-        Availability::Later => given && default.as_ref() != Some(&parsed),
         Availability::LaterFor(words) => {
             words.iter().any(|&word| setting.kind.parse(&Raw::Text(word.to_owned())).as_ref() == Some(&parsed))
         }

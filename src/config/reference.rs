@@ -18,7 +18,6 @@ pub fn markdown() -> String {
         let note = match setting.availability {
             Availability::Now => String::new(),
             Availability::Idle => " *It has no effect in this version.*".to_owned(),
-            Availability::Later => " *Not available in this version.*".to_owned(),
             Availability::LaterFor(words) => format!(" *Not available in this version: {}.*", words.join(", ")),
         };
         let takes = setting.kind.allowed();

@@ -21,8 +21,6 @@ pub enum Availability {
     Now,
     /// The setting is read and checked, and has no effect yet; ignoring it harms nobody.
     Idle,
-    /// Only the default is accepted; any other value prevents the start, since ignoring it would mislead.
-    Later,
     /// The setting takes effect, but for these values, which prevent the start.
     LaterFor(&'static [&'static str]),
 }
@@ -175,15 +173,18 @@ pub static SETTINGS: &[Setting] = &[
         integer(1, 22),
         "Level of the codec, at most 9 for gzip; unset means 3 for gzip and 1 for zstd.",
     ),
-    Setting::new("enable_encryption", SettingKind::Bool, "false", "Encrypts values and metadata.")
-        .availability(Availability::LaterFor(&["true"])),
+    Setting::new(
+        "enable_encryption",
+        SettingKind::Bool,
+        "false",
+        "Encrypts new values and their metadata with encryption_key; what is encrypted already is read in any case.",
+    ),
     Setting::unset(
         "encryption_key",
-        SettingKind::Text,
+        SettingKind::EncryptionKeys,
         "Base64 of 32 bytes; several are joined by commas: the first encrypts, all decrypt.",
     )
-    .secrecy(Secrecy::Secret)
-    .availability(Availability::Later),
+    .secrecy(Secrecy::Secret),
     Setting::new("enable_cache", SettingKind::Bool, "true", "Keeps values in memory.").availability(Availability::Idle),
     Setting::new(
         "cache_ttl_seconds",

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::Secret;
 use super::kind::bucket;
 use super::values::Values;
+use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
+use crate::redact;
 
 /// The folder of the local store, below `local_storage_path`.
 pub const OBJECTS: &str = "objects";
@@ -42,6 +44,10 @@ pub struct StorageSettings {
     pub compression: Option<CompressionSettings>,
     /// `max_in_flight_bytes`: the most bytes of a value of unknown size in memory; `None` derives it from the memory limit.
     pub max_in_flight_bytes: Option<u64>,
+    /// `encryption_key`: the first encrypts, and what any of them has encrypted can be read.
+    pub encryption_keys: Vec<EncryptionKey>,
+    /// `enable_encryption`: new values are encrypted. There is a key then.
+    pub encryption: bool,
     /// `exchange_directories`: absolute paths of the folders below which commands may name files.
     pub exchange_directories: Vec<PathBuf>,
     /// `exchange_buckets`: the buckets, besides the worker's own, whose objects commands may name.
@@ -140,6 +146,14 @@ impl StorageSettings {
                 false => None,
             },
             max_in_flight_bytes: values.integer("max_in_flight_bytes"),
+            encryption_keys: match values.text("encryption_key") {
+                Some(text) => {
+                    text.split(',').map(str::trim).for_each(redact::remember);
+                    EncryptionKey::parse_all(text).ok()?
+                }
+                None => Vec::new(),
+            },
+            encryption: values.bool("enable_encryption"),
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
             exchange_buckets: buckets.map(|(provider, name)| (provider, name.to_owned())).collect(),
         })
@@ -191,6 +205,11 @@ pub(super) fn combined_faults(
         let message =
             format!("is {level}, and gzip has the levels 1 to {BEST_GZIP_LEVEL}; or set compression_algorithm = zstd");
         faults.push(("compression_level", message));
+    }
+    if values.bool("enable_encryption") && values.text("encryption_key").is_none() && !refused("encryption_key") {
+        let message = "must be set as well: enable_encryption is true; make a key with `openssl rand -base64 32`, \
+                       keep a copy of it, and name its file in encryption_key_file";
+        faults.push(("encryption_key", message.to_owned()));
     }
     faults
 }

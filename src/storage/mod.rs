@@ -37,9 +37,9 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
-    Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Fallback, FaultReceiver,
-    Keyring, KeyringError, Metered, Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress, SyncReport, counted,
-    overlay_folder,
+    Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
+    FaultReceiver, Keyring, KeyringError, Metered, Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress,
+    SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key, KeyError,

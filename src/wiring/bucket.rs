@@ -12,7 +12,8 @@ use super::folders;
 use crate::config::{StorageSettings, proxy};
 use crate::provider::Provider;
 use crate::storage::{
-    Backend, Breaker, Buckets, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3, S3Options,
+    Backend, Breaker, Buckets, Encryption, Gcs, GcsOptions, Metered, Refusals, Result, Retry, RetryOptions, S3,
+    S3Options,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -105,12 +106,13 @@ pub(crate) struct ExchangeBuckets {
     metrics: Metrics,
     /// The metrics of retries and breakers of these buckets, which are not shown: the shown ones are those of the store's bucket.
     hidden: Metrics,
+    encryption: Encryption,
     opened: Mutex<HashMap<(Provider, String), Arc<dyn Backend>>>,
 }
 
 impl ExchangeBuckets {
-    pub(crate) fn new(settings: StorageSettings, metrics: Metrics) -> Self {
-        Self { settings, metrics, hidden: Metrics::new(), opened: Mutex::default() }
+    pub(crate) fn new(settings: StorageSettings, metrics: Metrics, encryption: Encryption) -> Self {
+        Self { settings, metrics, hidden: Metrics::new(), encryption, opened: Mutex::default() }
     }
 }
 
@@ -124,7 +126,7 @@ impl Buckets for ExchangeBuckets {
         let measures = (&self.metrics, &self.hidden);
         let Bucket { backend, .. } =
             Bucket::measured(&self.settings, provider, name, Creation::Never, measures).await?;
-        let backend: Arc<dyn Backend> = Arc::new(codecs(&self.settings, backend));
+        let backend: Arc<dyn Backend> = Arc::new(codecs(&self.settings, backend, &self.encryption));
         opened.insert((provider, name.to_owned()), Arc::clone(&backend));
         Ok(backend)
     }

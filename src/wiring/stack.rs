@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::bucket::{Bucket, Creation, ExchangeBuckets};
-use super::codecs::{codecs, compression};
+use super::codecs::{codecs, compression, encryption};
 use super::failure::{Code, Failure};
 use super::folders::{objects, overlay, owner};
 use crate::config::StorageSettings;
@@ -41,7 +41,7 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open(objects(&settings.local_storage_path))?;
         let local = Arc::new(Metered::new(Arc::new(local), telemetry::BackendLabel::Local, metrics.clone()));
-        return Ok(Stack { engine: engine_over(settings, metrics, local, BackendKind::Local, None), bucket: None });
+        return Ok(Stack { engine: engine_over(settings, metrics, local, BackendKind::Local, None)?, bucket: None });
     };
     let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, metrics).await.map_err(refused)?;
     let primary = Arc::clone(&bucket.backend);
@@ -60,7 +60,7 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     } else {
         None
     };
-    let engine = over_bucket(settings, metrics, provider, &bucket, fallback);
+    let engine = over_bucket(settings, metrics, provider, &bucket, fallback)?;
     Ok(Stack { engine, bucket: Some(bucket) })
 }
 
@@ -80,12 +80,13 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     let metrics = Metrics::new();
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open_existing(objects(&settings.local_storage_path))?;
-        return Ok(local.map(|local| engine_over(settings, &metrics, Arc::new(local), BackendKind::Local, None)));
+        let engine = local.map(|local| engine_over(settings, &metrics, Arc::new(local), BackendKind::Local, None));
+        return engine.transpose();
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
     look(&bucket, settings.local_fallback).await?;
-    Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)))
+    Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)?))
 }
 
 /// Opens the overlay of a bucket if it exists, without creating it. Blocks.
@@ -161,12 +162,12 @@ fn over_bucket(
     provider: Provider,
     bucket: &Bucket,
     fallback: Option<Arc<Fallback>>,
-) -> Engine {
+) -> Result<Engine, Failure> {
     let top: Arc<dyn Backend> = match &fallback {
         Some(fallback) => Arc::<Fallback>::clone(fallback),
         None => Arc::clone(&bucket.backend),
     };
-    engine_over(settings, metrics, top, provider.into(), fallback).with_breaker(bucket.breaker.clone())
+    Ok(engine_over(settings, metrics, top, provider.into(), fallback)?.with_breaker(bucket.breaker.clone()))
 }
 
 fn engine_over(
@@ -175,23 +176,28 @@ fn engine_over(
     top: Arc<dyn Backend>,
     kind: BackendKind,
     fallback: Option<Arc<Fallback>>,
-) -> Engine {
+) -> Result<Engine, Failure> {
+    let encryption = encryption(settings)?;
     let permission = Permission {
         directories: settings.exchange_directories.clone(),
         own: settings.bucket.clone(),
         buckets: settings.exchange_buckets.clone(),
     };
-    let external =
-        ExternalReferences::new(permission, Arc::new(ExchangeBuckets::new(settings.clone(), metrics.clone())));
-    let encoded = Arc::new(codecs(settings, top).with_compression(compression(settings)));
+    let external = ExternalReferences::new(
+        permission,
+        Arc::new(ExchangeBuckets::new(settings.clone(), metrics.clone(), encryption.clone())),
+    );
+    let encoded = Arc::new(
+        codecs(settings, top, &encryption).with_compression(compression(settings)).with_encryption(encryption),
+    );
     let engine = Engine::new(Arc::clone(&encoded) as Arc<dyn Backend>, kind).with_external(external);
-    match fallback {
+    Ok(match fallback {
         Some(fallback) => {
             let overlay = Arc::<Fallback>::clone(&fallback);
             engine.with_fallback(fallback).with_deferral(Arc::new(EncodedDeferral::new(encoded, overlay)))
         }
         None => engine,
-    }
+    })
 }
 
 /// Opens an overlay for inspection if it exists, without its bucket. Blocks.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+from conftest import BINARY
 from pages import DOCS, ROOT, split
 
 OBJECTS = json.loads((ROOT / "tests" / "fixtures" / "encryption-format-1" / "objects.json").read_text())
@@ -52,3 +53,19 @@ def test_the_reader_refuses_what_was_changed(tmp_path):
         assert done.returncode != 0 and not done.stdout
     path.write_bytes(json.dumps({"key": "renamed", **case["attributes"]}).encode() + b"\n" + whole)
     assert not decrypt(path, case["keys"]).stdout
+
+
+def test_the_reader_decrypts_what_the_program_has_written(tmp_path):
+    keys = [base64.b64encode(os.urandom(32)).decode() for _ in range(2)]
+    env = {**os.environ, "LOCAL_STORAGE_PATH": str(tmp_path), "ENABLE_ENCRYPTION": "true", "ENCRYPTION_KEY": ",".join(keys)}
+    values = {"empty": b"", "short/ü": b"short", "text": b"a line of text\n" * 20_000, "noise": os.urandom(200_000)}
+    for name, value in values.items():
+        command = [BINARY, "store", name, "-", "--metadata", '{"owner": "me"}']
+        subprocess.run(command, env=env, input=value, capture_output=True, timeout=60, check=True)
+    found = {}
+    for path in (tmp_path / "objects").rglob("*.obj"):
+        done = decrypt(path, ",".join(reversed(keys)))
+        assert done.returncode == 0, done.stderr.decode()
+        assert json.loads(done.stderr)["metadata"] == {"owner": "me"}
+        found[json.loads(path.read_bytes().split(b"\n")[0])["key"]] = done.stdout
+    assert found == values

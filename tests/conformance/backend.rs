@@ -41,6 +41,8 @@ pub(crate) struct Profile {
     pub(crate) codec: Option<Codec>,
     /// Values that get smaller by that are kept compressed; all others as they are given.
     pub(crate) compressing: bool,
+    /// Values are kept encrypted, whether or not they are compressed.
+    pub(crate) encrypting: bool,
     /// Unconditional writes wait in an overlay, and receipts say so.
     pub(crate) pending: bool,
     /// Says why the server behind the place cannot keep a legal key; such keys are left out.
@@ -58,6 +60,7 @@ impl Profile {
         folders: false,
         codec: None,
         compressing: false,
+        encrypting: false,
         pending: false,
         unfit: |_| None,
     };
@@ -69,6 +72,14 @@ impl Profile {
                 assert_eq!(attributes.compression.as_deref(), Some(codec.name));
                 assert_eq!(attributes.stored_size, attributes.size + codec.overhead);
             }
+            None if self.encrypting => {
+                assert!(attributes.encrypted && !attributes.is_sealed(), "{attributes:?}");
+                let chunks = attributes.size.div_ceil(65_536).max(1);
+                match attributes.compression {
+                    Some(_) => assert!(self.compressing && attributes.stored_size < attributes.size + 16 * chunks),
+                    None => assert_eq!(attributes.stored_size, attributes.size + 16 * chunks),
+                }
+            }
             None if self.compressing && attributes.compression.is_some() => {
                 assert!(attributes.stored_size < attributes.size, "{attributes:?}");
             }
@@ -77,6 +88,7 @@ impl Profile {
         assert_ne!(attributes.stored_checksum, attributes.checksum);
         text(&Attributes {
             compression: None,
+            encrypted: false,
             stored_size: attributes.size,
             stored_checksum: attributes.checksum,
             ..attributes.clone()

@@ -9,6 +9,7 @@ mod concurrent_writer;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
 mod encoded_suites;
+mod encrypted_suites;
 mod engine;
 mod fallback;
 mod fallback_conflict;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use crate::storage::backend::{Deferral, Removal};
 use crate::storage::commit_guard::CommitGuard;
-use crate::storage::error::Result;
+use crate::storage::error::{Operation, Result};
 use crate::storage::layers::Encoded;
 use crate::storage::object::{Attributes, Key, Object};
 
@@ -29,7 +29,8 @@ impl EncodedDeferral {
 #[async_trait]
 impl Deferral for EncodedDeferral {
     async fn defer_put(&self, key: &Key, object: &Object, guard: &CommitGuard) -> Result<Attributes> {
-        self.inner.defer_put(key, &*self.layer.encode(key, object).await?, guard).await
+        let stored = self.inner.defer_put(key, &*self.layer.encode(key, object).await?, guard).await?;
+        self.layer.open(key, Operation::Store, stored)
     }
 
     async fn defer_delete(&self, key: &Key, deleted_at: Timestamp, guard: &CommitGuard) -> Result<Removal> {

@@ -9,6 +9,7 @@ mod unpack;
 
 pub use self::compression::{Codec, Compression};
 pub use self::deferral::EncodedDeferral;
+use self::encryption::{DataKey, Encryption};
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,6 +43,8 @@ const MOST_STREAMED: u64 = 64 << 30;
 /// - A value is compressed where a rule is set ([`Encoded::with_compression`]), the rule covers it, and it gets smaller
 ///   by that. An object that is encoded already is passed on unchanged.
 /// - Objects of every known codec are decoded, whatever the rule is.
+/// - Where encryption is on, every value is encrypted with its metadata, after it was compressed. Whatever is encrypted is
+///   decrypted with the keyring, whether or not encryption is on. Attributes that are answered are those of the value.
 /// - Ranges and limits of a read are those of the value's bytes. A range of an object of another tool whose coding is
 ///   unknown is one of the stored bytes, so that they can be read at all. A whole read of it, and any read of an object of
 ///   this program whose codec is unknown, is [`ErrorKind::Integrity`].
@@ -54,6 +57,7 @@ pub struct Encoded {
     inner: Arc<dyn Backend>,
     spool: Spool,
     compression: Option<Compression>,
+    encryption: Encryption,
     memory_cap: u64,
 }
 
@@ -61,13 +65,20 @@ impl Encoded {
     /// Puts the codecs before a backend; large values pass through the spool. Values are written as they are given.
     #[must_use]
     pub const fn new(inner: Arc<dyn Backend>, spool: Spool) -> Self {
-        Self { inner, spool, compression: None, memory_cap: 256 << 20 }
+        Self { inner, spool, compression: None, encryption: Encryption::none(), memory_cap: 256 << 20 }
     }
 
     /// Compresses values that are written, where the rule covers them.
     #[must_use]
     pub const fn with_compression(mut self, compression: Option<Compression>) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Decrypts objects with the keys of a keyring, and encrypts what is written where that is on.
+    #[must_use]
+    pub fn with_encryption(mut self, encryption: Encryption) -> Self {
+        self.encryption = encryption;
         self
     }
 
@@ -81,8 +92,42 @@ impl Encoded {
     /// Returns an object as it is stored.
     async fn encode<'a>(&self, key: &Key, object: &'a Object) -> Result<Cow<'a, Object>> {
         let rule = self.compression.filter(|rule| rule.covers(&object.attributes));
-        let Some(rule) = rule.filter(|_| !object.attributes.is_encoded()) else { return Ok(Cow::Borrowed(object)) };
-        Ok(pack(key, rule, object, &self.spool).await?.map_or(Cow::Borrowed(object), Cow::Owned))
+        let packed = match rule.filter(|_| !object.attributes.is_encoded()) {
+            Some(rule) => pack(key, rule, object, &self.spool).await?.map_or(Cow::Borrowed(object), Cow::Owned),
+            None => Cow::Borrowed(object),
+        };
+        match self.encryption.keyring_of_writes().filter(|_| !object.attributes.encrypted) {
+            Some(keyring) => Ok(Cow::Owned(keyring.seal(key, &packed, &self.spool).await?)),
+            None => Ok(packed),
+        }
+    }
+
+    /// Returns the attributes of the value, as they were before [`Encoded::encode`].
+    fn open(&self, key: &Key, operation: Operation, stored: Attributes) -> Result<Attributes> {
+        if !stored.is_sealed() {
+            return Ok(stored);
+        }
+        let opened = self.encryption.open(key, &stored).map_err(|error| error.during(operation))?;
+        Ok(opened.0)
+    }
+
+    /// Decrypts an object whose payload has all stored bytes: returns the wanted part, or all bytes for a codec.
+    async fn decrypt(&self, key: &Key, options: GetOptions, object: Object) -> Result<Object> {
+        let (mut attributes, data_key) = self.encryption.open(key, &object.attributes)?;
+        let plain = DataKey::opened_size(key, &object.payload)?;
+        let is_value = attributes.compression.is_none();
+        if is_value && plain != attributes.size {
+            return Err(damaged(key, "the value's size does not match the decrypted bytes"));
+        }
+        let part = if is_value { options.part(key, attributes.kind, plain)? } else { 0..plain };
+        let whole = is_value && part == (0..plain);
+        let spool = (options.spooled || !is_value).then_some(&self.spool);
+        let (payload, checksum) = data_key.open(key, &object.payload, part, spool).await?;
+        if whole && checksum != attributes.checksum {
+            return Err(damaged(key, "the value's checksum does not match the decrypted bytes"));
+        }
+        attributes.info.decoded = is_value;
+        Ok(Object { attributes, payload })
     }
 
     /// Returns the wanted part of an object whose payload has all stored bytes.
@@ -145,17 +190,19 @@ impl fmt::Display for Encoded {
 #[async_trait]
 impl Backend for Encoded {
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
-        self.inner.put(key, &*self.encode(key, object).await?, options).await
+        let stored = self.inner.put(key, &*self.encode(key, object).await?, options).await?;
+        self.open(key, Operation::Store, stored)
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         // A range of an encoded object needs all stored bytes, which may be many.
         let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options };
-        let Some(object) = self.inner.get(key, kept).await? else { return Ok(None) };
+        let Some(mut object) = self.inner.get(key, kept).await? else { return Ok(None) };
+        if object.attributes.encrypted && !object.attributes.info.decoded {
+            object = self.decrypt(key, options, object).await?;
+        }
         let object = match object.attributes.compression.clone() {
-            Some(codec) if !object.attributes.encrypted && !object.attributes.info.decoded => {
-                self.decode(key, options, &codec, object).await?
-            }
+            Some(codec) if !object.attributes.info.decoded => self.decode(key, options, &codec, object).await?,
             _ => object,
         };
         if options.spooled {
@@ -167,7 +214,8 @@ impl Backend for Encoded {
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
-        self.inner.stat(key).await
+        let stored = self.inner.stat(key).await?;
+        stored.map(|stored| self.open(key, Operation::Stat, stored)).transpose()
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
@@ -187,14 +235,16 @@ impl Backend for Encoded {
     }
 
     fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
-        match self.compression.filter(|rule| rule.covers(attributes) && !attributes.is_encoded()) {
+        let mut stored = Cow::Borrowed(attributes);
+        if let Some(rule) = self.compression.filter(|rule| rule.covers(attributes) && !attributes.is_encoded()) {
             // A name in the attributes takes room beside the metadata.
-            Some(rule) => {
-                let compression = Some(rule.codec.as_str().to_owned());
-                self.inner.validate(key, &Attributes { compression, ..attributes.clone() })
-            }
-            None => self.inner.validate(key, attributes),
+            stored.to_mut().compression = Some(rule.codec.as_str().to_owned());
         }
+        // So does the envelope.
+        if let Some(keyring) = self.encryption.keyring_of_writes().filter(|_| !attributes.encrypted) {
+            stored = Cow::Owned(keyring.form(key, &stored)?);
+        }
+        self.inner.validate(key, &stored)
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {

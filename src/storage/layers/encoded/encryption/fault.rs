@@ -46,9 +46,10 @@ impl SealFault {
             Self::NoEnvelope => integrity("the object says that it is encrypted, and not how"),
             Self::UnknownKey { id, known } => {
                 let known: Vec<String> = known.iter().map(KeyId::to_string).collect();
-                let known = known.join(", ");
+                let state =
+                    if known.is_empty() { "is not set".to_owned() } else { format!("has {}", known.join(", ")) };
                 let why = format!(
-                    "the object is encrypted with the key {id}, and `encryption_key` has {known}; add the key {id} to \
+                    "the object is encrypted with the key {id}, and `encryption_key` {state}; add the key {id} to \
                      `encryption_key`, behind the first"
                 );
                 Error::new(ErrorKind::Integrity, operation, Some(name), why)

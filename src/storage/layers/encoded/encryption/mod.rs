@@ -31,7 +31,68 @@ use crate::storage::error::{Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::object::{Attributes, Binary, Checksum, Envelope, EnvelopeVersion, Key, Object, Payload};
 
+/// Whether values are encrypted, and the keys with which objects are decrypted.
+#[derive(Clone, Debug)]
+pub struct Encryption {
+    keyring: Option<Keyring>,
+    writes: bool,
+}
+
+impl Encryption {
+    /// Encrypts nothing, and reads nothing that is encrypted.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { keyring: None, writes: false }
+    }
+
+    /// Encrypts with the first key, and decrypts with all.
+    #[must_use]
+    pub const fn on(keyring: Keyring) -> Self {
+        Self { keyring: Some(keyring), writes: true }
+    }
+
+    /// Decrypts with all keys, and writes values as they are given.
+    #[must_use]
+    pub const fn reading(keyring: Keyring) -> Self {
+        Self { keyring: Some(keyring), writes: false }
+    }
+
+    /// Decrypts as this does, and encrypts nothing.
+    #[must_use]
+    pub fn reading_only(&self) -> Self {
+        Self { writes: false, ..self.clone() }
+    }
+
+    /// Returns the keyring if new values are encrypted.
+    pub(super) fn keyring_of_writes(&self) -> Option<&Keyring> {
+        self.keyring.as_ref().filter(|_| self.writes)
+    }
+
+    /// Opens attributes as [`Keyring::open_attributes`] does; without a keyring, that is the same error as with wrong keys.
+    pub(super) fn open(&self, name: &Key, sealed: &Attributes) -> Result<(Attributes, DataKey)> {
+        match (&self.keyring, &sealed.encryption) {
+            (Some(keyring), _) => keyring.open_attributes(name, sealed),
+            (None, Some(envelope)) => {
+                let fault = SealFault::UnknownKey { id: envelope.key_id, known: Vec::new() };
+                Err(fault.into_error(Operation::Retrieve, name))
+            }
+            (None, None) => Err(SealFault::NoEnvelope.into_error(Operation::Retrieve, name)),
+        }
+    }
+}
+
 impl Keyring {
+    /// Returns attributes as they will be stored, for a check whether a place has room for them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Keyring::seal_attributes`].
+    pub fn form(&self, name: &Key, value: &Attributes) -> Result<Attributes> {
+        let data_key = DataKey::random().map_err(|error| SealFault::from(error).into_error(Operation::Store, name))?;
+        let stored_size = DataKey::sealed_size(value.stored_size);
+        self.seal_attributes(name, &Attributes { stored_size, ..value.clone() }, &data_key)
+    }
+
     /// Encrypts an object for its name: the payload, metadata, the checksum of the value, the identity of the command.
     ///
     /// Kind, content type, times, both sizes and the name of the compression stay readable. Up to 64 KiB are encrypted
@@ -115,6 +176,12 @@ impl Keyring {
 }
 
 impl DataKey {
+    /// Returns the number of bytes that a payload has once it is encrypted.
+    #[must_use]
+    pub fn sealed_size(plain: u64) -> u64 {
+        chunk::Layout::of_plain(plain).sealed()
+    }
+
     /// Returns the number of bytes that an encrypted payload has once it is decrypted.
     ///
     /// # Errors
