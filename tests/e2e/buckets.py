@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -100,7 +101,7 @@ class GcsServer(Server):
         return json.loads(text) if status == 200 else None
 
     def read(self, bucket, name):
-        """The object's bytes, or None."""
+        """The object's bytes, or None. The emulator undoes `Content-Encoding: gzip` by itself."""
         status, _, body = http("GET", f"{self.url}/storage/v1/b/{bucket}/o/{quote(name, safe='')}?alt=media")
         assert status in (200, 404), body
         return body if status == 200 else None
@@ -244,8 +245,11 @@ class S3Server(Server):
             return None
 
     def read(self, bucket, name):
+        """The object's bytes as a tool that heeds `Content-Encoding` reads them, or None."""
         try:
-            return self.client.get_object(Bucket=bucket, Key=name)["Body"].read()
+            answer = self.client.get_object(Bucket=bucket, Key=name)
+            body = answer["Body"].read()
+            return gzip.decompress(body) if answer.get("ContentEncoding") == "gzip" else body
         except botocore.exceptions.ClientError as error:
             assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 404, error
             return None
