@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::provider::BackendKind;
+use filestorage::storage;
 use filestorage::storage::{
     Backend, ByteRange, Codec, Compression, DeleteOptions, Encoded, EncodedDeferral, Encryption, Engine, ErrorKind,
-    Fallback, GetOptions, Keyring, Local, Memory, Metadata, Metered, Object, Page, PutOptions, Redelivered, Retry,
-    RetryOptions, Spool, StoreOptions, Value,
+    Fallback, GetOptions, Grant, Keyring, Local, Memory, Metadata, Metered, Object, Page, PutOptions, Redelivered,
+    Retry, RetryOptions, Spool, StoreOptions, Value,
 };
 use filestorage::telemetry::{self, Metrics};
 use http::Method;
@@ -108,6 +109,10 @@ async fn encryption_over_s3() {
     let tally = Tally::new("encryption over s3 (SeaweedFS)");
     backend::short_suite(&stack(), &stack(), encrypting(SEAWEEDFS), &tally).await;
     tally.close();
+    for method in [storage::Method::Get, storage::Method::Put] {
+        let error = stack().sign(&key("k"), &Grant { method, lifetime: Duration::from_secs(60) }).await.unwrap_err();
+        assert!(error.kind == ErrorKind::Invalid && error.to_string().contains("encrypted"), "{error}");
+    }
 
     let packing = layer(Arc::new(bucket.open()), OLD, GZIP);
     let stored = packing.put(&key("k"), &secret(), &PutOptions::default()).await.unwrap();

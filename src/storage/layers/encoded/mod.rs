@@ -248,6 +248,12 @@ impl Backend for Encoded {
     }
 
     async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        if self.encryption.keyring_of_writes().is_some() {
+            // Who has the URL has no key: a read would return ciphertext, and a write would store the plain value.
+            let why =
+                "values are encrypted here, and a signed URL bypasses the encryption; retrieve or store the value";
+            return Err(Error::new(ErrorKind::Invalid, Operation::Sign, Some(key), why));
+        }
         self.inner.sign(key, grant).await
     }
 }
