@@ -18,6 +18,7 @@ mod external;
 mod files;
 mod join;
 mod layers;
+mod legacy;
 mod object;
 mod reading;
 #[cfg(test)]
@@ -38,10 +39,10 @@ pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
     Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
-    FaultReceiver, Keyring, KeyringError, Metered, Owner, Pending, Refusals, Retry, RetryOptions, SyncProgress,
-    SyncReport, counted, overlay_folder,
+    FaultReceiver, Keyring, KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, Owner, Pending, Refusals,
+    Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key, KeyError,
-    KeyId, Kind, Metadata, Object, ObjectInfo, OptionError, Payload, SealedText, Value, Watch, watched,
+    KeyId, Kind, LegacyFile, Metadata, Object, ObjectInfo, OptionError, Payload, SealedText, Value, Watch, watched,
 };

@@ -25,11 +25,11 @@ pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) 
     };
     let Some(object) = found.filter(|object| !object.attributes.is_expired(Timestamp::now())) else { return Ok(None) };
     let attributes = &object.attributes;
+    if attributes.info.decoded {
+        return Ok(Some(object));
+    }
     if attributes.is_encoded() {
-        return match attributes.info.decoded {
-            true => Ok(Some(object)),
-            false => Err(damaged(key, "the object is encoded in a way that this store is not set up to decode")),
-        };
+        return Err(damaged(key, "the object is encoded in a way that this store is not set up to decode"));
     }
     // The backend has verified the stored bytes, which are the bytes of the value here.
     if attributes.size != attributes.stored_size || attributes.checksum != attributes.stored_checksum {

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{OBJECTS, OVERLAY, SPOOL, StorageSettings};
+use crate::config::{JOURNAL, OBJECTS, OVERLAY, SPOOL, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Owner, Spool};
+
+/// The folders of this program. Whatever else lies there was written by the Python class `FileStorage`.
+pub(crate) const OWN: &[&str] = &[JOURNAL, OBJECTS, OVERLAY, SPOOL];
 
 /// Returns the folder of the overlay of a bucket.
 pub(crate) fn overlay(settings: &StorageSettings, provider: Provider, name: &str) -> PathBuf {

@@ -5,6 +5,9 @@
 //!                                              └─ Metered ─ Local                   overlay/…
 //! no bucket       Engine ─ Encoded ─ Metered ─ Local                                objects/
 //! ```
+//!
+//! `LegacyFiles`, which finds the files of the Python class beside these folders, is below `Encoded`, and `LegacyValues`,
+//! which knows what its bytes stand for, is above.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +16,12 @@ use std::time::Duration;
 use super::bucket::{Bucket, Creation, ExchangeBuckets};
 use super::codecs::{codecs, compression, encryption};
 use super::failure::{Code, Failure};
-use super::folders::{objects, overlay, owner};
+use super::folders::{OWN, objects, overlay, owner, spool};
 use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
-    Backend, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, Local, Memory, Metered,
-    Permission,
+    Backend, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, LegacyFiles,
+    LegacyValues, Local, Memory, Metered, Permission,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -80,8 +83,12 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     let metrics = Metrics::new();
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open_existing(objects(&settings.local_storage_path))?;
-        let engine = local.map(|local| engine_over(settings, &metrics, Arc::new(local), BackendKind::Local, None));
-        return engine.transpose();
+        let local: Arc<dyn Backend> = match local {
+            Some(local) => Arc::new(local),
+            None if legacy_files(settings, Arc::new(Memory::new())).has_files() => Arc::new(Memory::new()),
+            None => return Ok(None),
+        };
+        return engine_over(settings, &metrics, local, BackendKind::Local, None).map(Some);
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
@@ -170,6 +177,11 @@ fn over_bucket(
     Ok(engine_over(settings, metrics, top, provider.into(), fallback)?.with_breaker(bucket.breaker.clone()))
 }
 
+/// Puts the files of the Python class below `local_storage_path` behind a store.
+fn legacy_files(settings: &StorageSettings, inner: Arc<dyn Backend>) -> LegacyFiles {
+    LegacyFiles::new(inner, &settings.local_storage_path, OWN)
+}
+
 fn engine_over(
     settings: &StorageSettings,
     metrics: &Metrics,
@@ -187,15 +199,33 @@ fn engine_over(
         permission,
         Arc::new(ExchangeBuckets::new(settings.clone(), metrics.clone(), encryption.clone())),
     );
+    let overlay = fallback.clone().map(|fallback| fallback as Arc<dyn Deferral>);
+    // The Python class, too, looked at its local files only as a fallback.
+    let (top, overlay): (Arc<dyn Backend>, _) = if kind == BackendKind::Local || settings.local_fallback {
+        let files = legacy_files(settings, top);
+        match overlay {
+            Some(overlay) => {
+                let files = Arc::new(files.with_deferral(overlay));
+                (Arc::<LegacyFiles>::clone(&files), Some(files as Arc<dyn Deferral>))
+            }
+            None => (Arc::new(files), None),
+        }
+    } else {
+        (top, overlay)
+    };
     let encoded = Arc::new(
         codecs(settings, top, &encryption).with_compression(compression(settings)).with_encryption(encryption),
     );
-    let engine = Engine::new(Arc::clone(&encoded) as Arc<dyn Backend>, kind).with_external(external);
+    let values = LegacyValues::new(Arc::clone(&encoded) as Arc<dyn Backend>, spool(settings));
+    // The class knew no other buckets.
+    let values = if kind == BackendKind::Gcs { values.and_objects() } else { values };
+    let engine = Engine::new(Arc::new(values), kind).with_external(external);
+    let engine = match overlay {
+        Some(overlay) => engine.with_deferral(Arc::new(EncodedDeferral::new(encoded, overlay))),
+        None => engine,
+    };
     Ok(match fallback {
-        Some(fallback) => {
-            let overlay = Arc::<Fallback>::clone(&fallback);
-            engine.with_fallback(fallback).with_deferral(Arc::new(EncodedDeferral::new(encoded, overlay)))
-        }
+        Some(fallback) => engine.with_fallback(fallback),
         None => engine,
     })
 }

@@ -39,9 +39,10 @@ const STORAGE_ARROWS: &[(&str, &[&str])] = &[
     ("external", &["backend", "commit_guard", "error", "files", "object", "reading"]),
     // The overlay of the fallback is a local store.
     ("layers/fallback", &["backend", "backends", "commit_guard", "error", "object"]),
-    ("layers", &["backend", "commit_guard", "error", "files", "object", "reading"]),
+    ("layers", &["backend", "commit_guard", "error", "files", "legacy", "object", "reading"]),
     ("backends", &["backend", "commit_guard", "error", "files", "join", "object"]),
     ("reading", &["backend", "error", "object"]),
+    ("legacy", &["object"]),
     ("files", &["error", "object"]),
     ("backend", &["commit_guard", "error", "object"]),
     ("error", &["object"]),

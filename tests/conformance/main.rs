@@ -21,6 +21,7 @@ mod fallback_model;
 mod fallback_sync;
 mod forwarding;
 mod gcs;
+mod legacy;
 mod local;
 mod outage;
 mod proof;

@@ -89,6 +89,27 @@ pub struct ObjectInfo {
     pub decoded: bool,
     /// When the place received the object, by the place's own clock, if known.
     pub received_at: Option<Timestamp>,
+    /// Set for a file of the Python class `FileStorage`.
+    pub legacy: Option<LegacyFile>,
+}
+
+/// What cannot be told for sure of a file that the Python class `FileStorage` wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LegacyFile {
+    /// No sidecar names a content type.
+    pub untyped: bool,
+    /// The file is taken for compressed by its first bytes, since no sidecar says anything.
+    pub assumed_gzip: bool,
+    /// There is a sidecar that cannot be read.
+    pub unreadable_sidecar: bool,
+    /// The value is taken for a text and may have been bytes, which the class wrote alike.
+    pub text_or_bytes: bool,
+    /// The value is a text that is JSON: the class itself returned it parsed.
+    pub json_text: bool,
+    /// JSON does not keep all types of the value: tuples and sets are arrays, keys of dicts are texts.
+    pub types_changed: bool,
+    /// The value is the bytes of a pickle that cannot be read as data.
+    pub kept_pickle: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]

@@ -51,6 +51,12 @@ impl Metadata {
         self.0.get()
     }
 
+    /// Removes the blanks between the tokens of a JSON object of any size; `None` for anything else.
+    pub(in crate::storage) fn compact(text: &str) -> Option<Box<RawValue>> {
+        let compact = without_blanks(text);
+        if compact.starts_with('{') { RawValue::from_string(compact).ok() } else { None }
+    }
+
     /// Wraps metadata that a backend stored, which passed [`Metadata::parse`] when it was written.
     pub(in crate::storage) const fn from_kept(raw: Box<RawValue>) -> Self {
         Self(raw)

@@ -12,7 +12,7 @@ pub(in crate::storage) mod payload;
 pub(in crate::storage) mod value;
 mod watch;
 
-pub use self::attributes::{Attributes, Kind, ObjectInfo};
+pub use self::attributes::{Attributes, Kind, LegacyFile, ObjectInfo};
 pub use self::checksum::Checksum;
 pub use self::envelope::{Binary, Envelope, EnvelopeVersion, KeyId, SealedText};
 pub use self::foreign::Foreign;

@@ -1,11 +1,9 @@
 //! Merges the listings of overlay and bucket. An entry of the overlay hides the bucket's object of the same key.
 
-use std::cmp::Ordering;
-use std::collections::VecDeque;
-
 use super::overlay::Overlay;
-use crate::storage::backend::{Backend, Entry, Listing, Page};
-use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::backend::{Backend, Listing, Page};
+use crate::storage::error::Result;
+use crate::storage::layers::listings::{append, horizon};
 
 /// The smallest number of overlay entries that one step reads. Tombstones hide other entries, so fewer would mean many
 /// steps.
@@ -36,7 +34,7 @@ pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
-        merge(&mut merged.entries, over, under, horizon.as_deref());
+        append(&mut merged.entries, over, under, horizon.as_deref());
         if let Some(limit) = page.limit.filter(|limit| merged.entries.len() > *limit) {
             merged.entries.truncate(limit);
             return Ok(Listing { more: true, ..merged });
@@ -45,46 +43,5 @@ pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -
             return Ok(merged);
         }
         from = horizon;
-    }
-}
-
-/// Returns the key up to which a listing is complete, or `None` where the whole listing is.
-fn horizon(listing: &Listing) -> Result<Option<String>> {
-    match listing.entries.last() {
-        Some(last) if listing.more => Ok(Some(last.key.as_str().to_owned())),
-        None if listing.more => {
-            let why = "the listing returned a page without entries although more follow; try again";
-            Err(Error::new(ErrorKind::Io, Operation::List, None, why))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// Appends the entries of both listings up to the horizon, in order. The first listing wins, and its tombstones hide
-/// keys.
-fn merge(merged: &mut Vec<Entry>, over: Listing, under: Listing, horizon: Option<&str>) {
-    let within = |listing: Listing| -> VecDeque<Entry> {
-        let known = |entry: &Entry| horizon.is_none_or(|horizon| entry.key.as_str() <= horizon);
-        listing.entries.into_iter().take_while(known).collect()
-    };
-    let (mut over, mut under) = (within(over), within(under));
-    loop {
-        let next = match (over.front(), under.front()) {
-            (Some(one), Some(other)) => match one.key.cmp(&other.key) {
-                Ordering::Less => over.pop_front(),
-                Ordering::Greater => under.pop_front(),
-                Ordering::Equal => {
-                    under.pop_front();
-                    over.pop_front()
-                }
-            },
-            (Some(_), None) => over.pop_front(),
-            (None, _) => under.pop_front(),
-        };
-        match next {
-            None => return,
-            Some(entry) if entry.tombstone => {}
-            Some(entry) => merged.push(entry),
-        }
     }
 }
