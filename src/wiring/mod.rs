@@ -15,6 +15,7 @@ pub(crate) mod stack;
 pub(crate) use self::broker::{broker_options, queue_type};
 pub(crate) use self::bucket::{Bucket, Creation};
 pub(crate) use self::bucket_monitor::BucketMonitor;
+pub(crate) use self::codecs::{codecs, compression, encryption};
 pub(crate) use self::failure::{Code, Failure};
 pub(crate) use self::health::health_report;
 pub(crate) use self::memory_limit::in_flight_bytes;

@@ -4,6 +4,7 @@
 mod bucket;
 mod canary;
 mod doctor;
+mod legacy;
 mod migrate;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

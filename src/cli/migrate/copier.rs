@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::conversion::Conversion;
 use crate::storage::{
-    Attributes, Backend, Condition, Error, ErrorKind, GetOptions, Key, Operation, PutOptions, Result, format_timestamp,
+    Attributes, Backend, Condition, Error, ErrorKind, GetOptions, Key, LegacyFile, Operation, PutOptions, Result,
+    format_timestamp,
 };
 
 /// Copies values from one place to another, and never removes a value.
@@ -22,13 +24,16 @@ pub(super) struct Copier {
     pub(super) read_back: bool,
     /// The function that names the parts of a foreign object that the target cannot hold.
     pub(super) lost: fn(&Attributes) -> Vec<String>,
+    /// The conversion that is made on the way, if any.
+    pub(super) conversion: Option<Arc<Conversion>>,
 }
 
 /// The outcome for one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CopyOutcome {
-    /// The value was copied, or would be; `lost` names the parts of a foreign object that were not copied.
-    Copied { bytes: u64, lost: Vec<String> },
+    /// The value was copied, or would be; `lost` names the parts of a foreign object that were not copied, and `legacy` is
+    /// what could not be told for sure of a converted file.
+    Copied { bytes: u64, lost: Vec<String>, legacy: LegacyFile },
     /// The target has the same value already.
     AlreadyThere,
     /// The source does not have the value any more: it was deleted meanwhile, or has expired.
@@ -41,9 +46,23 @@ impl Copier {
     /// Only a value that was seen at the target before is replaced. A value that somebody stores there in the meantime
     /// stays, and the copy fails.
     pub(super) async fn copy(&self, key: &Key) -> Result<CopyOutcome> {
+        let conversion = self.conversion.as_ref().filter(|_| !self.dry_run);
+        let lock = match conversion {
+            Some(conversion) => conversion.lock(key).await?,
+            None => None,
+        };
+        let outcome = self.copy_value(key).await?;
+        if let (Some(conversion), Some(lock), true) = (conversion, lock, outcome != CopyOutcome::Missing) {
+            conversion.finish(key, lock, &*self.target).await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn copy_value(&self, key: &Key) -> Result<CopyOutcome> {
         let Some(wanted) = live(self.source.stat(key).await?) else { return Ok(CopyOutcome::Missing) };
+        let wanted = self.converted(wanted);
         let condition = match self.target.stat(key).await.map(live) {
-            Ok(Some(present)) if is_same(&present, &wanted) => return Ok(CopyOutcome::AlreadyThere),
+            Ok(Some(present)) if self.is_same(&present, &wanted) => return Ok(CopyOutcome::AlreadyThere),
             Ok(Some(present)) if self.overwrite => Condition::Generation(present.generation),
             Ok(Some(present)) => return Err(self.conflict(key, &present)),
             Ok(None) => Condition::Absent,
@@ -52,15 +71,20 @@ impl Copier {
             Err(error) => return Err(error),
         };
         self.target.validate(key, &wanted)?;
+        let options = GetOptions { spooled: true, ..GetOptions::default() };
         if self.dry_run {
+            // Only the value itself tells whether it can be converted.
+            if self.conversion.is_some() {
+                self.source.get(key, options).await?;
+            }
             return Ok(self.copied(&wanted, &wanted));
         }
-        let options = GetOptions { spooled: true, ..GetOptions::default() };
         let Some(mut object) = self.source.get(key, options).await? else { return Ok(CopyOutcome::Missing) };
         // The answer with the bytes may hold fewer headers than the answer of `stat`.
         if object.attributes.generation == wanted.generation {
             object.attributes.foreign.headers = wanted.foreign.headers;
         }
+        object.attributes = self.converted(object.attributes);
         let wanted = object.attributes.clone();
         // Some stores enforce no condition on an upload in parts; a second `stat` must do then.
         let options = PutOptions { condition, lenient: true, ..PutOptions::default() };
@@ -68,7 +92,7 @@ impl Copier {
             Ok(_) => self.verify(key, &wanted).await,
             // When the answer to an earlier attempt was lost, the present value may be that of this copy.
             Err(error) if error.kind == ErrorKind::Precondition => match live(self.target.stat(key).await?) {
-                Some(present) if is_same(&present, &wanted) => Ok(self.copied(&wanted, &present)),
+                Some(present) if self.is_same(&present, &wanted) => Ok(self.copied(&wanted, &present)),
                 Some(present) => Err(self.conflict(key, &present)),
                 None => Err(error),
             },
@@ -85,7 +109,7 @@ impl Copier {
             self.target.stat(key).await?
         };
         match kept {
-            Some(kept) if is_same(&kept, wanted) => Ok(self.copied(wanted, &kept)),
+            Some(kept) if self.is_same(&kept, wanted) => Ok(self.copied(wanted, &kept)),
             Some(kept) => Err(self.conflict(key, &kept)),
             // The copy may have expired in the meantime.
             None if wanted.is_expired(Timestamp::now()) => Ok(CopyOutcome::Missing),
@@ -101,7 +125,26 @@ impl Copier {
         let (wanted_headers, kept_headers) = (&wanted.foreign.headers, &kept.foreign.headers);
         let changed = wanted_headers.iter().filter(|(name, value)| kept_headers.get(*name) != Some(value));
         let lost: BTreeSet<String> = changed.map(|(name, _)| name.clone()).chain((self.lost)(wanted)).collect();
-        CopyOutcome::Copied { bytes: wanted.stored_size, lost: lost.into_iter().collect() }
+        let legacy = wanted.info.legacy.unwrap_or_default();
+        CopyOutcome::Copied { bytes: wanted.stored_size, lost: lost.into_iter().collect(), legacy }
+    }
+
+    fn converted(&self, attributes: Attributes) -> Attributes {
+        match &self.conversion {
+            Some(conversion) => conversion.converted(attributes),
+            None => attributes,
+        }
+    }
+
+    /// Tells whether two values are the same, by generation and bytes; copies have equal generations on purpose.
+    ///
+    /// A conversion may store other bytes for the same value.
+    fn is_same(&self, one: &Attributes, other: &Attributes) -> bool {
+        let bytes = |attributes: &Attributes| match self.conversion {
+            Some(_) => (attributes.size, attributes.checksum),
+            None => (attributes.stored_size, attributes.stored_checksum),
+        };
+        one.generation == other.generation && bytes(one) == bytes(other)
     }
 
     fn conflict(&self, key: &Key, present: &Attributes) -> Error {
@@ -119,13 +162,6 @@ impl Copier {
 
 fn live(attributes: Option<Attributes>) -> Option<Attributes> {
     attributes.filter(|attributes| !attributes.tombstone && !attributes.is_expired(Timestamp::now()))
-}
-
-/// Tells whether two values are the same, by generation and bytes; copies have equal generations on purpose.
-fn is_same(one: &Attributes, other: &Attributes) -> bool {
-    one.generation == other.generation
-        && one.stored_checksum == other.stored_checksum
-        && one.stored_size == other.stored_size
 }
 
 #[cfg(test)]
@@ -170,6 +206,7 @@ mod tests {
                 dry_run: false,
                 read_back: true,
                 lost: |_| Vec::new(),
+                conversion: None,
             };
             let error = copier.copy(&key).await.unwrap_err();
             assert_eq!(error.kind, ErrorKind::Precondition);

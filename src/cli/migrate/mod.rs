@@ -1,8 +1,10 @@
 //! `filestorage migrate`: copies all values from one place to another.
 
+mod conversion;
 mod copier;
 mod place;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -10,6 +12,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 
+use self::conversion::{Conversion, Doubtful, is_same_folder};
 use self::copier::{Copier, CopyOutcome};
 use self::place::Place;
 use super::terminal::{Output, Progress, interruption};
@@ -17,7 +20,7 @@ use crate::config::{Settings, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Attributes, Backend, Error, ErrorKind, Gcs, Key, Local, Memory, Page, S3};
 use crate::telemetry::Metrics;
-use crate::wiring::{Bucket, Code, Creation, Failure, folders, stack};
+use crate::wiring::{Bucket, Code, Creation, Failure, codecs, compression, encryption, folders, stack};
 
 /// The number of keys that are listed at a time; a local store is walked once for each page.
 const PAGE: usize = 10_000;
@@ -32,7 +35,7 @@ const PAGE: usize = 10_000;
 /// Cache-Control, Content-Disposition, Content-Language and custom metadata. Parts that the target cannot hold are
 /// reported, one key a line, and counted.
 ///
-/// Nothing is ever removed. Values that the target already has are skipped: after an interruption, or to fetch newer
+/// Nothing is ever removed, except by --from-legacy without --to. Values that the target already has are skipped: after an interruption, or to fetch newer
 /// values, run the command again. Expired values are left out. A different value under the same key is a failure, unless
 /// --overwrite is given. Each failure is reported in a line, and the other values are still copied.
 ///
@@ -40,18 +43,36 @@ const PAGE: usize = 10_000;
 /// the next run reports a different value, and --overwrite fetches the new one. When a key is deleted at the source after
 /// it was copied, it stays at the target.
 ///
+/// With --from-legacy, the source is a folder that the Python class FileStorage wrote, its `local_storage_path`. Each file
+/// becomes an object of this program, with the value that was stored and the metadata of its sidecar. Without --to, the
+/// objects are stored in the same folder, and a file is removed once its object was verified; with --to, the files stay.
+/// Pickles are read as data only. What the class did not record, and so cannot be told for sure, is reported, one key a
+/// line, and counted.
+///
 /// Exit codes: 0 all values are at the target; 75 some are not; 66 the source is empty; 69 a place cannot be reached, run
 /// the command again later; 78 a place refuses this identity, which is also assumed when a value is refused before any was
 /// copied.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Place to copy from.
-    #[arg(long, value_name = "PLACE")]
-    from: String,
+    #[arg(long, value_name = "PLACE", required_unless_present = "from_legacy", conflicts_with = "from_legacy")]
+    from: Option<String>,
 
-    /// Place to copy to.
-    #[arg(long, value_name = "PLACE")]
-    to: String,
+    /// Place to copy to; with --from-legacy by default the store in the same folder.
+    #[arg(long, value_name = "PLACE", required_unless_present = "from_legacy")]
+    to: Option<String>,
+
+    /// Folder that the Python class FileStorage wrote, to be converted.
+    #[arg(long, value_name = "DIR")]
+    from_legacy: Option<PathBuf>,
+
+    /// With --from-legacy: lets `expires_at` in the metadata of a sidecar expire the object; a time without an offset is UTC.
+    #[arg(long)]
+    honour_expiry: bool,
+
+    /// With --from-legacy: stores a pickle that cannot be read as data as bytes, which a Python program may unpickle by itself.
+    #[arg(long)]
+    keep_pickles: bool,
 
     /// Copies only keys that begin with this text.
     #[arg(long, value_name = "TEXT")]
@@ -84,6 +105,9 @@ struct Summary {
     reduced: u64,
     /// The number of names at the source that are not keys.
     foreign: u64,
+    /// What could not be told for sure of converted files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doubtful: Option<Doubtful>,
     /// Tells whether all keys were handled.
     complete: bool,
 }
@@ -91,18 +115,42 @@ struct Summary {
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let settings = &settings.storage;
-        let (from, to) = (Place::parse(&self.from, settings)?, Place::parse(&self.to, settings)?);
-        if from == to {
+        let (from, to) = self.places(settings)?;
+        if from == to && self.from_legacy.is_none() {
             return Err(Failure::new(Code::Usage, format!("--from and --to are the same place, {from}")));
         }
+        let (conversion, source) = match (&from, &self.from_legacy) {
+            (_, Some(folder)) => {
+                let in_place = matches!(&to, Place::Local(path) if is_same_folder(path, folder));
+                let opened =
+                    Conversion::open(settings, folder, in_place, self.honour_expiry, self.keep_pickles).await?;
+                (Some(opened.0), opened.1)
+            }
+            (from, None) => (None, source(settings, from).await?),
+        };
+        let target = self.target(settings, &to).await?;
         let copier = Copier {
-            source: source(settings, &from).await?,
-            target: self.target(settings, &to).await?,
+            source,
+            // A converted value is stored like any value that a command brings; others keep their bytes.
+            target: match conversion {
+                Some(_) => {
+                    let encryption = encryption(settings)?;
+                    let codecs = codecs(settings, target, &encryption).with_compression(compression(settings));
+                    Arc::new(codecs.with_encryption(encryption))
+                }
+                None => target,
+            },
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             read_back: !matches!(to, Place::Bucket(Provider::Gcs, _)),
-            lost: lost(&to),
+            lost: if conversion.is_some() { |_| Vec::new() } else { lost(&to) },
+            conversion: conversion.clone(),
         };
+        let doubtful = conversion.as_ref().map(|conversion| {
+            let mut counts = Doubtful::default();
+            conversion.count_left_out(&mut counts);
+            counts
+        });
         let summary = Summary {
             from: from.to_string(),
             to: to.to_string(),
@@ -113,12 +161,40 @@ impl Arguments {
             failed: 0,
             reduced: 0,
             foreign: 0,
+            doubtful,
             complete: false,
         };
         let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
+        for line in conversion.iter().flat_map(|conversion| conversion.left_out()) {
+            progress.aside(|| output.remark(&line));
+        }
         let mut run = Run { copier, summary, progress, output, refusal: None, stopped: None };
         run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
+        if let Some(conversion) = conversion.filter(|_| run.summary.complete && !self.dry_run) {
+            conversion.close().await?;
+        }
         run.close()
+    }
+
+    /// Returns the places to copy from and to.
+    fn places(&self, settings: &StorageSettings) -> Result<(Place, Place), Failure> {
+        if self.from_legacy.is_none() && (self.honour_expiry || self.keep_pickles) {
+            let why = "--honour-expiry and --keep-pickles belong to --from-legacy";
+            return Err(Failure::new(Code::Usage, why));
+        }
+        let parsed = |text: &Option<String>| text.as_deref().map(|text| Place::parse(text, settings)).transpose();
+        let (from, to) = (parsed(&self.from)?, parsed(&self.to)?);
+        let Some(folder) = &self.from_legacy else {
+            let missing = || Failure::new(Code::Usage, "--from and --to name the places");
+            return Ok((from.ok_or_else(missing)?, to.ok_or_else(missing)?));
+        };
+        if to.is_none() && settings.bucket().is_some() && is_same_folder(folder, &settings.local_storage_path) {
+            let why = "the settings name a bucket, so nobody would find values that are converted in this folder; \
+                       name the target, for example --to gcs, --to s3 or --to local";
+            return Err(Failure::new(Code::Usage, why));
+        }
+        let here = Place::Local(folder.clone());
+        Ok((here.clone(), to.unwrap_or(here)))
     }
 
     /// Opens the place to copy to; a dry run creates nothing there.
@@ -247,13 +323,18 @@ impl Run<'_> {
 
     fn note(&mut self, key: &Key, copied: Result<CopyOutcome, Error>) {
         match copied {
-            Ok(CopyOutcome::Copied { bytes, lost }) => {
+            Ok(CopyOutcome::Copied { bytes, lost, legacy }) => {
                 self.summary.copied += 1;
                 self.summary.copied_bytes += bytes;
                 self.refusal = None;
                 if !lost.is_empty() {
                     self.summary.reduced += 1;
                     self.progress.aside(|| self.output.remark(&reduced(key, &lost, &self.summary.to)));
+                }
+                if let (Some(conversion), Some(counts)) = (&self.copier.conversion, &mut self.summary.doubtful)
+                    && let Some(line) = conversion.doubts(key, legacy, counts)
+                {
+                    self.progress.aside(|| self.output.remark(&line));
                 }
             }
             Ok(CopyOutcome::AlreadyThere) => self.summary.skipped += 1,
@@ -297,6 +378,7 @@ impl Run<'_> {
                 summary.reduced, summary.to
             ));
         }
+        text.push_str(&summary.doubtful.as_ref().map(Doubtful::text).unwrap_or_default());
         if summary.foreign > 0 {
             text.push_str(&format!("{} names at the source are not keys and were left out\n", summary.foreign));
         }
