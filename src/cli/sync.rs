@@ -160,6 +160,6 @@ impl SyncProgress for ShownProgress<'_> {
         }
         let mut failure = Failure::from(error);
         failure.message = format!("{key}: {}; it stays on this machine", failure.message);
-        self.progress.aside(|| self.output.fail(&failure));
+        self.progress.suspend(|| self.output.fail(&failure));
     }
 }

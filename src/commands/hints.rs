@@ -18,15 +18,15 @@ pub struct Hints {
     expires_at: Hint<Timestamp>,
 }
 
-/// What one member says.
+/// What the metadata says about one option of a store, such as the content type.
 #[derive(Clone, Debug, Default)]
 enum Hint<T> {
-    /// The metadata has no such member.
+    /// The metadata has no member of the option's name.
     #[default]
     None,
-    /// It says this.
+    /// The member has this value.
     Said(T),
-    /// It says nothing usable.
+    /// The member has a value that the option cannot take.
     Unusable,
 }
 

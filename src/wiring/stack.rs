@@ -1,13 +1,13 @@
 //! Builds the storage stack from the settings.
 //!
 //! ```text
-//! a bucket        Engine ─ Encoded ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3        below local_storage_path:
-//!                                              └─ Metered ─ Local                   overlay/…
-//! no bucket       Engine ─ Encoded ─ Metered ─ Local                                objects/
+//! a bucket    Engine ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
+//!                                                                       └─ Metered ─ Local         overlay/…
+//! no bucket   Engine ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Metered ─ Local                      objects/
 //! ```
 //!
-//! `LegacyFiles`, which finds the files of the Python class beside these folders, is below `Encoded`, and `LegacyValues`,
-//! which knows what its bytes stand for, is above.
+//! Folders are below `local_storage_path`. `LegacyFiles` finds the files of the Python class beside these folders;
+//! `LegacyValues` knows what their bytes stand for. With a bucket, `LegacyFiles` is there only with a local fallback.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -166,7 +166,7 @@ impl Arguments {
         };
         let progress = Progress::counting(output, if self.dry_run { "looking" } else { "copying" });
         for line in conversion.iter().flat_map(|conversion| conversion.left_out()) {
-            progress.aside(|| output.remark(&line));
+            progress.suspend(|| output.remark(&line));
         }
         let mut run = Run { copier, summary, progress, output, refusal: None, stopped: None };
         run.walk(self.prefix.unwrap_or_default(), self.parallel.into()).await;
@@ -329,12 +329,12 @@ impl Run<'_> {
                 self.refusal = None;
                 if !lost.is_empty() {
                     self.summary.reduced += 1;
-                    self.progress.aside(|| self.output.remark(&reduced(key, &lost, &self.summary.to)));
+                    self.progress.suspend(|| self.output.remark(&reduced(key, &lost, &self.summary.to)));
                 }
                 if let (Some(conversion), Some(counts)) = (&self.copier.conversion, &mut self.summary.doubtful)
                     && let Some(line) = conversion.doubts(key, legacy, counts)
                 {
-                    self.progress.aside(|| self.output.remark(&line));
+                    self.progress.suspend(|| self.output.remark(&line));
                 }
             }
             Ok(CopyOutcome::AlreadyThere) => self.summary.skipped += 1,
@@ -344,7 +344,7 @@ impl Run<'_> {
                 let ends = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NoSpace);
                 let refused = error.kind == ErrorKind::Denied && self.summary.copied == 0;
                 let failure = Failure::from(error);
-                self.progress.aside(|| self.output.fail(&failure));
+                self.progress.suspend(|| self.output.fail(&failure));
                 if ends && self.stopped.is_none() {
                     let why =
                         "stopped, since all other values would fail for the same reason; run it again to continue";

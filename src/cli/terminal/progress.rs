@@ -75,7 +75,7 @@ impl Progress {
     }
 
     /// Hides the display while `write` writes to the terminal.
-    pub(in crate::cli) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+    pub(in crate::cli) fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)
     }
 

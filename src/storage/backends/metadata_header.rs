@@ -188,7 +188,9 @@ pub(in crate::storage) fn read(
     if let Some(metadata) = &attributes.metadata {
         attributes.metadata = Some(unescape(metadata)?);
     }
-    if let Some(content_type) = remote.content_type.filter(|content_type| !content_type.is_empty()) {
+    // Sealed attributes are bound to the content type with which they were written.
+    let is_sealed = attributes.is_sealed();
+    if let Some(content_type) = remote.content_type.filter(|content_type| !content_type.is_empty() && !is_sealed) {
         attributes.content_type = content_type;
     }
     attributes.foreign.headers = headers;

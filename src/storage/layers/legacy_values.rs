@@ -153,9 +153,9 @@ impl LegacyValues {
 
 /// The reason why bytes were not read as a pickle.
 enum ReadFault {
-    /// They are none.
+    /// The bytes are no pickle.
     NoPickle,
-    /// They are one that cannot be read as data.
+    /// The bytes are a pickle that cannot be read as data.
     Pickle(PickleError),
     /// The bytes could not be read, or the value could not be written.
     Storage(Error),

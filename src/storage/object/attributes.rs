@@ -172,7 +172,8 @@ impl Attributes {
     /// The operation id identifies the command as it was sent, but two cases are another write all the same: the source
     /// that a reference names may have changed since, and an object that was written before `began`, the start of this
     /// command, was written by an equal command. A time to live counts from each attempt, so expiries are only compared
-    /// by whether there is one. Of sealed attributes, which are different each time, the operation id alone tells the value.
+    /// by whether there is one. Of sealed attributes, which are different each time, the operation id stands for checksum and
+    /// metadata, too.
     pub(in crate::storage) fn is_same_write(&self, present: &Self, began: Option<Timestamp>) -> bool {
         self.operation_id.is_some()
             && self.operation_id == present.operation_id

@@ -131,6 +131,8 @@ impl ContentType {
     ///
     /// [`OptionError`] with the fault and the rule.
     pub fn parse(text: &str) -> Result<Self, OptionError> {
+        // No header keeps blanks at its end.
+        let text = text.trim_end_matches(' ');
         let fault = |why: &str| {
             Err(OptionError(format!("content type {text:?} {why}; write it as `type/subtype`, e.g. `text/csv`")))
         };

@@ -7,9 +7,9 @@ use crate::storage::object::Attributes;
 /// A codec that compresses values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
-    /// RFC 1952.
+    /// The gzip format, RFC 1952.
     Gzip,
-    /// RFC 8878.
+    /// The Zstandard format, RFC 8878.
     Zstd,
 }
 
@@ -24,7 +24,7 @@ impl Codec {
         }
     }
 
-    /// Returns the name.
+    /// Returns the name of the codec as attributes and `Content-Encoding` have it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

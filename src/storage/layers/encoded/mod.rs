@@ -1,5 +1,6 @@
 //! Encoded objects, whose stored bytes a codec made from the bytes of the value.
 
+mod coders;
 mod compression;
 mod deferral;
 pub(in crate::storage) mod encryption;
@@ -16,7 +17,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::Semaphore;
 
 use self::pack::pack;
 use self::unpack::{Cap, Unpacked, Wanted, unpack};
@@ -28,10 +28,6 @@ use crate::storage::reading::damaged;
 
 /// Values of up to this many bytes are compressed on the caller's thread, which takes about 0.1 ms.
 const INLINE: u64 = 16 << 10;
-
-/// The coders of large values that may run at once. Each may hold up to 128 MiB of a value, to which the format refers
-/// back.
-static CODERS: Semaphore = Semaphore::const_new(4);
 
 /// The most bytes of a value of another tool, whose size is unknown, that are decompressed into a file.
 const MOST_STREAMED: u64 = 64 << 30;

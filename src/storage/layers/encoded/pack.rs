@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
+use crate::storage::layers::encoded::INLINE;
+use crate::storage::layers::encoded::coders::coded;
 use crate::storage::layers::encoded::compression::{Codec, Compression};
 use crate::storage::layers::encoded::sink::CodecSink;
-use crate::storage::layers::encoded::{CODERS, INLINE};
-use crate::storage::object::payload::{self, Payload};
+use crate::storage::object::payload::Payload;
 use crate::storage::object::{Attributes, Checksum, Key, Object};
 
 /// After this many bytes of the value, a codec that has not made them smaller is given up.
@@ -38,11 +39,8 @@ pub(super) async fn pack(key: &Key, rule: Compression, object: &Object, spool: &
         Some(bytes) if bytes.len() as u64 <= INLINE => compress(rule, payload, expected, spool),
         _ => {
             let (payload, spool) = (payload.clone(), spool.clone());
-            // The semaphore is never closed.
-            let permit = CODERS.acquire().await;
-            let packed = payload::run_blocking(move || compress(rule, &payload, expected, &spool)).await;
-            drop(permit);
-            packed
+            let is_streamed = payload.as_memory().is_none();
+            coded(is_streamed, move || compress(rule, &payload, expected, &spool)).await
         }
     };
     match packed {
@@ -85,7 +83,9 @@ fn compress(rule: Compression, payload: &Payload, expected: (u64, Checksum), spo
             )
         }
         Codec::Zstd => {
-            let coder = zstd::stream::write::Encoder::new(sink, rule.level)?;
+            let mut coder = zstd::stream::write::Encoder::new(sink, rule.level)?;
+            // Without the size, each value would take the memory that a large one needs.
+            coder.set_pledged_src_size(Some(payload.len()))?;
             feed(coder, payload, expected, |coder| coder.get_ref().len(), zstd::stream::write::Encoder::finish)
         }
     }

@@ -7,10 +7,10 @@ use std::ops::Range;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
-use crate::storage::layers::encoded::CODERS;
+use crate::storage::layers::encoded::coders::coded;
 use crate::storage::layers::encoded::compression::Codec;
 use crate::storage::layers::encoded::sink::CodecSink;
-use crate::storage::object::payload::{self, Payload};
+use crate::storage::object::payload::Payload;
 use crate::storage::object::{Checksum, Key};
 use crate::storage::reading::damaged;
 
@@ -81,10 +81,8 @@ pub(super) async fn unpack(
         decompress(codec, payload, wanted, spool)
     } else {
         let (payload, wanted, spool) = (payload.clone(), wanted.clone(), spool.clone());
-        // The semaphore is never closed.
-        let permit = CODERS.acquire().await;
-        let unpacked = payload::run_blocking(move || Ok(decompress(codec, &payload, &wanted, &spool))).await;
-        drop(permit);
+        let is_streamed = !wanted.in_memory || payload.as_memory().is_none();
+        let unpacked = coded(is_streamed, move || Ok(decompress(codec, &payload, &wanted, &spool))).await;
         unpacked.unwrap_or_else(|error| Err(Fault::Disk(error)))
     };
     unpacked.map_err(|fault| match (fault, wanted.cap) {
@@ -173,7 +171,9 @@ fn decompress(codec: Codec, payload: &Payload, wanted: &Wanted, spool: &Spool) -
         if total > most {
             return Err(Fault::TooLarge);
         }
-        if total > FREE_OF_RATIO && total / MOST_RATIO > read.get() {
+        // The size of an object of this program is known and bounds what is decompressed.
+        let is_foreign = !matches!(wanted.cap, Cap::Declared(_));
+        if is_foreign && total > FREE_OF_RATIO && total / MOST_RATIO > read.get() {
             return Err(Fault::Bomb);
         }
     }
@@ -285,6 +285,8 @@ mod tests {
             assert!(error.kind == ErrorKind::Integrity && error.to_string().contains("bomb"), "{error}");
         }
         assert_eq!(unpacked(Codec::Gzip, gzip(&zeros)).await, zeros);
+        let found = within(Codec::Zstd, &bomb, ALL, Cap::Declared(17 << 20)).await.unwrap();
+        assert_eq!(found.payload.len(), 17 << 20, "a value of this program may be of any ratio");
         let few = Bytes::from(zstd::encode_all(&zeros[..16 << 20], 19).unwrap());
         assert_eq!(unpacked(Codec::Zstd, few).await.len(), 16 << 20);
     }

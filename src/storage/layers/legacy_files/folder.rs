@@ -246,7 +246,7 @@ impl LegacyFolder {
     }
 }
 
-/// What a reading returns.
+/// The answer of a read: attributes alone, or an object with attributes.
 trait HasAttributes {
     fn attributes(&self) -> &Attributes;
 }

@@ -10,7 +10,7 @@
 //!
 //! The input, the stack, the memo and the number of containers are bounded by [`limits`]. No length that the pickle
 //! declares is allocated before as many bytes are there. Memo indices must follow each other, so a large index costs
-//! nothing (CPython issue 115952). A value is written without recursion beyond a fixed depth, and what is written is
+//! nothing (CPython gh-115952). A value is written without recursion beyond a fixed depth, and what is written is
 //! bounded, too: a small pickle whose lists share their members may stand for a very large value.
 
 mod call;

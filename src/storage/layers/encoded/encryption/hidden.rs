@@ -26,14 +26,14 @@ impl Hidden {
         Self { checksum: *checksum, operation_id: operation_id.clone(), metadata: metadata.clone() }
     }
 
-    /// Puts them back into the attributes of the object.
+    /// Puts the hidden attributes back into the attributes of the object.
     pub(super) fn restore(self, attributes: &mut Attributes) {
         attributes.checksum = self.checksum;
         attributes.operation_id = self.operation_id;
         attributes.metadata = self.metadata;
     }
 
-    /// Encrypts them, bound to the object's name and to the attributes that stay readable.
+    /// Encrypts the hidden attributes, bound to the object's name and to the attributes that stay readable.
     pub(super) fn seal(
         &self,
         name: &Key,
@@ -44,7 +44,7 @@ impl Hidden {
         Ok(SealedText(seal(&*data_key.attributes()?, &associated(name, attributes), &text)?))
     }
 
-    /// Decrypts them where they belong to this name and to these attributes.
+    /// Decrypts the hidden attributes where they belong to this name and to these attributes.
     pub(super) fn open(
         sealed: &SealedText,
         name: &Key,

@@ -10,7 +10,7 @@ use super::cipher::{NONCE, TAG, derive, joined, open, seal};
 use super::data_key::DataKey;
 use super::fault::SealFault;
 use crate::encryption_key::{EncryptionKey, EncryptionKeyError};
-use crate::storage::object::{Binary, Envelope, Key, KeyId};
+use crate::storage::object::{Attributes, Binary, Envelope, Key, KeyId};
 
 /// The master keys: the first encrypts, all decrypt. `Debug` shows their ids only.
 ///
@@ -94,13 +94,16 @@ impl Keyring {
         Ok(data_key)
     }
 
-    /// Stands for the identity of a command, which tells about the value that the command carried.
+    /// Stands for the identity of a command, its value and its metadata, which are sealed; `None` without an identity.
     ///
-    /// Under one master key it is the same for the same command, so two attempts of it are still recognized.
-    pub(super) fn pseudonym(&self, operation_id: &str) -> Result<String, Unspecified> {
+    /// Under one master key it is the same for the same command and value, so two attempts of it are still recognized.
+    pub(super) fn pseudonym(&self, value: &Attributes) -> Result<Option<String>, Unspecified> {
+        let Some(operation_id) = value.operation_id.as_deref() else { return Ok(None) };
         let master = self.0.first().ok_or(Unspecified)?;
-        let derived = derive(master.secret.expose(), &[], &[b"filestorage operation v1", operation_id.as_bytes()])?;
-        Ok(derived[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        let metadata = value.metadata.as_ref().map(|metadata| metadata.get()).unwrap_or_default();
+        let info = joined(&["filestorage operation v1", operation_id, &value.checksum.to_string(), metadata]);
+        let derived = derive(master.secret.expose(), &[], &[&info])?;
+        Ok(Some(derived[..16].iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 }
 
@@ -126,7 +129,10 @@ fn associated(id: KeyId, name: &Key) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
+    use crate::storage::object::{Checksum, Kind};
 
     const OLD: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
     const NEW: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
@@ -143,9 +149,25 @@ mod tests {
     #[test]
     fn a_pseudonym_is_the_same_under_one_key_only() {
         let (old, new) = (Keyring::parse(OLD).unwrap(), Keyring::parse(NEW).unwrap());
-        assert_eq!(old.pseudonym("id").unwrap(), old.pseudonym("id").unwrap());
-        assert_ne!(old.pseudonym("id").unwrap(), old.pseudonym("other").unwrap());
-        assert_ne!(old.pseudonym("id").unwrap(), new.pseudonym("id").unwrap());
-        assert_eq!(old.pseudonym("id").unwrap().len(), 32);
+        let value = |id: &str, value: &[u8], metadata: Option<String>| {
+            let size = value.len() as u64;
+            Attributes {
+                operation_id: Some(id.to_owned()),
+                metadata: metadata.map(|text| RawValue::from_string(text).unwrap()),
+                ..Attributes::new(Kind::Bytes, "text/plain".to_owned(), size, Checksum::of(value))
+            }
+        };
+        let metadata = || Some(format!("{{\"a\":\"{}\"}}", "x".repeat(4_000)));
+        let pseudonym = |keyring: &Keyring, value: &Attributes| keyring.pseudonym(value).unwrap().unwrap();
+        let it = value("id", b"value", metadata());
+        assert_eq!(pseudonym(&old, &it), pseudonym(&old, &value("id", b"value", metadata())));
+        for other in
+            [value("other", b"value", metadata()), value("id", b"other", metadata()), value("id", b"value", None)]
+        {
+            assert_ne!(pseudonym(&old, &it), pseudonym(&old, &other));
+        }
+        assert_ne!(pseudonym(&old, &it), pseudonym(&new, &it));
+        assert_eq!(pseudonym(&old, &it).len(), 32);
+        assert_eq!(old.pseudonym(&Attributes { operation_id: None, ..it }).unwrap(), None);
     }
 }

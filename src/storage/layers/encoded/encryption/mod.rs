@@ -133,7 +133,7 @@ impl Keyring {
                 commitment: Binary(data_key.commitment()?),
                 sealed: Hidden::of(value).seal(name, value, data_key)?,
             };
-            let operation_id = value.operation_id.as_deref().map(|id| self.pseudonym(id)).transpose()?;
+            let operation_id = self.pseudonym(value)?;
             Ok(Attributes {
                 checksum: value.stored_checksum,
                 operation_id,
