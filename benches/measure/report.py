@@ -22,7 +22,7 @@ class Report:
         self.references = {}
         self.inline = defaultdict(dict)
         self.small = defaultdict(dict)
-        self.encryption = []
+        self.codecs = []
         self.faults = []
 
     def add(self, place, peer, operation, round_number, result):
@@ -66,7 +66,7 @@ class Report:
         self._print_references()
         self._print_inline()
         self._print_small()
-        self._print_encryption()
+        self._print_codecs()
         self._print_load()
         for fault in self.faults:
             print(f"\n**FAULT** {fault}")
@@ -188,17 +188,18 @@ class Report:
                 f"{median(result['cpu_seconds_per_1000'] for result in rounds.values()):.3f}",
             ])  # fmt: skip
 
-    def _print_encryption(self):
-        if not self.encryption:
+    def _print_codecs(self):
+        if not self.codecs:
             return
-        print("\n### Encryption alone, nothing stored\n")
-        row(["bytes of a value", "encrypt, GB a CPU second", "decrypt, GB a CPU second", "encrypt, CPU µs", "decrypt, CPU µs"])
-        row(["--:"] * 5)
-        for result in self.encryption:
-            halves = [result[half] for half in ("encrypt", "decrypt")]
-            rates = [f"{half['gigabytes_per_cpu_second']:.2f}" for half in halves]
-            times = [f"{half['cpu_microseconds']:,.1f}" for half in halves]
-            row([f"{result['size']:,}", *rates, *times])
+        print("\n### Codecs alone, JSON records, nothing stored\n")
+        row(["bytes of a value", "codec", "stored", "encode, MB a CPU second", "decode, MB a CPU second", "encode, CPU µs", "decode, CPU µs"])
+        row(["--:", "---", "--:", "--:", "--:", "--:", "--:"])
+        for result in self.codecs:
+            halves = [result[half] for half in ("encode", "decode")]
+            rates = [f"{half['megabytes_per_cpu_second']:,.0f}" for half in halves]
+            times = [f"{half['cpu_microseconds']:,.0f}" for half in halves]
+            share = f"{result['stored'] / result['size']:.1%}"
+            row([f"{result['size']:,}", result["codec"], share, *rates, *times])
 
     def _print_load(self):
         fast = [

@@ -23,9 +23,9 @@ def say(text):
 
 def build():
     """Builds what is measured and what measures; returns the executables by target name."""
-    say("building the release binary, the load generator, the limit, the bare client and the encryption alone")
+    say("building the release binary, the load generator, the limit, the bare client and the codecs alone")
     executables = {}
-    for targets in (["--bin", "filestorage"], ["--bench", "load", "--bench", "limit", "--bench", "bare", "--bench", "encryption"]):
+    for targets in (["--bin", "filestorage"], ["--bench", "load", "--bench", "limit", "--bench", "bare", "--bench", "codecs"]):
         command = ["cargo", "build", "--release", "--locked", "--message-format=json-render-diagnostics", *targets]
         output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
         for line in output.splitlines():
