@@ -34,9 +34,5 @@ dist: ## builds what is handed out, into target/dist: program, units, documents,
 
 clean: ## stops the development servers and removes everything that was built
 	@for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
-	@for folder in target/dev-broker-e2e*; do DEV_BROKER_DIR=$$folder deploy/dev-broker stop; done
-	@for folder in target/dev-gcs-e2e*; do DEV_GCS_DIR=$$folder deploy/dev-gcs stop; done
-	@for folder in target/dev-s3-e2e*; do DEV_S3_DIR=$$folder deploy/dev-s3 stop; done
-	@export DEV_BROKER_DIR=target/book-broker DEV_GCS_DIR=target/book-gcs DEV_S3_DIR=target/book-s3; \
-		for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
+	@deploy/stop-servers
 	cargo clean

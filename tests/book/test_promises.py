@@ -29,8 +29,6 @@ def missing(text, known=None):
                 text_of_file = path.read_text()
                 known[prefix] |= set(re.findall(r"^ *(?:async )?def (test_\w+)", text_of_file, re.M))
                 known[prefix] |= set(re.findall(r"#\[(?:tokio::)?test\b[^\n]*\n(?:\s*#\[[^\n]*\n)*\s*(?:async )?fn (\w+)", text_of_file))
-                # A suite that a macro turns into tests.
-                known[prefix] |= set(re.findall(r"^ *(?:pub(?:\([a-z]+\))? )?(?:async )?fn (\w+)", text_of_file, re.M)) if path.suffix == ".rs" else set()
         if name not in known[prefix]:
             faults.append(f"{prefix}::{name}")
     return faults
