@@ -68,7 +68,7 @@ pub(super) fn build(arena: &mut Arena<'_>, object: Item, state: Item) -> Result<
     let Some(Node::Dict(members)) = arena.node(state) else { return Err(wrong()) };
     // The state of a UUID has two members at most.
     let members = if members.len() <= 4 { members.as_slice() } else { &[] };
-    let number = members.iter().rev().find(|(name, _)| arena.text(*name) == Some("int")).map(|(_, number)| *number);
+    let number = members.iter().rev().find(|(name, _)| arena.is_text(*name, "int")).map(|(_, number)| *number);
     let number = match number {
         Some(Item::Int(number)) => u128::try_from(number).ok(),
         Some(Item::Node(place)) => match arena.node(place) {

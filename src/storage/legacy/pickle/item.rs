@@ -168,6 +168,15 @@ impl<'a> Arena<'a> {
         }
     }
 
+    /// Tells whether a value is this text; looks at no more bytes than this has.
+    pub(super) fn is_text(&self, item: Item, text: &str) -> bool {
+        match item {
+            Item::Text(span) => self.bytes(span) == text.as_bytes(),
+            Item::Node(place) => matches!(self.node(place), Some(Node::Text(made)) if **made == *text),
+            _ => false,
+        }
+    }
+
     /// Returns the bytes of a value that is `bytes` or `bytearray`.
     pub(super) fn octets(&self, item: Item) -> Option<&[u8]> {
         match item {

@@ -18,5 +18,11 @@ pub(super) const DIGITS: usize = 4300;
 /// The largest number of bytes of all integers beyond 64 bits together; their conversion takes quadratic time.
 pub(super) const INTEGERS: usize = 1 << 20;
 
+/// The work on one member of a dict, as that on so many bytes of a key.
+pub(super) const MEMBER: u64 = 16;
+
+/// The most work on the members of dicts for each byte that may be written. A member takes 5 bytes at least: `"":1,`.
+pub(super) const WORK: u64 = 4;
+
 /// The largest value in bytes, as it is written.
 pub(in crate::storage) const WRITTEN: u64 = 64 << 20;

@@ -199,7 +199,17 @@ fn hostile_pickles_end_soon_and_small() {
     let deep = [&b"]".repeat(600)[..], &b"a".repeat(599), b"."].concat();
     let wide = [&b"\x80\x04]\x94("[..], &b"N".repeat(1000), b"e0(", &b"h\x00".repeat(300_000), b"l."].concat();
     let integers = [&b"("[..], &[&b"\x8b\xf4\x01\0\0"[..], &[0x7f; 500]].concat().repeat(3000), b"l."].concat();
+    // One dict, filled at one key again and again, and then listed again and again.
+    let repeated = |key: &[u8], fill: usize, times: usize| {
+        let begin = [&b"\x80\x04\x8c"[..], &[key.len() as u8], key, b"\x940}\x94"].concat();
+        let filled = b"h\x00Ns".repeat(fill);
+        [&begin[..], &filled, b"0(", &b"h\x01".repeat(times), b"l."].concat()
+    };
     for (pickle, words) in [
+        (repeated(b"a", 1_000_000, 2_000_000), "repeats the keys"),
+        (repeated(b"a", 1_000, 2_000_000), "repeats the keys"),
+        (repeated(&[b'a'; 255], 10_000, 1_000), "repeats the keys"),
+        (repeated(b"", 1, 2_000_000), "more than 1048576 bytes"),
         (bomb(200), "more than 1048576 bytes"),
         (deep, "deeper than 512"),
         (wide, "more than 1048576 bytes"),
@@ -217,7 +227,32 @@ fn hostile_pickles_end_soon_and_small() {
         // Generous, since unoptimised code runs beside other tests; without a bound it would be hours.
         assert!(began.elapsed() < Duration::from_secs(60), "{words}: {:?}", began.elapsed());
     }
+    assert_eq!(json(&repeated(b"a", 1_000, 2)), r#"[{"a":null},{"a":null}]"#);
     assert_eq!(json(&bomb(3)), "[[[[],[]],[[],[]]],[[[],[]],[[],[]]]]");
+}
+
+#[test]
+fn the_state_of_a_uuid_costs_little_however_often_it_is_set() {
+    // The state has the number and behind it a long key, which is the first that is looked at.
+    let state = |members: &[u8], times: usize| {
+        let long = "x".repeat(8 << 20);
+        let mut pickle = b"\x80\x02}q\x00(".to_vec();
+        pickle.extend(members);
+        pickle.push(b'X');
+        pickle.extend((long.len() as u32).to_le_bytes());
+        pickle.extend(long.as_bytes());
+        pickle.extend(b"Nu0cuuid\nUUID\n)\x81");
+        pickle.extend(b"h\x00b".repeat(times));
+        pickle.push(b'.');
+        pickle
+    };
+    let began = Instant::now();
+    let number = b"X\x03\x00\x00\x00intK\x05";
+    let written = json(&state(number, 300_000));
+    assert!(written.contains("00000000000000000000000000000005"), "{written}");
+    let many = [&number[..], &b"K\x01N".repeat(4)].concat();
+    assert!(read(&state(&many, 1)).unwrap_err().contains("BUILD"), "no UUID has so many members");
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 proptest! {

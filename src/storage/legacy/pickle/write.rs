@@ -58,6 +58,7 @@ impl Pickle<'_> {
             out: Vec::new(),
             most,
             written: 0,
+            work: 0,
             depth: 0,
             open: vec![false; self.arena.len()],
             types: Types::Kept,
@@ -89,6 +90,8 @@ struct Writer<'a, S> {
     out: Vec<u8>,
     most: u64,
     written: u64,
+    /// The work on members of dicts, which equal keys make larger than what is written.
+    work: u64,
     depth: usize,
     /// Which values of the arena are being written.
     open: Vec<bool>,
@@ -104,6 +107,15 @@ impl<S: FnMut(&[u8]) -> io::Result<()>> Writer<'_, S> {
         }
         self.out.extend_from_slice(bytes);
         if self.out.len() >= CHUNK { self.pass_on() } else { Ok(()) }
+    }
+
+    /// Counts work before it is done. A dict without equal keys never reaches the limit before its text does.
+    fn work(&mut self, members: usize, key_bytes: usize) -> Result<(), WriteFault> {
+        self.work += members as u64 * limits::MEMBER + key_bytes as u64;
+        if self.work > self.most.saturating_mul(limits::WORK) {
+            return Err(PickleError::new("the pickle repeats the keys of its dicts too often").into());
+        }
+        Ok(())
     }
 
     fn pass_on(&mut self) -> Result<(), WriteFault> {
@@ -185,10 +197,13 @@ impl<S: FnMut(&[u8]) -> io::Result<()>> Writer<'_, S> {
 
     /// Writes a dict. Of equal keys the first one gives the place and the last one the value, as in Python.
     fn dict(&mut self, members: &[(Item, Item)]) -> Result<(), WriteFault> {
+        self.work(members.len(), 0)?;
         let mut places: HashMap<Box<str>, usize> = HashMap::new();
         let mut last: Vec<(usize, Item)> = Vec::with_capacity(members.len());
         for (index, (key, value)) in members.iter().enumerate() {
-            match places.entry(self.name(*key)?) {
+            let name = self.name(*key)?;
+            self.work(0, name.len())?;
+            match places.entry(name) {
                 std::collections::hash_map::Entry::Occupied(place) => {
                     if let Some(present) = last.get_mut(*place.get()) {
                         present.1 = *value;
