@@ -44,7 +44,7 @@ pub struct LegacyValues {
     objects: bool,
     /// Whether the bytes of a pickle that cannot be read as data are a value.
     keeps_pickles: bool,
-    /// The attributes of values by key and generation.
+    /// The attributes of values by key and generation, without the caller's metadata: it may be large.
     known: Mutex<HashMap<(Key, String), Attributes>>,
 }
 
@@ -134,13 +134,15 @@ impl LegacyValues {
         let read = match tried {
             // A small pickle may stand for a large value.
             None | Some(Err(WriteFault::Pickle(_))) => {
-                // The semaphore is never closed.
+                // The semaphore is never closed. The work keeps the permit also when nobody waits for it any longer.
                 let permit = READERS.acquire().await.ok();
                 let spool = self.spool.clone();
-                let work = move || Ok(unpickle(&bytes, &spool, pickle::limits::WRITTEN));
-                let read = payload::run_blocking(work).await.map_err(unread)?;
-                drop(permit);
-                read
+                let work = move || {
+                    let read = unpickle(&bytes, &spool, pickle::limits::WRITTEN);
+                    drop(permit);
+                    Ok(read)
+                };
+                payload::run_blocking(work).await.map_err(unread)?
             }
             Some(read) => read,
         };
@@ -257,7 +259,7 @@ impl Backend for LegacyValues {
         if known.len() >= REMEMBERED {
             known.clear();
         }
-        known.insert(state, found.clone());
+        known.insert(state, Attributes { metadata: None, ..found.clone() });
         Ok(Some(found))
     }
 
