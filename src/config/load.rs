@@ -117,6 +117,7 @@ pub fn survey(inputs: &Inputs) -> Result<(Loaded, Faults), Faults> {
         let message = "a setting that the program needs has no row in the registry of settings".to_owned();
         Faults(vec![SettingFault { setting: "registry".to_owned(), value: None, source: Source::Default, message }])
     })?;
+    settings.storage.own_files = overlap::files(inputs, &table).into_iter().map(|(_, path)| path).collect();
     let is_default = |row: &Effective| row.name == "celery_broker_url" && row.source == Source::Default;
     settings.queue.broker_is_default = effective.iter().any(is_default);
     let warnings = near_misses(inputs).into_iter().chain(shown_passwords(inputs)).collect();

@@ -51,7 +51,7 @@ pub(super) fn faults(inputs: &Inputs, table: &toml::Table, values: &Values) -> V
 }
 
 /// Collects the files that hold or are named by settings, also missing ones, and the login file of Google's tools.
-fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
+pub(super) fn files(inputs: &Inputs, table: &toml::Table) -> Vec<(String, PathBuf)> {
     let mut files: Vec<_> =
         inputs.file.iter().map(|file| ("the configuration file".to_owned(), file.path.clone())).collect();
     let mut add = |name: &str, path: &str| files.push((format!("the file of {name}"), PathBuf::from(path)));
@@ -137,6 +137,22 @@ mod tests {
             environment: [("HOME".into(), storage.with_file_name("home").into())].into_iter().collect(),
         };
         load(&inputs).map_or_else(|faults| faults.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn the_storage_engine_knows_the_files_of_the_configuration() {
+        let flag = Flag {
+            setting: "gcs_credentials_path".to_owned(),
+            flag: "--gcs-credentials-path".to_owned(),
+            value: "/secrets/key.json".to_owned(),
+        };
+        let inputs = Inputs {
+            flags: vec![flag],
+            file: Some(ConfigFile { path: "filestorage.toml".into(), text: String::new() }),
+            ..Inputs::default()
+        };
+        let files = load(&inputs).unwrap().settings.storage.own_files;
+        assert_eq!(files, [PathBuf::from("filestorage.toml"), PathBuf::from("/secrets/key.json")]);
     }
 
     #[test]

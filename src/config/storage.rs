@@ -50,6 +50,8 @@ pub struct StorageSettings {
     pub encryption: bool,
     /// `exchange_directories`: absolute paths of the folders below which commands may name files.
     pub exchange_directories: Vec<PathBuf>,
+    /// The files that hold or are named by settings: none of them is a value, whatever folder it lies in.
+    pub own_files: Vec<PathBuf>,
     /// `exchange_buckets`: the buckets, besides the worker's own, whose objects commands may name.
     pub exchange_buckets: Vec<(Provider, String)>,
 }
@@ -155,6 +157,8 @@ impl StorageSettings {
             },
             encryption: values.bool("enable_encryption"),
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
+            // They are known once all settings are.
+            own_files: Vec::new(),
             exchange_buckets: buckets.map(|(provider, name)| (provider, name.to_owned())).collect(),
         })
     }

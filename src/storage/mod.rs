@@ -39,8 +39,8 @@ pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
     Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
-    FaultReceiver, Keyring, KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, Owner, Pending, Refusals,
-    Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
+    FaultReceiver, Keyring, KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending,
+    Refusals, Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key, KeyError,

@@ -21,7 +21,7 @@ use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
     Backend, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, LegacyFiles,
-    LegacyValues, Local, Memory, Metered, Permission,
+    LegacyValues, Local, Memory, Metered, OwnEntries, Permission,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -179,7 +179,8 @@ fn over_bucket(
 
 /// Puts the files of the Python class below `local_storage_path` behind a store.
 fn legacy_files(settings: &StorageSettings, inner: Arc<dyn Backend>) -> LegacyFiles {
-    LegacyFiles::new(inner, &settings.local_storage_path, OWN)
+    let own = OwnEntries::new(OWN, &settings.own_files);
+    LegacyFiles::new(inner, &settings.local_storage_path, own, spool(settings))
 }
 
 fn engine_over(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
     Backend, CommitGuard, Deferral, DeleteOptions, DeleteRequest, Encoded, Engine, ErrorKind, Fallback, GetOptions,
-    LegacyFiles, LegacyValues, Local, Memory, PutOptions, Redelivered, Spool, StoreOptions, Value,
+    LegacyFiles, LegacyValues, Local, Memory, OwnEntries, PutOptions, Redelivered, Spool, StoreOptions, Value,
 };
 use filestorage::telemetry::Metrics;
 use jiff::Timestamp;
@@ -23,7 +23,12 @@ const OWN: &[&str] = &["objects", "overlay"];
 fn local(root: &Path) -> Arc<dyn Backend> {
     fs::create_dir_all(root.join("old/and/empty")).unwrap();
     fs::write(root.join("old/orphan.metadata"), "{}").unwrap();
-    values(LegacyFiles::new(Arc::new(Local::open(root.join("objects")).unwrap()), root, OWN))
+    values(LegacyFiles::new(
+        Arc::new(Local::open(root.join("objects")).unwrap()),
+        root,
+        OwnEntries::new(OWN, &[]),
+        Spool::new(std::env::temp_dir()),
+    ))
 }
 
 fn values(files: LegacyFiles) -> Arc<dyn Backend> {
@@ -52,7 +57,13 @@ fn over(bucket: &Arc<Bucket>, root: &Path) -> (Engine, Arc<Fallback>) {
     let fallback = Fallback::open(Arc::clone(bucket) as Arc<dyn Backend>, root.join("overlay"), Metrics::new());
     let fallback = Arc::new(fallback.unwrap());
     let deferral = Arc::clone(&fallback) as Arc<dyn Deferral>;
-    let files = LegacyFiles::new(Arc::clone(&fallback) as Arc<dyn Backend>, root, OWN).with_deferral(deferral);
+    let files = LegacyFiles::new(
+        Arc::clone(&fallback) as Arc<dyn Backend>,
+        root,
+        OwnEntries::new(OWN, &[]),
+        Spool::new(std::env::temp_dir()),
+    )
+    .with_deferral(deferral);
     let engine = Engine::new(values(files.clone()), BackendKind::Gcs)
         .with_deferral(Arc::new(files))
         .with_fallback(Arc::clone(&fallback));
@@ -105,7 +116,8 @@ async fn an_abandoned_delete_of_the_overlay_leaves_the_file() {
     let fallback = Fallback::open(Arc::new(Memory::new()), folder.path().join("overlay"), Metrics::new()).unwrap();
     let fallback = Arc::new(fallback);
     let deferral = Arc::clone(&fallback) as Arc<dyn Deferral>;
-    let files = LegacyFiles::new(fallback, folder.path(), OWN).with_deferral(deferral);
+    let files = LegacyFiles::new(fallback, folder.path(), OwnEntries::new(OWN, &[]), Spool::new(std::env::temp_dir()))
+        .with_deferral(deferral);
     let guard = CommitGuard::default();
     assert!(guard.abandon());
     let error = files.defer_delete(&key("k"), Timestamp::now(), &guard).await.unwrap_err();

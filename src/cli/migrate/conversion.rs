@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::config::StorageSettings;
 use crate::instant;
 use crate::storage::{
-    Attributes, Backend, Foreign, Key, LegacyFile, LegacyFiles, LegacyLock, LegacyValues, Memory, ObjectInfo, Result,
-    Survey,
+    Attributes, Backend, Foreign, Key, LegacyFile, LegacyFiles, LegacyLock, LegacyValues, Memory, ObjectInfo,
+    OwnEntries, Result, Survey,
 };
 use crate::wiring::folders::{OWN, spool};
 use crate::wiring::{Code, Failure, codecs, encryption};
@@ -58,7 +58,12 @@ impl Conversion {
         if !folder.is_dir() {
             return Err(Failure::new(Code::NoInput, format!("there is no folder {}", folder.display())));
         }
-        let files = LegacyFiles::new(Arc::new(Memory::new()), folder, OWN);
+        let files = LegacyFiles::new(
+            Arc::new(Memory::new()),
+            folder,
+            OwnEntries::new(OWN, &settings.own_files),
+            spool(settings),
+        );
         let survey = files.survey().await?;
         let encoded = Arc::new(codecs(settings, Arc::new(files.clone()), &encryption(settings)?));
         let values = LegacyValues::new(encoded, spool(settings));

@@ -16,7 +16,7 @@ pub use self::breaker::{Breaker, BreakerState};
 pub use self::encoded::encryption::{DataKey, Encryption, Keyring, KeyringError};
 pub use self::encoded::{Codec, Compression, Encoded, EncodedDeferral};
 pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
-pub use self::legacy_files::{LegacyFiles, LegacyLock, Survey};
+pub use self::legacy_files::{LegacyFiles, LegacyLock, OwnEntries, Survey};
 pub use self::legacy_values::LegacyValues;
 pub use self::metered::Metered;
 pub use self::refusals::{FaultReceiver, Refusals};

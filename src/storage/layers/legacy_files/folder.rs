@@ -7,16 +7,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::description::{self, Beside};
+use super::own::OwnEntries;
 use super::presence::Presence;
 use super::walk;
 use crate::storage::backend::{GetOptions, Listing, Page};
 use crate::storage::error::Error;
-use crate::storage::files::SpoolWriter;
+use crate::storage::files::{Spool, shortage};
 use crate::storage::legacy::{Sidecar, names};
 use crate::storage::object::{Attributes, Checksum, Key, Object, Payload};
 
@@ -30,7 +30,9 @@ const TRIES: usize = 3;
 #[derive(Debug)]
 pub(super) struct LegacyFolder {
     root: PathBuf,
-    own: &'static [&'static str],
+    own: OwnEntries,
+    /// Takes what is read of large files.
+    spool: Spool,
     presence: Presence,
     /// The checksums of files by their generations, so that a second look costs no reading.
     checksums: Mutex<HashMap<String, Checksum>>,
@@ -43,6 +45,8 @@ pub(super) enum LegacyFault {
     Io(io::Error),
     /// The file changed each time it was read.
     Changing,
+    /// The bytes could not be put into the spool.
+    Spool(io::Error),
     /// The options of the read are not permitted for this file.
     Refused(Error),
 }
@@ -52,7 +56,7 @@ pub(super) enum LegacyFault {
 struct Opened {
     folder: OwnedFd,
     name: String,
-    file: File,
+    file: Arc<File>,
     state: Metadata,
 }
 
@@ -75,29 +79,29 @@ impl HeldFile {
 }
 
 impl LegacyFolder {
-    pub(super) fn new(root: PathBuf, own: &'static [&'static str]) -> Self {
-        Self { root, own, presence: Presence::default(), checksums: Mutex::default() }
+    pub(super) fn new(root: PathBuf, own: OwnEntries, spool: Spool) -> Self {
+        Self { root, own, spool, presence: Presence::default(), checksums: Mutex::default() }
     }
 
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    pub(super) const fn own(&self) -> &'static [&'static str] {
-        self.own
+    pub(super) const fn own(&self) -> &OwnEntries {
+        &self.own
     }
 
     pub(super) fn may_have_files(&self) -> bool {
-        self.presence.look(&self.root, self.own)
+        self.presence.look(&self.root, &self.own)
     }
 
     pub(super) fn has_file(&self, key: &Key) -> io::Result<bool> {
-        Ok(self.open(key)?.is_some())
+        Ok(self.open(key, Access::Read)?.is_some())
     }
 
     /// Lists one page of keys.
     pub(super) fn list(&self, page: &Page) -> io::Result<Listing> {
-        walk::list(&self.root, self.own, page)
+        walk::list(&self.root, &self.own, page)
     }
 
     /// Reads the attributes, and the whole file for its checksum where that is not known.
@@ -112,75 +116,77 @@ impl LegacyFolder {
         })
     }
 
-    /// Reads the requested bytes of the file.
+    /// Reads the requested bytes of the file, and all others for the checksum.
+    ///
+    /// What is returned is a copy: a program in Python may write into the file itself at any time.
     pub(super) fn read(&self, key: &Key, options: GetOptions) -> io::Result<Result<Option<Object>, LegacyFault>> {
         self.steadily(key, |opened, attributes| {
             let part = options.kept_part(key, &attributes).map_err(LegacyFault::Refused)?;
             let whole = whole(opened, &attributes);
-            if part.end - part.start > SpoolWriter::IN_MEMORY as u64 {
-                let checksum = whole.checksum_blocking()?;
-                let payload = whole.slice(part);
-                let payload = if options.spooled { payload } else { in_memory(&payload)? };
-                return Ok(Object { attributes: with_checksum(attributes, checksum), payload });
-            }
             let mut checksum = Checksum::of(&[]);
-            let mut kept = Vec::new();
+            let mut kept = self.spool.writer();
             let mut offset = 0;
             while offset < whole.len() {
                 let chunk = whole.read_at(offset, Payload::CHUNK)?;
                 checksum = checksum.append(&chunk);
                 let within = |end: u64| (end.clamp(offset, offset + chunk.len() as u64) - offset) as usize;
-                kept.extend_from_slice(&chunk[within(part.start)..within(part.end)]);
+                kept.push_blocking(&chunk[within(part.start)..within(part.end)]).map_err(LegacyFault::Spool)?;
                 offset += chunk.len() as u64;
             }
-            Ok(Object { attributes: with_checksum(attributes, checksum), payload: Bytes::from(kept).into() })
+            let (payload, _) = kept.finish_blocking().map_err(LegacyFault::Spool)?;
+            let payload = if options.spooled { payload } else { in_memory(&payload).map_err(LegacyFault::Spool)? };
+            Ok(Object { attributes: with_checksum(attributes, checksum), payload })
         })
     }
 
     /// Locks the file, and waits for others that have it locked.
     pub(super) fn hold(&self, key: &Key) -> io::Result<Option<HeldFile>> {
         loop {
-            let Some(opened) = self.open(key)? else { return Ok(None) };
+            let Some(opened) = self.open(key, Access::Lock)? else { return Ok(None) };
             match opened.file.lock() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 locked => locked?,
             }
             // Somebody may have removed or replaced the file before the lock was given.
-            let Some(present) = self.open(key)? else { return Ok(None) };
+            let Some(present) = self.open(key, Access::Read)? else { return Ok(None) };
             if description::generation(&present.state) == description::generation(&opened.state) {
-                let attributes = self.describe(&opened)?;
+                let attributes = self.describe(key, &opened)?;
                 return Ok(Some(HeldFile { opened, attributes }));
             }
         }
     }
 
     /// Removes a locked file, and its sidecar unless another file has it, too; tells whether the file was there.
-    pub(super) fn discard(&self, key: &Key, held: HeldFile) -> io::Result<bool> {
+    ///
+    /// Where it fails with an error that may pass, nothing has been removed.
+    pub(super) fn discard(&self, key: &Key, held: &HeldFile) -> io::Result<bool> {
         let HeldFile { opened, .. } = held;
         // A program that knows no locks may have put another file there.
-        let Some(present) = self.open(key)? else { return Ok(false) };
+        let Some(present) = self.open(key, Access::Read)? else { return Ok(false) };
         if description::generation(&present.state) != description::generation(&opened.state) {
             return Ok(false);
         }
         let sidecar = names::sidecar(&opened.name);
         // Once the file is gone, nobody else can have the sidecar by mistake.
-        let shared = exists(&opened.folder, &sidecar)? && is_shared(&opened.folder, &opened.name, &sidecar)?;
-        rustix::fs::unlinkat(&opened.folder, opened.name.as_str(), AtFlags::empty())?;
-        if !shared {
-            match rustix::fs::unlinkat(&opened.folder, sidecar.as_str(), AtFlags::empty()) {
+        let kept = self.is_own_sidecar(key, &sidecar, &opened.folder)?
+            || (exists(&opened.folder, &sidecar)? && is_shared(&opened.folder, &opened.name, &sidecar)?);
+        // All that takes a descriptor comes before the removal.
+        let folder = readable(&opened.folder)?;
+        rustix::fs::unlinkat(&folder, opened.name.as_str(), AtFlags::empty())?;
+        if !kept {
+            match rustix::fs::unlinkat(&folder, sidecar.as_str(), AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(shortage::not_retried(error.into())),
             }
         }
         // A removal that a power cut forgets would bring the old value back.
-        let readable = readable(&opened.folder)?;
-        rustix::fs::fsync(readable)?;
+        rustix::fs::fsync(folder).map_err(|error| shortage::not_retried(error.into()))?;
         Ok(true)
     }
 
     /// Removes empty folders from below.
     pub(super) fn remove_empty_folders(&self) -> io::Result<u64> {
-        walk::remove_empty_folders(&self.root, self.own)
+        walk::remove_empty_folders(&self.root, &self.own)
     }
 
     fn checksums(&self) -> std::sync::MutexGuard<'_, HashMap<String, Checksum>> {
@@ -196,8 +202,8 @@ impl LegacyFolder {
         read: impl Fn(&Opened, Attributes) -> Result<T, LegacyFault>,
     ) -> io::Result<Result<Option<T>, LegacyFault>> {
         for _ in 0..TRIES {
-            let Some(opened) = self.open(key)? else { return Ok(Ok(None)) };
-            let attributes = self.describe(&opened)?;
+            let Some(opened) = self.open(key, Access::Read)? else { return Ok(Ok(None)) };
+            let attributes = self.describe(key, &opened)?;
             let done = match read(&opened, attributes) {
                 Err(LegacyFault::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
                 Err(fault) => return Ok(Err(fault)),
@@ -216,10 +222,11 @@ impl LegacyFolder {
         Ok(Err(LegacyFault::Changing))
     }
 
-    fn describe(&self, opened: &Opened) -> io::Result<Attributes> {
+    fn describe(&self, key: &Key, opened: &Opened) -> io::Result<Attributes> {
         let sidecar = names::sidecar(&opened.name);
-        let beside = match open_at(&opened.folder, &sidecar)? {
+        let beside = match open_at(&opened.folder, &sidecar, Access::Read)? {
             None => Beside::Nothing,
+            Some(file) if self.own.files().has(&self.folder_of(key), &sidecar, &file.metadata()?) => Beside::Nothing,
             Some(file) => {
                 let mut bytes = Vec::new();
                 file.take(Sidecar::MOST).read_to_end(&mut bytes)?;
@@ -231,8 +238,8 @@ impl LegacyFolder {
     }
 
     /// Opens the file of a key; `None` where there is none, or something else than a regular file.
-    fn open(&self, key: &Key) -> io::Result<Option<Opened>> {
-        let Some((folders, name)) = names::split(key.as_str(), self.own) else { return Ok(None) };
+    fn open(&self, key: &Key, access: Access) -> io::Result<Option<Opened>> {
+        let Some((folders, name)) = names::split(key.as_str(), self.own.folders()) else { return Ok(None) };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Some(mut folder) = absent(rustix::fs::open(&self.root, flags, Mode::empty()))? else { return Ok(None) };
         for part in folders {
@@ -240,9 +247,24 @@ impl LegacyFolder {
             let Some(next) = absent(opened)? else { return Ok(None) };
             folder = next;
         }
-        let Some(file) = open_at(&folder, name)? else { return Ok(None) };
+        let Some(file) = open_at(&folder, name, access)? else { return Ok(None) };
         let state = file.metadata()?;
-        Ok(state.is_file().then(|| Opened { folder, name: name.to_owned(), file, state }))
+        if !state.is_file() || self.own.files().has(&self.folder_of(key), name, &state) {
+            return Ok(None);
+        }
+        Ok(Some(Opened { folder, name: name.to_owned(), file: Arc::new(file), state }))
+    }
+
+    /// Returns the path of the folder in which the file of a key lies.
+    fn folder_of(&self, key: &Key) -> PathBuf {
+        let path = self.root.join(key.as_str());
+        path.parent().map_or_else(|| self.root.clone(), Path::to_owned)
+    }
+
+    /// Tells whether a name beside the file of a key is one of the configuration.
+    fn is_own_sidecar(&self, key: &Key, sidecar: &str, folder: &OwnedFd) -> io::Result<bool> {
+        let Some(file) = open_at(folder, sidecar, Access::Read)? else { return Ok(false) };
+        Ok(self.own.files().has(&self.folder_of(key), sidecar, &file.metadata()?))
     }
 }
 
@@ -273,12 +295,9 @@ fn with_checksum(attributes: Attributes, checksum: Checksum) -> Attributes {
     Attributes { checksum, stored_checksum: checksum, ..attributes }
 }
 
-/// Returns all bytes of an open file, of which a copy of the descriptor stays open.
+/// Returns all bytes of an open file, which stays open as long as they are used.
 fn whole(opened: &Opened, attributes: &Attributes) -> Payload {
-    match opened.file.try_clone() {
-        Ok(file) => Payload::file(Arc::new(file), 0, attributes.stored_size),
-        Err(_) => Payload::Memory(Bytes::new()),
-    }
+    Payload::file(Arc::clone(&opened.file), 0, attributes.stored_size)
 }
 
 fn in_memory(payload: &Payload) -> io::Result<Payload> {
@@ -286,10 +305,30 @@ fn in_memory(payload: &Payload) -> io::Result<Payload> {
     payload.read_at(0, length).map(Payload::Memory)
 }
 
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    /// To be locked against other writers.
+    Lock,
+}
+
 /// Opens a file in a folder; `None` where there is none. A link is none. Opening a pipe does not block.
-fn open_at(folder: &OwnedFd, name: &str) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    Ok(absent(rustix::fs::openat(folder, name, flags, Mode::empty()))?.map(File::from))
+fn open_at(folder: &OwnedFd, name: &str, access: Access) -> io::Result<Option<File>> {
+    let open = |mode| {
+        let flags = mode | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::openat(folder, name, flags, Mode::empty())
+    };
+    let opened = match access {
+        Access::Read => open(OFlags::RDONLY),
+        // Writable, though nothing is written: NFS refuses an exclusive lock on a file that is open for reading only.
+        Access::Lock => match open(OFlags::RDWR) {
+            // Other file systems lock it all the same. A folder cannot be opened for writing at all.
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::ISDIR | Errno::TXTBSY) => open(OFlags::RDONLY),
+            opened => opened,
+        },
+    };
+    Ok(absent(opened)?.map(File::from))
 }
 
 fn exists(folder: &OwnedFd, name: &str) -> io::Result<bool> {

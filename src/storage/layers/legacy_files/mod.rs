@@ -13,10 +13,13 @@
 //! A file is presented as the class would have put it into a bucket: the stored bytes, the coding, the metadata.
 //! [`LegacyValues`](super::LegacyValues) above the codecs makes the value of it.
 //!
+//! A file that the configuration names is never one of a key, though it may lie in the root: it holds a secret.
+//!
 //! Where nothing but this program's own folders lies in the root, an operation costs one look at the root's times.
 
 mod description;
 mod folder;
+mod own;
 mod presence;
 mod survey;
 mod walk;
@@ -30,12 +33,15 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use self::folder::{HeldFile, LegacyFault, LegacyFolder};
+pub use self::own::OwnEntries;
 pub use self::survey::Survey;
 use crate::storage::backend::{
     Backend, Condition, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::files::spool::spool_fault;
+use crate::storage::files::{FILE_OPERATIONS, Spool, shortage};
 use crate::storage::layers::listings;
 use crate::storage::object::{Attributes, Key, Object, payload};
 use crate::storage::reading::damaged;
@@ -59,10 +65,10 @@ pub struct LegacyLock {
 impl LegacyFiles {
     /// Puts the files below `root` behind a backend. The root need not exist.
     ///
-    /// `own` are the names of this program's folders in the root.
+    /// `own` is what in the root is no value. Bytes of large files pass through the spool.
     #[must_use]
-    pub fn new(inner: Arc<dyn Backend>, root: impl Into<PathBuf>, own: &'static [&'static str]) -> Self {
-        Self { inner, deferral: None, folder: Arc::new(LegacyFolder::new(root.into(), own)) }
+    pub fn new(inner: Arc<dyn Backend>, root: impl Into<PathBuf>, own: OwnEntries, spool: Spool) -> Self {
+        Self { inner, deferral: None, folder: Arc::new(LegacyFolder::new(root.into(), own, spool)) }
     }
 
     /// Names the way to the overlay below, past which no deferred write or delete may go.
@@ -115,8 +121,24 @@ impl LegacyFiles {
         self.on_files(Operation::Delete, None, LegacyFolder::remove_empty_folders).await
     }
 
-    /// Runs blocking work on the folder.
+    /// Runs blocking work on the folder, which can begin again where the system lacks a resource for a moment.
     async fn on_files<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        key: Option<&Key>,
+        work: impl Fn(&LegacyFolder) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // The semaphore is never closed.
+        let permit = FILE_OPERATIONS.acquire().await.ok();
+        let retried = move |folder: &LegacyFolder| {
+            let _permit = permit;
+            shortage::retry(|| work(folder), || {})
+        };
+        self.once(operation, key, retried).await
+    }
+
+    /// Runs blocking work on the folder without a permit: it may wait for a lock, and who holds that needs permits.
+    async fn once<T: Send + 'static>(
         &self,
         operation: Operation,
         key: Option<&Key>,
@@ -153,13 +175,13 @@ impl LegacyFiles {
             return Ok(None);
         }
         let it = key.clone();
-        self.on_files(operation, Some(key), move |folder| folder.hold(&it)).await
+        self.once(operation, Some(key), move |folder| shortage::retry(|| folder.hold(&it), || {})).await
     }
 
     /// Removes a file and its sidecar; tells whether the file was there.
     async fn discard(&self, operation: Operation, key: &Key, held: HeldFile) -> Result<bool> {
         let it = key.clone();
-        self.on_files(operation, Some(key), move |folder| folder.discard(&it, held)).await
+        self.once(operation, Some(key), move |folder| shortage::retry(|| folder.discard(&it, &held), || {})).await
     }
 
     /// Removes the file of a key that has an object now.
@@ -191,6 +213,7 @@ impl LegacyFiles {
             Err(LegacyFault::Changing) => {
                 Err(damaged(key, "the file is being written by another program").during(operation))
             }
+            Err(LegacyFault::Spool(error)) => Err(spool_fault(operation, Some(key), error)),
             Err(LegacyFault::Io(error)) => Err(self.fault(operation, Some(key), error)),
         }
     }
@@ -277,8 +300,19 @@ impl Backend for LegacyFiles {
         let Some(held) = self.hold(Operation::Delete, key).await? else { return self.inner.delete(key, options).await };
         let guard = &options.commit_guard;
         let Some(generation) = &options.generation else {
+            // The file may be the only copy, so the store is asked before it goes: it may refuse the delete.
+            let has_object = match self.inner.stat(key).await {
+                Ok(None) => self.is_pending(key).await?,
+                Ok(Some(_)) => true,
+                // The delete below decides.
+                Err(error) if error.is_transient() || error.kind == ErrorKind::Integrity => true,
+                Err(error) => return Err(error.during(Operation::Delete)),
+            };
             commit(key, guard)?;
             let found = self.discard(Operation::Delete, key, held).await?;
+            if !has_object {
+                return Ok(Removal { found, pending: false });
+            }
             let removal = self.inner.delete(key, options).await?;
             return Ok(Removal { found: removal.found || found, ..removal });
         };

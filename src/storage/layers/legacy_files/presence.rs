@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::own::OwnEntries;
 use crate::storage::legacy::names::LOST_AND_FOUND;
 
 /// The age below which the times of a folder say nothing: the clock of a file system may tick only so often, and two
@@ -28,7 +29,7 @@ impl Presence {
     /// Tells whether the root may hold old files; reads its entries only after they have changed. Blocks for a moment.
     ///
     /// A root that cannot be read may hold some: the operation that follows reports why it cannot be read.
-    pub(super) fn look(&self, root: &Path, own: &[&str]) -> bool {
+    pub(super) fn look(&self, root: &Path, own: &OwnEntries) -> bool {
         let metadata = match fs::metadata(root) {
             Ok(metadata) => metadata,
             Err(error) => return error.kind() != io::ErrorKind::NotFound,
@@ -50,10 +51,15 @@ impl Presence {
     }
 }
 
-fn has_others(root: &Path, own: &[&str]) -> io::Result<bool> {
+fn has_others(root: &Path, own: &OwnEntries) -> io::Result<bool> {
+    let files = own.files();
     for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        if name != LOST_AND_FOUND && !own.iter().any(|own| name == *own) {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == LOST_AND_FOUND || own.folders().iter().any(|own| name == *own) {
+            continue;
+        }
+        if !name.to_str().is_some_and(|name| files.has_entry(root, name, entry.ino())) {
             return Ok(true);
         }
     }
@@ -69,11 +75,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
         let presence = Presence::default();
-        let look = || presence.look(&root, &["objects"]);
+        let own = OwnEntries::new(&["objects"], &[root.join("key")]);
+        let look = || presence.look(&root, &own);
         assert!(!look(), "there is no root yet");
         for own in ["objects/x", "lost+found"] {
             fs::create_dir_all(root.join(own)).unwrap();
         }
+        fs::write(root.join("key"), "").unwrap();
         assert!(!look());
         // Within one tick and after it.
         for wait in [Duration::ZERO, 3 * TICK] {

@@ -27,13 +27,14 @@ impl LegacyFolder {
     /// Walks all files. In memory are the names of one folder, and those that are odd.
     pub(super) fn survey(&self) -> io::Result<Survey> {
         let mut survey = Survey::default();
-        let mut open = vec![(String::new(), self.own())];
+        let own_files = self.own().files();
+        let mut open = vec![(String::new(), self.own().folders())];
         while let Some((begin, own)) = open.pop() {
             let path = self.root().join(&begin);
             // The files by the name of their sidecar.
             let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
             let mut sidecars = Vec::new();
-            for name in walk::names(&path, own)?.0 {
+            for name in walk::names(&path, own, &own_files)?.0 {
                 let text = name.text();
                 if name.is_folder {
                     open.push((format!("{begin}{text}/"), &[]));
@@ -51,7 +52,11 @@ impl LegacyFolder {
                 match files.remove(&sidecar) {
                     Some(keys) if keys.len() > 1 => survey.shared_sidecars.extend(keys),
                     Some(_) => {}
-                    None if is_sidecar(&path.join(&sidecar))? => survey.orphans.push(relative),
+                    None if is_sidecar(&path.join(&sidecar))
+                        .map_err(|error| walk::at(&path.join(&sidecar), error))? =>
+                    {
+                        survey.orphans.push(relative)
+                    }
                     None => survey.misnamed.push(relative),
                 }
             }

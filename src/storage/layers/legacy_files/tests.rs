@@ -49,7 +49,7 @@ fn copied() -> tempfile::TempDir {
 
 fn engine(root: &Path, inner: Arc<dyn Backend>) -> Engine {
     let spool = || Spool::new(std::env::temp_dir());
-    let files = LegacyFiles::new(inner, root, OWN);
+    let files = LegacyFiles::new(inner, root, OwnEntries::new(OWN, &[]), spool());
     let values = LegacyValues::new(Arc::new(Encoded::new(Arc::new(files), spool())), spool());
     Engine::new(Arc::new(values), BackendKind::Local)
 }
@@ -330,7 +330,8 @@ async fn what_is_odd_about_names_is_told() {
     fs::write(root.join("list.of.metadata"), "a value of its own").unwrap();
     std::os::unix::fs::symlink("text.txt", root.join("bytes/link")).unwrap();
     fs::create_dir_all(root.join("empty folder/inside")).unwrap();
-    let files = LegacyFiles::new(Arc::new(Memory::new()), root, OWN);
+    let files =
+        LegacyFiles::new(Arc::new(Memory::new()), root, OwnEntries::new(OWN, &[]), Spool::new(std::env::temp_dir()));
     let wanted = Survey {
         files: told().len() as u64,
         shared_sidecars: ["shared/report.json", "shared/report.txt"].map(str::to_owned).into(),
@@ -399,4 +400,111 @@ async fn objects_of_the_class_in_a_bucket_are_read_by_their_bytes() {
         let plain = of(values(bucket)).retrieve(&key("k"), GetOptions::default()).await;
         assert_eq!(plain.is_ok(), std::str::from_utf8(&bytes).is_ok(), "{content_type}");
     }
+}
+
+#[tokio::test]
+async fn a_large_value_is_a_copy_of_the_file() {
+    use std::os::unix::fs::FileExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (old, new) = ("a".repeat(3 << 20), "b".repeat(3 << 20));
+    fs::write(root.join("k"), &old).unwrap();
+    let spool = Spool::new(std::env::temp_dir());
+    let files = LegacyFiles::new(Arc::new(Memory::new()), root, OwnEntries::new(OWN, &[]), spool);
+    for options in [GetOptions { spooled: true, ..GetOptions::default() }, GetOptions::default()] {
+        fs::write(root.join("k"), &old).unwrap();
+        let read = files.get(&key("k"), options).await.unwrap().unwrap();
+        assert_eq!(read.payload.as_memory().is_some(), !options.spooled);
+        // A program in Python writes into the file itself.
+        fs::File::options().write(true).open(root.join("k")).unwrap().write_all_at(new.as_bytes(), 0).unwrap();
+        assert_eq!(read.payload.clone().into_memory().await.unwrap(), old.as_bytes());
+        assert_eq!(read.attributes.stored_checksum, crate::storage::object::Checksum::of(old.as_bytes()));
+        let range = Some(ByteRange { offset: 1, length: Some(2 << 20) });
+        let part = files.get(&key("k"), GetOptions { range, ..options }).await.unwrap().unwrap();
+        assert_eq!(part.payload.into_memory().await.unwrap(), new.as_bytes()[1..=2 << 20]);
+        assert_eq!(part.attributes.stored_checksum, crate::storage::object::Checksum::of(new.as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("no folder"), "").unwrap();
+    let own = OwnEntries::new(OWN, &[]);
+    let error = walk::names(&folder.path().join("no folder"), &[], &own.files()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+    assert!(error.to_string().contains("/no folder: "), "{error}");
+}
+
+/// A store that answers `stat` with what it has or an error, and permits no delete.
+#[derive(Debug)]
+struct Refusing {
+    kept: Memory,
+    stat: Option<ErrorKind>,
+}
+
+impl fmt::Display for Refusing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kept.fmt(formatter)
+    }
+}
+
+#[async_trait]
+impl Backend for Refusing {
+    async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
+        self.kept.put(key, object, options).await
+    }
+
+    async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        self.kept.get(key, options).await
+    }
+
+    async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
+        match self.stat {
+            Some(kind) => Err(Error::new(kind, Operation::Stat, Some(key), "refused")),
+            None => self.kept.stat(key).await,
+        }
+    }
+
+    async fn delete(&self, key: &Key, _: &DeleteOptions) -> Result<Removal> {
+        Err(Error::new(ErrorKind::Denied, Operation::Delete, Some(key), "refused"))
+    }
+
+    async fn list(&self, page: &Page) -> Result<Listing> {
+        self.kept.list(page).await
+    }
+
+    async fn flush(&self, key: &Key) -> Result<()> {
+        self.kept.flush(key).await
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        self.kept.probe().await
+    }
+
+    fn validate(&self, key: &Key, attributes: &Attributes) -> Result<()> {
+        self.kept.validate(key, attributes)
+    }
+
+    async fn sign(&self, key: &Key, grant: &Grant) -> Result<String> {
+        self.kept.sign(key, grant).await
+    }
+}
+
+#[tokio::test]
+async fn a_refused_delete_takes_no_only_copy_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let over = |stat| {
+        let inner = Arc::new(Refusing { kept: Memory::new(), stat });
+        LegacyFiles::new(inner, root, OwnEntries::new(OWN, &[]), Spool::new(std::env::temp_dir()))
+    };
+    fs::write(root.join("k"), "old").unwrap();
+    let error = over(Some(ErrorKind::Denied)).delete(&key("k"), &DeleteOptions::default()).await.unwrap_err();
+    assert_eq!((error.kind, error.operation), (ErrorKind::Denied, Operation::Delete));
+    assert!(root.join("k").exists());
+    // The store below has nothing that it could refuse to delete.
+    let removal = over(None).delete(&key("k"), &DeleteOptions::default()).await.unwrap();
+    assert_eq!((removal.found, removal.pending, root.join("k").exists()), (true, false, false));
 }
