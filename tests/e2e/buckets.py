@@ -223,7 +223,15 @@ class S3Server(Server):
         """Empties a bucket for the next one who needs it."""
         for name in self.names(bucket):
             self.delete(bucket, name)
+        self._remove_folders(bucket)
         self._free.append(bucket)
+
+    def _remove_folders(self, bucket, above=""):
+        """SeaweedFS keeps the folders of names that are gone, and takes the folder `k` for an object when `k` must be absent."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=above, Delimiter="/")
+        for folder in [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]:
+            self._remove_folders(bucket, folder)
+            self.delete(bucket, folder)
 
     def close(self):
         for bucket in self._made:

@@ -43,7 +43,7 @@ impl Codec {
     }
 
     /// Returns the level that is used where none is set: the last one before the time grows faster than the bytes shrink
-    /// (`docs/speed.md`).
+    /// (`benches/codecs`).
     #[must_use]
     pub const fn default_level(self) -> i32 {
         match self {
