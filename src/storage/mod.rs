@@ -38,11 +38,12 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
 pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
 pub use layers::{
-    Breaker, BreakerState, Codec, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
+    Breaker, BreakerState, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
     FaultReceiver, Keyring, KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending,
     Refusals, Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
-    Attributes, Binary, Checksum, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key, KeyError,
-    KeyId, Kind, LegacyFile, Metadata, Object, ObjectInfo, OptionError, Payload, SealedText, Value, Watch, watched,
+    Attributes, Binary, Checksum, Codec, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key,
+    KeyError, KeyId, Kind, LegacyFile, Metadata, Object, ObjectInfo, OptionError, Payload, SealedText, Value, Watch,
+    watched,
 };

@@ -14,7 +14,7 @@ mod retry;
 pub use self::attempts::counted;
 pub use self::breaker::{Breaker, BreakerState};
 pub use self::encoded::encryption::{DataKey, Encryption, Keyring, KeyringError};
-pub use self::encoded::{Codec, Compression, Encoded, EncodedDeferral};
+pub use self::encoded::{Compression, Encoded, EncodedDeferral};
 pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use self::legacy_files::{LegacyFiles, LegacyLock, OwnEntries, Survey};
 pub use self::legacy_values::LegacyValues;

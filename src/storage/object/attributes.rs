@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::storage::object::{Checksum, Envelope, Foreign, clock, foreign};
+use crate::storage::object::{Checksum, Codec, Envelope, Foreign, clock};
 
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -163,7 +163,7 @@ impl Attributes {
 
     /// Tells whether another tool has encoded the bytes in a way that this program cannot decode.
     pub(in crate::storage) fn has_unknown_coding(&self) -> bool {
-        let unknown = self.compression.as_deref().is_some_and(|codec| !foreign::is_decodable(codec));
+        let unknown = self.compression.as_deref().is_some_and(|codec| Codec::named(codec).is_none());
         self.foreign.other_tool && !self.encrypted && unknown
     }
 

@@ -62,11 +62,6 @@ impl Foreign {
     }
 }
 
-/// Tells whether a coding can be decoded.
-pub(in crate::storage) fn is_decodable(codec: &str) -> bool {
-    matches!(codec, "gzip" | "zstd")
-}
-
 /// Reads the charset from a content type; none where the content type names UTF-8 or no charset.
 pub(in crate::storage) fn charset_of(content_type: &str) -> Option<String> {
     let named = content_type.split(';').skip(1).find_map(|parameter| {

@@ -3,6 +3,7 @@
 mod attributes;
 mod checksum;
 pub(in crate::storage) mod clock;
+mod codec;
 mod envelope;
 pub(in crate::storage) mod foreign;
 mod json_text;
@@ -14,6 +15,7 @@ mod watch;
 
 pub use self::attributes::{Attributes, Kind, LegacyFile, ObjectInfo};
 pub use self::checksum::Checksum;
+pub use self::codec::Codec;
 pub use self::envelope::{Binary, Envelope, EnvelopeVersion, KeyId, SealedText};
 pub use self::foreign::Foreign;
 pub use self::json_text::JsonText;

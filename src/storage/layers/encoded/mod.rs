@@ -8,7 +8,7 @@ mod pack;
 mod sink;
 mod unpack;
 
-pub use self::compression::{Codec, Compression};
+pub use self::compression::Compression;
 pub use self::deferral::EncodedDeferral;
 use self::encryption::{DataKey, Encryption};
 
@@ -23,7 +23,7 @@ use self::unpack::{Cap, Unpacked, Wanted, unpack};
 use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
-use crate::storage::object::{Attributes, Key, Object};
+use crate::storage::object::{Attributes, Codec, Key, Object};
 use crate::storage::reading::damaged;
 
 /// Values of up to this many bytes are compressed on the caller's thread, which takes about 0.1 ms.

@@ -7,10 +7,10 @@ use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
 use crate::storage::layers::encoded::INLINE;
 use crate::storage::layers::encoded::coders::coded;
-use crate::storage::layers::encoded::compression::{Codec, Compression};
+use crate::storage::layers::encoded::compression::Compression;
 use crate::storage::layers::encoded::sink::CodecSink;
 use crate::storage::object::payload::Payload;
-use crate::storage::object::{Attributes, Checksum, Key, Object};
+use crate::storage::object::{Attributes, Checksum, Codec, Key, Object};
 
 /// After this many bytes of the value, a codec that has not made them smaller is given up.
 const TRIAL: u64 = 1 << 20;

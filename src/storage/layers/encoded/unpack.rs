@@ -8,10 +8,9 @@ use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
 use crate::storage::layers::encoded::coders::coded;
-use crate::storage::layers::encoded::compression::Codec;
 use crate::storage::layers::encoded::sink::CodecSink;
 use crate::storage::object::payload::Payload;
-use crate::storage::object::{Checksum, Key};
+use crate::storage::object::{Checksum, Codec, Key};
 use crate::storage::reading::damaged;
 
 /// Values of up to this many bytes are decompressed on the caller's thread, which takes about 0.2 ms.

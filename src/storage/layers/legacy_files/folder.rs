@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::description::{self, Beside};
 use super::own::OwnEntries;
-use super::presence::Presence;
+use super::root_check::RootCheck;
 use super::walk;
 use crate::storage::backend::{GetOptions, Listing, Page};
 use crate::storage::error::Error;
@@ -33,7 +33,7 @@ pub(super) struct LegacyFolder {
     own: OwnEntries,
     /// Takes what is read of large files.
     spool: Spool,
-    presence: Presence,
+    root_check: RootCheck,
     /// The checksums of files by their generations, so that a second look costs no reading.
     checksums: Mutex<HashMap<String, Checksum>>,
 }
@@ -80,7 +80,7 @@ impl HeldFile {
 
 impl LegacyFolder {
     pub(super) fn new(root: PathBuf, own: OwnEntries, spool: Spool) -> Self {
-        Self { root, own, spool, presence: Presence::default(), checksums: Mutex::default() }
+        Self { root, own, spool, root_check: RootCheck::default(), checksums: Mutex::default() }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -92,7 +92,7 @@ impl LegacyFolder {
     }
 
     pub(super) fn may_have_files(&self) -> bool {
-        self.presence.look(&self.root, &self.own)
+        self.root_check.look(&self.root, &self.own)
     }
 
     pub(super) fn has_file(&self, key: &Key) -> io::Result<bool> {

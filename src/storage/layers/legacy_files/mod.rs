@@ -20,7 +20,7 @@
 mod description;
 mod folder;
 mod own;
-mod presence;
+mod root_check;
 mod survey;
 mod walk;
 

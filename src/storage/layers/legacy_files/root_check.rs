@@ -16,7 +16,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// The last look into the root.
 #[derive(Debug, Default)]
-pub(super) struct Presence(Mutex<Option<Look>>);
+pub(super) struct RootCheck(Mutex<Option<Look>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Look {
@@ -25,7 +25,7 @@ struct Look {
     found: bool,
 }
 
-impl Presence {
+impl RootCheck {
     /// Tells whether the root may hold old files; reads its entries only after they have changed. Blocks for a moment.
     ///
     /// A root that cannot be read may hold some: the operation that follows reports why it cannot be read.
@@ -74,9 +74,9 @@ mod tests {
     fn anything_but_own_folders_is_seen_as_soon_as_it_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("root");
-        let presence = Presence::default();
+        let check = RootCheck::default();
         let own = OwnEntries::new(&["objects"], &[root.join("key")]);
-        let look = || presence.look(&root, &own);
+        let look = || check.look(&root, &own);
         assert!(!look(), "there is no root yet");
         for own in ["objects/x", "lost+found"] {
             fs::create_dir_all(root.join(own)).unwrap();
@@ -92,10 +92,10 @@ mod tests {
             fs::remove_file(root.join("a")).unwrap();
             assert!(!look());
         }
-        assert!(presence.0.lock().unwrap().is_none(), "the last change is too young to be remembered");
+        assert!(check.0.lock().unwrap().is_none(), "the last change is too young to be remembered");
         std::thread::sleep(3 * TICK);
         look();
-        assert!(presence.0.lock().unwrap().is_some());
+        assert!(check.0.lock().unwrap().is_some());
         fs::write(root.join("objects/y"), "").unwrap();
         assert!(!look());
     }
