@@ -2,15 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, ByteRange, Checksum, Codec, Compression, Condition, Encoded, EncodedDeferral, Engine, ErrorKind, Fallback,
-    GetOptions, Local, Memory, Metered, Object, Payload, PutOptions, Redelivered, Retry, RetryOptions, Spool,
-    StoreOptions, Value,
+    Backend, ByteRange, Checksum, Codec, Compression, Condition, Encoded, EncodedDeferral, Engine, ErrorKind,
+    GetOptions, Local, Memory, Object, Payload, PutOptions, Redelivered, Spool, StoreOptions, Value,
 };
-use filestorage::telemetry::{self, Metrics};
 use jiff::Timestamp;
 
 use crate::backend::{self, Profile};
@@ -20,6 +17,7 @@ use crate::fallback_sync::until;
 use crate::gcs::BUCKET as GCS;
 use crate::gcs::site::{Site, open};
 use crate::s3::SEAWEEDFS;
+use crate::stack::impatient;
 use crate::support::{Tally, bytes, key, object, scratch};
 use crate::unreliable_bucket::Bucket;
 
@@ -95,11 +93,7 @@ async fn zstd_over_s3() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compressed_values_wait_in_the_overlay_and_are_sent() {
     let (bucket, folder) = (Bucket::new(), scratch());
-    let options = RetryOptions { max_retries: 0, timeout: Duration::from_secs(10) };
-    let (label, metrics) = (telemetry::BackendLabel::Memory, Metrics::new());
-    let retry = Retry::new(Arc::clone(&bucket) as Arc<dyn Backend>, options, label, metrics.clone());
-    let primary = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
-    let fallback = Arc::new(Fallback::open(primary, folder.path().join("overlay"), metrics).unwrap());
+    let fallback = impatient(&(Arc::clone(&bucket) as Arc<dyn Backend>), folder.path());
     let codecs = Arc::new(encoded(Arc::clone(&fallback) as Arc<dyn Backend>, Codec::Gzip));
     let deferral = EncodedDeferral::new(Arc::clone(&codecs), Arc::clone(&fallback) as _);
     let engine =

@@ -8,10 +8,9 @@ use filestorage::provider::BackendKind;
 use filestorage::storage;
 use filestorage::storage::{
     Backend, ByteRange, Codec, Compression, DeleteOptions, Encoded, EncodedDeferral, Encryption, Engine, ErrorKind,
-    Fallback, GetOptions, Grant, Keyring, Local, Memory, Metadata, Metered, Object, Page, PutOptions, Redelivered,
-    Retry, RetryOptions, Spool, StoreOptions, Value,
+    GetOptions, Grant, Keyring, Local, Memory, Metadata, Object, Page, PutOptions, Redelivered, Spool, StoreOptions,
+    Value,
 };
-use filestorage::telemetry::{self, Metrics};
 use http::Method;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -23,6 +22,7 @@ use crate::fallback_sync::until;
 use crate::gcs::BUCKET as GCS;
 use crate::gcs::site::{Site, open};
 use crate::s3::SEAWEEDFS;
+use crate::stack::impatient;
 use crate::support::{Tally, bytes, key, noise, object, scratch};
 use crate::unreliable_bucket::Bucket;
 
@@ -173,11 +173,7 @@ fn holding(folder: &Path, text: &[u8]) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encrypted_values_wait_in_the_overlay_and_are_sent() {
     let (bucket, folder) = (Bucket::new(), scratch());
-    let options = RetryOptions { max_retries: 0, timeout: Duration::from_secs(10) };
-    let (label, metrics) = (telemetry::BackendLabel::Memory, Metrics::new());
-    let retry = Retry::new(Arc::clone(&bucket) as Arc<dyn Backend>, options, label, metrics.clone());
-    let primary = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
-    let fallback = Arc::new(Fallback::open(primary, folder.path().join("overlay"), metrics).unwrap());
+    let fallback = impatient(&(Arc::clone(&bucket) as Arc<dyn Backend>), folder.path());
     let codecs = Arc::new(encoded(Arc::clone(&fallback) as Arc<dyn Backend>, OLD, None));
     let deferral = EncodedDeferral::new(Arc::clone(&codecs), Arc::clone(&fallback) as _);
     let engine =

@@ -22,7 +22,21 @@ use crate::{dev_s3, gcs};
 
 /// Builds what a worker builds over a bucket, with an overlay in the folder.
 fn stack(bucket: &Arc<dyn Backend>, label: telemetry::BackendLabel, folder: &Path) -> Arc<Fallback> {
-    let options = RetryOptions { max_retries: 1, timeout: Duration::from_secs(10) };
+    fallback_over(bucket, label, folder, 1)
+}
+
+/// Builds what a worker builds over a bucket of this process, whose faults are not retried.
+pub(crate) fn impatient(bucket: &Arc<dyn Backend>, folder: &Path) -> Arc<Fallback> {
+    fallback_over(bucket, telemetry::BackendLabel::Memory, folder, 0)
+}
+
+fn fallback_over(
+    bucket: &Arc<dyn Backend>,
+    label: telemetry::BackendLabel,
+    folder: &Path,
+    max_retries: u32,
+) -> Arc<Fallback> {
+    let options = RetryOptions { max_retries, timeout: Duration::from_secs(10) };
     let metrics = Metrics::new();
     let retry = Retry::new(Arc::clone(bucket), options, label, metrics.clone());
     let primary = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));

@@ -4,21 +4,20 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
     Backend, ByteRange, Condition, Deferral, DeleteRequest, Encoded, Engine, ErrorKind, Fallback, GetOptions, Local,
-    Memory, Metered, Object, PutOptions, Redelivered, Retry, RetryOptions, Spool, StoreOptions, Value,
+    Memory, Object, PutOptions, Redelivered, Spool, StoreOptions, Value,
 };
-use filestorage::telemetry::{self, Metrics};
 use jiff::Timestamp;
 
 use crate::backend::{self, Profile};
 use crate::engine;
 use crate::fallback_sync::{report, until};
 use crate::gcs::large::{MOST_GROWTH, large, peak};
+use crate::stack::impatient;
 use crate::support::{Rest, Tally, bytes, key, noise, object, rest, scratch};
 use crate::unreliable_bucket::{Ask, Bucket, Fate};
 use crate::xor::{CODEC, NAME, TRAILER, Xor};
@@ -45,11 +44,7 @@ struct Stack {
 
 impl Stack {
     fn over(bucket: &Arc<Bucket>, folder: &Path) -> Self {
-        let options = RetryOptions { max_retries: 0, timeout: Duration::from_secs(10) };
-        let (label, metrics) = (telemetry::BackendLabel::Memory, Metrics::new());
-        let retry = Retry::new(Arc::clone(bucket) as Arc<dyn Backend>, options, label, metrics.clone());
-        let primary = Arc::new(Metered::new(Arc::new(retry), label, metrics.clone()));
-        let fallback = Arc::new(Fallback::open(primary, folder.join("overlay"), metrics).unwrap());
+        let fallback = impatient(&(Arc::clone(bucket) as Arc<dyn Backend>), folder);
         let xor = Xor::over_fallback(&fallback);
         let top = decoding(Arc::clone(&xor) as Arc<dyn Backend>);
         Self { fallback, xor, top }
