@@ -199,7 +199,7 @@ async fn attend(
     mut stop: watch::Receiver<Stop>,
     background: &mut JoinSet<()>,
 ) -> Result<(), Failure> {
-    let mut monitor = BucketMonitor::new(bucket, engine.fallback().is_some(), readiness.clone());
+    let mut monitor = BucketMonitor::new(bucket, engine.clone(), readiness.clone());
     tokio::select! {
         first = monitor.first() => first?,
         _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(()),

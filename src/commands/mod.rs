@@ -7,6 +7,7 @@ mod arguments;
 mod delete;
 mod error;
 mod exists;
+mod get_health_status;
 mod get_stats;
 mod hints;
 mod keys;
@@ -58,6 +59,7 @@ impl Default for CommandTable {
 pub static COMMANDS: &[&Definition] = &[
     &delete::DEFINITION,
     &exists::DEFINITION,
+    &get_health_status::DEFINITION,
     &get_stats::DEFINITION,
     &list_keys::DEFINITION,
     &retrieve::DEFINITION,

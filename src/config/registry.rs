@@ -157,9 +157,13 @@ pub static SETTINGS: &[Setting] = &[
         "30",
         "Longest time of one attempt at the bucket.",
     ),
-    // With pieces of 8 KiB, the known default, each piece would cost a change of threads. Streams move pieces of 256 KiB.
-    Setting::new("chunk_size", integer(1, 1 << 30), "8192", "Bytes that are moved at a time when a value is streamed.")
-        .availability(Availability::Idle),
+    // With pieces of 8 KiB, the known default, each piece would cost a change of threads.
+    Setting::new(
+        "chunk_size",
+        integer(1, 1 << 30),
+        "8192",
+        "Taken for compatibility and ignored: a streamed value is moved in pieces of 256 KiB.",
+    ),
     Setting::new(
         "enable_compression",
         SettingKind::Bool,

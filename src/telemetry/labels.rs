@@ -47,6 +47,8 @@ label_values! {
         ListKeys = "list_keys",
         /// `filestorage.stat`.
         Stat = "stat",
+        /// `filestorage.get_health_status`.
+        GetHealthStatus = "get_health_status",
         /// `filestorage.get_stats`.
         GetStats = "get_stats",
         /// `filestorage.signed_url`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bucket::Bucket;
 use super::failure::Failure;
 use super::stack;
-use crate::storage::{Error, ErrorKind};
+use crate::storage::{Engine, Error, ErrorKind, HealthStatus};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// The time between two probes of a bucket that works, unless its breaker opens or a command is refused.
@@ -29,10 +29,12 @@ enum BucketState {
     RefusesCommands,
 }
 
-/// The task that probes one bucket and reports its state to [`Readiness`].
+/// The task that probes one bucket and reports its state to [`Readiness`] and to the engine.
 #[derive(Debug)]
 pub(crate) struct BucketMonitor {
     bucket: Bucket,
+    /// The engine over the bucket.
+    engine: Engine,
     /// Tells whether writes go to the local overlay while the bucket cannot be reached.
     fallback: bool,
     readiness: Readiness,
@@ -41,8 +43,9 @@ pub(crate) struct BucketMonitor {
 }
 
 impl BucketMonitor {
-    pub(crate) const fn new(bucket: Bucket, fallback: bool, readiness: Readiness) -> Self {
-        Self { bucket, fallback, readiness, reported: None }
+    pub(crate) fn new(bucket: Bucket, engine: Engine, readiness: Readiness) -> Self {
+        let fallback = engine.fallback().is_some();
+        Self { bucket, engine, fallback, readiness, reported: None }
     }
 
     /// Probes the bucket for the first time; fails when only a person can make the bucket usable.
@@ -102,6 +105,11 @@ impl BucketMonitor {
                 ComponentState::Unready(format!("the bucket refuses every command: {words}"))
             }
         };
+        self.engine.set_bucket_health(match condition {
+            ComponentState::Ready => HealthStatus::Healthy,
+            ComponentState::Degraded(_) => HealthStatus::Degraded,
+            ComponentState::Unready(_) => HealthStatus::Unhealthy,
+        });
         self.readiness.set(Component::Storage, condition);
         state
     }

@@ -222,9 +222,12 @@ def test_health_and_statistics_speak_of_the_bucket(place):
     health = place.health()
     assert health["gcs_available"] is (place.kind == "gcs")
     assert health["local_fallback_enabled"] is True
-    assert not health["pending_sync"]
+    assert (health["status"], health["pending_sync"], health["breaker"]) == ("healthy", 0, "closed")
     stats = place.call("get_stats")
     assert (stats["gcs_available"], stats["local_fallback_enabled"]) == (place.kind == "gcs", True)
+    answer = place.call("get_health_status")
+    assert answer.keys() == health.keys() and {**answer, "metrics": None} == {**health, "metrics": None}
+    assert answer["metrics"].keys() == stats["metrics"].keys()
 
 
 def test_the_command_line_and_the_worker_see_the_same_bucket(place):

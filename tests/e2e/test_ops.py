@@ -39,7 +39,10 @@ def test_probes_and_numbers(shared, key):
     assert "# TYPE" in text and "# HELP" in text
     status, text = worker.http("/health")
     assert status == 200
-    assert "status" in json.loads(text)
+    health = json.loads(text)
+    answer = shared.call("get_health_status")
+    assert health.keys() == answer.keys() and health["status"] == answer["status"] == "healthy"
+    assert answer["metrics"].keys() >= {"total_operations", "successful_operations", "cache_hits", "cache_misses", "compression_savings", "total_data_size"}
     assert worker.http("/nothing")[0] == 404
 
 

@@ -124,7 +124,10 @@ def test_the_outage_story(away):
     expected["night/1"] = "by generation"
     assert site.call("store", "night/1", "by generation", if_generation=generation)["pending_sync"] is True
     health = site.health()
-    assert health["pending_sync"] and health["gcs_available"] is False
+    assert health["pending_sync"] and health["gcs_available"] is False and health["status"] == "degraded"
+    answer = site.call("get_health_status")
+    assert (answer["status"], answer["gcs_available"]) == ("degraded", False)
+    assert answer["pending_sync"] == len(site.overlay())
     text = worker.http("/metrics")[1]
     assert f"filestorage_pending_sync_entries {len(site.overlay())}" in text
     for name in ("pending_sync_bytes", "pending_sync_oldest_age_seconds"):

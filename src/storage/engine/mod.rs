@@ -1,6 +1,7 @@
 //! The engine: values under keys, over one stack of backends.
 
 mod budget;
+mod health;
 mod options;
 mod receipt;
 mod redelivery;
@@ -8,6 +9,7 @@ mod stats;
 mod transfer;
 
 pub use self::budget::{Budget, Held};
+pub use self::health::{Health, HealthStatus};
 pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
 pub use self::receipt::{Receipt, Stat, format_timestamp};
 pub use self::stats::{Stats, StatsMetrics};
@@ -20,6 +22,7 @@ use jiff::Timestamp;
 use crate::json;
 use crate::provider::BackendKind;
 use crate::storage::backend::{Backend, Deferral, GetOptions, Grant, Page, Probe, PutOptions};
+use crate::storage::engine::health::BucketHealth;
 use crate::storage::engine::stats::Counters;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::ExternalReferences;
@@ -53,6 +56,7 @@ pub(in crate::storage) struct Inner {
     pub(in crate::storage) deferral: Option<Arc<dyn Deferral>>,
     pub(in crate::storage) external: ExternalReferences,
     breaker: Option<Breaker>,
+    bucket_health: Arc<BucketHealth>,
     pub(in crate::storage) counters: Arc<Counters>,
 }
 
@@ -79,7 +83,9 @@ impl Engine {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, kind: BackendKind) -> Self {
         let (fallback, deferral, external, breaker) = (None, None, ExternalReferences::default(), None);
-        Self(Arc::new(Inner { backend, kind, fallback, deferral, external, breaker, counters: Arc::default() }))
+        let bucket_health = Arc::default();
+        let counters = Arc::default();
+        Self(Arc::new(Inner { backend, kind, fallback, deferral, external, breaker, bucket_health, counters }))
     }
 
     /// Lets commands name files and objects outside the store.
@@ -274,7 +280,7 @@ impl Engine {
         let reachable = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
         Stats {
             initialized: true,
-            gcs_available: self.0.kind == BackendKind::Gcs && reachable,
+            gcs_available: self.0.kind == BackendKind::Gcs && reachable && self.is_bucket_there(),
             local_fallback_enabled: self.0.fallback.is_some(),
             cache_enabled: false,
             cache_size: 0,
