@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod core_dump;
 mod delete;
 mod doctor;
 mod exists;
@@ -17,6 +18,7 @@ mod terminal;
 mod worker;
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -64,6 +66,8 @@ enum Command {
 /// Runs the program with the arguments of the process.
 #[must_use]
 pub fn main() -> ExitCode {
+    // First, before any secret is read.
+    let undumped = core_dump::forbid();
     let matches = match flags::add_settings(Arguments::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(refusal) => return usage(refusal),
@@ -73,7 +77,7 @@ pub fn main() -> ExitCode {
         Err(refusal) => return usage(refusal),
     };
     let output = Output::new(arguments.json);
-    match run(&matches, arguments, &output) {
+    match run(&matches, arguments, &output, undumped) {
         Ok(code) => code.into(),
         Err(failure) => output.fail(&failure).into(),
     }
@@ -87,7 +91,12 @@ fn usage(refusal: clap::Error) -> ExitCode {
     if refusal.use_stderr() { Code::Usage.into() } else { Code::Success.into() }
 }
 
-fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<Code, Failure> {
+fn run(
+    matches: &clap::ArgMatches,
+    arguments: Arguments,
+    output: &Output,
+    undumped: io::Result<()>,
+) -> Result<Code, Failure> {
     let mut flags = flags::given(matches);
     let mut quiet = LogLevel::Warning;
     if let Command::Worker(command) = &arguments.command {
@@ -103,6 +112,9 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         .map_err(|why| Failure::new(Code::Configuration, why))?;
     start_logs(&loaded, inputs.variable("RUST_LOG"), quiet)?;
     crate::storage::raise_descriptor_limit();
+    if let Err(error) = undumped {
+        tracing::warn!(%error, "a crash of this process may leave a core dump, which holds keys and values");
+    }
     for warning in &loaded.warnings {
         tracing::warn!("{}", redact(warning));
     }
