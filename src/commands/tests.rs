@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 use crate::provider::BackendKind;
 use crate::storage::{
-    Attributes, Backend, DeleteOptions, ExternalReferences, Fallback, GetOptions, Grant, Listing, Local, Memory,
-    NoBuckets, Object, Page, Permission, Probe, PutOptions, Removal,
+    Attributes, Backend, CopySource, DeleteOptions, ExternalReferences, Fallback, GetOptions, Grant, Listing, Local,
+    Memory, NoBuckets, Object, Page, Permission, Probe, PutOptions, Removal,
 };
 use crate::telemetry::Metrics;
 
@@ -188,6 +188,15 @@ impl Backend for Bucket {
     }
     async fn get(&self, key: &Key, want: GetOptions) -> storage::Result<Option<Object>> {
         self.reach()?.get(key, want).await
+    }
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> storage::Result<Option<Attributes>> {
+        self.reach()?.copy(source, key, attributes, options).await
     }
     async fn stat(&self, key: &Key) -> storage::Result<Option<Attributes>> {
         self.reach()?.stat(key).await

@@ -47,6 +47,26 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// is unknown until it is decoded.
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>>;
 
+    /// Stores the bytes of another object, or of this one, under the key, with these attributes.
+    ///
+    /// Returns the attributes that are stored now, as [`Backend::put`] does, and `None` where the source has no object in
+    /// exactly the state that is named; nothing is written then. A bucket copies by itself: the bytes do not pass
+    /// through this program unless the bucket cannot check what is asked.
+    ///
+    /// The attributes are those that `stat` told of the source, with whatever is to be changed. Sizes, checksums and
+    /// codecs have to be those of the source, since its stored bytes stay as they are. A layer that cannot keep the
+    /// stored bytes reads the value and writes it anew.
+    ///
+    /// A copy onto itself replaces the attributes of exactly this state. Conditions concern the object that is
+    /// replaced.
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>>;
+
     /// Reads only the attributes of the object.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
 
@@ -260,6 +280,76 @@ pub struct PutOptions {
     pub lenient: bool,
     /// The guard that the backend asks at the commit point.
     pub commit_guard: CommitGuard,
+}
+
+/// The state of an object that is copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopySource {
+    /// The key of the object.
+    pub key: Key,
+    /// The generation token of the state. An object in another state is not copied.
+    pub generation: String,
+}
+
+impl CopySource {
+    /// Names the state of an object that was seen.
+    #[must_use]
+    pub fn of(key: &Key, seen: &Attributes) -> Self {
+        Self { key: key.clone(), generation: seen.generation.clone() }
+    }
+
+    /// Tells whether an object is in this state.
+    pub(in crate::storage) fn is(&self, present: &Attributes) -> bool {
+        self.generation == present.generation
+    }
+
+    /// Returns the options of the write of a copy: a copy onto itself replaces nothing but this state, which was seen.
+    ///
+    /// Fails where the caller's own condition does not hold for it.
+    pub(in crate::storage) fn options_of_write(
+        &self,
+        key: &Key,
+        seen: &Attributes,
+        options: &PutOptions,
+    ) -> Result<PutOptions> {
+        if self.key != *key {
+            return Ok(options.clone());
+        }
+        options.condition.check(Operation::Store, key, Some(seen))?;
+        let lenient = options.lenient || options.condition == Condition::Always;
+        Ok(PutOptions { condition: Condition::Generation(self.generation.clone()), lenient, ..options.clone() })
+    }
+
+    /// Copies by reading and writing. Bytes that the backend has decoded are written as a value.
+    pub(in crate::storage) async fn copy_through(
+        &self,
+        backend: &dyn Backend,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let spooled = GetOptions { spooled: true, ..GetOptions::default() };
+        let Some(found) = backend.get(&self.key, spooled).await? else { return Ok(None) };
+        if !self.is(&found.attributes) {
+            return Ok(None);
+        }
+        let options = self.options_of_write(key, &found.attributes, options)?;
+        let attributes = if found.attributes.info.decoded {
+            attributes.clone().into_value_of(&found.attributes)
+        } else {
+            attributes.clone()
+        };
+        let written = backend.put(key, &Object { attributes, payload: found.payload }, &options).await;
+        self.written(key, written)
+    }
+
+    /// Returns the outcome of the write of a copy. A copy onto itself that finds another state found its source changed.
+    pub(in crate::storage) fn written(&self, key: &Key, written: Result<Attributes>) -> Result<Option<Attributes>> {
+        match written {
+            Err(error) if error.kind == ErrorKind::Precondition && self.key == *key => Ok(None),
+            written => written.map(Some),
+        }
+    }
 }
 
 /// Options of a delete.

@@ -40,6 +40,8 @@ pub enum ErrorKind {
 pub enum Operation {
     /// Writing an object.
     Store,
+    /// Storing the bytes of an object under another key.
+    Copy,
     /// Reading an object.
     Retrieve,
     /// Reading attributes.
@@ -60,6 +62,7 @@ impl Operation {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Store => "store",
+            Self::Copy => "copy",
             Self::Retrieve => "retrieve",
             Self::Stat => "stat",
             Self::Delete => "delete",

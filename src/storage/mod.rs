@@ -25,13 +25,13 @@ mod reading;
 pub(crate) mod tests;
 
 pub use backend::{
-    Backend, ByteRange, Condition, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe,
-    PutOptions, Removal,
+    Backend, ByteRange, Condition, CopySource, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method,
+    Page, Probe, PutOptions, Removal,
 };
 pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, wait_for_cleanup};
 pub use commit_guard::CommitGuard;
 pub use engine::{
-    Budget, DeleteRequest, Engine, Health, HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered,
+    Budget, CopyOptions, DeleteRequest, Engine, Health, HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered,
     RetrieveOptions, Retrieved, Stat, Stats, StatsMetrics, StoreOptions, format_timestamp,
 };
 pub use error::{Error, ErrorKind, Operation, Result};

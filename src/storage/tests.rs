@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 use super::{
-    Attributes, Backend, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe, PutOptions,
-    Removal, Result,
+    Attributes, Backend, CopySource, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe,
+    PutOptions, Removal, Result,
 };
 
 /// Passes every operation on to a backend, after a hook has run.
@@ -49,6 +49,17 @@ impl Backend for Forwarding {
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         (self.before)(Operation::Retrieve).await;
         self.inner.get(key, options).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        (self.before)(Operation::Copy).await;
+        self.inner.copy(source, key, attributes, options).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

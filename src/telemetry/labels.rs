@@ -156,6 +156,8 @@ label_values! {
     StorageOperation {
         /// A write of an object.
         Put = "put",
+        /// A copy of an object within the backend.
+        Copy = "copy",
         /// A read of an object.
         Get = "get",
         /// A read of the attributes of an object.

@@ -10,6 +10,7 @@ use filestorage::storage::{
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
+use crate::copies::copies;
 use crate::support::{Tally, all, bytes, expired, key, keys, noise, object, text};
 
 /// How a stack keeps values in another form than they are given in.
@@ -96,7 +97,7 @@ impl Profile {
     }
 
     /// Bytes of this number that only a profile of compression makes smaller.
-    fn content(&self, size: usize) -> Vec<u8> {
+    pub(crate) fn content(&self, size: usize) -> Vec<u8> {
         let mut content = noise(size, size as u64);
         if self.compressing {
             content.iter_mut().for_each(|byte| *byte &= 0x8f);
@@ -131,6 +132,7 @@ pub(crate) async fn suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>, prof
     conditions(&**one, profile, tally).await;
     commit_guards(&**one, profile, tally).await;
     listing(&**one, tally).await;
+    copies(one, other, profile, tally).await;
     races(one, other, profile, tally).await;
     overwritten_while_read(one, other, profile, tally).await;
 }
@@ -141,6 +143,7 @@ pub(crate) async fn short_suite(one: &Arc<dyn Backend>, other: &Arc<dyn Backend>
     values(&**one, &**other, profile, tally).await;
     conditions(&**one, profile, tally).await;
     commit_guards(&**one, profile, tally).await;
+    copies(one, other, profile, tally).await;
     races(one, other, profile, tally).await;
     overwritten_while_read(one, other, profile, tally).await;
 }

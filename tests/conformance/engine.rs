@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    ByteRange, CommitGuard, Condition, Content, ContentType, DeleteRequest, Engine, ErrorKind, GetOptions, JsonText,
-    Kind, ListRequest, Metadata, Redelivered, StoreOptions, Value,
+    ByteRange, CommitGuard, Condition, Content, ContentType, CopyOptions, DeleteRequest, Engine, ErrorKind, GetOptions,
+    JsonText, Kind, ListRequest, Metadata, Receipt, Redelivered, StoreOptions, Value,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -21,6 +21,8 @@ pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     redelivered_stores(engine, tally).await;
     reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;
+    copies(engine, tally).await;
+    redelivered_copies(engine, tally).await;
     counters(engine, tally).await;
 }
 
@@ -382,4 +384,103 @@ async fn counters(engine: &Engine, tally: &Tally) {
     assert!(after.success_rate > 0.0 && after.success_rate < 1.0 && after.mean_response_time > 0.0);
     tally.equal(engine.retrieve(&key("c"), GetOptions::default()).await.unwrap().unwrap().receipt.kind, Kind::Text);
     engine.delete(&key("c"), DeleteRequest::default()).await.unwrap();
+}
+
+/// Copies and moves, which keep the value, its metadata and its expiry.
+async fn copies(engine: &Engine, tally: &Tally) {
+    let options = || StoreOptions {
+        metadata: Some(Metadata::parse(r#"{"a":1.0}"#).unwrap()),
+        content_type: Some(ContentType::parse("text/csv").unwrap()),
+        expires_at: Some("2999-01-02T03:04:05Z".parse().unwrap()),
+        ..StoreOptions::default()
+    };
+    let (from, to, other) = (key("copy/from"), key("copy/to"), key("copy/other"));
+    for value in [text("a,b"), json("[NaN]"), Value::Bytes(noise(100_000, 8).into()), text(&"ab".repeat(50_000))] {
+        let before = engine.store(&from, value.clone(), options()).await.unwrap();
+        let copied = engine.copy(&from, &to, CopyOptions::default()).await.unwrap();
+        let found = engine.retrieve(&to, GetOptions::default()).await.unwrap().unwrap();
+        tally.equal((found.value == value, &found.receipt), (true, &copied));
+        tally.equal(
+            engine.stat(&to).await.unwrap().unwrap().metadata.unwrap().get().to_owned(),
+            r#"{"a":1.0}"#.to_owned(),
+        );
+        let as_source = Receipt {
+            key: from.clone(),
+            generation: before.generation.clone(),
+            stored_at: before.stored_at,
+            ..copied.clone()
+        };
+        tally.equal(as_source, before.clone());
+        tally.equal(copied.generation == before.generation || copied.stored_at < before.stored_at, false);
+        let moved = engine.rename(&to, &other, CopyOptions::default()).await.unwrap();
+        tally.equal((moved.checksum, get(engine, "copy/other").await == Some(value)), (before.checksum, true));
+        tally.equal(engine.exists(&to).await.unwrap(), false);
+    }
+    let absent = || CopyOptions { condition: Condition::Absent, ..CopyOptions::default() };
+    tally.equal(engine.copy(&from, &other, absent()).await.unwrap_err().kind, ErrorKind::Precondition);
+    tally.equal(engine.rename(&from, &other, absent()).await.unwrap_err().kind, ErrorKind::Precondition);
+    tally.equal(engine.exists(&from).await.unwrap(), true);
+    // Onto itself, the value and its state stay.
+    let present = engine.stat(&from).await.unwrap().unwrap().receipt;
+    tally.equal(engine.copy(&from, &from, CopyOptions::default()).await.unwrap(), present.clone());
+    tally.equal(engine.rename(&from, &from, CopyOptions::default()).await.unwrap(), present.clone());
+    tally.equal(engine.rename(&from, &from, absent()).await.unwrap_err().kind, ErrorKind::Precondition);
+    tally.equal(engine.stat(&from).await.unwrap().map(|stat| stat.receipt), Some(present));
+    for (source, target) in [("copy/none", "copy/to"), ("copy/none", "copy/none")] {
+        for move_it in [false, true] {
+            let (source, target) = (key(source), key(target));
+            let outcome = if move_it {
+                engine.rename(&source, &target, absent()).await
+            } else {
+                engine.copy(&source, &target, CopyOptions::default()).await
+            };
+            let error = outcome.unwrap_err();
+            tally.equal((error.kind, error.key), (ErrorKind::Missing, Some(key("copy/none"))));
+        }
+    }
+    let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
+    engine.store(&from, text("past"), past).await.unwrap();
+    tally.equal(engine.copy(&from, &to, CopyOptions::default()).await.unwrap_err().kind, ErrorKind::Missing);
+    for key in [&from, &to, &other] {
+        engine.delete(key, DeleteRequest::default()).await.unwrap();
+    }
+}
+
+/// A copy or move that comes again finds what its first run left.
+async fn redelivered_copies(engine: &Engine, tally: &Tally) {
+    let (from, to) = (key("copied/from"), key("copied/to"));
+    let stored = |id: &str| StoreOptions { operation_id: Some(id.to_owned()), ..StoreOptions::default() };
+    let first = |id: &str| CopyOptions { operation_id: Some(id.to_owned()), ..CopyOptions::default() };
+    for known in [true, false] {
+        engine.store(&from, text("one"), stored("store")).await.unwrap();
+        let started_at = known.then(Timestamp::now);
+        let again = |id: &str| CopyOptions { redelivered: Some(Redelivered { started_at }), ..first(id) };
+        // The first run ended between the two halves of a move.
+        let copied = engine.copy(&from, &to, first("move")).await.unwrap();
+        tally.equal(engine.rename(&from, &to, again("move")).await.unwrap(), copied.clone());
+        tally.equal(engine.exists(&from).await.unwrap(), false);
+        // Now it is over, and its source is gone.
+        tally.equal(engine.rename(&from, &to, again("move")).await.unwrap(), copied.clone());
+        tally.equal(engine.copy(&from, &to, again("move")).await.unwrap(), copied.clone());
+        // What was written under the source since stays.
+        engine.store(&from, text("two"), stored("later")).await.unwrap();
+        tally.equal(engine.rename(&from, &to, again("move")).await.unwrap(), copied.clone());
+        tally.equal(get(engine, "copied/from").await, Some(text("two")));
+        // So does what was written under the destination, where it is known to be newer.
+        engine.store(&to, text("three"), stored("other")).await.unwrap();
+        engine.copy(&from, &to, again("copy")).await.unwrap();
+        tally.equal(get(engine, "copied/to").await, Some(text(if known { "three" } else { "two" })));
+        // Whatever is older is replaced.
+        let later = known.then(Timestamp::now);
+        let options = CopyOptions { redelivered: Some(Redelivered { started_at: later }), ..first("late") };
+        engine.rename(&from, &to, options).await.unwrap();
+        tally.equal(get(engine, "copied/to").await, Some(text("two")));
+        let absent = CopyOptions { condition: Condition::Absent, ..again("absent") };
+        engine.store(&from, text("four"), stored("four")).await.unwrap();
+        tally.equal(engine.copy(&from, &to, absent.clone()).await.unwrap_err().kind, ErrorKind::Precondition);
+        for key in [&from, &to] {
+            engine.delete(key, DeleteRequest::default()).await.unwrap();
+        }
+        tally.equal(engine.copy(&from, &to, absent).await.unwrap_err().kind, ErrorKind::Missing);
+    }
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use filestorage::storage::{
-    Attributes, Backend, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe, PutOptions,
-    Removal, Result,
+    Attributes, Backend, CopySource, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe,
+    PutOptions, Removal, Result,
 };
 
 /// What a place is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Put,
+    Copy,
     Get,
     Stat,
     Delete,
@@ -28,6 +29,7 @@ impl Ask {
     pub(crate) const fn operation(self) -> Operation {
         match self {
             Self::Put | Self::Flush => Operation::Store,
+            Self::Copy => Operation::Copy,
             Self::Get => Operation::Retrieve,
             Self::Stat => Operation::Stat,
             Self::Delete => Operation::Delete,
@@ -118,6 +120,17 @@ impl<H: Hook> Backend for Forwarding<H> {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         self.hook.around(&*self.inner, Ask::Get, Some(key), || self.inner.get(key, options)).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let copy = || self.inner.copy(source, key, attributes, options);
+        self.hook.around(&*self.inner, Ask::Copy, Some(key), copy).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

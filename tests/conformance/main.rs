@@ -6,6 +6,7 @@
 
 mod backend;
 mod concurrent_writer;
+mod copies;
 #[path = "../support/dev_s3.rs"]
 mod dev_s3;
 mod encoded_suites;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, Breaker, CommitGuard, Condition, DeleteOptions, Error, ErrorKind, GetOptions, Grant, Method, Operation,
-    Page, PutOptions, Retry, RetryOptions, counted,
+    Attributes, Backend, Breaker, CommitGuard, Condition, CopySource, DeleteOptions, Error, ErrorKind, GetOptions,
+    Grant, Method, Operation, Page, PutOptions, Retry, RetryOptions, counted,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::time::{Instant, sleep, timeout};
@@ -47,6 +47,11 @@ impl Case {
         counted(async {
             match operation {
                 Operation::Store => self.retry.put(&it, &object("x"), &PutOptions::default()).await.map(drop),
+                Operation::Copy => {
+                    let source = CopySource { key: key("source"), generation: "g".to_owned() };
+                    let attributes = object("x").attributes;
+                    self.retry.copy(&source, &it, &attributes, &PutOptions::default()).await.map(drop)
+                }
                 Operation::Retrieve => self.retry.get(&it, GetOptions::default()).await.map(drop),
                 Operation::Stat => self.retry.stat(&it).await.map(drop),
                 Operation::Delete => self.retry.delete(&it, &DeleteOptions::default()).await.map(drop),
@@ -76,8 +81,15 @@ impl Case {
 }
 
 /// Operations that ask the place.
-const ASKING: [Operation; 6] =
-    [Operation::Store, Operation::Retrieve, Operation::Stat, Operation::Delete, Operation::List, Operation::Probe];
+const ASKING: [Operation; 7] = [
+    Operation::Store,
+    Operation::Copy,
+    Operation::Retrieve,
+    Operation::Stat,
+    Operation::Delete,
+    Operation::List,
+    Operation::Probe,
+];
 
 /// Runs something and tells how long it took, by the paused clock.
 pub(crate) async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
@@ -92,7 +104,10 @@ async fn only_what_may_pass_is_tried_again() {
         for (kind, attempts) in [
             (ErrorKind::Unavailable, 4),
             (ErrorKind::Throttled, 4),
-            (ErrorKind::Integrity, if matches!(operation, Operation::Store | Operation::Retrieve) { 4 } else { 1 }),
+            (
+                ErrorKind::Integrity,
+                if matches!(operation, Operation::Store | Operation::Copy | Operation::Retrieve) { 4 } else { 1 },
+            ),
             (ErrorKind::Denied, 1),
             (ErrorKind::Precondition, 1),
             (ErrorKind::Invalid, 1),
@@ -427,4 +442,31 @@ async fn signing_is_no_question_to_the_place() {
     }
     assert!(case.ask(Operation::Sign).await.0.is_ok());
     assert_eq!(case.place.reset(), 3);
+}
+
+/// A copy onto itself whose answer was lost finds the state that it has made itself.
+#[tokio::test(start_paused = true)]
+async fn a_copy_onto_itself_knows_its_own_write() {
+    let lost = ErrorKind::Unavailable;
+    let case = Case::new();
+    let it = key("it");
+    let before = case.retry.put(&it, &object("x"), &PutOptions::default()).await.unwrap();
+    let attributes = Attributes { generation: "copy".to_owned(), ..before.clone() };
+    case.place.next(Operation::Copy, [Turn::Lost(lost)]);
+    let source = CopySource::of(&it, &before);
+    let copied = case.retry.copy(&source, &it, &attributes, &PutOptions::default()).await.unwrap();
+    assert_eq!(copied.map(|stored| stored.generation).as_deref(), Some("copy"));
+    // Somebody else's state is none of its own.
+    case.place.next(Operation::Copy, [Turn::Fails(lost)]);
+    let attributes = Attributes { generation: "later".to_owned(), ..before.clone() };
+    let copied = case.retry.copy(&source, &it, &attributes, &PutOptions::default()).await.unwrap();
+    assert!(copied.is_none());
+    // Neither is a copy under a condition that was carried out, and whose answer was lost, refused.
+    let to = key("to");
+    let (now, absent) = (case.retry.stat(&it).await.unwrap().unwrap(), Condition::Absent);
+    case.place.next(Operation::Copy, [Turn::Lost(lost)]);
+    let options = PutOptions { condition: absent, ..PutOptions::default() };
+    let attributes = Attributes { generation: "there".to_owned(), ..now.clone() };
+    let copied = case.retry.copy(&CopySource::of(&it, &now), &to, &attributes, &options).await.unwrap();
+    assert_eq!(copied.map(|stored| stored.generation).as_deref(), Some("there"));
 }

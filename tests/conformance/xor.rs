@@ -7,8 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use filestorage::storage::{
-    Attributes, Backend, ByteRange, Checksum, CommitGuard, Deferral, DeleteOptions, Error, ErrorKind, Fallback,
-    GetOptions, Grant, Key, Listing, Object, Operation, Page, Payload, Probe, PutOptions, Removal, Result, Spool,
+    Attributes, Backend, ByteRange, Checksum, CommitGuard, CopySource, Deferral, DeleteOptions, Error, ErrorKind,
+    Fallback, GetOptions, Grant, Key, Listing, Object, Operation, Page, Payload, Probe, PutOptions, Removal, Result,
+    Spool,
 };
 use jiff::Timestamp;
 
@@ -175,6 +176,16 @@ impl Backend for Xor {
         let payload = object.payload.into_memory().await;
         let payload = payload.map_err(|error| unreadable(Operation::Retrieve, key, error))?.into();
         Ok(Some(Object { payload, ..object }))
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        self.inner.copy(source, key, attributes, options).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::storage::backend::{
-    Backend, Condition, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, Condition, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Checksum, Key, Object};
@@ -30,6 +30,16 @@ impl Memory {
         // Every change is one insert or remove, so the map is consistent also after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_sound(Object { attributes, payload }: &Object) -> bool {
+    let matches = payload.checksum_blocking().is_ok_and(|checksum| checksum == attributes.stored_checksum);
+    matches && attributes.stored_size == payload.len()
+}
+
+fn damaged(key: &Key) -> Error {
+    let why = "the bytes do not match their checksum; store the value again";
+    Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why)
 }
 
 impl fmt::Display for Memory {
@@ -59,14 +69,36 @@ impl Backend for Memory {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        let Some(Object { attributes, payload }) = self.objects().get(key).cloned() else { return Ok(None) };
-        let part = options.kept_part(key, &attributes)?;
-        let sound = payload.checksum_blocking().is_ok_and(|checksum| checksum == attributes.stored_checksum);
-        if !sound || attributes.stored_size != payload.len() {
-            let why = "the bytes do not match their checksum; store the value again";
-            return Err(Error::new(ErrorKind::Integrity, Operation::Retrieve, Some(key), why));
+        let Some(found) = self.objects().get(key).cloned() else { return Ok(None) };
+        let part = options.kept_part(key, &found.attributes)?;
+        if !is_sound(&found) {
+            return Err(damaged(key));
         }
+        let Object { attributes, payload } = found;
         Ok(Some(Object { attributes, payload: payload.slice(part) }))
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let mut objects = self.objects();
+        let Some(found) = objects.get(&source.key).filter(|found| source.is(&found.attributes)).cloned() else {
+            return Ok(None);
+        };
+        if !is_sound(&found) {
+            return Err(damaged(&source.key).during(Operation::Copy));
+        }
+        options.condition.check(Operation::Copy, key, objects.get(key).map(|present| &present.attributes))?;
+        if !options.commit_guard.commit() {
+            return Err(Error::abandoned(Operation::Copy, key));
+        }
+        let stored = attributes.clone();
+        objects.insert(key.clone(), Object { attributes: attributes.clone(), payload: found.payload });
+        Ok(Some(stored))
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -1,6 +1,7 @@
 //! The engine: values under keys, over one stack of backends.
 
 mod budget;
+mod copy;
 mod health;
 mod options;
 mod receipt;
@@ -9,6 +10,7 @@ mod stats;
 mod transfer;
 
 pub use self::budget::{Budget, Held};
+pub use self::copy::CopyOptions;
 pub use self::health::{Health, HealthStatus};
 pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
 pub use self::receipt::{Receipt, Stat, format_timestamp};

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
-use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
+use crate::storage::backend::{
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::files::spool::spool_fault;
@@ -230,6 +232,29 @@ impl Backend for LegacyValues {
         }
         let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
         Ok(Some(Object { attributes, payload: payload.into() }))
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        if !self.may_be_old(attributes) {
+            return self.inner.copy(source, key, attributes, options).await;
+        }
+        // What the class wrote becomes a value of this program.
+        let spooled = GetOptions { spooled: true, ..GetOptions::default() };
+        let Some(found) = self.get(&source.key, spooled).await? else { return Ok(None) };
+        if !source.is(&found.attributes) {
+            return Ok(None);
+        }
+        let options = source.options_of_write(key, &found.attributes, options)?;
+        let content_type = found.attributes.content_type.clone();
+        let attributes = Attributes { content_type, ..attributes.clone().into_value_of(&found.attributes) };
+        let written = self.inner.put(key, &Object { attributes, payload: found.payload }, &options).await;
+        source.written(key, written)
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
+use crate::storage::backend::{
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+};
 use crate::storage::error::{Error, ErrorKind, Result};
 use crate::storage::object::{Attributes, Key, Object};
 use crate::telemetry::{self, Metrics, StorageOperation, StorageOutcome};
@@ -78,6 +80,20 @@ impl Backend for Metered {
         let object = result.as_ref().ok().and_then(Option::as_ref);
         let bytes = object.map_or(0, |object| object.payload.len());
         self.note(StorageOperation::Get, started, &result, object.is_some(), bytes);
+        result
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let started = Instant::now();
+        let result = self.inner.copy(source, key, attributes, options).await;
+        let found = matches!(result, Ok(Some(_)));
+        self.note(StorageOperation::Copy, started, &result, found, 0);
         result
     }
 

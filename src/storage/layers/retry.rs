@@ -11,7 +11,7 @@ use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 use tokio::time::{Instant, timeout};
 
 use crate::storage::backend::{
-    Backend, Condition, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, Condition, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::layers::breaker::{Admission, Outage, ProbeTurn};
@@ -298,7 +298,7 @@ impl<'a> Tries<'a> {
         match error.kind {
             ErrorKind::Unavailable | ErrorKind::Throttled => true,
             // The bytes may have been damaged in transit.
-            ErrorKind::Integrity => matches!(self.operation, Operation::Store | Operation::Retrieve),
+            ErrorKind::Integrity => matches!(self.operation, Operation::Store | Operation::Copy | Operation::Retrieve),
             ErrorKind::Invalid
             | ErrorKind::Precondition
             | ErrorKind::Missing
@@ -357,6 +357,7 @@ async fn within<T>(
 const fn metric_operation(operation: Operation) -> StorageOperation {
     match operation {
         Operation::Store => StorageOperation::Put,
+        Operation::Copy => StorageOperation::Copy,
         Operation::Retrieve => StorageOperation::Get,
         Operation::Stat => StorageOperation::Stat,
         Operation::Delete => StorageOperation::Delete,
@@ -403,6 +404,39 @@ impl Backend for Retry {
         let limit = (!options.spooled && options.range.is_none()).then_some(self.options.timeout);
         let tries = self.begin(Operation::Retrieve, Some(key), limit).await?;
         self.run(tries, || self.inner.get(key, options)).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        // A store that copies by itself answers after it has moved the bytes.
+        let limit = self.options.timeout.saturating_add(Duration::from_secs(attributes.stored_size / SLOWEST));
+        let mut tries = self.begin(Operation::Copy, Some(key), Some(limit)).await?;
+        let outcome = loop {
+            match tries.attempt(self.inner.copy(source, key, attributes, options)).await {
+                Ok(Some(outcome)) => break Ok(outcome),
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        let fixed = options.condition != Condition::Always || source.key == *key;
+        let (error, source_changed) = match outcome {
+            // An earlier attempt of a copy onto itself has changed the state that was named.
+            Ok(None) if tries.unknown && source.key == *key => {
+                let why = "the object has changed since that state; stat it and decide again";
+                (Error::new(ErrorKind::Precondition, Operation::Copy, Some(key), why), true)
+            }
+            Err(error) if fixed && tries.unknown && error.kind != ErrorKind::Abandoned => (error, false),
+            outcome => return outcome,
+        };
+        match self.confirm_own_write(&tries, key, &attributes.generation, error).await {
+            Err(error) if source_changed && error.kind == ErrorKind::Precondition => Ok(None),
+            confirmed => confirmed.map(Some).map_err(|error| error.during(Operation::Copy)),
+        }
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -130,7 +130,7 @@ impl Attributes {
             stored_checksum: checksum,
             compression: None,
             encrypted: false,
-            generation: Uuid::new_v4().simple().to_string(),
+            generation: Self::new_generation(),
             operation_id: None,
             metadata: None,
             stored_at: clock::stamp(),
@@ -140,6 +140,28 @@ impl Attributes {
             foreign: Foreign::default(),
             encryption: None,
             info: ObjectInfo::default(),
+        }
+    }
+
+    /// Makes the token of a new state.
+    pub(in crate::storage) fn new_generation() -> String {
+        Uuid::new_v4().simple().to_string()
+    }
+
+    /// Takes kind, sizes and checksums of a value whose bytes are at hand, so that they can be stored as they are.
+    #[must_use]
+    pub(in crate::storage) fn into_value_of(self, value: &Self) -> Self {
+        Self {
+            kind: value.kind,
+            size: value.size,
+            checksum: value.checksum,
+            stored_size: value.size,
+            stored_checksum: value.checksum,
+            compression: None,
+            encrypted: false,
+            encryption: None,
+            foreign: value.foreign.clone(),
+            ..self
         }
     }
 

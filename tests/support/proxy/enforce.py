@@ -109,6 +109,7 @@ class Gate:
         self.rules, self.conditions = rules, conditions
         self.writes, self.held, self.upload, self.kind = writes, held, upload, kind
         self.lock = rules.lock(self.place)
+        self.source = None  # of a copy: its place, and the conditions it must meet
 
 
 class Gcs:
@@ -142,7 +143,10 @@ class Gcs:
         if found := _OBJECT.match(path):
             writes = method in ("DELETE", "PATCH", "PUT", "POST")
             if into := _INTO.match(found[2]):
-                return Gate(self, (into[2], into[3]), conditions, writes=True)
+                gate = Gate(self, (into[2], into[3]), conditions, writes=True)
+                if (wanted := request.parameter("ifSourceGenerationMatch")) is not None:
+                    gate.source = (found[1], quote(unquote(into[1]), safe="")), {"ifGenerationMatch": wanted}
+                return gate
             if writes or conditions:
                 return Gate(self, (found[1], found[2]), conditions, writes=writes)
             return None
@@ -173,11 +177,13 @@ class Gcs:
         else:
             refused = None
         if refused is None and final and gate.conditions:
-            refused = await self._unmet(gate, reading=not gate.writes)
+            refused = await self._unmet(gate.place, gate.conditions, reading=not gate.writes)
+        if refused is None and gate.source:
+            refused = await self._unmet(*gate.source, reading=False)
         return refused, body
 
-    async def _unmet(self, gate, reading):
-        bucket, name = gate.place
+    async def _unmet(self, place, conditions, reading):
+        bucket, name = place
         status, body = await self._upstream.ask("GET", f"/storage/v1/b/{bucket}/o/{name}")
         if status == 404:
             present = {"generation": "0", "metageneration": "0"}
@@ -185,7 +191,7 @@ class Gcs:
             present = json.loads(body)
         else:
             return gcs_error(503, f"the emulator answered {status} when asked for the generation", "backendError")
-        for name, wanted in gate.conditions.items():
+        for name, wanted in conditions.items():
             found = present["metageneration" if "Meta" in name else "generation"]
             if ("NotMatch" in name) == (int(wanted) == int(found)):
                 if reading and "NotMatch" in name:

@@ -83,6 +83,12 @@ impl GcsAddress {
         format!("{}/{}", self.objects(), utf8_percent_encode(key.as_str(), ENCODED))
     }
 
+    /// Returns the URL at which one object is copied to another of the same bucket.
+    pub(super) fn rewrite(&self, source: &Key, key: &Key) -> String {
+        let name = utf8_percent_encode(key.as_str(), ENCODED);
+        format!("{}/rewriteTo/b/{}/o/{name}", self.object(source), self.bucket)
+    }
+
     /// Returns the URL at which objects are written.
     pub(super) fn uploads(&self) -> String {
         format!("{}/upload/storage/v1/b/{}/o", self.server, self.bucket)

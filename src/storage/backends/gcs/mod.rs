@@ -11,6 +11,7 @@
 
 mod address;
 mod client;
+mod copy;
 mod download;
 mod error;
 mod login;
@@ -35,7 +36,8 @@ use self::client::Client;
 use self::error::GcsFault;
 use self::login::Login;
 use crate::storage::backend::{
-    Backend, Condition, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
+    Backend, Condition, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions,
+    Removal,
 };
 use crate::storage::backends::{http::cleanup, metadata_header};
 use crate::storage::commit_guard::CommitGuard;
@@ -192,6 +194,16 @@ impl Backend for Gcs {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         self.run(Operation::Retrieve, Some(key), || self.read(key, options)).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        self.run(Operation::Copy, Some(key), || self.copy_object(source, key, attributes, options)).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

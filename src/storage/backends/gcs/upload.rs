@@ -38,7 +38,8 @@ struct Insert<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     content_language: Option<&'a String>,
     /// The bucket refuses bytes with another checksum.
-    crc32c: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crc32c: Option<String>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -70,14 +71,14 @@ impl Gcs {
         match condition {
             Condition::Always => self.upload(key, object, None, commit_guard).await,
             Condition::Generation(_) => {
-                let native = self.replaceable(key, object, condition).await?;
+                let native = self.replaceable(key, &object.attributes.generation, condition).await?;
                 self.upload(key, object, Some(native), commit_guard).await
             }
             Condition::Absent => match self.upload(key, object, Some(0), commit_guard).await {
                 // The key has an object. An expired object counts as absent, and so does one that this write itself
                 // damaged.
                 Err(fault) if fault.status() == Some(412) => {
-                    let native = self.replaceable(key, object, condition).await?;
+                    let native = self.replaceable(key, &object.attributes.generation, condition).await?;
                     self.upload(key, object, Some(native), commit_guard).await
                 }
                 outcome => outcome,
@@ -86,7 +87,9 @@ impl Gcs {
     }
 
     /// Returns the bucket's generation that the condition permits this write to replace; 0 for no object.
-    async fn replaceable(&self, key: &Key, object: &Object, condition: &Condition) -> Result<i64, GcsFault> {
+    ///
+    /// `mine` is the generation token of what is written.
+    pub(super) async fn replaceable(&self, key: &Key, mine: &str, condition: &Condition) -> Result<i64, GcsFault> {
         let Some(found) = self.find(key, None).await? else {
             condition.check(Operation::Store, key, None)?;
             return Ok(0);
@@ -95,7 +98,7 @@ impl Gcs {
             Ok(present) => condition.check(Operation::Store, key, Some(&present))?,
             // An earlier attempt of this same write arrived damaged. Its condition held then, and nobody else has
             // written since.
-            Err(_) if found.token.as_ref() == Some(&object.attributes.generation) => {}
+            Err(_) if found.token.as_deref() == Some(mine) => {}
             Err(why) => return Err(Self::damaged(&why)),
         }
         Ok(found.native)
@@ -114,12 +117,17 @@ impl Gcs {
         } else {
             self.in_session(key, object, native, &source).await?
         };
+        self.proven(&stored, key, &object.attributes)
+    }
+
+    /// Compares the description of an object that was just written with what was to be written.
+    pub(super) fn proven(&self, stored: &Stored, key: &Key, attributes: &Attributes) -> Result<(), GcsFault> {
         if !stored.is_of(self.address.bucket(), key) {
             let what = "names another object than was written, or lacks generation or checksum".to_owned();
             return Err(GcsFault::Strange(None, what));
         }
-        let Attributes { stored_size, stored_checksum, .. } = object.attributes;
-        if stored.size != stored_size || stored.crc32c.is_some_and(|found| found != stored_checksum) {
+        let Attributes { stored_size, stored_checksum, .. } = attributes;
+        if stored.size != *stored_size || stored.crc32c.is_some_and(|found| found != *stored_checksum) {
             let why = "the bytes that arrived in the bucket are not those that were sent; store it again";
             return Err(GcsFault::Damaged(why.to_owned()));
         }
@@ -135,7 +143,7 @@ impl Gcs {
         source: &UploadSource,
     ) -> Result<Stored, GcsFault> {
         let boundary = Uuid::new_v4().simple().to_string();
-        let (insert, content_type) = (insert(key, &object.attributes)?, &object.attributes.content_type);
+        let (insert, content_type) = (insert(key, &object.attributes, Sums::Sent)?, &object.attributes.content_type);
         let head = format!(
             "--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{insert}\r\n--{boundary}\r\nContent-Type: \
              {content_type}\r\n\r\n"
@@ -187,7 +195,7 @@ impl Gcs {
 
     /// Begins an upload session. With its URL anybody can write the object, so the URL is secret.
     async fn session(&self, key: &Key, attributes: &Attributes, native: Option<i64>) -> Result<Url, GcsFault> {
-        let insert = insert(key, attributes)?;
+        let insert = insert(key, attributes, Sums::Sent)?;
         let request = self.client.request(Method::POST, &self.address.uploads()).await?;
         let request = request
             .query(&query("resumable", key, native))
@@ -289,8 +297,17 @@ fn query(kind: &str, key: &Key, native: Option<i64>) -> Vec<(&'static str, Strin
     query
 }
 
+/// Whether the checksum of the bytes is sent beside the attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sums {
+    /// The bucket compares the checksum with the bytes that arrive.
+    Sent,
+    /// No bytes are sent.
+    Omitted,
+}
+
 /// Writes the attributes of an object in the form of the API.
-fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
+pub(super) fn insert(key: &Key, attributes: &Attributes, sums: Sums) -> Result<String, GcsFault> {
     let invalid = |why: String| Error::new(ErrorKind::Invalid, Operation::Store, Some(key), why);
     let metadata = metadata(attributes).map_err(invalid)?;
     // Encrypted bytes are in no coding that a reader of the header could undo.
@@ -303,7 +320,7 @@ fn insert(key: &Key, attributes: &Attributes) -> Result<String, GcsFault> {
         cache_control: metadata_header::cache_control(attributes, compression.is_some()),
         content_disposition: attributes.foreign.headers.get("content-disposition"),
         content_language: attributes.foreign.headers.get("content-language"),
-        crc32c: checksum.strip_prefix("crc32c:").unwrap_or(&checksum).to_owned(),
+        crc32c: (sums == Sums::Sent).then(|| checksum.strip_prefix("crc32c:").unwrap_or(&checksum).to_owned()),
         metadata,
     };
     serde_json::to_string(&insert).map_err(|error| invalid(error.to_string()).into())

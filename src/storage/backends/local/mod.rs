@@ -16,6 +16,7 @@
 //! <root>/#aside/<generation>/…     quarantine, each write below a root of its own
 //! ```
 
+mod copy;
 mod folders;
 mod header;
 mod identity;
@@ -43,7 +44,7 @@ pub(in crate::storage) use self::quarantine::Quarantined;
 use self::read::ReadFault;
 use self::write::Needs;
 use crate::storage::backend::{
-    Backend, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -403,6 +404,19 @@ impl Backend for Local {
             root.found(Operation::Retrieve, &key, &path, found)
         };
         self.run(Operation::Retrieve, inline, work).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let size = || fs::symlink_metadata(self.0.path(&source.key)).map_or(u64::MAX, |metadata| metadata.len());
+        let inline = self.0.in_memory && self.0.is_inline(size()) && self.0.locks.is_free(key);
+        let (source, key, attributes, options) = (source.clone(), key.clone(), attributes.clone(), options.clone());
+        self.run(Operation::Copy, inline, move |root| root.copy(&source, &key, &attributes, &options)).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

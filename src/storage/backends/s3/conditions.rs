@@ -4,10 +4,11 @@
 //! tried once, with a tag that cannot match, on a scratch object that is removed afterwards.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use uuid::Uuid;
 
 use super::S3;
+use super::copy_request::{self, METADATA_DIRECTIVE};
 use super::guard::Guard;
 use super::list::SCRATCH;
 use super::upload::{self, Upload};
@@ -25,6 +26,17 @@ pub(super) struct Conditions {
     pub(super) uploads: bool,
     /// Whether conditions of a removal are enforced.
     pub(super) deletes: bool,
+}
+
+/// What the store enforces when it copies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CopyConditions {
+    /// Whether the state of the source is enforced.
+    pub(super) sources: bool,
+    /// Whether it is enforced for each part, too.
+    pub(super) parts: bool,
+    /// Whether conditions of the destination are enforced.
+    pub(super) destinations: bool,
 }
 
 impl S3 {
@@ -68,6 +80,51 @@ impl S3 {
         let removal = Call::new(Operation::Store, Method::DELETE, Some(scratch)).headers(other.headers());
         let deletes = refused(self.removed(scratch, removal).await)?;
         Ok(Conditions { writes, uploads, deletes })
+    }
+
+    /// Returns what the store enforces when it copies. The first call tries it.
+    pub(super) async fn copy_conditions(&self, key: &Key) -> Result<CopyConditions> {
+        let found = self.0.copy_conditions.get_or_try_init(|| self.try_copies(key)).await;
+        found.copied().map_err(|error| {
+            let mut error = error.during(Operation::Copy);
+            error.key = Some(key.clone());
+            error
+        })
+    }
+
+    async fn try_copies(&self, near: &Key) -> Result<CopyConditions> {
+        let scratch = scratch(near)?;
+        self.put_scratch(&scratch, &Guard::None).await?;
+        let tried = self.try_copies_of(&scratch).await;
+        let cleanup = Call::new(Operation::Store, Method::DELETE, Some(&scratch));
+        if let Err(error) = self.removed(&scratch, cleanup).await {
+            tracing::warn!(%error, "a scratch object of the trial of copies could not be removed");
+        }
+        let found = tried?;
+        let CopyConditions { sources, parts, destinations } = found;
+        tracing::info!(sources, parts, destinations, backend = %self, "tried what the store enforces when it copies");
+        Ok(found)
+    }
+
+    async fn try_copies_of(&self, scratch: &Key) -> Result<CopyConditions> {
+        let wire = &self.0.wire;
+        let none = CopyConditions { sources: false, parts: false, destinations: false };
+        let Some(present) = wire.find_object(Operation::Store, scratch).await? else { return Ok(none) };
+        let (same, other) = (&*present.generation, "0".repeat(32));
+        let copy = async |etag: &str, guard: &Guard| {
+            let mut headers = copy_request::from_source(wire, scratch, etag);
+            headers.insert(METADATA_DIRECTIVE, HeaderValue::from_static("REPLACE"));
+            refused(copy_request::copy(wire, scratch, headers, guard).await)
+        };
+        // A store that refuses every copy does not know them.
+        if !copy(&other, &Guard::None).await? || copy(same, &Guard::None).await? {
+            return Ok(none);
+        }
+        let destinations = copy(same, &Guard::Same(other.clone())).await? && copy(same, &Guard::Absent).await?;
+        let upload = Upload::begin_copy(wire, scratch, HeaderMap::new()).await?;
+        let part = async |etag: &str| upload.copy(1, copy_request::from_source(wire, scratch, etag)).await.map(drop);
+        let parts = refused(part(&other).await)? && !refused(part(same).await)?;
+        Ok(CopyConditions { sources: true, parts, destinations })
     }
 
     async fn removed(&self, scratch: &Key, call: Call<'_>) -> Result<()> {

@@ -3,6 +3,7 @@
 //! ```text
 //! mod          the backend, probe, signed URLs        read     attributes, get
 //! options      address and credentials                write    put, delete, conditions on them
+//! copy         copies within the bucket
 //! keys         AWS keys in files
 //! wire         one signed request, its answer         upload   bytes in one request or in parts
 //! error        errors of requests                     list     names, page by page
@@ -14,6 +15,8 @@
 //! nothing here is retried, because retries belong to another layer.
 
 mod conditions;
+mod copy;
+mod copy_request;
 mod error;
 mod guard;
 mod identity;
@@ -29,7 +32,7 @@ mod xml;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,11 +41,12 @@ use object_store::path::Path;
 use object_store::signer::Signer as _;
 use tokio::sync::OnceCell;
 
-use self::conditions::Conditions;
+use self::conditions::{Conditions, CopyConditions};
+use self::copy::CopyParts;
 pub use self::options::S3Options;
 use self::wire::Wire;
 use crate::storage::backend::{
-    Backend, DeleteOptions, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
 };
 use crate::storage::backends::http::clock_skew;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -70,8 +74,12 @@ struct Inner {
     spool: Spool,
     /// The conditions that the store enforces, tried when the first one is needed.
     conditions: OnceCell<Conditions>,
+    /// What the store enforces when it copies, tried when the first copy is made.
+    copy_conditions: OnceCell<CopyConditions>,
     /// Whether the store lists in another order than that of bytes.
     unsorted: AtomicBool,
+    /// How large objects are copied.
+    copies: CopyParts,
 }
 
 impl S3 {
@@ -84,7 +92,21 @@ impl S3 {
         let (address, builder) = options::parse(&options)?;
         let wire = Arc::new(Wire::open(address, builder, options.timeout)?);
         let (conditions, unsorted) = (OnceCell::new(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { wire, spool: options.spool, conditions, unsorted })))
+        let (copies, copy_conditions) = (CopyParts::default(), OnceCell::new());
+        let inner = Inner { wire, spool: options.spool, conditions, copy_conditions, unsorted, copies };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Sets above how many bytes an object is copied in parts, and the bytes of a part; 5 GiB and 1 GiB by default.
+    ///
+    /// S3 copies no more than 5 GiB at once, and requires at least 5 MiB in each part but the last.
+    #[must_use]
+    pub fn with_copy_parts(self, above: u64, part: u64) -> Self {
+        let (wire, spool) = (Arc::clone(&self.0.wire), self.0.spool.clone());
+        let (conditions, copy_conditions) = (self.0.conditions.clone(), self.0.copy_conditions.clone());
+        let unsorted = AtomicBool::new(self.0.unsorted.load(Ordering::Relaxed));
+        let copies = CopyParts { above, part: part.max(1) };
+        Self(Arc::new(Inner { wire, spool, conditions, copy_conditions, unsorted, copies }))
     }
 
     /// Names the properties of another tool's object that a bucket of S3 cannot store for other tools.
@@ -115,6 +137,16 @@ impl Backend for S3 {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         self.0.wire.get(key, options, &self.0.spool).await
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        self.copy_object(source, key, attributes, options).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
@@ -205,7 +237,8 @@ mod tests {
         let wire = Arc::new(Wire::open(address, builder, Duration::from_secs(1))?);
         let folder = tempfile::tempdir().unwrap();
         let (spool, unsorted) = (Spool::new(folder.path().to_owned()), AtomicBool::new(false));
-        let s3 = S3(Arc::new(Inner { wire, spool, conditions: OnceCell::new(), unsorted }));
+        let (conditions, copy_conditions, copies) = (OnceCell::new(), OnceCell::new(), CopyParts::default());
+        let s3 = S3(Arc::new(Inner { wire, spool, conditions, copy_conditions, unsorted, copies }));
         let grant = Grant { method: Method::Get, lifetime: Duration::from_secs(60) };
         s3.sign(&Key::parse("k").unwrap(), &grant).await
     }

@@ -5,6 +5,7 @@
 //! ```text
 //! listing            200, root ListBucketResult, and this bucket's name in it
 //! begun, completed   200, their root, and the upload's id or the object's ETag in it
+//! copied             200, the root of a copy, and an ETag in it
 //! written, part      200, a strong ETag, no text, and the checksum that was sent where there is one
 //! removed            204 or 200 without text and with a request id; without one, a request that finds no object
 //! object             200, ETag, length, time, and our metadata header or a request id, if the store sends ids
@@ -132,13 +133,13 @@ impl Reply {
         Ok((!has_id).then(strange))
     }
 
-    /// Reads the end of an upload in parts, in which S3 may report a failure behind a status of success.
-    pub(super) async fn completed<T: DeserializeOwned>(self, context: &RequestContext<'_>) -> Result<T> {
+    /// Reads the end of an upload in parts or of a copy, in which S3 may report a failure behind a status of success.
+    pub(super) async fn completed<T: DeserializeOwned>(self, wanted: &str, context: &RequestContext<'_>) -> Result<T> {
         let (headers, outside, status) = (self.headers.clone(), self.outside(context), self.status);
         let text = self.into_text(context).await?;
         match S3Refusal::within(&headers, &text) {
             Some(refusal) => Err(context.refused(refusal)),
-            None => parsed(&text, "CompleteMultipartUploadResult", status, &outside, context),
+            None => parsed(&text, wanted, status, &outside, context),
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
+use super::copy_request::{self, Copied};
 use super::error::RequestContext;
 use super::guard::Guard;
 use super::read::{self, CHECKSUM};
@@ -23,7 +24,7 @@ const PART: u64 = 8 << 20;
 /// The largest number of bytes of a part. An upload has twice as many bytes in memory.
 const LARGEST_PART: u64 = 64 << 20;
 /// S3's own limit.
-const MOST_PARTS: u64 = 10_000;
+pub(super) const MOST_PARTS: u64 = 10_000;
 /// The largest number of bytes of an object.
 pub(super) const MOST: u64 = MOST_PARTS * LARGEST_PART;
 /// The number of parts that are sent at once.
@@ -141,7 +142,8 @@ pub(super) struct Upload {
 pub(super) struct Part {
     number: u32,
     etag: String,
-    checksum: Checksum,
+    /// Unknown for a part that the store has copied.
+    checksum: Option<Checksum>,
 }
 
 /// The answer that begins an upload.
@@ -162,16 +164,20 @@ struct Completed {
 }
 
 impl Upload {
-    pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Arc<Self>> {
+    /// Begins an upload whose parts are sent with their checksums.
+    pub(super) async fn begin(wire: &Arc<Wire>, key: &Key, mut headers: HeaderMap) -> Result<Arc<Self>> {
+        headers.insert(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
+        Self::begin_copy(wire, key, headers).await
+    }
+
+    /// Begins an upload whose parts are copied.
+    pub(super) async fn begin_copy(wire: &Arc<Wire>, key: &Key, headers: HeaderMap) -> Result<Arc<Self>> {
         let (wire, wanted) = (Arc::clone(wire), key.clone());
         in_background(key, async move { Self::initiate(wire, wanted, headers).await }).await
     }
 
     async fn initiate(wire: Arc<Wire>, key: Key, headers: HeaderMap) -> Result<Arc<Self>> {
-        let call = Call::new(Operation::Store, Method::POST, Some(&key))
-            .query("uploads", "")
-            .headers(headers)
-            .header(CHECKSUM_ALGORITHM, HeaderValue::from_static("CRC32C"));
+        let call = Call::new(Operation::Store, Method::POST, Some(&key)).query("uploads", "").headers(headers);
         let context = wire.context(Operation::Store, Some(&key));
         let begun: Begun = wire.demand(call).await?.document("InitiateMultipartUploadResult", &context).await?;
         if begun.upload_id.is_empty() || begun.bucket.is_some_and(|name| !wire.address.is_named(&name)) {
@@ -194,7 +200,28 @@ impl Upload {
             .body(bytes);
         let reply = self.wire.demand(with_checksum(call, checksum)).await?;
         let etag = reply.written(checksum, &self.wire.context(Operation::Store, Some(&self.key))).await?;
-        Ok(Part { number, etag, checksum })
+        Ok(Part { number, etag, checksum: Some(checksum) })
+    }
+
+    /// Begins to copy a part of another object, whether or not anyone waits for it.
+    pub(super) fn copy(
+        self: &Arc<Self>,
+        number: u32,
+        headers: HeaderMap,
+    ) -> impl Future<Output = Result<Part>> + use<> {
+        let upload = Arc::clone(self);
+        in_background(&self.key, async move { upload.copy_part(number, headers).await })
+    }
+
+    async fn copy_part(&self, number: u32, headers: HeaderMap) -> Result<Part> {
+        let call = Call::new(Operation::Copy, Method::PUT, Some(&self.key))
+            .query("partNumber", number.to_string())
+            .query("uploadId", &*self.id)
+            .headers(headers);
+        let context = self.wire.context(Operation::Copy, Some(&self.key));
+        let reply = self.wire.send(call).await?.ok_or_else(|| copy_request::gone(&context))?;
+        let Copied { etag } = reply.completed("CopyPartResult", &context).await?;
+        Ok(Part { number, etag, checksum: None })
     }
 
     pub(super) async fn complete(&self, parts: &[Part], guard: &Guard) -> Result<()> {
@@ -208,7 +235,7 @@ impl Upload {
             .body(body.into());
         let context = self.wire.context(Operation::Store, Some(&self.key));
         let reply = written(&context, guard, self.wire.send(call).await?)?;
-        let Completed { etag, bucket } = reply.completed(&context).await?;
+        let Completed { etag, bucket } = reply.completed("CompleteMultipartUploadResult", &context).await?;
         if etag.trim_matches('"').is_empty() || bucket.is_some_and(|name| !self.wire.address.is_named(&name)) {
             return Err(context.unexpected_answer("it completed an upload without an ETag, or in another bucket"));
         }
@@ -271,10 +298,10 @@ impl Drop for Upload {
 impl Part {
     fn listed(&self) -> String {
         let Self { number, etag, checksum } = self;
-        let (etag, checksum) = (quick_xml::escape::escape(&**etag), read::checksum_value(*checksum));
-        format!(
-            "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag><ChecksumCRC32C>{checksum}</ChecksumCRC32C></Part>"
-        )
+        let etag = quick_xml::escape::escape(&**etag);
+        let checksum = checksum.map(|sum| format!("<ChecksumCRC32C>{}</ChecksumCRC32C>", read::checksum_value(sum)));
+        let checksum = checksum.unwrap_or_default();
+        format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag>{checksum}</Part>")
     }
 }
 

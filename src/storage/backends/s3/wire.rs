@@ -28,7 +28,7 @@ use crate::storage::object::{Key, Payload, payload};
 
 /// The unreserved characters of RFC 3986 stay unescaped. The store computes the signature over this form.
 const QUERY: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-const PATH: AsciiSet = QUERY.remove(b'/');
+pub(super) const PATH: AsciiSet = QUERY.remove(b'/');
 
 /// The largest number of bytes of an answer other than a payload: a page of 1,000 longest names, escaped.
 const LONGEST_ANSWER: usize = 8 << 20;

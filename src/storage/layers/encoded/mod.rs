@@ -20,7 +20,9 @@ use async_trait::async_trait;
 
 use self::pack::pack;
 use self::unpack::{Cap, Unpacked, Wanted, unpack};
-use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal};
+use crate::storage::backend::{
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
 use crate::storage::object::{Attributes, Codec, Key, Object};
@@ -207,6 +209,29 @@ impl Backend for Encoded {
         let Object { attributes, payload } = object;
         let payload = payload.into_memory().await.map_err(|error| Error::unread(Operation::Retrieve, key, error))?;
         Ok(Some(Object { attributes, payload: payload.into() }))
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        if !attributes.encrypted {
+            if self.encryption.keyring_of_writes().is_some() {
+                // The copy must not be readable without the key.
+                return source.copy_through(self, key, attributes, options).await;
+            }
+            return self.inner.copy(source, key, attributes, options).await;
+        }
+        let Some(sealed) = self.inner.stat(&source.key).await?.filter(|sealed| source.is(sealed)) else {
+            return Ok(None);
+        };
+        let rewrapped = self.encryption.rewrap(&source.key, key, &sealed, attributes);
+        let rewrapped = rewrapped.map_err(|error| error.during(Operation::Copy))?;
+        let stored = self.inner.copy(source, key, &rewrapped, options).await?;
+        stored.map(|stored| self.open(key, Operation::Copy, stored)).transpose()
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -37,6 +37,7 @@
 //! and write.
 
 mod conflict;
+mod copy;
 mod merge;
 mod overlay;
 mod owner;
@@ -59,7 +60,8 @@ pub use self::overlay::{Pending, overlay_folder};
 pub use self::owner::Owner;
 pub use self::report::{SyncProgress, SyncReport};
 use crate::storage::backend::{
-    Backend, Condition, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, Condition, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions,
+    Removal,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -326,6 +328,16 @@ impl Backend for Fallback {
             Some(entry) if entry.attributes.tombstone => Ok(None),
             Some(Object { attributes, payload }) => Ok(Some(Object { attributes: pending(attributes), payload })),
         }
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        self.copy_object(source, key, attributes, options).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

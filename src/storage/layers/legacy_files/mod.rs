@@ -36,7 +36,8 @@ use self::folder::{HeldFile, LegacyFault, LegacyFolder};
 pub use self::own::OwnEntries;
 pub use self::survey::Survey;
 use crate::storage::backend::{
-    Backend, Condition, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, Condition, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions,
+    Removal,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -220,24 +221,54 @@ impl LegacyFiles {
 
     /// Writes an object where the key has a file and the caller a condition.
     async fn put_if(&self, key: &Key, object: &Object, options: &PutOptions, held: HeldFile) -> Result<Attributes> {
-        let condition = &options.condition;
-        let stored = if self.inner.stat(key).await.map_err(|error| error.during(Operation::Store))?.is_some() {
-            self.inner.put(key, object, options).await?
-        } else {
-            condition.check(Operation::Store, key, Some(held.attributes()))?;
-            // The file is what the caller has seen. Below, the key has no object.
-            let absent = PutOptions { condition: Condition::Absent, ..options.clone() };
-            match self.inner.put(key, object, &absent).await {
-                Err(error) if error.kind == ErrorKind::Precondition => {
-                    let present = self.inner.stat(key).await.map_err(|error| error.during(Operation::Store))?;
-                    condition.check(Operation::Store, key, present.as_ref())?;
-                    return Err(error);
-                }
-                stored => stored?,
-            }
+        let below = self.options_below(key, options, &held).await?;
+        let stored = match self.inner.put(key, object, &below).await {
+            Err(error) => return Err(self.refused_below(key, options, error).await),
+            Ok(stored) => stored,
         };
         self.discard_hidden(key, Some(held)).await;
         Ok(stored)
+    }
+
+    /// Copies an object of the store where the key has a file and the caller a condition.
+    async fn copy_if(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+        held: HeldFile,
+    ) -> Result<Option<Attributes>> {
+        let below = self.options_below(key, options, &held).await?;
+        let copied = match self.inner.copy(source, key, attributes, &below).await {
+            Err(error) => return Err(self.refused_below(key, options, error).await),
+            Ok(copied) => copied,
+        };
+        if copied.is_some() {
+            self.discard_hidden(key, Some(held)).await;
+        }
+        Ok(copied)
+    }
+
+    /// Returns the options of a conditional write below, where the key has a file.
+    async fn options_below(&self, key: &Key, options: &PutOptions, held: &HeldFile) -> Result<PutOptions> {
+        if self.inner.stat(key).await.map_err(|error| error.during(Operation::Store))?.is_some() {
+            return Ok(options.clone());
+        }
+        options.condition.check(Operation::Store, key, Some(held.attributes()))?;
+        // The file is what the caller has seen. Below, the key has no object.
+        Ok(PutOptions { condition: Condition::Absent, ..options.clone() })
+    }
+
+    /// Returns the error of a conditional write that was refused below, in the words of the caller's condition.
+    async fn refused_below(&self, key: &Key, options: &PutOptions, error: Error) -> Error {
+        if error.kind != ErrorKind::Precondition {
+            return error;
+        }
+        match self.inner.stat(key).await {
+            Ok(present) => options.condition.check(Operation::Store, key, present.as_ref()).err().unwrap_or(error),
+            Err(fault) => fault.during(Operation::Store),
+        }
     }
 }
 
@@ -279,6 +310,33 @@ impl Backend for LegacyFiles {
             },
             found => Ok(found),
         }
+    }
+
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        let copied = if options.condition == Condition::Always || source.key == *key {
+            let has_file = self.has_file(Operation::Copy, key).await?;
+            let copied = self.inner.copy(source, key, attributes, options).await?;
+            if has_file && copied.is_some() {
+                self.discard_hidden(key, None).await;
+            }
+            copied
+        } else {
+            match self.hold(Operation::Copy, key).await? {
+                Some(held) => self.copy_if(source, key, attributes, options, held).await?,
+                None => self.inner.copy(source, key, attributes, options).await?,
+            }
+        };
+        if copied.is_some() || !self.has_file(Operation::Copy, &source.key).await? {
+            return Ok(copied);
+        }
+        // The source is a file of the class.
+        source.copy_through(self, key, attributes, options).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {

@@ -460,6 +460,16 @@ impl Backend for Refusing {
         self.kept.get(key, options).await
     }
 
+    async fn copy(
+        &self,
+        source: &CopySource,
+        key: &Key,
+        attributes: &Attributes,
+        options: &PutOptions,
+    ) -> Result<Option<Attributes>> {
+        self.kept.copy(source, key, attributes, options).await
+    }
+
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         match self.stat {
             Some(kind) => Err(Error::new(kind, Operation::Stat, Some(key), "refused")),

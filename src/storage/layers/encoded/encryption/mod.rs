@@ -68,6 +68,17 @@ impl Encryption {
         self.keyring.as_ref().filter(|_| self.writes)
     }
 
+    /// Seals new attributes of an encrypted payload for another name, or for the same one under the first key.
+    ///
+    /// The data key is that of the sealed attributes of the object, which is under the name `from`.
+    pub(super) fn rewrap(&self, from: &Key, to: &Key, sealed: &Attributes, value: &Attributes) -> Result<Attributes> {
+        let (_, data_key) = self.open(from, sealed)?;
+        match &self.keyring {
+            Some(keyring) => keyring.seal_attributes(to, value, &data_key),
+            None => Err(SealFault::NoEnvelope.into_error(Operation::Copy, from)),
+        }
+    }
+
     /// Opens attributes as [`Keyring::open_attributes`] does; without a keyring, that is the same error as with wrong keys.
     pub(super) fn open(&self, name: &Key, sealed: &Attributes) -> Result<(Attributes, DataKey)> {
         match (&self.keyring, &sealed.encryption) {
