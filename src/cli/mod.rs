@@ -1,6 +1,7 @@
 //! The command line: arguments, settings, exit code. Each subcommand has its file; `terminal` holds the shared parts.
 
 mod admin;
+mod cleanup;
 mod config;
 mod core_dump;
 mod delete;
@@ -15,6 +16,7 @@ mod stat;
 mod store;
 mod sync;
 mod terminal;
+mod usage;
 mod worker;
 
 use std::ffi::OsStr;
@@ -55,6 +57,8 @@ enum Command {
     Exists(exists::Arguments),
     List(list::Arguments),
     Stat(stat::Arguments),
+    Usage(usage::Arguments),
+    Cleanup(cleanup::Arguments),
     Sync(sync::Arguments),
     Migrate(migrate::Arguments),
     Doctor(doctor::Arguments),
@@ -127,6 +131,8 @@ fn run(
         Command::Exists(command) => block_on(command.run(settings, output)),
         Command::List(command) => block_on(command.run(settings, output)),
         Command::Stat(command) => block_on(command.run(settings, output)),
+        Command::Usage(command) => block_on(interruptible(command.run(settings, output))),
+        Command::Cleanup(command) => block_on(command.run(settings, output)),
         Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
         Command::Migrate(command) => block_on(command.run(settings, output)),
         Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),

@@ -175,6 +175,10 @@ async fn serve(
         Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut background).await?,
         None => readiness.set(Component::Storage, ComponentState::Ready),
     }
+    if let Some(interval) = settings.storage.sweep_interval {
+        let (engine, metrics) = (engine.clone(), metrics.clone());
+        background.spawn(async move { engine.sweep_loop(interval, &metrics).await });
+    }
     let outcome = worker::run(options, || secrets.broker(), engine, metrics, readiness, stop).await;
     let code = |departure| match departure {
         Departure::Orderly => Code::Success,

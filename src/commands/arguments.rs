@@ -38,6 +38,8 @@ pub enum ParameterKind {
     Between(u64, u64),
     /// A number of seconds, above 0.
     Seconds,
+    /// A number of seconds, 0 or more.
+    Age,
     /// A point in time, as ISO 8601 text or as a `datetime` of Python.
     Instant,
     /// A boolean.

@@ -4,11 +4,13 @@
 //! needs such a file and a row in [`COMMANDS`].
 
 mod arguments;
+mod cleanup;
 mod delete;
 mod error;
 mod exists;
 mod get_health_status;
 mod get_stats;
+mod get_storage_usage;
 mod hints;
 mod keys;
 mod list_keys;
@@ -57,10 +59,12 @@ impl Default for CommandTable {
 
 /// All tasks of this program.
 pub static COMMANDS: &[&Definition] = &[
+    &cleanup::DEFINITION,
     &delete::DEFINITION,
     &exists::DEFINITION,
     &get_health_status::DEFINITION,
     &get_stats::DEFINITION,
+    &get_storage_usage::DEFINITION,
     &list_keys::DEFINITION,
     &retrieve::DEFINITION,
     &signed_url::DEFINITION,

@@ -75,6 +75,7 @@ fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
         ParameterKind::Count => json!({"type": "integer", "minimum": 0}),
         ParameterKind::Between(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
         ParameterKind::Seconds => json!({"type": "number", "exclusiveMinimum": 0}),
+        ParameterKind::Age => json!({"type": "number", "minimum": 0}),
         ParameterKind::Instant => json!({"type": "string", "format": "date-time"}),
         ParameterKind::Flag => json!({"type": "boolean"}),
     };

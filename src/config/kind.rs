@@ -24,6 +24,11 @@ pub enum SettingKind {
         /// The largest allowed number of seconds.
         max: u32,
     },
+    /// A number of seconds, fractions allowed; 0 turns something off.
+    Pause {
+        /// The largest allowed number of seconds.
+        max: u32,
+    },
     /// Any text that is not empty.
     Text,
     /// A name of the form that clouds use for projects, regions and locations.
@@ -92,6 +97,7 @@ impl SettingKind {
             Self::Bool => "true, false, 1, 0, yes, no, on or off".to_owned(),
             Self::Integer { min, max } => format!("a whole number from {min} to {max}"),
             Self::Seconds { max } => format!("a number of seconds above 0, at most {max}"),
+            Self::Pause { max } => format!("a number of seconds, at most {max}, or 0"),
             Self::Text => "text that is not empty".to_owned(),
             Self::Name => "a name of letters, digits, `-`, `_`, `.` and `:`".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
@@ -123,9 +129,10 @@ impl SettingKind {
                 let number = text.parse().ok()?;
                 (min..=max).contains(&number).then_some(Parsed::Integer(number))
             }
-            Self::Seconds { max } => {
+            Self::Seconds { max } | Self::Pause { max } => {
                 let seconds: f64 = text.parse().ok()?;
-                let in_bounds = seconds > 0.0 && seconds <= f64::from(max);
+                let is_off = matches!(self, Self::Pause { .. }) && seconds == 0.0;
+                let in_bounds = is_off || (seconds > 0.0 && seconds <= f64::from(max));
                 in_bounds.then(|| Parsed::Seconds(Duration::from_secs_f64(seconds)))
             }
             Self::Choice(words) => {

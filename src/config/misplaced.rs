@@ -55,7 +55,9 @@ pub(super) fn file(text: &str, wanted: &str) -> Option<String> {
 /// Returns the text of a refused value when it is a number, which is not a secret.
 pub(super) fn show(kind: SettingKind, raw: &Raw) -> Option<String> {
     match (kind, raw) {
-        (SettingKind::Integer { .. } | SettingKind::Seconds { .. }, Raw::Text(text)) if text.len() < 24 => {
+        (SettingKind::Integer { .. } | SettingKind::Seconds { .. } | SettingKind::Pause { .. }, Raw::Text(text))
+            if text.len() < 24 =>
+        {
             text.trim().parse::<f64>().ok().filter(|number| number.is_finite()).map(|_| text.clone())
         }
         _ => None,

@@ -199,6 +199,12 @@ pub static SETTINGS: &[Setting] = &[
     .availability(Availability::Idle),
     Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
         .availability(Availability::Idle),
+    Setting::new(
+        "sweep_interval_seconds",
+        SettingKind::Pause { max: 365 * DAY },
+        "3600",
+        "Time between two sweeps, in which a worker removes expired values; 0 means none. At S3, a sweep costs one request for each object.",
+    ),
     Setting::unset("exchange_directories", SettingKind::Paths, "Folders below which commands may name files."),
     Setting::unset(
         "exchange_buckets",

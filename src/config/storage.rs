@@ -48,6 +48,8 @@ pub struct StorageSettings {
     pub encryption_keys: Vec<EncryptionKey>,
     /// `enable_encryption`: new values are encrypted. There is a key then.
     pub encryption: bool,
+    /// `sweep_interval_seconds`: the time between two sweeps of a worker; `None` means that it does not sweep.
+    pub sweep_interval: Option<Duration>,
     /// `exchange_directories`: absolute paths of the folders below which commands may name files.
     pub exchange_directories: Vec<PathBuf>,
     /// The files that hold or are named by settings: none of them is a value, whatever folder it lies in.
@@ -156,6 +158,7 @@ impl StorageSettings {
                 None => Vec::new(),
             },
             encryption: values.bool("enable_encryption"),
+            sweep_interval: values.seconds("sweep_interval_seconds").filter(|interval| !interval.is_zero()),
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
             // They are known once all settings are.
             own_files: Vec::new(),

@@ -372,6 +372,9 @@ pub struct Page {
     pub start_after: Option<String>,
     /// The largest number of entries.
     pub limit: Option<usize>,
+    /// Only key and stored size of each entry are needed. A place whose listing has no more then sends no request for each
+    /// object; nothing else of such an entry says anything.
+    pub sizes_only: bool,
 }
 
 /// One page of a listing.
@@ -385,20 +388,67 @@ pub struct Listing {
     pub more: bool,
 }
 
-/// One listed object.
+/// One listed object, with what the place tells about it. What the place does not tell is `None`.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The key of the object.
     pub key: Key,
-    /// When the object expires, if ever. An object whose attributes cannot be read is listed without this time.
-    pub expires_at: Option<Timestamp>,
     /// Whether the entry is a pending delete, see [`Attributes::tombstone`].
     pub tombstone: bool,
+    /// Whether this program wrote the object, by its attributes, and not another tool.
+    pub labelled: bool,
+    /// When the object expires, if ever. An object whose attributes cannot be read is listed without this time.
+    pub expires_at: Option<Timestamp>,
+    /// When the object was written; when the place received it, where another tool wrote it.
+    pub stored_at: Option<Timestamp>,
+    /// The number of bytes of the value.
+    pub size: Option<u64>,
+    /// The number of stored bytes.
+    pub stored_size: Option<u64>,
+    /// The generation token, which a conditional removal names.
+    pub generation: Option<String>,
+    /// The compression codec of the stored bytes, if any.
+    pub compression: Option<String>,
+    /// Whether the stored bytes are encrypted.
+    pub encrypted: Option<bool>,
 }
 
 impl Entry {
     /// Lists an object whose attributes are known.
     pub(in crate::storage) fn of(key: &Key, attributes: &Attributes) -> Self {
-        Self { key: key.clone(), expires_at: attributes.expires_at, tombstone: attributes.tombstone }
+        Self {
+            key: key.clone(),
+            tombstone: attributes.tombstone,
+            labelled: !attributes.foreign.other_tool && attributes.info.legacy.is_none(),
+            expires_at: attributes.expires_at,
+            stored_at: Some(attributes.stored_at),
+            size: attributes.is_value_known().then_some(attributes.size),
+            stored_size: Some(attributes.stored_size),
+            generation: Some(attributes.generation.clone()),
+            compression: attributes.compression.clone(),
+            encrypted: Some(attributes.encrypted),
+        }
+    }
+
+    /// Lists an object of which only the stored size is known, if that.
+    pub(in crate::storage) const fn sized(key: Key, stored_size: Option<u64>) -> Self {
+        Self {
+            key,
+            tombstone: false,
+            labelled: false,
+            expires_at: None,
+            stored_at: None,
+            size: None,
+            stored_size,
+            generation: None,
+            compression: None,
+            encrypted: None,
+        }
+    }
+
+    /// Tells whether the object has expired.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 }

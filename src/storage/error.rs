@@ -175,7 +175,7 @@ impl Error {
 
     /// Appends a remark to the message.
     #[must_use]
-    pub(in crate::storage) fn noting(mut self, remark: &str) -> Self {
+    pub(crate) fn noting(mut self, remark: &str) -> Self {
         self.message = format!("{}; {remark}", self.message);
         self
     }

@@ -55,6 +55,10 @@ label_values! {
         SignedUrl = "signed_url",
         /// `filestorage.sync`.
         Sync = "sync",
+        /// `filestorage.cleanup`.
+        Cleanup = "cleanup",
+        /// `filestorage.get_storage_usage`.
+        GetStorageUsage = "get_storage_usage",
         /// Any other task, or a message that cannot be read.
         Other = "other",
     }

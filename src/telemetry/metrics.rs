@@ -107,6 +107,8 @@ struct Inner {
     breaker_open: Family<BreakerLabels, Gauge>,
     synced: Family<SyncLabel, Counter>,
     pending: PendingCollector,
+    swept: Counter,
+    swept_bytes: Counter,
 }
 
 /// Creates a histogram of durations with bounds from 250 µs, less than the write of a small value on tmpfs takes, to 65 s
@@ -184,6 +186,12 @@ impl Metrics {
         let pending = PendingCollector::default();
         ours.register_collector(Box::new(pending.clone()));
 
+        let swept = Counter::default();
+        ours.register("swept_objects", "Expired objects that the sweeper removed", swept.clone());
+        let swept_bytes = Counter::default();
+        let help = "Stored bytes of the expired objects that the sweeper removed";
+        ours.register_with_unit("swept", help, Unit::Bytes, swept_bytes.clone());
+
         Self(Arc::new(Inner {
             registry,
             commands,
@@ -204,6 +212,8 @@ impl Metrics {
             breaker_open,
             synced,
             pending,
+            swept,
+            swept_bytes,
         }))
     }
 
@@ -299,6 +309,12 @@ impl Metrics {
         self.0.pending.record(entries, bytes, oldest);
     }
 
+    /// Counts an expired object that the sweeper removed, and its stored bytes.
+    pub fn record_swept(&self, bytes: u64) {
+        self.0.swept.inc();
+        self.0.swept_bytes.inc_by(bytes);
+    }
+
     /// Writes all metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -359,6 +375,7 @@ mod tests {
         metrics.record_breaker(BackendLabel::S3, false);
         metrics.record_breaker(BackendLabel::Gcs, true);
         metrics.record_synced(SyncOutcome::AlreadyThere);
+        metrics.record_swept(700);
         assert!(!metrics.encode().contains("pending_sync"));
         metrics.record_pending(3, 4_000, None);
         let text = metrics.encode();
@@ -373,6 +390,8 @@ mod tests {
             r#"filestorage_broker_session_state{state="connected"} 1"#,
             r#"filestorage_broker_session_state{state="connecting"} 0"#,
             "filestorage_broker_reconnects_total 1",
+            "filestorage_swept_objects_total 1",
+            "filestorage_swept_bytes_total 700",
             "filestorage_journal_size_bytes 4096",
             r#"filestorage_events_total{outcome="published"} 3"#,
             r#"filestorage_storage_operations_total{operation="put",backend="local",outcome="succeeded"} 1"#,

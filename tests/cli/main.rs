@@ -4,6 +4,7 @@
 mod bucket;
 mod canary;
 mod doctor;
+mod housekeeping;
 mod legacy;
 mod migrate;
 

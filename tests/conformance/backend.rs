@@ -299,7 +299,7 @@ async fn pages(one: &dyn Backend, keys: &[Key], profile: Profile, tally: &Tally)
             };
             for &limit in limits {
                 let start_after = (!after.is_empty()).then(|| after.to_owned());
-                let page = Page { prefix: prefix.to_owned(), start_after, limit };
+                let page = Page { prefix: prefix.to_owned(), start_after, limit, ..Page::default() };
                 let mut wanted: Vec<_> =
                     keys.iter().filter(|key| key.as_str().starts_with(prefix) && key.as_str() > after).collect();
                 let more = wanted.len() > limit.unwrap_or(usize::MAX);

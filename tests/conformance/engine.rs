@@ -9,6 +9,7 @@ use filestorage::storage::{
 use jiff::{SignedDuration, Timestamp};
 
 use crate::backend::Profile;
+use crate::housekeeping;
 use crate::support::{Tally, key, noise};
 
 pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
@@ -18,6 +19,7 @@ pub(crate) async fn suite(engine: &Engine, profile: Profile, tally: &Tally) {
     receipts(engine, profile, tally).await;
     expiry(engine, tally).await;
     lists(engine, profile, tally).await;
+    housekeeping::suite(engine, profile, tally).await;
     redelivered_stores(engine, tally).await;
     reused_ids(engine, tally).await;
     redelivered_deletes(engine, tally).await;

@@ -60,7 +60,12 @@ async fn any_page_of_any_mixture_is_exact() {
             for after in [None, Some("a"), Some("a/1"), Some("a/22"), Some("b/"), Some("zz")] {
                 for limit in [None, Some(0), Some(1), Some(2), Some(3), Some(7), Some(20), Some(100), Some(usize::MAX)]
                 {
-                    let page = Page { prefix: prefix.to_owned(), start_after: after.map(str::to_owned), limit };
+                    let page = Page {
+                        prefix: prefix.to_owned(),
+                        start_after: after.map(str::to_owned),
+                        limit,
+                        ..Page::default()
+                    };
                     let mut wanted: Vec<&Key> = there
                         .keys()
                         .filter(|key| {

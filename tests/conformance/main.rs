@@ -22,6 +22,7 @@ mod fallback_model;
 mod fallback_sync;
 mod forwarding;
 mod gcs;
+mod housekeeping;
 mod legacy;
 mod local;
 mod outage;

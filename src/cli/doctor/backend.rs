@@ -109,7 +109,7 @@ async fn get(backend: &dyn Backend, key: &Key) -> Result<()> {
 }
 
 async fn list(backend: &dyn Backend, key: &Key, there: bool) -> Result<()> {
-    let page = Page { prefix: key.as_str().to_owned(), start_after: None, limit: Some(2) };
+    let page = Page { prefix: key.as_str().to_owned(), limit: Some(2), ..Page::default() };
     let listing = backend.list(&page).await?;
     if there == listing.entries.iter().any(|entry| entry.key == *key) {
         return Ok(());

@@ -279,7 +279,7 @@ impl Run<'_> {
     async fn walk(&mut self, prefix: String, parallel: usize) {
         let copier = self.copier.clone();
         let mut interrupted = std::pin::pin!(interruption());
-        let mut page = Page { prefix, start_after: None, limit: Some(PAGE) };
+        let mut page = Page { prefix, limit: Some(PAGE), ..Page::default() };
         let (mut running, mut listed) = (FuturesUnordered::new(), 0);
         loop {
             let listing = tokio::select! {

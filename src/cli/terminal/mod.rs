@@ -1,5 +1,6 @@
 //! The shared parts of the subcommands: flags, answers, progress, interruption.
 
+mod age;
 pub(super) mod flags;
 mod output;
 mod progress;
@@ -7,6 +8,7 @@ pub(super) mod refusal;
 mod runtime;
 pub(super) mod sink;
 
+pub(super) use self::age::span;
 pub(super) use self::output::Output;
 pub(super) use self::progress::Progress;
 pub(super) use self::runtime::{block_on, interruptible, interruption};

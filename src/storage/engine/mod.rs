@@ -1,20 +1,27 @@
 //! The engine: values under keys, over one stack of backends.
 
 mod budget;
+mod cleanup;
 mod copy;
 mod health;
 mod options;
 mod receipt;
 mod redelivery;
 mod stats;
+mod sweeper;
 mod transfer;
+mod usage;
+mod walk;
 
 pub use self::budget::{Budget, Held};
+pub use self::cleanup::{CleanupProgress, CleanupReport, CleanupRequest};
 pub use self::copy::CopyOptions;
 pub use self::health::{Health, HealthStatus};
 pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
 pub use self::receipt::{Receipt, Stat, format_timestamp};
 pub use self::stats::{Stats, StatsMetrics};
+pub use self::usage::{Usage, UsageTable};
+pub use self::walk::EntryWalk;
 
 use std::sync::Arc;
 
@@ -329,18 +336,18 @@ impl Engine {
     }
 
     async fn list_uncounted(&self, request: ListRequest) -> Result<Vec<Key>> {
-        let wanted = request.limit.unwrap_or(usize::MAX);
-        let mut page =
-            Page { prefix: request.prefix.unwrap_or_default(), start_after: request.start_after, limit: request.limit };
+        let ListRequest { prefix, start_after, limit } = request;
+        let wanted = limit.unwrap_or(usize::MAX);
+        let mut page = Page { prefix: prefix.unwrap_or_default(), start_after, limit, sizes_only: false };
         let (mut keys, mut foreign) = (Vec::new(), 0);
         while keys.len() < wanted {
             // Hidden entries do not count against the caller's limit, so another page may have to follow.
-            page.limit = request.limit.map(|limit| limit - keys.len());
+            page.limit = limit.map(|limit| limit - keys.len());
             let listing = self.0.backend.list(&page).await?;
             foreign += listing.foreign;
             page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
             let now = Timestamp::now();
-            let live = listing.entries.into_iter().filter(|entry| entry.expires_at.is_none_or(|expiry| expiry > now));
+            let live = listing.entries.into_iter().filter(|entry| !entry.is_expired(now));
             keys.extend(live.map(|entry| entry.key));
             if !listing.more || page.start_after.is_none() {
                 break;

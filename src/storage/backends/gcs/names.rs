@@ -102,9 +102,12 @@ impl Gcs {
                     listing.more = true;
                     return Ok(listing);
                 }
-                let attributes = FoundObject::from(resource).attributes;
-                let nothing_known = || Entry { key: key.clone(), expires_at: None, tombstone: false };
-                listing.entries.push(attributes.map_or_else(|_| nothing_known(), |known| Entry::of(&key, &known)));
+                let size = resource.size;
+                let entry = match FoundObject::from(resource).attributes {
+                    Ok(attributes) => Entry::of(&key, &attributes),
+                    Err(_) => Entry::sized(key, Some(size)),
+                };
+                listing.entries.push(entry);
             }
             match answer.next_page_token {
                 Some(next) => token = Some(next),

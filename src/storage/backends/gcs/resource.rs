@@ -21,7 +21,7 @@ pub(super) struct Resource {
     pub(super) name: String,
     bucket: String,
     #[serde(deserialize_with = "number")]
-    size: u64,
+    pub(super) size: u64,
     /// Missing only for objects that are encrypted with a key of the customer.
     #[serde(default, deserialize_with = "checksum")]
     crc32c: Option<Checksum>,

@@ -99,6 +99,12 @@ impl Walk<'_> {
         if !key.starts_with(self.prefix) || self.start_after.is_some_and(|after| key.as_slice() <= after) {
             return;
         }
+        // A key that is not on the page is not looked at more closely. Its turn comes.
+        if self.smallest.len() >= self.capacity
+            && self.smallest.peek().is_some_and(|largest| key.as_slice() >= largest.as_str().as_bytes())
+        {
+            return;
+        }
         let key = String::from_utf8(key).ok().and_then(|text| Key::parse(&text).ok());
         let Some(key) = key.filter(|key| path::encode(key).strip_prefix(path) == Some(name)) else {
             self.foreign += 1;

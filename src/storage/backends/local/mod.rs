@@ -259,7 +259,7 @@ impl Root {
                     Ok(Some(attributes)) => entries.push(Entry::of(key, &attributes)),
                     // Somebody removed the object after the walk.
                     Ok(None) => {}
-                    Err(_) => entries.push(Entry { key: key.clone(), expires_at: None, tombstone: false }),
+                    Err(_) => entries.push(Entry::sized(key.clone(), None)),
                 }
             }
             match found.keys.last() {

@@ -1,9 +1,9 @@
 //! Listings: names in the bucket, page by page.
 //!
-//! The store is asked to escape names, so that every name survives XML. Its listings have no metadata, so the expiry of
-//! each object is requested separately, several at a time.
+//! The store is asked to escape names, so that every name survives XML. Its listings have sizes and no metadata, so the
+//! attributes of each object are requested separately, several at a time, unless only sizes are needed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -20,7 +20,7 @@ use crate::storage::backends::http::pages::Pages;
 use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::Key;
 
-/// The number of objects whose expiry is requested at once.
+/// The number of objects whose attributes are requested at once.
 const AT_ONCE: usize = 16;
 
 /// The largest number of names in one answer. No store returns more.
@@ -41,12 +41,17 @@ struct Document {
 #[serde(rename_all = "PascalCase")]
 struct Content {
     key: String,
+    size: Option<u64>,
 }
+
+/// A key, and the stored bytes of its object where the store tells their number.
+type SizedKey = (Key, Option<u64>);
 
 /// The names of one answer.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    keys: Vec<Key>,
+    /// The keys, each with the size of its object where the store tells it.
+    keys: Vec<SizedKey>,
     foreign: u64,
     /// The token of the next answer; `None` after the last.
     next: Option<String>,
@@ -57,7 +62,7 @@ pub(super) struct Names {
 /// The keys that were found for a page.
 #[derive(Debug, Default)]
 struct Found {
-    keys: Vec<Key>,
+    keys: Vec<SizedKey>,
     foreign: u64,
     more: bool,
 }
@@ -69,8 +74,12 @@ impl S3 {
         loop {
             let found = self.find(&page).await?;
             foreign += found.foreign;
-            let last = found.keys.last().map(|key| key.as_str().to_owned());
-            let entries = stream::iter(found.keys).map(|key| self.entry(key)).buffered(AT_ONCE);
+            if page.sizes_only {
+                let entries = found.keys.into_iter().map(|(key, size)| Entry::sized(key, size)).collect();
+                return Ok(Listing { entries, foreign, more: found.more });
+            }
+            let last = found.keys.last().map(|(key, _)| key.as_str().to_owned());
+            let entries = stream::iter(found.keys).map(|(key, size)| self.entry(key, size)).buffered(AT_ONCE);
             let entries: Vec<_> = entries.try_filter_map(async |entry| Ok(entry)).try_collect().await?;
             match last {
                 // A page without entries would not tell the caller where to continue.
@@ -98,10 +107,10 @@ impl S3 {
             // One name more than requested shows whether more follow.
             let most = wanted.saturating_sub(found.keys.len()).saturating_add(1).min(MOST);
             let names = self.names(page, next.take(), most, &mut pages).await?;
-            let first = names.keys.first().map(Key::as_str);
+            let first = names.keys.first().map(text);
             // A store may ignore `start-after`, which counts as a wrong order, too.
             let follows =
-                first.is_none() || (found.keys.last().map(Key::as_str) < first && page.start_after.as_deref() < first);
+                first.is_none() || (found.keys.last().map(text) < first && page.start_after.as_deref() < first);
             if !names.sorted || !follows || self.0.unsorted.load(Ordering::Relaxed) {
                 self.0.unsorted.store(true, Ordering::Relaxed);
                 return Ok(None);
@@ -122,16 +131,16 @@ impl S3 {
         let wanted = page.limit.unwrap_or(usize::MAX);
         let all = Page { start_after: None, ..page.clone() };
         let after = page.start_after.as_deref().unwrap_or_default();
-        let (mut keys, mut foreign, mut more, mut next) = (BTreeSet::new(), 0, false, None);
+        let (mut keys, mut foreign, mut more, mut next) = (BTreeMap::new(), 0, false, None);
         let mut pages = Pages::default();
         loop {
             let names = self.names(&all, next.take(), MOST, &mut pages).await?;
             foreign += names.foreign;
-            for key in names.keys.into_iter().filter(|key| key.as_str() > after) {
-                keys.insert(key);
+            for (key, size) in names.keys.into_iter().filter(|(key, _)| key.as_str() > after) {
+                keys.insert(key, size);
                 if keys.len() > wanted {
                     more = true;
-                    keys.pop_last();
+                    drop(keys.pop_last());
                 }
             }
             next = names.next;
@@ -160,36 +169,38 @@ impl S3 {
             self.0.unsorted.store(true, Ordering::Relaxed);
         }
         let context = wire.context(Operation::List, None);
-        if names.keys.iter().any(|key| !key.as_str().starts_with(&*page.prefix)) {
+        if names.keys.iter().any(|(key, _)| !key.as_str().starts_with(&*page.prefix)) {
             return Err(context.repeating("it lists names that do not begin with the prefix it was asked for"));
         }
-        let ends = names.keys.first().map(Key::as_str).zip(names.keys.last().map(Key::as_str));
+        let ends = names.keys.first().map(text).zip(names.keys.last().map(text));
         pages.advance(ends, names.next.as_deref()).map_err(|what| context.repeating(what))?;
         Ok(names)
     }
 
-    /// Requests the expiry of a listed object; `None` when the object has been removed meanwhile.
-    async fn entry(&self, key: Key) -> Result<Option<Entry>> {
+    /// Requests the attributes of a listed object; `None` when the object has been removed meanwhile.
+    async fn entry(&self, key: Key, size: Option<u64>) -> Result<Option<Entry>> {
         let wire = &self.0.wire;
         let remote = match wire.find_object_quickly(Operation::List, &key).await {
             Ok(Some(remote)) => remote,
             Ok(None) => return Ok(None),
             // The error concerns one object only, e.g. its encryption key. That the bucket may be listed is known.
-            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid) => return Ok(Some(unread(key))),
+            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::Invalid) => {
+                return Ok(Some(Entry::sized(key, size)));
+            }
             Err(error) => return Err(error),
         };
         Ok(Some(match read::attributes(remote, &wire.context(Operation::List, Some(&key))) {
             Ok(attributes) => Entry::of(&key, &attributes),
             // The object exists, whatever is wrong with its attributes.
-            Err(error) if error.kind == ErrorKind::Integrity => unread(key),
+            Err(error) if error.kind == ErrorKind::Integrity => Entry::sized(key, size),
             Err(error) => return Err(error),
         }))
     }
 }
 
-/// Makes the entry of an object whose attributes cannot be read.
-fn unread(key: Key) -> Entry {
-    Entry { key, expires_at: None, tombstone: false }
+/// Returns the text of a listed key.
+fn text((key, _): &SizedKey) -> &str {
+    key.as_str()
 }
 
 /// Parses a listing, which must be one of this bucket.
@@ -204,8 +215,10 @@ pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
     }
     let escaped = document.encoding_type.is_some_and(|kind| kind.eq_ignore_ascii_case("url"));
     let count = document.contents.len() as u64;
-    let names = document.contents.into_iter().map(|content| name(content.key, escaped));
-    let keys: Vec<Key> = names.filter_map(|name| Key::parse(&name?).ok().filter(|key| !is_scratch(key))).collect();
+    let names = document.contents.into_iter().map(|content| (name(content.key, escaped), content.size));
+    let keys: Vec<SizedKey> = names
+        .filter_map(|(name, size)| Some((Key::parse(&name?).ok().filter(|key| !is_scratch(key))?, size)))
+        .collect();
     let next = match (is_truncated, document.next_continuation_token) {
         (false, _) => None,
         (true, Some(next)) => Some(next),
@@ -213,7 +226,7 @@ pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
             return Err(context.unexpected_answer("a listing is incomplete and has no token of the next page"));
         }
     };
-    Ok(Names { foreign: count - keys.len() as u64, sorted: keys.is_sorted(), keys, next })
+    Ok(Names { foreign: count - keys.len() as u64, sorted: keys.is_sorted_by_key(|(key, _)| key), keys, next })
 }
 
 /// Decodes an escaped name, in which a blank is `+`; `None` for a name that is no UTF-8.
@@ -254,20 +267,21 @@ mod tests {
         let listed = ["a//b", "dir/", "%2B+%2525/%C3%A9", "%EF%BF%BE", "x%00", "%FF", "+"];
         let contents: String =
             listed.iter().map(|key| format!("<Contents><Key>{key}</Key><Size>1</Size></Contents>")).collect();
-        let text = format!(
+        let listing = format!(
             "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name>\
              <IsTruncated>true</IsTruncated>{contents}<EncodingType>url</EncodingType>\
              <NextContinuationToken>t=</NextContinuationToken></ListBucketResult>"
         );
-        let names = parsed(&text).unwrap();
-        assert_eq!(names.keys.iter().map(Key::as_str).collect::<Vec<_>>(), ["+ %25/é", "\u{fffe}", " "]);
+        let names = parsed(&listing).unwrap();
+        assert_eq!(names.keys.iter().map(text).collect::<Vec<_>>(), ["+ %25/é", "\u{fffe}", " "]);
+        assert!(names.keys.iter().all(|(_, size)| *size == Some(1)));
         assert_eq!((names.foreign, names.next.as_deref(), names.sorted), (4, Some("t="), false));
-        let plain = parsed(&text.replace("<EncodingType>url</EncodingType>", "")).unwrap();
-        assert_eq!(plain.keys[0].as_str(), "%2B+%2525/%C3%A9");
-        let endless = text.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
+        let plain = parsed(&listing.replace("<EncodingType>url</EncodingType>", "")).unwrap();
+        assert_eq!(text(&plain.keys[0]), "%2B+%2525/%C3%A9");
+        let endless = listing.replace("<NextContinuationToken>t=</NextContinuationToken>", "");
         assert_eq!(parsed(&endless).unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(parsed("no listing").unwrap_err().kind, ErrorKind::Unavailable);
-        let other = parsed(&text.replace("<Name>b</Name>", "<Name>other</Name>")).unwrap_err();
+        let other = parsed(&listing.replace("<Name>b</Name>", "<Name>other</Name>")).unwrap_err();
         assert!(other.kind == ErrorKind::Invalid && other.message().contains("\"other\""), "{other}");
         assert_eq!(parsed("<ListBucketResult/>").unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(

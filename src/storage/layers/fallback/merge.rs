@@ -20,7 +20,8 @@ pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -
         let missing = page.limit.map(|limit| limit - merged.entries.len());
         // One entry more than is missing shows whether more entries follow.
         let most = missing.map(|missing| missing.saturating_add(1));
-        let range = |limit| Page { prefix: page.prefix.clone(), start_after: from.clone(), limit };
+        let range =
+            |limit| Page { prefix: page.prefix.clone(), start_after: from.clone(), limit, sizes_only: page.sizes_only };
         let over = overlay.list(&range(most.map(|most| most.max(STRIDE)))).await?;
         if over.entries.is_empty() {
             let under = bucket.list(&range(missing)).await?;

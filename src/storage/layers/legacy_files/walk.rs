@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::DirEntryExt as _;
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::own::{OwnEntries, OwnFiles};
 use crate::storage::backend::{Entry, Listing, Page};
 use crate::storage::files::shortage;
@@ -106,7 +108,11 @@ pub(super) fn list(root: &Path, own: &OwnEntries, page: &Page) -> io::Result<Lis
                     listing.more = true;
                     break;
                 }
-                listing.entries.push(Entry { key, expires_at: None, tombstone: false });
+                let state = fs::symlink_metadata(root.join(key.as_str())).ok();
+                let stored_size = state.as_ref().map(fs::Metadata::len);
+                let modified = state.and_then(|state| state.modified().ok());
+                let stored_at = modified.and_then(|time| Timestamp::try_from(time).ok());
+                listing.entries.push(Entry { stored_at, ..Entry::sized(key, stored_size) });
             }
             _ => listing.foreign += 1,
         }

@@ -1,0 +1,153 @@
+//! Tests of `cleanup`, `usage` and `list --long`.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use super::{Place, wait_until};
+
+/// A store with values in folders; two have expired.
+fn filled() -> Place {
+    let place = Place::new();
+    for (key, value) in [("a/b/1", "12345"), ("a/b/2", "123"), ("a/c", "1"), ("top", "12")] {
+        place.store(key, value.as_bytes());
+    }
+    for key in ["a/gone", "b/gone"] {
+        let answer = place.run_with(&["store", key, "--ttl-seconds", "0.05"], &[], b"1234567");
+        assert_eq!(answer.code, 0, "{answer:?}");
+    }
+    wait_until("the expiry", || place.run(&["exists", "b/gone"]).text() == "false\n");
+    place
+}
+
+#[test]
+fn usage_is_counted_by_folder() {
+    let place = filled();
+    let answer = place.run(&["usage"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    let rows: Vec<Vec<&str>> = answer.text().lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["VALUES", "SIZE", "STORED", "PREFIX"]);
+    assert_eq!(rows[1], ["1", "2", "B", "2", "B", "(no", "folder)"]);
+    assert_eq!(rows[2], ["3", "9", "B", "9", "B", "a/"]);
+    assert_eq!(rows[3], ["4", "11", "B", "11", "B", "(total)"]);
+    let deep = place.run(&["usage", "--prefix", "a/", "--depth", "2", "--json"]).json();
+    assert_eq!((&deep["prefix"], &deep["file_count"], &deep["total_size_bytes"]), (&json!("a/"), &json!(3), &json!(9)));
+    let rows: Vec<_> =
+        deep["rows"].as_array().unwrap().iter().map(|row| (&row["prefix"], &row["file_count"])).collect();
+    assert_eq!(rows, [(&json!("a/"), &json!(1)), (&json!("a/b/"), &json!(2))]);
+    let total = place.run(&["usage", "--depth", "0", "--json"]).json();
+    assert_eq!((&total["rows"], &total["others"]), (&json!([]), &Value::Null));
+    // Nothing was stored yet, and nothing is created.
+    let empty = Place::new();
+    assert_eq!(empty.run(&["usage", "--json"]).json()["file_count"], 0);
+    assert_eq!(empty.names("."), [] as [&str; 0]);
+}
+
+#[test]
+fn cleanup_removes_what_has_expired() {
+    let place = filled();
+    let files = place.objects().len();
+    let dry = place.run(&["cleanup", "--dry-run"]);
+    assert_eq!((dry.code, dry.text()), (0, "a/gone\nb/gone\nwould remove 2 values (14 B)\n"), "{dry:?}");
+    assert_eq!(place.objects().len(), files);
+    let below = place.run(&["cleanup", "--prefix", "b/", "--json"]).json();
+    let wanted = json!({"dry_run": false, "deleted": 1, "bytes": 7, "failed": 0, "complete": true, "keys": ["b/gone"]});
+    assert_eq!(below, wanted);
+    let all = place.run(&["cleanup"]);
+    assert_eq!((all.code, all.text()), (0, "removed 1 values (7 B)\n"), "{all:?}");
+    assert_eq!(place.objects().len(), files - 2);
+    assert_eq!(place.run(&["list"]).text(), "a/b/1\na/b/2\na/c\ntop\n");
+}
+
+#[test]
+fn cleanup_by_age_needs_a_prefix() {
+    let place = filled();
+    for (arguments, code) in [
+        (&["--older-than", "7d"][..], 64),
+        (&["--older-than", "7", "--prefix", "a/"], 64),
+        (&["--older-than", "x", "--prefix", "a/"], 64),
+        (&["--keep-expired"], 64),
+        (&["--older-than", "7d", "--prefix", ""], 0),
+    ] {
+        let answer = place.run(&[&["cleanup"], arguments].concat());
+        assert_eq!(answer.code, code, "{arguments:?} {answer:?}");
+    }
+    assert_eq!(place.run(&["list"]).text(), "a/b/1\na/b/2\na/c\ntop\n");
+    let old = place.run(&["cleanup", "--older-than", "0s", "--prefix", "a/b/", "--json"]).json();
+    assert_eq!((&old["deleted"], &old["bytes"]), (&json!(2), &json!(8)));
+    assert_eq!(place.run(&["list"]).text(), "a/c\ntop\n");
+}
+
+#[test]
+fn a_long_list_has_sizes_and_times() {
+    let place = filled();
+    let stored = place.run_with(&["store", "big", "--ttl-seconds", "3600"], &[], "x".repeat(5_000).as_bytes());
+    assert_eq!(stored.code, 0);
+    let list = place.run(&["list", "--long", "--json"]).json();
+    let lines = list.as_array().unwrap();
+    let keys: Vec<&str> = lines.iter().map(|line| line["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["a/b/1", "a/b/2", "a/c", "big", "top"]);
+    for line in lines {
+        let stat = place.run(&["stat", line["key"].as_str().unwrap(), "--json"]).json();
+        for name in ["size", "stored_size", "stored_at", "expires_at", "compression", "encrypted"] {
+            assert_eq!(line[name], stat[name], "{name} of {line}");
+        }
+    }
+    let table = place.run(&["list", "--long", "--prefix", "b", "--limit", "1"]);
+    let rows: Vec<Vec<&str>> = table.text().lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows.len(), rows[1][0], rows[1][4], rows[1][5]), (2, "5000", "gzip", "big"), "{table:?}");
+    for (more, wanted) in [
+        (&["--start-after", "big"][..], json!(["top"])),
+        (&["--limit", "0"], json!([])),
+        (&["--prefix", "z"], json!([])),
+    ] {
+        let list = place.run(&[&["list", "--long", "--json"], more].concat()).json();
+        let keys: Value = list.as_array().unwrap().iter().map(|line| line["key"].clone()).collect();
+        assert_eq!(keys, wanted, "{more:?}");
+    }
+}
+
+/// Runs a command of the program; returns its peak memory in KiB.
+fn peak(place: &Place, arguments: &[&str]) -> u64 {
+    let script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); \
+                  print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_filestorage")]).args(arguments).current_dir(place.path());
+    let output = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// Makes copies of one stored value under many keys, since a store of each would sync each.
+fn fill(place: &Place, count: usize) {
+    place.run_with(&["store", "n/000000", "--ttl-seconds", "86400"], &[], b"x");
+    let folder = place.path().join("storage/objects/n");
+    let line = std::fs::read_to_string(folder.join("000000.obj")).unwrap();
+    let (before, _) = line.split_once(",\"header_checksum\"").unwrap();
+    for number in 0..count {
+        let header = before.replace("n/000000", &format!("n/{number:06}"));
+        let checksum = base64(crc32c::crc32c(header.as_bytes()));
+        let file = format!("{header},\"header_checksum\":\"crc32c:{checksum}\"}}\nx");
+        std::fs::write(folder.join(format!("{number:06}.obj")), file).unwrap();
+    }
+}
+
+fn base64(number: u32) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(number.to_be_bytes())
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_keys() {
+    let commands: [&[&str]; 3] = [&["usage"], &["cleanup", "--dry-run", "--json"], &["list", "--long"]];
+    let [few, many] = [10_000, 100_000].map(|count| {
+        let place = Place(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
+        fill(&place, count);
+        assert_eq!(place.run(&["usage", "--json"]).json()["file_count"], count);
+        commands.map(|arguments| peak(&place, arguments))
+    });
+    for ((few, many), arguments) in few.into_iter().zip(many).zip(commands) {
+        println!("{arguments:?}: {few} KiB at 10,000 keys, {many} KiB at 100,000");
+        assert!(many < few + 4 * 1024, "{arguments:?}: {few} KiB at 10,000 keys, {many} KiB at 100,000");
+    }
+}
