@@ -12,6 +12,7 @@ const SHOWN: usize = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Store,
+    StoreMany,
     Retrieve,
     Delete,
 }
@@ -33,6 +34,7 @@ impl Template {
         size: usize,
         with_metadata: bool,
         run: u32,
+        items: usize,
     ) -> Self {
         let id_prefix = format!("{run:08x}-0000-4000-8000-");
         let id = format!("{id_prefix}{PLACEHOLDER}");
@@ -45,6 +47,11 @@ impl Template {
                 let metadata = if with_metadata { r#", {"n": 1}"# } else { "" };
                 let arguments = format!(r#"["{key}", "{value}"{metadata}]"#);
                 ("filestorage.store", arguments, format!("('{key}', '{shown}'{metadata})"))
+            }
+            Operation::StoreMany => {
+                let item = |number| format!(r#"["{key}/{number}", "{value}"]"#);
+                let items: Vec<String> = (0..items).map(item).collect();
+                ("filestorage.store_many", format!("[[{}]]", items.join(", ")), "([...],)".to_owned())
             }
             Operation::Retrieve => ("filestorage.retrieve", format!(r#"["{key}"]"#), format!("('{key}',)")),
             Operation::Delete => ("filestorage.delete", format!(r#"["{key}"]"#), format!("('{key}',)")),
@@ -114,6 +121,12 @@ impl Template {
         (0..body.len().saturating_sub(self.value.len() - 1))
             .any(|at| body[at..].starts_with(&digits) && body[at + digits.len()..].starts_with(filling))
     }
+}
+
+/// Whether an item of a command of many has failed.
+pub(crate) fn has_failed_item(body: &[u8]) -> bool {
+    let failed = br#""ok": false"#;
+    body.windows(failed.len()).any(|window| window == failed)
 }
 
 /// Whether the result message says `SUCCESS`; a quoted `"status"` inside a JSON string is escaped, so the first is it.

@@ -14,7 +14,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::amqp::Client;
-use crate::command::{Operation, Template, is_success};
+use crate::command::{Operation, Template, has_failed_item, is_success};
 
 /// Sends Celery task messages and measures until each is answered.
 #[derive(Parser)]
@@ -27,7 +27,7 @@ struct Arguments {
     /// The queue is there: it is neither declared, whatever its type, nor emptied.
     #[arg(long)]
     existing: bool,
-    /// `store`, `retrieve` or `delete`.
+    /// `store`, `store-many`, `retrieve` or `delete`.
     #[arg(long, default_value = "store", value_parser = operation)]
     operation: Operation,
     /// Commands to send; their keys are numbered from `--first`.
@@ -42,6 +42,9 @@ struct Arguments {
     /// Bytes of a value.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(12..))]
     size: u32,
+    /// Values in one command of `store-many`.
+    #[arg(long, default_value_t = 1_000)]
+    items: usize,
     /// Stores metadata beside the value.
     #[arg(long)]
     metadata: bool,
@@ -59,9 +62,10 @@ struct Arguments {
 fn operation(name: &str) -> std::result::Result<Operation, String> {
     match name {
         "store" => Ok(Operation::Store),
+        "store-many" => Ok(Operation::StoreMany),
         "retrieve" => Ok(Operation::Retrieve),
         "delete" => Ok(Operation::Delete),
-        _ => Err("store, retrieve or delete".to_owned()),
+        _ => Err("store, store-many, retrieve or delete".to_owned()),
     }
 }
 
@@ -137,7 +141,8 @@ impl Run {
         self.first_answer.get_or_insert_with(SystemTime::now);
         self.last_answer = Some(Instant::now());
         let wants_value = arguments.check_values && arguments.operation == Operation::Retrieve;
-        if !is_success(body) || (wants_value && !template.holds_value(arguments.first + number, body)) {
+        let has_failed = arguments.operation == Operation::StoreMany && has_failed_item(body);
+        if !is_success(body) || has_failed || (wants_value && !template.holds_value(arguments.first + number, body)) {
             self.failed += 1;
             self.first_failure.get_or_insert_with(|| String::from_utf8_lossy(body).into_owned());
         }
@@ -162,7 +167,7 @@ fn measure(arguments: &Arguments, queue: &str) -> Result<serde_json::Value> {
     // As Celery's clients name theirs, who may declare no others.
     let reply_to = uuid::Uuid::new_v4().to_string();
     let (size, with_metadata) = (arguments.size as usize, arguments.metadata);
-    let template = Template::new(arguments.operation, queue, &reply_to, size, with_metadata, run);
+    let template = Template::new(arguments.operation, queue, &reply_to, size, with_metadata, run, arguments.items);
     let mut client = Client::connect(&arguments.broker, Duration::from_secs(arguments.silence))?;
     if !arguments.existing {
         client.declare(queue, false)?;

@@ -22,6 +22,7 @@ class Report:
         self.references = {}
         self.inline = defaultdict(dict)
         self.small = defaultdict(dict)
+        self.many = defaultdict(dict)
         self.codecs = []
         self.faults = []
 
@@ -45,6 +46,10 @@ class Report:
         self.inline[peer, operation][round_number] = result
         self._judge(f"{peer} {operation} of 8 MiB", result)
 
+    def add_many(self, place, name, round_number, result):
+        self.many[place, name][round_number] = result
+        self._judge(f"{name} on {place}, round {round_number + 1}", result)
+
     def add_small(self, distance, name, round_number, result):
         self.small[distance, name][round_number] = result
         if name != "bare":
@@ -65,6 +70,7 @@ class Report:
         self._print_sweep()
         self._print_references()
         self._print_inline()
+        self._print_many()
         self._print_small()
         self._print_codecs()
         self._print_load()
@@ -171,6 +177,19 @@ class Report:
         return median(
             own[number]["commands_per_second"] / other[number]["commands_per_second"] for number in own.keys() & other.keys()
         )
+
+    def _print_many(self):
+        if not self.many:
+            return
+        print("\n### Stores of 200 bytes, 1,000 in a command and one in a command\n")
+        row(["", "values/s", "times single", "CPU s / 1,000 commands"])
+        row(["---", "--:", "--:", "--:"])
+        for (place, name), rounds in sorted(self.many.items(), reverse=True):
+            values = 1_000 if name == "many" else 1
+            ratio = f"{values * self._times(self.many, (place, name), (place, 'single')):.2f}" if name == "many" else ""
+            rate = values * median(result["commands_per_second"] for result in rounds.values())
+            cpu = median(result["cpu_seconds_per_1000"] for result in rounds.values())
+            row([f"{name}, {place}", f"{rate:,.0f}", ratio, f"{cpu:.3f}"])
 
     def _print_small(self):
         if not self.small:

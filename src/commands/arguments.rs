@@ -24,6 +24,8 @@ pub enum ParameterKind {
     Key,
     /// A list of keys.
     Keys,
+    /// A list of calls of `store`.
+    Items,
     /// Any value.
     Value,
     /// A JSON object.
@@ -88,6 +90,13 @@ impl CallSignature {
             let position = Some(place).filter(|place| *place < positional);
             Some(KeyArgument { position, name: parameter.name, is_list })
         })
+    }
+
+    /// Tells whether a parameter holds calls of another task, with keys of their own.
+    #[must_use]
+    pub fn has_items(&self) -> bool {
+        let mut parameters = self.required.iter().chain(self.optional).chain(self.keyword_only);
+        parameters.any(|parameter| matches!(parameter.kind, ParameterKind::Items))
     }
 
     const fn positional(&self) -> usize {

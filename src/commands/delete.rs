@@ -6,7 +6,6 @@ use super::arguments::{Parameter, ParameterKind};
 use super::{
     Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
 };
-use crate::provider::BackendKind;
 use crate::storage::DeleteRequest;
 
 pub(super) static DEFINITION: Definition = Definition {
@@ -54,10 +53,7 @@ impl Command for Delete {
         };
         let result = engine.delete(&self.target.key, options).await;
         let mut facts = Facts::of(Some(&self.target.key), engine);
-        if matches!(result, Ok(true)) {
-            facts.backend = Some(BackendKind::Local.as_str().to_owned());
-            facts.pending_sync = true;
-        }
+        facts.note_removal(matches!(result, Ok(true)));
         Finished {
             result: result.map(|_| "true".to_owned()).map_err(CommandError::from),
             facts: vec![facts],

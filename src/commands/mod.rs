@@ -5,6 +5,7 @@
 
 mod arguments;
 mod cleanup;
+mod copy;
 mod delete;
 mod error;
 mod exists;
@@ -14,12 +15,14 @@ mod get_storage_usage;
 mod hints;
 mod keys;
 mod list_keys;
+mod many;
 mod retrieve;
 mod schemas;
 mod signed_url;
 mod stat;
 mod store;
 mod sync;
+mod verify;
 
 use std::fmt;
 
@@ -34,6 +37,7 @@ pub use schemas::schemas;
 pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Spool};
 
 use crate::json::Json;
+use crate::provider::BackendKind;
 use crate::storage::{self, Receipt, Reference};
 
 /// The first parameter of nearly every task.
@@ -60,17 +64,24 @@ impl Default for CommandTable {
 /// All tasks of this program.
 pub static COMMANDS: &[&Definition] = &[
     &cleanup::DEFINITION,
+    &copy::COPY,
+    &copy::MOVE,
     &delete::DEFINITION,
     &exists::DEFINITION,
     &get_health_status::DEFINITION,
     &get_stats::DEFINITION,
     &get_storage_usage::DEFINITION,
     &list_keys::DEFINITION,
+    &many::DELETE,
+    &many::EXISTS,
+    &many::RETRIEVE,
+    &many::STORE,
     &retrieve::DEFINITION,
     &signed_url::DEFINITION,
     &stat::DEFINITION,
     &store::DEFINITION,
     &sync::DEFINITION,
+    &verify::DEFINITION,
 ];
 
 /// The name, the parameters and the parser of a task.
@@ -96,6 +107,9 @@ impl Definition {
     /// Returns the positions of the keys in a call. The worker orders calls by these keys.
     #[must_use]
     pub fn key_places(&self) -> KeyPlaces {
+        if self.signature.has_items() {
+            return KeyPlaces::Anywhere;
+        }
         let arguments: Vec<KeyArgument> = self.signature.key_arguments().collect();
         if arguments.is_empty() { KeyPlaces::Nowhere } else { KeyPlaces::Arguments(arguments) }
     }
@@ -185,6 +199,9 @@ pub struct Facts {
     pub attempts: u32,
     /// Whether the write or delete still waits to be sent to the bucket.
     pub pending_sync: bool,
+    /// Why the operation on this key failed, where the command as a whole has a result. The event says so as its error.
+    #[serde(skip)]
+    pub failure: Option<CommandError>,
 }
 
 impl Facts {
@@ -209,6 +226,14 @@ impl Facts {
         keys.iter().map(|used| Self::of(Some(&used.key), engine)).collect()
     }
 
+    /// Notes whether a delete waits to be sent to the bucket.
+    pub fn note_removal(&mut self, pending: bool) {
+        if pending {
+            self.backend = Some(BackendKind::Local.as_str().to_owned());
+            self.pending_sync = true;
+        }
+    }
+
     /// Adds the facts of the receipt of an object that was written or read.
     pub fn note(&mut self, receipt: &Receipt) {
         self.backend = Some(receipt.backend.as_str().to_owned());
@@ -225,7 +250,7 @@ pub async fn run(command: Box<dyn Command>, engine: &Engine, context: Context) -
     // The count covers the whole command. With several keys, only the command can tell the attempts of each key.
     if let [facts] = finished.facts.as_mut_slice() {
         // A backend without retries does not count its only attempt.
-        facts.attempts = attempts.max(1);
+        facts.attempts = facts.attempts.max(attempts);
     }
     finished
 }

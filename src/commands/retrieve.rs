@@ -58,7 +58,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
 }
 
 /// Writes a value as kombu's JSON. Text and JSON are plain, bytes have the typed form.
-fn json_of(value: &Value) -> String {
+pub(super) fn json_of(value: &Value) -> String {
     match value {
         Value::Json(json) => json.as_str().to_owned(),
         Value::Text(text) => {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::arguments::{Parameter, ParameterKind};
-use super::{COMMANDS, Definition};
+use super::{COMMANDS, CommandTable, Definition};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -69,6 +69,16 @@ fn property(parameter: &Parameter, required: &[Parameter]) -> Value {
         ParameterKind::Value => json!({}),
         ParameterKind::Key => json!({"type": "string", "minLength": 1, "maxLength": 1024}),
         ParameterKind::Keys => json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1024}}),
+        ParameterKind::Items => {
+            let store = CommandTable::default().find("filestorage.store").map_or(Value::Null, arguments);
+            let named = json!({
+                "type": "object",
+                "properties": store["properties"],
+                "required": store["required"],
+                "additionalProperties": false,
+            });
+            json!({"type": "array", "maxItems": 10_000, "items": {"anyOf": [named, {"type": "array", "minItems": 2, "maxItems": 3}]}})
+        }
         ParameterKind::Metadata => json!({"type": "object"}),
         ParameterKind::Text => json!({"type": "string"}),
         ParameterKind::Choice(words) => json!({"type": "string", "enum": words}),

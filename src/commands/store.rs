@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use super::arguments::{Parameter, ParameterKind};
 use super::hints::{Hints, datetime_text};
 use super::{
-    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, KeyUse,
+    schemas,
 };
 use crate::instant::{self, NEVER};
 use crate::json::{Json, MAX_DEPTH, typed};
@@ -66,6 +67,12 @@ const MAX_TTL_SECONDS: f64 = 1000.0 * 365.25 * 86_400.0;
 #[derive(Debug)]
 struct Store {
     target: KeyUse,
+    asked: Asked,
+}
+
+/// What a call asks to be stored, beside the key.
+#[derive(Debug)]
+pub(super) struct Asked {
     data: Data,
     options: StoreOptions,
     /// What the metadata says for arguments that were not given.
@@ -80,8 +87,14 @@ enum Data {
     Reference(Reference),
 }
 
-fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    let target = KeyUse::write(super::key(&mut arguments)?);
+fn parse(arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
+    let (key, asked) = asked(arguments)?;
+    Ok(Box::new(Store { target: KeyUse::write(key), asked }))
+}
+
+/// Checks the values of the bound arguments of one call.
+pub(super) fn asked(mut arguments: Arguments) -> Result<(Key, Asked), CommandError> {
+    let key = super::key(&mut arguments)?;
     let metadata = arguments.take("metadata");
     let hints = Hints::of(&metadata);
     let lifetime = lifetime(&mut arguments)?;
@@ -94,7 +107,7 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
         ..StoreOptions::default()
     };
     let data = data(arguments.take("data"))?;
-    Ok(Box::new(Store { target, data, options, hints }))
+    Ok((key, Asked { data, options, hints }))
 }
 
 fn data(data: Json) -> Result<Data, CommandError> {
@@ -204,13 +217,28 @@ impl Command for Store {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { target: KeyUse { key, .. }, data, mut options, hints } = *self;
+        let Self { target: KeyUse { key, .. }, asked } = *self;
+        let (result, facts) = asked.run(key, engine, context.operation_id.clone(), &context).await;
+        Finished { result, facts: vec![facts], held: None }
+    }
+}
+
+impl Asked {
+    /// Stores what is asked; returns the receipt, and what the event tells.
+    pub(super) async fn run(
+        self,
+        key: Key,
+        engine: &Engine,
+        operation_id: String,
+        context: &Context,
+    ) -> (Result<String, CommandError>, Facts) {
+        let Self { data, mut options, hints } = self;
         // A command that runs again decides as the first time.
         let began = context.redelivered.and_then(|again| again.started_at).unwrap_or_else(Timestamp::now);
         hints.apply(&key, &mut options, began);
-        options.operation_id = Some(context.operation_id);
+        options.operation_id = Some(operation_id);
         options.redelivered = context.redelivered;
-        options.commit_guard = context.commit_guard;
+        options.commit_guard = context.commit_guard.clone();
         let mut facts = Facts::of(Some(&key), engine);
         let result = match data {
             Data::Value(value) => engine.store(&key, value, options).await,
@@ -219,10 +247,6 @@ impl Command for Store {
         if let Ok(receipt) = &result {
             facts.note(receipt);
         }
-        Finished {
-            result: result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)),
-            facts: vec![facts],
-            held: None,
-        }
+        (result.map_err(CommandError::from).and_then(|receipt| super::json(&receipt)), facts)
     }
 }

@@ -31,9 +31,9 @@ pub use backend::{
 pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, wait_for_cleanup};
 pub use commit_guard::CommitGuard;
 pub use engine::{
-    Budget, CleanupProgress, CleanupReport, CleanupRequest, CopyOptions, DeleteRequest, Engine, EntryWalk, Health,
-    HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat, Stats,
-    StatsMetrics, StoreOptions, Usage, UsageTable, format_timestamp,
+    Budget, COPIES, CleanupProgress, CleanupReport, CleanupRequest, CopyOptions, DeleteRequest, Engine, EntryWalk,
+    Health, HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat, Stats,
+    StatsMetrics, StoreOptions, Usage, UsageTable, Verification, format_timestamp,
 };
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};

@@ -59,6 +59,20 @@ label_values! {
         Cleanup = "cleanup",
         /// `filestorage.get_storage_usage`.
         GetStorageUsage = "get_storage_usage",
+        /// `filestorage.store_many`.
+        StoreMany = "store_many",
+        /// `filestorage.retrieve_many`.
+        RetrieveMany = "retrieve_many",
+        /// `filestorage.delete_many`.
+        DeleteMany = "delete_many",
+        /// `filestorage.exists_many`.
+        ExistsMany = "exists_many",
+        /// `filestorage.copy`.
+        Copy = "copy",
+        /// `filestorage.move`.
+        Move = "move",
+        /// `filestorage.verify`.
+        Verify = "verify",
         /// Any other task, or a message that cannot be read.
         Other = "other",
     }

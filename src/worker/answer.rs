@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::event::EventData;
+use super::event::{EventData, EventError};
 use crate::celery::error::Exception;
 use crate::commands::Facts;
 use crate::json::{self, Json};
@@ -24,7 +24,17 @@ pub(super) struct Answer {
     /// The first event.
     pub(super) event: Option<EventData>,
     /// What the other events of a command of several keys tell instead of the first one's facts.
-    pub(super) more: Vec<Facts>,
+    pub(super) more: Vec<More>,
+}
+
+/// What one further event of a command of several keys tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct More {
+    #[serde(flatten)]
+    pub(super) facts: Facts,
+    /// The key's own failure, where the command as a whole has a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<EventError>,
 }
 
 /// How an answer stands in the journal. An earlier worker on the same folder reads it as well, without the events of further keys.
@@ -37,7 +47,7 @@ struct Kept {
     event: Option<EventData>,
     /// The first fact stands in the event, and so it is written as it was when a command had one key at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    more: Vec<Facts>,
+    more: Vec<More>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::WorkerOptions;
-use super::answer::{Answer, Outcome};
+use super::answer::{Answer, More, Outcome};
 use super::event::{Event, EventData, EventError, EventOutcome};
 use super::journal::{Identity, Journal, Recall};
 use super::outbox::{Parcel, Role, Weight};
@@ -443,7 +443,8 @@ impl Desk {
 
     fn tell(&self, parcel: &mut Parcel, request: &TaskRequest, identity: &Identity, answer: &Answer, now: Timestamp) {
         let Some(data) = &answer.event else { return };
-        let events = Event::all(data, &answer.more, identity.digest, now);
+        let failure = failure_of(&answer.outcome);
+        let events = Event::all(data, &answer.more, failure.as_ref(), identity.digest, now);
         if let Some(queue) = &request.metrics_reply_to {
             parcel.then.extend(events.iter().map(|event| (Role::Notice, event.to_queue(queue))));
         }
@@ -496,7 +497,8 @@ impl Desk {
         let mut facts = facts.into_iter();
         let first = facts.next().unwrap_or_default();
         let event = self.event(definition, case, &outcome, first, duration.as_secs_f64());
-        let more = if event.is_some() { facts.collect() } else { Vec::new() };
+        let more = |mut facts: Facts| More { error: facts.failure.take().map(own_failure), facts };
+        let more = if event.is_some() { facts.map(more).collect() } else { Vec::new() };
         Answer { outcome, event, more }
     }
 
@@ -505,18 +507,13 @@ impl Desk {
         definition: &Definition,
         case: &Case,
         outcome: &Outcome,
-        facts: Facts,
+        mut facts: Facts,
         duration_seconds: f64,
     ) -> Option<EventData> {
         if !self.events && case.request.metrics_reply_to.is_none() {
             return None;
         }
-        let error = match outcome {
-            Outcome::Success(_) => None,
-            Outcome::Failure(exception) => {
-                Some(EventError { class: exception.exc_type().to_owned(), message: exception.text() })
-            }
-        };
+        let error = facts.failure.take().map(own_failure).or_else(|| failure_of(outcome));
         Some(EventData {
             operation: definition.operation?.to_owned(),
             outcome: if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed },
@@ -531,6 +528,23 @@ impl Desk {
             worker: self.replies.worker.clone(),
         })
     }
+}
+
+/// Returns what events tell of the failure of a command.
+fn failure_of(outcome: &Outcome) -> Option<EventError> {
+    match outcome {
+        Outcome::Success(_) => None,
+        Outcome::Failure(exception) => Some(event_error(exception)),
+    }
+}
+
+/// Returns what an event tells of the failure of one key.
+fn own_failure(error: commands::CommandError) -> EventError {
+    event_error(&exception(error))
+}
+
+fn event_error(exception: &Exception) -> EventError {
+    EventError { class: exception.exc_type().to_owned(), message: exception.text() }
 }
 
 /// Maps a command's error to the exception its caller raises.

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::answer::More;
 use super::journal::Digest;
 use crate::celery::message::{Address, Message, Properties, Publication};
 use crate::commands::Facts;
@@ -62,6 +63,14 @@ pub(super) struct EventData {
     pub(super) worker: String,
 }
 
+impl EventData {
+    /// Sets how the operation ended.
+    pub(super) fn ended(self, error: Option<EventError>) -> Self {
+        let outcome = if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed };
+        Self { outcome, error, ..self }
+    }
+}
+
 /// A CloudEvents 1.0 event.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub(super) struct CloudEvent<'a> {
@@ -104,10 +113,18 @@ pub fn event_schema() -> serde_json::Value {
 
 impl Event {
     /// Writes the events of a finished operation: one that tells `data`, and one for each of the facts of further keys.
-    pub(super) fn all(data: &EventData, more: &[Facts], command: Digest, at: Timestamp) -> Vec<Self> {
+    ///
+    /// `failure` is that of the command as a whole, which is the failure of every key that has none of its own.
+    pub(super) fn all(
+        data: &EventData,
+        more: &[More],
+        failure: Option<&EventError>,
+        command: Digest,
+        at: Timestamp,
+    ) -> Vec<Self> {
         let first = Self::new(data, command, 0, at);
-        let others = more.iter().zip(1..).map(|(facts, number)| {
-            let data = EventData { facts: facts.clone(), ..data.clone() };
+        let others = more.iter().zip(1..).map(|(More { facts, error }, number)| {
+            let data = EventData { facts: facts.clone(), ..data.clone().ended(error.as_ref().or(failure).cloned()) };
             Self::new(&data, command, number, at)
         });
         std::iter::once(first).chain(others).collect()

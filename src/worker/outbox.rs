@@ -68,7 +68,7 @@ pub(super) struct Parcel {
     last: Vec<(Role, Publication)>,
     /// What is kept instead of follow-ups whose size the broker refuses: the answer stands then.
     pub(super) spare: Option<Box<Publication>>,
-    /// The metric events, all of one routing key.
+    /// The metric events, all of one operation.
     pub(super) events: Vec<Event>,
     /// So do the events.
     event_last: bool,

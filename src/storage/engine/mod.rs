@@ -11,6 +11,7 @@ mod stats;
 mod sweeper;
 mod transfer;
 mod usage;
+mod verify;
 mod walk;
 
 pub use self::budget::{Budget, Held};
@@ -18,9 +19,11 @@ pub use self::cleanup::{CleanupProgress, CleanupReport, CleanupRequest};
 pub use self::copy::CopyOptions;
 pub use self::health::{Health, HealthStatus};
 pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
+use self::receipt::key_text;
 pub use self::receipt::{Receipt, Stat, format_timestamp};
 pub use self::stats::{Stats, StatsMetrics};
 pub use self::usage::{Usage, UsageTable};
+pub use self::verify::Verification;
 pub use self::walk::EntryWalk;
 
 use std::sync::Arc;
@@ -43,7 +46,7 @@ use crate::storage::reading;
 /// Values of up to this many bytes are not counted on the budget.
 const SMALL: u64 = 64 * 1024;
 /// How many times a value is in memory while it is answered: as value, as JSON, as reply, and as what is being sent.
-const COPIES: u64 = 5;
+pub const COPIES: u64 = 5;
 
 /// Stores and retrieves typed values; cheap to clone.
 ///
@@ -190,6 +193,28 @@ impl Engine {
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
         self.0.counters.measure(self.retrieve_counted(key, options, budget)).await
+    }
+
+    /// Reads as [`Engine::retrieve`] does. Before a value is in memory, `admit` is asked with its number of bytes, and its
+    /// error is that of the read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::retrieve`], and those of `admit`.
+    pub async fn retrieve_admitted<F: Future<Output = Result<()>> + Send>(
+        &self,
+        key: &Key,
+        options: GetOptions,
+        admit: impl FnOnce(u64) -> F + Send,
+    ) -> Result<Option<Retrieved>> {
+        let retrieve = async {
+            // A large value comes as a file, whose length is known before it is in memory.
+            let spooled = GetOptions { spooled: true, ..options };
+            let Some(object) = reading::read(&*self.0.backend, key, spooled).await? else { return Ok(None) };
+            admit(object.payload.len()).await?;
+            value_of(key, self.0.kind, options.range.is_some(), object).await.map(Some)
+        };
+        self.0.counters.measure(retrieve).await
     }
 
     async fn retrieve_counted(

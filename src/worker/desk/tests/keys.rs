@@ -120,10 +120,34 @@ fn an_earlier_worker_reads_the_first_fact_and_is_not_troubled_by_the_others() {
     let text = answer(&table, &job, three()).write().unwrap();
     let read = Answer::read(&text).unwrap();
     assert_eq!(read.event.as_ref().map(|event| &event.facts), three().first());
-    assert_eq!(read.more, three()[1..]);
+    assert!(read.more.iter().map(|more| &more.facts).eq(&three()[1..]));
     assert_eq!(read.write().unwrap(), text);
     let earlier: Earlier = serde_json::from_str(&text).unwrap();
     assert_eq!((earlier.result, earlier.event.unwrap().facts), (json!({}), three().remove(0)));
+}
+
+#[test]
+fn a_key_that_failed_alone_is_told_apart() {
+    let mut table = Table::new();
+    let job = table.job(store(), false);
+    let mut facts = three();
+    for (place, text) in [(0, "first"), (2, "third")] {
+        facts[place].failure = Some(commands::CommandError::value_error(text));
+    }
+    let answer = answer(&table, &job, facts);
+    let again = Answer::read(&answer.write().unwrap()).unwrap();
+    for answer in [answer, again] {
+        let mut outbox = Outbox::default();
+        let mut table = Table::new();
+        let job = table.job(store(), false);
+        outbox.push(table.desk.close(job.case, &End::Answered(&answer)));
+        let (_, publications) = outbox.take(10, 10);
+        assert_eq!(routes(&publications), ["replies", "store.failed", "store.succeeded"]);
+        let (failed, succeeded) = (events(&publications[1..2]), events(&publications[2..]));
+        let told = |event: &Value| (event["subject"].clone(), event["data"]["error"]["message"].clone());
+        assert_eq!([told(&failed[0]), told(&failed[1])], [(json!("a"), json!("first")), (json!("c"), json!("third"))]);
+        assert_eq!((told(&succeeded[0]), succeeded.len()), ((json!("b"), Value::Null), 1));
+    }
 }
 
 #[test]
