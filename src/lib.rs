@@ -29,8 +29,9 @@
 //! |---|---|
 //! | `engine` | executes commands over a backend: keys, receipts, conditions, redelivered commands |
 //! | `object` | the data: key, value, payload, attributes, metadata |
-//! | `layers` | backends around a backend: metrics, retries, circuit breaker, compression and encryption, fallback, old files |
+//! | `layers` | backends around a backend: cache, metrics, retries, circuit breaker, compression and encryption, fallback, old files |
 //! | `legacy` | what the Python class `FileStorage` wrote: pickles, sidecars and names, as data only |
+//! | `invalidation` | the announcement of changed keys to other workers |
 //! | `reading` | reads one object of a backend as the bytes of its value |
 //! | `backends` | the places that store objects: local disk, Cloud Storage, S3, memory |
 //! | `external` | references of commands to files and objects outside the store |

@@ -1,6 +1,7 @@
 //! `filestorage worker`: starts the worker with its runtime, engine, admin port and service manager.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::broker::BrokerOptions;
 use crate::commands::CommandTable;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
-use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
+use crate::storage::{Engine, NoSiblings, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
@@ -157,7 +158,7 @@ async fn serve(
         Some(address) => Some(Admin::bind(&address.host, address.port)?),
         None => None,
     };
-    let stack::Stack { engine, bucket } = stack::stack(&settings.storage, &metrics).await?;
+    let stack::Stack { engine, bucket } = stack::stack(&settings.storage, &metrics, Arc::new(NoSiblings)).await?;
     if settings.worker.send_task_events {
         tracing::info!("celery_worker_send_task_events is set, but this version sends no task events");
     }

@@ -38,7 +38,7 @@ pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Sp
 
 use crate::json::Json;
 use crate::provider::BackendKind;
-use crate::storage::{self, Receipt, Reference};
+use crate::storage::{self, CommandCounts, Receipt, Reference};
 
 /// The first parameter of nearly every task.
 const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
@@ -234,6 +234,15 @@ impl Facts {
         }
     }
 
+    /// Adds what the layers below have counted. A task of many keys counts each key by itself.
+    fn note_counts(&mut self, counts: CommandCounts) {
+        // A backend without retries does not count its only attempt.
+        self.attempts = self.attempts.max(counts.attempts).max(1);
+        if let Some(lookup) = counts.cache {
+            self.cache = Some(lookup.as_str().to_owned());
+        }
+    }
+
     /// Adds the facts of the receipt of an object that was written or read.
     pub fn note(&mut self, receipt: &Receipt) {
         self.backend = Some(receipt.backend.as_str().to_owned());
@@ -246,11 +255,10 @@ impl Facts {
 
 /// Runs a command to its end and counts its attempts at the backend.
 pub async fn run(command: Box<dyn Command>, engine: &Engine, context: Context) -> Finished {
-    let (mut finished, attempts) = storage::counted(command.run(engine, context)).await;
-    // The count covers the whole command. With several keys, only the command can tell the attempts of each key.
+    let (mut finished, counts) = storage::counted(command.run(engine, context)).await;
+    // The counts cover the whole command. With several keys, only the command can tell those of each key.
     if let [facts] = finished.facts.as_mut_slice() {
-        // A backend without retries does not count its only attempt.
-        facts.attempts = facts.attempts.max(attempts);
+        facts.note_counts(counts);
     }
     finished
 }

@@ -24,7 +24,7 @@ pub enum SettingKind {
         /// The largest allowed number of seconds.
         max: u32,
     },
-    /// A number of seconds, fractions allowed; 0 turns something off.
+    /// A number of seconds, fractions allowed, or 0.
     Pause {
         /// The largest allowed number of seconds.
         max: u32,

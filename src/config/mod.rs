@@ -32,4 +32,6 @@ pub use settings::{
     LogLevel, MetricsAddress, QueueSettings, QueueType, Settings, TelemetrySettings, TlsIdentity, WorkerSettings,
 };
 pub use source::Source;
-pub use storage::{CompressionSettings, GcsSettings, JOURNAL, OBJECTS, OVERLAY, S3Settings, SPOOL, StorageSettings};
+pub use storage::{
+    CacheSettings, CompressionSettings, GcsSettings, JOURNAL, OBJECTS, OVERLAY, S3Settings, SPOOL, StorageSettings,
+};

@@ -189,16 +189,29 @@ pub static SETTINGS: &[Setting] = &[
         "Base64 of 32 bytes; several are joined by commas: the first encrypts, all decrypt.",
     )
     .secrecy(Secrecy::Secret),
-    Setting::new("enable_cache", SettingKind::Bool, "true", "Keeps values in memory.").availability(Availability::Idle),
+    Setting::new(
+        "enable_cache",
+        SettingKind::Bool,
+        "true",
+        "Keeps values that were read or stored in the memory of the worker.",
+    ),
     Setting::new(
         "cache_ttl_seconds",
         SettingKind::Seconds { max: 365 * DAY },
         "3600",
         "Longest time that a value stays in the cache.",
-    )
-    .availability(Availability::Idle),
-    Setting::new("max_cache_size_mb", integer(1, 1 << 20), "100", "Size of the cache in MiB.")
-        .availability(Availability::Idle),
+    ),
+    Setting::new(
+        "max_cache_size_mb",
+        integer(1, 1 << 20),
+        "100",
+        "Most memory of the cache in MiB; values of more than an eighth of it are not kept.",
+    ),
+    Setting::unset(
+        "cache_revalidate_seconds",
+        SettingKind::Pause { max: 365 * DAY },
+        "Age after which the bucket is asked whether a cached value is still the same; 0 asks each time, unset means that the TTL alone counts.",
+    ),
     Setting::new(
         "sweep_interval_seconds",
         SettingKind::Pause { max: 365 * DAY },

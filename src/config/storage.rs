@@ -44,6 +44,8 @@ pub struct StorageSettings {
     pub compression: Option<CompressionSettings>,
     /// `max_in_flight_bytes`: the most bytes of a value of unknown size in memory; `None` derives it from the memory limit.
     pub max_in_flight_bytes: Option<u64>,
+    /// `enable_cache` with its bounds; `None` keeps nothing in memory.
+    pub cache: Option<CacheSettings>,
     /// `encryption_key`: the first encrypts, and what any of them has encrypted can be read.
     pub encryption_keys: Vec<EncryptionKey>,
     /// `enable_encryption`: new values are encrypted. There is a key then.
@@ -56,6 +58,17 @@ pub struct StorageSettings {
     pub own_files: Vec<PathBuf>,
     /// `exchange_buckets`: the buckets, besides the worker's own, whose objects commands may name.
     pub exchange_buckets: Vec<(Provider, String)>,
+}
+
+/// How values are kept in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSettings {
+    /// `max_cache_size_mb` in bytes: the most memory of the cache.
+    pub bytes: u64,
+    /// `cache_ttl_seconds`: the longest time that a value stays.
+    pub ttl: Duration,
+    /// `cache_revalidate_seconds`: the age after which the bucket is asked; `None` never asks.
+    pub revalidate: Option<Duration>,
 }
 
 /// How new values are compressed.
@@ -150,6 +163,14 @@ impl StorageSettings {
                 false => None,
             },
             max_in_flight_bytes: values.integer("max_in_flight_bytes"),
+            cache: match values.bool("enable_cache") {
+                true => Some(CacheSettings {
+                    bytes: values.integer::<u64>("max_cache_size_mb")? << 20,
+                    ttl: values.seconds("cache_ttl_seconds")?,
+                    revalidate: values.seconds("cache_revalidate_seconds"),
+                }),
+                false => None,
+            },
             encryption_keys: match values.text("encryption_key") {
                 Some(text) => {
                     text.split(',').map(str::trim).for_each(redact::remember);

@@ -1,9 +1,9 @@
 //! Stores values under keys. This room knows no queue and no task.
 //!
 //! ```text
-//! Engine ─ Encoded ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
-//!                              └─ Metered ─ Local                the overlay
-//! Engine ─ Encoded ─ Metered ─ Local | Memory
+//! Engine ─ Cached ─ Encoded ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
+//!                                       └─ Metered ─ Local                the overlay
+//! Engine ─ Cached ─ Encoded ─ Metered ─ Local | Memory
 //! ```
 //!
 //! [`Engine`] turns values into objects and keeps the promises about redelivered commands. A [`Backend`] keeps whole
@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod external;
 mod files;
+mod invalidation;
 mod join;
 mod layers;
 mod legacy;
@@ -37,11 +38,16 @@ pub use engine::{
 };
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
-pub use files::{AtomicFile, Spool, SpoolWriter, descriptor_limit, descriptors_wanted, raise_descriptor_limit};
+pub use files::{
+    AtomicFile, FileIdentities, FileIdentity, Spool, SpoolWriter, descriptor_limit, descriptors_wanted,
+    raise_descriptor_limit,
+};
+pub use invalidation::{Invalidation, NoSiblings};
 pub use layers::{
-    Breaker, BreakerState, Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback,
-    FaultReceiver, Keyring, KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending,
-    Refusals, Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
+    Breaker, BreakerState, Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached, CommandCounts, Compression,
+    Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback, FaultReceiver, Keyring, KeyringError,
+    LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending, Refusals, Retry, RetryOptions, Survey,
+    SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Codec, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key,

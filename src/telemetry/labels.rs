@@ -236,6 +236,26 @@ label_values! {
 }
 
 label_values! {
+    /// The result of a lookup in the cache of values.
+    CacheLookup {
+        /// The value was in the cache.
+        Hit = "hit",
+        /// The value was not in the cache, or what was there could not be used.
+        Miss = "miss",
+    }
+}
+
+label_values! {
+    /// The reason why an entry left the cache of values by itself.
+    CacheEviction {
+        /// Other values needed the room, and this one was not used for the longest time.
+        Size = "size",
+        /// The time to live of the entry, or of the object, was over.
+        Expired = "expired",
+    }
+}
+
+label_values! {
     /// The end of an attempt to send one entry of the overlay to the bucket.
     SyncOutcome {
         /// The entry was written to the bucket.

@@ -14,8 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    BackendLabel, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session, StorageOperation,
-    StorageOutcome, SyncOutcome,
+    BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session,
+    StorageOperation, StorageOutcome, SyncOutcome,
 };
 use super::pending::PendingCollector;
 use super::process::ProcessCollector;
@@ -79,6 +79,16 @@ struct SyncLabel {
     outcome: SyncOutcome,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabel {
+    outcome: CacheLookup,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EvictionLabel {
+    reason: CacheEviction,
+}
+
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// All metrics of the process; clones share the same numbers.
@@ -109,6 +119,10 @@ struct Inner {
     pending: PendingCollector,
     swept: Counter,
     swept_bytes: Counter,
+    cache_lookups: Family<LookupLabel, Counter>,
+    cache_evictions: Family<EvictionLabel, Counter>,
+    cache_entries: Gauge,
+    cache_size: Gauge,
 }
 
 /// Creates a histogram of durations with bounds from 250 µs, less than the write of a small value on tmpfs takes, to 65 s
@@ -192,6 +206,24 @@ impl Metrics {
         let help = "Stored bytes of the expired objects that the sweeper removed";
         ours.register_with_unit("swept", help, Unit::Bytes, swept_bytes.clone());
 
+        let cache_lookups = Family::<LookupLabel, Counter>::default();
+        for &outcome in CacheLookup::ALL {
+            drop(cache_lookups.get_or_create(&LookupLabel { outcome }));
+        }
+        let help = "Reads that looked for their value in the cache, by outcome";
+        ours.register("cache_lookups", help, cache_lookups.clone());
+        let cache_evictions = Family::<EvictionLabel, Counter>::default();
+        for &reason in CacheEviction::ALL {
+            drop(cache_evictions.get_or_create(&EvictionLabel { reason }));
+        }
+        let help = "Entries that left the cache without a change of their object, by reason";
+        ours.register("cache_evictions", help, cache_evictions.clone());
+        let cache_entries = Gauge::default();
+        ours.register("cache_entries", "Values in the cache", cache_entries.clone());
+        let cache_size = Gauge::default();
+        let help = "Memory of the values in the cache, with their attributes and an estimate of the bookkeeping";
+        ours.register_with_unit("cache_size", help, Unit::Bytes, cache_size.clone());
+
         Self(Arc::new(Inner {
             registry,
             commands,
@@ -214,6 +246,10 @@ impl Metrics {
             pending,
             swept,
             swept_bytes,
+            cache_lookups,
+            cache_evictions,
+            cache_entries,
+            cache_size,
         }))
     }
 
@@ -315,6 +351,22 @@ impl Metrics {
         self.0.swept_bytes.inc_by(bytes);
     }
 
+    /// Counts one lookup in the cache of values.
+    pub fn record_cache_lookup(&self, outcome: CacheLookup) {
+        self.0.cache_lookups.get_or_create(&LookupLabel { outcome }).inc();
+    }
+
+    /// Counts one entry that left the cache of values by itself.
+    pub fn record_cache_eviction(&self, reason: CacheEviction) {
+        self.0.cache_evictions.get_or_create(&EvictionLabel { reason }).inc();
+    }
+
+    /// Records the content of the cache of values: the number of entries, and their bytes.
+    pub fn record_cache_content(&self, entries: u64, bytes: u64) {
+        self.0.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.0.cache_size.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// Writes all metrics as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -376,6 +428,9 @@ mod tests {
         metrics.record_breaker(BackendLabel::Gcs, true);
         metrics.record_synced(SyncOutcome::AlreadyThere);
         metrics.record_swept(700);
+        metrics.record_cache_lookup(CacheLookup::Hit);
+        metrics.record_cache_eviction(CacheEviction::Size);
+        metrics.record_cache_content(2, 5_000);
         assert!(!metrics.encode().contains("pending_sync"));
         metrics.record_pending(3, 4_000, None);
         let text = metrics.encode();
@@ -402,6 +457,12 @@ mod tests {
             r#"filestorage_storage_breaker_open{backend="gcs"} 1"#,
             r#"filestorage_storage_breaker_open{backend="s3"} 0"#,
             r#"filestorage_synced_entries_total{outcome="already_there"} 1"#,
+            r#"filestorage_cache_lookups_total{outcome="hit"} 1"#,
+            r#"filestorage_cache_lookups_total{outcome="miss"} 0"#,
+            r#"filestorage_cache_evictions_total{reason="expired"} 0"#,
+            r#"filestorage_cache_evictions_total{reason="size"} 1"#,
+            "filestorage_cache_entries 2",
+            "filestorage_cache_size_bytes 5000",
             "filestorage_pending_sync_entries 3.0",
             "filestorage_pending_sync_bytes 4000.0",
             "filestorage_pending_sync_oldest_age_seconds 0.0",

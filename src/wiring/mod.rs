@@ -3,6 +3,7 @@
 mod broker;
 mod bucket;
 mod bucket_monitor;
+mod caching;
 mod codecs;
 mod failure;
 pub(crate) mod folders;

@@ -1,27 +1,29 @@
 //! Builds the storage stack from the settings.
 //!
 //! ```text
-//! a bucket    Engine ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
-//!                                                                       └─ Metered ─ Local         overlay/…
-//! no bucket   Engine ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Metered ─ Local                      objects/
+//! a bucket    Engine ─ Cached ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Fallback ─┬─ Metered ─ Retry ─ Gcs | S3
+//!                                                                                └─ Metered ─ Local         overlay/…
+//! no bucket   Engine ─ Cached ─ LegacyValues ─ Encoded ─ LegacyFiles ─ Metered ─ Local                      objects/
 //! ```
 //!
 //! Folders are below `local_storage_path`. `LegacyFiles` finds the files of the Python class beside these folders;
 //! `LegacyValues` knows what their bytes stand for. With a bucket, `LegacyFiles` is there only with a local fallback.
+//! `Cached` is there only in a worker, for one command would find nothing in its cache.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::bucket::{Bucket, Creation, ExchangeBuckets};
+use super::caching::Caching;
 use super::codecs::{codecs, compression, encryption};
 use super::failure::{Code, Failure};
 use super::folders::{OWN, objects, overlay, owner, spool};
 use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
-    Backend, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, LegacyFiles,
-    LegacyValues, Local, Memory, Metered, OwnEntries, Permission,
+    Backend, Cached, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, Invalidation,
+    LegacyFiles, LegacyValues, Local, Memory, Metered, OwnEntries, Permission,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -39,18 +41,39 @@ pub(crate) struct Stack {
     pub(crate) bucket: Option<Bucket>,
 }
 
-/// Builds the stack, without a request to the bucket. Blocks.
-pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Result<Stack, Failure> {
+/// Builds the stack of a worker, without a request to the bucket. Blocks.
+///
+/// The cache is the engine's. That of a bucket is suspended, until the worker is told of what `siblings` announce in others.
+pub(crate) async fn stack(
+    settings: &StorageSettings,
+    metrics: &Metrics,
+    siblings: Arc<dyn Invalidation>,
+) -> Result<Stack, Failure> {
+    build(settings, metrics, Some(siblings)).await
+}
+
+/// Builds the stack, with a cache where there are siblings that could be told of changes.
+async fn build(
+    settings: &StorageSettings,
+    metrics: &Metrics,
+    siblings: Option<Arc<dyn Invalidation>>,
+) -> Result<Stack, Failure> {
     let Some((provider, name)) = settings.bucket() else {
-        let local = Local::open(objects(&settings.local_storage_path))?;
-        let local = Arc::new(Metered::new(Arc::new(local), telemetry::BackendLabel::Local, metrics.clone()));
-        return Ok(Stack { engine: engine_over(settings, metrics, local, BackendKind::Local, None)?, bucket: None });
+        let local = Arc::new(Local::open(objects(&settings.local_storage_path))?);
+        let files = Arc::<Local>::clone(&local);
+        let caching = siblings.map(|_| Caching::of_files(settings, files, metrics));
+        let local = Arc::new(Metered::new(local, telemetry::BackendLabel::Local, metrics.clone()));
+        let below = Below { top: local, kind: BackendKind::Local, fallback: None, caching };
+        return Ok(Stack { engine: engine_over(settings, metrics, below)?, bucket: None });
     };
+    let caching = siblings.map(|siblings| Caching::of_bucket(settings, siblings, metrics));
+    let invalidation = caching.as_ref().and_then(Caching::invalidation);
     let bucket = Bucket::open(settings, provider, name, Creation::WhenMissing, metrics).await.map_err(refused)?;
     let primary = Arc::clone(&bucket.backend);
     let fallback = if settings.local_fallback {
         let folder = overlay(settings, provider, name);
         let opened = Fallback::open(primary, folder, metrics.clone());
+        let opened = opened.map(|fallback| fallback.with_invalidation(invalidation));
         match opened.and_then(|fallback| fallback.record_owner(&owner(settings, provider, name)).map(|()| fallback)) {
             Ok(fallback) => Some(Arc::new(fallback)),
             // Pending entries stay visible. New values go to the bucket, or fail.
@@ -63,13 +86,13 @@ pub(crate) async fn stack(settings: &StorageSettings, metrics: &Metrics) -> Resu
     } else {
         None
     };
-    let engine = over_bucket(settings, metrics, provider, &bucket, fallback)?;
+    let engine = over_bucket(settings, metrics, provider, &bucket, fallback, caching)?;
     Ok(Stack { engine, bucket: Some(bucket) })
 }
 
 /// Builds the stack for one command, and probes the bucket.
 pub(crate) async fn engine(settings: &StorageSettings, metrics: &Metrics) -> Result<Engine, Failure> {
-    let stack = stack(settings, metrics).await?;
+    let stack = build(settings, metrics, None).await?;
     if let Some(bucket) = &stack.bucket {
         look(bucket, settings.local_fallback).await?;
     }
@@ -88,12 +111,13 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
             None if legacy_files(settings, Arc::new(Memory::new())).has_files() => Arc::new(Memory::new()),
             None => return Ok(None),
         };
-        return engine_over(settings, &metrics, local, BackendKind::Local, None).map(Some);
+        let below = Below { top: local, kind: BackendKind::Local, fallback: None, caching: None };
+        return engine_over(settings, &metrics, below).map(Some);
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
     look(&bucket, settings.local_fallback).await?;
-    Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback)?))
+    Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback, None)?))
 }
 
 /// Opens the overlay of a bucket if it exists, without creating it. Blocks.
@@ -169,12 +193,14 @@ fn over_bucket(
     provider: Provider,
     bucket: &Bucket,
     fallback: Option<Arc<Fallback>>,
+    caching: Option<Caching>,
 ) -> Result<Engine, Failure> {
     let top: Arc<dyn Backend> = match &fallback {
         Some(fallback) => Arc::<Fallback>::clone(fallback),
         None => Arc::clone(&bucket.backend),
     };
-    Ok(engine_over(settings, metrics, top, provider.into(), fallback)?.with_breaker(bucket.breaker.clone()))
+    let below = Below { top, kind: provider.into(), fallback, caching };
+    Ok(engine_over(settings, metrics, below)?.with_breaker(bucket.breaker.clone()))
 }
 
 /// Puts the files of the Python class below `local_storage_path` behind a store.
@@ -183,13 +209,16 @@ fn legacy_files(settings: &StorageSettings, inner: Arc<dyn Backend>) -> LegacyFi
     LegacyFiles::new(inner, &settings.local_storage_path, own, spool(settings))
 }
 
-fn engine_over(
-    settings: &StorageSettings,
-    metrics: &Metrics,
+/// The part of the stack that stands on a place, and the cache that shall stand on top.
+struct Below {
     top: Arc<dyn Backend>,
     kind: BackendKind,
     fallback: Option<Arc<Fallback>>,
-) -> Result<Engine, Failure> {
+    caching: Option<Caching>,
+}
+
+fn engine_over(settings: &StorageSettings, metrics: &Metrics, below: Below) -> Result<Engine, Failure> {
+    let Below { top, kind, fallback, caching } = below;
     let encryption = encryption(settings)?;
     let permission = Permission {
         directories: settings.exchange_directories.clone(),
@@ -220,9 +249,20 @@ fn engine_over(
     let values = LegacyValues::new(Arc::clone(&encoded) as Arc<dyn Backend>, spool(settings));
     // The class knew no other buckets.
     let values = if kind == BackendKind::Gcs { values.and_objects() } else { values };
-    let engine = Engine::new(Arc::new(values), kind).with_external(external);
+    let values: Arc<dyn Backend> = Arc::new(values);
+    let overlay = overlay.map(|overlay| Arc::new(EncodedDeferral::new(encoded, overlay)) as Arc<dyn Deferral>);
+    let cache = caching.as_ref().and_then(|caching| caching.cache.clone());
+    let (top, overlay) = match (caching.and_then(|caching| caching.over(Arc::clone(&values))), overlay) {
+        (Some(cached), Some(overlay)) => {
+            let cached = Arc::new(cached.with_deferral(overlay));
+            (Arc::<Cached>::clone(&cached) as Arc<dyn Backend>, Some(cached as Arc<dyn Deferral>))
+        }
+        (Some(cached), None) => (Arc::new(cached) as Arc<dyn Backend>, None),
+        (None, overlay) => (values, overlay),
+    };
+    let engine = Engine::new(top, kind).with_external(external).with_cache(cache);
     let engine = match overlay {
-        Some(overlay) => engine.with_deferral(Arc::new(EncodedDeferral::new(encoded, overlay))),
+        Some(overlay) => engine.with_deferral(overlay),
         None => engine,
     };
     Ok(match fallback {

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use filestorage::config::{
-    ConfigFile, Faults, Flag, GcsSettings, Inputs, Loaded, LogLevel, MetricsAddress, QueueType, S3Settings, SETTINGS,
-    Secret, Source, load, reference,
+    CacheSettings, ConfigFile, Faults, Flag, GcsSettings, Inputs, Loaded, LogLevel, MetricsAddress, QueueType,
+    S3Settings, SETTINGS, Secret, Source, load, reference,
 };
 use filestorage::provider::Provider::{Gcs, S3};
 
@@ -93,6 +93,21 @@ fn defaults_are_those_of_the_contract() {
         ("celery_accept_content", "json"),
     ] {
         assert_eq!(effective(&loaded, name), (Some(default.to_owned()), Source::Default), "{name}");
+    }
+}
+
+#[test]
+fn the_cache_has_bounds_or_is_off() {
+    let cache = |environment| from_environment(environment).unwrap().settings.storage.cache;
+    let (bytes, ttl) = (100 << 20, Duration::from_secs(3600));
+    assert_eq!(cache(&[]), Some(CacheSettings { bytes, ttl, revalidate: None }));
+    let given = [("MAX_CACHE_SIZE_MB", "50"), ("CACHE_TTL_SECONDS", "1800"), ("CACHE_REVALIDATE_SECONDS", "0")];
+    let (bytes, ttl) = (50 << 20, Duration::from_secs(1800));
+    assert_eq!(cache(&given), Some(CacheSettings { bytes, ttl, revalidate: Some(Duration::ZERO) }));
+    assert_eq!(cache(&[("ENABLE_CACHE", "false"), ("MAX_CACHE_SIZE_MB", "50")]), None);
+    for (name, value) in [("MAX_CACHE_SIZE_MB", "0"), ("CACHE_TTL_SECONDS", "0"), ("CACHE_REVALIDATE_SECONDS", "-1")] {
+        let faults = from_environment(&[(name, value)]).unwrap_err();
+        assert!(faults.to_string().contains(name), "{faults}");
     }
 }
 

@@ -5,6 +5,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod backend;
+mod cached;
+mod cached_races;
+mod cached_suites;
 mod concurrent_writer;
 mod copies;
 #[path = "../support/dev_s3.rs"]
@@ -35,6 +38,7 @@ mod scripted;
 mod stack;
 mod support;
 mod unreliable_bucket;
+mod wires;
 mod xor;
 mod xor_suites;
 

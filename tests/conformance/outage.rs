@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use filestorage::storage::{Backend, BreakerState, Error, ErrorKind, Operation, Probe, counted};
+use filestorage::storage::{Backend, BreakerState, Error, ErrorKind, Operation, Probe};
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::retry::{Case, LOOK, TIMEOUT, timed};
 use crate::scripted::Turn;
-use crate::support::key;
+use crate::support::{counted, key};
 
 const AWAY: Turn = Turn::Fails(ErrorKind::Unavailable);
 

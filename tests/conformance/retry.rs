@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use filestorage::storage::{
     Attributes, Backend, Breaker, CommitGuard, Condition, CopySource, DeleteOptions, Error, ErrorKind, GetOptions,
-    Grant, Method, Operation, Page, PutOptions, Retry, RetryOptions, counted,
+    Grant, Method, Operation, Page, PutOptions, Retry, RetryOptions,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::scripted::{Scripted, Turn};
-use crate::support::{Rest, bytes, key, object, rest};
+use crate::support::{Rest, bytes, counted, key, object, rest};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -1,6 +1,7 @@
 //! What the suites share.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -116,6 +117,12 @@ impl From<Removal> for Rest {
     fn from(removal: Removal) -> Self {
         removal.pending.into()
     }
+}
+
+/// Runs the work of one command and returns its outcome and the number of attempts at a backend.
+pub(crate) async fn counted<T>(work: impl Future<Output = T>) -> (T, u32) {
+    let (outcome, counts) = filestorage::storage::counted(work).await;
+    (outcome, counts.attempts)
 }
 
 /// Reads an object's bytes, wherever they are.

@@ -42,6 +42,8 @@ pub(crate) enum Fate {
     Slow(Duration),
     /// It waits for a permit before it is carried out.
     Held(Arc<Semaphore>),
+    /// It waits for a permit and then fails, and nothing happens.
+    HeldAndRefused(Arc<Semaphore>),
     /// It is carried out and its answer waits for a permit.
     ReplyHeld(Arc<Semaphore>),
 }
@@ -262,6 +264,10 @@ impl Weathered {
             Fate::Held(gate) => {
                 gate.acquire().await.unwrap().forget();
                 work.await
+            }
+            Fate::HeldAndRefused(gate) => {
+                gate.acquire().await.unwrap().forget();
+                failed(ErrorKind::Unavailable)
             }
             Fate::ReplyHeld(gate) => {
                 let answer = work.await;

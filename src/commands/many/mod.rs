@@ -61,7 +61,7 @@ impl<T> Items<T> {
 
     /// Works on all items: on different keys at once, on one key in the order of the items.
     ///
-    /// Returns the entries in the order of the items. Attempts at the backend are counted for each item.
+    /// Returns the entries in the order of the items. Attempts at the backend and lookups in the cache are counted for each item.
     async fn run<F>(self, work: impl Fn(usize, Key, T) -> F + Sync) -> Vec<ItemOutcome>
     where
         T: Send,
@@ -91,8 +91,8 @@ impl<T> Items<T> {
                 under_way.push(async move {
                     let mut done = Vec::with_capacity(group.len());
                     for (place, name, key, asked) in group {
-                        let ((result, mut facts), attempts) = counted(work(place, key, asked)).await;
-                        facts.attempts = facts.attempts.max(attempts);
+                        let ((result, mut facts), counts) = counted(work(place, key, asked)).await;
+                        facts.note_counts(counts);
                         done.push((place, ItemOutcome::new(name, result, facts)));
                     }
                     done

@@ -26,7 +26,7 @@ pub struct Health {
     pub gcs_available: bool,
     /// Whether writes are stored on the local disk while the bucket cannot be reached.
     pub local_fallback_enabled: bool,
-    /// Whether values are cached.
+    /// Whether values are cached now. A worker over a bucket caches nothing while it has no session with the broker.
     pub cache_enabled: bool,
     /// The number of entries in the cache.
     pub cache_size: u64,

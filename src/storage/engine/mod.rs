@@ -38,7 +38,7 @@ use crate::storage::engine::health::BucketHealth;
 use crate::storage::engine::stats::Counters;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::ExternalReferences;
-use crate::storage::layers::{Breaker, BreakerState, Fallback};
+use crate::storage::layers::{Breaker, BreakerState, Cache, Fallback};
 use crate::storage::object::value::unmarked;
 use crate::storage::object::{Attributes, Content, ContentType, JsonText, Key, Kind, Metadata, Object, Value};
 use crate::storage::reading;
@@ -69,6 +69,7 @@ pub(in crate::storage) struct Inner {
     pub(in crate::storage) external: ExternalReferences,
     breaker: Option<Breaker>,
     bucket_health: Arc<BucketHealth>,
+    cache: Option<Cache>,
     pub(in crate::storage) counters: Arc<Counters>,
 }
 
@@ -95,9 +96,8 @@ impl Engine {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, kind: BackendKind) -> Self {
         let (fallback, deferral, external, breaker) = (None, None, ExternalReferences::default(), None);
-        let bucket_health = Arc::default();
-        let counters = Arc::default();
-        Self(Arc::new(Inner { backend, kind, fallback, deferral, external, breaker, bucket_health, counters }))
+        let (bucket_health, cache, counters) = (Arc::default(), None, Arc::default());
+        Self(Arc::new(Inner { backend, kind, fallback, deferral, external, breaker, bucket_health, cache, counters }))
     }
 
     /// Lets commands name files and objects outside the store.
@@ -130,6 +130,19 @@ impl Engine {
     pub fn with_breaker(mut self, breaker: Breaker) -> Self {
         Arc::make_mut(&mut self.0).breaker = Some(breaker);
         self
+    }
+
+    /// Names the cache that is part of the backend's stack.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Option<Cache>) -> Self {
+        Arc::make_mut(&mut self.0).cache = cache;
+        self
+    }
+
+    /// Returns the cache, where there is one.
+    #[must_use]
+    pub fn cache(&self) -> Option<&Cache> {
+        self.0.cache.as_ref()
     }
 
     /// Returns the breaker of the bucket, where there is one.
@@ -311,14 +324,15 @@ impl Engine {
     /// Reads the counters since start.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let cached = self.cache().map(Cache::counts).unwrap_or_default();
         let reachable = self.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed);
         Stats {
             initialized: true,
             gcs_available: self.0.kind == BackendKind::Gcs && reachable && self.is_bucket_there(),
             local_fallback_enabled: self.0.fallback.is_some(),
-            cache_enabled: false,
-            cache_size: 0,
-            metrics: self.0.counters.read(),
+            cache_enabled: self.cache().is_some_and(|cache| !cache.is_suspended()),
+            cache_size: cached.entries,
+            metrics: self.0.counters.read(cached),
         }
     }
 

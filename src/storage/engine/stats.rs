@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::storage::error::Result;
+use crate::storage::layers::CacheCounts;
 use crate::storage::object::Attributes;
 
 /// The state of a storage engine and its counters since the start of the worker.
@@ -16,7 +17,7 @@ pub struct Stats {
     pub gcs_available: bool,
     /// Whether writes are stored on the local disk while the bucket cannot be reached.
     pub local_fallback_enabled: bool,
-    /// Whether values are cached.
+    /// Whether values are cached now. A worker over a bucket caches nothing while it has no session with the broker.
     pub cache_enabled: bool,
     /// The number of entries in the cache.
     pub cache_size: u64,
@@ -81,21 +82,22 @@ impl Counters {
         }
     }
 
-    /// Reads the counters. The counters of the cache are always 0, because this program has none.
-    pub(in crate::storage) fn read(&self) -> StatsMetrics {
+    /// Reads the counters, beside those of the cache.
+    pub(in crate::storage) fn read(&self, cache: CacheCounts) -> StatsMetrics {
         let total = self.total.load(Ordering::Relaxed);
         let successful = self.successful.load(Ordering::Relaxed);
         let (bytes, saved) = (self.stored_bytes.load(Ordering::Relaxed), self.saved_bytes.load(Ordering::Relaxed));
         let seconds = self.microseconds.load(Ordering::Relaxed) as f64 / 1e6;
+        let lookups = cache.hits + cache.misses;
         StatsMetrics {
             total_operations: total,
             successful_operations: successful,
-            cache_hits: 0,
-            cache_misses: 0,
+            cache_hits: cache.hits,
+            cache_misses: cache.misses,
             compression_savings: saved,
             total_data_size: bytes,
             success_rate: if total == 0 { 0.0 } else { successful as f64 / total as f64 },
-            cache_hit_rate: 0.0,
+            cache_hit_rate: if lookups == 0 { 0.0 } else { cache.hits as f64 / lookups as f64 },
             compression_ratio: if bytes == 0 { 0.0 } else { saved as f64 / bytes as f64 },
             mean_response_time: if total == 0 { 0.0 } else { seconds / total as f64 },
         }

@@ -2,6 +2,7 @@
 
 pub(in crate::storage) mod attempts;
 mod breaker;
+mod cached;
 mod encoded;
 mod fallback;
 mod legacy_files;
@@ -11,8 +12,9 @@ mod metered;
 mod refusals;
 mod retry;
 
-pub use self::attempts::counted;
+pub use self::attempts::{CommandCounts, counted};
 pub use self::breaker::{Breaker, BreakerState};
+pub use self::cached::{Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached};
 pub use self::encoded::encryption::{DataKey, Encryption, Keyring, KeyringError};
 pub use self::encoded::{Compression, Encoded, EncodedDeferral};
 pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};

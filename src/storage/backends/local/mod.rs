@@ -48,7 +48,7 @@ use crate::storage::backend::{
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
-use crate::storage::files::{FILE_OPERATIONS, StagingFolder, folder, shortage};
+use crate::storage::files::{FILE_OPERATIONS, FileIdentities, FileIdentity, StagingFolder, folder, shortage};
 use crate::storage::join::joined;
 use crate::storage::object::{Attributes, Key, Object};
 
@@ -57,6 +57,23 @@ const MAX_ROOT_BYTES: usize = 900;
 
 /// `f_type` of a tmpfs, from `linux/magic.h`.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+/// `f_type` of file systems whose files other machines may change while this one still knows the old times: NFS, SMB, CIFS,
+/// SMB 2, FUSE, 9P, Ceph, AFS, Coda, Lustre, GFS2, OCFS2.
+const SHARED_MAGIC: [rustix::fs::FsWord; 12] = [
+    0x6969,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x6573_5546,
+    0x0102_1997,
+    0x00c3_6400,
+    0x5346_414f,
+    0x7375_7245,
+    0x0bd0_0bd0,
+    0x0116_1970,
+    0x7461_636f,
+];
 
 /// How often a write is tried while somebody keeps removing its folder or temporary file.
 const TRIES: usize = 100;
@@ -77,6 +94,8 @@ struct Root {
     staging: StagingFolder,
     /// Whether the file system is a tmpfs.
     in_memory: bool,
+    /// Whether the times of files may be old, because other machines can change them.
+    is_shared: bool,
 }
 
 /// One object of an overlay, as [`Local::survey`] reports it.
@@ -221,8 +240,10 @@ impl Root {
         }
         let staging = StagingFolder::new(root.join(names::TEMPORARY));
         let locks = Locks::new(root.join(names::LOCKS));
-        let in_memory = rustix::fs::statfs(&root).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
-        Ok(Self { folders: Folders::new(root.clone()), locks, staging, in_memory, root })
+        let system = rustix::fs::statfs(&root).map(|system| system.f_type).ok();
+        let in_memory = system == Some(TMPFS_MAGIC);
+        let is_shared = system.is_none_or(|system| SHARED_MAGIC.contains(&system));
+        Ok(Self { folders: Folders::new(root.clone()), locks, staging, in_memory, is_shared, root })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -380,6 +401,12 @@ fn remedy(operation: Operation, path: &Path, error: &io::Error) -> (ErrorKind, S
 impl fmt::Display for Local {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "local {}", self.0.root.display())
+    }
+}
+
+impl FileIdentities for Local {
+    fn identity(&self, key: &Key) -> Option<FileIdentity> {
+        if self.0.is_shared { None } else { FileIdentity::of(&self.0.path(key)) }
     }
 }
 

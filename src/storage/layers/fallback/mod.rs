@@ -65,6 +65,7 @@ use crate::storage::backend::{
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::invalidation::Invalidation;
 use crate::storage::object::{Attributes, Key, Object, clock};
 use crate::telemetry::Metrics;
 
@@ -78,6 +79,8 @@ pub struct Fallback {
     primary: Arc<dyn Backend>,
     overlay: Overlay,
     metrics: Metrics,
+    /// Told of each key that the sync loop changes in the bucket.
+    invalidation: Option<Arc<dyn Invalidation>>,
     /// Notified when an entry was put into the overlay.
     arrived: Notify,
     /// Whether the bucket could not be reached when it was last asked.
@@ -110,7 +113,13 @@ impl Fallback {
 
     fn over(primary: Arc<dyn Backend>, overlay: Overlay, metrics: Metrics) -> Self {
         let (arrived, returned) = (Notify::new(), Notify::new());
-        Self { primary, overlay, metrics, arrived, away: AtomicBool::new(false), returned }
+        Self { primary, overlay, metrics, invalidation: None, arrived, away: AtomicBool::new(false), returned }
+    }
+
+    /// Names who is told of each key that the sync loop changes in the bucket.
+    #[must_use]
+    pub fn with_invalidation(self, invalidation: Option<Arc<dyn Invalidation>>) -> Self {
+        Self { invalidation, ..self }
     }
 
     /// Counts the pending entries by reading all of them.

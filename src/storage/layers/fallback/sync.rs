@@ -143,6 +143,10 @@ impl Fallback {
                     outcome => outcome?,
                 },
             };
+            // Before the entry is gone: should this process end now, the next pass finds the entry and announces it again.
+            if let Some(invalidation) = &self.invalidation {
+                invalidation.announce(key).await;
+            }
             self.overlay.remove(key, entry.attributes.generation).await?;
             return Ok(Some(outcome));
         }

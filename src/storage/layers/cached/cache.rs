@@ -1,0 +1,349 @@
+//! The cache: values by key, bounded in bytes and time, and never one that a change has overtaken.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant as WallInstant};
+
+use moka::Expiry;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache as Map;
+
+use super::account::Account;
+use super::entry::{CacheEntry, Slot, may_be_kept};
+use super::flight::{Flight, Landing, Pilot, Sequence};
+use super::shards::{Shard, Shards};
+use crate::storage::files::FileIdentity;
+use crate::storage::layers::attempts::note_lookup;
+use crate::storage::object::{Key, Object};
+use crate::telemetry::{CacheEviction, CacheLookup, Metrics};
+
+/// The share of the cache that no entry may exceed. The same share stays free for values that are being filled.
+const SHARE: u64 = 8;
+
+/// How a cache is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// The most bytes of values with their attributes, entries being filled included.
+    pub bytes: u64,
+    /// The longest time that a value stays.
+    pub ttl: Duration,
+}
+
+/// The content of a cache, and its lookups since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    /// The number of entries.
+    pub entries: u64,
+    /// The bytes of the entries.
+    pub bytes: u64,
+    /// The number of lookups that found a value that could be answered.
+    pub hits: u64,
+    /// The number of lookups that did not.
+    pub misses: u64,
+}
+
+/// Values in memory by their keys; cheap to clone.
+///
+/// # Contract
+///
+/// - The bytes of all entries never exceed the bound, not even for a moment. The entry that was not used for the longest
+///   time goes first.
+/// - After [`Cache::drop_key`], [`Cache::clear`] or [`Cache::suspend`] has returned, no value is answered that was read
+///   before: a read under way does not fill the cache.
+/// - While it is suspended, a cache keeps nothing and answers nothing.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    values: Map<Key, Arc<Slot>>,
+    account: Arc<Account>,
+    shards: Shards,
+    sequence: Sequence,
+    ttl: Duration,
+    /// The largest weight of an entry.
+    largest: u64,
+    suspended: AtomicBool,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    metrics: Metrics,
+}
+
+/// Lets the map remove each entry when its own lifetime is over.
+struct Lifetimes;
+
+impl Expiry<Key, Arc<Slot>> for Lifetimes {
+    fn expire_after_create(&self, _: &Key, slot: &Arc<Slot>, _: WallInstant) -> Option<Duration> {
+        Some(slot.lifetime)
+    }
+
+    fn expire_after_update(&self, _: &Key, slot: &Arc<Slot>, _: WallInstant, _: Option<Duration>) -> Option<Duration> {
+        Some(slot.lifetime)
+    }
+}
+
+/// The permission to fill a key with what is read from now on, unless a change overtakes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FillTicket(u64);
+
+impl Cache {
+    /// Makes an empty cache.
+    #[must_use]
+    pub fn new(options: CacheOptions, metrics: Metrics) -> Self {
+        let share = options.bytes / SHARE;
+        let removed = metrics.clone();
+        let values = Map::builder()
+            .max_capacity(options.bytes - share)
+            .weigher(|_, slot: &Arc<Slot>| u32::try_from(slot.weight).unwrap_or(u32::MAX))
+            .eviction_policy(EvictionPolicy::lru())
+            .expire_after(Lifetimes)
+            .eviction_listener(move |_, slot: Arc<Slot>, cause| {
+                let was_there = slot.empty();
+                match cause {
+                    RemovalCause::Size if was_there => removed.record_cache_eviction(CacheEviction::Size),
+                    RemovalCause::Expired if was_there => removed.record_cache_eviction(CacheEviction::Expired),
+                    _ => {}
+                }
+            })
+            .build();
+        Self(Arc::new(Inner {
+            values,
+            account: Account::new(options.bytes, metrics.clone()),
+            shards: Shards::new(),
+            sequence: Sequence::default(),
+            ttl: options.ttl,
+            largest: share.min(u64::from(u32::MAX)),
+            suspended: AtomicBool::new(false),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            metrics,
+        }))
+    }
+
+    /// Drops the entry of a key, because the object has changed elsewhere.
+    pub fn drop_key(&self, key: &Key) {
+        let mut shard = self.0.shards.of(key);
+        shard.overtake(key);
+        self.0.values.invalidate(key);
+    }
+
+    /// Drops all entries and returns how many there were.
+    pub fn clear(&self) -> u64 {
+        self.0.shards.overtake_all();
+        let dropped = self.0.values.iter().filter(|(_, slot)| slot.empty()).count();
+        // The map removes the empty slots by and by.
+        self.0.values.invalidate_all();
+        self.0.values.run_pending_tasks();
+        dropped as u64
+    }
+
+    /// Drops all entries, and keeps and answers nothing until [`Cache::resume`].
+    ///
+    /// A worker does so while it cannot be told of the changes that other workers make.
+    pub fn suspend(&self) {
+        self.0.suspended.store(true, Ordering::SeqCst);
+        self.clear();
+    }
+
+    /// Keeps and answers values again, beginning with reads that begin from now on.
+    pub fn resume(&self) {
+        self.0.suspended.store(false, Ordering::SeqCst);
+    }
+
+    /// Tells whether the cache keeps nothing now.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.0.suspended.load(Ordering::SeqCst)
+    }
+
+    /// Counts entries, bytes and lookups. Entries whose time is over are removed first.
+    #[must_use]
+    pub fn counts(&self) -> CacheCounts {
+        self.0.values.run_pending_tasks();
+        CacheCounts {
+            entries: self.0.account.entries(),
+            bytes: self.0.account.bytes(),
+            hits: self.0.hits.load(Ordering::Relaxed),
+            misses: self.0.misses.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns the entry of a key whose time is not over.
+    pub(super) fn find(&self, key: &Key) -> Option<Arc<CacheEntry>> {
+        let entry = self.0.values.get(key)?.get()?;
+        if entry.is_live(self.0.ttl) {
+            return Some(entry);
+        }
+        self.forget(key, &entry);
+        None
+    }
+
+    /// Removes this entry, if it is still the key's.
+    pub(super) fn forget(&self, key: &Key, entry: &Arc<CacheEntry>) {
+        let _shard = self.0.shards.of(key);
+        let present = self.0.values.get(key).and_then(|slot| slot.get());
+        if present.is_some_and(|present| Arc::ptr_eq(&present, entry)) {
+            self.0.values.invalidate(key);
+        }
+    }
+
+    /// Counts one lookup.
+    pub(super) fn note(&self, lookup: CacheLookup) {
+        let counter = match lookup {
+            CacheLookup::Hit => &self.0.hits,
+            CacheLookup::Miss => &self.0.misses,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.0.metrics.record_cache_lookup(lookup);
+        note_lookup(lookup);
+    }
+
+    /// Permits to fill a key with what is read from now on; `None` while the key is being written.
+    pub(super) fn begin_fill(&self, key: &Key) -> Option<FillTicket> {
+        let shard = self.0.shards.of(key);
+        (shard.writing == 0 && !self.is_suspended()).then_some(FillTicket(shard.stamp))
+    }
+
+    /// Keeps what was read, unless the key was changed meanwhile or the value is too large.
+    pub(super) fn fill(&self, key: &Key, ticket: FillTicket, object: &Object, identity: Option<FileIdentity>) {
+        let shard = self.0.shards.of(key);
+        if shard.stamp == ticket.0 && !self.is_suspended() {
+            self.insert(key, object, identity);
+        }
+    }
+
+    /// Marks a key as being written, until the returned value is dropped.
+    pub(super) fn begin_write(&self, key: &Key) -> Writing {
+        let mut shard = self.0.shards.of(key);
+        shard.overtake(key);
+        shard.writing += 1;
+        self.0.values.invalidate(key);
+        let ticket = (!self.is_suspended()).then_some(shard.stamp);
+        Writing { cache: self.clone(), key: key.clone(), ticket }
+    }
+
+    /// Joins the read of a key that is under way, or begins one that others may join.
+    pub(super) fn join(&self, key: &Key) -> Turn {
+        let mut shard = self.0.shards.of(key);
+        if let Some(flight) = shard.flights.get(key) {
+            return Turn::Follow(Arc::clone(flight));
+        }
+        Turn::Lead(self.begin_flight(&mut shard, key))
+    }
+
+    /// Joins the read that begins after another one has ended, or begins it. All who waited for that one share it.
+    pub(super) fn join_next(&self, key: &Key, ended: &Flight) -> Turn {
+        let mut shard = self.0.shards.of(key);
+        let mut lead = None;
+        let next = ended.next(|| match shard.flights.get(key) {
+            Some(flight) => Arc::clone(flight),
+            None => Arc::clone(&lead.insert(self.begin_flight(&mut shard, key)).pilot.flight),
+        });
+        lead.map_or_else(|| Turn::Follow(Arc::clone(next)), Turn::Lead)
+    }
+
+    fn begin_flight(&self, shard: &mut Shard, key: &Key) -> Lead {
+        let pilot = Pilot::new();
+        shard.flights.insert(key.clone(), Arc::clone(&pilot.flight));
+        Lead { cache: self.clone(), key: key.clone(), pilot }
+    }
+
+    /// Returns the next moment in the order of reads and arrivals.
+    pub(super) fn moment(&self) -> u64 {
+        self.0.sequence.next()
+    }
+
+    /// Inserts an entry. The caller holds the shard of the key.
+    fn insert(&self, key: &Key, object: &Object, identity: Option<FileIdentity>) {
+        let Some(payload) = object.payload.as_memory().filter(|_| may_be_kept(object)) else { return };
+        let weight = CacheEntry::weight(key, &object.attributes, payload.len() as u64);
+        if weight > self.0.largest {
+            return;
+        }
+        let claim = self.0.account.claim(weight).or_else(|| {
+            // Entries that were put in at the same time may not have made room yet.
+            self.0.values.run_pending_tasks();
+            self.0.account.claim(weight)
+        });
+        let Some(claim) = claim else { return };
+        let entry = CacheEntry::new(object, payload, identity, claim);
+        self.0.values.insert(key.clone(), Arc::new(Slot::new(entry, weight, self.0.ttl)));
+        // Makes room for the next one.
+        self.0.values.run_pending_tasks();
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values are nobody's business but their readers'.
+        let mut shown = formatter.debug_struct("Cache");
+        shown.field("entries", &self.0.account.entries()).field("bytes", &self.0.account.bytes());
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// A write or delete of a key that is under way. Nothing of the key is kept until it ends.
+#[derive(Debug)]
+pub(super) struct Writing {
+    cache: Cache,
+    key: Key,
+    /// The stamp that no other change has moved while the write can be kept.
+    ticket: Option<u64>,
+}
+
+impl Writing {
+    /// Keeps what was written, unless another change of the key was under way or has come in between.
+    pub(super) fn keep(self, object: &Object) {
+        let shard = self.cache.0.shards.of(&self.key);
+        if self.ticket == Some(shard.stamp) && shard.writing == 1 && !self.cache.is_suspended() {
+            self.cache.insert(&self.key, object, None);
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut shard = self.cache.0.shards.of(&self.key);
+        shard.writing -= 1;
+        // Reads that began during the write may have found the state before it, and nobody may join them any longer.
+        shard.overtake(&self.key);
+    }
+}
+
+/// How a read of a key goes on.
+pub(super) enum Turn {
+    /// The caller reads, and others wait for it.
+    Lead(Lead),
+    /// Another caller reads.
+    Follow(Arc<Flight>),
+}
+
+/// A read that others may join. Dropping it ends the flight.
+#[derive(Debug)]
+pub(super) struct Lead {
+    cache: Cache,
+    key: Key,
+    pilot: Pilot,
+}
+
+impl Lead {
+    /// Tells those who have joined what was found. Who comes from now on reads anew.
+    pub(super) fn land(&self, landing: Landing) {
+        self.leave();
+        self.pilot.land(landing);
+    }
+
+    fn leave(&self) {
+        let mut shard = self.cache.0.shards.of(&self.key);
+        if shard.flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.pilot.flight)) {
+            shard.flights.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}

@@ -1,0 +1,101 @@
+//! A change of a key: dropped here while it is under way, and announced to the other workers before it is answered.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+
+use super::cache::{Cache, Writing};
+use crate::storage::error::{Error, ErrorKind};
+use crate::storage::invalidation::Invalidation;
+use crate::storage::object::{Key, Object};
+
+/// A write or delete under way. One that is dropped without an end may have happened, and is announced as well.
+#[derive(Debug)]
+pub(super) struct Change {
+    writing: Option<Writing>,
+    siblings: Option<Arc<dyn Invalidation>>,
+    key: Key,
+}
+
+impl Change {
+    pub(super) fn begin(cache: Option<&Cache>, siblings: Option<Arc<dyn Invalidation>>, key: &Key) -> Self {
+        Self { writing: cache.map(|cache| cache.begin_write(key)), siblings, key: key.clone() }
+    }
+
+    /// Ends a change that has happened, and keeps what was written.
+    pub(super) async fn done(mut self, written: Option<&Object>) {
+        match (self.writing.take(), written) {
+            (Some(writing), Some(written)) => writing.keep(written),
+            (writing, _) => drop(writing),
+        }
+        self.announce().await;
+    }
+
+    /// Ends a change that did not happen.
+    pub(super) fn refused(mut self) {
+        self.siblings = None;
+    }
+
+    /// Ends a change that failed; announces it unless it certainly did not happen.
+    pub(super) async fn failed(mut self, error: Error) -> Error {
+        match error.kind {
+            ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Io => {
+                drop(self.writing.take());
+                self.announce().await;
+            }
+            ErrorKind::Invalid
+            | ErrorKind::Precondition
+            | ErrorKind::Integrity
+            | ErrorKind::Missing
+            | ErrorKind::NoSpace
+            | ErrorKind::Denied
+            | ErrorKind::Abandoned => self.refused(),
+        }
+        error
+    }
+
+    async fn announce(&mut self) {
+        if let Some(siblings) = &self.siblings {
+            siblings.announce(&self.key).await;
+        }
+        self.siblings = None;
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        if let Some(siblings) = self.siblings.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let key = self.key.clone();
+            runtime.spawn(async move { siblings.announce(&key).await });
+        }
+    }
+}
+
+/// Drops a key from the cache of this worker and from those of the others, for a layer below the cache that changes the
+/// bucket by itself.
+#[derive(Clone, Debug)]
+pub struct CacheInvalidation {
+    cache: Option<Cache>,
+    siblings: Arc<dyn Invalidation>,
+}
+
+impl CacheInvalidation {
+    /// Takes the cache of this worker, if there is one, and the way to the others.
+    #[must_use]
+    pub fn new(cache: Option<Cache>, siblings: Arc<dyn Invalidation>) -> Self {
+        Self { cache, siblings }
+    }
+}
+
+#[async_trait]
+impl Invalidation for CacheInvalidation {
+    async fn announce(&self, key: &Key) {
+        if let Some(cache) = &self.cache {
+            cache.drop_key(key);
+        }
+        self.siblings.announce(key).await;
+    }
+}
