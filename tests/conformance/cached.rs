@@ -429,7 +429,7 @@ async fn a_read_whose_file_is_uncertain_is_not_kept() {
 }
 
 /// A thousand reads right after a write, when nothing proves that the first of them saw the last version.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn reads_of_a_young_file_share_two_reads() {
     let bucket = Bucket::new();
     put(&*bucket.inner, "it", &object("value")).await;
