@@ -9,6 +9,7 @@ mod tcp_proxy;
 
 mod consuming;
 mod doctor;
+mod fanout;
 mod faults;
 mod foreign;
 mod keys;
