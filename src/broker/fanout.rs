@@ -95,12 +95,22 @@ impl Fanout {
     /// `Denied` names the missing permission; `Missing`, `Full` and `Lost` as the broker says. The session lives on but for
     /// `Lost`.
     pub async fn listen(&self) -> Result<Broadcasts> {
+        let name = Uuid::new_v4().to_string();
+        let listening = self.listen_as(&name).await;
+        // Said of every such queue, and so the same each time.
+        listening.map_err(|error| match error.kind() {
+            ErrorKind::Denied => Error::new(ErrorKind::Denied, error.to_string().replace(&name, "<uuid>")),
+            _ => error,
+        })
+    }
+
+    async fn listen_as(&self, name: &str) -> Result<Broadcasts> {
         let link = &self.link;
         let queue = QueueSpec {
             durable: false,
             exclusive: true,
             auto_delete: true,
-            ..QueueSpec::durable(format!("{INVALIDATIONS_EXCHANGE}.{}", Uuid::new_v4()), QueueType::Classic)
+            ..QueueSpec::durable(format!("{INVALIDATIONS_EXCHANGE}.{name}"), QueueType::Classic)
         };
         let queue = queue
             .with("x-max-length", Field::Int(MAX_LENGTH))

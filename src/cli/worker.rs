@@ -11,13 +11,13 @@ use tokio::task::JoinSet;
 use crate::broker::BrokerOptions;
 use crate::commands::CommandTable;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
-use crate::storage::{Engine, NoSiblings, descriptor_limit, descriptors_wanted};
+use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
     queue_type, stack,
 };
-use crate::worker::{self, Departure, Stop, WorkerError, WorkerOptions};
+use crate::worker::{self, Announcer, Departure, Stop, WorkerError, WorkerOptions};
 
 /// The blocking threads besides one for each command: an abandoned operation may occupy its thread for a while.
 const SPARE_THREADS: usize = 64;
@@ -158,7 +158,8 @@ async fn serve(
         Some(address) => Some(Admin::bind(&address.host, address.port)?),
         None => None,
     };
-    let stack::Stack { engine, bucket } = stack::stack(&settings.storage, &metrics, Arc::new(NoSiblings)).await?;
+    let stack::Stack { engine, bucket } =
+        stack::stack(&settings.storage, &metrics, Arc::new(options.announcer.clone())).await?;
     if settings.worker.send_task_events {
         tracing::info!("celery_worker_send_task_events is set, but this version sends no task events");
     }
@@ -255,6 +256,8 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         journal_max_bytes: worker.journal_max_bytes,
         journal: settings.storage.local_storage_path.join(JOURNAL),
         spool: folders::spool(&settings.storage),
+        is_shared: settings.storage.bucket().is_some(),
+        announcer: Announcer::default(),
     })
 }
 

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod cleanup;
+mod clear_cache;
 mod copy;
 mod delete;
 mod error;
@@ -34,7 +35,7 @@ pub use hints::Hints;
 pub use keys::{KeyArgument, KeyPlaces, KeyUse, Keys};
 pub use schemas::schemas;
 
-pub use crate::storage::{Budget, CommitGuard, Engine, Held, Key, Redelivered, Spool};
+pub use crate::storage::{Budget, Cache, CommitGuard, Engine, Held, Invalidation, Key, Redelivered, Spool};
 
 use crate::json::Json;
 use crate::provider::BackendKind;
@@ -64,6 +65,7 @@ impl Default for CommandTable {
 /// All tasks of this program.
 pub static COMMANDS: &[&Definition] = &[
     &cleanup::DEFINITION,
+    &clear_cache::DEFINITION,
     &copy::COPY,
     &copy::MOVE,
     &delete::DEFINITION,

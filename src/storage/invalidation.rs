@@ -20,6 +20,9 @@ use crate::storage::object::Key;
 pub trait Invalidation: fmt::Debug + Send + Sync + 'static {
     /// Announces that the object of the key may have changed.
     async fn announce(&self, key: &Key);
+
+    /// Announces that any object may have changed, so that every other worker empties its cache.
+    async fn announce_all(&self);
 }
 
 /// Announces nothing: the worker has no siblings whose caches could be told.
@@ -29,4 +32,6 @@ pub struct NoSiblings;
 #[async_trait]
 impl Invalidation for NoSiblings {
     async fn announce(&self, _: &Key) {}
+
+    async fn announce_all(&self) {}
 }

@@ -53,6 +53,8 @@ label_values! {
         GetStats = "get_stats",
         /// `filestorage.signed_url`.
         SignedUrl = "signed_url",
+        /// `filestorage.clear_cache`.
+        ClearCache = "clear_cache",
         /// `filestorage.sync`.
         Sync = "sync",
         /// `filestorage.cleanup`.

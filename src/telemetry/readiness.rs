@@ -18,6 +18,10 @@ pub enum Component {
     Events,
     /// The queue of dead copies, of commands that cannot be run.
     DeadQueue,
+    /// The announcements of changed keys to other workers.
+    Invalidations,
+    /// The cache of a bucket, which needs what other workers announce.
+    Cache,
     /// The storage engine.
     Storage,
     /// The worker's journal of commands.
@@ -37,6 +41,8 @@ impl Component {
             Self::Queues => "queues",
             Self::Events => "events",
             Self::DeadQueue => "dead_queue",
+            Self::Invalidations => "invalidations",
+            Self::Cache => "cache",
             Self::Storage => "storage",
             Self::Journal => "journal",
             Self::Secrets => "secrets",

@@ -49,7 +49,8 @@ pub(crate) async fn stack(
     metrics: &Metrics,
     siblings: Arc<dyn Invalidation>,
 ) -> Result<Stack, Failure> {
-    build(settings, metrics, Some(siblings)).await
+    let Stack { engine, bucket } = build(settings, metrics, Some(Arc::clone(&siblings))).await?;
+    Ok(Stack { engine: engine.with_siblings(siblings), bucket })
 }
 
 /// Builds the stack, with a cache where there are siblings that could be told of changes.

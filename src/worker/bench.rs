@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::desk::DEAD_QUEUE;
+use super::invalidations::Attendance;
 use super::journal::Journal;
 use super::outbox::{Parcel, Role};
 use super::silences::Silences;
 use super::{METRICS_QUEUE, WorkerOptions};
-use crate::broker::{Error, State};
+use crate::broker::{Error, Session, State};
 use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
@@ -34,9 +35,20 @@ pub(super) struct Bench {
     pub(super) knows_rights: bool,
     /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
     pub(super) held_back: BTreeSet<Component>,
+    /// The session's part in the coherence of caches.
+    pub(super) attendance: Option<Attendance>,
 }
 
 impl Bench {
+    /// Begins to announce and to hear what changes, where values are in a bucket or a cache may be emptied.
+    pub(super) fn attend(&mut self, session: &Session) {
+        let is_shared = self.options.is_shared;
+        self.attendance = (is_shared || self.engine.cache().is_some()).then(|| {
+            let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
+            Attendance::begin(session, announcer, cache, is_shared, self.readiness.clone())
+        });
+    }
+
     /// Says of our own queues that something for them is held back.
     pub(super) fn hold_back(&mut self, parcel: &mut Parcel, reason: &str) {
         // An event that was sent and is still owed was not taken.

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::WorkerOptions;
 use super::answer::{Answer, More, Outcome};
 use super::event::{Event, EventData, EventError, EventOutcome};
+use super::invalidations::Stale;
 use super::journal::{Identity, Journal, Recall};
 use super::outbox::{Parcel, Role, Weight};
 use super::reader::{Call, Opened, Reader};
@@ -77,7 +78,7 @@ pub(super) struct Job {
     pub(super) limit: Option<Limit>,
     pub(super) redelivered: Option<Redelivered>,
     /// It came again, or may have: the journals are asked right before it runs.
-    again: bool,
+    pub(super) again: bool,
     /// Since when somebody else may have begun it, once somebody has: what is older is no answer to it.
     doubted: Option<Timestamp>,
     /// Since when it waits for the end of a run elsewhere.
@@ -94,6 +95,14 @@ pub(super) enum Work {
     Read(Box<Sealed>),
     /// It is being read.
     Reading,
+}
+
+impl Job {
+    /// Returns what other workers are told before its answer leaves: nothing where only its own run can have changed anything,
+    /// since that tells them itself.
+    pub(super) fn stale(&self) -> Stale {
+        Stale::of(&self.keys, self.again && self.writes)
+    }
 }
 
 impl schedule::Job for Job {
@@ -229,7 +238,11 @@ impl Desk {
             journal.answered_again(&case.identity, &recall);
         }
         if let Some(answer) = answer.as_ref().filter(|_| !matches!(call, Call::Later)) {
-            return Decision::End(Box::new(self.close(case, &End::Answered(answer))), CommandOutcome::Replayed);
+            let mut parcel = self.close(case, &End::Answered(answer));
+            if let Call::Read(Ok(command)) = &call {
+                parcel.stale = Stale::of(command.keys(), command.writes());
+            }
+            return Decision::End(Box::new(parcel), CommandOutcome::Replayed);
         }
         // What has an answer is over, whatever else may be said of it; a large one is read for what follows it only.
         let is_over = answer.is_some();

@@ -6,6 +6,7 @@ mod desk;
 mod errand;
 mod event;
 mod flights;
+mod invalidations;
 mod journal;
 mod outbox;
 mod reader;
@@ -34,6 +35,7 @@ use shift::{Shift, ShiftEnd};
 use silences::Silences;
 
 pub use event::event_schema;
+pub use invalidations::Announcer;
 pub use signals::{Stop, disregard, hangups, listen};
 
 /// Events it holds; beyond that the oldest go.
@@ -94,6 +96,10 @@ pub struct WorkerOptions {
     pub journal: PathBuf,
     /// Keeps what is more than memory may hold.
     pub spool: Spool,
+    /// The values are in a bucket, which other workers share: they must hear of each write.
+    pub is_shared: bool,
+    /// Announces to other workers what changes, in sessions and between them.
+    pub announcer: Announcer,
 }
 
 /// How a worker that was told to stop left.
@@ -155,6 +161,7 @@ pub async fn run(
         stalled,
         knows_rights: false,
         held_back,
+        attendance: None,
     };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
@@ -231,6 +238,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     let session = Session::open_next(broker, next_url).await?;
     // Without it every command would be done and none answered.
     session.may_answer().await?;
+    bench.attend(&session);
     let topology = session.topology();
     note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
     if bench.options.events {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::event::Event;
+use super::invalidations::Stale;
 use super::journal::Digest;
 use super::silences::Silences;
 use crate::broker::{Confirmation, Inflow, PublishError, Ticket};
@@ -90,6 +91,8 @@ pub(super) struct Parcel {
     pub(super) reply_bytes: usize,
     /// What counts for it until it owes nothing more.
     pub(super) weights: Vec<Weight>,
+    /// What other workers are told before it leaves: whoever wrote it may have died before that.
+    pub(super) stale: Stale,
 }
 
 impl Parcel {
@@ -115,6 +118,7 @@ impl Parcel {
             held: false,
             reply_bytes: 0,
             weights: Vec::new(),
+            stale: Stale::default(),
         }
     }
 

@@ -18,6 +18,7 @@ use super::bench::Bench;
 use super::desk::{Case, Desk, End, Job, exception};
 use super::errand::{self, Errand, PATIENCE};
 use super::flights::Flights;
+use super::invalidations::Stale;
 use super::outbox::{Answered, Outbox, Parcel, Role, Weight};
 use super::refusal;
 use super::run::{Ended, Limit, panic_text};
@@ -57,6 +58,8 @@ struct Running {
     keys: Keys,
     writes: bool,
     commit_guard: CommitGuard,
+    /// What other workers are told before its answer leaves.
+    stale: Stale,
     started: Instant,
     held: Option<Held>,
     _in_flight: telemetry::InFlight,
@@ -272,7 +275,26 @@ impl<'b> Shift<'b> {
     fn pass_over(&mut self, job: Job, outcome: CommandOutcome, end: &End<'_>) {
         self.schedule.done(&job.keys, job.definition.walks);
         self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
-        self.outbox.push(self.desk.close(job.case, end));
+        let stale = job.stale();
+        let mut parcel = self.desk.close(job.case, end);
+        parcel.stale = stale;
+        self.post(parcel);
+    }
+
+    /// Hands over what a command owes, once all workers were told what may have changed before it came again.
+    fn post(&mut self, mut parcel: Parcel) {
+        let stale = std::mem::take(&mut parcel.stale);
+        if stale.is_none() || self.bench.attendance.is_none() {
+            return self.outbox.push(parcel);
+        }
+        if let Some(cache) = self.bench.engine.cache() {
+            stale.drop_from(cache);
+        }
+        let announcer = self.bench.options.announcer.clone();
+        self.errands.push(Box::pin(async move {
+            announcer.tell(stale).await;
+            Errand::Again(vec![parcel])
+        }));
     }
 
     /// Takes in how a command ended.
@@ -287,10 +309,12 @@ impl<'b> Shift<'b> {
             kept.end_work(kept.bytes());
         }
         let held = ended.as_mut().ok().and_then(Ended::take_held);
+        let stale = std::mem::take(&mut running.stale);
         let (answer, case) = self.record(running, ended);
         let mut parcel = self.desk.close(case, &End::Answered(&answer));
+        parcel.stale = stale;
         parcel.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { _bytes: held }));
-        self.outbox.push(parcel);
+        self.post(parcel);
     }
 
     /// Writes the answer of a command down and counts it.

@@ -35,7 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ///
 /// For a file, the first row counts below whose path the file lies.
 const STORAGE_ARROWS: &[(&str, &[&str])] = &[
-    ("engine", &["backend", "commit_guard", "error", "external", "layers", "object", "reading"]),
+    ("engine", &["backend", "commit_guard", "error", "external", "invalidation", "layers", "object", "reading"]),
     ("external", &["backend", "commit_guard", "error", "files", "object", "reading"]),
     // The overlay of the fallback is a local store.
     ("layers/fallback", &["backend", "backends", "commit_guard", "error", "invalidation", "object"]),

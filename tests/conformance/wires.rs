@@ -55,4 +55,13 @@ impl Invalidation for Wire {
         let others = caches.iter().enumerate().filter(|(index, _)| *index != self.own);
         others.for_each(|(_, cache)| cache.drop_key(key));
     }
+
+    async fn announce_all(&self) {
+        tokio::task::yield_now().await;
+        let caches = self.wires.caches.lock().unwrap().clone();
+        let others = caches.iter().enumerate().filter(|(index, _)| *index != self.own);
+        others.for_each(|(_, cache)| {
+            cache.clear();
+        });
+    }
 }

@@ -31,6 +31,9 @@ def list_keys(prefix=None, limit=None, start_after=None): ...
 def stat(key): ...
 
 
+def clear_cache(): ...
+
+
 def get_stats(): ...
 
 
@@ -77,6 +80,7 @@ WRONG_CALLS = [
     (signed_url, ("k", "PUT", 60), {"method": "PUT"}),
     (sync, (1,), {}),
     (sync, (), {"prefix": "p"}),
+    (clear_cache, (1,), {}),
     (get_stats, (1,), {}),
     (get_stats, (1, 2), {}),
     (get_stats, (), {"verbose": True}),

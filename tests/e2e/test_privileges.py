@@ -5,6 +5,7 @@ import json
 import subprocess
 import urllib.error
 import urllib.request
+import uuid
 from datetime import datetime, timedelta, timezone
 
 import amqp
@@ -15,6 +16,7 @@ from harness import DEAD, METRICS, QUEUE, ROLES, ROOT, TIMEOUT, Site, events_of,
 from private import PrivateBroker, free_port
 
 DELAYS = [100 << doublings for doublings in range(25)]
+INVALIDATIONS = "filestorage.invalidations"
 GENERATOR = ROOT / "deploy" / "rabbitmq" / "definitions"
 
 
@@ -64,6 +66,11 @@ def guarded(request, broker, tmp_path):
     site._connections = []
     yield site
     site.close()
+
+
+def own_queue(channel):
+    """Declares the one queue that a worker may: exclusive, and named like those by which it hears of changes."""
+    return channel.queue_declare(f"{INVALIDATIONS}.{uuid.uuid4()}", exclusive=True).queue
 
 
 def taking_nothing(channel, queue):
@@ -140,15 +147,21 @@ def test_the_definitions_match_what_a_full_worker_declares(own_site, kind):
     site.start(CELERY_TASK_DEFAULT_QUEUE_TYPE=kind, CELERY_TASK_QUEUE_MAX_PRIORITY="" if kind == "quorum" else 7)
     for step in DELAYS:
         site.raw.command("exists", ["k"], headers={"eta": (now_plus(step * 1.5)).isoformat()})
-    wait_until(lambda: len(site.queues()) == len(DELAYS) + 3, 60, what=site.queues, step=0.5)
+    # The worker's own queue by which it hears of changes belongs to its connection, and to no definitions.
+    wait_until(lambda: len(site.queues()) == len(DELAYS) + 4, 60, what=site.queues, step=0.5)
     exported = json.loads(site.broker.ctl("export_definitions", "-"))
 
     options = ["--queue-type", kind, *([] if kind == "quorum" else ["--max-priority", "7"])]
     printed = site.broker.definitions(site.vhost, *options)
     for what in ("queues", "exchanges", "bindings"):
-        made = [plain(one) for one in exported[what] if one.get("vhost") == site.vhost]
+        made = [plain(one) for one in exported[what] if one.get("vhost") == site.vhost and is_kept(one)]
         ours = [plain(one) for one in printed[what]]
         assert sorted(made) == sorted(ours), what
+
+
+def is_kept(one):
+    """Whether it outlives its connection: RabbitMQ exports the binding of an exclusive queue without the queue."""
+    return not one.get("destination", "").startswith(f"{INVALIDATIONS}.")
 
 
 def plain(one):
@@ -179,6 +192,8 @@ def test_the_worker_can_do_nothing_else(guarded):
         "delete its queue": lambda channel: channel.queue_delete(QUEUE),
         "delete an exchange": lambda channel: channel.exchange_delete("filestorage.events"),
         "bind": lambda channel: channel.queue_bind(QUEUE, "filestorage.events", "#"),
+        "hear the events": lambda channel: channel.queue_bind(own_queue(channel), "filestorage.events", "#"),
+        "have its queue copied": lambda channel: channel.queue_bind(QUEUE, INVALIDATIONS, ""),
         "unbind": lambda channel: channel.queue_unbind(METRICS, "filestorage.events", "#"),
         **{f"take from {name}": lambda channel, name=name: taking_nothing(channel, name) for name in (DEAD, METRICS, "foreign", "filestorage.delay.100")},
         "purge the dead": lambda channel: channel.queue_purge(DEAD),
@@ -201,6 +216,8 @@ def test_the_producer_can_do_nothing_else(request, guarded):
         **{f"delete {name}": lambda channel, name=name: channel.queue_delete(name) for name in (DEAD, METRICS, "foreign", "filestorage.delay.100")},
         **{f"take from {name}": lambda channel, name=name: taking_nothing(channel, name) for name in (DEAD, METRICS, "foreign", "filestorage.delay.100")},
         "bind to the events": lambda channel: channel.queue_bind(channel.queue_declare("", exclusive=True).queue, "filestorage.events", "#"),
+        "hear of changes": lambda channel: channel.queue_bind(channel.queue_declare("", exclusive=True).queue, INVALIDATIONS, ""),
+        "empty caches": lambda channel: (channel.basic_publish(amqp.Message("x"), INVALIDATIONS, ""), channel.queue_declare(QUEUE, passive=True)),
         "forge an event": lambda channel: (channel.basic_publish(amqp.Message("x"), "filestorage.events", "store.succeeded"), channel.queue_declare(QUEUE, passive=True)),
     }
     strict = {
@@ -265,7 +282,8 @@ def test_the_monitor_sees_queues_over_http_and_takes_nothing(tmp_path):
 
 # --- what is said when a right is missing ----------------------------------------------------------------------------
 
-WORKER = ("^$", r"^(amq\.default|filestorage\.events|filestorage\.delay\.[0-9]+)$", f"^{QUEUE}$")
+CHANGES = r"filestorage\.invalidations(\..*)?"
+WORKER = (r"^filestorage\.invalidations\..*$", rf"^(amq\.default|filestorage\.events|filestorage\.delay\.[0-9]+|{CHANGES})$", f"^({QUEUE}|{CHANGES})$")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +381,7 @@ def test_a_missing_or_empty_password_is_one_clear_line(tmp_path):
     assert done.stderr == f"{tmp_path}/producer: No such file or directory; it has to hold the password of the user 'producer'\n"
 
 
-@pytest.mark.parametrize("wrong", [["--queue", DEAD], ["--queue", "filestorage.delay.100"], ["--max-priority", "256"]])
+@pytest.mark.parametrize("wrong", [["--queue", DEAD], ["--queue", "filestorage.delay.100"], ["--queue", INVALIDATIONS], ["--max-priority", "256"]])
 def test_wrong_options_of_the_generator_are_refused(tmp_path, wrong):
     write_passwords(tmp_path)
     assert generate(tmp_path, "--queue-type", "classic", *wrong).returncode == 2
@@ -373,5 +391,5 @@ def test_names_are_taken_literally(tmp_path):
     write_passwords(tmp_path)
     made = json.loads(generate(tmp_path, "--queue-type", "classic", "--queue", "a.b", "--queue", "c").stdout)
     read = {permission["user"]: permission["read"] for permission in made["permissions"]}
-    assert read["worker"] == r"^(a\.b|c)$"
+    assert read["worker"].startswith(r"^(a\.b|c|filestorage\.invalidations")
     assert [queue["name"] for queue in made["queues"]][:2] == ["a.b", "c"]

@@ -199,6 +199,13 @@ def test_every_legal_key_works(shared, name):
     assert shared.call("delete", name) is True
 
 
+def test_clear_cache_answers_how_many_entries_it_dropped(shared, key):
+    shared.call("store", key, 1)
+    shared.call("clear_cache")
+    assert shared.call("clear_cache") == 0
+    assert shared.call("retrieve", key) == 1
+
+
 def test_statistics_count_since_the_start(shared, key):
     before = shared.call("get_stats")
     shared.call("store", key, "x" * 100)

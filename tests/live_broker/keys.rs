@@ -13,7 +13,7 @@ use filestorage::{
     provider::BackendKind,
     storage::{Memory, Spool},
     telemetry::{Component, Metrics, Readiness},
-    worker::{self, Departure, Stop, WorkerOptions},
+    worker::{self, Announcer, Departure, Stop, WorkerOptions},
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
@@ -112,6 +112,8 @@ impl Site {
             journal_max_bytes: 64 << 20,
             journal: folder.path().join("journal"),
             spool: Spool::new(folder.path()),
+            is_shared: false,
+            announcer: Announcer::default(),
         };
         let broker = BrokerOptions { connection_name: connection(&vhost), ..super::options(&url) };
         let work = worker::run(

@@ -4,6 +4,7 @@ mod backend;
 mod credentials;
 mod descriptors;
 mod disk;
+mod fanout;
 mod overlay;
 mod queue;
 mod report;
@@ -87,7 +88,10 @@ fn concern(faults: &Faults, begins: &[&str]) -> bool {
 
 async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Failure> {
     match broker_options(&settings.queue, "doctor") {
-        Ok(options) => queue::check(report, options, &settings.queue.queues, settings.worker.events).await,
+        Ok(options) => {
+            let is_shared = settings.storage.bucket().is_some();
+            queue::check(report, options, &settings.queue.queues, settings.worker.events, is_shared).await
+        }
         Err(failure) => report.fault("broker", failure.code, failure.message),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::fanout;
 use super::report::Report;
 use crate::broker::{
     BrokerOptions, Confirmation, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE,
@@ -22,6 +23,7 @@ pub(super) async fn check(
     options: BrokerOptions,
     queues: &[String],
     events: bool,
+    is_shared: bool,
 ) -> Result<(), Failure> {
     let quorum = options.queue_type == QueueType::Quorum;
     let mut session = None;
@@ -36,7 +38,7 @@ pub(super) async fn check(
         }
     }
     let Some(session) = session else {
-        for part in ["queues", "publish", "events", "declare"] {
+        for part in ["queues", "publish", "events", "declare", "cache"] {
             report.skipped(part, "no broker answers")?;
         }
         return Ok(());
@@ -68,6 +70,7 @@ pub(super) async fn check(
     } else {
         report.skipped("events", "enable_events is false")?;
     }
+    fanout::check(report, &session, is_shared).await?;
     session.close().await;
     Ok(())
 }

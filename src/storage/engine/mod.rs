@@ -38,6 +38,7 @@ use crate::storage::engine::health::BucketHealth;
 use crate::storage::engine::stats::Counters;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::ExternalReferences;
+use crate::storage::invalidation::{Invalidation, NoSiblings};
 use crate::storage::layers::{Breaker, BreakerState, Cache, Fallback};
 use crate::storage::object::value::unmarked;
 use crate::storage::object::{Attributes, Content, ContentType, JsonText, Key, Kind, Metadata, Object, Value};
@@ -70,6 +71,7 @@ pub(in crate::storage) struct Inner {
     breaker: Option<Breaker>,
     bucket_health: Arc<BucketHealth>,
     cache: Option<Cache>,
+    siblings: Arc<dyn Invalidation>,
     pub(in crate::storage) counters: Arc<Counters>,
 }
 
@@ -95,9 +97,21 @@ impl Engine {
     /// Puts an engine over a backend; receipts name the backend by `kind`.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, kind: BackendKind) -> Self {
-        let (fallback, deferral, external, breaker) = (None, None, ExternalReferences::default(), None);
-        let (bucket_health, cache, counters) = (Arc::default(), None, Arc::default());
-        Self(Arc::new(Inner { backend, kind, fallback, deferral, external, breaker, bucket_health, cache, counters }))
+        let (fallback, deferral, external) = (None, None, ExternalReferences::default());
+        let (breaker, cache, bucket_health, counters) = (None, None, Arc::default(), Arc::default());
+        let siblings = Arc::new(NoSiblings);
+        Self(Arc::new(Inner {
+            backend,
+            kind,
+            fallback,
+            deferral,
+            external,
+            breaker,
+            bucket_health,
+            cache,
+            siblings,
+            counters,
+        }))
     }
 
     /// Lets commands name files and objects outside the store.
@@ -137,6 +151,20 @@ impl Engine {
     pub fn with_cache(mut self, cache: Option<Cache>) -> Self {
         Arc::make_mut(&mut self.0).cache = cache;
         self
+    }
+
+    /// Names the way to the caches of other workers.
+    #[must_use]
+    pub fn with_siblings(mut self, siblings: Arc<dyn Invalidation>) -> Self {
+        Arc::make_mut(&mut self.0).siblings = siblings;
+        self
+    }
+
+    /// Empties the cache, and those of other workers. Returns the number of entries that were dropped here.
+    pub async fn clear_cache(&self) -> u64 {
+        let dropped = self.cache().map_or(0, Cache::clear);
+        self.0.siblings.announce_all().await;
+        dropped
     }
 
     /// Returns the cache, where there is one.

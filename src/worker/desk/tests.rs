@@ -15,6 +15,7 @@ mod full;
 mod keys;
 mod siblings;
 mod silent;
+mod stale;
 
 struct Table {
     desk: Desk,
@@ -48,6 +49,8 @@ impl Table {
             journal_max_bytes: 256 << 20,
             journal: folder.path().to_owned(),
             spool: Spool::new(folder.path()),
+            is_shared: false,
+            announcer: crate::worker::Announcer::default(),
         };
         let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
         Self { desk: Desk::new(&options, 131_072), journal, _folder: folder }

@@ -9,6 +9,7 @@ use crate::celery::request::Unreadable;
 use crate::telemetry::CommandOutcome;
 use crate::worker::answer::Answer;
 use crate::worker::desk::End;
+use crate::worker::invalidations::Stale;
 use crate::worker::reader::{Call, Opened};
 
 impl Desk {
@@ -31,7 +32,11 @@ impl Desk {
         job.case.kept = self.kept(&opened.request, message, origin);
         (job.case.request, job.case.extended) = (opened.request, opened.extended);
         if let Some(answer) = answer {
-            return Decision::End(Box::new(self.close(job.case, &End::Answered(answer))), CommandOutcome::Replayed);
+            // Only what writes is known by an answer.
+            let stale = Stale::of(&job.keys, true);
+            let mut parcel = self.close(job.case, &End::Answered(answer));
+            parcel.stale = stale;
+            return Decision::End(Box::new(parcel), CommandOutcome::Replayed);
         }
         if let Err(unsupported) = canvas::check(&job.case.request) {
             let inflow = Inflow::default();

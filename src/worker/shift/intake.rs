@@ -201,7 +201,7 @@ impl Shift<'_> {
             }
             Decision::End(parcel, outcome) => {
                 self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
-                self.outbox.push(*parcel);
+                self.post(*parcel);
             }
             Decision::Park(case, message, origin, eta, inflow) => {
                 self.bench.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
@@ -348,7 +348,7 @@ impl Shift<'_> {
                 self.schedule.done(&keys, walks);
                 self.bench.metrics.record_command(Command::Other, outcome, Duration::ZERO);
                 parcel.weights.push(Weight::Held { _bytes: held });
-                self.outbox.push(*parcel);
+                self.post(*parcel);
             }
             // Whether it is parked or sealed was decided before.
             Decision::Park(..) | Decision::Seal(..) => {}

@@ -103,6 +103,7 @@ impl Shift<'_> {
         };
         let span = tracing::info_span!("command", task_id = job.case.request.id, task = job.definition.task);
         let running = Running {
+            stale: job.stale(),
             definition: job.definition,
             keys: job.keys,
             writes: job.writes,

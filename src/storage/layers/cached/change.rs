@@ -98,4 +98,11 @@ impl Invalidation for CacheInvalidation {
         }
         self.siblings.announce(key).await;
     }
+
+    async fn announce_all(&self) {
+        if let Some(cache) = &self.cache {
+            cache.clear();
+        }
+        self.siblings.announce_all().await;
+    }
 }
