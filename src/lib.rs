@@ -20,7 +20,7 @@
 //! | `wiring` | builds storage stack, buckets and broker options from the settings |
 //! | [`cli`] | the command line, one file or folder for each subcommand |
 //! | [`redact`] | hides secrets in every text that is shown |
-//! | [`broker_url`], [`encryption_key`], [`provider`], [`queue_name`] | rules for the broker's URL, encryption keys, the names of buckets and the names of queues |
+//! | [`broker_url`], [`encryption_key`], [`provider`], [`queue_name`], [`quota_rule`] | rules for the broker's URL, encryption keys, the names of buckets, the names of queues and quotas |
 //! | [`charset`], [`instant`] | charsets, dates and times as Python writes them |
 //!
 //! Inside [`storage`]:
@@ -47,11 +47,11 @@
 //! worker     ─► broker, celery, commands, json, redact, telemetry
 //! commands   ─► instant, json, provider, storage
 //! broker     ─► broker_url, celery::message, queue_name, redact
-//! storage    ─► charset, encryption_key, json, provider, redact, telemetry
+//! storage    ─► charset, encryption_key, json, provider, quota_rule, redact, telemetry
 //! celery     ─► charset, instant, json
-//! config     ─► broker_url, encryption_key, provider, queue_name, redact
+//! config     ─► broker_url, encryption_key, provider, queue_name, quota_rule, redact
 //! broker_url, telemetry ─► redact
-//! charset, encryption_key, instant, json, provider, queue_name, redact ─► nothing
+//! charset, encryption_key, instant, json, provider, queue_name, quota_rule, redact ─► nothing
 //! ```
 //!
 //! The test `architecture` reads the sources and fails on any other use, also between the rooms inside [`storage`].
@@ -84,6 +84,7 @@ pub mod instant;
 pub mod json;
 pub mod provider;
 pub mod queue_name;
+pub mod quota_rule;
 pub mod redact;
 pub mod storage;
 pub mod telemetry;

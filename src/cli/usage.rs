@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::terminal::{Output, Progress};
 use crate::config::Settings;
-use crate::storage::{Usage, UsageTable};
+use crate::quota_rule::QuotaRule;
+use crate::storage::{Entry, Usage, UsageTable};
 use crate::wiring::{Code, Failure, stack};
 
 /// Counts values and their bytes, in total and by the folders of their keys.
@@ -15,7 +16,8 @@ use crate::wiring::{Code, Failure, stack};
 /// SIZE is the number of bytes of the values, STORED that of the bytes kept after compression and encryption. Where the
 /// size of a value is not known without reading it (objects that another tool encoded, files of the Python class
 /// FileStorage), its stored bytes count as its size. Values that have expired do not count, also while they have not been
-/// removed yet. Writes that wait for the bucket count. A table has at most 1,000 rows; what is left shares one more row.
+/// removed yet. Writes that wait for the bucket count. A table has at most 1,000 rows; what is left shares one more row. Where
+/// `quotas` are set and no prefix is given, a line tells how far each is used.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Counts only values whose keys begin with this text.
@@ -36,6 +38,9 @@ struct Answer<'a> {
     rows: Vec<Row<'a>>,
     /// What has no row of its own any more.
     others: Option<Usage>,
+    /// The quotas of the settings, when all keys are counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    quotas: Vec<Filled>,
 }
 
 /// One row: the values below a folder.
@@ -46,22 +51,59 @@ struct Row<'a> {
     usage: Usage,
 }
 
+/// One quota, and what of it is used: stored bytes and objects, also of values that have expired and are not removed yet.
+#[derive(Debug, Serialize)]
+struct Filled {
+    prefix: String,
+    bytes: u64,
+    max_bytes: u64,
+    objects: u64,
+    max_objects: Option<u64>,
+}
+
+impl Filled {
+    fn of(rule: &QuotaRule) -> Self {
+        let QuotaRule { prefix, bytes, objects } = rule.clone();
+        Self { prefix, bytes: 0, max_bytes: bytes, objects: 0, max_objects: objects }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        if entry.key.as_str().starts_with(&self.prefix) {
+            self.bytes += entry.stored_size.unwrap_or_default();
+            self.objects += 1;
+        }
+    }
+
+    fn text(&self) -> String {
+        let share = self.bytes.saturating_mul(100).checked_div(self.max_bytes).unwrap_or(100);
+        let (bytes, most) = (HumanBytes(self.bytes), HumanBytes(self.max_bytes));
+        let objects = self.max_objects.map(|most| format!(", {} of {most} values", self.objects)).unwrap_or_default();
+        let prefix = if self.prefix.is_empty() { "(all keys)" } else { &self.prefix };
+        format!("quota {prefix}: {bytes} of {most} stored ({share} %){objects}\n")
+    }
+}
+
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
+        let rules = settings.storage.quotas.iter().filter(|_| self.prefix.is_empty());
+        let mut quotas: Vec<Filled> = rules.map(Filled::of).collect();
         let mut table = UsageTable::new(self.depth.into());
         if let Some(engine) = stack::reader(&settings.storage).await? {
             let progress = Progress::counting(output, "counting");
             let mut walk = engine.walk(&self.prefix, None);
             while let Some(entries) = walk.next_page().await? {
                 let now = Timestamp::now();
-                entries.iter().for_each(|entry| table.add(entry, now));
+                for entry in &entries {
+                    table.add(entry, now);
+                    quotas.iter_mut().for_each(|quota| quota.add(entry));
+                }
                 let last = entries.last().map_or("", |entry| entry.key.as_str());
                 progress.count(entries.len() as u64, table.total.stored_size_bytes, last);
             }
         }
         let rows = table.rows.iter().map(|(prefix, usage)| Row { prefix, usage: *usage }).collect();
         let others = (table.others.file_count > 0).then_some(table.others);
-        let answer = Answer { prefix: &self.prefix, total: table.total, rows, others };
+        let answer = Answer { prefix: &self.prefix, total: table.total, rows, others, quotas };
         output.answer(&answer, &text(&answer))?;
         Ok(Code::Success)
     }
@@ -85,5 +127,6 @@ fn text(answer: &Answer<'_>) -> String {
         add(others, "(others)");
     }
     add(&answer.total, if answer.prefix.is_empty() { "(total)" } else { "(total of the prefix)" });
+    answer.quotas.iter().for_each(|quota| text.push_str(&quota.text()));
     text
 }

@@ -177,6 +177,10 @@ async fn serve(
         Some(bucket) => attend(&engine, bucket, &readiness, stop.clone(), &mut background).await?,
         None => readiness.set(Component::Storage, ComponentState::Ready),
     }
+    if let Some(quota) = engine.quota().cloned() {
+        let interval = settings.storage.quota_recount;
+        background.spawn(async move { quota.count_loop(interval).await });
+    }
     if let Some(interval) = settings.storage.sweep_interval {
         let (engine, metrics) = (engine.clone(), metrics.clone());
         background.spawn(async move { engine.sweep_loop(interval, &metrics).await });

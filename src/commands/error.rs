@@ -33,6 +33,8 @@ pub enum ExceptionClass {
     PreconditionFailed,
     /// The stored bytes are damaged.
     IntegrityError,
+    /// The write would store more than a quota allows.
+    QuotaExceeded,
     /// The backend cannot be reached.
     StorageUnavailable,
 }
@@ -49,6 +51,7 @@ impl ExceptionClass {
             Self::PermissionError => ("PermissionError", "builtins"),
             Self::PreconditionFailed => ("PreconditionFailed", "filestorage.exceptions"),
             Self::IntegrityError => ("IntegrityError", "filestorage.exceptions"),
+            Self::QuotaExceeded => ("QuotaExceeded", "filestorage.exceptions"),
             Self::StorageUnavailable => ("StorageUnavailable", "filestorage.exceptions"),
         }
     }
@@ -98,6 +101,7 @@ impl From<Error> for CommandError {
             ErrorKind::Invalid => (ExceptionClass::ValueError, text()),
             ErrorKind::Precondition => (ExceptionClass::PreconditionFailed, text()),
             ErrorKind::Integrity => (ExceptionClass::IntegrityError, text()),
+            ErrorKind::QuotaExceeded => (ExceptionClass::QuotaExceeded, text()),
             ErrorKind::Missing => (ExceptionClass::FileNotFoundError, os_error(2, "No such file or directory", &error)),
             ErrorKind::NoSpace => (ExceptionClass::OsError, os_error(28, "No space left on device", &error)),
             ErrorKind::Io => {

@@ -6,6 +6,7 @@ use crate::broker_url::BrokerUrl;
 use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
 use crate::queue_name::{self, MAX_BYTES, NOT_RESERVED};
+use crate::quota_rule::QuotaRule;
 
 /// The kind of value that a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +60,8 @@ pub enum SettingKind {
     BrokerUrls,
     /// Encryption keys joined by commas.
     EncryptionKeys,
+    /// Quotas joined by `;`.
+    Quotas,
 }
 
 /// A value that was parsed.
@@ -111,6 +114,9 @@ impl SettingKind {
             Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
+            Self::Quotas => {
+                "prefix=bytes or prefix=bytes,objects, joined by `;`, with sizes like 500MB or 10GiB".to_owned()
+            }
             Self::EncryptionKeys => "base64 of 32 bytes, several joined by commas".to_owned(),
         }
     }
@@ -152,6 +158,7 @@ impl SettingKind {
             Self::Queue => queue_name::can_be_declared(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
+            Self::Quotas => QuotaRule::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::EncryptionKeys => EncryptionKey::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
         }
@@ -163,6 +170,13 @@ impl SettingKind {
     pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
         if self == Self::EncryptionKeys {
             return EncryptionKey::parse_all(&raw.show()).err().map(|fault| fault.to_string());
+        }
+        if self == Self::Quotas {
+            let text = match raw {
+                Raw::Text(text) => text.clone(),
+                Raw::List(items) => items.join(";"),
+            };
+            return QuotaRule::parse_all(&text).err().map(|fault| fault.to_string());
         }
         let (separator, fault): (char, fn(&str) -> Option<String>) = match self {
             Self::Buckets => (',', |item| bucket(item).err()),
@@ -185,6 +199,9 @@ impl SettingKind {
         let Raw::List(items) = raw else { return None };
         if self == Self::EncryptionKeys {
             return self.parse(&Raw::Text(items.join(",")));
+        }
+        if self == Self::Quotas {
+            return self.parse(&Raw::Text(items.join(";")));
         }
         match self {
             Self::Queues | Self::Content | Self::Buckets | Self::Paths | Self::BrokerUrls if !items.is_empty() => {

@@ -218,6 +218,17 @@ pub static SETTINGS: &[Setting] = &[
         "3600",
         "Time between two sweeps, in which a worker removes expired values; 0 means none. At S3, a sweep costs one request for each object.",
     ),
+    Setting::unset(
+        "quotas",
+        SettingKind::Quotas,
+        "Most stored bytes, and optionally objects, below a prefix, such as `users/=10GiB,1000000; =1TiB`; the empty prefix means all keys.",
+    ),
+    Setting::new(
+        "quota_recount_seconds",
+        SettingKind::Seconds { max: 365 * DAY },
+        "60",
+        "Longest time after which a worker counts again what is stored below its quotas; longer where a count takes more than a twentieth of it.",
+    ),
     Setting::unset("exchange_directories", SettingKind::Paths, "Folders below which commands may name files."),
     Setting::unset(
         "exchange_buckets",

@@ -9,6 +9,7 @@ use super::kind::bucket;
 use super::values::Values;
 use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
+use crate::quota_rule::QuotaRule;
 use crate::redact;
 
 /// The folder of the local store, below `local_storage_path`.
@@ -50,6 +51,10 @@ pub struct StorageSettings {
     pub encryption_keys: Vec<EncryptionKey>,
     /// `enable_encryption`: new values are encrypted. There is a key then.
     pub encryption: bool,
+    /// `quotas`: how much may be stored below prefixes.
+    pub quotas: Vec<QuotaRule>,
+    /// `quota_recount_seconds`: the time between two counts.
+    pub quota_recount: Duration,
     /// `sweep_interval_seconds`: the time between two sweeps of a worker; `None` means that it does not sweep.
     pub sweep_interval: Option<Duration>,
     /// `exchange_directories`: absolute paths of the folders below which commands may name files.
@@ -179,6 +184,11 @@ impl StorageSettings {
                 None => Vec::new(),
             },
             encryption: values.bool("enable_encryption"),
+            quotas: match values.text("quotas") {
+                Some(text) => QuotaRule::parse_all(text).ok()?,
+                None => Vec::new(),
+            },
+            quota_recount: values.seconds("quota_recount_seconds")?,
             sweep_interval: values.seconds("sweep_interval_seconds").filter(|interval| !interval.is_zero()),
             exchange_directories: directories.iter().map(PathBuf::from).collect(),
             // They are known once all settings are.

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Missing,
     /// The disk is full.
     NoSpace,
+    /// The write would store more than a quota allows.
+    QuotaExceeded,
     /// The backend refuses this identity.
     Denied,
     /// The backend cannot be reached, or failed in a way that may pass by itself.

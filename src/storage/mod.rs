@@ -34,7 +34,7 @@ pub use commit_guard::CommitGuard;
 pub use engine::{
     Budget, COPIES, CleanupProgress, CleanupReport, CleanupRequest, CopyOptions, DeleteRequest, Engine, EntryWalk,
     Health, HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat, Stats,
-    StatsMetrics, StoreOptions, Usage, UsageTable, Verification, format_timestamp,
+    StatsMetrics, StoreOptions, Usage, UsageTable, Verification, format_timestamp, page_size,
 };
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};
@@ -44,10 +44,10 @@ pub use files::{
 };
 pub use invalidation::{Invalidation, NoSiblings};
 pub use layers::{
-    Breaker, BreakerState, Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached, CommandCounts, Compression,
-    Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback, FaultReceiver, Keyring, KeyringError,
-    LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending, Refusals, Retry, RetryOptions, Survey,
-    SyncProgress, SyncReport, counted, overlay_folder,
+    Amount, Breaker, BreakerState, Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached, CommandCounts,
+    Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback, FaultReceiver, Keyring,
+    KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending, Quota, QuotaFill,
+    Refusals, Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Codec, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key,

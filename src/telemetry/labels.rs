@@ -224,6 +224,8 @@ label_values! {
         Integrity = "integrity",
         /// The disk is full.
         NoSpace = "no_space",
+        /// A quota has no room left.
+        QuotaExceeded = "quota_exceeded",
         /// The backend refuses this identity.
         Denied = "denied",
         /// The backend cannot be reached.

@@ -62,7 +62,7 @@ impl From<Error> for Failure {
         let code = match error.kind {
             ErrorKind::Invalid | ErrorKind::Precondition | ErrorKind::Integrity => Code::BadData,
             ErrorKind::Missing => Code::NoInput,
-            ErrorKind::NoSpace | ErrorKind::Io => Code::Io,
+            ErrorKind::NoSpace | ErrorKind::QuotaExceeded | ErrorKind::Io => Code::Io,
             ErrorKind::Denied => Code::NoPermission,
             ErrorKind::Unavailable | ErrorKind::Throttled => Code::Unavailable,
             ErrorKind::Abandoned => Code::TryAgain,

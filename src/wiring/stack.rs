@@ -23,7 +23,7 @@ use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
     Backend, Cached, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, Invalidation,
-    LegacyFiles, LegacyValues, Local, Memory, Metered, OwnEntries, Permission,
+    LegacyFiles, LegacyValues, Local, Memory, Metered, OwnEntries, Permission, Quota, page_size,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -210,6 +210,32 @@ fn legacy_files(settings: &StorageSettings, inner: Arc<dyn Backend>) -> LegacyFi
     LegacyFiles::new(inner, &settings.local_storage_path, own, spool(settings))
 }
 
+/// The top of a stack, the way to its overlay, and its quotas.
+type WithQuotas = (Arc<dyn Backend>, Option<Arc<dyn Deferral>>, Option<Arc<Quota>>);
+
+/// Puts the quotas before a store. Without quotas, there is no such layer.
+fn with_quotas(
+    settings: &StorageSettings,
+    top: Arc<dyn Backend>,
+    overlay: Option<Arc<dyn Deferral>>,
+    kind: BackendKind,
+) -> WithQuotas {
+    if settings.quotas.is_empty() {
+        return (top, overlay, None);
+    }
+    let quota = Quota::new(top, settings.quotas.clone(), page_size(kind));
+    match overlay {
+        Some(overlay) => {
+            let quota = Arc::new(quota.with_deferral(overlay));
+            (Arc::<Quota>::clone(&quota), Some(Arc::<Quota>::clone(&quota)), Some(quota))
+        }
+        None => {
+            let quota = Arc::new(quota);
+            (Arc::<Quota>::clone(&quota), None, Some(quota))
+        }
+    }
+}
+
 /// The part of the stack that stands on a place, and the cache that shall stand on top.
 struct Below {
     top: Arc<dyn Backend>,
@@ -244,6 +270,7 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, below: Below) -> R
     } else {
         (top, overlay)
     };
+    let (top, overlay, quota) = with_quotas(settings, top, overlay, kind);
     let encoded = Arc::new(
         codecs(settings, top, &encryption).with_compression(compression(settings)).with_encryption(encryption),
     );
@@ -262,6 +289,10 @@ fn engine_over(settings: &StorageSettings, metrics: &Metrics, below: Below) -> R
         (None, overlay) => (values, overlay),
     };
     let engine = Engine::new(top, kind).with_external(external).with_cache(cache);
+    let engine = match quota {
+        Some(quota) => engine.with_quota(quota),
+        None => engine,
+    };
     let engine = match overlay {
         Some(overlay) => engine.with_deferral(overlay),
         None => engine,

@@ -151,3 +151,30 @@ fn memory_does_not_grow_with_the_number_of_keys() {
         assert!(many < few + 4 * 1024, "{arguments:?}: {few} KiB at 10,000 keys, {many} KiB at 100,000");
     }
 }
+
+#[test]
+fn quotas_hold_in_the_shell_and_are_shown() {
+    let place = filled();
+    let quotas = [("QUOTAS", "a/=17; =1MiB,7")];
+    let store = |key: &str, value: &[u8]| place.run_with(&["store", key], &quotas, value);
+    let full = store("a/d", b"12");
+    assert_eq!(full.code, 74, "{full:?}");
+    assert!(full.errors.contains("17 stored bytes, of which 16 are used"), "{full:?}");
+    assert_eq!(store("a/d", b"1").code, 0);
+    let many = store("b", b"");
+    assert!(many.code == 74 && many.errors.contains("7 objects"), "{many:?}");
+    let usage = place.run_with(&["usage", "--depth", "0"], &quotas, b"");
+    let lines: Vec<&str> = usage.text().lines().skip(2).collect();
+    assert_eq!(
+        lines,
+        ["quota a/: 17 B of 17 B stored (100 %)", "quota (all keys): 26 B of 1.00 MiB stored (0 %), 7 of 7 values"]
+    );
+    // Deletes, also of what has expired, give room back.
+    assert_eq!(place.run_with(&["cleanup"], &quotas, b"").code, 0);
+    assert_eq!(store("b", b"12").code, 0);
+    let json = place.run_with(&["usage", "--json"], &quotas, b"").json();
+    let wanted = json!({"prefix": "a/", "bytes": 10, "max_bytes": 17, "objects": 4, "max_objects": null});
+    assert_eq!(json["quotas"][0], wanted);
+    let wrong = place.run_with(&["list"], &[("QUOTAS", "a/=much")], b"");
+    assert!(wrong.code == 78 && wrong.errors.contains("entry 1 has no size in bytes"), "{wrong:?}");
+}

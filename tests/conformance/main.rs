@@ -30,6 +30,7 @@ mod legacy;
 mod local;
 mod outage;
 mod proof;
+mod quotas;
 mod random_faults;
 mod retry;
 mod s3;

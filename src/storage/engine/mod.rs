@@ -24,7 +24,7 @@ pub use self::receipt::{Receipt, Stat, format_timestamp};
 pub use self::stats::{Stats, StatsMetrics};
 pub use self::usage::{Usage, UsageTable};
 pub use self::verify::Verification;
-pub use self::walk::EntryWalk;
+pub use self::walk::{EntryWalk, page_size};
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ use crate::storage::engine::stats::Counters;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::ExternalReferences;
 use crate::storage::invalidation::{Invalidation, NoSiblings};
-use crate::storage::layers::{Breaker, BreakerState, Cache, Fallback};
+use crate::storage::layers::{Breaker, BreakerState, Cache, Fallback, Quota};
 use crate::storage::object::value::unmarked;
 use crate::storage::object::{Attributes, Content, ContentType, JsonText, Key, Kind, Metadata, Object, Value};
 use crate::storage::reading;
@@ -69,6 +69,7 @@ pub(in crate::storage) struct Inner {
     pub(in crate::storage) deferral: Option<Arc<dyn Deferral>>,
     pub(in crate::storage) external: ExternalReferences,
     breaker: Option<Breaker>,
+    quota: Option<Arc<Quota>>,
     bucket_health: Arc<BucketHealth>,
     cache: Option<Cache>,
     siblings: Arc<dyn Invalidation>,
@@ -98,7 +99,7 @@ impl Engine {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>, kind: BackendKind) -> Self {
         let (fallback, deferral, external) = (None, None, ExternalReferences::default());
-        let (breaker, cache, bucket_health, counters) = (None, None, Arc::default(), Arc::default());
+        let (breaker, cache, quota, bucket_health, counters) = (None, None, None, Arc::default(), Arc::default());
         let siblings = Arc::new(NoSiblings);
         Self(Arc::new(Inner {
             backend,
@@ -107,6 +108,7 @@ impl Engine {
             deferral,
             external,
             breaker,
+            quota,
             bucket_health,
             cache,
             siblings,
@@ -171,6 +173,19 @@ impl Engine {
     #[must_use]
     pub fn cache(&self) -> Option<&Cache> {
         self.0.cache.as_ref()
+    }
+
+    /// Names the quotas that are part of the backend's stack.
+    #[must_use]
+    pub fn with_quota(mut self, quota: Arc<Quota>) -> Self {
+        Arc::make_mut(&mut self.0).quota = Some(quota);
+        self
+    }
+
+    /// Returns the quotas, where there are any.
+    #[must_use]
+    pub fn quota(&self) -> Option<&Arc<Quota>> {
+        self.0.quota.as_ref()
     }
 
     /// Returns the breaker of the bucket, where there is one.

@@ -50,7 +50,8 @@ impl EntryWalk {
 }
 
 /// Returns the number of entries of one page, by the place that is listed.
-pub(in crate::storage) const fn page_size(kind: BackendKind) -> usize {
+#[must_use]
+pub const fn page_size(kind: BackendKind) -> usize {
     match kind {
         BackendKind::Local => LOCAL_PAGE,
         BackendKind::Gcs | BackendKind::S3 => BUCKET_PAGE,

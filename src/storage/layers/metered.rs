@@ -54,6 +54,7 @@ const fn outcome_of(error: &Error) -> StorageOutcome {
         ErrorKind::Precondition => StorageOutcome::Precondition,
         ErrorKind::Integrity => StorageOutcome::Integrity,
         ErrorKind::NoSpace => StorageOutcome::NoSpace,
+        ErrorKind::QuotaExceeded => StorageOutcome::QuotaExceeded,
         ErrorKind::Denied => StorageOutcome::Denied,
         ErrorKind::Unavailable => StorageOutcome::Unavailable,
         ErrorKind::Throttled => StorageOutcome::Throttled,

@@ -9,6 +9,7 @@ mod legacy_files;
 mod legacy_values;
 mod listings;
 mod metered;
+mod quota;
 mod refusals;
 mod retry;
 
@@ -21,5 +22,6 @@ pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncR
 pub use self::legacy_files::{LegacyFiles, LegacyLock, OwnEntries, Survey};
 pub use self::legacy_values::LegacyValues;
 pub use self::metered::Metered;
+pub use self::quota::{Amount, Quota, QuotaFill};
 pub use self::refusals::{FaultReceiver, Refusals};
 pub use self::retry::{Retry, RetryOptions};

@@ -274,7 +274,12 @@ impl<'a> Tries<'a> {
                 breaker.answered();
             }
             // These errors may arise without a request to the backend.
-            ErrorKind::Invalid | ErrorKind::Missing | ErrorKind::NoSpace | ErrorKind::Abandoned | ErrorKind::Io => {}
+            ErrorKind::Invalid
+            | ErrorKind::Missing
+            | ErrorKind::NoSpace
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::Abandoned
+            | ErrorKind::Io => {}
         }
         if let Some(wait) = wait
             && breaker.pause(wait).await
@@ -303,6 +308,7 @@ impl<'a> Tries<'a> {
             | ErrorKind::Precondition
             | ErrorKind::Missing
             | ErrorKind::NoSpace
+            | ErrorKind::QuotaExceeded
             | ErrorKind::Denied
             | ErrorKind::Abandoned
             | ErrorKind::Io => false,
