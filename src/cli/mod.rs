@@ -17,6 +17,7 @@ mod store;
 mod sync;
 mod terminal;
 mod usage;
+mod verify;
 mod worker;
 
 use std::ffi::OsStr;
@@ -59,6 +60,7 @@ enum Command {
     Stat(stat::Arguments),
     Usage(usage::Arguments),
     Cleanup(cleanup::Arguments),
+    Verify(verify::Arguments),
     Sync(sync::Arguments),
     Migrate(migrate::Arguments),
     Doctor(doctor::Arguments),
@@ -132,6 +134,7 @@ fn run(
         Command::List(command) => block_on(command.run(settings, output)),
         Command::Stat(command) => block_on(command.run(settings, output)),
         Command::Usage(command) => block_on(interruptible(command.run(settings, output))),
+        Command::Verify(command) => block_on(command.run(settings, output)),
         Command::Cleanup(command) => block_on(command.run(settings, output)),
         Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
         Command::Migrate(command) => block_on(command.run(settings, output)),

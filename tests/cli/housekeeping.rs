@@ -178,3 +178,49 @@ fn quotas_hold_in_the_shell_and_are_shown() {
     let wrong = place.run_with(&["list"], &[("QUOTAS", "a/=much")], b"");
     assert!(wrong.code == 78 && wrong.errors.contains("entry 1 has no size in bytes"), "{wrong:?}");
 }
+
+#[test]
+fn verify_finds_what_is_damaged_and_only_that() {
+    let place = filled();
+    let sound = place.run(&["verify"]);
+    assert_eq!((sound.code, sound.text()), (0, "4 values are sound, 0 are damaged\n"), "{sound:?}");
+    let path = place.path().join("storage/objects/a/b/2.obj");
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let damaged = place.run(&["verify", "--json"]);
+    assert_eq!(damaged.code, 65, "{damaged:?}");
+    let summary = damaged.json();
+    let counts = ["verified", "damaged", "complete", "last"].map(|name| summary[name].clone());
+    assert_eq!(counts, [json!(3), json!(1), json!(true), json!("top")]);
+    assert_eq!((&summary["problems"][0]["key"], &summary["problems"][0]["ok"]), (&json!("a/b/2"), &json!(false)));
+    assert!(damaged.errors.contains("a/b/2: "), "{damaged:?}");
+    for (arguments, code) in [
+        (&["--prefix", "a/c"][..], 0),
+        (&["--start-after", "a/b/2"], 0),
+        (&["a/b/1", "top"], 0),
+        (&["a/b/1", "a/b/2"], 65),
+        (&["top", "none"], 66),
+        (&["top", "--prefix", "a"], 64),
+    ] {
+        let answer = place.run(&[&["verify"], arguments].concat());
+        assert_eq!(answer.code, code, "{arguments:?} {answer:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_reached_is_not_damaged() {
+    let place = Place::new();
+    let away = [
+        ("S3_BUCKET_NAME", "b-1"),
+        ("S3_ENDPOINT_URL", "http://127.0.0.1:1"),
+        ("MAX_RETRIES", "0"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("S3_REGION", "r"),
+    ];
+    for arguments in [&["verify"][..], &["verify", "k"], &["usage"], &["cleanup"], &["list", "--long"]] {
+        let answer = place.run_with(arguments, &away, b"");
+        assert_eq!(answer.code, 69, "{arguments:?} {answer:?}");
+    }
+}

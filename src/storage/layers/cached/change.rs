@@ -49,6 +49,7 @@ impl Change {
             | ErrorKind::Integrity
             | ErrorKind::Missing
             | ErrorKind::NoSpace
+            | ErrorKind::QuotaExceeded
             | ErrorKind::Denied
             | ErrorKind::Abandoned => self.refused(),
         }
