@@ -18,6 +18,7 @@ mod sync;
 mod terminal;
 mod usage;
 mod verify;
+mod versions;
 mod worker;
 
 use std::ffi::OsStr;
@@ -61,6 +62,7 @@ enum Command {
     Usage(usage::Arguments),
     Cleanup(cleanup::Arguments),
     Verify(verify::Arguments),
+    Versions(versions::Arguments),
     Sync(sync::Arguments),
     Migrate(migrate::Arguments),
     Doctor(doctor::Arguments),
@@ -136,6 +138,7 @@ fn run(
         Command::Usage(command) => block_on(interruptible(command.run(settings, output))),
         Command::Verify(command) => block_on(command.run(settings, output)),
         Command::Cleanup(command) => block_on(command.run(settings, output)),
+        Command::Versions(command) => block_on(command.run(settings, output)),
         Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
         Command::Migrate(command) => block_on(command.run(settings, output)),
         Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),

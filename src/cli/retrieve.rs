@@ -14,7 +14,7 @@ use super::terminal::Progress;
 use super::terminal::{Sink, sink};
 use crate::config::Settings;
 use crate::storage::{
-    AtomicFile, ByteRange, Content, GetOptions, Key, Opened, Payload, Receipt, Retrieved, Value, watched,
+    AtomicFile, ByteRange, Content, GetOptions, Key, Opened, Payload, Receipt, Retrieved, StateOptions, Value, watched,
 };
 use crate::wiring::{Code, Failure, stack};
 
@@ -36,6 +36,10 @@ pub(super) struct Arguments {
     /// Largest number of bytes to read.
     #[arg(long, value_name = "BYTES")]
     length: Option<u64>,
+
+    /// Generation of the state to read, as `filestorage versions` tells it; by default the present state.
+    #[arg(long, value_name = "GENERATION")]
+    generation: Option<String>,
 }
 
 /// The answer as JSON when no file was named.
@@ -59,8 +63,11 @@ impl Arguments {
         let file = self.output.as_deref().map(|path| (path, Sink::of(path)));
         let file = file.filter(|(_, sink)| *sink != Sink::Output);
         if file.is_none() && output.is_json() {
-            let Retrieved { value, receipt } =
-                engine.retrieve(&key, GetOptions { range, ..GetOptions::default() }).await?.ok_or_else(missing)?;
+            let options = StateOptions {
+                generation: self.generation.clone(),
+                bytes: GetOptions { range, ..GetOptions::default() },
+            };
+            let Retrieved { value, receipt } = engine.retrieve(&key, options).await?.ok_or_else(missing)?;
             let (value, encoding) = embed(&value)?;
             output.answer(&Answer { value, encoding, receipt: &receipt }, "")?;
             return Ok(Code::Success);
@@ -69,12 +76,16 @@ impl Arguments {
         // A bar would mix with the value when both go to the terminal.
         let progress = if to_terminal { Progress::none() } else { Progress::new(output, "retrieving") };
         if progress.is_visible() && range.is_none() {
-            let size = engine.stat(&key).await?.ok_or_else(missing)?.receipt.size;
-            if let Some(size) = size {
+            let present = match &self.generation {
+                Some(generation) => engine.stat_generation(&key, generation).await?,
+                None => engine.stat(&key).await?,
+            };
+            if let Some(size) = present.ok_or_else(missing)?.receipt.size {
                 progress.expect(size);
             }
         }
-        let options = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let bytes = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let options = StateOptions { generation: self.generation.clone(), bytes };
         let opened = watched(progress.watch(), engine.open(&key, options)).await?;
         let Opened { content: Content { payload, .. }, receipt } = opened.ok_or_else(missing)?;
         progress.expect(payload.len());

@@ -13,6 +13,10 @@ use crate::wiring::{Code, Failure, stack};
 pub(super) struct Arguments {
     /// Key of the value.
     key: String,
+
+    /// Generation of the state to show, as `filestorage versions` tells it; by default the present state.
+    #[arg(long, value_name = "GENERATION")]
+    generation: Option<String>,
 }
 
 impl Arguments {
@@ -21,7 +25,10 @@ impl Arguments {
         let Some(engine) = stack::reader(&settings.storage).await? else {
             return Err(stack::nothing_stored(&settings.storage));
         };
-        let found = engine.stat(&key).await?;
+        let found = match &self.generation {
+            Some(generation) => engine.stat_generation(&key, generation).await?,
+            None => engine.stat(&key).await?,
+        };
         let Some(stat) = found else { return Err(Failure::missing(&self.key)) };
         let metadata = stat.metadata.as_ref().map_or("-", |metadata| metadata.get());
         let mut text = String::new();

@@ -24,6 +24,7 @@ mod stat;
 mod store;
 mod sync;
 mod verify;
+mod versions;
 
 use std::fmt;
 
@@ -43,6 +44,13 @@ use crate::storage::{self, CommandCounts, Receipt, Reference};
 
 /// The first parameter of nearly every task.
 const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Name of the object: 1 to 1024 bytes of UTF-8.");
+
+/// The parameter that names an earlier state of an object.
+const GENERATION: Parameter = Parameter::new(
+    "generation",
+    ParameterKind::Text,
+    "Generation of the state to read, as receipts and filestorage.versions tell it. An earlier state is found where the bucket keeps versions.",
+);
 
 /// The tasks that a worker runs.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +92,7 @@ pub static COMMANDS: &[&Definition] = &[
     &store::DEFINITION,
     &sync::DEFINITION,
     &verify::DEFINITION,
+    &versions::DEFINITION,
 ];
 
 /// The name, the parameters and the parser of a task.

@@ -4,11 +4,11 @@ use async_trait::async_trait;
 
 use super::arguments::{Parameter, ParameterKind};
 use super::{
-    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, Key, KeyUse,
-    schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, GENERATION, KEY,
+    Key, KeyUse, schemas,
 };
 use crate::json::{typed, write_string};
-use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, Value};
+use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, StateOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.retrieve",
@@ -33,6 +33,7 @@ pub(super) static DEFINITION: Definition = Definition {
                 ParameterKind::Text,
                 "URL of a file or object to write the value to: file:///…, gs://… or s3://…. The answer is the receipt.",
             ),
+            GENERATION,
         ],
     },
     less: "a part with offset and length, or name a destination",
@@ -44,6 +45,7 @@ pub(super) static DEFINITION: Definition = Definition {
 #[derive(Debug)]
 struct Retrieve {
     target: KeyUse,
+    generation: Option<String>,
     range: Option<ByteRange>,
     destination: Option<Reference>,
 }
@@ -51,10 +53,11 @@ struct Retrieve {
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     let target = KeyUse::read(super::key(&mut arguments)?);
     let (offset, length) = (arguments.optional_count("offset")?, arguments.optional_count("length")?);
+    let generation = arguments.optional_text("generation")?;
     let destination = arguments.optional_text("destination")?;
     let destination = destination.map(|text| super::reference("destination", &text)).transpose()?;
     let range = (offset.is_some() || length.is_some()).then(|| ByteRange { offset: offset.unwrap_or(0), length });
-    Ok(Box::new(Retrieve { target, range, destination }))
+    Ok(Box::new(Retrieve { target, generation, range, destination }))
 }
 
 /// Writes a value as kombu's JSON. Text and JSON are plain, bytes have the typed form.
@@ -87,19 +90,34 @@ impl Command for Retrieve {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
-        let Self { target: KeyUse { key, .. }, range, destination } = *self;
+        let Self { target: KeyUse { key, .. }, generation, range, destination } = *self;
         match destination {
-            Some(destination) => write(engine, &key, range, &destination, context).await,
-            None => read(engine, &key, range, context).await,
+            Some(destination) => {
+                let options = RetrieveOptions {
+                    generation,
+                    range,
+                    operation_id: Some(context.operation_id),
+                    commit_guard: context.commit_guard,
+                };
+                write(engine, &key, &destination, options).await
+            }
+            None => read(engine, &key, generation, range, context).await,
         }
     }
 }
 
 /// Returns the value.
-async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Context) -> Finished {
+async fn read(
+    engine: &Engine,
+    key: &Key,
+    generation: Option<String>,
+    range: Option<ByteRange>,
+    context: Context,
+) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
     // JSON is never shorter than the bytes it carries.
-    let want = GetOptions { range, limit: context.max_reply_bytes.map(|bytes| bytes as u64), spooled: false };
+    let limit = context.max_reply_bytes.map(|bytes| bytes as u64);
+    let want = StateOptions { generation, bytes: GetOptions { range, limit, ..GetOptions::default() } };
     let (result, held) = match &context.budget {
         Some(budget) => match engine.retrieve_within(key, want, budget).await {
             Ok((read, held)) => (Ok(read), held),
@@ -115,16 +133,8 @@ async fn read(engine: &Engine, key: &Key, range: Option<ByteRange>, context: Con
 }
 
 /// Writes the value to its destination and returns the receipt.
-async fn write(
-    engine: &Engine,
-    key: &Key,
-    range: Option<ByteRange>,
-    destination: &Reference,
-    context: Context,
-) -> Finished {
+async fn write(engine: &Engine, key: &Key, destination: &Reference, options: RetrieveOptions) -> Finished {
     let mut facts = Facts::of(Some(key), engine);
-    let options =
-        RetrieveOptions { range, operation_id: Some(context.operation_id), commit_guard: context.commit_guard };
     let result = engine.retrieve_to(key, destination, options).await;
     if let Ok(Some(receipt)) = &result {
         facts.note(receipt);

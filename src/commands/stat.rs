@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 
 use super::{
-    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, KEY, KeyUse, schemas,
+    Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, GENERATION, KEY,
+    KeyUse, schemas,
 };
 
 pub(super) static DEFINITION: Definition = Definition {
     task: "filestorage.stat",
     operation: Some("stat"),
-    signature: CallSignature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[] },
+    signature: CallSignature { function: "stat", required: &[KEY], optional: &[], keyword_only: &[GENERATION] },
     less: "nothing",
     walks: false,
     result: schemas::of::<Option<crate::storage::Stat>>,
@@ -19,10 +20,12 @@ pub(super) static DEFINITION: Definition = Definition {
 #[derive(Debug)]
 struct Stat {
     target: KeyUse,
+    generation: Option<String>,
 }
 
 fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
-    Ok(Box::new(Stat { target: KeyUse::read(super::key(&mut arguments)?) }))
+    let target = KeyUse::read(super::key(&mut arguments)?);
+    Ok(Box::new(Stat { target, generation: arguments.optional_text("generation")? }))
 }
 
 #[async_trait]
@@ -32,8 +35,12 @@ impl Command for Stat {
     }
 
     async fn run(self: Box<Self>, engine: &Engine, _context: Context) -> Finished {
-        let mut facts = Facts::of(Some(&self.target.key), engine);
-        let result = engine.stat(&self.target.key).await;
+        let key = &self.target.key;
+        let mut facts = Facts::of(Some(key), engine);
+        let result = match &self.generation {
+            Some(generation) => engine.stat_generation(key, generation).await,
+            None => engine.stat(key).await,
+        };
         if let Ok(Some(stat)) = &result {
             facts.size = stat.receipt.size;
             facts.stored_size = Some(stat.receipt.stored_size);

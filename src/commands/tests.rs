@@ -9,7 +9,7 @@ use super::*;
 use crate::provider::BackendKind;
 use crate::storage::{
     Attributes, Backend, CopySource, DeleteOptions, ExternalReferences, Fallback, GetOptions, Grant, Listing, Local,
-    Memory, NoBuckets, Object, Page, Permission, Probe, PutOptions, Removal,
+    Memory, NoBuckets, Object, Page, Permission, Probe, PutOptions, Removal, Versions, VersionsRequest,
 };
 use crate::telemetry::Metrics;
 
@@ -200,6 +200,9 @@ impl Backend for Bucket {
     }
     async fn stat(&self, key: &Key) -> storage::Result<Option<Attributes>> {
         self.reach()?.stat(key).await
+    }
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> storage::Result<Versions> {
+        self.reach()?.versions(key, request).await
     }
     async fn delete(&self, key: &Key, how: &DeleteOptions) -> storage::Result<Removal> {
         self.reach()?.delete(key, how).await

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -45,6 +46,9 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Checksums of all stored bytes are verified before anything is returned, also for a part. A refusal
     /// ([`ErrorKind::Invalid`]) follows from the attributes alone, before the payload is read, unless the size of the value
     /// is unknown until it is decoded.
+    ///
+    /// With [`GetOptions::version`], that version is read whatever the key has now. A place that keeps no versions refuses
+    /// it ([`ErrorKind::Invalid`]).
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>>;
 
     /// Stores the bytes of another object, or of this one, under the key, with these attributes.
@@ -69,6 +73,12 @@ pub trait Backend: fmt::Debug + fmt::Display + Send + Sync + 'static {
 
     /// Reads only the attributes of the object.
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>>;
+
+    /// Lists the versions of the object, newest first: the present object, if any, and the earlier ones that are kept.
+    ///
+    /// A removal is no version. Memory, requests and waits are bounded whatever the number of versions. A place that keeps
+    /// no versions refuses ([`ErrorKind::Invalid`]), also for a key without an object.
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions>;
 
     /// Removes the object. With a generation condition, a missing object is a success.
     ///
@@ -163,7 +173,7 @@ impl Method {
 }
 
 /// Which bytes of a value a read returns, how many are permitted, and in what form they may come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GetOptions {
     /// Only these bytes of a text or bytes value are read; by default the whole value.
     pub range: Option<ByteRange>,
@@ -171,6 +181,8 @@ pub struct GetOptions {
     pub limit: Option<u64>,
     /// A large payload may be a file ([`Payload::File`](super::Payload::File)) instead of bytes in memory.
     pub spooled: bool,
+    /// This version of the object is read; by default the present object.
+    pub version: Option<VersionId>,
 }
 
 /// A range of bytes of a text or bytes value.
@@ -203,8 +215,8 @@ impl GetOptions {
         }
         let (options, size) = match self.range {
             // The size of a value that another tool has encoded is unknown until it is decoded.
-            Some(_) if !attributes.is_value_known() => (Self { limit: None, ..*self }, u64::MAX),
-            _ => (*self, attributes.size),
+            Some(_) if !attributes.is_value_known() => (Self { limit: None, ..self.clone() }, u64::MAX),
+            _ => (self.clone(), attributes.size),
         };
         options.part(key, attributes.kind, size)?;
         Ok(0..attributes.stored_size)
@@ -235,6 +247,55 @@ impl GetOptions {
             "{bytes} bytes of a value of {size} bytes are requested, and at most {limit} may be read at once; {remedy}"
         ))
     }
+}
+
+/// The id by which a bucket names one version of an object: the generation number of Cloud Storage, the version id of S3.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionId(Arc<str>);
+
+impl VersionId {
+    /// Takes an id that a bucket has given.
+    #[must_use]
+    pub fn new(id: &str) -> Self {
+        Self(id.into())
+    }
+
+    /// Returns the id as the bucket writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The versions of an object that are requested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionsRequest {
+    /// Only versions with this generation token; by default all.
+    pub generation: Option<String>,
+    /// The largest number of versions.
+    pub limit: usize,
+}
+
+/// The versions of an object that were found.
+#[derive(Clone, Debug, Default)]
+pub struct Versions {
+    /// The versions, newest first.
+    pub versions: Vec<Version>,
+    /// The number of versions whose attributes are damaged, or hidden from this identity. They are not listed.
+    pub unreadable: u64,
+    /// Whether the object has more versions than the limit.
+    pub more: bool,
+}
+
+/// One version of an object.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// The bucket's id of the version.
+    pub id: VersionId,
+    /// The attributes, as a `stat` of the present object would return them.
+    pub attributes: Attributes,
+    /// Whether the version is the present object of its key.
+    pub is_current: bool,
 }
 
 /// A condition that must hold for a write to happen.

@@ -50,6 +50,8 @@ pub enum Operation {
     Stat,
     /// Removing an object.
     Delete,
+    /// Listing the versions of an object.
+    Versions,
     /// Listing keys.
     List,
     /// Checking whether the place can be used.
@@ -68,6 +70,7 @@ impl Operation {
             Self::Retrieve => "retrieve",
             Self::Stat => "stat",
             Self::Delete => "delete",
+            Self::Versions => "versions",
             Self::List => "list",
             Self::Probe => "probe",
             Self::Sign => "signed_url",
@@ -156,6 +159,13 @@ impl Error {
     pub(in crate::storage) fn unsigned(key: &Key) -> Self {
         let why = "only a bucket has signed URLs; retrieve the value, or name a bucket in the settings";
         Self::new(ErrorKind::Invalid, Operation::Sign, Some(key), why)
+    }
+
+    /// Makes the error of a place that keeps only the present object of each key. `place` begins the message.
+    pub(in crate::storage) fn unversioned(operation: Operation, key: &Key, place: &str) -> Self {
+        let why =
+            format!("{place} keeps no earlier versions; leave the generation out, or use a bucket with versioning");
+        Self::new(ErrorKind::Invalid, operation, Some(key), why)
     }
 
     /// Makes the error of bytes in a file that cannot be read.

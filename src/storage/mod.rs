@@ -27,14 +27,15 @@ pub(crate) mod tests;
 
 pub use backend::{
     Backend, ByteRange, Condition, CopySource, Deferral, DeleteOptions, Entry, GetOptions, Grant, Listing, Method,
-    Page, Probe, PutOptions, Removal,
+    Page, Probe, PutOptions, Removal, Version, VersionId, Versions, VersionsRequest,
 };
 pub use backends::{Gcs, GcsOptions, Local, Memory, S3, S3Options, wait_for_cleanup};
 pub use commit_guard::CommitGuard;
 pub use engine::{
     Budget, COPIES, CleanupProgress, CleanupReport, CleanupRequest, CopyOptions, DeleteRequest, Engine, EntryWalk,
-    Health, HealthStatus, Held, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved, Stat, Stats,
-    StatsMetrics, StoreOptions, Usage, UsageTable, Verification, format_timestamp, page_size,
+    Health, HealthStatus, Held, KeptVersion, ListRequest, Opened, Receipt, Redelivered, RetrieveOptions, Retrieved,
+    Stat, StateOptions, Stats, StatsMetrics, StoreOptions, Usage, UsageTable, Verification, format_timestamp,
+    page_size,
 };
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use external::{Buckets, ExternalReferences, NoBuckets, Permission, Reference, ReferenceError};

@@ -14,9 +14,10 @@ pub(super) async fn live(backend: &dyn Backend, key: &Key) -> Result<Option<Attr
 
 /// Reads an object that has not expired. The payload has the requested bytes of the value.
 pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+    let is_version = options.version.is_some();
     let found = match backend.get(key, options).await {
         // A refused object may have expired. Then the key has no object that could be refused.
-        Err(error) if error.kind == ErrorKind::Invalid => match live(backend, key).await {
+        Err(error) if error.kind == ErrorKind::Invalid && !is_version => match live(backend, key).await {
             Ok(None) => None,
             Ok(Some(_)) => return Err(error),
             Err(fault) => return Err(fault.during(Operation::Retrieve)),

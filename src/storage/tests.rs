@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Attributes, Backend, CopySource, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe,
-    PutOptions, Removal, Result,
+    PutOptions, Removal, Result, Versions, VersionsRequest,
 };
 
 /// Passes every operation on to a backend, after a hook has run.
@@ -65,6 +65,11 @@ impl Backend for Forwarding {
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         (self.before)(Operation::Stat).await;
         self.inner.stat(key).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        (self.before)(Operation::Versions).await;
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -184,6 +184,8 @@ label_values! {
         Stat = "stat",
         /// A delete of an object.
         Delete = "delete",
+        /// A listing of the versions of an object.
+        Versions = "versions",
         /// A listing of keys.
         List = "list",
         /// A flush to disk of an object that another attempt wrote.

@@ -217,9 +217,13 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
                 let begin = usize::try_from(offset).unwrap_or(size).min(size);
                 let end = length.map_or(size, |length| begin + usize::try_from(length).unwrap().min(size - begin));
                 for limit in [None, Some(0), Some(3), Some(4), Some(64_900), Some(1 << 20)] {
-                    let want =
-                        GetOptions { range: Some(ByteRange { offset, length }), limit, spooled: offset % 2 == 1 };
-                    let found = other.get(&it, want).await;
+                    let want = GetOptions {
+                        range: Some(ByteRange { offset, length }),
+                        limit,
+                        spooled: offset % 2 == 1,
+                        ..GetOptions::default()
+                    };
+                    let found = other.get(&it, want.clone()).await;
                     if limit.is_some_and(|limit| (end - begin) as u64 > limit) {
                         let error = found.unwrap_err();
                         assert!(error.kind == ErrorKind::Invalid && error.message().contains("`offset`"), "{error}");
@@ -247,7 +251,7 @@ async fn parts(one: &dyn Backend, other: &dyn Backend, profile: Profile, tally: 
     let error = other.get(&it, GetOptions { limit: Some(4), ..GetOptions::default() }).await.unwrap_err();
     assert!(error.kind == ErrorKind::Invalid && !error.message().contains("`offset`"), "{error}");
     let part = GetOptions { range: Some(ByteRange::default()), ..GetOptions::default() };
-    tally.equal(kind(other.get(&it, part).await), ErrorKind::Invalid);
+    tally.equal(kind(other.get(&it, part.clone()).await), ErrorKind::Invalid);
     assert!(one.delete(&it, &DeleteOptions::default()).await.unwrap().found);
     let none = GetOptions { limit: Some(0), ..part };
     tally.equal(one.get(&it, none).await.unwrap().is_none(), true);

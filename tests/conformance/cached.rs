@@ -69,9 +69,10 @@ async fn a_hit_is_what_the_place_would_answer() {
         for range in [None, Some((0, None)), (Some((3, Some(4)))), Some((7, None)), Some((99, Some(1)))] {
             for limit in [None, Some(100), Some(4)] {
                 let range = range.map(|(offset, length)| ByteRange { offset, length });
-                let options = GetOptions { range, limit, spooled: false };
+                let options = GetOptions { range, limit, ..GetOptions::default() };
                 let before = cache.counts().hits;
-                let (hit, place) = (top.get(&key(name), options).await, bucket.inner.get(&key(name), options).await);
+                let (hit, place) =
+                    (top.get(&key(name), options.clone()).await, bucket.inner.get(&key(name), options.clone()).await);
                 assert_eq!(cache.counts().hits, before + 1);
                 match (hit, place) {
                     (Ok(Some(hit)), Ok(Some(place))) => {

@@ -138,7 +138,11 @@ async fn parts_of_large_values_are_right() {
         for (offset, length) in [(0, Some(5)), (8 << 20, Some(1 << 20)), ((9 << 20) - 3, None), (5 << 20, Some(0))] {
             for spooled in [true, false] {
                 let range = Some(ByteRange { offset, length });
-                let part = stack.get(&key("large"), GetOptions { range, limit: None, spooled }).await.unwrap().unwrap();
+                let part = stack
+                    .get(&key("large"), GetOptions { range, limit: None, spooled, ..GetOptions::default() })
+                    .await
+                    .unwrap()
+                    .unwrap();
                 let end = length.map_or(text.len() as u64, |length| offset + length).min(text.len() as u64);
                 assert!(bytes(part).await == text[offset as usize..end as usize], "{codec} {offset} {length:?}");
             }

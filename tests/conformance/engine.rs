@@ -92,11 +92,11 @@ async fn ranges(engine: &Engine, tally: &Tally) {
     }
     engine.store(&key("r"), json("[1]"), StoreOptions::default()).await.unwrap();
     let range = GetOptions { range: Some(ByteRange::default()), ..GetOptions::default() };
-    let refused = engine.retrieve(&key("r"), range).await.unwrap_err();
+    let refused = engine.retrieve(&key("r"), range.clone()).await.unwrap_err();
     tally.equal(refused.kind, ErrorKind::Invalid);
     // What would be refused for its size is not there once it has expired.
     let small = GetOptions { limit: Some(2), ..GetOptions::default() };
-    tally.equal(engine.retrieve(&key("r"), small).await.unwrap_err().kind, ErrorKind::Invalid);
+    tally.equal(engine.retrieve(&key("r"), small.clone()).await.unwrap_err().kind, ErrorKind::Invalid);
     let past = StoreOptions { expires_at: Some(Timestamp::now()), ..StoreOptions::default() };
     engine.store(&key("r"), text("123"), past).await.unwrap();
     tally.equal(engine.retrieve(&key("r"), small).await.unwrap().is_none(), true);
@@ -120,15 +120,15 @@ async fn opened(engine: &Engine, tally: &Tally) {
     let range = Some(ByteRange { offset: 5, length: Some(2 << 20) });
     let part = GetOptions { range, spooled: true, ..GetOptions::default() };
     engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
-    let found = engine.open(&key("o"), part).await.unwrap().unwrap();
+    let found = engine.open(&key("o"), part.clone()).await.unwrap().unwrap();
     assert!(found.content.payload.into_memory().await.unwrap() == many.slice(5..5 + (2 << 20)));
     engine.store(&key("o"), json("[]"), StoreOptions::default()).await.unwrap();
-    tally.equal(engine.open(&key("o"), part).await.unwrap_err().kind, ErrorKind::Invalid);
+    tally.equal(engine.open(&key("o"), part.clone()).await.unwrap_err().kind, ErrorKind::Invalid);
     let past = StoreOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..StoreOptions::default() };
     engine.store(&key("o"), text("past"), past).await.unwrap();
-    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    assert!(engine.open(&key("o"), part.clone()).await.unwrap().is_none());
     engine.delete(&key("o"), DeleteRequest::default()).await.unwrap();
-    assert!(engine.open(&key("o"), part).await.unwrap().is_none());
+    assert!(engine.open(&key("o"), part.clone()).await.unwrap().is_none());
     tally.case();
 }
 

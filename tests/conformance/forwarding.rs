@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use filestorage::storage::{
     Attributes, Backend, CopySource, DeleteOptions, GetOptions, Grant, Key, Listing, Object, Operation, Page, Probe,
-    PutOptions, Removal, Result,
+    PutOptions, Removal, Result, Versions, VersionsRequest,
 };
 
 /// What a place is asked for.
@@ -18,6 +18,7 @@ pub(crate) enum Ask {
     Copy,
     Get,
     Stat,
+    Versions,
     Delete,
     List,
     Flush,
@@ -32,6 +33,7 @@ impl Ask {
             Self::Copy => Operation::Copy,
             Self::Get => Operation::Retrieve,
             Self::Stat => Operation::Stat,
+            Self::Versions => Operation::Versions,
             Self::Delete => Operation::Delete,
             Self::List => Operation::List,
             Self::Probe => Operation::Probe,
@@ -119,7 +121,7 @@ impl<H: Hook> Backend for Forwarding<H> {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        self.hook.around(&*self.inner, Ask::Get, Some(key), || self.inner.get(key, options)).await
+        self.hook.around(&*self.inner, Ask::Get, Some(key), || self.inner.get(key, options.clone())).await
     }
 
     async fn copy(
@@ -135,6 +137,10 @@ impl<H: Hook> Backend for Forwarding<H> {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.hook.around(&*self.inner, Ask::Stat, Some(key), || self.inner.stat(key)).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.hook.around(&*self.inner, Ask::Versions, Some(key), || self.inner.versions(key, request)).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

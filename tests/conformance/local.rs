@@ -58,14 +58,17 @@ async fn damage_outside_a_part_is_noticed() {
     local.put(&it, &object(noise(600_000, 1)), &PutOptions::default()).await.unwrap();
     let path = root.path().join("a.obj");
     let sound = fs::read(&path).unwrap();
-    let part =
-        GetOptions { range: Some(ByteRange { offset: 100_000, length: Some(4) }), limit: Some(4), spooled: false };
-    assert_eq!(bytes(local.get(&it, part).await.unwrap().unwrap()).await, noise(600_000, 1)[100_000..100_004]);
+    let part = GetOptions {
+        range: Some(ByteRange { offset: 100_000, length: Some(4) }),
+        limit: Some(4),
+        ..GetOptions::default()
+    };
+    assert_eq!(bytes(local.get(&it, part.clone()).await.unwrap().unwrap()).await, noise(600_000, 1)[100_000..100_004]);
     for position in [sound.len() - 1, sound.len() - 600_000, sound.len() - 500_001] {
         let mut flipped = sound.clone();
         flipped[position] ^= 1;
         fs::write(&path, flipped).unwrap();
-        assert_eq!(local.get(&it, part).await.unwrap_err().kind, ErrorKind::Integrity, "{position}");
+        assert_eq!(local.get(&it, part.clone()).await.unwrap_err().kind, ErrorKind::Integrity, "{position}");
     }
     // More than any memory, in a file that takes no room: only one that is never read can be answered.
     let mut giant = object("x");
@@ -74,7 +77,10 @@ async fn damage_outside_a_part_is_noticed() {
     let header = fs::metadata(&path).unwrap().len() - 1;
     OpenOptions::new().write(true).open(&path).unwrap().set_len(header + (1 << 40)).unwrap();
     for range in [None, Some(ByteRange { offset: 1 << 30, length: Some(1 << 30) })] {
-        let error = local.get(&it, GetOptions { range, limit: Some(15 << 20), spooled: true }).await.unwrap_err();
+        let error = local
+            .get(&it, GetOptions { range, limit: Some(15 << 20), spooled: true, ..GetOptions::default() })
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
         assert!(error.message().contains("1099511627776") && error.message().contains("15728640"), "{error}");
     }

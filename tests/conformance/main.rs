@@ -39,6 +39,7 @@ mod scripted;
 mod stack;
 mod support;
 mod unreliable_bucket;
+mod versions;
 mod wires;
 mod xor;
 mod xor_suites;

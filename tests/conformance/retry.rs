@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use filestorage::storage::{
     Attributes, Backend, Breaker, CommitGuard, Condition, CopySource, DeleteOptions, Error, ErrorKind, GetOptions,
-    Grant, Method, Operation, Page, PutOptions, Retry, RetryOptions,
+    Grant, Method, Operation, Page, PutOptions, Retry, RetryOptions, VersionsRequest,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::time::{Instant, sleep, timeout};
@@ -55,6 +55,9 @@ impl Case {
                 Operation::Retrieve => self.retry.get(&it, GetOptions::default()).await.map(drop),
                 Operation::Stat => self.retry.stat(&it).await.map(drop),
                 Operation::Delete => self.retry.delete(&it, &DeleteOptions::default()).await.map(drop),
+                Operation::Versions => {
+                    self.retry.versions(&it, &VersionsRequest { generation: None, limit: 1 }).await.map(drop)
+                }
                 Operation::List => self.retry.list(&Page::default()).await.map(drop),
                 Operation::Probe => self.retry.probe().await.map(drop),
                 Operation::Sign => {
@@ -256,11 +259,11 @@ async fn an_attempt_has_the_time_it_needs() {
     // What may come as a file takes as long as it takes.
     let spooled = GetOptions { spooled: true, ..GetOptions::default() };
     case.place.next(Operation::Retrieve, [Turn::Slow(Duration::from_secs(3_600))]);
-    assert!(case.retry.get(&it, spooled).await.unwrap().is_some());
+    assert!(case.retry.get(&it, spooled.clone()).await.unwrap().is_some());
     let case = Case::new();
     let broken = Turn::SlowlyFails(Duration::from_secs(3_600), ErrorKind::Unavailable);
     case.place.next(Operation::Retrieve, [broken, broken, broken]);
-    assert!(case.retry.get(&it, spooled).await.unwrap().is_none());
+    assert!(case.retry.get(&it, spooled.clone()).await.unwrap().is_none());
     // Each of them was silence enough to look.
     assert_eq!(case.place.asked(Operation::Probe).len(), 3);
 }

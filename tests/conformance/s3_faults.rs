@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use filestorage::storage::{
     Backend, BreakerState, Condition, DeleteOptions, ErrorKind, GetOptions, Listing, Page, PutOptions, Removal, Retry,
-    RetryOptions, S3, S3Options, Spool,
+    RetryOptions, S3, S3Options, Spool, Versions, VersionsRequest,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -20,17 +20,18 @@ struct Scripted {
     heads: Arc<Mutex<Vec<String>>>,
 }
 
-type Rule = fn(&str) -> String;
+type Rule = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 impl Scripted {
-    async fn serve(rule: Rule) -> Self {
+    async fn serve(rule: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        let rule: Rule = Arc::new(rule);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let heads = Arc::new(Mutex::new(Vec::new()));
         let asked = Arc::clone(&heads);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(answer(client, rule, Arc::clone(&asked)));
+                tokio::spawn(answer(client, Arc::clone(&rule), Arc::clone(&asked)));
             }
         });
         Self { url, heads }
@@ -394,4 +395,103 @@ async fn credentials_that_cannot_be_had_say_what_to_set() {
     // Nothing is set at all, and this is no machine of Amazon's.
     let error = store.open_with(&[("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")]).probe().await.unwrap_err();
     assert!(error.kind == ErrorKind::Denied && error.message().contains("AWS_ACCESS_KEY_ID"), "{error}");
+}
+
+const VERSION: &str = "<IsLatest>false</IsLatest><Size>1</Size><Owner><ID>o</ID></Owner></Version>";
+
+fn versions(inner: &str) -> String {
+    let xmlns = "http://s3.amazonaws.com/doc/2006-03-01/";
+    reply("200 OK", "", &format!("<ListVersionsResult xmlns=\"{xmlns}\"><Name>b</Name>{inner}</ListVersionsResult>"))
+}
+
+fn listed(key: &str, id: u32) -> String {
+    format!("<Version><Key>{key}</Key><VersionId>v{id}</VersionId>{VERSION}")
+}
+
+/// Answers the request for a version; its entity tag is its id.
+fn version(line: &str) -> String {
+    let id = line.split_once("versionid=").unwrap().1.split(' ').next().unwrap();
+    reply("200 OK", &format!("ETag: \"{id}\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n"), "")
+}
+
+async fn ask(s3: &S3, generation: Option<&str>, limit: usize) -> filestorage::storage::Result<Versions> {
+    s3.versions(&key("k"), &VersionsRequest { generation: generation.map(str::to_owned), limit }).await
+}
+
+#[tokio::test]
+async fn versions_come_from_as_many_pages_as_they_fill() {
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.starts_with("head /b/k?versionid=v3") => reply("404 Not Found", "x-amz-request-id: 1\r\n", ""),
+        line if line.starts_with("head") => version(line),
+        line if line.contains("version-id-marker=v2%2b") => versions(&format!(
+            "{}{}<DeleteMarker><Key>k</Key><VersionId>v5</VersionId><IsLatest>false</IsLatest></DeleteMarker>{}{}\
+             <IsTruncated>true</IsTruncated><NextKeyMarker>k%2F1</NextKeyMarker><EncodingType>url</EncodingType>",
+            listed("k", 3),
+            listed("k", 4),
+            listed("k", 6),
+            listed("k%2F1", 7)
+        )),
+        line if line.starts_with("get /b?versions=&") && line.contains("&prefix=k ") => versions(&format!(
+            "<IsTruncated>true</IsTruncated>{}<DeleteMarker><Key>k</Key><VersionId>x</VersionId><IsLatest>true</IsLatest>\
+             </DeleteMarker>{}<NextKeyMarker>k</NextKeyMarker><NextVersionIdMarker>v2+</NextVersionIdMarker>",
+            listed("k", 1),
+            listed("k", 2)
+        )),
+        line => panic!("{line}"),
+    })
+    .await;
+    let s3 = server.open();
+    let found = ask(&s3, None, 10).await.unwrap();
+    let ids: Vec<&str> = found.versions.iter().map(|version| version.id.as_str()).collect();
+    assert_eq!((ids, found.more, found.unreadable), (vec!["v1", "v2", "v4", "v6"], false, 0));
+    let found = ask(&s3, None, 2).await.unwrap();
+    assert!(found.more && found.versions.len() == 2);
+    let found = ask(&s3, Some("v4"), 1).await.unwrap();
+    assert_eq!((found.versions.len(), found.versions[0].id.as_str()), (1, "v4"));
+    assert!(ask(&s3, Some("v7"), 1).await.unwrap().versions.is_empty(), "that is another key's");
+}
+
+#[tokio::test]
+async fn a_listing_of_versions_is_whole_or_fails() {
+    let again = "<NextKeyMarker>k</NextKeyMarker><NextVersionIdMarker>v1</NextVersionIdMarker>";
+    let truncated = "<ListVersionsResult><Name>b</Name><IsTruncated>true</IsTruncated></ListVersionsResult>";
+    for (answer, kind, words) in [
+        (versions(&listed("k", 1)), ErrorKind::Unavailable, "whether it is complete"),
+        (versions("<IsTruncated>true</IsTruncated>"), ErrorKind::Unavailable, "marker"),
+        (versions(&format!("<IsTruncated>true</IsTruncated>{again}")), ErrorKind::Io, "page token"),
+        (reply("200 OK", "", EMPTY), ErrorKind::Unavailable, "ListVersionsResult"),
+        (reply("200 OK", "", "<ListVersionsResult><IsTruncated>"), ErrorKind::Unavailable, "ListVersionsResult"),
+        (reply("200 OK", "", &truncated.replace(">b<", ">other<")), ErrorKind::Invalid, "\"other\""),
+        (reply("200 OK", "Server: SeaweedFS 30GB 4.05\r\n", truncated), ErrorKind::Invalid, "SeaweedFS"),
+        (fault("403 Forbidden", "", "AccessDenied"), ErrorKind::Denied, "s3:ListBucketVersions"),
+        (fault("501 Not Implemented", "", "NotImplemented"), ErrorKind::Invalid, "cannot do that"),
+    ] {
+        let rule = move |line: &str| if is_listing(line) { reply("200 OK", "", EMPTY) } else { answer.clone() };
+        let error = ask(&Scripted::serve(rule).await.open(), None, 10).await.unwrap_err();
+        assert!(error.kind == kind && error.message().contains(words), "{words}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_more_versions_are_read_than_the_bound() {
+    // Each page has a thousand versions that are gone when they are asked for, and there is always another page.
+    let server = Scripted::serve(|line| match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.starts_with("head") => reply("404 Not Found", "x-amz-request-id: 1\r\n", ""),
+        line => {
+            let after = line.split_once("version-id-marker=v").map_or("0", |(_, rest)| rest.split(' ').next().unwrap());
+            let first: u32 = after.parse().unwrap();
+            let page: String = (first + 1..=first + 1_000).map(|id| listed("k", id)).collect();
+            let next = format!(
+                "<NextKeyMarker>k</NextKeyMarker><NextVersionIdMarker>v{}</NextVersionIdMarker>",
+                first + 1_000
+            );
+            versions(&format!("<IsTruncated>true</IsTruncated>{next}{page}"))
+        }
+    })
+    .await;
+    let error = ask(&server.open(), Some("wanted"), 1).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Invalid && error.message().contains("10000 versions"), "{error}");
+    assert_eq!(server.heads().iter().filter(|head| head.starts_with("get /b?versions")).count(), 10);
 }

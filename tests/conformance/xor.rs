@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use filestorage::storage::{
     Attributes, Backend, ByteRange, Checksum, CommitGuard, CopySource, Deferral, DeleteOptions, Error, ErrorKind,
     Fallback, GetOptions, Grant, Key, Listing, Object, Operation, Page, Payload, Probe, PutOptions, Removal, Result,
-    Spool,
+    Spool, Versions, VersionsRequest,
 };
 use jiff::Timestamp;
 
@@ -100,7 +100,7 @@ impl Xor {
     }
 
     /// Returns the wanted part of an object as it was given; its payload has all that is kept.
-    async fn decode(&self, key: &Key, options: GetOptions, object: Object) -> Result<Object> {
+    async fn decode(&self, key: &Key, options: &GetOptions, object: Object) -> Result<Object> {
         let Object { mut attributes, payload } = object;
         let size = attributes.size;
         let sizes = (payload.len(), attributes.stored_size);
@@ -163,12 +163,12 @@ impl Backend for Xor {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        let whole = GetOptions { spooled: true, ..options };
+        let whole = GetOptions { spooled: true, ..options.clone() };
         let Some(Object { attributes, payload }) = self.inner.get(key, whole).await? else { return Ok(None) };
         let is_own = attributes.compression.as_deref() == Some(NAME) && !attributes.info.decoded;
         let object = Object { attributes, payload };
         if is_own {
-            return self.decode(key, options, object).await.map(Some);
+            return self.decode(key, &options, object).await.map(Some);
         }
         if options.spooled {
             return Ok(Some(object));
@@ -190,6 +190,10 @@ impl Backend for Xor {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.inner.stat(key).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

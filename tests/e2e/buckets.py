@@ -70,17 +70,21 @@ class GcsServer(Server):
 
     script, variable = "dev-gcs", "FILESTORAGE_TEST_GCS_URL"
 
-    def bucket(self):
+    def bucket(self, **configuration):
         """An empty bucket."""
         name = f"e2e-{uuid.uuid4().hex[:12]}"
         status, _, text = http(
             "POST",
             f"{self.url}/storage/v1/b?project=e2e",
-            json.dumps({"name": name}).encode(),
+            json.dumps({"name": name, **configuration}).encode(),
             {"Content-Type": "application/json"},
         )
         assert status == 200, text
         return name
+
+    def versioned_bucket(self):
+        """An empty bucket that keeps the versions of its objects."""
+        return self.bucket(versioning={"enabled": True})
 
     def names(self, bucket):
         """Every name in the bucket, sorted."""
@@ -198,7 +202,7 @@ class S3Server(Server):
     def __init__(self):
         super().__init__()
         self.client = self.connect(self.url)
-        self._free, self._made = [], []
+        self._free, self._made, self._versioned = [], [], []
 
     def connect(self, url):
         """A boto3 client, by whichever way."""
@@ -219,6 +223,14 @@ class S3Server(Server):
             self.client.create_bucket(Bucket=self._free[-1])
         return self._free.pop()
 
+    def versioned_bucket(self):
+        """An empty bucket that keeps the versions of its objects. It has a name that the workers' policy covers."""
+        name = f"filestorage-test-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        self._versioned.append(name)
+        self.client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        return name
+
     def give_back(self, bucket):
         """Empties a bucket for the next one who needs it."""
         for name in self.names(bucket):
@@ -237,6 +249,9 @@ class S3Server(Server):
         for bucket in self._made:
             for name in self.names(bucket):
                 self.delete(bucket, name)
+            self.client.delete_bucket(Bucket=bucket)
+        for bucket in self._versioned:
+            # SeaweedFS removes what is in it, too.
             self.client.delete_bucket(Bucket=bucket)
         super().close()
 

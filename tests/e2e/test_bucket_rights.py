@@ -48,6 +48,7 @@ def test_the_role_is_enough_for_everything(place):
     place.send("retrieve", "large", destination=(exchange / "copy").as_uri()).get(timeout=60)
     assert (exchange / "copy").read_bytes() == (exchange / "large").read_bytes()
     assert place.call("stat", "large")["size"] == LARGE
+    assert place.call("versions", "a")[0]["is_current"] is True
     assert place.call("list_keys") == ["a", "large"]
     place.proxy.down()
     assert place.send("store", "late", 1).get(timeout=60)["pending_sync"] is True

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use crate::storage::backend::{
     Backend, Condition, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Versions, VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::object::{Attributes, Checksum, Key, Object};
@@ -69,6 +70,9 @@ impl Backend for Memory {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        if options.version.is_some() {
+            return Err(Error::unversioned(Operation::Retrieve, key, "a store in memory"));
+        }
         let Some(found) = self.objects().get(key).cloned() else { return Ok(None) };
         let part = options.kept_part(key, &found.attributes)?;
         if !is_sound(&found) {
@@ -103,6 +107,10 @@ impl Backend for Memory {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         Ok(self.objects().get(key).map(|object| object.attributes.clone()))
+    }
+
+    async fn versions(&self, key: &Key, _: &VersionsRequest) -> Result<Versions> {
+        Err(Error::unversioned(Operation::Versions, key, "a store in memory"))
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -12,15 +12,16 @@ mod sweeper;
 mod transfer;
 mod usage;
 mod verify;
+mod versions;
 mod walk;
 
 pub use self::budget::{Budget, Held};
 pub use self::cleanup::{CleanupProgress, CleanupReport, CleanupRequest};
 pub use self::copy::CopyOptions;
 pub use self::health::{Health, HealthStatus};
-pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StoreOptions};
+pub use self::options::{DeleteRequest, ListRequest, Redelivered, RetrieveOptions, StateOptions, StoreOptions};
 use self::receipt::key_text;
-pub use self::receipt::{Receipt, Stat, format_timestamp};
+pub use self::receipt::{KeptVersion, Receipt, Stat, format_timestamp};
 pub use self::stats::{Stats, StatsMetrics};
 pub use self::usage::{Usage, UsageTable};
 pub use self::verify::Verification;
@@ -232,9 +233,9 @@ impl Engine {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for more bytes than the limit and for a range of a JSON value;
-    /// [`ErrorKind::Integrity`] for an object that is damaged.
-    pub async fn retrieve(&self, key: &Key, options: GetOptions) -> Result<Option<Retrieved>> {
-        self.0.counters.measure(self.retrieve_uncounted(key, options)).await
+    /// [`ErrorKind::Integrity`] for an object that is damaged. For a generation, also those of [`Engine::versions`].
+    pub async fn retrieve(&self, key: &Key, options: impl Into<StateOptions>) -> Result<Option<Retrieved>> {
+        self.0.counters.measure(self.retrieve_uncounted(key, options.into())).await
     }
 
     /// Reads as [`Engine::retrieve`] does, and counts a large value and its copies on a budget before it is in memory.
@@ -245,10 +246,10 @@ impl Engine {
     pub async fn retrieve_within(
         &self,
         key: &Key,
-        options: GetOptions,
+        options: impl Into<StateOptions>,
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
-        self.0.counters.measure(self.retrieve_counted(key, options, budget)).await
+        self.0.counters.measure(self.retrieve_counted(key, options.into(), budget)).await
     }
 
     /// Reads as [`Engine::retrieve`] does. Before a value is in memory, `admit` is asked with its number of bytes, and its
@@ -276,17 +277,18 @@ impl Engine {
     async fn retrieve_counted(
         &self,
         key: &Key,
-        options: GetOptions,
+        mut options: StateOptions,
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
         // A large value comes as a file, whose length is known before it is in memory.
-        let spooled = GetOptions { spooled: true, ..options };
-        let Some(object) = reading::read(&*self.0.backend, key, spooled).await? else {
+        options.bytes.spooled = true;
+        let is_part = options.bytes.range.is_some();
+        let Some(object) = self.read_uncounted(key, options).await? else {
             return Ok((None, None));
         };
         let bytes = object.payload.len();
         let held = if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None };
-        Ok((Some(value_of(key, self.0.kind, options.range.is_some(), object).await?), held))
+        Ok((Some(value_of(key, self.0.kind, is_part, object).await?), held))
     }
 
     /// Opens a value, or some bytes of it, to be read piece by piece.
@@ -296,8 +298,8 @@ impl Engine {
     /// # Errors
     ///
     /// As [`Engine::retrieve`].
-    pub async fn open(&self, key: &Key, options: GetOptions) -> Result<Option<Opened>> {
-        self.0.counters.measure(self.open_uncounted(key, options)).await
+    pub async fn open(&self, key: &Key, options: impl Into<StateOptions>) -> Result<Option<Opened>> {
+        self.0.counters.measure(self.open_uncounted(key, options.into())).await
     }
 
     /// Makes a URL with which anyone can read or write the object for a time. The URL is a secret.
@@ -346,12 +348,7 @@ impl Engine {
     ///
     /// The errors of the backend.
     pub async fn stat(&self, key: &Key) -> Result<Option<Stat>> {
-        let look = async {
-            Ok(self.live(key).await?.map(|attributes| Stat {
-                receipt: Receipt::of(key, self.0.kind, &attributes),
-                metadata: attributes.metadata.map(Metadata::from_kept),
-            }))
-        };
+        let look = async { Ok(self.live(key).await?.map(|attributes| Stat::of(key, self.0.kind, attributes))) };
         self.0.counters.measure(look).await
     }
 
@@ -441,17 +438,19 @@ impl Engine {
         Ok(keys)
     }
 
-    async fn retrieve_uncounted(&self, key: &Key, options: GetOptions) -> Result<Option<Retrieved>> {
-        match reading::read(&*self.0.backend, key, options).await? {
-            Some(object) => value_of(key, self.0.kind, options.range.is_some(), object).await.map(Some),
+    async fn retrieve_uncounted(&self, key: &Key, options: StateOptions) -> Result<Option<Retrieved>> {
+        let is_part = options.bytes.range.is_some();
+        match self.read_uncounted(key, options).await? {
+            Some(object) => value_of(key, self.0.kind, is_part, object).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn open_uncounted(&self, key: &Key, options: GetOptions) -> Result<Option<Opened>> {
-        let found = reading::read(&*self.0.backend, key, options).await?;
+    async fn open_uncounted(&self, key: &Key, options: StateOptions) -> Result<Option<Opened>> {
+        let is_part = options.bytes.range.is_some();
+        let found = self.read_uncounted(key, options).await?;
         Ok(found.map(|Object { attributes, payload }| {
-            let kind = if options.range.is_some() { Kind::Bytes } else { attributes.kind };
+            let kind = if is_part { Kind::Bytes } else { attributes.kind };
             Opened { content: Content::new(kind, payload), receipt: Receipt::of(key, self.0.kind, &attributes) }
         }))
     }

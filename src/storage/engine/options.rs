@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::storage::backend::{ByteRange, Condition};
+use crate::storage::backend::{ByteRange, Condition, GetOptions};
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::object::{ContentType, Metadata};
 
@@ -25,9 +25,26 @@ pub struct StoreOptions {
     pub commit_guard: CommitGuard,
 }
 
+/// Options of a read.
+#[derive(Clone, Debug, Default)]
+pub struct StateOptions {
+    /// The generation token of the state that is read, present or earlier; by default the present state.
+    pub generation: Option<String>,
+    /// Which bytes are read, and in what form.
+    pub bytes: GetOptions,
+}
+
+impl From<GetOptions> for StateOptions {
+    fn from(bytes: GetOptions) -> Self {
+        Self { generation: None, bytes }
+    }
+}
+
 /// Options of a retrieval to another place.
 #[derive(Clone, Debug, Default)]
 pub struct RetrieveOptions {
+    /// The generation token of the state that is read, present or earlier; by default the present state.
+    pub generation: Option<String>,
     /// Only these bytes of a text or bytes value; the whole by default.
     pub range: Option<ByteRange>,
     /// The identity of the command that writes, which is kept in an object of a bucket.

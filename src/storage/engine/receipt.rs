@@ -24,7 +24,8 @@ pub struct Receipt {
     pub compression: Option<String>,
     /// Whether the stored bytes are encrypted.
     pub encrypted: bool,
-    /// The CRC32C of the value: `crc32c:` and the base64 of its four bytes in big-endian order. Null where the size is.
+    /// The CRC32C of the value: `crc32c:` and the base64 of its four bytes in big-endian order. Null where the size is, and
+    /// for an earlier version of another tool whose checksum the bucket does not tell.
     #[schemars(with = "Option<String>", regex(pattern = "^crc32c:[A-Za-z0-9+/]{6}==$"))]
     pub checksum: Option<Checksum>,
     /// An opaque token that every write of the object changes. `if_generation` compares it.
@@ -55,7 +56,7 @@ impl Receipt {
             stored_size: attributes.stored_size,
             compression: attributes.compression.clone(),
             encrypted: attributes.encrypted,
-            checksum: is_known.then_some(attributes.checksum),
+            checksum: (is_known && !attributes.info.unread).then_some(attributes.checksum),
             generation: attributes.generation.clone(),
             content_type: attributes.content_type.clone(),
             kind: attributes.kind,
@@ -73,6 +74,24 @@ pub struct Stat {
     pub receipt: Receipt,
     /// The metadata exactly as it was stored, or null when none was given.
     pub metadata: Option<Metadata>,
+}
+
+impl Stat {
+    /// Describes an object by its attributes.
+    pub(in crate::storage) fn of(key: &Key, place: BackendKind, attributes: Attributes) -> Self {
+        let receipt = Receipt::of(key, place, &attributes);
+        Self { receipt, metadata: attributes.metadata.map(Metadata::from_kept) }
+    }
+}
+
+/// The receipt of one version of an object.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+pub struct KeptVersion {
+    /// The receipt, whose members are written inline.
+    #[serde(flatten)]
+    pub receipt: Receipt,
+    /// Whether the version is the present state of the key.
+    pub is_current: bool,
 }
 
 /// Formats a time for receipts: ISO 8601 in UTC, with six decimals and the offset `+00:00`.

@@ -2,7 +2,7 @@
 
 use crate::storage::backend::GetOptions;
 use crate::storage::commit_guard::CommitGuard;
-use crate::storage::engine::{Engine, Receipt, RetrieveOptions, StoreOptions};
+use crate::storage::engine::{Engine, Receipt, RetrieveOptions, StateOptions, StoreOptions};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::external::{Incoming, Outgoing, Purpose, Reference};
 use crate::storage::object::{Content, ContentType, Foreign, Key, Kind, Metadata, Object};
@@ -98,12 +98,13 @@ impl Engine {
         destination: &Reference,
         options: RetrieveOptions,
     ) -> Result<Option<Receipt>> {
-        let RetrieveOptions { range, operation_id, commit_guard } = options;
+        let RetrieveOptions { generation, range, operation_id, commit_guard } = options;
         let purpose = Purpose { operation: Operation::Retrieve, key, reference: destination };
         // A refused destination is refused whether or not the key has an object.
         self.0.external.check(purpose)?;
-        let options = GetOptions { range, spooled: true, ..GetOptions::default() };
-        let Some(Object { attributes, payload }) = read(&*self.0.backend, key, options).await? else {
+        let bytes = GetOptions { range, spooled: true, ..GetOptions::default() };
+        let Some(Object { attributes, payload }) = self.read_uncounted(key, StateOptions { generation, bytes }).await?
+        else {
             return Ok(None);
         };
         let receipt = Receipt::of(key, self.0.kind, &attributes);

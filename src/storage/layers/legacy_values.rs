@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal, Versions,
+    VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
@@ -76,7 +77,7 @@ impl LegacyValues {
     }
 
     /// Makes the value of the bytes that the class wrote.
-    async fn value(&self, key: &Key, options: GetOptions, object: Object) -> Result<Object> {
+    async fn value(&self, key: &Key, options: &GetOptions, object: Object) -> Result<Object> {
         let unread = |error| Error::unread(Operation::Retrieve, key, error);
         let Object { mut attributes, payload } = object;
         let hint = match attributes.info.legacy {
@@ -222,11 +223,11 @@ impl Backend for LegacyValues {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        let Some(object) = self.inner.get(key, options).await? else { return Ok(None) };
+        let Some(object) = self.inner.get(key, options.clone()).await? else { return Ok(None) };
         if options.range.is_some() || !self.may_be_old(&object.attributes) {
             return Ok(Some(object));
         }
-        let Object { attributes, payload } = self.value(key, options, object).await?;
+        let Object { attributes, payload } = self.value(key, &options, object).await?;
         if options.spooled {
             return Ok(Some(Object { attributes, payload }));
         }
@@ -286,6 +287,10 @@ impl Backend for LegacyValues {
         }
         known.insert(state, Attributes { metadata: None, ..found.clone() });
         Ok(Some(found))
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

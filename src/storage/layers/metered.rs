@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal, Versions,
+    VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Result};
 use crate::storage::object::{Attributes, Key, Object};
@@ -103,6 +104,14 @@ impl Backend for Metered {
         let result = self.inner.stat(key).await;
         let found = matches!(result, Ok(Some(_)));
         self.note(StorageOperation::Stat, started, &result, found, 0);
+        result
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        let started = Instant::now();
+        let result = self.inner.versions(key, request).await;
+        let found = result.as_ref().is_ok_and(|found| !found.versions.is_empty());
+        self.note(StorageOperation::Versions, started, &result, found, 0);
         result
     }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::storage::backend::{
     Backend, Condition, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Versions, VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::layers::breaker::{Admission, Outage, ProbeTurn};
@@ -367,6 +368,7 @@ const fn metric_operation(operation: Operation) -> StorageOperation {
         Operation::Retrieve => StorageOperation::Get,
         Operation::Stat => StorageOperation::Stat,
         Operation::Delete => StorageOperation::Delete,
+        Operation::Versions => StorageOperation::Versions,
         Operation::List => StorageOperation::List,
         Operation::Probe => StorageOperation::Probe,
         Operation::Sign => StorageOperation::Sign,
@@ -409,7 +411,7 @@ impl Backend for Retry {
         // the limit.
         let limit = (!options.spooled && options.range.is_none()).then_some(self.options.timeout);
         let tries = self.begin(Operation::Retrieve, Some(key), limit).await?;
-        self.run(tries, || self.inner.get(key, options)).await
+        self.run(tries, || self.inner.get(key, options.clone())).await
     }
 
     async fn copy(
@@ -448,6 +450,12 @@ impl Backend for Retry {
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         let tries = self.begin(Operation::Stat, Some(key), Some(self.options.timeout)).await?;
         self.run(tries, || self.inner.stat(key)).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        // An object may have many versions. The backend bounds their number and each wait without progress.
+        let tries = self.begin(Operation::Versions, Some(key), None).await?;
+        self.run(tries, || self.inner.versions(key, request)).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -89,6 +89,8 @@ pub struct ObjectInfo {
     pub decoded: bool,
     /// When the place received the object, by the place's own clock, if known.
     pub received_at: Option<Timestamp>,
+    /// Whether the checksum of the value in these attributes is none, since nobody has read the bytes, or no key opens it.
+    pub unread: bool,
     /// Set for a file of the Python class `FileStorage`.
     pub legacy: Option<LegacyFile>,
 }

@@ -63,13 +63,13 @@ async fn large_values_pass_through_in_little_memory() {
     let it = key("large");
     let spooled = GetOptions { spooled: true, ..GetOptions::default() };
     gcs.put(&it, &object(noise(100_000, 1)), &PutOptions::default()).await.unwrap();
-    bytes(gcs.get(&it, spooled).await.unwrap().unwrap()).await;
+    bytes(gcs.get(&it, spooled.clone()).await.unwrap().unwrap()).await;
     let wanted = large(mebibytes);
     let before = peak();
     for from in [u64::MAX, 1] {
         let gcs = Gcs::open(options.clone()).await.unwrap().with_resumable_from(from);
         gcs.put(&it, &wanted, &PutOptions::default()).await.unwrap();
-        let found = gcs.get(&it, spooled).await.unwrap().unwrap();
+        let found = gcs.get(&it, spooled.clone()).await.unwrap().unwrap();
         assert!(found.payload.as_memory().is_none());
         assert_eq!(found.payload.checksum().await.unwrap(), wanted.attributes.checksum);
         println!("{mebibytes} MiB both ways, sessions from {from} bytes: {} KiB more memory at most", peak() - before);

@@ -124,6 +124,14 @@ impl Site {
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     }
 
+    /// Makes a bucket that keeps the versions of its objects.
+    pub(crate) async fn make_versioned(&self, bucket: &str) {
+        let url = format!("{}/storage/v1/b?project=tests", self.url);
+        let body = serde_json::json!({ "name": bucket, "versioning": { "enabled": true } });
+        let answer = self.http.post(url).json(&body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+
     /// Reads an object's description as another tool does.
     pub(crate) async fn describe(&self, bucket: &str, encoded: &str) -> Value {
         let url = format!("{}/storage/v1/b/{bucket}/o/{encoded}", self.url);

@@ -12,7 +12,10 @@ use super::address::GcsAddress;
 use super::error::GcsFault;
 use super::login::Login;
 use super::progress::within;
-use super::{Attributes, Checksum, Gcs, GetOptions, Key, Object, ObjectInfo, Payload, SpoolWriter};
+use super::{
+    Attributes, Checksum, Error, ErrorKind, Gcs, GetOptions, Key, Object, ObjectInfo, Operation, Payload, SpoolWriter,
+    VersionId,
+};
 use crate::storage::backends::metadata_header::{self, HEADER, RemoteObject};
 
 /// How often an interrupted read continues where it was, in the same generation of the object.
@@ -47,15 +50,16 @@ struct Download {
 impl Gcs {
     /// Reads the requested bytes of an object. The other bytes are read, too, because only the checksum of all bytes
     /// shows that they are the stored ones.
-    pub(super) async fn read(&self, key: &Key, options: GetOptions) -> Result<Option<Object>, GcsFault> {
+    pub(super) async fn read(&self, key: &Key, options: &GetOptions) -> Result<Option<Object>, GcsFault> {
+        let version = options.version.as_ref().map(|id| native(key, id)).transpose()?;
         for _ in 0..READS {
-            let download = match self.download(key).await {
+            let download = match self.download(key, version).await {
                 Ok(download) => download,
                 Err(fault) => {
                     if fault.status() == Some(401) {
                         self.login.renew().await;
                     }
-                    let fault = self.explained(key, fault).await;
+                    let fault = self.explained(key, version, fault).await;
                     return self.missing_object(fault).await.map(|()| None);
                 }
             };
@@ -80,10 +84,11 @@ impl Gcs {
 
     /// Repeats a request whose answer Google's crate cannot parse, because the crate reports neither status nor content
     /// type.
-    async fn explained(&self, key: &Key, fault: GcsFault) -> GcsFault {
+    async fn explained(&self, key: &Key, version: Option<i64>, fault: GcsFault) -> GcsFault {
         let GcsFault::Strange(None, what) = fault else { return fault };
         let again = async {
             let request = self.client.request(Method::GET, &self.address.object(key)).await?;
+            let request = version.into_iter().fold(request, |request, native| request.query(&[("generation", native)]));
             self.client.send(request.query(&[("alt", "media")])).await
         };
         match again.await {
@@ -93,9 +98,10 @@ impl Gcs {
         }
     }
 
-    async fn download(&self, key: &Key) -> Result<Download, GcsFault> {
-        let request = self.storage.read_object(self.address.resource(), key.as_str()).send();
-        let response = within(self.idle_limit, request).await??;
+    async fn download(&self, key: &Key, version: Option<i64>) -> Result<Download, GcsFault> {
+        let request = self.storage.read_object(self.address.resource(), key.as_str());
+        let request = version.into_iter().fold(request, |request, native| request.set_generation(native));
+        let response = within(self.idle_limit, request.send()).await??;
         let highlights = response.object();
         let header = highlights.metadata.get(HEADER).cloned();
         let checksum = highlights.checksums.and_then(|checksums| checksums.crc32c).map(Checksum);
@@ -128,7 +134,7 @@ impl Gcs {
         key: &Key,
         mut response: ReadObjectResponse,
         attributes: &Attributes,
-        options: GetOptions,
+        options: &GetOptions,
     ) -> Result<Payload, GcsFault> {
         let part = options.kept_part(key, attributes)?;
         let mut kept = if options.spooled {
@@ -154,6 +160,14 @@ impl Gcs {
     pub(super) fn damaged(why: &str) -> GcsFault {
         GcsFault::Damaged(format!("{why}; retrieve it again, restore it from a backup, or store it again"))
     }
+}
+
+/// Reads the generation number that is the id of a version.
+fn native(key: &Key, id: &VersionId) -> Result<i64, GcsFault> {
+    id.as_str().parse().map_err(|_| {
+        let why = format!("{:?} is no version of an object in Cloud Storage; ask for the versions again", id.as_str());
+        Error::new(ErrorKind::Invalid, Operation::Retrieve, Some(key), why).into()
+    })
 }
 
 /// The requested bytes of a download.

@@ -21,6 +21,7 @@ mod resource;
 mod sign;
 mod source;
 mod upload;
+mod versions;
 
 use std::fmt;
 use std::future::Future;
@@ -37,7 +38,7 @@ use self::error::GcsFault;
 use self::login::Login;
 use crate::storage::backend::{
     Backend, Condition, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions,
-    Removal,
+    Removal, Version, VersionId, Versions, VersionsRequest,
 };
 use crate::storage::backends::{http::cleanup, metadata_header};
 use crate::storage::commit_guard::CommitGuard;
@@ -193,7 +194,7 @@ impl Backend for Gcs {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        self.run(Operation::Retrieve, Some(key), || self.read(key, options)).await
+        self.run(Operation::Retrieve, Some(key), || self.read(key, &options)).await
     }
 
     async fn copy(
@@ -212,6 +213,10 @@ impl Backend for Gcs {
             found.map(|found| found.attributes.map_err(|why| Self::damaged(&why))).transpose()
         };
         self.run(Operation::Stat, Some(key), look).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.run(Operation::Versions, Some(key), || self.versions_of(key, request)).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -12,16 +12,16 @@ use crate::storage::backends::http::clock_skew;
 use crate::storage::backends::http::pages::Pages;
 
 /// The largest number of entries of one answer.
-const LONGEST_PAGE: usize = 1000;
+pub(super) const LONGEST_PAGE: usize = 1000;
 
 /// One answer of a listing.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Names {
+pub(super) struct NamePage {
     kind: String,
     #[serde(default)]
-    items: Vec<Resource>,
-    next_page_token: Option<String>,
+    pub(super) items: Vec<Resource>,
+    pub(super) next_page_token: Option<String>,
 }
 
 /// The answer to the creation of a bucket.
@@ -126,7 +126,7 @@ impl Gcs {
         self.names_in(response).await.map(|_| skew)
     }
 
-    async fn page(&self, request: RequestBuilder) -> Result<Names, GcsFault> {
+    pub(super) async fn page(&self, request: RequestBuilder) -> Result<NamePage, GcsFault> {
         let response = self.listing(request).await?;
         self.names_in(response).await
     }
@@ -137,9 +137,9 @@ impl Gcs {
     }
 
     /// Reads a listing. An empty listing has a kind, too.
-    async fn names_in(&self, response: Response) -> Result<Names, GcsFault> {
+    async fn names_in(&self, response: Response) -> Result<NamePage, GcsFault> {
         let outside = client::outside(&response);
-        let names: Names = self.client.json(response).await?;
+        let names: NamePage = self.client.json(response).await?;
         if names.kind != "storage#objects" {
             return Err(GcsFault::strange(outside, "is no listing of a bucket"));
         }

@@ -29,6 +29,8 @@ pub(super) struct Resource {
     generation: i64,
     time_created: Timestamp,
     updated: Option<Timestamp>,
+    /// Only in a listing of versions: when another version, or none, took the name.
+    time_deleted: Option<Timestamp>,
     content_type: Option<String>,
     content_encoding: Option<String>,
     cache_control: Option<String>,
@@ -81,6 +83,8 @@ const OBJECT: &str = "storage#object";
 pub(super) struct FoundObject {
     /// The bucket's own generation.
     pub(super) native: i64,
+    /// Whether the object is not the present one of its name.
+    pub(super) is_earlier: bool,
     /// The generation token of this program, which can be read even where the rest is inconsistent.
     pub(super) token: Option<String>,
     /// The attributes, or the reason why they cannot be read.
@@ -89,7 +93,7 @@ pub(super) struct FoundObject {
 
 impl From<Resource> for FoundObject {
     fn from(resource: Resource) -> Self {
-        let native = resource.generation;
+        let (native, is_earlier) = (resource.generation, resource.time_deleted.is_some());
         let token = resource.metadata.get(HEADER).and_then(|header| token(header));
         let headers = [
             ("cache-control", resource.cache_control),
@@ -113,7 +117,7 @@ impl From<Resource> for FoundObject {
                 Err("the bucket has no checksum of the object, as for objects under a customer's own key".to_owned())
             }
         };
-        Self { native, token, attributes }
+        Self { native, is_earlier, token, attributes }
     }
 }
 

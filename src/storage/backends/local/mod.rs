@@ -44,7 +44,8 @@ pub(in crate::storage) use self::quarantine::Quarantined;
 use self::read::ReadFault;
 use self::write::Needs;
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, Entry, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal, Versions,
+    VersionsRequest,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -422,12 +423,15 @@ impl Backend for Local {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        if options.version.is_some() {
+            return Err(Error::unversioned(Operation::Retrieve, key, "the local store"));
+        }
         let size = || fs::symlink_metadata(self.0.path(key)).map_or(0, |metadata| metadata.len());
         let inline = self.0.in_memory && self.0.is_inline(size());
         let key = key.clone();
         let work = move |root: &Root| {
             let path = root.path(&key);
-            let found = read::object(&path, &key, options);
+            let found = read::object(&path, &key, &options);
             root.found(Operation::Retrieve, &key, &path, found)
         };
         self.run(Operation::Retrieve, inline, work).await
@@ -454,6 +458,10 @@ impl Backend for Local {
             root.found(Operation::Stat, &key, &path, found)
         };
         self.run(Operation::Stat, self.0.in_memory, work).await
+    }
+
+    async fn versions(&self, key: &Key, _: &VersionsRequest) -> Result<Versions> {
+        Err(Error::unversioned(Operation::Versions, key, "the local store"))
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

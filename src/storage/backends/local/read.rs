@@ -80,7 +80,7 @@ pub(super) fn unverified(path: &Path, key: &Key) -> Result<Option<Object>, ReadF
 }
 
 /// Reads the requested bytes of an object; checks header, length and checksum.
-pub(super) fn object(path: &Path, key: &Key, options: GetOptions) -> Result<Option<Object>, ReadFault> {
+pub(super) fn object(path: &Path, key: &Key, options: &GetOptions) -> Result<Option<Object>, ReadFault> {
     let Some(opened) = open(path, key, BODY)? else {
         return Ok(None);
     };

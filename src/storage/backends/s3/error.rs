@@ -159,7 +159,8 @@ impl S3Refusal {
             401 | 403 => {
                 let remedy = format!(
                     "allow this identity s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
-                     arn:aws:s3:::{bucket}/*, and s3:ListBucket on arn:aws:s3:::{bucket}"
+                     arn:aws:s3:::{bucket}/*, and s3:ListBucket on arn:aws:s3:::{bucket}; for earlier versions also s3:GetObjectVersion and \
+                     s3:ListBucketVersions"
                 );
                 (ErrorKind::Denied, remedy)
             }

@@ -21,10 +21,10 @@ use crate::storage::error::{ErrorKind, Operation, Result};
 use crate::storage::object::Key;
 
 /// The number of objects whose attributes are requested at once.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 
 /// The largest number of names in one answer. No store returns more.
-const MOST: usize = 1_000;
+pub(super) const MOST: usize = 1_000;
 
 /// One answer of ListObjectsV2.
 #[derive(Debug, Default, serde::Deserialize)]
@@ -180,7 +180,7 @@ impl S3 {
     /// Requests the attributes of a listed object; `None` when the object has been removed meanwhile.
     async fn entry(&self, key: Key, size: Option<u64>) -> Result<Option<Entry>> {
         let wire = &self.0.wire;
-        let remote = match wire.find_object_quickly(Operation::List, &key).await {
+        let remote = match wire.find_object_quickly(Operation::List, &key, None).await {
             Ok(Some(remote)) => remote,
             Ok(None) => return Ok(None),
             // The error concerns one object only, e.g. its encryption key. That the bucket may be listed is known.
@@ -230,7 +230,7 @@ pub(super) fn parse(text: &str, context: &RequestContext<'_>) -> Result<Names> {
 }
 
 /// Decodes an escaped name, in which a blank is `+`; `None` for a name that is no UTF-8.
-fn name(listed: String, escaped: bool) -> Option<String> {
+pub(super) fn name(listed: String, escaped: bool) -> Option<String> {
     if !escaped {
         return Some(listed);
     }

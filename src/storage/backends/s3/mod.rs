@@ -7,7 +7,7 @@
 //! keys         AWS keys in files
 //! wire         one signed request, its answer         upload   bytes in one request or in parts
 //! error        errors of requests                     list     names, page by page
-//! conditions   which conditions are enforced
+//! conditions   which conditions are enforced          versions what the bucket keeps of one object
 //! proof        the proof that each answer must have
 //! ```
 //!
@@ -26,6 +26,7 @@ mod options;
 mod proof;
 mod read;
 mod upload;
+mod versions;
 mod wire;
 mod write;
 mod xml;
@@ -46,7 +47,8 @@ use self::copy::CopyParts;
 pub use self::options::S3Options;
 use self::wire::Wire;
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Method, Page, Probe, PutOptions, Removal, Versions,
+    VersionsRequest,
 };
 use crate::storage::backends::http::clock_skew;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -136,7 +138,7 @@ impl Backend for S3 {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        self.0.wire.get(key, options, &self.0.spool).await
+        self.0.wire.get(key, &options, &self.0.spool).await
     }
 
     async fn copy(
@@ -151,6 +153,10 @@ impl Backend for S3 {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.0.wire.stat(key).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.versions_of(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::error::RequestContext;
 use super::wire::{Call, Outcome, Reply, Wire};
-use crate::storage::backend::GetOptions;
+use crate::storage::backend::{GetOptions, VersionId};
 use crate::storage::backends::http::date;
 use crate::storage::backends::metadata_header::{self, HEADER, RemoteObject};
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -33,25 +33,30 @@ enum Sink {
 impl Wire {
     /// Requests the attributes of an object; `None` when the object certainly does not exist.
     pub(super) async fn find_object(&self, operation: Operation, key: &Key) -> Result<Option<RemoteObject>> {
-        match self.find_object_quickly(operation, key).await {
+        match self.find_object_quickly(operation, key, None).await {
             // Only the answer to GET says whether the object or the bucket is missing.
-            Ok(None) => self.request_attributes(operation, Method::GET, key).await,
+            Ok(None) => self.request_attributes(operation, Method::GET, key, None).await,
             found => found,
         }
     }
 
     /// Requests attributes as [`Wire::find_object`] does, in a bucket that is known to exist. A missing object costs one
-    /// request only.
-    pub(super) async fn find_object_quickly(&self, operation: Operation, key: &Key) -> Result<Option<RemoteObject>> {
+    /// request only. With a version, the attributes are those of that version.
+    pub(super) async fn find_object_quickly(
+        &self,
+        operation: Operation,
+        key: &Key,
+        version: Option<&VersionId>,
+    ) -> Result<Option<RemoteObject>> {
         let context = self.context(operation, Some(key));
-        match self.send_recognized(whole(operation, Method::HEAD, key)).await? {
+        match self.send_recognized(whole(operation, Method::HEAD, key, version)).await? {
             Outcome::Done(reply) => remote_object(&reply, &context).map(Some),
             Outcome::Missing { has_id: true } => Ok(None),
             // An answer to HEAD has no text. The answer to GET names the cause, and shows whether a store sent it.
-            Outcome::Missing { has_id: false } => self.request_attributes(operation, Method::GET, key).await,
+            Outcome::Missing { has_id: false } => self.request_attributes(operation, Method::GET, key, version).await,
             Outcome::Refused(refusal) => match context.refused(refusal) {
                 error if error.is_transient() => Err(error),
-                _ => self.request_attributes(operation, Method::GET, key).await,
+                _ => self.request_attributes(operation, Method::GET, key, version).await,
             },
         }
     }
@@ -61,15 +66,17 @@ impl Wire {
         operation: Operation,
         method: Method,
         key: &Key,
+        version: Option<&VersionId>,
     ) -> Result<Option<RemoteObject>> {
-        let reply = self.send(whole(operation, method, key)).await?;
+        let reply = self.send(whole(operation, method, key, version)).await?;
         reply.map(|reply| remote_object(&reply, &self.context(operation, Some(key)))).transpose()
     }
 
     /// Reads an object in one request, whichever part is requested, because the checksum is that of the whole.
-    pub(super) async fn get(&self, key: &Key, options: GetOptions, spool: &Spool) -> Result<Option<Object>> {
+    pub(super) async fn get(&self, key: &Key, options: &GetOptions, spool: &Spool) -> Result<Option<Object>> {
         let part = |attributes: &Attributes| options.kept_part(key, attributes);
-        self.read(Operation::Retrieve, key, part, options.spooled.then_some(spool)).await
+        let version = options.version.as_ref();
+        self.read(Operation::Retrieve, key, version, part, options.spooled.then_some(spool)).await
     }
 
     /// Reads the attributes. An object of another tool whose checksum the store does not know is read completely.
@@ -78,7 +85,7 @@ impl Wire {
         if is_known(&remote) {
             return attributes(remote, &self.context(Operation::Stat, Some(key))).map(Some);
         }
-        let through = self.read(Operation::Stat, key, |_| Ok(0..0), None).await?;
+        let through = self.read(Operation::Stat, key, None, |_| Ok(0..0), None).await?;
         Ok(through.map(|object| object.attributes))
     }
 
@@ -86,11 +93,12 @@ impl Wire {
         &self,
         operation: Operation,
         key: &Key,
+        version: Option<&VersionId>,
         part: impl FnOnce(&Attributes) -> Result<Range<u64>>,
         spool: Option<&Spool>,
     ) -> Result<Option<Object>> {
         let context = self.context(operation, Some(key));
-        let Some(reply) = self.send(whole(operation, Method::GET, key)).await? else { return Ok(None) };
+        let Some(reply) = self.send(whole(operation, Method::GET, key, version)).await? else { return Ok(None) };
         let remote = remote_object(&reply, &context)?;
         let known = is_known(&remote);
         let mut attributes = attributes(remote, &context)?;
@@ -107,9 +115,10 @@ impl Wire {
     }
 }
 
-/// Makes a request for an object with everything that the store knows about it.
-fn whole(operation: Operation, method: Method, key: &Key) -> Call<'_> {
-    Call::new(operation, method, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"))
+/// Makes a request for an object, or one version of it, with everything that the store knows about it.
+fn whole<'a>(operation: Operation, method: Method, key: &'a Key, version: Option<&VersionId>) -> Call<'a> {
+    let call = Call::new(operation, method, Some(key)).header(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+    version.into_iter().fold(call, |call, id| call.query("versionId", id.as_str()))
 }
 
 /// Reads a body of `size` bytes to its end; returns a part of it and the checksum of the whole.
@@ -167,7 +176,7 @@ fn cut(chunk: &Bytes, offset: u64, part: &Range<u64>) -> Bytes {
 }
 
 /// Tells whether the checksum is known without reading the bytes.
-fn is_known(remote: &RemoteObject) -> bool {
+pub(super) fn is_known(remote: &RemoteObject) -> bool {
     remote.metadata.contains_key(HEADER) || remote.stored_checksum.is_some()
 }
 

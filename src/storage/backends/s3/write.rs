@@ -100,7 +100,7 @@ impl S3 {
         }
         // The answer to a removal is the same whether or not the object existed, so the object is looked up first.
         let seen = match &options.generation {
-            None => wire.find_object_quickly(Operation::Delete, key).await?,
+            None => wire.find_object_quickly(Operation::Delete, key, None).await?,
             // No request may follow the removal's condition, so this answer must be certain.
             Some(_) => wire.find_object(Operation::Delete, key).await?,
         };

@@ -64,7 +64,7 @@ impl CacheEntry {
     }
 
     /// Returns the requested part. The refusals are those of the place.
-    pub(super) fn answer(&self, key: &Key, options: GetOptions) -> Result<Object> {
+    pub(super) fn answer(&self, key: &Key, options: &GetOptions) -> Result<Object> {
         let part = options.part(key, self.attributes.kind, self.payload.len() as u64)?;
         // The part lies within bytes in memory, so both numbers fit.
         let payload = self.payload.slice(part.start as usize..part.end as usize);

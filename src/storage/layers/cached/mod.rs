@@ -43,6 +43,7 @@ use self::entry::{CacheEntry, is_whole};
 use self::flight::{Landing, ReadResult};
 use crate::storage::backend::{
     Backend, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Versions, VersionsRequest,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -148,7 +149,7 @@ impl Cached {
     }
 
     /// Reads a value of which the cache has none, together with everyone who wants it now.
-    async fn read_together(&self, cache: &Cache, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+    async fn read_together(&self, cache: &Cache, key: &Key, options: &GetOptions) -> Result<Option<Object>> {
         let arrived = cache.moment();
         let mut turn = cache.join(key);
         loop {
@@ -163,7 +164,7 @@ impl Cached {
             };
             let is_fresh = landing.begun > arrived || self.may_join(key, &landing.found);
             match landing.found {
-                ReadResult::Apart => return self.inner.get(key, options).await,
+                ReadResult::Apart => return self.inner.get(key, options.clone()).await,
                 ReadResult::Value(object, _) if is_fresh => return shared(key, options, &object).await.map(Some),
                 ReadResult::Nothing if is_fresh => return Ok(None),
                 // The value may have been read before the last change. The next read begins after all who wait for it.
@@ -184,17 +185,17 @@ impl Cached {
     }
 
     /// Reads a value for oneself and for those who have joined, and keeps it.
-    async fn lead(&self, cache: &Cache, key: &Key, options: GetOptions, lead: Lead) -> Result<Option<Object>> {
+    async fn lead(&self, cache: &Cache, key: &Key, options: &GetOptions, lead: Lead) -> Result<Option<Object>> {
         let begun = cache.moment();
         // The read that was under way when this caller looked may have ended before the caller could join it.
         if let Some(entry) = self.lookup(cache, key).await {
-            let whole = Arc::new(entry.answer(key, GetOptions::default())?);
+            let whole = Arc::new(entry.answer(key, &GetOptions::default())?);
             lead.land(Landing { begun, found: ReadResult::Value(whole, entry.identity) });
             return entry.answer(key, options).map(Some);
         }
         let ticket = cache.begin_fill(key);
         let before = self.look_before(key);
-        let found = self.inner.get(key, options).await;
+        let found = self.inner.get(key, options.clone()).await;
         let landed = match &found {
             Ok(None) => ReadResult::Nothing,
             Ok(Some(object)) if is_whole(object) => {
@@ -231,7 +232,7 @@ impl Cached {
 }
 
 /// Returns what another task has read, as the options want it.
-async fn shared(key: &Key, options: GetOptions, object: &Object) -> Result<Object> {
+async fn shared(key: &Key, options: &GetOptions, object: &Object) -> Result<Object> {
     let Object { attributes, payload } = object.clone();
     let part = options.part(key, attributes.kind, payload.len())?;
     let payload = payload.slice(part);
@@ -265,18 +266,20 @@ impl Backend for Cached {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        let Some(cache) = self.active() else { return self.inner.get(key, options).await };
+        // The cache keeps present states only.
+        let cache = self.active().filter(|_| options.version.is_none());
+        let Some(cache) = cache else { return self.inner.get(key, options).await };
         let entry = self.lookup(cache, key).await;
         if let Some(entry) = entry.filter(|entry| options.range.is_none() || entry.has_ranges()) {
             cache.note(CacheLookup::Hit);
-            return entry.answer(key, options).map(Some);
+            return entry.answer(key, &options).map(Some);
         }
         cache.note(CacheLookup::Miss);
         // The rest of the value would be read only to be kept.
         if options.range.is_some() {
             return self.inner.get(key, options).await;
         }
-        self.read_together(cache, key, options).await
+        self.read_together(cache, key, &options).await
     }
 
     async fn copy(
@@ -309,6 +312,10 @@ impl Backend for Cached {
             cache.forget(key, &entry);
         }
         Ok(found)
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -21,7 +21,8 @@ use async_trait::async_trait;
 use self::pack::pack;
 use self::unpack::{Cap, Unpacked, Wanted, unpack};
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal, Versions,
+    VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
@@ -110,7 +111,7 @@ impl Encoded {
     }
 
     /// Decrypts an object whose payload has all stored bytes: returns the wanted part, or all bytes for a codec.
-    async fn decrypt(&self, key: &Key, options: GetOptions, object: Object) -> Result<Object> {
+    async fn decrypt(&self, key: &Key, options: &GetOptions, object: Object) -> Result<Object> {
         let (mut attributes, data_key) = self.encryption.open(key, &object.attributes)?;
         let plain = DataKey::opened_size(key, &object.payload)?;
         let is_value = attributes.compression.is_none();
@@ -129,7 +130,7 @@ impl Encoded {
     }
 
     /// Returns the wanted part of an object whose payload has all stored bytes.
-    async fn decode(&self, key: &Key, options: GetOptions, codec: &str, object: Object) -> Result<Object> {
+    async fn decode(&self, key: &Key, options: &GetOptions, codec: &str, object: Object) -> Result<Object> {
         let Object { mut attributes, payload } = object;
         attributes.info.decoded = true;
         if options.range.is_some() && attributes.has_unknown_coding() {
@@ -194,13 +195,13 @@ impl Backend for Encoded {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         // A range of an encoded object needs all stored bytes, which may be many.
-        let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options };
+        let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options.clone() };
         let Some(mut object) = self.inner.get(key, kept).await? else { return Ok(None) };
         if object.attributes.encrypted && !object.attributes.info.decoded {
-            object = self.decrypt(key, options, object).await?;
+            object = self.decrypt(key, &options, object).await?;
         }
         let object = match object.attributes.compression.clone() {
-            Some(codec) if !object.attributes.info.decoded => self.decode(key, options, &codec, object).await?,
+            Some(codec) if !object.attributes.info.decoded => self.decode(key, &options, &codec, object).await?,
             _ => object,
         };
         if options.spooled {
@@ -237,6 +238,20 @@ impl Backend for Encoded {
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         let stored = self.inner.stat(key).await?;
         stored.map(|stored| self.open(key, Operation::Stat, stored)).transpose()
+    }
+
+    /// A version whose key is not in the keyring is listed without what the key hides, and is an error where its
+    /// generation is requested.
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        let mut found = self.inner.versions(key, request).await?;
+        for version in &mut found.versions {
+            match self.open(key, Operation::Versions, version.attributes.clone()) {
+                Ok(opened) => version.attributes = opened,
+                Err(error) if request.generation.is_some() => return Err(error),
+                Err(_) => version.attributes.info.unread = true,
+            }
+        }
+        Ok(found)
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

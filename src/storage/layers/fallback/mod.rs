@@ -61,7 +61,7 @@ pub use self::owner::Owner;
 pub use self::report::{SyncProgress, SyncReport};
 use crate::storage::backend::{
     Backend, Condition, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions,
-    Removal,
+    Removal, Versions, VersionsRequest,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -332,7 +332,11 @@ impl Backend for Fallback {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        match self.overlay.get(key, options).await? {
+        if options.version.is_some() {
+            // Only the bucket keeps versions.
+            return self.note_answer(self.primary.get(key, options).await);
+        }
+        match self.overlay.get(key, options.clone()).await? {
             None => self.note_answer(self.primary.get(key, options).await),
             Some(entry) if entry.attributes.tombstone => Ok(None),
             Some(Object { attributes, payload }) => Ok(Some(Object { attributes: pending(attributes), payload })),
@@ -355,6 +359,19 @@ impl Backend for Fallback {
             Some(entry) if entry.tombstone => Ok(None),
             Some(entry) => Ok(Some(pending(entry))),
         }
+    }
+
+    /// Asks the bucket alone. While the key has an entry in the overlay, no version is the present object.
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        let is_pending = match self.overlay.stat(key).await {
+            Err(error) if error.kind == ErrorKind::Integrity => true,
+            entry => entry.map_err(|error| error.during(Operation::Versions))?.is_some(),
+        };
+        let mut found = self.note_answer(self.primary.versions(key, request).await)?;
+        if is_pending {
+            found.versions.iter_mut().for_each(|version| version.is_current = false);
+        }
+        Ok(found)
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

@@ -122,7 +122,7 @@ impl Fallback {
     async fn send(&self, key: &Key, skew: SignedDuration) -> Result<Option<SyncOutcome>> {
         let options = GetOptions { spooled: true, ..GetOptions::default() };
         for _ in 0..TRIES {
-            let Some(entry) = self.overlay.get(key, options).await? else { return Ok(None) };
+            let Some(entry) = self.overlay.get(key, options.clone()).await? else { return Ok(None) };
             let present = match self.note_answer(self.primary.stat(key).await) {
                 // The bucket itself is missing.
                 Err(error) if error.kind == ErrorKind::Invalid => None,

@@ -119,7 +119,7 @@ impl LegacyFolder {
     /// Reads the requested bytes of the file, and all others for the checksum.
     ///
     /// What is returned is a copy: a program in Python may write into the file itself at any time.
-    pub(super) fn read(&self, key: &Key, options: GetOptions) -> io::Result<Result<Option<Object>, LegacyFault>> {
+    pub(super) fn read(&self, key: &Key, options: &GetOptions) -> io::Result<Result<Option<Object>, LegacyFault>> {
         self.steadily(key, |opened, attributes| {
             let part = options.kept_part(key, &attributes).map_err(LegacyFault::Refused)?;
             let whole = whole(opened, &attributes);

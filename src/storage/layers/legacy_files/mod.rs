@@ -37,7 +37,7 @@ pub use self::own::OwnEntries;
 pub use self::survey::Survey;
 use crate::storage::backend::{
     Backend, Condition, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions,
-    Removal,
+    Removal, Versions, VersionsRequest,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -203,7 +203,7 @@ impl LegacyFiles {
 
     async fn read(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         let it = key.clone();
-        let found = self.on_files(Operation::Retrieve, Some(key), move |folder| folder.read(&it, options)).await?;
+        let found = self.on_files(Operation::Retrieve, Some(key), move |folder| folder.read(&it, &options)).await?;
         self.found(Operation::Retrieve, key, found)
     }
 
@@ -301,10 +301,14 @@ impl Backend for LegacyFiles {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
+        if options.version.is_some() {
+            // A file is no version of an object.
+            return self.inner.get(key, options).await;
+        }
         // Looked at first: a store that comes in between removes the file after its object has become visible.
         let has_file = self.has_file(Operation::Retrieve, key).await?;
-        match self.inner.get(key, options).await? {
-            None if has_file => match self.read(key, options).await? {
+        match self.inner.get(key, options.clone()).await? {
+            None if has_file => match self.read(key, options.clone()).await? {
                 None => self.inner.get(key, options).await,
                 found => Ok(found),
             },
@@ -352,6 +356,10 @@ impl Backend for LegacyFiles {
             }
             found => Ok(found),
         }
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {

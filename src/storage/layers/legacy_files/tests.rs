@@ -121,7 +121,7 @@ async fn all_that_the_class_wrote_is_read_as_it_was_stored() {
     assert_eq!(part.value, Value::Bytes(Bytes::from_static("ž".as_bytes().repeat(2)[..3].to_vec().leak())));
     let limit = GetOptions { limit: Some(10), ..GetOptions::default() };
     for long in ["text.txt", "dict", "packed/dict-without"] {
-        assert_eq!(engine.retrieve(&key(long), limit).await.unwrap_err().kind, ErrorKind::Invalid, "{long}");
+        assert_eq!(engine.retrieve(&key(long), limit.clone()).await.unwrap_err().kind, ErrorKind::Invalid, "{long}");
     }
 }
 
@@ -414,7 +414,7 @@ async fn a_large_value_is_a_copy_of_the_file() {
     let files = LegacyFiles::new(Arc::new(Memory::new()), root, OwnEntries::new(OWN, &[]), spool);
     for options in [GetOptions { spooled: true, ..GetOptions::default() }, GetOptions::default()] {
         fs::write(root.join("k"), &old).unwrap();
-        let read = files.get(&key("k"), options).await.unwrap().unwrap();
+        let read = files.get(&key("k"), options.clone()).await.unwrap().unwrap();
         assert_eq!(read.payload.as_memory().is_some(), !options.spooled);
         // A program in Python writes into the file itself.
         fs::File::options().write(true).open(root.join("k")).unwrap().write_all_at(new.as_bytes(), 0).unwrap();
@@ -475,6 +475,10 @@ impl Backend for Refusing {
             Some(kind) => Err(Error::new(kind, Operation::Stat, Some(key), "refused")),
             None => self.kept.stat(key).await,
         }
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.kept.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, _: &DeleteOptions) -> Result<Removal> {

@@ -27,6 +27,7 @@ use self::ledger::{Ledger, Reservation};
 use crate::quota_rule::QuotaRule;
 use crate::storage::backend::{
     Backend, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Versions, VersionsRequest,
 };
 use crate::storage::commit_guard::CommitGuard;
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
@@ -229,6 +230,10 @@ impl Backend for Quota {
 
     async fn stat(&self, key: &Key) -> Result<Option<Attributes>> {
         self.inner.stat(key).await
+    }
+
+    async fn versions(&self, key: &Key, request: &VersionsRequest) -> Result<Versions> {
+        self.inner.versions(key, request).await
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
