@@ -6,6 +6,7 @@ from pages import DOCS, ROOT
 
 GUARANTEES = DOCS / "guarantees.md"
 PROMISES = DOCS / "internals" / "promises.md"
+FILESTORAGE = DOCS / "reference" / "filestorage.md"
 NAMED = re.compile(r"`(\w+)::(\w+)`")
 
 
@@ -46,7 +47,7 @@ def without_test(text):
 
 def rows_without_test(text):
     """The rows of the promises' tables that name no test."""
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise |")]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise |", "| documentation |"))]
     return [row for row in rows if not NAMED.search(row.rsplit("|", 2)[1])]
 
 
@@ -62,6 +63,13 @@ def test_every_promise_names_a_test_that_is_there():
     assert len(NAMED.findall(text)) > 100
     assert rows_without_test(text) == []
     assert missing(text.replace("`e2e::test_x`", "")) == []
+
+
+def test_every_promise_of_the_python_class_names_a_test():
+    text = FILESTORAGE.read_text()
+    assert len(NAMED.findall(text)) > 100
+    assert rows_without_test(text) == []
+    assert missing(text) == []
 
 
 def test_what_the_security_page_names_is_there():

@@ -29,6 +29,7 @@ const GZIP: Option<Compression> = Some(Compression { codec: Codec::Gzip, level: 
 const DAMAGED: &str = r#"{"format":1,"generation":"mine"}"#;
 
 /// What a worker builds over a bucket, and its fallback.
+#[expect(clippy::needless_pass_by_value, reason = "a reference to an Arc of a backend is none to an Arc of the trait")]
 fn stack(bucket: Arc<dyn Backend>, kind: BackendKind, folder: &Path, keys: &str) -> (Engine, Arc<Fallback>) {
     let fallback = impatient(&bucket, folder);
     let encoded = Encoded::new(Arc::clone(&fallback) as Arc<dyn Backend>, Spool::new(env!("CARGO_TARGET_TMPDIR")))
