@@ -193,7 +193,7 @@ pub static SETTINGS: &[Setting] = &[
         "enable_cache",
         SettingKind::Bool,
         "true",
-        "Keeps values that were read or stored in the memory of the worker.",
+        "Keeps values that were read in the memory of the worker; with a bucket, also values that were stored.",
     ),
     Setting::new(
         "cache_ttl_seconds",

@@ -125,6 +125,11 @@ pub trait Deferral: fmt::Debug + Send + Sync + 'static {
 
     /// Tells whether the newest state of the key, an object or none, is not yet in the bucket.
     async fn is_pending(&self, key: &Key) -> Result<bool>;
+
+    /// Tells whether the overlay may have an entry of the key. Where it certainly has none, the answer is no.
+    ///
+    /// Blocks for one or two system calls on the overlay's folder, which do not wait for a device in general.
+    fn may_have_entry(&self, key: &Key) -> bool;
 }
 
 /// The result of a delete.

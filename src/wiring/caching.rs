@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{CacheSettings, StorageSettings};
-use crate::storage::{Backend, Cache, CacheInvalidation, CacheOptions, Cached, FileIdentities, Invalidation};
+use crate::storage::{Backend, Cache, CacheInvalidation, CacheOptions, Cached, FileIdentities, Invalidation, Local};
 use crate::telemetry::Metrics;
 
 /// The cache of a worker, and how it learns of changes.
@@ -21,9 +21,21 @@ enum Origin {
 }
 
 impl Caching {
-    /// Makes the cache of a local store.
-    pub(super) fn of_files(settings: &StorageSettings, files: Arc<dyn FileIdentities>, metrics: &Metrics) -> Self {
-        Self { cache: cache(settings, metrics), origin: Origin::Files(files) }
+    /// Makes the cache of a local store. Where the times of files prove nothing, there is none, which is logged.
+    pub(super) fn of_files(settings: &StorageSettings, local: Arc<Local>, metrics: &Metrics) -> Self {
+        let mut cache = cache(settings, metrics);
+        if cache.is_some()
+            && let Some(file_system) = local.unproven_file_system()
+        {
+            let root = local.root().display();
+            tracing::warn!(
+                %file_system, %root,
+                "the cache is off: on this file system, another machine may change a file unseen by this one; move \
+                 local_storage_path to ext4, XFS, Btrfs, ZFS or tmpfs, or set enable_cache to false"
+            );
+            cache = None;
+        }
+        Self { cache, origin: Origin::Files(local) }
     }
 
     /// Makes the cache of a bucket. It is suspended until this worker is told of the changes of the others.

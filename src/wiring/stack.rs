@@ -61,8 +61,7 @@ async fn build(
 ) -> Result<Stack, Failure> {
     let Some((provider, name)) = settings.bucket() else {
         let local = Arc::new(Local::open(objects(&settings.local_storage_path))?);
-        let files = Arc::<Local>::clone(&local);
-        let caching = siblings.map(|_| Caching::of_files(settings, files, metrics));
+        let caching = siblings.map(|_| Caching::of_files(settings, Arc::clone(&local), metrics));
         let local = Arc::new(Metered::new(local, telemetry::BackendLabel::Local, metrics.clone()));
         let below = Below { top: local, kind: BackendKind::Local, fallback: None, caching };
         return Ok(Stack { engine: engine_over(settings, metrics, below)?, bucket: None });

@@ -242,9 +242,12 @@ async fn every_change_that_may_have_happened_is_announced() {
             (Fate::Refused(ErrorKind::Unavailable), true),
             (Fate::Refused(ErrorKind::Throttled), true),
             (Fate::Refused(ErrorKind::Io), true),
-            (Fate::Refused(ErrorKind::Denied), false),
+            // Such an error concerns the last attempt; an earlier one may have changed the bucket.
+            (Fate::Refused(ErrorKind::Denied), true),
+            (Fate::Refused(ErrorKind::NoSpace), true),
+            (Fate::Refused(ErrorKind::Integrity), true),
+            (Fate::Refused(ErrorKind::Abandoned), true),
             (Fate::Refused(ErrorKind::Precondition), false),
-            (Fate::Refused(ErrorKind::Abandoned), false),
             (Fate::Refused(ErrorKind::Invalid), false),
         ] {
             bucket.weather(move |_| fate.clone());

@@ -6,6 +6,7 @@
 
 mod backend;
 mod cached;
+mod cached_freshness;
 mod cached_races;
 mod cached_suites;
 mod concurrent_writer;

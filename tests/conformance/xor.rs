@@ -235,4 +235,8 @@ impl Deferral for Xor {
     async fn is_pending(&self, key: &Key) -> Result<bool> {
         self.deferral().is_pending(key).await
     }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.deferral().may_have_entry(key)
+    }
 }

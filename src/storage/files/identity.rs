@@ -12,6 +12,10 @@ use crate::storage::object::Key;
 /// changes within one tick can have the same times.
 const TICK: Duration = Duration::from_millis(20);
 
+/// The longest tick of a file system that stores times of whole seconds: ext3, ext4 with inodes of 128 bytes, or two
+/// seconds with FAT.
+const LONG_TICK: Duration = Duration::from_secs(2);
+
 /// Identifies one version of a file, without links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
@@ -39,15 +43,17 @@ impl FileIdentity {
 
     /// Tells whether every change after this moment gives the file another identity.
     ///
-    /// A file that changed less than 20 ms before may change again within the same tick of the clock. So may one whose
-    /// time lies in the future, because the clock was set back.
+    /// A file that changed less than 20 ms before may change again within the same tick of the clock; one whose times are
+    /// whole seconds, up to 2 s after. So may one whose time lies in the future, because the clock was set back.
     #[must_use]
     pub fn is_settled(&self, now: SystemTime) -> bool {
         let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(self.changed.0), u32::try_from(self.changed.1)) else {
             return false;
         };
         let changed = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
-        changed.and_then(|changed| now.duration_since(changed).ok()).is_some_and(|age| age >= TICK)
+        let age = changed.and_then(|changed| now.duration_since(changed).ok());
+        let has_whole_seconds = (self.modified.1, self.changed.1) == (0, 0);
+        age.is_some_and(|age| if has_whole_seconds { age > LONG_TICK } else { age >= TICK })
     }
 }
 
@@ -93,5 +99,15 @@ mod tests {
         assert!(!identity.is_settled(at(999_000)) && !identity.is_settled(at(1_000_519)));
         assert!(identity.is_settled(at(1_000_520)) && identity.is_settled(at(9_000_000)));
         assert!(!FileIdentity { changed: (-1, 0), ..identity }.is_settled(at(0)));
+    }
+
+    #[test]
+    fn a_file_with_times_of_whole_seconds_settles_later() {
+        let identity = FileIdentity { inode: (1, 2), size: 3, modified: (900, 0), changed: (1_000, 0) };
+        let at = |milliseconds| UNIX_EPOCH + Duration::from_millis(milliseconds);
+        assert!(!identity.is_settled(at(1_000_020)) && !identity.is_settled(at(1_002_000)));
+        assert!(identity.is_settled(at(1_002_001)));
+        let exact = FileIdentity { modified: (900, 1), ..identity };
+        assert!(exact.is_settled(at(1_000_020)), "its change fell on a whole second by chance");
     }
 }

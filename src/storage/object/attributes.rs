@@ -91,6 +91,9 @@ pub struct ObjectInfo {
     pub received_at: Option<Timestamp>,
     /// Whether the checksum of the value in these attributes is none, since nobody has read the bytes, or no key opens it.
     pub unread: bool,
+    /// Whether the checksum was computed from all bytes, because the place does not know it. To ask for the attributes
+    /// then takes as long as reading the object.
+    pub computed_checksum: bool,
     /// Set for a file of the Python class `FileStorage`.
     pub legacy: Option<LegacyFile>,
 }

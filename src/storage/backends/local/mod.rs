@@ -17,6 +17,7 @@
 //! ```
 
 mod copy;
+mod file_system;
 mod folders;
 mod header;
 mod identity;
@@ -31,6 +32,7 @@ mod write;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +40,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rustix::io::Errno;
 
+use self::file_system::FileSystem;
 use self::folders::Folders;
 use self::locks::Locks;
 pub(in crate::storage) use self::quarantine::Quarantined;
@@ -55,26 +58,6 @@ use crate::storage::object::{Attributes, Key, Object};
 
 /// Longest path of a root in bytes. With the longest path of a key it stays below the system's limit of 4096.
 const MAX_ROOT_BYTES: usize = 900;
-
-/// `f_type` of a tmpfs, from `linux/magic.h`.
-const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
-
-/// `f_type` of file systems whose files other machines may change while this one still knows the old times: NFS, SMB, CIFS,
-/// SMB 2, FUSE, 9P, Ceph, AFS, Coda, Lustre, GFS2, OCFS2.
-const SHARED_MAGIC: [rustix::fs::FsWord; 12] = [
-    0x6969,
-    0x517b,
-    0xff53_4d42,
-    0xfe53_4d42,
-    0x6573_5546,
-    0x0102_1997,
-    0x00c3_6400,
-    0x5346_414f,
-    0x7375_7245,
-    0x0bd0_0bd0,
-    0x0116_1970,
-    0x7461_636f,
-];
 
 /// How often a write is tried while somebody keeps removing its folder or temporary file.
 const TRIES: usize = 100;
@@ -95,8 +78,9 @@ struct Root {
     staging: StagingFolder,
     /// Whether the file system is a tmpfs.
     in_memory: bool,
-    /// Whether the times of files may be old, because other machines can change them.
-    is_shared: bool,
+    file_system: FileSystem,
+    /// The device of the root, when it was opened. What is mounted below has another one.
+    device: Option<u64>,
 }
 
 /// One object of an overlay, as [`Local::survey`] reports it.
@@ -171,6 +155,20 @@ impl Local {
         &self.0.root
     }
 
+    /// Names the root's file system if it does not prove that a file has not changed ([`FileIdentities`]).
+    #[must_use]
+    pub fn unproven_file_system(&self) -> Option<String> {
+        (!self.0.file_system.is_local()).then(|| self.0.file_system.to_string())
+    }
+
+    /// Tells whether the key may have a file. Blocks for one or two system calls.
+    ///
+    /// Only where there is certainly none the answer is no: not where the root is gone, or cannot be looked at.
+    pub(in crate::storage) fn may_have(&self, key: &Key) -> bool {
+        let found = fs::symlink_metadata(self.0.path(key));
+        !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) || !self.0.root.is_dir()
+    }
+
     /// Replaces exactly this state of the key, expired or not, or no object; otherwise fails with
     /// [`ErrorKind::Precondition`].
     pub(in crate::storage) async fn replace_state(
@@ -241,10 +239,10 @@ impl Root {
         }
         let staging = StagingFolder::new(root.join(names::TEMPORARY));
         let locks = Locks::new(root.join(names::LOCKS));
-        let system = rustix::fs::statfs(&root).map(|system| system.f_type).ok();
-        let in_memory = system == Some(TMPFS_MAGIC);
-        let is_shared = system.is_none_or(|system| SHARED_MAGIC.contains(&system));
-        Ok(Self { folders: Folders::new(root.clone()), locks, staging, in_memory, is_shared, root })
+        let file_system = FileSystem::of(&root);
+        let in_memory = file_system.is_tmpfs();
+        let device = fs::metadata(&root).map(|found| found.dev()).ok();
+        Ok(Self { folders: Folders::new(root.clone()), locks, staging, in_memory, file_system, device, root })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -407,7 +405,10 @@ impl fmt::Display for Local {
 
 impl FileIdentities for Local {
     fn identity(&self, key: &Key) -> Option<FileIdentity> {
-        if self.0.is_shared { None } else { FileIdentity::of(&self.0.path(key)) }
+        if !self.0.file_system.is_local() {
+            return None;
+        }
+        FileIdentity::of(&self.0.path(key)).filter(|identity| Some(identity.inode.0) == self.0.device)
     }
 }
 
@@ -508,6 +509,34 @@ impl Backend for Local {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::object::Kind;
+
+    #[tokio::test]
+    async fn only_files_of_the_device_of_the_root_have_identities() {
+        let folder = tempfile::tempdir().unwrap();
+        let local = Local::open(folder.path().canonicalize().unwrap()).unwrap();
+        let key = Key::parse("it").unwrap();
+        assert!(!local.may_have(&key));
+        let checksum = crate::storage::object::Checksum::of(b"value");
+        let attributes = Attributes::new(Kind::Bytes, Kind::Bytes.content_type().to_owned(), 5, checksum);
+        let object = Object { attributes, payload: bytes::Bytes::from("value").into() };
+        local.put(&key, &object, &PutOptions::default()).await.unwrap();
+        assert!(
+            local.may_have(&key)
+                && FileIdentities::identity(&local, &key).is_some()
+                && local.unproven_file_system().is_none()
+        );
+        let mut root = Root::at(local.root().to_owned()).unwrap();
+        root.device = root.device.map(|device| device + 1);
+        let elsewhere = Local(Arc::new(root));
+        assert_eq!(FileIdentities::identity(&elsewhere, &key), None, "as if another file system were mounted there");
+        let mut root = Root::at(local.root().to_owned()).unwrap();
+        root.file_system = FileSystem::default();
+        let unknown = Local(Arc::new(root));
+        assert!(FileIdentities::identity(&unknown, &key).is_none() && unknown.unproven_file_system().is_some());
+        fs::remove_dir_all(folder.path()).unwrap();
+        assert!(local.may_have(&key), "a root that is gone proves nothing");
+    }
 
     #[test]
     fn each_system_error_has_its_kind_and_remedy() {

@@ -107,6 +107,7 @@ impl Wire {
         let (payload, checksum) = take(reply, &context, attributes.stored_size, part, spool).await?;
         if !known {
             (attributes.checksum, attributes.stored_checksum) = (checksum, checksum);
+            attributes.info.computed_checksum = true;
         }
         if checksum != attributes.stored_checksum {
             return Err(context.damaged("the bytes do not match their checksum"));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::telemetry::Metrics;
 
-/// Counts the bytes and the entries of a cache. Bytes count from the moment when the cache holds them until they are free.
+/// Counts the bytes and the entries of a cache. Bytes count from the moment when the cache holds them until it has let go of them.
 #[derive(Debug)]
 pub(super) struct Account {
     bound: u64,

@@ -9,11 +9,12 @@ use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Map;
+use tokio::time::Instant;
 
 use super::account::Account;
 use super::entry::{CacheEntry, Slot, may_be_kept};
-use super::flight::{Flight, Landing, Pilot, Sequence};
 use super::shards::{Shard, Shards};
+use super::shared_read::{Leader, Role, Sequence, SharedRead};
 use crate::storage::files::FileIdentity;
 use crate::storage::layers::attempts::note_lookup;
 use crate::storage::object::{Key, Object};
@@ -85,7 +86,11 @@ impl Expiry<Key, Arc<Slot>> for Lifetimes {
 
 /// The permission to fill a key with what is read from now on, unless a change overtakes it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct FillTicket(u64);
+pub(super) struct FillTicket {
+    stamp: u64,
+    /// When the read began. What it finds is of this age at least.
+    begun_at: Instant,
+}
 
 impl Cache {
     /// Makes an empty cache.
@@ -202,14 +207,15 @@ impl Cache {
     /// Permits to fill a key with what is read from now on; `None` while the key is being written.
     pub(super) fn begin_fill(&self, key: &Key) -> Option<FillTicket> {
         let shard = self.0.shards.of(key);
-        (shard.writing == 0 && !self.is_suspended()).then_some(FillTicket(shard.stamp))
+        (shard.writing == 0 && !self.is_suspended())
+            .then(|| FillTicket { stamp: shard.stamp, begun_at: Instant::now() })
     }
 
     /// Keeps what was read, unless the key was changed meanwhile or the value is too large.
     pub(super) fn fill(&self, key: &Key, ticket: FillTicket, object: &Object, identity: Option<FileIdentity>) {
         let shard = self.0.shards.of(key);
-        if shard.stamp == ticket.0 && !self.is_suspended() {
-            self.insert(key, object, identity);
+        if shard.stamp == ticket.stamp && !self.is_suspended() {
+            self.insert(key, object, identity, ticket.begun_at);
         }
     }
 
@@ -219,34 +225,42 @@ impl Cache {
         shard.overtake(key);
         shard.writing += 1;
         self.0.values.invalidate(key);
-        let ticket = (!self.is_suspended()).then_some(shard.stamp);
+        let ticket = (!self.is_suspended()).then(|| FillTicket { stamp: shard.stamp, begun_at: Instant::now() });
         Writing { cache: self.clone(), key: key.clone(), ticket }
     }
 
     /// Joins the read of a key that is under way, or begins one that others may join.
-    pub(super) fn join(&self, key: &Key) -> Turn {
+    pub(super) fn join(&self, key: &Key) -> Role {
         let mut shard = self.0.shards.of(key);
-        if let Some(flight) = shard.flights.get(key) {
-            return Turn::Follow(Arc::clone(flight));
+        if let Some(read) = shard.reads.get(key) {
+            return Role::Follower(Arc::clone(read));
         }
-        Turn::Lead(self.begin_flight(&mut shard, key))
+        Role::Leader(self.begin_read(&mut shard, key))
     }
 
     /// Joins the read that begins after another one has ended, or begins it. All who waited for that one share it.
-    pub(super) fn join_next(&self, key: &Key, ended: &Flight) -> Turn {
+    pub(super) fn join_next(&self, key: &Key, ended: &SharedRead) -> Role {
         let mut shard = self.0.shards.of(key);
-        let mut lead = None;
-        let next = ended.next(|| match shard.flights.get(key) {
-            Some(flight) => Arc::clone(flight),
-            None => Arc::clone(&lead.insert(self.begin_flight(&mut shard, key)).pilot.flight),
+        let mut leader = None;
+        let next = ended.next(|| match shard.reads.get(key) {
+            Some(read) => Arc::clone(read),
+            None => Arc::clone(leader.insert(self.begin_read(&mut shard, key)).read()),
         });
-        lead.map_or_else(|| Turn::Follow(Arc::clone(next)), Turn::Lead)
+        leader.map_or_else(|| Role::Follower(Arc::clone(next)), Role::Leader)
     }
 
-    fn begin_flight(&self, shard: &mut Shard, key: &Key) -> Lead {
-        let pilot = Pilot::new();
-        shard.flights.insert(key.clone(), Arc::clone(&pilot.flight));
-        Lead { cache: self.clone(), key: key.clone(), pilot }
+    fn begin_read(&self, shard: &mut Shard, key: &Key) -> Leader {
+        let leader = Leader::new(self.clone(), key.clone());
+        shard.reads.insert(key.clone(), Arc::clone(leader.read()));
+        leader
+    }
+
+    /// Lets nobody join this read any longer.
+    pub(super) fn end_read(&self, key: &Key, read: &Arc<SharedRead>) {
+        let mut shard = self.0.shards.of(key);
+        if shard.reads.get(key).is_some_and(|present| Arc::ptr_eq(present, read)) {
+            shard.reads.remove(key);
+        }
     }
 
     /// Returns the next moment in the order of reads and arrivals.
@@ -254,8 +268,13 @@ impl Cache {
         self.0.sequence.next()
     }
 
-    /// Inserts an entry. The caller holds the shard of the key.
-    fn insert(&self, key: &Key, object: &Object, identity: Option<FileIdentity>) {
+    /// Returns the longest time that a value stays.
+    pub(super) fn ttl(&self) -> Duration {
+        self.0.ttl
+    }
+
+    /// Inserts an entry whose age counts from this time. The caller holds the shard of the key.
+    fn insert(&self, key: &Key, object: &Object, identity: Option<FileIdentity>, begun_at: Instant) {
         let Some(payload) = object.payload.as_memory().filter(|_| may_be_kept(object)) else { return };
         let weight = CacheEntry::weight(key, &object.attributes, payload.len() as u64);
         if weight > self.0.largest {
@@ -267,7 +286,7 @@ impl Cache {
             self.0.account.claim(weight)
         });
         let Some(claim) = claim else { return };
-        let entry = CacheEntry::new(object, payload, identity, claim);
+        let entry = CacheEntry::new(object, payload, identity, begun_at, claim);
         self.0.values.insert(key.clone(), Arc::new(Slot::new(entry, weight, self.0.ttl)));
         // Makes room for the next one.
         self.0.values.run_pending_tasks();
@@ -276,7 +295,7 @@ impl Cache {
 
 impl fmt::Debug for Cache {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Values are nobody's business but their readers'.
+        // The output goes to logs, which must not show values.
         let mut shown = formatter.debug_struct("Cache");
         shown.field("entries", &self.0.account.entries()).field("bytes", &self.0.account.bytes());
         shown.finish_non_exhaustive()
@@ -288,16 +307,17 @@ impl fmt::Debug for Cache {
 pub(super) struct Writing {
     cache: Cache,
     key: Key,
-    /// The stamp that no other change has moved while the write can be kept.
-    ticket: Option<u64>,
+    /// Permits to keep what was written while no other change has moved the stamp.
+    ticket: Option<FillTicket>,
 }
 
 impl Writing {
     /// Keeps what was written, unless another change of the key was under way or has come in between.
     pub(super) fn keep(self, object: &Object) {
         let shard = self.cache.0.shards.of(&self.key);
-        if self.ticket == Some(shard.stamp) && shard.writing == 1 && !self.cache.is_suspended() {
-            self.cache.insert(&self.key, object, None);
+        let ticket = self.ticket.filter(|ticket| ticket.stamp == shard.stamp);
+        if let Some(ticket) = ticket.filter(|_| shard.writing == 1 && !self.cache.is_suspended()) {
+            self.cache.insert(&self.key, object, None, ticket.begun_at);
         }
     }
 }
@@ -308,42 +328,5 @@ impl Drop for Writing {
         shard.writing -= 1;
         // Reads that began during the write may have found the state before it, and nobody may join them any longer.
         shard.overtake(&self.key);
-    }
-}
-
-/// How a read of a key goes on.
-pub(super) enum Turn {
-    /// The caller reads, and others wait for it.
-    Lead(Lead),
-    /// Another caller reads.
-    Follow(Arc<Flight>),
-}
-
-/// A read that others may join. Dropping it ends the flight.
-#[derive(Debug)]
-pub(super) struct Lead {
-    cache: Cache,
-    key: Key,
-    pilot: Pilot,
-}
-
-impl Lead {
-    /// Tells those who have joined what was found. Who comes from now on reads anew.
-    pub(super) fn land(&self, landing: Landing) {
-        self.leave();
-        self.pilot.land(landing);
-    }
-
-    fn leave(&self) {
-        let mut shard = self.cache.0.shards.of(&self.key);
-        if shard.flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.pilot.flight)) {
-            shard.flights.remove(&self.key);
-        }
-    }
-}
-
-impl Drop for Lead {
-    fn drop(&mut self) {
-        self.leave();
     }
 }

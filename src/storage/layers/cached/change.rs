@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 
 use super::cache::{Cache, Writing};
+use super::late::LateChanges;
 use crate::storage::error::{Error, ErrorKind};
 use crate::storage::invalidation::Invalidation;
 use crate::storage::object::{Key, Object};
@@ -14,13 +15,14 @@ use crate::storage::object::{Key, Object};
 #[derive(Debug)]
 pub(super) struct Change {
     writing: Option<Writing>,
-    siblings: Option<Arc<dyn Invalidation>>,
+    /// The way of the announcement, until it has been made.
+    changes: Option<Arc<LateChanges>>,
     key: Key,
 }
 
 impl Change {
-    pub(super) fn begin(cache: Option<&Cache>, siblings: Option<Arc<dyn Invalidation>>, key: &Key) -> Self {
-        Self { writing: cache.map(|cache| cache.begin_write(key)), siblings, key: key.clone() }
+    pub(super) fn begin(cache: Option<&Cache>, changes: Option<Arc<LateChanges>>, key: &Key) -> Self {
+        Self { writing: cache.map(|cache| cache.begin_write(key)), changes, key: key.clone() }
     }
 
     /// Ends a change that has happened, and keeps what was written.
@@ -32,45 +34,48 @@ impl Change {
         self.announce().await;
     }
 
-    /// Ends a change that did not happen.
-    pub(super) fn refused(mut self) {
-        self.siblings = None;
-    }
-
-    /// Ends a change that failed; announces it unless it certainly did not happen.
+    /// Ends a change that failed; announces it unless it certainly did not happen, now and once more later.
+    ///
+    /// An error concerns the last attempt. An earlier one, whose outcome is unknown, may have changed the bucket, or may
+    /// change it after the answer.
     pub(super) async fn failed(mut self, error: Error) -> Error {
         match error.kind {
-            ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Io => {
-                drop(self.writing.take());
-                self.announce().await;
-            }
-            ErrorKind::Invalid
-            | ErrorKind::Precondition
+            ErrorKind::Invalid | ErrorKind::Precondition => self.changes = None,
+            ErrorKind::Unavailable
+            | ErrorKind::Throttled
+            | ErrorKind::Io
             | ErrorKind::Integrity
             | ErrorKind::Missing
             | ErrorKind::NoSpace
             | ErrorKind::QuotaExceeded
             | ErrorKind::Denied
-            | ErrorKind::Abandoned => self.refused(),
+            | ErrorKind::Abandoned => {
+                drop(self.writing.take());
+                if let Some(changes) = &self.changes {
+                    changes.repeat_later(&self.key);
+                }
+                self.announce().await;
+            }
         }
         error
     }
 
     async fn announce(&mut self) {
-        if let Some(siblings) = &self.siblings {
-            siblings.announce(&self.key).await;
+        if let Some(changes) = &self.changes {
+            changes.announce(&self.key).await;
         }
-        self.siblings = None;
+        self.changes = None;
     }
 }
 
 impl Drop for Change {
     fn drop(&mut self) {
-        if let Some(siblings) = self.siblings.take()
+        if let Some(changes) = self.changes.take()
             && let Ok(runtime) = Handle::try_current()
         {
             let key = self.key.clone();
-            runtime.spawn(async move { siblings.announce(&key).await });
+            changes.repeat_later(&key);
+            runtime.spawn(async move { changes.announce(&key).await });
         }
     }
 }
@@ -80,7 +85,7 @@ impl Drop for Change {
 #[derive(Clone, Debug)]
 pub struct CacheInvalidation {
     cache: Option<Cache>,
-    siblings: Arc<dyn Invalidation>,
+    pub(super) siblings: Arc<dyn Invalidation>,
 }
 
 impl CacheInvalidation {

@@ -23,7 +23,8 @@ pub(super) struct CacheEntry {
     payload: Bytes,
     /// The version of the file that was read, for a local store.
     pub(super) identity: Option<FileIdentity>,
-    filled_at: Instant,
+    /// When the read or write began that the value is from.
+    begun_at: Instant,
     /// When the place has last said that this is the present state of the key.
     checked_at: Mutex<Instant>,
     _claim: Claim,
@@ -31,12 +32,19 @@ pub(super) struct CacheEntry {
 
 impl CacheEntry {
     /// Keeps a value in memory of its own, so that no larger buffer stays alive.
-    pub(super) fn new(object: &Object, payload: &Bytes, identity: Option<FileIdentity>, claim: Claim) -> Self {
+    ///
+    /// Its age counts from the beginning of the read or write: the object may have changed while the bytes came.
+    pub(super) fn new(
+        object: &Object,
+        payload: &Bytes,
+        identity: Option<FileIdentity>,
+        begun_at: Instant,
+        claim: Claim,
+    ) -> Self {
         let mut attributes = object.attributes.clone();
         attributes.info.decoded = true;
-        let now = Instant::now();
-        let (filled_at, checked_at) = (now, Mutex::new(now));
-        Self { attributes, payload: Bytes::copy_from_slice(payload), identity, filled_at, checked_at, _claim: claim }
+        let (payload, checked_at) = (Bytes::copy_from_slice(payload), Mutex::new(begun_at));
+        Self { attributes, payload, identity, begun_at, checked_at, _claim: claim }
     }
 
     /// Computes how many bytes of memory an entry takes.
@@ -55,7 +63,7 @@ impl CacheEntry {
 
     /// Tells whether the entry may still be answered: neither its own time nor that of the object is over.
     pub(super) fn is_live(&self, ttl: Duration) -> bool {
-        self.filled_at.elapsed() < ttl && !self.attributes.is_expired(Timestamp::now())
+        self.begun_at.elapsed() < ttl && !self.attributes.is_expired(Timestamp::now())
     }
 
     /// Tells whether a range of the stored bytes is one of these bytes. Old objects of other tools may stand for values.
@@ -138,6 +146,7 @@ impl Slot {
     pub(super) fn new(entry: CacheEntry, weight: u64, ttl: Duration) -> Self {
         let remaining = entry.attributes.expires_at.map(|expiry| Timestamp::now().duration_until(expiry));
         let remaining = remaining.map(|remaining| Duration::try_from(remaining).unwrap_or(Duration::ZERO));
+        let ttl = ttl.saturating_sub(entry.begun_at.elapsed());
         let lifetime = remaining.map_or(ttl, |remaining| remaining.min(ttl));
         Self { entry: Mutex::new(Some(Arc::new(entry))), lifetime, weight }
     }

@@ -16,7 +16,11 @@
 //! something. So a write never fills: the clock may tick only after the next write.
 //!
 //! *A bucket:* a write or delete announces the key to the other workers before it is answered. Where the settings ask for
-//! it, a hit asks the bucket first whether the object is still the same.
+//! it, a hit asks the bucket first whether the object is still the same. A write or delete whose outcome is unknown is
+//! announced once more later, because the bucket may carry it out after the answer. Where there is an overlay, a hit looks
+//! first whether the overlay has an entry of the key.
+//!
+//! The age of an entry counts from the beginning of the read or write that it is from.
 //!
 //! In both cases a read that is overtaken by a change in this worker keeps nothing, and is joined by nobody who came later.
 
@@ -24,8 +28,9 @@ mod account;
 mod cache;
 mod change;
 mod entry;
-mod flight;
+mod late;
 mod shards;
+mod shared_read;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,11 +41,11 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::cache::{Cache, CacheCounts, CacheOptions};
-use self::cache::{Lead, Turn};
 pub use self::change::CacheInvalidation;
 use self::change::Change;
 use self::entry::{CacheEntry, is_whole};
-use self::flight::{Landing, ReadResult};
+use self::late::LateChanges;
+use self::shared_read::{Leader, ReadOutcome, ReadResult, Role};
 use crate::storage::backend::{
     Backend, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
     Versions, VersionsRequest,
@@ -74,12 +79,8 @@ enum Origin {
     /// By the identity of the file.
     Files(Arc<dyn FileIdentities>),
     /// By the announcements of the other workers, and by asking the bucket for what it has not confirmed for so long.
-    Bucket { siblings: Arc<dyn Invalidation>, revalidate: Option<Duration> },
+    Bucket { changes: Arc<LateChanges>, revalidate: Option<Duration> },
 }
-
-/// The identity of a file before a read.
-#[derive(Clone, Copy)]
-struct Before(Option<FileIdentity>);
 
 impl Cached {
     /// Puts a cache before a local store.
@@ -98,10 +99,11 @@ impl Cached {
         siblings: Arc<dyn Invalidation>,
         revalidate: Option<Duration>,
     ) -> Self {
-        Self { inner, cache, origin: Origin::Bucket { siblings, revalidate }, deferral: None }
+        let changes = Arc::new(LateChanges::new(CacheInvalidation::new(cache.clone(), siblings)));
+        Self { inner, cache, origin: Origin::Bucket { changes, revalidate }, deferral: None }
     }
 
-    /// Names the way to the overlay below, so that deferred writes and deletes are changes, too.
+    /// Names the way to the overlay below, into which a hit looks first. Deferred writes and deletes are changes, too.
     #[must_use]
     pub fn with_deferral(self, deferral: Arc<dyn Deferral>) -> Self {
         Self { deferral: Some(deferral), ..self }
@@ -114,11 +116,16 @@ impl Cached {
 
     /// Begins a write or delete.
     fn change(&self, key: &Key) -> Change {
-        let siblings = match &self.origin {
+        let changes = match &self.origin {
             Origin::Files(_) => None,
-            Origin::Bucket { siblings, .. } => Some(Arc::clone(siblings)),
+            Origin::Bucket { changes, .. } => Some(Arc::clone(changes)),
         };
-        Change::begin(self.cache.as_ref(), siblings, key)
+        Change::begin(self.cache.as_ref(), changes, key)
+    }
+
+    /// Tells whether the overlay may have an entry of a key, which a command of the shell announces to nobody.
+    fn is_in_overlay(&self, key: &Key) -> bool {
+        self.deferral.as_ref().is_some_and(|deferral| deferral.may_have_entry(key))
     }
 
     /// Returns the entry of a key that may be answered now.
@@ -126,6 +133,7 @@ impl Cached {
         let entry = cache.find(key)?;
         let is_current = match &self.origin {
             Origin::Files(identities) => entry.identity.is_some() && identities.identity(key) == entry.identity,
+            Origin::Bucket { .. } if self.is_in_overlay(key) => false,
             Origin::Bucket { revalidate: Some(age), .. } if entry.is_unchecked_for(*age) => {
                 self.confirm(key, &entry).await
             }
@@ -151,78 +159,88 @@ impl Cached {
     /// Reads a value of which the cache has none, together with everyone who wants it now.
     async fn read_together(&self, cache: &Cache, key: &Key, options: &GetOptions) -> Result<Option<Object>> {
         let arrived = cache.moment();
-        let mut turn = cache.join(key);
+        let mut role = cache.join(key);
         loop {
-            let flight = match turn {
-                Turn::Lead(lead) => return self.lead(cache, key, options, lead).await,
-                Turn::Follow(flight) => flight,
+            let read = match role {
+                Role::Leader(leader) => return self.lead(cache, key, options, leader).await,
+                Role::Follower(read) => read,
             };
-            // Without a landing, the task that was reading is gone, and one of those who wait goes on.
-            let Some(landing) = flight.landing().await else {
-                turn = cache.join_next(key, &flight);
+            // Without an outcome, the task that was reading is gone, and one of those who wait goes on.
+            let Some(outcome) = read.outcome().await else {
+                role = cache.join_next(key, &read);
                 continue;
             };
-            let is_fresh = landing.begun > arrived || self.may_join(key, &landing.found);
-            match landing.found {
-                ReadResult::Apart => return self.inner.get(key, options.clone()).await,
+            let is_fresh = outcome.begun > arrived || self.may_join(cache, key, &outcome);
+            match outcome.found {
+                ReadResult::NotShared => return self.inner.get(key, options.clone()).await,
                 ReadResult::Value(object, _) if is_fresh => return shared(key, options, &object).await.map(Some),
                 ReadResult::Nothing if is_fresh => return Ok(None),
                 // The value may have been read before the last change. The next read begins after all who wait for it.
-                ReadResult::Value(..) | ReadResult::Nothing => turn = cache.join_next(key, &flight),
+                ReadResult::Value(..) | ReadResult::Nothing => role = cache.join_next(key, &read),
             }
         }
     }
 
     /// Tells whether a read that began before the caller came is as good as one that begins now.
-    fn may_join(&self, key: &Key, found: &ReadResult) -> bool {
-        match (&self.origin, found) {
+    fn may_join(&self, cache: &Cache, key: &Key, outcome: &ReadOutcome) -> bool {
+        match (&self.origin, &outcome.found) {
             (Origin::Files(identities), ReadResult::Value(_, identity @ Some(_))) => {
                 identities.identity(key) == *identity
             }
             (Origin::Files(_), _) => false,
-            (Origin::Bucket { revalidate, .. }, _) => *revalidate != Some(Duration::ZERO),
+            (Origin::Bucket { revalidate, .. }, _) => {
+                let most = revalidate.map_or(cache.ttl(), |age| age.min(cache.ttl()));
+                outcome.begun_at.elapsed() < most && !self.is_in_overlay(key)
+            }
         }
     }
 
     /// Reads a value for oneself and for those who have joined, and keeps it.
-    async fn lead(&self, cache: &Cache, key: &Key, options: &GetOptions, lead: Lead) -> Result<Option<Object>> {
-        let begun = cache.moment();
+    async fn lead(&self, cache: &Cache, key: &Key, options: &GetOptions, leader: Leader) -> Result<Option<Object>> {
+        let (begun, begun_at) = (cache.moment(), Instant::now());
         // The read that was under way when this caller looked may have ended before the caller could join it.
         if let Some(entry) = self.lookup(cache, key).await {
             let whole = Arc::new(entry.answer(key, &GetOptions::default())?);
-            lead.land(Landing { begun, found: ReadResult::Value(whole, entry.identity) });
+            leader.tell(ReadOutcome { begun, begun_at, found: ReadResult::Value(whole, entry.identity) });
             return entry.answer(key, options).map(Some);
         }
         let ticket = cache.begin_fill(key);
-        let before = self.look_before(key);
+        let before = self.settled_identity(key);
         let found = self.inner.get(key, options.clone()).await;
-        let landed = match &found {
+        let result = match &found {
             Ok(None) => ReadResult::Nothing,
             Ok(Some(object)) if is_whole(object) => {
                 let identity = self.unchanged(key, before);
-                let is_proven = identity.is_some() || matches!(self.origin, Origin::Bucket { .. });
-                if let Some(ticket) = ticket.filter(|_| is_proven) {
+                let is_kept = match self.origin {
+                    Origin::Files(_) => identity.is_some(),
+                    // To ask the bucket whether such an object is the same would take as long as reading it.
+                    Origin::Bucket { revalidate, .. } => {
+                        revalidate.is_none() || !object.attributes.info.computed_checksum
+                    }
+                };
+                if let Some(ticket) = ticket.filter(|_| is_kept) {
                     cache.fill(key, ticket, object, identity);
                 }
                 ReadResult::Value(Arc::new(object.clone()), identity)
             }
-            Ok(Some(_)) | Err(_) => ReadResult::Apart,
+            Ok(Some(_)) | Err(_) => ReadResult::NotShared,
         };
-        lead.land(Landing { begun, found: landed });
+        leader.tell(ReadOutcome { begun, begun_at, found: result });
         found
     }
 
-    fn look_before(&self, key: &Key) -> Before {
-        let Origin::Files(identities) = &self.origin else { return Before(None) };
+    /// Returns the identity of a file before it is read, if every later change gives it another one.
+    fn settled_identity(&self, key: &Key) -> Option<FileIdentity> {
+        let Origin::Files(identities) = &self.origin else { return None };
         // The clock first: a change after the look has a later time than this.
         let now = SystemTime::now();
-        Before(identities.identity(key).filter(|identity| identity.is_settled(now)))
+        identities.identity(key).filter(|identity| identity.is_settled(now))
     }
 
     /// Returns the identity of the file that was read, if it is certain which one that was.
-    fn unchanged(&self, key: &Key, before: Before) -> Option<FileIdentity> {
+    fn unchanged(&self, key: &Key, before: Option<FileIdentity>) -> Option<FileIdentity> {
         let Origin::Files(identities) = &self.origin else { return None };
-        before.0.filter(|before| identities.identity(key) == Some(*before))
+        before.filter(|before| identities.identity(key) == Some(*before))
     }
 
     fn deferral(&self, operation: Operation, key: &Key) -> Result<&Arc<dyn Deferral>> {
@@ -295,8 +313,9 @@ impl Backend for Cached {
                 change.done(None).await;
                 Ok(Some(stored))
             }
+            // An earlier attempt may have copied the object onto itself, after which the source has another state.
             Ok(None) => {
-                change.refused();
+                change.done(None).await;
                 Ok(None)
             }
             Err(error) => Err(change.failed(error).await),
@@ -384,5 +403,9 @@ impl Deferral for Cached {
             Some(deferral) => deferral.is_pending(key).await,
             None => Ok(false),
         }
+    }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.is_in_overlay(key)
     }
 }

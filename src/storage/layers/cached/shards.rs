@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::flight::Flight;
+use super::shared_read::SharedRead;
 use crate::storage::object::{Checksum, Key};
 
 /// The number of shards. Keys that share one only keep each other from being filled while one of them is written.
@@ -18,14 +18,14 @@ pub(super) struct Shard {
     /// The number of writes under way.
     pub(super) writing: usize,
     /// The reads that may be joined.
-    pub(super) flights: HashMap<Key, Arc<Flight>>,
+    pub(super) reads: HashMap<Key, Arc<SharedRead>>,
 }
 
 impl Shard {
     /// Makes every fill that has begun so far useless, and lets nobody join the read of the key any longer.
     pub(super) fn overtake(&mut self, key: &Key) {
         self.stamp += 1;
-        self.flights.remove(key);
+        self.reads.remove(key);
     }
 }
 
@@ -47,7 +47,7 @@ impl Shards {
         for shard in &self.0 {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.stamp += 1;
-            shard.flights.clear();
+            shard.reads.clear();
         }
     }
 }

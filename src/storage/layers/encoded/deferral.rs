@@ -40,4 +40,8 @@ impl Deferral for EncodedDeferral {
     async fn is_pending(&self, key: &Key) -> Result<bool> {
         self.inner.is_pending(key).await
     }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.inner.may_have_entry(key)
+    }
 }

@@ -435,6 +435,10 @@ impl Deferral for Fallback {
     async fn is_pending(&self, key: &Key) -> Result<bool> {
         Ok(self.overlay.stat(key).await?.is_some())
     }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.overlay.files().may_have(key)
+    }
 }
 
 #[cfg(test)]

@@ -455,6 +455,10 @@ impl Deferral for LegacyFiles {
             None => Ok(false),
         }
     }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.deferral.as_ref().is_some_and(|deferral| deferral.may_have_entry(key))
+    }
 }
 
 #[cfg(test)]

@@ -280,4 +280,8 @@ impl Deferral for Quota {
             None => Ok(false),
         }
     }
+
+    fn may_have_entry(&self, key: &Key) -> bool {
+        self.deferral.as_ref().is_some_and(|deferral| deferral.may_have_entry(key))
+    }
 }
