@@ -15,6 +15,12 @@ use crate::json::write_string;
 /// The longest short string of AMQP, in bytes.
 const MAX_SHORT: usize = 255;
 
+/// The beginning of the body of a success.
+const SUCCESS: &str = "{\"status\":\"SUCCESS\",\"result\":";
+
+/// The bytes of most bodies beside the result.
+const AROUND: usize = 320;
+
 /// The options for replies.
 #[derive(Clone, Debug)]
 pub struct ReplyOptions {
@@ -138,6 +144,26 @@ pub fn reply(
     Some(reply_to(&request.reply_address()?, state, extended, options, now))
 }
 
+/// Creates the result message of a request that returned, as [`reply`] does for [`State::Success`].
+///
+/// The body is written around the result in the memory of the result: that of a large value is not copied.
+#[must_use]
+pub fn success(
+    request: &TaskRequest,
+    result: String,
+    children: &[Child],
+    extended: Option<&Extended>,
+    options: &ReplyOptions,
+    now: Timestamp,
+) -> Option<Publication> {
+    let to = request.reply_address()?;
+    let mut body = result;
+    body.reserve_exact(AROUND);
+    body.insert_str(0, SUCCESS);
+    write_rest(&mut body, &to, None, children, Some(now), extended);
+    Some(publication(&to, body, options))
+}
+
 /// Creates a result message for an address, which may be that of a message that could not be read.
 ///
 /// `date_done` is `now` for final states and null for STARTED and RETRY. The body is compact UTF-8 JSON.
@@ -149,6 +175,10 @@ pub fn reply_to(
     options: &ReplyOptions,
     now: Timestamp,
 ) -> Publication {
+    publication(to, body(to, state, extended, options, now), options)
+}
+
+fn publication(to: &ReplyTo, body: String, options: &ReplyOptions) -> Publication {
     Publication {
         address: Address::queue(to.queue.as_str()),
         message: Message {
@@ -162,7 +192,7 @@ pub fn reply_to(
                 ..Properties::default()
             },
             headers: Headers::default(),
-            body: Bytes::from(body(to, state, extended, options, now)),
+            body: Bytes::from(body),
         },
     }
 }
@@ -175,7 +205,7 @@ fn body(
     now: Timestamp,
 ) -> String {
     let result_size = if let State::Success { result, .. } = state { result.len() } else { 256 };
-    let mut out = String::with_capacity(result_size + 256);
+    let mut out = String::with_capacity(result_size + AROUND);
     let mut traceback = None;
     let mut children: &[Child] = &[];
     let mut done = true;
@@ -188,7 +218,7 @@ fn body(
         }
         State::Success { result, children: published } => {
             children = published;
-            out.push_str("{\"status\":\"SUCCESS\",\"result\":");
+            out.push_str(SUCCESS);
             out.push_str(result);
         }
         State::Failure(exception) => {
@@ -207,9 +237,22 @@ fn body(
             Exception::task_revoked(why.as_str()).write_json(&mut out);
         }
     }
+    write_rest(&mut out, to, traceback.as_deref(), children, done.then_some(now), extended);
+    out
+}
+
+/// Appends what a body has behind its result.
+fn write_rest(
+    out: &mut String,
+    to: &ReplyTo,
+    traceback: Option<&str>,
+    children: &[Child],
+    done: Option<Timestamp>,
+    extended: Option<&Extended>,
+) {
     out.push_str(",\"traceback\":");
     match traceback {
-        Some(text) => write_string(&mut out, &text),
+        Some(text) => write_string(out, text),
         None => out.push_str("null"),
     }
     out.push_str(",\"children\":[");
@@ -217,30 +260,28 @@ fn body(
         if index > 0 {
             out.push(',');
         }
-        child.write_tuple(&mut out);
+        child.write_tuple(out);
     }
     out.push_str("],\"date_done\":");
-    if done {
-        push(&mut out, format_args!("\"{}\"", iso(now)));
-    } else {
-        out.push_str("null");
+    match done {
+        Some(at) => push(out, format_args!("\"{}\"", iso(at))),
+        None => out.push_str("null"),
     }
     if let Some(group) = &to.group {
         out.push_str(",\"group_id\":");
-        write_string(&mut out, group);
+        write_string(out, group);
     }
     if let Some(parent) = &to.parent_id {
         out.push_str(",\"parent_id\":");
-        write_string(&mut out, parent);
+        write_string(out, parent);
     }
     if let Some(extended) = extended {
         out.push(',');
         out.push_str(&extended.fields);
     }
     out.push_str(",\"task_id\":");
-    write_string(&mut out, &to.task_id);
+    write_string(out, &to.task_id);
     out.push('}');
-    out
 }
 
 impl Revocation {

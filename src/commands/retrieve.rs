@@ -60,18 +60,21 @@ fn parse(mut arguments: Arguments) -> Result<Box<dyn Command>, CommandError> {
     Ok(Box::new(Retrieve { target, generation, range, destination }))
 }
 
+/// The room for what a reply has around a value, so that it is written there without a copy of the value.
+const AROUND: usize = 512;
+
 /// Writes a value as kombu's JSON. Text and JSON are plain, bytes have the typed form.
-pub(super) fn json_of(value: &Value) -> String {
+pub(super) fn json_of(value: Value) -> String {
     match value {
-        Value::Json(json) => json.as_str().to_owned(),
+        Value::Json(json) => json.into(),
         Value::Text(text) => {
-            let mut out = String::with_capacity(text.len() + 2);
-            write_string(&mut out, text);
+            let mut out = String::with_capacity(text.len() + AROUND);
+            write_string(&mut out, &text);
             out
         }
         Value::Bytes(bytes) => {
-            let mut out = String::with_capacity(bytes.len() * 4 / 3 + 48);
-            typed::write_bytes(&mut out, bytes);
+            let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4 + AROUND);
+            typed::write_bytes(&mut out, &bytes);
             out
         }
     }
@@ -128,7 +131,7 @@ async fn read(
     if let Ok(Some(read)) = &result {
         facts.note(&read.receipt);
     }
-    let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(&read.value)));
+    let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(read.value)));
     Finished { result: result.map_err(CommandError::from), facts: vec![facts], held }
 }
 

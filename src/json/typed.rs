@@ -5,10 +5,18 @@
 //! All three are read. An object is typed only when it has exactly these two members. Typed dates, decimals, UUIDs and
 //! types that users register are kept as plain objects and are never interpreted.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use std::sync::LazyLock;
+
+use base64::engine::general_purpose::PAD;
+use base64::engine::{Engine as _, Simd};
 
 use super::{Json, write_string};
+
+/// Padded standard base64, by the processor's vector instructions where it has them.
+static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
+
+/// Bytes that are encoded at once: a multiple of three, and few enough to stay in the processor's first cache.
+const PIECE: usize = 6 * 1024;
 
 /// The fault of a value that is typed as bytes and does not hold bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,9 +83,20 @@ pub fn write_bytes(out: &mut String, bytes: &[u8]) {
         }
         Err(_) => {
             out.push_str("{\"__type__\":\"base64\",\"__value__\":\"");
-            STANDARD.encode_string(bytes, out);
+            write_base64(out, bytes);
             out.push_str("\"}");
         }
+    }
+}
+
+/// Appends bytes as padded base64.
+fn write_base64(out: &mut String, bytes: &[u8]) {
+    let mut piece = [0; PIECE / 3 * 4];
+    out.reserve(bytes.len().div_ceil(3) * 4);
+    for bytes in bytes.chunks(PIECE) {
+        let written = BASE64.encode_slice(bytes, &mut piece);
+        let text = written.ok().and_then(|length| std::str::from_utf8(&piece[..length]).ok());
+        out.push_str(text.unwrap_or_else(|| unreachable!("base64 of {PIECE} bytes is ASCII and fits into its piece")));
     }
 }
 
@@ -111,7 +130,7 @@ fn shape(value: &Json) -> Option<(Encoding, &Json)> {
 
 fn from_base64(content: &Json) -> Result<Vec<u8>, TypedError> {
     let text = content.as_text().ok_or_else(|| not_text("base64", content))?;
-    STANDARD.decode(text).map_err(|error| TypedError {
+    BASE64.decode(text).map_err(|error| TypedError {
         kind: "base64",
         cause: format!("not padded standard base64 ({error})"),
         remedy: "padded standard base64",
@@ -124,6 +143,8 @@ fn not_text(kind: &'static str, content: &Json) -> TypedError {
 
 #[cfg(test)]
 mod tests {
+    use base64::engine::general_purpose;
+
     use super::*;
     use crate::json::{ParseLimits, parse};
 
@@ -166,6 +187,17 @@ mod tests {
             r#"{"bytes": "x", "n": 1}"#,
         ] {
             assert_eq!(read(text), Ok(None), "{text}");
+        }
+    }
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        for length in (0..100).chain([PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 2]) {
+            let bytes: Vec<u8> = (0..length).map(|at| (at * 31 / 7) as u8).collect();
+            let mut out = String::from("x");
+            write_base64(&mut out, &bytes);
+            assert_eq!(out[1..], general_purpose::STANDARD.encode(&bytes), "{length}");
+            assert_eq!(BASE64.decode(&out[1..]), Ok(bytes));
         }
     }
 

@@ -86,6 +86,34 @@ enum Escape {
     Ascii,
 }
 
+/// The bytes that are looked at together: as many as the compiler makes vector instructions of.
+const BLOCK: usize = 64;
+
+impl Escape {
+    /// Finds the first byte that is written as an escape.
+    fn find(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Needed => find(bytes, |byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)),
+            Self::Ascii => find(bytes, |byte| matches!(byte, b'"' | b'\\' | 0..=0x1f | 0x80..)),
+        }
+    }
+}
+
+/// Finds the first byte of a kind. Blocks without such a byte are passed over as a whole: no byte of a block decides whether
+/// the next one is looked at.
+#[inline]
+fn find(bytes: &[u8], is_wanted: impl Fn(u8) -> bool) -> Option<usize> {
+    let mut passed = 0;
+    let (blocks, _) = bytes.as_chunks::<BLOCK>();
+    for block in blocks {
+        if block.iter().fold(false, |found, &byte| found | is_wanted(byte)) {
+            break;
+        }
+        passed += BLOCK;
+    }
+    bytes[passed..].iter().position(|&byte| is_wanted(byte)).map(|ahead| passed + ahead)
+}
+
 /// Appends a text as a JSON string, with only those escapes that JSON requires.
 pub fn write_string(out: &mut String, text: &str) {
     write_text(out, text, Escape::Needed);
@@ -101,14 +129,10 @@ fn text_len(text: &str) -> usize {
 }
 
 fn write_text(out: &mut String, text: &str, escape: Escape) {
-    let special = |byte: &u8| match escape {
-        Escape::Needed => matches!(byte, b'"' | b'\\' | 0..=0x1f),
-        Escape::Ascii => matches!(byte, b'"' | b'\\' | 0..=0x1f | 0x80..),
-    };
     out.push('"');
     let mut plain = 0;
     // The search goes by bytes, because that is fast on large texts. A byte that is found is the first of its character.
-    while let Some(ahead) = text.as_bytes()[plain..].iter().position(special) {
+    while let Some(ahead) = escape.find(&text.as_bytes()[plain..]) {
         let (before, from) = text[plain..].split_at(ahead);
         out.push_str(before);
         let Some(character) = from.chars().next() else { break };
@@ -141,6 +165,18 @@ mod tests {
         assert_eq!(text.compact_len(), text.compact().len());
         assert_eq!(text.compact(), "\"a\\\"\\\\\\n\\u0001é😀/\u{7f}\"");
         assert_eq!(text.ascii(), r#""a\"\\\n\u0001\u00e9\ud83d\ude00/"#.to_owned() + "\u{7f}\"");
+    }
+
+    #[test]
+    fn an_escape_is_found_wherever_it_stands() {
+        for at in 0..3 * BLOCK {
+            for (character, escaped) in [("\"", "\\\""), ("\\", "\\\\"), ("\u{1f}", "\\u001f"), ("\u{7f}", "\u{7f}")] {
+                let (before, after) = ("é".repeat(at / 2) + &"x".repeat(at % 2), "y".repeat(2 * BLOCK - at / 2));
+                let text = Json::from(format!("{before}{character}{after}"));
+                assert_eq!(text.compact(), format!("\"{before}{escaped}{after}\""), "{at}");
+                assert_eq!(text.ascii().replace("\\u00e9", "é"), format!("\"{before}{escaped}{after}\""), "{at}");
+            }
+        }
     }
 
     proptest::proptest! {

@@ -186,6 +186,9 @@ pub struct GetOptions {
     pub limit: Option<u64>,
     /// A large payload may be a file ([`Payload::File`](super::Payload::File)) instead of bytes in memory.
     pub spooled: bool,
+    /// Of a large payload on this machine's disk, nothing but the length may be told
+    /// ([`Payload::Announced`](super::Payload::Announced)): the caller asks again once there is room for the bytes.
+    pub announced: bool,
     /// This version of the object is read; by default the present object.
     pub version: Option<VersionId>,
 }

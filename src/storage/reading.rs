@@ -26,7 +26,7 @@ pub(super) async fn read(backend: &dyn Backend, key: &Key, options: GetOptions) 
     };
     let Some(object) = found.filter(|object| !object.attributes.is_expired(Timestamp::now())) else { return Ok(None) };
     let attributes = &object.attributes;
-    if attributes.info.decoded {
+    if attributes.info.decoded || object.payload.is_announced() {
         return Ok(Some(object));
     }
     if attributes.is_encoded() {

@@ -17,6 +17,16 @@ pub(super) enum Outcome {
     Failure(Exception),
 }
 
+impl Outcome {
+    /// Takes the result of a success out; that of a failure is empty.
+    pub(super) fn take_result(&mut self) -> String {
+        match self {
+            Self::Success(result) => std::mem::take(result),
+            Self::Failure(_) => String::new(),
+        }
+    }
+}
+
 /// An outcome and the events that tell of it.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {

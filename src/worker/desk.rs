@@ -21,7 +21,7 @@ use crate::broker::{Delivery, Inflow, Ticket};
 use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
-use crate::celery::reply::{self, Extended, ReplyOptions, ReplyTo, Revocation, State};
+use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, Revocation, State};
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
@@ -366,8 +366,22 @@ impl Desk {
         dead(message, origin, &death, DEAD_QUEUE, self.frame_max)
     }
 
-    /// The settlement table: what an end owes before its delivery is acknowledged.
+    /// Closes a case with the answer of its command: a large result becomes the reply without a copy.
+    pub(super) fn close_answered(&self, case: Case, mut answer: Answer) -> Parcel {
+        let result = answer.outcome.take_result();
+        self.settle(case, &End::Answered(&answer), result)
+    }
+
+    /// Closes a case, however it ended.
     pub(super) fn close(&self, case: Case, end: &End<'_>) -> Parcel {
+        match end {
+            End::Answered(answer) => self.close_answered(case, Answer::clone(answer)),
+            end => self.settle(case, end, String::new()),
+        }
+    }
+
+    /// The settlement table: what an end owes before its delivery is acknowledged. The result of a success is given apart.
+    fn settle(&self, case: Case, end: &End<'_>, result: String) -> Parcel {
         let Case { ticket, request, extended, identity, kept, .. } = case;
         let now = Timestamp::now();
         let mut parcel = Parcel::new(Some(ticket), Some(request.id.clone()));
@@ -376,14 +390,18 @@ impl Desk {
         let answer = |state: &State<'_>| {
             reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
         };
+        let success = |result, children: &[Child]| {
+            reply::success(&request, result, children, extended.as_ref(), &self.replies, now)
+                .map(|reply| (Role::Reply, reply))
+        };
         match end {
-            End::Answered(answered @ Answer { outcome: Outcome::Success(result), .. }) => {
+            End::Answered(answered @ Answer { outcome: Outcome::Success(_), .. }) => {
                 // Ids are derived, so that a repeated answer repeats them.
-                let follow = canvas::after_success(&request, result, &self.canvas, now, &mut ids(&identity));
+                let follow = canvas::after_success(&request, &result, &self.canvas, now, &mut ids(&identity));
                 match follow {
                     Ok(AfterSuccess { withheld: Some(withheld), .. }) => {
                         let why = self.withheld(&mut parcel, &request, kept.as_deref(), &withheld, now);
-                        parcel.then.extend(answer(&State::Success { result, children: &[] }));
+                        parcel.then.extend(success(result, &[]));
                         let rest = canvas::fail_rest(&request, &why, &self.replies, now);
                         parcel.then.extend(rest.into_iter().map(|next| (Role::FollowUp, next)));
                     }
@@ -393,7 +411,7 @@ impl Desk {
                             Box::new(self.dead(&kept.0, &kept.1, &why, TOO_LARGE, now))
                         });
                         parcel.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
-                        parcel.then.extend(answer(&State::Success { result, children: &follow.children }));
+                        parcel.then.extend(success(result, &follow.children));
                     }
                     Err(unsupported) => parcel.then.extend(answer(&State::Failure(&unsupported.exception()))),
                 }

@@ -311,7 +311,7 @@ impl<'b> Shift<'b> {
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let stale = std::mem::take(&mut running.stale);
         let (answer, case) = self.record(running, ended);
-        let mut parcel = self.desk.close(case, &End::Answered(&answer));
+        let mut parcel = self.desk.close_answered(case, answer);
         parcel.stale = stale;
         parcel.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { _bytes: held }));
         self.post(parcel);
@@ -332,7 +332,8 @@ impl<'b> Shift<'b> {
             tracing::info!(task_id = id, task = definition.task, %exception, "command failed");
         }
         let answer = self.desk.answer(definition, &case, result, facts, started.elapsed());
-        match answer.write().filter(|_| writes) {
+        // Only what wrote is answered from the journal.
+        match writes.then(|| answer.write()).flatten() {
             Some(text) => self.bench.journal.finished(case.identity.digest, &text),
             None => self.bench.journal.ended(case.identity.digest),
         }

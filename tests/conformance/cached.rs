@@ -90,6 +90,32 @@ async fn a_hit_is_what_the_place_would_answer() {
     assert!(bucket.requests().iter().any(|request| request.ask == Ask::Stat), "a stat asks the place");
 }
 
+/// A large value of a local store is announced, then read into the cache, and is in memory from then on.
+#[tokio::test]
+async fn an_announced_value_is_kept_once_it_is_read() {
+    let (root, cache) = (scratch(), cache(64 << 20));
+    let local: Arc<dyn Backend> = Arc::new(Local::open(root.path()).unwrap());
+    let top = Cached::over_bucket(local, Some(cache.clone()), Arc::new(NoSiblings), None);
+    let value = object(noise(2 << 20, 1));
+    let mut stored = value.clone();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, value.payload.as_memory().unwrap()).unwrap();
+    stored.payload = Payload::file(Arc::new(file), 0, 2 << 20);
+    put(&top, "large", &stored).await;
+    let announced = GetOptions { announced: true, spooled: true, ..GetOptions::default() };
+    for _ in 0..2 {
+        let large = key("large");
+        let (first, other) = tokio::join!(top.get(&large, announced.clone()), top.get(&large, announced.clone()));
+        assert!(first.unwrap().unwrap().payload.is_announced() && other.unwrap().unwrap().payload.is_announced());
+    }
+    assert_eq!((cache.counts().hits, cache.counts().misses), (0, 0), "nothing was looked for in vain yet");
+    let read = top.get(&key("large"), GetOptions::default()).await.unwrap().unwrap();
+    assert!(bytes(read).await == noise(2 << 20, 1));
+    assert_eq!(cache.counts().misses, 1);
+    let hit = top.get(&key("large"), announced.clone()).await.unwrap().unwrap();
+    assert!(hit.payload.as_memory().is_some() && cache.counts().hits == 1);
+}
+
 #[tokio::test]
 async fn what_must_not_be_kept_is_not() {
     let (bucket, cache) = (Bucket::new(), cache(1 << 20));

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, DeleteOptions, DeleteRequest, Engine, GetOptions, Key, Kind, Memory, Object, PutOptions, Redelivered,
-    Result, StoreOptions, Value,
+    Backend, Budget, DeleteOptions, DeleteRequest, Engine, GetOptions, Key, Kind, Local, Memory, Object, PutOptions,
+    Redelivered, Result, StoreOptions, Value,
 };
 use jiff::Timestamp;
 
 use crate::forwarding::{Ask, Forwarding, Hook};
-use crate::support::{bytes, key, object};
+use crate::support::{bytes, key, noise, object, scratch};
 
 /// What the other writer does.
 #[derive(Debug)]
@@ -24,6 +24,7 @@ enum Deed {
 /// Does the next deed after each look.
 #[derive(Debug)]
 struct ConcurrentWriter {
+    look: Ask,
     deeds: Mutex<Vec<Deed>>,
     flushed: AtomicUsize,
 }
@@ -40,7 +41,7 @@ impl Hook for ConcurrentWriter {
         if ask == Ask::Flush {
             self.flushed.fetch_add(1, Ordering::Relaxed);
         }
-        let (Ask::Stat, Some(key)) = (ask, key) else { return answer };
+        let Some(key) = key.filter(|_| ask == self.look) else { return answer };
         let deed = self.deeds.lock().unwrap().pop();
         match deed {
             Some(Deed::Write(object)) => drop(place.put(key, &object, &PutOptions::default()).await?),
@@ -65,7 +66,7 @@ fn other(payload: &'static str, newer: bool) -> Box<Object> {
 async fn run(store: bool, before: Option<Box<Object>>, mut deeds: Vec<Deed>) -> (Option<Vec<u8>>, usize) {
     let it = key("it");
     deeds.reverse();
-    let writer = ConcurrentWriter { deeds: Mutex::new(deeds), flushed: AtomicUsize::new(0) };
+    let writer = ConcurrentWriter { look: Ask::Stat, deeds: Mutex::new(deeds), flushed: AtomicUsize::new(0) };
     let backend = Forwarding::over(Arc::new(Memory::new()), writer);
     if let Some(before) = before {
         backend.put(&it, &before, &PutOptions::default()).await.unwrap();
@@ -104,6 +105,27 @@ async fn a_redelivered_store_never_overwrites_what_is_newer() {
     first.attributes.content_type = "text/plain; charset=utf-8".to_owned();
     first.attributes.metadata = None;
     assert_eq!(run(true, Some(other("old", false)), vec![Deed::Write(first)]).await, (Some(b"mine".to_vec()), 1));
+}
+
+/// A large value is announced first and read once there is room for it. Another writer replaces or removes it in between.
+#[tokio::test]
+async fn room_is_made_for_what_came_in_between() {
+    let (root, it) = (scratch(), key("it"));
+    let value = |size| object(noise(size, 1));
+    for (size, after) in [(2 << 20, Some(3 << 20)), (3 << 20, Some(2 << 20)), (2 << 20, Some(5)), (2 << 20, None)] {
+        let deed = after.map_or(Deed::Remove, |after| Deed::Write(Box::new(value(after))));
+        let writer = ConcurrentWriter { look: Ask::Get, deeds: Mutex::default(), flushed: AtomicUsize::new(0) };
+        let backend = Forwarding::over(Arc::new(Local::open(root.path()).unwrap()), writer);
+        backend.put(&it, &value(size), &PutOptions::default()).await.unwrap();
+        backend.deeds.lock().unwrap().push(deed);
+        let engine = Engine::new(Arc::clone(&backend) as Arc<dyn Backend>, BackendKind::Local);
+        let budget = Budget::new(16 << 20);
+        let (found, held) = engine.retrieve_within(&it, GetOptions::default(), &budget).await.unwrap();
+        assert!(found.map(|found| found.value.into_bytes()) == after.map(|after| noise(after, 1).into()), "{after:?}");
+        let least = after.map_or(0, |after| 2 * after as u64);
+        assert!(held.map_or(0, |held| held.bytes()) >= least, "{after:?}: so much is in memory");
+        assert!(backend.deeds.lock().unwrap().is_empty(), "every deed was done");
+    }
 }
 
 #[tokio::test]

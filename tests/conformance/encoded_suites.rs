@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Backend, ByteRange, Checksum, Codec, Compression, Condition, Encoded, EncodedDeferral, Engine, ErrorKind,
-    GetOptions, Local, Memory, Object, Payload, PutOptions, Redelivered, Spool, StoreOptions, Value,
+    Backend, Budget, ByteRange, Checksum, Codec, Compression, Condition, Encoded, EncodedDeferral, Encryption, Engine,
+    ErrorKind, GetOptions, Keyring, Local, Memory, Object, Payload, PutOptions, Redelivered, Spool, StoreOptions,
+    Value,
 };
 use jiff::Timestamp;
 
@@ -138,15 +139,39 @@ async fn parts_of_large_values_are_right() {
         for (offset, length) in [(0, Some(5)), (8 << 20, Some(1 << 20)), ((9 << 20) - 3, None), (5 << 20, Some(0))] {
             for spooled in [true, false] {
                 let range = Some(ByteRange { offset, length });
-                let part = stack
-                    .get(&key("large"), GetOptions { range, limit: None, spooled, ..GetOptions::default() })
-                    .await
-                    .unwrap()
-                    .unwrap();
+                let part = GetOptions { range, spooled, ..GetOptions::default() };
+                let part = stack.get(&key("large"), part).await.unwrap().unwrap();
                 let end = length.map_or(text.len() as u64, |length| offset + length).min(text.len() as u64);
                 assert!(bytes(part).await == text[offset as usize..end as usize], "{codec} {offset} {length:?}");
             }
         }
+    }
+}
+
+/// The attributes tell how large a value is: room for it is made without a file in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_are_read_without_a_file() {
+    let value = Value::Text(String::from_utf8(lines(3 << 20)).unwrap());
+    let key_text = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    for (codec, encrypted) in [(None, true), (Some(Codec::Gzip), false), (Some(Codec::Zstd), true)] {
+        let root = scratch();
+        let stack = |spool: &str| {
+            let encryption =
+                if encrypted { Encryption::on(Keyring::parse(key_text).unwrap()) } else { Encryption::none() };
+            let encoded = Encoded::new(Arc::new(Local::open(root.path()).unwrap()), Spool::new(spool));
+            encoded.with_compression(codec.map(rule)).with_encryption(encryption)
+        };
+        let writer = Engine::new(Arc::new(stack(env!("CARGO_TARGET_TMPDIR"))), BackendKind::Local);
+        let receipt = writer.store(&key("large"), value.clone(), StoreOptions::default()).await.unwrap();
+        assert_eq!(receipt.compression.is_some(), codec.is_some());
+        let reader = Engine::new(Arc::new(stack("/dev/null/x")), BackendKind::Local);
+        let budget = Budget::new(64 << 20);
+        let (found, held) = reader.retrieve_within(&key("large"), GetOptions::default(), &budget).await.unwrap();
+        assert!(found.unwrap().value == value, "{codec:?} {encrypted}");
+        assert!(held.is_some_and(|held| held.bytes() >= 2 * (3 << 20)), "both it and its copies are counted");
+        let limited = GetOptions { limit: Some((3 << 20) - 1), ..GetOptions::default() };
+        let error = reader.retrieve_within(&key("large"), limited, &budget).await.unwrap_err();
+        assert!(error.kind == ErrorKind::Invalid && budget.held() == 0, "{error}");
     }
 }
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    ByteRange, CommitGuard, Condition, Content, ContentType, CopyOptions, DeleteRequest, Engine, ErrorKind, GetOptions,
-    JsonText, Kind, ListRequest, Metadata, Receipt, Redelivered, StoreOptions, Value,
+    Budget, ByteRange, CommitGuard, Condition, Content, ContentType, CopyOptions, DeleteRequest, Engine, ErrorKind,
+    GetOptions, JsonText, Kind, ListRequest, Metadata, Receipt, Redelivered, StoreOptions, Value,
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -117,7 +117,30 @@ async fn opened(engine: &Engine, tally: &Tally) {
             tally.case();
         }
     }
+    // So is what is read once there is room for it, whose bytes stay counted.
+    let budget = Budget::new(64 << 20);
+    for value in [Value::Bytes(many.clone()), text(&"\u{fc}".repeat(1 << 20)), json("[NaN]"), text("")] {
+        let receipt = engine.store(&key("o"), value.clone(), StoreOptions::default()).await.unwrap();
+        let (found, held) = engine.retrieve_within(&key("o"), GetOptions::default(), &budget).await.unwrap();
+        let (found, size) = (found.unwrap(), receipt.size.unwrap());
+        assert!(found.value == value && found.receipt == receipt);
+        assert_eq!((held.is_some(), budget.held() >= 2 * size), (size > 100_000, size > 100_000 || size == 0));
+        drop(held);
+        tally.equal(budget.held(), 0);
+    }
     let range = Some(ByteRange { offset: 5, length: Some(2 << 20) });
+    engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
+    for (limit, fits) in [(2 << 20, true), ((2 << 20) - 1, false)] {
+        let part = GetOptions { range, limit: Some(limit), ..GetOptions::default() };
+        match engine.retrieve_within(&key("o"), part, &budget).await {
+            Ok((found, held)) => {
+                assert!(fits && found.unwrap().value == Value::Bytes(many.slice(5..5 + (2 << 20))));
+                assert!(held.is_some_and(|held| held.bytes() >= 4 << 20));
+            }
+            Err(error) => assert!(!fits && error.kind == ErrorKind::Invalid, "{error}"),
+        }
+        tally.equal(budget.held(), 0);
+    }
     let part = GetOptions { range, spooled: true, ..GetOptions::default() };
     engine.store(&key("o"), Value::Bytes(many.clone()), StoreOptions::default()).await.unwrap();
     let found = engine.open(&key("o"), part.clone()).await.unwrap().unwrap();

@@ -77,13 +77,39 @@ async fn damage_outside_a_part_is_noticed() {
     let header = fs::metadata(&path).unwrap().len() - 1;
     OpenOptions::new().write(true).open(&path).unwrap().set_len(header + (1 << 40)).unwrap();
     for range in [None, Some(ByteRange { offset: 1 << 30, length: Some(1 << 30) })] {
-        let error = local
-            .get(&it, GetOptions { range, limit: Some(15 << 20), spooled: true, ..GetOptions::default() })
-            .await
-            .unwrap_err();
+        let limited = GetOptions { range, limit: Some(15 << 20), spooled: true, ..GetOptions::default() };
+        let error = local.get(&it, limited).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
         assert!(error.message().contains("1099511627776") && error.message().contains("15728640"), "{error}");
     }
+}
+
+/// A reader that makes room first is told the length of what is large, which is not read for that, and gets what is small.
+#[tokio::test]
+async fn large_objects_are_announced() {
+    let root = scratch();
+    let local = Local::open(root.path()).unwrap();
+    let announced = GetOptions { announced: true, spooled: true, ..GetOptions::default() };
+    for size in [0, 100_000, 1 << 20, (1 << 20) + 1] {
+        local.put(&key("a"), &object(noise(size, 1)), &PutOptions::default()).await.unwrap();
+        let found = local.get(&key("a"), announced.clone()).await.unwrap().unwrap();
+        assert_eq!((found.payload.len(), found.payload.is_announced()), (size as u64, size > 1 << 20));
+        assert_eq!(found.payload.into_memory().await.is_err(), size > 1 << 20, "what was not read has no bytes");
+    }
+    for (range, length) in [((5, None), (1 << 20) - 4), ((100, Some(200)), 200)] {
+        let range = Some(ByteRange { offset: range.0, length: range.1 });
+        let found = local.get(&key("a"), GetOptions { range, ..announced.clone() }).await.unwrap().unwrap();
+        assert_eq!((found.payload.len(), found.payload.is_announced()), (length, false));
+    }
+    let error = local.get(&key("a"), GetOptions { limit: Some(1 << 20), ..announced.clone() }).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    // Damage shows when the bytes are read, as it always did.
+    let path = root.path().join("a.obj");
+    let mut damaged = fs::read(&path).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    assert!(local.get(&key("a"), announced.clone()).await.unwrap().unwrap().payload.is_announced());
+    assert_eq!(local.get(&key("a"), GetOptions::default()).await.unwrap_err().kind, ErrorKind::Integrity);
 }
 
 #[tokio::test]

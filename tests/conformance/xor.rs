@@ -163,7 +163,7 @@ impl Backend for Xor {
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
-        let whole = GetOptions { spooled: true, ..options.clone() };
+        let whole = GetOptions { spooled: true, announced: false, ..options.clone() };
         let Some(Object { attributes, payload }) = self.inner.get(key, whole).await? else { return Ok(None) };
         let is_own = attributes.compression.as_deref() == Some(NAME) && !attributes.info.decoded;
         let object = Object { attributes, payload };

@@ -291,11 +291,8 @@ async fn large_values_pass_through_in_little_memory() {
         assert_eq!(found.payload.checksum().await.unwrap(), wanted.attributes.checksum);
         for spooled in [true, false] {
             let range = Some(ByteRange { offset: 40 << 20, length: Some(1 << 20) });
-            let part = stack
-                .get(&it, GetOptions { range, limit: Some(1 << 20), spooled, ..GetOptions::default() })
-                .await
-                .unwrap()
-                .unwrap();
+            let part = GetOptions { range, limit: Some(1 << 20), spooled, ..GetOptions::default() };
+            let part = stack.get(&it, part).await.unwrap().unwrap();
             assert!(bytes(part).await == noise(1 << 20, 40), "spooled: {spooled}");
         }
         println!("xor, {place}: {mebibytes} MiB both ways: {} KiB more memory at most", peak() - before);

@@ -2,7 +2,7 @@
 
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Origin, Publication};
-use filestorage::celery::reply::{Child, Extended, ReplyOptions, Revocation, State, reply};
+use filestorage::celery::reply::{Child, Extended, ReplyOptions, Revocation, State, reply, success};
 use filestorage::json::Json;
 use jiff::Timestamp;
 
@@ -53,7 +53,12 @@ pub(crate) fn rewrite(recorded: &Publication, name: &str) -> Publication {
     };
     let now = text(&body, "date_done").map_or(Timestamp::UNIX_EPOCH, |done| done.parse().unwrap());
     let persistent = recorded.message.properties.delivery_mode == Some(2);
-    reply(&request, &state, extended.as_ref(), &options(persistent), now).unwrap()
+    let publication = reply(&request, &state, extended.as_ref(), &options(persistent), now).unwrap();
+    if matches!(state, State::Success { .. }) {
+        let around = success(&request, compact.clone(), &children, extended.as_ref(), &options(persistent), now);
+        assert_eq!(around.as_ref(), Some(&publication), "{name}");
+    }
+    publication
 }
 
 pub(crate) fn child(tuple: &Json) -> Child {

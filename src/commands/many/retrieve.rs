@@ -112,8 +112,8 @@ async fn read(engine: &Engine, key: &Key, room: &Room) -> (Result<String, Comman
     let result = match read {
         Ok(Some(found)) => {
             facts.note(&found.receipt);
-            let text = json_of(&found.value);
-            let bytes = found.value.into_bytes().len() as u64;
+            let bytes = found.value.size();
+            let text = json_of(found.value);
             room.grow(text.len(), bytes).await.map(|()| text)
         }
         Ok(None) => Ok("null".to_owned()),

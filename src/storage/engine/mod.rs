@@ -47,8 +47,9 @@ use crate::storage::reading;
 
 /// Values of up to this many bytes are not counted on the budget.
 const SMALL: u64 = 64 * 1024;
-/// How many times a value is in memory while it is answered: as value, as JSON, as reply, and as what is being sent.
-pub const COPIES: u64 = 5;
+/// How many times a value is in memory while it is answered: as value and as JSON, then as JSON and as what is being sent. JSON
+/// takes up to a third more than bytes.
+pub const COPIES: u64 = 3;
 
 /// Stores and retrieves typed values; cheap to clone.
 ///
@@ -277,17 +278,35 @@ impl Engine {
     async fn retrieve_counted(
         &self,
         key: &Key,
-        mut options: StateOptions,
+        options: StateOptions,
         budget: &Budget,
     ) -> Result<(Option<Retrieved>, Option<Held>)> {
-        // A large value comes as a file, whose length is known before it is in memory.
-        options.bytes.spooled = true;
-        let is_part = options.bytes.range.is_some();
-        let Some(object) = self.read_uncounted(key, options).await? else {
+        let StateOptions { generation, bytes } = options;
+        let is_part = bytes.range.is_some();
+        let read = |bytes| self.read_uncounted(key, StateOptions { generation: generation.clone(), bytes });
+        // A large value is announced or comes as a file, so that its length is known before it is in memory.
+        let spooled = GetOptions { spooled: true, ..bytes.clone() };
+        let Some(mut object) = read(GetOptions { announced: true, ..spooled.clone() }).await? else {
             return Ok((None, None));
         };
-        let bytes = object.payload.len();
-        let held = if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None };
+        let mut held = room(budget, &object).await;
+        if object.payload.is_announced() {
+            let again = match read(GetOptions { limit: Some(object.payload.len()), ..bytes }).await {
+                // It may have been replaced by a larger one meanwhile, for which there is no room yet.
+                Err(error) if error.kind == ErrorKind::Invalid => {
+                    drop(held);
+                    let again = read(spooled).await?;
+                    held = match &again {
+                        Some(object) => room(budget, object).await,
+                        None => None,
+                    };
+                    again
+                }
+                again => again?,
+            };
+            let Some(again) = again else { return Ok((None, None)) };
+            object = again;
+        }
         Ok((Some(value_of(key, self.0.kind, is_part, object).await?), held))
     }
 
@@ -454,6 +473,12 @@ impl Engine {
             Opened { content: Content::new(kind, payload), receipt: Receipt::of(key, self.0.kind, &attributes) }
         }))
     }
+}
+
+/// Takes what a large value and its copies need of a budget; waits until there is room.
+async fn room(budget: &Budget, object: &Object) -> Option<Held> {
+    let bytes = object.payload.len();
+    if bytes > SMALL { Some(budget.use_when_free(bytes.saturating_mul(COPIES)).await) } else { None }
 }
 
 /// Reads a value, or a part of it, into memory.

@@ -227,6 +227,10 @@ impl Backend for LegacyValues {
         if options.range.is_some() || !self.may_be_old(&object.attributes) {
             return Ok(Some(object));
         }
+        if object.payload.is_announced() {
+            // What the value is shows in its bytes.
+            return self.get(key, GetOptions { announced: false, ..options }).await;
+        }
         let Object { attributes, payload } = self.value(key, &options, object).await?;
         if options.spooled {
             return Ok(Some(Object { attributes, payload }));

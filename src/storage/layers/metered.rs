@@ -80,8 +80,11 @@ impl Backend for Metered {
         let started = Instant::now();
         let result = self.inner.get(key, options).await;
         let object = result.as_ref().ok().and_then(Option::as_ref);
-        let bytes = object.map_or(0, |object| object.payload.len());
-        self.note(StorageOperation::Get, started, &result, object.is_some(), bytes);
+        // Of an announced object no more than the attributes were read.
+        let is_announced = object.is_some_and(|object| object.payload.is_announced());
+        let bytes = object.filter(|_| !is_announced).map_or(0, |object| object.payload.len());
+        let operation = if is_announced { StorageOperation::Stat } else { StorageOperation::Get };
+        self.note(operation, started, &result, object.is_some(), bytes);
         result
     }
 

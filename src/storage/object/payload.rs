@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{pread, retry_on_intr};
 
 use crate::storage::join::joined;
 use crate::storage::object::{Checksum, Watch};
@@ -18,6 +19,8 @@ pub enum Payload {
     Memory(Bytes),
     /// Bytes of a file, which stay on disk until they are read.
     File(FilePart),
+    /// So many bytes, which were not read and cannot be read from here.
+    Announced(u64),
 }
 
 /// A part of an open file.
@@ -45,7 +48,7 @@ impl Payload {
     #[must_use]
     pub fn watched(self, watch: &Watch) -> Self {
         match self {
-            Self::Memory(_) => self,
+            Self::Memory(_) | Self::Announced(_) => self,
             Self::File(file_part) => Self::File(FilePart { watch: Some(watch.clone()), ..file_part }),
         }
     }
@@ -56,6 +59,7 @@ impl Payload {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
             Self::File(file_part) => file_part.length,
+            Self::Announced(length) => *length,
         }
     }
 
@@ -70,8 +74,14 @@ impl Payload {
     pub const fn as_memory(&self) -> Option<&Bytes> {
         match self {
             Self::Memory(bytes) => Some(bytes),
-            Self::File(_) => None,
+            Self::File(_) | Self::Announced(_) => None,
         }
+    }
+
+    /// Tells whether the bytes were not read, and have to be asked for again.
+    #[must_use]
+    pub const fn is_announced(&self) -> bool {
+        matches!(self, Self::Announced(_))
     }
 
     /// Returns a part of the bytes without reading them. An end beyond the last byte is cut.
@@ -85,6 +95,7 @@ impl Payload {
             Self::File(file_part) => {
                 Self::File(FilePart { begin: file_part.begin + begin, length: end - begin, ..file_part.clone() })
             }
+            Self::Announced(_) => Self::Announced(end - begin),
         }
     }
 
@@ -100,13 +111,13 @@ impl Payload {
             Self::Memory(bytes) if length == 0 => Ok(bytes.slice(..0)),
             Self::Memory(bytes) => Ok(bytes.slice(offset as usize..offset as usize + length)),
             Self::File(file_part) => {
-                let mut bytes = vec![0; length];
-                file_part.file.read_exact_at(&mut bytes, file_part.begin + offset)?;
+                let bytes = read_exact_at(&file_part.file, file_part.begin + offset, length)?;
                 if let Some(watch) = &file_part.watch {
                     watch.report(offset + length as u64);
                 }
                 Ok(bytes.into())
             }
+            Self::Announced(_) => Err(io::Error::other("the bytes were announced and not read")),
         }
     }
 
@@ -117,7 +128,7 @@ impl Payload {
     /// As [`Payload::read_at`].
     pub async fn read(&self, offset: u64, most: usize) -> io::Result<Bytes> {
         match self {
-            Self::Memory(_) => self.read_at(offset, most),
+            Self::Memory(_) | Self::Announced(_) => self.read_at(offset, most),
             Self::File(_) => {
                 let payload = self.clone();
                 run_blocking(move || payload.read_at(offset, most)).await
@@ -133,7 +144,7 @@ impl Payload {
     pub async fn into_memory(self) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes),
-            Self::File(_) => {
+            Self::File(_) | Self::Announced(_) => {
                 let length = usize::try_from(self.len()).map_err(io::Error::other)?;
                 self.read(0, length).await
             }
@@ -166,7 +177,7 @@ impl Payload {
     pub async fn is_utf8(&self) -> io::Result<bool> {
         match self {
             Self::Memory(bytes) => Ok(std::str::from_utf8(bytes).is_ok()),
-            Self::File(_) => {
+            Self::File(_) | Self::Announced(_) => {
                 let payload = self.clone();
                 run_blocking(move || payload.is_utf8_blocking()).await
             }
@@ -198,7 +209,7 @@ impl Payload {
     pub async fn checksum(&self) -> io::Result<Checksum> {
         match self {
             Self::Memory(bytes) => Ok(Checksum::of(bytes)),
-            Self::File(_) => {
+            Self::File(_) | Self::Announced(_) => {
                 let payload = self.clone();
                 run_blocking(move || payload.checksum_blocking()).await
             }
@@ -210,6 +221,19 @@ impl From<Bytes> for Payload {
     fn from(bytes: Bytes) -> Self {
         Self::Memory(bytes)
     }
+}
+
+/// Reads `length` bytes of a file into memory that was not cleared before.
+fn read_exact_at(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let next = offset + bytes.len() as u64;
+        if retry_on_intr(|| pread(file, spare_capacity(&mut bytes), next))? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Runs blocking work on a thread that may block.

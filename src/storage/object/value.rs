@@ -26,6 +26,17 @@ impl Value {
         }
     }
 
+    /// Returns the number of the value's bytes before any codec.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let bytes = match self {
+            Self::Text(text) => text.len(),
+            Self::Json(json) => json.as_str().len(),
+            Self::Bytes(bytes) => bytes.len(),
+        };
+        bytes as u64
+    }
+
     /// Returns the value's bytes before any codec, which `size` and `checksum` of a receipt describe.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {

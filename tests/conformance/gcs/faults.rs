@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::site::{Site, open};
 use crate::support::{bytes, key, noise, object};
 
-const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, version: None };
+const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, announced: false, version: None };
 
 fn when(condition: Condition) -> PutOptions {
     PutOptions { condition, ..PutOptions::default() }
@@ -151,10 +151,7 @@ async fn a_bit_flipped_on_the_way_is_never_handed_out() {
         for spooled in [false, true] {
             let part = Some(ByteRange { offset: 4, length: Some(1) });
             for range in [None, part] {
-                let error = bucket
-                    .get(&key("it"), GetOptions { range, spooled, limit: None, ..GetOptions::default() })
-                    .await
-                    .unwrap_err();
+                let error = bucket.get(&key("it"), GetOptions { range, spooled, ..WHOLE }).await.unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Integrity, "{error}");
             }
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::site::{Site, open};
 use crate::support::{bytes, expired, key, object};
 
-const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, version: None };
+const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, announced: false, version: None };
 
 fn when(condition: Condition) -> PutOptions {
     PutOptions { condition, ..PutOptions::default() }

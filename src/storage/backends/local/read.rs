@@ -86,6 +86,14 @@ pub(super) fn object(path: &Path, key: &Key, options: &GetOptions) -> Result<Opt
     };
     let Opened { mut file, attributes, begin: mut bytes, header_length, length } = opened;
     let part = options.kept_part(key, &attributes)?;
+    if options.announced {
+        // The bytes kept may be few and those of the value many.
+        let value =
+            if attributes.is_value_known() { options.part(key, attributes.kind, attributes.size)? } else { 0..0 };
+        if (part.end - part.start).max(value.end - value.start) > SpoolWriter::IN_MEMORY as u64 {
+            return Ok(Some(Object { attributes, payload: Payload::Announced(part.end - part.start) }));
+        }
+    }
     if options.spooled && part.end - part.start > SpoolWriter::IN_MEMORY as u64 {
         let whole = Payload::file(Arc::new(file), header_length as u64, attributes.stored_size);
         if whole.checksum_blocking()? != attributes.stored_checksum {
@@ -95,8 +103,7 @@ pub(super) fn object(path: &Path, key: &Key, options: &GetOptions) -> Result<Opt
     }
     // The part lies within the payload, whose length is that of the file, so both numbers fit.
     let part = part.start as usize..part.end as usize;
-    let (checksum, payload) = if part.len() == length - header_length || bytes.len() == length {
-        fill(&mut file, &mut bytes, length)?;
+    let (checksum, payload) = if bytes.len() == length {
         let payload = Bytes::from(bytes).slice(header_length..);
         (Checksum::of(&payload), payload.slice(part))
     } else {
@@ -117,6 +124,18 @@ fn read_through(
     part: &Range<usize>,
 ) -> Result<(Checksum, Bytes), ReadFault> {
     let (mut checksum, mut position, mut kept) = (Checksum::of(&[]), 0, Vec::with_capacity(part.len()));
+    if *part == (0..length) {
+        // Each piece is summed while it is in the processor's cache.
+        kept.extend_from_slice(&chunk);
+        loop {
+            checksum = checksum.append(&kept[position..]);
+            position = kept.len();
+            if position == length {
+                return Ok((checksum, Bytes::from(kept)));
+            }
+            fill(file, &mut kept, length.min(position + CHUNK))?;
+        }
+    }
     loop {
         checksum = checksum.append(&chunk);
         let within = |end: usize| end.clamp(position, position + chunk.len()) - position;
@@ -125,8 +144,8 @@ fn read_through(
         if position == length {
             return Ok((checksum, Bytes::from(kept)));
         }
-        chunk.resize(CHUNK.min(length - position), 0);
-        read_exact(file, &mut chunk)?;
+        chunk.clear();
+        fill(file, &mut chunk, CHUNK.min(length - position))?;
     }
 }
 
@@ -167,19 +186,12 @@ fn open(path: &Path, key: &Key, first: usize) -> Result<Option<Opened>, ReadFaul
     Ok(Some(Opened { file, attributes, begin, header_length, length }))
 }
 
-/// Reads until `bytes` has `length` bytes.
+/// Reads until `bytes` has `length` bytes. Their memory is not cleared before.
 fn fill(file: &mut File, bytes: &mut Vec<u8>, length: usize) -> Result<(), ReadFault> {
-    let have = bytes.len();
-    if have >= length {
-        return Ok(());
+    let missing = length.saturating_sub(bytes.len());
+    bytes.reserve_exact(missing);
+    if file.take(missing as u64).read_to_end(bytes)? < missing {
+        return Err(ReadFault::Damaged("the file became shorter while it was read".to_owned()));
     }
-    bytes.resize(length, 0);
-    read_exact(file, &mut bytes[have..])
-}
-
-fn read_exact(file: &mut File, bytes: &mut [u8]) -> Result<(), ReadFault> {
-    file.read_exact(bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => ReadFault::Damaged("the file became shorter while it was read".to_owned()),
-        _ => ReadFault::Io(error),
-    })
+    Ok(())
 }

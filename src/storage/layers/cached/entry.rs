@@ -116,7 +116,9 @@ impl CacheEntry {
 /// Tells whether the payload of an object that was read whole is its value, so that it may be answered again.
 pub(super) fn is_whole(object: &Object) -> bool {
     let attributes = &object.attributes;
-    object.payload.len() == attributes.size && (attributes.info.decoded || !attributes.is_encoded())
+    // An announced payload has no bytes yet: whoever wants them asks again.
+    let is_read = object.payload.len() == attributes.size && !object.payload.is_announced();
+    is_read && (attributes.info.decoded || !attributes.is_encoded())
 }
 
 /// Tells whether an object may be kept: a confirmed state of the place itself, of a known value.

@@ -292,12 +292,20 @@ impl Backend for Cached {
             cache.note(CacheLookup::Hit);
             return entry.answer(key, &options).map(Some);
         }
-        cache.note(CacheLookup::Miss);
-        // The rest of the value would be read only to be kept.
-        if options.range.is_some() {
-            return self.inner.get(key, options).await;
+        if !options.announced {
+            cache.note(CacheLookup::Miss);
         }
-        self.read_together(cache, key, &options).await
+        let found = match options.range {
+            // The rest of the value would be read only to be kept.
+            Some(_) => self.inner.get(key, options.clone()).await,
+            None => self.read_together(cache, key, &options).await,
+        };
+        // What is announced is asked for again, which is one lookup in all.
+        let is_announced = matches!(&found, Ok(Some(object)) if object.payload.is_announced());
+        if options.announced && !is_announced {
+            cache.note(CacheLookup::Miss);
+        }
+        found
     }
 
     async fn copy(

@@ -26,7 +26,7 @@ use crate::storage::backend::{
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
-use crate::storage::object::{Attributes, Codec, Key, Object};
+use crate::storage::object::{Attributes, Codec, Key, Object, Payload};
 use crate::storage::reading::damaged;
 
 /// Values of up to this many bytes are compressed on the caller's thread, which takes about 0.1 ms.
@@ -51,6 +51,7 @@ const MOST_STREAMED: u64 = 64 << 30;
 ///   known, and a value of more bytes than its cap is an error. The cap is the size in the attributes. Where another tool
 ///   wrote the object, it is the caller's limit, or 64 GiB, or what may be in memory ([`Encoded::with_memory_cap`]).
 /// - An object that an inner layer has decoded passes unchanged.
+/// - Of an object that an inner layer announces, the bytes of the value are announced, where the attributes tell how many.
 #[derive(Debug)]
 pub struct Encoded {
     inner: Arc<dyn Backend>,
@@ -197,6 +198,14 @@ impl Backend for Encoded {
         // A range of an encoded object needs all stored bytes, which may be many.
         let kept = GetOptions { spooled: options.spooled || options.range.is_some(), ..options.clone() };
         let Some(mut object) = self.inner.get(key, kept).await? else { return Ok(None) };
+        if object.payload.is_announced() && object.attributes.is_encoded() {
+            let attributes = self.open(key, Operation::Retrieve, object.attributes)?;
+            if !attributes.is_value_known() || attributes.has_unknown_coding() {
+                return self.get(key, GetOptions { announced: false, ..options }).await;
+            }
+            let part = options.part(key, attributes.kind, attributes.size)?;
+            return Ok(Some(Object { attributes, payload: Payload::Announced(part.end - part.start) }));
+        }
         if object.attributes.encrypted && !object.attributes.info.decoded {
             object = self.decrypt(key, &options, object).await?;
         }
@@ -204,7 +213,7 @@ impl Backend for Encoded {
             Some(codec) if !object.attributes.info.decoded => self.decode(key, &options, &codec, object).await?,
             _ => object,
         };
-        if options.spooled {
+        if options.spooled || object.payload.is_announced() {
             return Ok(Some(object));
         }
         let Object { attributes, payload } = object;

@@ -69,7 +69,7 @@ fn compress(rule: Compression, payload: &Payload, expected: (u64, Checksum), spo
     let sink = match payload {
         // What is in memory gets no larger by this.
         Payload::Memory(bytes) => CodecSink::in_memory(bytes.len() / 2),
-        Payload::File(_) => CodecSink::spooled(spool),
+        Payload::File(_) | Payload::Announced(_) => CodecSink::spooled(spool),
     };
     match rule.codec {
         Codec::Gzip => {
