@@ -1,9 +1,10 @@
-//! The fanout by which workers tell each other whose cached values are old.
+//! The fanout exchange through which workers announce the keys of changed values to each other.
 //!
-//! Queue and consumer are on the connection that publishes: the other one is left unread while nobody takes commands, and
-//! what is said here must not wait behind them. The queue belongs to the connection and goes with it.
+//! Queue and consumer are on the connection that publishes. The other connection is not read while nobody takes commands, and
+//! announcements must not wait behind them. The queue is exclusive to the connection and is deleted with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -12,13 +13,14 @@ use lapin::{
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::celery::message::{Address, Field, Message, Properties, Publication};
 
 use super::{
     Error, ErrorKind, Exchange, ExchangeType, Presence, PublishError, Publisher, QueueSpec, QueueType, Result, Session,
-    Topology, convert::short, error, session::Link, topology,
+    State, Topology, convert::short, error, session::Link, topology,
 };
 
 /// The durable fanout exchange that keys of changed values are published to.
@@ -40,7 +42,7 @@ pub struct Fanout {
     publisher: Publisher,
 }
 
-/// What other workers say, from the time the queue is bound; dropping it ends it.
+/// The consumer of all announcements that are published after its queue was bound; dropping it ends the consumer.
 #[derive(Debug)]
 pub struct Broadcasts {
     link: Arc<Link>,
@@ -133,6 +135,21 @@ impl Fanout {
     /// Waits until the session is lost and returns the reason.
     pub async fn lost(&self) -> String {
         self.link.state.lost().await
+    }
+
+    /// Returns the state of the session, and all later ones.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.link.state.watch()
+    }
+
+    /// Waits for a future no longer than `limit`, and returns `None` when it has not ended by then. The clock stands while
+    /// the broker blocks the session.
+    ///
+    /// # Errors
+    /// The session is lost.
+    pub async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Result<Option<T>> {
+        self.link.state.within(limit, future).await
     }
 }
 

@@ -261,7 +261,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         journal: settings.storage.local_storage_path.join(JOURNAL),
         spool: folders::spool(&settings.storage),
         is_shared: settings.storage.bucket().is_some(),
-        announcer: Announcer::default(),
+        announcer: Announcer::new(folders::store_id(&settings.storage)),
     })
 }
 

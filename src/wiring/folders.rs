@@ -25,6 +25,18 @@ pub(crate) fn overlay_name(settings: &StorageSettings, provider: Provider, name:
     crate::storage::overlay_folder(&backend, endpoint.as_deref().unwrap_or_default(), &bucket)
 }
 
+/// Returns the name of the store in announcements between workers: a hash of the backend and the bucket.
+///
+/// The endpoint does not count, for workers on one bucket may reach it at different addresses. Two buckets of one name cost
+/// no more than values that are dropped from a cache needlessly.
+pub(crate) fn store_id(settings: &StorageSettings) -> String {
+    let (backend, bucket) = match settings.bucket() {
+        Some((provider, name)) => (provider.scheme(), name),
+        None => ("local", ""),
+    };
+    crate::storage::overlay_folder(backend, "", bucket)
+}
+
 /// Returns the identity of a bucket: backend, endpoint and name.
 pub(crate) fn owner(settings: &StorageSettings, provider: Provider, name: &str) -> Owner {
     let (backend, endpoint) = match provider {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::desk::DEAD_QUEUE;
-use super::invalidations::Attendance;
+use super::invalidations::Coherence;
 use super::journal::Journal;
 use super::outbox::{Parcel, Role};
 use super::silences::Silences;
@@ -35,17 +35,21 @@ pub(super) struct Bench {
     pub(super) knows_rights: bool,
     /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
     pub(super) held_back: BTreeSet<Component>,
-    /// The session's part in the coherence of caches.
-    pub(super) attendance: Option<Attendance>,
+    /// The task that sends and receives the announcements of changed keys in this session.
+    pub(super) coherence: Option<Coherence>,
 }
 
 impl Bench {
-    /// Begins to announce and to hear what changes, where values are in a bucket or a cache may be emptied.
-    pub(super) fn attend(&mut self, session: &Session) {
+    /// Begins to send and to receive announcements of changed keys, where values are in a bucket or there is a cache.
+    pub(super) async fn begin_coherence(&mut self, session: &Session) {
+        // First the end of the last one, which disables the cache.
+        if let Some(last) = self.coherence.take() {
+            last.stop().await;
+        }
         let is_shared = self.options.is_shared;
-        self.attendance = (is_shared || self.engine.cache().is_some()).then(|| {
+        self.coherence = (is_shared || self.engine.cache().is_some()).then(|| {
             let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
-            Attendance::begin(session, announcer, cache, is_shared, self.readiness.clone())
+            Coherence::begin(session, announcer, cache, is_shared, self.readiness.clone())
         });
     }
 

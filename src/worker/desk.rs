@@ -72,6 +72,8 @@ pub(super) struct Job {
     /// By which it is ordered. Of one that was not read, whether it writes them is not known.
     pub(super) keys: Keys,
     pub(super) writes: bool,
+    /// It was read after it was ordered by its keys, and none of them is one that it writes.
+    pub(super) writes_unnamed: bool,
     pub(super) work: Work,
     /// What counts for it on the budget.
     pub(super) held: Option<Held>,
@@ -98,10 +100,11 @@ pub(super) enum Work {
 }
 
 impl Job {
-    /// Returns what other workers are told before its answer leaves: nothing where only its own run can have changed anything,
-    /// since that tells them itself.
+    /// Returns the values that other workers must drop before the answer is sent. There are none where only this run can have
+    /// changed values, because the run announces them itself.
     pub(super) fn stale(&self) -> Stale {
-        Stale::of(&self.keys, self.again && self.writes)
+        let is_told = self.again && self.writes;
+        if is_told && self.writes_unnamed { Stale::All } else { Stale::of(&self.keys, is_told) }
     }
 }
 
@@ -295,6 +298,7 @@ impl Desk {
             definition,
             keys: Keys::None,
             writes: true,
+            writes_unnamed: false,
             work: Work::Reading,
             held: None,
             limit,

@@ -161,7 +161,7 @@ pub async fn run(
         stalled,
         knows_rights: false,
         held_back,
-        attendance: None,
+        coherence: None,
     };
     let mut backoff = Backoff::default();
     let mut next_url = 0;
@@ -238,7 +238,7 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     let session = Session::open_next(broker, next_url).await?;
     // Without it every command would be done and none answered.
     session.may_answer().await?;
-    bench.attend(&session);
+    bench.begin_coherence(&session).await;
     let topology = session.topology();
     note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
     if bench.options.events {

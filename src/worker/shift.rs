@@ -281,10 +281,11 @@ impl<'b> Shift<'b> {
         self.post(parcel);
     }
 
-    /// Hands over what a command owes, once all workers were told what may have changed before it came again.
+    /// Hands over what a command owes. Over a bucket, the other workers are first told which values its earlier run may have
+    /// changed; those of a local store compare files.
     fn post(&mut self, mut parcel: Parcel) {
         let stale = std::mem::take(&mut parcel.stale);
-        if stale.is_none() || self.bench.attendance.is_none() {
+        if stale.is_none() || !self.bench.options.is_shared {
             return self.outbox.push(parcel);
         }
         if let Some(cache) = self.bench.engine.cache() {
@@ -292,7 +293,7 @@ impl<'b> Shift<'b> {
         }
         let announcer = self.bench.options.announcer.clone();
         self.errands.push(Box::pin(async move {
-            announcer.tell(stale).await;
+            announcer.publish(stale).await;
             Errand::Again(vec![parcel])
         }));
     }

@@ -113,7 +113,7 @@ impl Site {
             journal: folder.path().join("journal"),
             spool: Spool::new(folder.path()),
             is_shared: false,
-            announcer: Announcer::default(),
+            announcer: Announcer::new("s".to_owned()),
         };
         let broker = BrokerOptions { connection_name: connection(&vhost), ..super::options(&url) };
         let work = worker::run(

@@ -50,7 +50,7 @@ impl Table {
             journal: folder.path().to_owned(),
             spool: Spool::new(folder.path()),
             is_shared: false,
-            announcer: crate::worker::Announcer::default(),
+            announcer: crate::worker::Announcer::new("s".into()),
         };
         let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
         Self { desk: Desk::new(&options, 131_072), journal, _folder: folder }

@@ -32,8 +32,11 @@ impl Desk {
         job.case.kept = self.kept(&opened.request, message, origin);
         (job.case.request, job.case.extended) = (opened.request, opened.extended);
         if let Some(answer) = answer {
-            // Only what writes is known by an answer.
-            let stale = Stale::of(&job.keys, true);
+            let stale = match &opened.call {
+                Call::Read(Ok(command)) => Stale::of(command.keys(), command.writes()),
+                // Only what writes is known by an answer.
+                Call::Read(Err(_)) | Call::Unknown | Call::Later => Stale::of(&job.keys, true),
+            };
             let mut parcel = self.close(job.case, &End::Answered(answer));
             parcel.stale = stale;
             return Decision::End(Box::new(parcel), CommandOutcome::Replayed);
@@ -46,6 +49,7 @@ impl Desk {
         match opened.call {
             Call::Read(Ok(command)) => {
                 job.writes = command.writes();
+                job.writes_unnamed = job.writes && !command.keys().iter().any(|used| used.writes);
                 Decision::Run(Box::new(Job { work: Work::Run(command), ..job }))
             }
             Call::Read(Err(error)) => self.misused(job.definition, job.case, error),

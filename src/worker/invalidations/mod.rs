@@ -1,12 +1,14 @@
-//! The coherence of caches: what this worker changes is announced to all others, and what they announce is dropped here.
+//! The coherence of caches: this worker announces the keys that it changes, and drops what other workers announce.
 //!
-//! An announcement that is under way gathers those that come meanwhile into one message, as events are. What could not be
-//! announced in a session is announced first in the next one.
+//! Keys that change while an announcement is being confirmed are announced together in the next one. Keys that could not be
+//! announced in a session are announced first in the next one.
 
 mod message;
 mod session;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
@@ -15,66 +17,84 @@ use uuid::Uuid;
 use crate::commands::{Invalidation, Key, KeyUse};
 
 pub(super) use message::Stale;
-pub(super) use session::Attendance;
+pub(super) use session::Coherence;
 
-/// Tells the other workers which cached values are old; clones share what waits.
-#[derive(Clone, Debug, Default)]
+use message::Sender;
+
+/// How long an announcement that is not confirmed keeps a caller waiting: as long as an answer whose queue is silent is tried.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Announces to the other workers which cached values are out of date. Clones share what waits to be announced.
+#[derive(Clone, Debug)]
 pub struct Announcer(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// How this process names itself.
-    worker: String,
+    sender: Sender,
     waiting: Mutex<Waiting>,
     added: Notify,
     progress: watch::Sender<Progress>,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            worker: Uuid::new_v4().to_string(),
-            waiting: Mutex::default(),
-            added: Notify::new(),
-            progress: watch::Sender::default(),
-        }
-    }
-}
-
-/// What is to be announced.
+/// The keys that are not announced yet, and the counters of the messages.
 #[derive(Debug, Default)]
 struct Waiting {
     stale: Stale,
-    /// What is being announced.
+    /// The keys in the announcement that is not confirmed yet.
     under_way: Stale,
-    /// How many announcements were begun.
+    /// The number of announcements that were begun.
     begun: u64,
-    /// Number of the next message.
+    /// The number of the next message.
     number: u64,
-    /// The next message says that this worker listens from now on.
-    hello: bool,
+    /// The next message asks the other workers for one of theirs.
+    presence_request: bool,
 }
 
-/// How far the announcements are.
+/// The state of the announcements, for those who wait for one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
-    /// Announcements that the broker has confirmed, and all before them.
+    /// The number of announcements that the broker has confirmed.
     confirmed: u64,
-    /// Number after the last message that the broker has confirmed.
+    /// The number after the last message that the broker has confirmed.
     number: u64,
-    /// A confirmation is to be expected in this session.
+    /// This session is expected to confirm what is announced.
     is_expected: bool,
-    /// Which session it is, since the end of one may come after the beginning of the next.
+    /// The broker takes no publications now, because of a memory or disk alarm.
+    is_blocked: bool,
+    /// The number of the session, since the end of one may come after the beginning of the next.
     session: u64,
 }
 
+impl Progress {
+    /// Tells whether it makes sense to wait for a confirmation.
+    const fn can_confirm(self) -> bool {
+        self.is_expected && !self.is_blocked
+    }
+}
+
 impl Announcer {
+    /// Makes the announcer of a process.
+    ///
+    /// `store` names the store: workers pass over the announcements of stores with another name.
+    #[must_use]
+    pub fn new(store: String) -> Self {
+        Self(Arc::new(Shared {
+            sender: Sender { worker: Uuid::new_v4().to_string(), store },
+            waiting: Mutex::default(),
+            added: Notify::new(),
+            progress: watch::Sender::default(),
+        }))
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces and returns once the broker has confirmed it, or no session can now: then it goes first in the next one.
-    pub(super) async fn tell(&self, stale: Stale) {
+    /// Announces stale values, and returns once the broker has confirmed the announcement.
+    ///
+    /// Returns sooner where no confirmation can come now: without a session, and during an alarm of the broker. It returns after
+    /// [`PATIENCE`] in any case. The announcement is kept, and sent as soon as the broker takes it.
+    pub(super) async fn publish(&self, stale: Stale) {
         if stale.is_none() {
             return;
         }
@@ -86,46 +106,55 @@ impl Announcer {
         self.0.added.notify_one();
         let mut progress = self.0.progress.subscribe();
         // The sender lives in `self`.
-        drop(progress.wait_for(|progress| progress.confirmed > place || !progress.is_expected).await);
+        let ended = progress.wait_for(|progress| progress.confirmed > place || !progress.can_confirm());
+        drop(tokio::time::timeout(PATIENCE, ended).await);
     }
 
-    /// Begins the next session, in which announcements are waited for.
-    fn attach(&self) -> u64 {
+    /// Notes that a session began, and returns its number. Callers wait for confirmations from now on.
+    fn begin_session(&self) -> u64 {
         let mut session = 0;
         self.0.progress.send_modify(|progress| {
             progress.session += 1;
             progress.is_expected = true;
+            progress.is_blocked = false;
             session = progress.session;
         });
         session
     }
 
-    /// Says that nothing can be announced in this session for now, so that nobody waits for it.
-    fn let_go(&self, session: u64) {
+    /// Notes that this session confirms nothing for now, so that no caller waits.
+    fn stop_waiting(&self, session: u64) {
         self.0.progress.send_if_modified(|progress| {
             progress.session == session && std::mem::replace(&mut progress.is_expected, false)
         });
     }
 
-    /// Begins an announcement of all that waits, even if that is nothing: returns its messages.
+    /// Notes whether the broker blocks this session, so that no caller waits for the end of an alarm.
+    fn set_blocked(&self, session: u64, is_blocked: bool) {
+        self.0.progress.send_if_modified(|progress| {
+            progress.session == session && std::mem::replace(&mut progress.is_blocked, is_blocked) != is_blocked
+        });
+    }
+
+    /// Begins an announcement of everything that waits, and returns its messages: at least one.
     fn begin(&self) -> Vec<bytes::Bytes> {
         let mut waiting = self.waiting();
         let stale = std::mem::take(&mut waiting.stale);
         waiting.under_way.add(stale);
         waiting.begun += 1;
-        let hello = std::mem::take(&mut waiting.hello);
-        let messages = waiting.under_way.write(&self.0.worker, waiting.number, hello);
+        let presence_request = std::mem::take(&mut waiting.presence_request);
+        let messages = waiting.under_way.write(&self.0.sender, waiting.number, presence_request);
         waiting.number += messages.len() as u64;
         messages
     }
 
-    /// Sends a message soon, even if nothing changes, so that others know the number of this worker.
-    fn tell_number(&self, hello: bool) {
-        self.waiting().hello |= hello;
+    /// Sends a message soon, even if no key changes, so that other workers learn the number of this one.
+    fn send_presence(&self, presence_request: bool) {
+        self.waiting().presence_request |= presence_request;
         self.0.added.notify_one();
     }
 
-    /// Notes that the broker has all messages of the announcement.
+    /// Notes that the broker has confirmed all messages of the announcement.
     fn confirm(&self) {
         let mut waiting = self.waiting();
         waiting.under_way = Stale::default();
@@ -136,9 +165,9 @@ impl Announcer {
             .send_modify(|progress| *progress = Progress { confirmed, number, is_expected: true, ..*progress });
     }
 
-    /// Tells whether something waits to be announced.
+    /// Tells whether keys wait to be announced.
     #[cfg(test)]
-    fn owes(&self) -> bool {
+    fn has_pending(&self) -> bool {
         let waiting = self.waiting();
         !waiting.stale.is_none() || !waiting.under_way.is_none()
     }
@@ -147,22 +176,25 @@ impl Announcer {
 #[async_trait]
 impl Invalidation for Announcer {
     async fn announce(&self, key: &Key) {
-        self.tell(Stale::Keys([key.clone()].into())).await;
+        self.publish(Stale::Keys([key.clone()].into())).await;
     }
 
     async fn announce_all(&self) {
-        self.tell(Stale::All).await;
+        self.publish(Stale::All).await;
     }
 }
 
 impl Stale {
-    /// Returns what a command may have changed. Without a key it may be any: it goes through many, or empties caches.
+    /// Returns the values that a command may have changed.
+    ///
+    /// A command that writes and names no key that it writes may change any: it removes many keys, empties caches, or writes
+    /// to a destination in the own bucket.
     pub(super) fn of(keys: &[KeyUse], writes: bool) -> Self {
-        match keys {
-            _ if !writes => Self::default(),
-            [] => Self::All,
-            keys => Self::Keys(keys.iter().filter(|used| used.writes).map(|used| used.key.clone()).collect()),
+        if !writes {
+            return Self::default();
         }
+        let written: HashSet<Key> = keys.iter().filter(|used| used.writes).map(|used| used.key.clone()).collect();
+        if written.is_empty() { Self::All } else { Self::Keys(written) }
     }
 }
 
@@ -173,6 +205,15 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    fn announcer() -> Announcer {
+        Announcer::new("s".to_owned())
+    }
+
+    /// A runtime whose clock runs ahead when everything waits.
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
 
     fn key(name: &str) -> Key {
         Key::parse(name).unwrap()
@@ -185,8 +226,10 @@ mod tests {
 
     #[test]
     fn keys_are_gathered_while_the_last_confirm_is_under_way() {
-        let announcer = Announcer::default();
-        announcer.attach();
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let announcer = announcer();
+        announcer.begin_session();
         let (a, b, c) = (key("a"), key("b"), key("c"));
         let mut first = pin!(announcer.announce(&a));
         assert!(first.as_mut().now_or_never().is_none());
@@ -201,36 +244,69 @@ mod tests {
         assert!(both.contains(r#""number":1"#) && both.contains(r#""b""#) && both.contains(r#""c""#), "{both}");
         announcer.confirm();
         assert!(second.as_mut().now_or_never().is_some() && third.as_mut().now_or_never().is_some());
-        assert!(!announcer.owes());
+        assert!(!announcer.has_pending());
         assert!(text(&announcer.begin()).contains(r#""number":2,"keys":[]"#), "nothing waits");
     }
 
     #[test]
     fn what_was_not_confirmed_is_announced_again() {
-        let announcer = Announcer::default();
-        let session = announcer.attach();
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let announcer = announcer();
+        let session = announcer.begin_session();
         let (a, b) = (key("a"), key("b"));
         let mut first = pin!(announcer.announce(&a));
         assert!(first.as_mut().now_or_never().is_none());
         announcer.begin();
-        announcer.let_go(session);
+        announcer.stop_waiting(session);
         assert!(first.as_mut().now_or_never().is_some(), "no session: nobody waits");
         assert!(announcer.announce(&b).now_or_never().is_some());
-        assert!(announcer.owes());
-        announcer.attach();
-        announcer.let_go(session);
+        assert!(announcer.has_pending());
+        announcer.begin_session();
+        announcer.stop_waiting(session);
         assert!(announcer.0.progress.borrow().is_expected, "the end of the session before changes nothing any more");
         let again = text(&announcer.begin());
         assert!(again.contains(r#""a""#) && again.contains(r#""b""#), "{again}");
         assert!(again.contains(r#""number":1"#), "who missed the first one sees a gap: {again}");
         announcer.confirm();
-        assert!(!announcer.owes());
+        assert!(!announcer.has_pending());
+    }
+
+    #[test]
+    fn nobody_waits_while_the_broker_is_blocked() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let announcer = announcer();
+        let old = announcer.begin_session();
+        let session = announcer.begin_session();
+        let (a, b) = (key("a"), key("b"));
+        let mut first = pin!(announcer.announce(&a));
+        announcer.set_blocked(old, true);
+        assert!(first.as_mut().now_or_never().is_none(), "another session is blocked");
+        announcer.set_blocked(session, true);
+        assert!(first.as_mut().now_or_never().is_some());
+        assert!(announcer.announce(&b).now_or_never().is_some());
+        announcer.set_blocked(session, false);
+        assert!(announcer.announce(&b).now_or_never().is_none());
+        let kept = text(&announcer.begin());
+        assert!(kept.contains(r#""a""#) && kept.contains(r#""b""#), "{kept}");
+    }
+
+    #[test]
+    fn an_announcement_that_is_not_confirmed_ends_the_wait() {
+        let announcer = announcer();
+        announcer.begin_session();
+        // Ends although nothing is ever confirmed.
+        runtime().block_on(announcer.announce(&key("a")));
+        assert!(announcer.has_pending());
     }
 
     #[test]
     fn a_command_may_have_changed_the_keys_it_writes() {
         let (read, write) = (KeyUse::read(key("r")), KeyUse::write(key("w")));
-        assert_eq!(Stale::of(&[read, write], true), Stale::Keys([key("w")].into()));
+        assert_eq!(Stale::of(&[read.clone(), write], true), Stale::Keys([key("w")].into()));
+        assert_eq!(Stale::of(std::slice::from_ref(&read), true), Stale::All, "it writes what none of its keys names");
+        assert!(Stale::of(&[read], false).is_none());
         assert_eq!(Stale::of(&[], true), Stale::All);
         assert!(Stale::of(&[], false).is_none());
     }

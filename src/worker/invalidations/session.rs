@@ -1,53 +1,54 @@
-//! One session's part in the coherence of caches: it announces what changed here and listens to what changed elsewhere.
+//! The announcements of one session: the keys that this worker changed are sent, and those of other workers received.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
-use super::Announcer;
 use super::message::Receiver;
-use crate::broker::{Broadcasts, Error, ErrorKind, Fanout, INVALIDATIONS_EXCHANGE, Presence, PublishError, Session};
+use super::{Announcer, PATIENCE};
+use crate::broker::{
+    Broadcasts, Error, ErrorKind, Fanout, INVALIDATIONS_EXCHANGE, Presence, PublishError, Session, State,
+};
 use crate::commands::Cache;
 use crate::telemetry::{Component, ComponentState, Readiness};
 
-/// How long nothing is said at most: what was missed before shows with the next message.
+/// The longest time between two messages. A receiver finds a gap with the next message.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// How often it is looked whether what was announced came back; it takes milliseconds.
-const COMES_BACK: Duration = Duration::from_secs(5);
-/// How long a missing exchange or right is left alone: at first, and at most.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// How long an announcement that is not confirmed keeps writes waiting: as long as an answer whose queue is silent is tried.
-const PATIENCE: Duration = Duration::from_secs(45);
-/// How long an announcement waits that was not confirmed.
+/// How often the own messages are checked for having come back from the broker, which takes milliseconds.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The wait before a missing exchange or permission is looked at again: the first one, and the longest one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The wait before an announcement that was not confirmed is sent again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Messages after which others on the thread get their turn.
+/// The number of messages after which other tasks on the thread get their turn.
 const TURN: u32 = 256;
 
-/// A session's announcing and listening; dropping it ends both, and a bucket's cache is off then.
+/// The background task that sends and receives the announcements of a session. When it ends, a bucket's cache is disabled.
 #[derive(Debug)]
-pub(in crate::worker) struct Attendance(AbortHandle);
+pub(in crate::worker) struct Coherence(JoinHandle<()>);
 
-impl Drop for Attendance {
+impl Drop for Coherence {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// What both sides of a session need.
+/// The state of the background task, for sending and for receiving.
 #[derive(Debug)]
-struct Attendant {
+struct Exchanger {
     announcer: Announcer,
-    /// Its number with the announcer.
+    /// The number of the session.
     session: u64,
     fanout: Fanout,
     readiness: Readiness,
-    /// Others must hear of each write: the values are in a bucket. Else they compare files.
+    /// The values are in a bucket, so other workers must receive each changed key. In a local store they compare files.
     is_shared: bool,
 }
 
-impl Attendance {
-    /// Begins to announce and to listen in the background.
+impl Coherence {
+    /// Begins to send and to receive announcements in the background.
     pub(in crate::worker) fn begin(
         session: &Session,
         announcer: Announcer,
@@ -55,20 +56,51 @@ impl Attendance {
         is_shared: bool,
         readiness: Readiness,
     ) -> Self {
-        let attendant =
-            Attendant { session: announcer.attach(), announcer, fanout: session.fanout(), readiness, is_shared };
-        Self(tokio::spawn(async move { attendant.attend(cache.as_ref()).await }).abort_handle())
+        let (number, fanout) = (announcer.begin_session(), session.fanout());
+        let exchanger = Exchanger { announcer, session: number, fanout, readiness, is_shared };
+        Self(tokio::spawn(async move { exchanger.run(cache.as_ref()).await }))
+    }
+
+    /// Ends the task and returns once it has disabled the cache, so that it cannot disable it for a later session.
+    pub(in crate::worker) async fn stop(mut self) {
+        self.0.abort();
+        if let Err(error) = (&mut self.0).await
+            && error.is_panic()
+        {
+            tracing::error!(%error, "the announcements of the last session ended by a fault");
+        }
     }
 }
 
-impl Drop for Attendant {
+impl Drop for Exchanger {
     fn drop(&mut self) {
-        self.announcer.let_go(self.session);
+        self.announcer.stop_waiting(self.session);
     }
 }
 
-impl Attendant {
-    async fn attend(&self, cache: Option<&Cache>) {
+impl Exchanger {
+    async fn run(&self, cache: Option<&Cache>) {
+        tokio::select! {
+            biased;
+            _ = self.fanout.lost() => {}
+            () = self.follow_state() => {}
+            () = self.exchange(cache) => {}
+        }
+    }
+
+    /// Notes while the session lives whether the broker blocks it.
+    async fn follow_state(&self) {
+        let mut state = self.fanout.watch();
+        loop {
+            let is_blocked = matches!(*state.borrow_and_update(), State::Blocked(_));
+            self.announcer.set_blocked(self.session, is_blocked);
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn exchange(&self, cache: Option<&Cache>) {
         // The queue is there before the first message is sent, which comes back to it then.
         let listening = match cache {
             Some(_) => Some(self.listen().await),
@@ -76,9 +108,8 @@ impl Attendant {
         };
         tokio::select! {
             biased;
-            _ = self.fanout.lost() => {}
             () = self.announce() => {}
-            () = self.hear_on(cache, listening) => {}
+            () = self.receive(cache, listening) => {}
         }
     }
 
@@ -90,8 +121,8 @@ impl Attendant {
         }
     }
 
-    /// Says how announcing or listening stands. A local store needs neither, but for the command that empties caches.
-    fn say(&self, component: Component, state: ComponentState) {
+    /// Reports the state of sending or receiving. A local store needs both for `filestorage.clear_cache` only.
+    fn report(&self, component: Component, state: ComponentState) {
         if self.is_shared {
             self.readiness.set(component, state);
         } else if let ComponentState::Degraded(reason) = state {
@@ -99,54 +130,66 @@ impl Attendant {
         }
     }
 
-    /// Announces as long as the session lives.
+    /// Sends announcements while the session lives.
     async fn announce(&self) {
         let degraded = |why: &str| {
             ComponentState::Degraded(format!(
                 "other workers are not told what changes here: {why}; their caches may answer old values until cache_ttl_seconds"
             ))
         };
-        let mut wait = LOOK_AGAIN;
+        let mut wait = FIRST_RETRY;
         loop {
             let begun = Instant::now();
             let words = match self.fanout.ensure().await {
-                Ok(Presence::Present | Presence::Created) => self.send_on(&degraded).await,
+                Ok(Presence::Present | Presence::Created) => self.send_all(&degraded).await,
                 Ok(Presence::Down(words) | Presence::Denied(words)) => words,
                 Err(error) => error.to_string(),
             };
-            self.announcer.let_go(self.session);
-            self.say(Component::Invalidations, degraded(&words));
+            self.announcer.stop_waiting(self.session);
+            self.report(Component::Invalidations, degraded(&words));
             wait = pause(wait, begun).await;
         }
     }
 
-    /// Sends what waits again and again, and returns the broker's words once it refuses.
-    async fn send_on(&self, degraded: &impl Fn(&str) -> ComponentState) -> String {
-        let mut failing: Option<Instant> = None;
+    /// Sends one announcement after another, and returns the broker's words once it refuses.
+    async fn send_all(&self, degraded: &impl Fn(&str) -> ComponentState) -> String {
         loop {
-            match self.send().await {
-                Ok(()) => {
-                    failing = None;
-                    self.announcer.confirm();
-                    self.say(Component::Invalidations, ComponentState::Ready);
-                    // Nothing waits for this long if nothing changes.
-                    drop(tokio::time::timeout(HEARTBEAT, self.announcer.0.added.notified()).await);
+            let mut sending = pin!(self.send_until_taken());
+            let ended = match self.fanout.within(PATIENCE, sending.as_mut()).await {
+                Ok(Some(ended)) => ended,
+                Ok(None) => {
+                    self.announcer.stop_waiting(self.session);
+                    let why = format!("nothing was confirmed for {} s", PATIENCE.as_secs());
+                    self.report(Component::Invalidations, degraded(&why));
+                    sending.await
                 }
-                Err(PublishError::Refused { code, text }) => {
-                    return format!("exchange '{INVALIDATIONS_EXCHANGE}': {code} {text}");
-                }
-                Err(error) => {
-                    if failing.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
-                        self.announcer.let_go(self.session);
-                        self.say(Component::Invalidations, degraded(&error.to_string()));
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
+                Err(lost) => return lost.to_string(),
+            };
+            if let Err(words) = ended {
+                return words;
             }
+            self.announcer.confirm();
+            self.report(Component::Invalidations, ComponentState::Ready);
+            // Waits for no longer than this when no key changes.
+            drop(tokio::time::timeout(HEARTBEAT, self.announcer.0.added.notified()).await);
         }
     }
 
-    /// Sends what waits, one message after another, since their numbers are an order.
+    /// Sends everything that waits until the broker has confirmed it. An error is the broker's refusal, in its words.
+    async fn send_until_taken(&self) -> Result<(), String> {
+        loop {
+            match self.send().await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::Refused { code, text }) => {
+                    return Err(format!("exchange '{INVALIDATIONS_EXCHANGE}': {code} {text}"));
+                }
+                Err(error) => tracing::debug!(%error, "an announcement was not confirmed"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Sends everything that waits, one message after another, so that they arrive in the order of their numbers.
     async fn send(&self) -> Result<(), PublishError> {
         for message in self.announcer.begin() {
             self.fanout.publish(message).await?;
@@ -154,11 +197,11 @@ impl Attendant {
         Ok(())
     }
 
-    /// Listens as long as the session lives.
-    async fn hear_on(&self, cache: Option<&Cache>, mut listening: Option<Result<Broadcasts, Error>>) {
+    /// Receives announcements while the session lives.
+    async fn receive(&self, cache: Option<&Cache>, mut listening: Option<Result<Broadcasts, Error>>) {
         let Some(cache) = cache else { return std::future::pending().await };
-        let mut receiver = Receiver::new(&self.announcer.0.worker);
-        let mut wait = LOOK_AGAIN;
+        let mut receiver = Receiver::new(self.announcer.0.sender.clone());
+        let mut wait = FIRST_RETRY;
         loop {
             let begun = Instant::now();
             let listened = match listening.take() {
@@ -167,33 +210,34 @@ impl Attendant {
             };
             let why = match listened {
                 Ok(broadcasts) => {
-                    self.say(Component::Cache, ComponentState::Ready);
-                    self.hear(cache, broadcasts, &mut receiver).await
+                    self.report(Component::Cache, ComponentState::Ready);
+                    self.receive_all(cache, broadcasts, &mut receiver).await
                 }
                 Err(error) => error.to_string(),
             };
-            let state =
-                ComponentState::Degraded(format!("the cache is off: what other workers change is not heard: {why}"));
-            self.say(Component::Cache, state);
+            let state = ComponentState::Degraded(format!(
+                "the cache is off: the announcements of other workers are not received: {why}"
+            ));
+            self.report(Component::Cache, state);
             wait = pause(wait, begun).await;
         }
     }
 
-    /// Drops what other workers say is old, and returns why nothing more is heard. The cache is on meanwhile.
-    async fn hear(&self, cache: &Cache, mut broadcasts: Broadcasts, receiver: &mut Receiver) -> String {
-        let _on = On::new(cache, self.is_shared);
-        // What is sent from now on comes back, if the exchange and the binding are still there.
+    /// Drops what other workers announce, and returns the reason when nothing more can be received. The cache is enabled meanwhile.
+    async fn receive_all(&self, cache: &Cache, mut broadcasts: Broadcasts, receiver: &mut Receiver) -> String {
+        let _enabled = EnabledCache::new(cache, self.is_shared);
+        // What is sent from now on comes back while the exchange and the binding are there.
         let floor = self.announcer.waiting().number;
-        self.announcer.tell_number(true);
-        let mut look = tokio::time::interval(COMES_BACK);
+        self.announcer.send_presence(true);
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
         let (mut awaited, mut turn) = (0, 0_u32);
         loop {
             tokio::select! {
                 message = broadcasts.next() => match message {
                     Ok(message) => {
                         receiver.take(&message).drop_from(cache);
-                        if std::mem::take(&mut receiver.is_asked) {
-                            self.announcer.tell_number(false);
+                        if std::mem::take(&mut receiver.is_presence_requested) {
+                            self.announcer.send_presence(false);
                         }
                         turn = turn.wrapping_add(1);
                         if turn.is_multiple_of(TURN) {
@@ -202,10 +246,12 @@ impl Attendant {
                     }
                     Err(why) => return why,
                 },
-                _ = look.tick() => {
+                _ = check.tick() => {
                     if receiver.own_next < awaited {
                         return "what was announced did not come back; was the exchange or the binding deleted?".to_owned();
                     }
+                    // A forged number must not stand for messages that are still to come back.
+                    receiver.own_next = receiver.own_next.min(self.announcer.waiting().number);
                     let number = self.announcer.0.progress.borrow().number;
                     awaited = if number > floor { number } else { 0 };
                 }
@@ -214,20 +260,20 @@ impl Attendant {
     }
 }
 
-/// Waits before the next try and returns how long to wait after that: longer, unless this one was good for a while.
+/// Waits before the next attempt, and returns the wait after that: a longer one, unless this attempt worked for a while.
 async fn pause(wait: Duration, begun: Instant) -> Duration {
-    if begun.elapsed() > LONGEST_LOOK {
-        tokio::time::sleep(LOOK_AGAIN).await;
-        return LOOK_AGAIN;
+    if begun.elapsed() > LONGEST_RETRY {
+        tokio::time::sleep(FIRST_RETRY).await;
+        return FIRST_RETRY;
     }
     tokio::time::sleep(wait).await;
-    wait.saturating_mul(2).min(LONGEST_LOOK)
+    wait.saturating_mul(2).min(LONGEST_RETRY)
 }
 
-/// A bucket's cache that is on; dropping this turns it off.
-struct On<'a>(Option<&'a Cache>);
+/// The cache of a bucket while it is enabled. Dropping this disables it.
+struct EnabledCache<'a>(Option<&'a Cache>);
 
-impl<'a> On<'a> {
+impl<'a> EnabledCache<'a> {
     fn new(cache: &'a Cache, is_shared: bool) -> Self {
         let cache = is_shared.then_some(cache);
         cache.inspect(|cache| cache.resume());
@@ -235,10 +281,35 @@ impl<'a> On<'a> {
     }
 }
 
-impl Drop for On<'_> {
+impl Drop for EnabledCache<'_> {
     fn drop(&mut self) {
         if let Some(cache) = self.0 {
             cache.suspend();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::CacheOptions;
+    use crate::telemetry::Metrics;
+
+    #[test]
+    fn a_session_disables_the_cache_before_the_next_one_begins() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let cache = Cache::new(CacheOptions { bytes: 1 << 20, ttl: Duration::from_secs(60) }, Metrics::new());
+            let (kept, (enabled, seen)) = (cache.clone(), tokio::sync::oneshot::channel());
+            let task = tokio::spawn(async move {
+                let _enabled = EnabledCache::new(&kept, true);
+                enabled.send(()).unwrap();
+                std::future::pending::<()>().await;
+            });
+            seen.await.unwrap();
+            assert!(!cache.is_suspended());
+            Coherence(task).stop().await;
+            assert!(cache.is_suspended());
+        });
     }
 }

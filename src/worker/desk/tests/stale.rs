@@ -4,7 +4,11 @@ use super::*;
 use crate::commands::Key;
 
 fn k() -> Stale {
-    Stale::Keys([Key::parse("k").unwrap()].into())
+    keys(&["k"])
+}
+
+fn keys(names: &[&str]) -> Stale {
+    Stale::Keys(names.iter().map(|name| Key::parse(name).unwrap()).collect())
 }
 
 fn answer() -> Answer {
@@ -29,6 +33,16 @@ fn a_command_that_comes_again_tells_its_keys_whatever_it_finds() {
     assert_eq!(table.job(store(), true).stale(), k());
     let read = task("filestorage.retrieve", &json!([["k"], {}, {}]));
     assert!(table.job(read, true).stale().is_none());
+    let export = task("filestorage.retrieve", &json!([["k"], {"destination": "s3://bucket/key"}, {}]));
+    assert_eq!(table.job(export, true).stale(), Stale::All, "it may write to the own bucket");
+    let shift = task("filestorage.move", &json!([["k", "l"], {}, {}]));
+    assert_eq!(table.job(shift, true).stale(), keys(&["k", "l"]));
+    let copy = task("filestorage.copy", &json!([["l", "k"], {}, {}]));
+    assert_eq!(table.job(copy, true).stale(), k());
+    let several = task("filestorage.delete_many", &json!([[["k", "l"]], {}, {}]));
+    assert_eq!(table.job(several, true).stale(), keys(&["k", "l"]));
+    let several = task("filestorage.store_many", &json!([[[["k", "v"], ["l", "w"]]], {}, {}]));
+    assert_eq!(table.job(several, true).stale(), keys(&["k", "l"]));
     let clear = task("filestorage.clear_cache", &json!([[], {}, {}]));
     assert_eq!(table.job(clear, true).stale(), Stale::All);
 }
@@ -44,5 +58,21 @@ fn a_large_answer_from_the_journal_tells_its_keys_again() {
     match table.desk.unseal(job, opened, &message, &Origin::default(), Some(&answer())) {
         Decision::End(parcel, CommandOutcome::Replayed) => assert_eq!(parcel.stale, k()),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_large_export_that_was_read_may_have_changed_all() {
+    let mut table = Table::new();
+    let message = task("filestorage.retrieve", &json!([["k"], {"destination": "s3://bucket/key"}, {}]));
+    for answer in [Some(answer()), None] {
+        let opened = table.desk.reader.open(&message, &Origin::default());
+        let mut job = table.job(store(), true);
+        job.work = Work::Reading;
+        match table.desk.unseal(job, opened, &message, &Origin::default(), answer.as_ref()) {
+            Decision::End(parcel, CommandOutcome::Replayed) => assert_eq!(parcel.stale, Stale::All),
+            Decision::Run(job) => assert_eq!(job.stale(), Stale::All),
+            other => panic!("{other:?}"),
+        }
     }
 }
