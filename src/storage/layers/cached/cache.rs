@@ -9,12 +9,13 @@ use moka::Expiry;
 use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache as Map;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::account::Account;
 use super::entry::{CacheEntry, Slot, may_be_kept};
 use super::shards::{Shard, Shards};
-use super::shared_read::{Leader, Role, Sequence, SharedRead};
+use super::shared_read::{ReadOutcome, Sequence, SharedRead};
 use crate::storage::files::FileIdentity;
 use crate::storage::layers::attempts::note_lookup;
 use crate::storage::object::{Key, Object};
@@ -244,19 +245,19 @@ impl Cache {
         let mut leader = None;
         let next = ended.next(|| match shard.reads.get(key) {
             Some(read) => Arc::clone(read),
-            None => Arc::clone(leader.insert(self.begin_read(&mut shard, key)).read()),
+            None => Arc::clone(&leader.insert(self.begin_read(&mut shard, key)).read),
         });
         leader.map_or_else(|| Role::Follower(Arc::clone(next)), Role::Leader)
     }
 
     fn begin_read(&self, shard: &mut Shard, key: &Key) -> Leader {
-        let leader = Leader::new(self.clone(), key.clone());
-        shard.reads.insert(key.clone(), Arc::clone(leader.read()));
-        leader
+        let (read, outcome) = SharedRead::begin();
+        shard.reads.insert(key.clone(), Arc::clone(&read));
+        Leader { cache: self.clone(), key: key.clone(), read, outcome }
     }
 
     /// Lets nobody join this read any longer.
-    pub(super) fn end_read(&self, key: &Key, read: &Arc<SharedRead>) {
+    fn end_read(&self, key: &Key, read: &Arc<SharedRead>) {
         let mut shard = self.0.shards.of(key);
         if shard.reads.get(key).is_some_and(|present| Arc::ptr_eq(present, read)) {
             shard.reads.remove(key);
@@ -328,5 +329,36 @@ impl Drop for Writing {
         shard.writing -= 1;
         // Reads that began during the write may have found the state before it, and nobody may join them any longer.
         shard.overtake(&self.key);
+    }
+}
+
+/// The part that a caller has in a shared read.
+pub(super) enum Role {
+    /// The caller reads, and others wait for it.
+    Leader(Leader),
+    /// Another caller reads.
+    Follower(Arc<SharedRead>),
+}
+
+/// The caller that reads for the others. Dropping it without an outcome lets another caller read.
+#[derive(Debug)]
+pub(super) struct Leader {
+    cache: Cache,
+    key: Key,
+    read: Arc<SharedRead>,
+    outcome: watch::Sender<Option<ReadOutcome>>,
+}
+
+impl Leader {
+    /// Tells the outcome to those who have joined. Who comes from now on reads anew.
+    pub(super) fn tell(&self, outcome: ReadOutcome) {
+        self.cache.end_read(&self.key, &self.read);
+        self.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.cache.end_read(&self.key, &self.read);
     }
 }

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use tokio::runtime::Handle;
 
 use super::cache::{Cache, Writing};
 use super::late::LateChanges;
 use crate::storage::error::{Error, ErrorKind};
-use crate::storage::invalidation::Invalidation;
 use crate::storage::object::{Key, Object};
 
 /// A write or delete under way. One that is dropped without an end may have happened, and is announced as well.
@@ -77,38 +75,5 @@ impl Drop for Change {
             changes.repeat_later(&key);
             runtime.spawn(async move { changes.announce(&key).await });
         }
-    }
-}
-
-/// Drops a key from the cache of this worker and from those of the others, for a layer below the cache that changes the
-/// bucket by itself.
-#[derive(Clone, Debug)]
-pub struct CacheInvalidation {
-    cache: Option<Cache>,
-    pub(super) siblings: Arc<dyn Invalidation>,
-}
-
-impl CacheInvalidation {
-    /// Takes the cache of this worker, if there is one, and the way to the others.
-    #[must_use]
-    pub fn new(cache: Option<Cache>, siblings: Arc<dyn Invalidation>) -> Self {
-        Self { cache, siblings }
-    }
-}
-
-#[async_trait]
-impl Invalidation for CacheInvalidation {
-    async fn announce(&self, key: &Key) {
-        if let Some(cache) = &self.cache {
-            cache.drop_key(key);
-        }
-        self.siblings.announce(key).await;
-    }
-
-    async fn announce_all(&self) {
-        if let Some(cache) = &self.cache {
-            cache.clear();
-        }
-        self.siblings.announce_all().await;
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use super::change::CacheInvalidation;
+use super::invalidation::CacheInvalidation;
 use crate::storage::invalidation::Invalidation as _;
 use crate::storage::object::Key;
 

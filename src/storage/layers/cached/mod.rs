@@ -28,6 +28,7 @@ mod account;
 mod cache;
 mod change;
 mod entry;
+mod invalidation;
 mod late;
 mod shards;
 mod shared_read;
@@ -41,11 +42,12 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::cache::{Cache, CacheCounts, CacheOptions};
-pub use self::change::CacheInvalidation;
+use self::cache::{Leader, Role};
 use self::change::Change;
 use self::entry::{CacheEntry, is_whole};
+pub use self::invalidation::CacheInvalidation;
 use self::late::LateChanges;
-use self::shared_read::{Leader, ReadOutcome, ReadResult, Role};
+use self::shared_read::{ReadOutcome, ReadResult};
 use crate::storage::backend::{
     Backend, CopySource, Deferral, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
     Versions, VersionsRequest,

@@ -6,9 +6,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::cache::Cache;
 use crate::storage::files::FileIdentity;
-use crate::storage::object::{Key, Object};
+use crate::storage::object::Object;
 
 /// The outcome of a read, for those who wait for it.
 #[derive(Clone, Debug)]
@@ -40,6 +39,12 @@ pub(super) struct SharedRead {
 }
 
 impl SharedRead {
+    /// Begins a read; returns also the sender of its outcome.
+    pub(super) fn begin() -> (Arc<Self>, watch::Sender<Option<ReadOutcome>>) {
+        let (sender, outcome) = watch::channel(None);
+        (Arc::new(Self { outcome, next: OnceLock::new() }), sender)
+    }
+
     /// Waits for the outcome; `None` when the reading task was cancelled.
     pub(super) async fn outcome(&self) -> Option<ReadOutcome> {
         let mut outcome = self.outcome.clone();
@@ -50,46 +55,6 @@ impl SharedRead {
     /// Returns the read that follows this one, which is `begin` unless one has begun already.
     pub(super) fn next(&self, begin: impl FnOnce() -> Arc<Self>) -> &Arc<Self> {
         self.next.get_or_init(begin)
-    }
-}
-
-/// The part that a caller has in a shared read.
-pub(super) enum Role {
-    /// The caller reads, and others wait for it.
-    Leader(Leader),
-    /// Another caller reads.
-    Follower(Arc<SharedRead>),
-}
-
-/// The caller that reads for the others. Dropping it without an outcome lets another caller read.
-#[derive(Debug)]
-pub(super) struct Leader {
-    cache: Cache,
-    key: Key,
-    read: Arc<SharedRead>,
-    outcome: watch::Sender<Option<ReadOutcome>>,
-}
-
-impl Leader {
-    pub(super) fn new(cache: Cache, key: Key) -> Self {
-        let (sender, outcome) = watch::channel(None);
-        Self { cache, key, read: Arc::new(SharedRead { outcome, next: OnceLock::new() }), outcome: sender }
-    }
-
-    pub(super) const fn read(&self) -> &Arc<SharedRead> {
-        &self.read
-    }
-
-    /// Tells the outcome to those who have joined. Who comes from now on reads anew.
-    pub(super) fn tell(&self, outcome: ReadOutcome) {
-        self.cache.end_read(&self.key, &self.read);
-        self.outcome.send_replace(Some(outcome));
-    }
-}
-
-impl Drop for Leader {
-    fn drop(&mut self) {
-        self.cache.end_read(&self.key, &self.read);
     }
 }
 
