@@ -1,5 +1,6 @@
 //! From a delivery to what is done with it, and from its end to what the broker must confirm: the settlement table.
 
+mod finished;
 mod turn;
 mod unseal;
 
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::WorkerOptions;
-use super::answer::{Answer, More, Outcome};
-use super::event::{Event, EventData, EventError, EventOutcome};
+use super::answer::{Answer, Outcome};
+use super::event::Event;
 use super::invalidations::Stale;
 use super::journal::{Identity, Journal, Recall};
 use super::outbox::{Parcel, Role, Weight};
@@ -25,22 +26,20 @@ use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, Revocat
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
-use crate::json::Json;
 use crate::telemetry::CommandOutcome;
 
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
 const TOO_LARGE: &str = "follow-ups-too-large";
 
 pub(super) use crate::broker::DEAD_QUEUE;
+pub(super) use finished::exception;
+use finished::failure_of;
 pub(super) use turn::{Turn, doubt, reconsider};
 
 /// Bytes of all messages that follow one command; never more than may be in flight.
 const LONGEST_FOLLOW: usize = 64 << 20;
 /// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
 const LEAST_MESSAGE: usize = 16 << 20;
-
-/// Bytes of one text in an exception; Linux has no longer path.
-const LONGEST_TEXT: usize = 4096;
 
 /// One delivery that is a task, and what its end needs to know of it.
 #[derive(Debug)]
@@ -508,95 +507,6 @@ impl Desk {
             let state = State::Failure(exception);
             parcel.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));
         }
-    }
-
-    /// Turns what a command returned into its answer, with an event for each of its facts.
-    pub(super) fn answer(
-        &self,
-        definition: &'static Definition,
-        case: &Case,
-        result: Result<String, Exception>,
-        facts: Vec<Facts>,
-        duration: Duration,
-    ) -> Answer {
-        let outcome = match result {
-            Ok(text) if text.len() > self.max_reply_bytes => Outcome::Failure(Exception::value_error(format!(
-                "the answer has {} bytes and a reply may have {} (max_reply_bytes); ask for {}",
-                text.len(),
-                self.max_reply_bytes,
-                definition.less
-            ))),
-            Ok(text) => Outcome::Success(text),
-            Err(exception) => Outcome::Failure(exception),
-        };
-        let mut facts = facts.into_iter();
-        let first = facts.next().unwrap_or_default();
-        let event = self.event(definition, case, &outcome, first, duration.as_secs_f64());
-        let more = |mut facts: Facts| More { error: facts.failure.take().map(own_failure), facts };
-        let more = if event.is_some() { facts.map(more).collect() } else { Vec::new() };
-        Answer { outcome, event, more }
-    }
-
-    fn event(
-        &self,
-        definition: &Definition,
-        case: &Case,
-        outcome: &Outcome,
-        mut facts: Facts,
-        duration_seconds: f64,
-    ) -> Option<EventData> {
-        if !self.events && case.request.metrics_reply_to.is_none() {
-            return None;
-        }
-        let error = facts.failure.take().map(own_failure).or_else(|| failure_of(outcome));
-        Some(EventData {
-            operation: definition.operation?.to_owned(),
-            outcome: if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed },
-            error,
-            facts,
-            queue_seconds: case.sent.map(|sent| {
-                let waited = (Timestamp::now().as_millisecond() - sent) as f64 / 1000.0 - duration_seconds;
-                waited.max(0.0)
-            }),
-            duration_seconds,
-            task_id: case.request.id.clone(),
-            worker: self.replies.worker.clone(),
-        })
-    }
-}
-
-/// Returns what events tell of the failure of a command.
-fn failure_of(outcome: &Outcome) -> Option<EventError> {
-    match outcome {
-        Outcome::Success(_) => None,
-        Outcome::Failure(exception) => Some(event_error(exception)),
-    }
-}
-
-/// Returns what an event tells of the failure of one key.
-fn own_failure(error: commands::CommandError) -> EventError {
-    event_error(&exception(error))
-}
-
-fn event_error(exception: &Exception) -> EventError {
-    EventError { class: exception.exc_type().to_owned(), message: exception.text() }
-}
-
-/// Maps a command's error to the exception its caller raises.
-pub(super) fn exception(error: commands::CommandError) -> Exception {
-    let (name, module) = error.exception.class();
-    Exception::custom(module, name, error.args.into_iter().map(cropped).collect())
-}
-
-/// Shortens what a producer had repeated: it would stand in the reply, the event, the log, and in the failure of every
-/// step that waits for this one.
-fn cropped(arg: Json) -> Json {
-    match arg {
-        Json::Text(text) if text.len() > LONGEST_TEXT => {
-            let shown = &text[..text.floor_char_boundary(LONGEST_TEXT)];
-            Json::Text(format!("{shown}… ({} bytes)", text.len()))
-        }
-        other => other,
     }
 }
 
