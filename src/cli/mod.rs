@@ -7,6 +7,7 @@ mod core_dump;
 mod delete;
 mod doctor;
 mod exists;
+mod filled_quota;
 mod healthcheck;
 mod list;
 mod migrate;
@@ -135,7 +136,7 @@ fn run(
         Command::Exists(command) => block_on(command.run(settings, output)),
         Command::List(command) => block_on(command.run(settings, output)),
         Command::Stat(command) => block_on(command.run(settings, output)),
-        Command::Usage(command) => block_on(interruptible(command.run(settings, output))),
+        Command::Usage(command) => block_on(command.run(settings, output)),
         Command::Verify(command) => block_on(command.run(settings, output)),
         Command::Cleanup(command) => block_on(command.run(settings, output)),
         Command::Versions(command) => block_on(command.run(settings, output)),

@@ -5,10 +5,10 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::terminal::{Output, Progress};
+use super::filled_quota::FilledQuota;
+use super::terminal::{Output, Progress, until_interrupted};
 use crate::config::Settings;
-use crate::quota_rule::QuotaRule;
-use crate::storage::{Entry, Usage, UsageTable};
+use crate::storage::{Usage, UsageTable};
 use crate::wiring::{Code, Failure, stack};
 
 /// Counts values and their bytes, in total and by the folders of their keys.
@@ -18,6 +18,8 @@ use crate::wiring::{Code, Failure, stack};
 /// FileStorage), its stored bytes count as its size. Values that have expired do not count, also while they have not been
 /// removed yet. Writes that wait for the bucket count. A table has at most 1,000 rows; what is left shares one more row. Where
 /// `quotas` are set and no prefix is given, a line tells how far each is used.
+///
+/// Exit codes: 0 all was counted; 69 the bucket cannot be reached; 75 interrupted, and what was counted until then is shown.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Counts only values whose keys begin with this text.
@@ -40,7 +42,9 @@ struct Answer<'a> {
     others: Option<Usage>,
     /// The quotas of the settings, when all keys are counted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    quotas: Vec<Filled>,
+    quotas: Vec<FilledQuota>,
+    /// Whether all keys were counted.
+    complete: bool,
 }
 
 /// One row: the values below a folder.
@@ -51,44 +55,13 @@ struct Row<'a> {
     usage: Usage,
 }
 
-/// One quota, and what of it is used: stored bytes and objects, also of values that have expired and are not removed yet.
-#[derive(Debug, Serialize)]
-struct Filled {
-    prefix: String,
-    bytes: u64,
-    max_bytes: u64,
-    objects: u64,
-    max_objects: Option<u64>,
-}
-
-impl Filled {
-    fn of(rule: &QuotaRule) -> Self {
-        let QuotaRule { prefix, bytes, objects } = rule.clone();
-        Self { prefix, bytes: 0, max_bytes: bytes, objects: 0, max_objects: objects }
-    }
-
-    fn add(&mut self, entry: &Entry) {
-        if entry.key.as_str().starts_with(&self.prefix) {
-            self.bytes += entry.stored_size.unwrap_or_default();
-            self.objects += 1;
-        }
-    }
-
-    fn text(&self) -> String {
-        let share = self.bytes.saturating_mul(100).checked_div(self.max_bytes).unwrap_or(100);
-        let (bytes, most) = (HumanBytes(self.bytes), HumanBytes(self.max_bytes));
-        let objects = self.max_objects.map(|most| format!(", {} of {most} values", self.objects)).unwrap_or_default();
-        let prefix = if self.prefix.is_empty() { "(all keys)" } else { &self.prefix };
-        format!("quota {prefix}: {bytes} of {most} stored ({share} %){objects}\n")
-    }
-}
-
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
         let rules = settings.storage.quotas.iter().filter(|_| self.prefix.is_empty());
-        let mut quotas: Vec<Filled> = rules.map(Filled::of).collect();
+        let mut quotas: Vec<FilledQuota> = rules.map(FilledQuota::of).collect();
         let mut table = UsageTable::new(self.depth.into());
-        if let Some(engine) = stack::reader(&settings.storage).await? {
+        let count = async {
+            let Some(engine) = stack::reader(&settings.storage).await? else { return Ok(()) };
             let progress = Progress::counting(output, "counting");
             let mut walk = engine.walk(&self.prefix, None);
             while let Some(entries) = walk.next_page().await? {
@@ -100,12 +73,17 @@ impl Arguments {
                 let last = entries.last().map_or("", |entry| entry.key.as_str());
                 progress.count(entries.len() as u64, table.total.stored_size_bytes, last);
             }
-        }
+            Ok::<_, Failure>(())
+        };
+        let complete = until_interrupted(count).await.transpose()?.is_some();
         let rows = table.rows.iter().map(|(prefix, usage)| Row { prefix, usage: *usage }).collect();
         let others = (table.others.file_count > 0).then_some(table.others);
-        let answer = Answer { prefix: &self.prefix, total: table.total, rows, others, quotas };
+        let answer = Answer { prefix: &self.prefix, total: table.total, rows, others, quotas, complete };
         output.answer(&answer, &text(&answer))?;
-        Ok(Code::Success)
+        if complete {
+            return Ok(Code::Success);
+        }
+        Err(Failure::new(Code::TryAgain, "interrupted; only a part of the values was counted, run it again"))
     }
 }
 
@@ -127,6 +105,6 @@ fn text(answer: &Answer<'_>) -> String {
         add(others, "(others)");
     }
     add(&answer.total, if answer.prefix.is_empty() { "(total)" } else { "(total of the prefix)" });
-    answer.quotas.iter().for_each(|quota| text.push_str(&quota.text()));
+    answer.quotas.iter().for_each(|quota| text.push_str(&format!("quota {quota}\n")));
     text
 }

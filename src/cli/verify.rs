@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::terminal::{Output, Progress, interruption};
+use super::terminal::{Output, Progress, until_interrupted};
 use crate::config::Settings;
 use crate::storage::{Engine, Entry, Error, Key, Verification};
 use crate::wiring::{Code, Failure, stack};
@@ -70,8 +70,9 @@ struct Run<'a> {
 
 impl Arguments {
     pub(super) async fn run(self, settings: &Settings, output: &Output) -> Result<Code, Failure> {
-        let Some(engine) = stack::reader(&settings.storage).await? else {
-            return Err(stack::nothing_stored(&settings.storage));
+        let engine = match until_interrupted(stack::reader(&settings.storage)).await {
+            Some(engine) => engine?.ok_or_else(|| stack::nothing_stored(&settings.storage))?,
+            None => return close(output, &Summary::default(), Some(Failure::new(Code::TryAgain, "interrupted"))),
         };
         let keys: Vec<Key> = self.keys.iter().map(|key| Key::parse(key)).collect::<Result<_, _>>()?;
         let progress = Progress::counting(output, "verifying");
@@ -92,13 +93,15 @@ impl Arguments {
                 }
                 Ok(())
             };
-            tokio::select! {
-                outcome = work => outcome.map_err(Failure::from).err(),
-                () = interruption() => Some(Failure::new(Code::TryAgain, "interrupted")),
+            match until_interrupted(work).await {
+                Some(outcome) => outcome.map_err(Failure::from).err(),
+                None => Some(Failure::new(Code::TryAgain, "interrupted")),
             }
         };
-        run.summary.complete = stopped.is_none();
-        run.close(stopped)
+        let Run { progress, mut summary, .. } = run;
+        drop(progress);
+        summary.complete = stopped.is_none();
+        close(output, &summary, stopped)
     }
 }
 
@@ -153,26 +156,25 @@ impl Run<'_> {
         }
         self.progress.count(1, summary.bytes, key.as_str());
     }
+}
 
-    fn close(self, stopped: Option<Failure>) -> Result<Code, Failure> {
-        let Self { output, progress, summary, .. } = self;
-        drop(progress);
-        let Summary { verified, damaged, missing, .. } = summary;
-        let mut text = format!("{verified} values are sound, {damaged} are damaged");
-        if missing > 0 {
-            text.push_str(&format!(", {missing} are missing"));
+/// Writes the answer, and returns the exit code.
+fn close(output: &Output, summary: &Summary, stopped: Option<Failure>) -> Result<Code, Failure> {
+    let Summary { verified, damaged, missing, .. } = *summary;
+    let mut text = format!("{verified} values are sound, {damaged} are damaged");
+    if missing > 0 {
+        text.push_str(&format!(", {missing} are missing"));
+    }
+    text.push('\n');
+    output.answer(summary, &text)?;
+    match (stopped, &summary.last) {
+        (Some(mut failure), Some(last)) => {
+            failure.message.push_str(&format!("; go on with --start-after {last:?}"));
+            Err(failure)
         }
-        text.push('\n');
-        output.answer(&summary, &text)?;
-        match (stopped, summary.last) {
-            (Some(mut failure), Some(last)) => {
-                failure.message.push_str(&format!("; go on with --start-after {last:?}"));
-                Err(failure)
-            }
-            (Some(failure), None) => Err(failure),
-            (None, _) if damaged > 0 => Ok(Code::BadData),
-            (None, _) if missing > 0 => Ok(Code::NoInput),
-            (None, _) => Ok(Code::Success),
-        }
+        (Some(failure), None) => Err(failure),
+        (None, _) if damaged > 0 => Ok(Code::BadData),
+        (None, _) if missing > 0 => Ok(Code::NoInput),
+        (None, _) => Ok(Code::Success),
     }
 }

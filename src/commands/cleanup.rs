@@ -109,6 +109,7 @@ impl Command for Cleanup {
         let request = CleanupRequest { commit_guard: context.commit_guard, ..self.request };
         let outcome = match engine.cleanup(request, &()).await {
             Ok(CleanupReport { first_failure: Some(error), deleted, failed, .. }) => {
+                tracing::warn!(failed, deleted, %error, "objects could not be removed; the error is that of the first");
                 Err(error.noting(&format!("{failed} objects could not be removed, {deleted} others were")))
             }
             outcome => outcome,

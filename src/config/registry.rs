@@ -216,7 +216,7 @@ pub static SETTINGS: &[Setting] = &[
         "sweep_interval_seconds",
         SettingKind::Pause { max: 365 * DAY },
         "3600",
-        "Time between two sweeps, in which a worker removes expired values; 0 means none. At S3, a sweep costs one request for each object.",
+        "Time between two sweeps, in which a worker removes expired values; 0 means none. At S3, a sweep costs each worker a request for each object: let one sweep, give the others 0.",
     ),
     Setting::unset(
         "quotas",

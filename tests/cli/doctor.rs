@@ -150,3 +150,25 @@ fn what_a_running_worker_says_is_wrong_is_a_fault() {
     let other = ask(stand_in(&[("/readyz", "404 Not Found", "<html>")]));
     one(&other, "worker", "fault", "is no worker; another program has the port; set metrics_port");
 }
+
+#[test]
+fn doctor_shows_how_far_quotas_are_used() {
+    let place = Place::new();
+    place.store("a/1", b"123456789");
+    place.store("b/1", b"1");
+    let doctor = |quotas: &str| place.run_with(&["doctor", "--json"], &[NOWHERE, NOBODY, ("QUOTAS", quotas)], b"");
+    let answer = doctor("a/=10; b/=1MiB,1; =1MiB");
+    let lines = lines(&answer, "quotas");
+    let wanted = [
+        ("note", "a/: 9 B of 10 B stored (90 %): nearly full; remove values, or raise the quota"),
+        ("note", "b/: 1 B of 1.00 MiB stored (0 %), 1 of 1 values: full"),
+        ("ok", "(all keys): 10 B of 1.00 MiB stored (0 %)"),
+    ];
+    assert_eq!(lines.len(), wanted.len(), "{lines:?}");
+    for ((status, text), (wanted, part)) in lines.iter().zip(wanted) {
+        assert!(status == wanted && text.starts_with(part), "{status} {text}");
+    }
+    // One rule needs its own keys alone. A quota that is nearly full is no fault.
+    one(&doctor("a/=100"), "quotas", "ok", "a/: 9 B of 100 B stored (9 %)");
+    assert_eq!(doctor("a/=10").json()["faults"], answer.json()["faults"]);
+}

@@ -1,5 +1,6 @@
 //! Tests of `cleanup`, `usage` and `list --long`.
 
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -222,5 +223,38 @@ fn what_cannot_be_reached_is_not_damaged() {
     for arguments in [&["verify"][..], &["verify", "k"], &["usage"], &["cleanup"], &["list", "--long"]] {
         let answer = place.run_with(arguments, &away, b"");
         assert_eq!(answer.code, 69, "{arguments:?} {answer:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_walk_ends_with_a_summary() {
+    for (arguments, summary) in [
+        (&["usage", "--json"][..], json!({"file_count": 0, "complete": false})),
+        (&["verify", "--json"], json!({"verified": 0, "complete": false})),
+        (&["cleanup", "--json"], json!({"deleted": 0, "complete": false})),
+    ] {
+        let place = Place::new();
+        // A bucket that takes the connection and never answers.
+        let bucket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", bucket.local_addr().unwrap());
+        let environment = [
+            ("S3_BUCKET_NAME", "b-1"),
+            ("S3_ENDPOINT_URL", &*url),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("S3_REGION", "r"),
+        ];
+        let child = place.command(arguments, &environment).spawn().unwrap();
+        let _held = bucket.accept().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(75), "{arguments:?} {output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for (name, wanted) in summary.as_object().unwrap() {
+            assert_eq!(&answer[name], wanted, "{arguments:?} {answer}");
+        }
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.contains("interrupted"), "{arguments:?} {errors}");
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::backend::{self, Profile};
 use crate::dev_s3::{self, Bucket};
 use crate::engine;
+use crate::housekeeping;
 use crate::support::{Rest, Tally, bytes, key, noise, object, rest, text};
 
 /// What SeaweedFS does differently, most of it because it keeps names in folders.
@@ -49,6 +50,14 @@ async fn engine_over_s3() {
     let tally = Tally::new("engine over s3 (SeaweedFS)");
     engine::suite(&Engine::new(Arc::new(bucket.open()), BackendKind::S3), SEAWEEDFS, &tally).await;
     tally.close();
+    bucket.remove().await;
+}
+
+/// A value that is stored anew has the same entity tag, and another generation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_bytes_stored_after_a_listing_stay() {
+    let bucket = Bucket::make().await;
+    housekeeping::renewals(Arc::new(bucket.open()), BackendKind::S3).await;
     bucket.remove().await;
 }
 

@@ -7,6 +7,7 @@ mod disk;
 mod fanout;
 mod overlay;
 mod queue;
+mod quotas;
 mod report;
 mod worker;
 
@@ -30,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// All checks run, also after one that failed. To try each permission, an object `.filestorage-doctor-…` is stored in the
 /// bucket or local store, and removed again. At the broker, a queue is declared that is removed with the connection, and
 /// messages are published that no queue receives. A worker with these settings on this machine is asked at its admin port.
-/// Nothing else is changed. No message is consumed, so only a worker shows whether this user may consume a queue.
+/// Nothing else is changed. Quotas are counted, for 30 s at most; one that is used to 90 % is a note. No message is consumed, so only a worker shows whether this user may consume a queue.
 ///
 /// Each line begins with `ok`, `note` (it works, and somebody should know), `fault`, or `skipped`.
 ///
@@ -57,7 +58,7 @@ impl Arguments {
         } else {
             worker::check(&mut report, settings.telemetry.metrics.as_ref()).await?
         };
-        if concern(faults, &["gcs_", "s3_", "aws_", "storage_", "local_", "google_", "exchange_"]) {
+        if concern(faults, &["gcs_", "s3_", "aws_", "storage_", "local_", "google_", "exchange_", "quota"]) {
             report.skipped("storage", "its settings have faults")?;
         } else {
             storage(&mut report, &settings.storage, runs).await?;
@@ -97,6 +98,7 @@ async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Fail
 }
 
 async fn storage(report: &mut Report<'_>, settings: &StorageSettings, runs: bool) -> Result<(), Failure> {
+    let before = report.faults();
     disk::check(report, &settings.local_storage_path)?;
     disk::exchange(report, &settings.exchange_directories)?;
     match settings.bucket() {
@@ -106,7 +108,12 @@ async fn storage(report: &mut Report<'_>, settings: &StorageSettings, runs: bool
             unseen(report, settings, &stack::url(provider, name)).await?;
         }
     }
-    overlay::check(report, settings).await
+    overlay::check(report, settings).await?;
+    if report.faults() > before && !settings.quotas.is_empty() {
+        return report.skipped("quotas", "the storage has faults");
+    }
+    let (max_retries, timeout) = (settings.max_retries.min(1), settings.timeout.min(TIMEOUT));
+    quotas::check(report, &StorageSettings { max_retries, timeout, ..settings.clone() }).await
 }
 
 async fn bucket(

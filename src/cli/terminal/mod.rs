@@ -11,5 +11,5 @@ pub(super) mod sink;
 pub(super) use self::age::span;
 pub(super) use self::output::Output;
 pub(super) use self::progress::Progress;
-pub(super) use self::runtime::{block_on, interruptible, interruption};
+pub(super) use self::runtime::{block_on, interruptible, interruption, until_interrupted};
 pub(super) use self::sink::Sink;

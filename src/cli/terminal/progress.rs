@@ -74,6 +74,11 @@ impl Progress {
         self.0.inc(values);
     }
 
+    /// Removes the display.
+    pub(in crate::cli) fn hide(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// Hides the display while `write` writes to the terminal.
     pub(in crate::cli) fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)

@@ -31,13 +31,18 @@ pub(in crate::cli) fn block_on<T>(command: impl Future<Output = Result<T, Failur
 
 /// Runs a command that writes, and ends it with a failure when the program is interrupted.
 pub(in crate::cli) async fn interruptible<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let interrupted = interruption();
+    until_interrupted(command).await.unwrap_or_else(|| {
+        let why = "interrupted before the end; the unfinished work is cancelled, run it again";
+        Err(Failure::new(Code::TryAgain, why))
+    })
+}
+
+/// Works until the end or an interruption, which is noticed from the beginning on; returns `None` when it was interrupted.
+pub(in crate::cli) async fn until_interrupted<T>(work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
-        outcome = command => outcome,
-        () = interrupted => {
-            let why = "interrupted before the end; the unfinished work is cancelled, run it again";
-            Err(Failure::new(Code::TryAgain, why))
-        }
+        biased;
+        () = interruption() => None,
+        outcome = work => Some(outcome),
     }
 }
 

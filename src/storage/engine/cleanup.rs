@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::Timestamp;
 
 use crate::storage::backend::{DeleteOptions, Entry};
@@ -16,6 +16,12 @@ const AT_ONCE: usize = 8;
 
 /// The number of keys that a report names.
 const NAMED: usize = 1_000;
+
+/// The number of failed removals without a single success after which no more are tried.
+///
+/// An identity without the right to remove fails at every object. Each pass would send as many useless requests as objects
+/// have expired.
+const MOST_FAILED: u64 = 16;
 
 /// Which objects a cleanup removes.
 #[derive(Clone, Debug, Default)]
@@ -57,23 +63,29 @@ pub trait CleanupProgress: Send + Sync {
 
     /// An object could not be removed.
     fn failed(&self, key: &Key, error: &Error);
+
+    /// Tells whether the cleanup is to end: removals under way are finished, and no other begins.
+    fn is_stopped(&self) -> bool;
 }
 
-/// Logs the objects that could not be removed, where no progress bar is shown.
+/// Shows nothing; the report has the first failure and the number of all.
 impl CleanupProgress for () {
     fn listed(&self, _: u64) {}
 
     fn removed(&self, _: &Key, _: u64) {}
 
-    fn failed(&self, key: &Key, error: &Error) {
-        tracing::warn!(%key, %error, "an object could not be removed");
+    fn failed(&self, _: &Key, _: &Error) {}
+
+    fn is_stopped(&self) -> bool {
+        false
     }
 }
 
 /// The objects that are removed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Selection {
-    pub(super) expired: bool,
+    /// Objects that expired so long ago or earlier.
+    pub(super) expired_for: Option<Duration>,
     /// Objects of this program that were stored before this time.
     pub(super) stored_before: Option<Timestamp>,
 }
@@ -83,7 +95,9 @@ impl Selection {
         let old = self
             .stored_before
             .is_some_and(|limit| entry.labelled && entry.stored_at.is_some_and(|stored_at| stored_at < limit));
-        old || (self.expired && entry.is_expired(now))
+        let expired =
+            self.expired_for.is_some_and(|age| now.checked_sub(age).is_ok_and(|limit| entry.is_expired(limit)));
+        old || expired
     }
 
     /// Returns those of the entries that are removed now. Without a generation, no removal could be conditional.
@@ -97,15 +111,18 @@ impl Engine {
     /// Removes what has expired and, where an age is given, what is older.
     ///
     /// A removal names the generation that was listed, so that an object that is stored anew meanwhile stays. At a place that
-    /// does not enforce this condition, the generation is compared right before the removal.
+    /// does not enforce this condition, the generation is compared right before the removal. S3 enforces it by the entity
+    /// tag, which is made from the bytes: there, too, the generation is compared right before, and a store of the same bytes
+    /// between that look and the removal is not noticed.
     ///
-    /// An object that cannot be removed is counted, and the others are still removed. Where the removal of one object shows
-    /// that all others would fail as well, the cleanup ends.
+    /// An object that cannot be removed is counted, and the others are still removed. The cleanup ends where the removal of
+    /// one object shows that all others would fail as well, and when 16 have failed and none was removed. Removals under way
+    /// are finished and counted before it ends.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an age without a prefix, [`ErrorKind::Abandoned`], and the errors of the listing and those
-    /// that may pass by themselves. What was removed until then is gone.
+    /// [`ErrorKind::Invalid`] for an age without a prefix, [`ErrorKind::Abandoned`], the errors of the listing and those
+    /// that may pass by themselves, and the first of 16 failures. What was removed until then is gone.
     pub async fn cleanup(&self, request: CleanupRequest, progress: &dyn CleanupProgress) -> Result<CleanupReport> {
         self.0.counters.measure(self.cleanup_uncounted(request, progress)).await
     }
@@ -123,12 +140,14 @@ impl Engine {
         }
         // An age that reaches back beyond all times has no objects.
         let stored_before = older_than.and_then(|age| Timestamp::now().checked_sub(age).ok());
-        let selection = Selection { expired, stored_before };
+        let selection = Selection { expired_for: expired.then_some(Duration::ZERO), stored_before };
         if !expired && stored_before.is_none() {
             return Ok(report);
         }
         let mut walk = self.walk(prefix.as_deref().unwrap_or_default(), None);
-        while let Some(entries) = walk.next_page().await? {
+        while !progress.is_stopped()
+            && let Some(entries) = walk.next_page().await?
+        {
             let listed = entries.len() as u64;
             let selected = selection.of(entries);
             if dry_run {
@@ -157,14 +176,25 @@ impl Engine {
             let options = DeleteOptions { generation, lenient: true, commit_guard: commit_guard.clone() };
             (self.0.backend.delete(&entry.key, &options).await, entry)
         };
-        let mut removals = stream::iter(entries.map(removal)).buffer_unordered(at_once);
-        while let Some((outcome, entry)) = removals.next().await {
+        let (mut waiting, mut running, mut stopped) = (entries.map(removal), FuturesUnordered::new(), None);
+        loop {
+            while running.len() < at_once
+                && stopped.is_none()
+                && !report.only_fails()
+                && !progress.is_stopped()
+                && let Some(removal) = waiting.next()
+            {
+                running.push(removal);
+            }
+            let Some((outcome, entry)) = running.next().await else { break };
             match outcome {
                 Ok(removal) if removal.found => report.note(entry, progress),
                 // Somebody else has removed the object, or stored another one.
                 Ok(_) => {}
                 Err(error) if error.kind == ErrorKind::Precondition => {}
-                Err(error) if error.is_transient() || error.kind == ErrorKind::Abandoned => return Err(error),
+                Err(error) if error.is_transient() || error.kind == ErrorKind::Abandoned => {
+                    stopped.get_or_insert(error);
+                }
                 Err(error) => {
                     progress.failed(&entry.key, &error);
                     report.failed += 1;
@@ -172,11 +202,20 @@ impl Engine {
                 }
             }
         }
-        Ok(())
+        if stopped.is_none() && report.only_fails() {
+            let why = format!("all of the first {} removals failed, so no more were tried", report.failed);
+            stopped = report.first_failure.take().map(|error| error.noting(&why));
+        }
+        stopped.map_or(Ok(()), Err)
     }
 }
 
 impl CleanupReport {
+    /// Tells whether so many removals have failed, and none has succeeded, that the others would fail as well.
+    const fn only_fails(&self) -> bool {
+        self.deleted == 0 && self.failed >= MOST_FAILED
+    }
+
     fn note(&mut self, entry: Entry, progress: &dyn CleanupProgress) {
         let bytes = entry.stored_size.unwrap_or_default();
         progress.removed(&entry.key, bytes);

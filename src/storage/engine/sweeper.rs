@@ -19,8 +19,15 @@ const AT_ONCE: usize = 2;
 /// The rest after a page is so many times the time that the page took: the sweeper works a fifth of the time at most.
 const REST: u32 = 4;
 
+/// The sweeper leaves an object alone until it has been expired so long.
+///
+/// A value is often stored anew at about the time at which it expires: a lock, a session. At a place where a removal and a
+/// store of the same key can cross (see [`Engine::cleanup`]), the two are minutes apart then. The time also covers clocks of
+/// several workers that differ. Readers do not see the object in any case.
+const EXPIRED_FOR: Duration = Duration::from_secs(300);
+
 impl Engine {
-    /// Removes expired objects at intervals; never returns, and can be dropped at any time.
+    /// Removes objects that expired at least five minutes ago, at intervals; never returns, and can be dropped at any time.
     ///
     /// Sweepers of several workers do not disturb each other: a removal names the generation that was seen, and an object
     /// that is gone already is no error. While the bucket cannot be reached, nothing is removed. The intervals are varied by a
@@ -42,15 +49,15 @@ impl Engine {
                 Err(error) if error.is_transient() => {
                     tracing::debug!(%error, "expired objects cannot be removed yet");
                 }
-                Err(error) => tracing::warn!(%error, "expired objects cannot be looked for"),
+                Err(error) => tracing::warn!(%error, "the sweep ended early; the next one tries again"),
             }
             sleep(varied(interval, 0.75..1.25)).await;
         }
     }
 
-    /// Removes the objects that have expired.
+    /// Removes the objects that expired long enough ago.
     async fn sweep(&self, report: &mut CleanupReport, metrics: &Metrics) -> Result<()> {
-        let selection = Selection { expired: true, stored_before: None };
+        let selection = Selection { expired_for: Some(EXPIRED_FOR), stored_before: None };
         let mut walk = self.walk("", None);
         loop {
             let begun = Instant::now();
@@ -80,4 +87,8 @@ impl CleanupProgress for Swept<'_> {
 
     /// The sweeper logs the first failure of a pass alone.
     fn failed(&self, _: &Key, _: &Error) {}
+
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }

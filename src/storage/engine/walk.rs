@@ -66,4 +66,12 @@ impl Engine {
         let page = Page { prefix: prefix.to_owned(), start_after, limit, sizes_only: false };
         EntryWalk::new(Arc::clone(&self.0.backend), page)
     }
+
+    /// Begins a walk over entries of which only key and stored size are needed, which saves S3 a request for each object.
+    #[must_use]
+    pub fn walk_sizes(&self, prefix: &str) -> EntryWalk {
+        let limit = Some(page_size(self.0.kind));
+        let page = Page { prefix: prefix.to_owned(), limit, sizes_only: true, ..Page::default() };
+        EntryWalk::new(Arc::clone(&self.0.backend), page)
+    }
 }
