@@ -457,6 +457,24 @@ pub struct Listing {
     pub more: bool,
 }
 
+impl Listing {
+    /// Returns the key up to which the listing is complete, after which the next page begins; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] for a page without entries that more follow: it does not tell where to continue.
+    pub fn horizon(&self) -> Result<Option<String>> {
+        match self.entries.last() {
+            Some(last) if self.more => Ok(Some(last.key.as_str().to_owned())),
+            None if self.more => {
+                let why = "the listing returned a page without entries although more follow; try again";
+                Err(Error::new(ErrorKind::Io, Operation::List, None, why))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 /// One listed object, with what the place tells about it. What the place does not tell is `None`.
 #[derive(Clone, Debug)]
 pub struct Entry {

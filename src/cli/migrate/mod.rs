@@ -286,14 +286,14 @@ impl Run<'_> {
                 listing = copier.source.list(&page) => listing,
                 _ = &mut interrupted => return self.interrupt(),
             };
-            let listing = match listing {
-                Ok(listing) => listing,
+            let (next, listing) = match listing.and_then(|listing| Ok((listing.horizon()?, listing))) {
+                Ok(found) => found,
                 Err(error) => return self.stopped = Some(stack::refused(error)),
             };
             self.summary.foreign += listing.foreign;
             listed += listing.entries.len() as u64;
             self.progress.expect_values(listed);
-            page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+            page.start_after = next;
             let mut keys = listing.entries.into_iter().map(|entry| entry.key);
             loop {
                 while running.len() < parallel
@@ -315,7 +315,7 @@ impl Run<'_> {
             if self.stopped.is_some() {
                 return;
             }
-            if !listing.more || page.start_after.is_none() {
+            if page.start_after.is_none() {
                 return self.summary.complete = true;
             }
         }

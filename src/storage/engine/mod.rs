@@ -443,11 +443,11 @@ impl Engine {
             page.limit = limit.map(|limit| limit - keys.len());
             let listing = self.0.backend.list(&page).await?;
             foreign += listing.foreign;
-            page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+            page.start_after = listing.horizon()?;
             let now = Timestamp::now();
             let live = listing.entries.into_iter().filter(|entry| !entry.is_expired(now));
             keys.extend(live.map(|entry| entry.key));
-            if !listing.more || page.start_after.is_none() {
+            if page.start_after.is_none() {
                 break;
             }
         }

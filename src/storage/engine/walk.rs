@@ -38,9 +38,10 @@ impl EntryWalk {
     pub async fn next_page(&mut self) -> Result<Option<Vec<Entry>>> {
         while !self.ended {
             let listing = self.backend.list(&self.page).await?;
-            let last = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
-            self.ended = !listing.more || last.is_none();
-            self.page.start_after = last.or(self.page.start_after.take());
+            match listing.horizon()? {
+                Some(last) => self.page.start_after = Some(last),
+                None => self.ended = true,
+            }
             if !listing.entries.is_empty() {
                 return Ok(Some(listing.entries));
             }
@@ -73,5 +74,26 @@ impl Engine {
         let limit = Some(page_size(self.0.kind));
         let page = Page { prefix: prefix.to_owned(), limit, sizes_only: true, ..Page::default() };
         EntryWalk::new(Arc::clone(&self.0.backend), page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::backends::Memory;
+    use crate::storage::error::ErrorKind;
+    use crate::storage::object::{Attributes, Checksum, Key, Kind, Object};
+
+    #[tokio::test]
+    async fn an_empty_page_that_more_follow_is_not_the_end() {
+        let backend: Arc<dyn Backend> = Arc::new(Memory::new());
+        let attributes = Attributes::new(Kind::Text, "text/plain".to_owned(), 0, Checksum::of(b""));
+        let object = Object { attributes, payload: bytes::Bytes::new().into() };
+        backend.put(&Key::parse("k").unwrap(), &object, &Default::default()).await.unwrap();
+        let mut walk = EntryWalk::new(Arc::clone(&backend), Page { limit: Some(0), ..Page::default() });
+        assert_eq!(walk.next_page().await.unwrap_err().kind, ErrorKind::Io);
+        let mut walk = EntryWalk::new(backend, Page { limit: Some(1), ..Page::default() });
+        assert_eq!(walk.next_page().await.unwrap().map(|entries| entries.len()), Some(1));
+        assert!(walk.next_page().await.unwrap().is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use crate::storage::backend::{Entry, Listing};
-use crate::storage::error::{Error, ErrorKind, Operation, Result};
+use crate::storage::error::Result;
 
 /// Merges one page of each of two places, which both begin after the same key and have at most `limit` entries.
 pub(super) fn merge(over: Listing, under: Listing, limit: Option<usize>) -> Result<Listing> {
@@ -12,7 +12,7 @@ pub(super) fn merge(over: Listing, under: Listing, limit: Option<usize>) -> Resu
         let (foreign, more) = (over.foreign + under.foreign, over.more || under.more);
         return Ok(Listing { entries: Vec::new(), foreign, more });
     }
-    let end = match (horizon(&over)?, horizon(&under)?) {
+    let end = match (over.horizon()?, under.horizon()?) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
     };
@@ -23,18 +23,6 @@ pub(super) fn merge(over: Listing, under: Listing, limit: Option<usize>) -> Resu
         merged.more = true;
     }
     Ok(merged)
-}
-
-/// Returns the key up to which a listing is complete, or `None` where the whole listing is.
-pub(super) fn horizon(listing: &Listing) -> Result<Option<String>> {
-    match listing.entries.last() {
-        Some(last) if listing.more => Ok(Some(last.key.as_str().to_owned())),
-        None if listing.more => {
-            let why = "the listing returned a page without entries although more follow; try again";
-            Err(Error::new(ErrorKind::Io, Operation::List, None, why))
-        }
-        _ => Ok(None),
-    }
 }
 
 /// Appends the entries of both listings up to the horizon, in order. The first listing wins, and its tombstones hide

@@ -3,7 +3,7 @@
 use super::overlay::Overlay;
 use crate::storage::backend::{Backend, Listing, Page};
 use crate::storage::error::Result;
-use crate::storage::layers::listings::{append, horizon};
+use crate::storage::layers::listings::append;
 
 /// The smallest number of overlay entries that one step reads. Tombstones hide other entries, so fewer would mean many
 /// steps.
@@ -31,7 +31,7 @@ pub(super) async fn list(overlay: &Overlay, bucket: &dyn Backend, page: &Page) -
         let hiding = over.entries.iter().filter(|entry| entry.tombstone).count();
         let under = bucket.list(&range(most.map(|most| most.saturating_add(hiding)))).await?;
         merged.foreign += under.foreign;
-        let horizon = match (horizon(&over)?, horizon(&under)?) {
+        let horizon = match (over.horizon()?, under.horizon()?) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
