@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
-    Attributes, Backend, CommitGuard, Condition, CopyOptions, CopySource, DeleteOptions, Encoded, Encryption, Engine,
-    ErrorKind, Fallback, GetOptions, JsonText, Key, Keyring, LegacyFiles, LegacyValues, Local, Memory, OwnEntries,
-    PutOptions, Spool, Value,
+    Attributes, Backend, Codec, CommitGuard, Compression, Condition, CopyOptions, CopySource, DeleteOptions, Encoded,
+    Encryption, Engine, ErrorKind, Fallback, Foreign, GetOptions, JsonText, Key, Keyring, Kind, LegacyFiles,
+    LegacyValues, Local, Memory, Object, OwnEntries, PutOptions, Redelivered, Spool, Value,
 };
 use filestorage::telemetry::Metrics;
 use futures_util::future::try_join_all;
 use http::Method;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::backend::Profile;
 use crate::dev_s3::Bucket;
@@ -146,7 +147,19 @@ async fn onto_itself(one: &dyn Backend, other: &dyn Backend, tally: &Tally) {
         let refused = one.copy(&CopySource::of(&it, &seen), &it, &renewed(&seen), &when(Condition::Absent)).await;
         tally.equal(refused.unwrap_err().kind, ErrorKind::Precondition);
         tally.equal(stored(other, &it).await.generation, attributes.generation);
+        // Conditions concern the state that is replaced, not that which replaces it.
+        let past = Attributes { expires_at: Some(Timestamp::UNIX_EPOCH), ..renewed(&seen) };
+        let refused = one.copy(&CopySource::of(&it, &seen), &it, &past, &when(Condition::Absent)).await;
+        tally.equal(refused.unwrap_err().kind, ErrorKind::Precondition);
+        for attributes in [renewed(&seen), past] {
+            let seen = stored(one, &it).await;
+            let present = when(Condition::Generation(seen.generation.clone()));
+            let copied = one.copy(&CopySource::of(&it, &seen), &it, &attributes, &present).await;
+            tally.equal(copied.unwrap().unwrap().generation, attributes.generation.clone());
+            tally.equal(stored(other, &it).await.generation, attributes.generation);
+        }
     }
+    one.put(&it, &object("present"), &PutOptions::default()).await.unwrap();
 }
 
 async fn guards(one: &dyn Backend, tally: &Tally) {
@@ -316,6 +329,93 @@ async fn what_the_python_class_wrote_becomes_a_value_by_a_copy() {
     engine.copy(&key("hidden"), &key("other"), CopyOptions::default()).await.unwrap();
     assert_eq!(get("other").await, get("hidden").await);
     assert!(!root.path().join("other").exists());
+}
+
+/// A move that comes again removes the state that its first run has copied, whatever became of the value.
+#[tokio::test]
+async fn a_move_that_comes_again_removes_what_it_copied() {
+    let inner: Arc<dyn Backend> = Arc::new(Memory::new());
+    let spool = || Spool::new(env!("CARGO_TARGET_TMPDIR"));
+    let gzip = Compression { codec: Codec::Gzip, level: Codec::Gzip.default_level(), threshold: 0 };
+    let packing = Encoded::new(Arc::clone(&inner), spool()).with_compression(Some(gzip));
+    packing.put(&key("packed"), &object("ab".repeat(50_000)), &PutOptions::default()).await.unwrap();
+    let packed = inner.get(&key("packed"), GetOptions::default()).await.unwrap().unwrap();
+    assert_eq!(packed.attributes.compression.as_deref(), Some("gzip"));
+    // `pickle.dumps([1, "a"])`
+    let pickle = object(&b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00]\x94(K\x01\x8c\x01a\x94e."[..]);
+    let encoded = Encoded::new(Arc::clone(&inner), spool()).with_encryption(Encryption::on(keyring(&[1])));
+    let engine = Engine::new(Arc::new(LegacyValues::new(Arc::new(encoded), spool()).and_objects()), BackendKind::Gcs);
+    let (from, to) = (key("from"), key("to"));
+    for (kind, content_type, written) in [(Kind::Text, "text/plain", pickle), (Kind::Bytes, "a/b", packed)] {
+        let Attributes { stored_size: size, stored_checksum: checksum, .. } = written.attributes;
+        // Another tool wrote it, and the clock of the bucket is ahead.
+        let stored_at = Timestamp::now() + SignedDuration::from_hours(1);
+        let foreign = Foreign { other_tool: true, ..Foreign::default() };
+        let content_type = content_type.to_owned();
+        let attributes = Attributes {
+            kind,
+            content_type,
+            size,
+            checksum,
+            stored_at,
+            foreign,
+            metadata: None,
+            operation_id: None,
+            ..written.attributes
+        };
+        inner.put(&from, &Object { attributes, payload: written.payload }, &PutOptions::default()).await.unwrap();
+        let first = CopyOptions { operation_id: Some("move".to_owned()), ..CopyOptions::default() };
+        let started_at = Some(Timestamp::now() - SignedDuration::from_secs(1));
+        let again = CopyOptions { redelivered: Some(Redelivered { started_at }), ..first.clone() };
+        // The first run ended between the two halves.
+        let copied = engine.copy(&from, &to, first).await.unwrap();
+        let source = inner.get(&from, GetOptions::default()).await.unwrap().unwrap();
+        let copy = stored(&*inner, &to).await;
+        assert_ne!(
+            (copy.size, copy.checksum),
+            (source.attributes.size, source.attributes.checksum),
+            "it was converted"
+        );
+        assert_eq!(engine.rename(&from, &to, again.clone()).await.unwrap(), copied);
+        assert!(inner.stat(&from).await.unwrap().is_none());
+        // Somebody stores the same bytes again, by a clock that is behind.
+        let attributes =
+            Attributes { generation: "later".to_owned(), stored_at: Timestamp::UNIX_EPOCH, ..source.attributes };
+        inner.put(&from, &Object { attributes, ..source }, &PutOptions::default()).await.unwrap();
+        assert_eq!(engine.rename(&from, &to, again).await.unwrap(), copied);
+        assert_eq!(stored(&*inner, &from).await.generation, "later");
+    }
+}
+
+#[tokio::test]
+async fn metadata_that_just_fits_can_be_moved() {
+    let bucket = Bucket::make().await;
+    let s3: Arc<dyn Backend> = Arc::new(bucket.open());
+    let encoded: Arc<dyn Backend> = Arc::new(encoded(Arc::clone(&s3), Encryption::on(keyring(&[1]))));
+    let engine = Engine::new(Arc::clone(&encoded), BackendKind::S3);
+    let (from, to) = (key("from"), key("to"));
+    let with = |length: usize| {
+        let metadata = serde_json::value::RawValue::from_string(format!("{{\"a\":\"{}\"}}", "x".repeat(length)));
+        let Object { attributes, payload } = object("value");
+        // A token as long as any that this program makes.
+        let attributes = Attributes { metadata: metadata.ok(), generation: "g".repeat(32), ..attributes };
+        Object { attributes, payload }
+    };
+    let fits = |length: &usize| encoded.validate(&from, &with(*length).attributes).is_ok();
+    // Numbers in the header have different lengths.
+    let most = (0..2048).rev().find(fits).unwrap() - 10;
+    encoded.put(&from, &with(most), &PutOptions::default()).await.unwrap();
+    let options = CopyOptions { operation_id: Some("id \"1\"\n".to_owned()), ..CopyOptions::default() };
+    let began = Timestamp::now();
+    let copied = engine.copy(&from, &to, options.clone()).await.unwrap();
+    assert_eq!(stored(&*encoded, &to).await.copied_from, None);
+    // Without the token, the time tells.
+    let again = |started_at| CopyOptions { redelivered: Some(Redelivered { started_at }), ..options.clone() };
+    let error = engine.rename(&from, &to, again(None)).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Precondition && error.message().contains("compare both keys"), "{error}");
+    assert_eq!(engine.rename(&from, &to, again(Some(began))).await.unwrap(), copied);
+    assert!(s3.stat(&from).await.unwrap().is_none());
+    bucket.remove().await;
 }
 
 #[tokio::test]

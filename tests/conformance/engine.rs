@@ -508,4 +508,32 @@ async fn redelivered_copies(engine: &Engine, tally: &Tally) {
         }
         tally.equal(engine.copy(&from, &to, absent).await.unwrap_err().kind, ErrorKind::Missing);
     }
+    overtaken_moves(engine, tally).await;
+}
+
+/// A move that comes again after somebody else has stored a value under its destination.
+async fn overtaken_moves(engine: &Engine, tally: &Tally) {
+    let (from, to) = (key("copied/from"), key("copied/to"));
+    let source = engine.store(&from, text("source"), StoreOptions::default()).await.unwrap();
+    let options = CopyOptions {
+        operation_id: Some("overtaken".to_owned()),
+        redelivered: Some(Redelivered { started_at: Some(source.stored_at) }),
+        ..CopyOptions::default()
+    };
+    // The first run ended before it copied anything.
+    let other = engine.store(&to, text("other"), StoreOptions::default()).await.unwrap();
+    tally.equal(engine.rename(&from, &to, options.clone()).await.unwrap(), other.clone());
+    tally.equal((get(engine, "copied/from").await, get(engine, "copied/to").await), (None, Some(text("other"))));
+    tally.equal(engine.rename(&from, &to, options.clone()).await.unwrap(), other);
+    // What is newer than the move was perhaps not moved, and stays.
+    engine.store(&from, text("newer"), StoreOptions::default()).await.unwrap();
+    let error = engine.rename(&from, &to, options.clone()).await.unwrap_err();
+    tally.equal((error.kind, error.key), (ErrorKind::Precondition, Some(from.clone())));
+    tally.equal(get(engine, "copied/from").await, Some(text("newer")));
+    // A copy has no business with the source.
+    engine.copy(&from, &to, options).await.unwrap();
+    tally.equal(get(engine, "copied/to").await, Some(text("other")));
+    for key in [&from, &to] {
+        engine.delete(key, DeleteRequest::default()).await.unwrap();
+    }
 }

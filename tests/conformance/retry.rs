@@ -256,6 +256,15 @@ async fn an_attempt_has_the_time_it_needs() {
         assert_eq!(case.retry.put(&it, &large(), &PutOptions::default()).await.is_ok(), fine);
     }
     sleep(Duration::from_secs(1)).await;
+    // Two for each MiB that may have to be read and written.
+    case.retry.put(&it, &large(), &PutOptions::default()).await.unwrap();
+    let seen = case.retry.stat(&it).await.unwrap().unwrap();
+    for (slow, fine) in [(37, true), (39, false)] {
+        case.place.next(Operation::Copy, [Turn::Slow(Duration::from_secs(slow))]);
+        let copied = case.retry.copy(&CopySource::of(&it, &seen), &key("to"), &seen, &PutOptions::default()).await;
+        assert_eq!(copied.is_ok(), fine);
+    }
+    sleep(Duration::from_secs(1)).await;
     // What may come as a file takes as long as it takes.
     let spooled = GetOptions { spooled: true, ..GetOptions::default() };
     case.place.next(Operation::Retrieve, [Turn::Slow(Duration::from_secs(3_600))]);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use filestorage::storage::{
-    Backend, BreakerState, Condition, DeleteOptions, ErrorKind, GetOptions, Listing, Page, PutOptions, Removal, Retry,
-    RetryOptions, S3, S3Options, Spool, Versions, VersionsRequest,
+    Attributes, Backend, BreakerState, Condition, CopySource, DeleteOptions, ErrorKind, GetOptions, Listing, Page,
+    PutOptions, Removal, Retry, RetryOptions, S3, S3Options, Spool, Versions, VersionsRequest,
 };
 use filestorage::telemetry::{self, Metrics};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -83,7 +83,11 @@ async fn answer(mut client: TcpStream, rule: Rule, heads: Arc<Mutex<Vec<String>>
     let mut rest = vec![0; length.unwrap_or(0).saturating_sub(taken.len())];
     client.read_exact(&mut rest).await.unwrap();
     heads.lock().unwrap().push(head.clone());
-    client.write_all(rule(head.lines().next().unwrap()).as_bytes()).await.unwrap();
+    let mut line = head.lines().next().unwrap().to_owned();
+    if let Some(tag) = head.lines().find_map(|line| line.strip_prefix("x-amz-copy-source-if-match: ")) {
+        line.push_str(&format!(" copying {tag}"));
+    }
+    client.write_all(rule(&line).as_bytes()).await.unwrap();
     client.shutdown().await.unwrap();
 }
 
@@ -156,6 +160,67 @@ async fn a_store_that_ignores_conditions_is_never_trusted_with_one() {
     assert!(server.heads().iter().any(|head| head.starts_with("delete /b/f/filestorage-tries-conditions-")));
     assert_eq!(s3.delete(&key("f/it"), &only(true)).await.unwrap(), Removal { found: true, ..Removal::default() });
     s3.put(&key("f/it"), &object("x"), &PutOptions::default()).await.unwrap();
+}
+
+/// What a store answers to all but a copy: each key has an empty object of another tool.
+fn simple(line: &str) -> String {
+    let object = "ETag: \"e\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nx-amz-checksum-crc32c: AAAAAA==\r\n";
+    match line {
+        line if is_listing(line) => reply("200 OK", "", EMPTY),
+        line if line.contains("?uploads=") => {
+            let begun = "<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>";
+            reply("200 OK", "", begun)
+        }
+        line if line.starts_with("delete") => reply("204 No Content", "x-amz-request-id: 1\r\n", ""),
+        line if line.starts_with("put") => reply("200 OK", "ETag: \"e\"\r\n", ""),
+        _ => reply("200 OK", object, ""),
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_copy_is_read_and_written() {
+    let not_allowed = Scripted::serve(|line| match line {
+        line if line.contains(" copying ") => reply("405 Method Not Allowed", "", ""),
+        line => simple(line),
+    });
+    let not_implemented = Scripted::serve(|line| match line {
+        line if line.contains(" copying ") => fault("501 Not Implemented", "", "Unknown"),
+        line => simple(line),
+    });
+    for server in [not_allowed.await, not_implemented.await] {
+        let s3 = server.open();
+        let seen = s3.stat(&key("it")).await.unwrap().unwrap();
+        let attributes = Attributes { generation: "copy".to_owned(), ..seen.clone() };
+        let source = CopySource::of(&key("it"), &seen);
+        let copied = s3.copy(&source, &key("to"), &attributes, &PutOptions::default()).await.unwrap();
+        assert_eq!(copied.unwrap().generation, "copy");
+        let asked = |start: &str| server.heads().iter().any(|head| head.starts_with(start));
+        assert!(asked("get /b/it") && asked("put /b/to"), "{:?}", server.heads());
+    }
+}
+
+#[tokio::test]
+async fn a_copy_in_parts_commits_when_all_parts_are_there() {
+    let server = Scripted::serve(|line| match line {
+        line if line.contains(" copying \"0000") => fault("412 Precondition Failed", "", "PreconditionFailed"),
+        line if line.contains(" copying ") && line.contains("/b/to?") => {
+            fault("500 Internal Server Error", "", "InternalError")
+        }
+        line if line.contains(" copying ") && line.contains("?partnumber=") => {
+            reply("200 OK", "", "<CopyPartResult><ETag>e</ETag></CopyPartResult>")
+        }
+        line if line.contains(" copying ") => {
+            reply("200 OK", "", "<CopyObjectResult><ETag>e</ETag></CopyObjectResult>")
+        }
+        line => simple(line),
+    })
+    .await;
+    let s3 = server.open().with_copy_parts(5, 5);
+    let source = CopySource { key: key("it"), generation: "e".to_owned() };
+    let options = PutOptions::default();
+    let error = s3.copy(&source, &key("to"), &object("eleven bytes").attributes, &options).await.unwrap_err();
+    assert!(error.kind == ErrorKind::Unavailable && error.message().contains("InternalError"), "{error}");
+    assert!(options.commit_guard.abandon(), "no part of it can have become visible");
 }
 
 #[tokio::test]

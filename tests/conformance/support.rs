@@ -70,6 +70,7 @@ pub(crate) fn object(payload: impl Into<Bytes>) -> Object {
             encrypted: false,
             generation: format!("g{}", NEXT.fetch_add(1, Ordering::Relaxed)),
             operation_id: Some("id \"1\"\n".to_owned()),
+            copied_from: None,
             metadata: Some(metadata),
             stored_at: Timestamp::from_microsecond(1_790_000_000_123_456).unwrap(),
             expires_at: None,

@@ -20,15 +20,16 @@ pub struct CopyOptions {
     pub operation_id: Option<String>,
     /// Set for a copy that may have been tried before, without any record of how the first try ended.
     pub redelivered: Option<Redelivered>,
-    /// The guard that is asked right before the copy becomes visible.
+    /// The guard that is asked right before the request that can make the copy visible. That is the first step of a copy
+    /// in Cloud Storage, which may be the last.
     pub commit_guard: CommitGuard,
 }
 
 /// The state that a copy left behind, and how it came to be.
 struct Copied {
     stored: Attributes,
-    /// The state of the source that was copied now; `None` where an earlier attempt has copied it.
-    source: Option<CopySource>,
+    /// The generation token of the state that was copied, now or by an earlier attempt; `None` where it is not known.
+    source: Option<String>,
 }
 
 impl Engine {
@@ -38,7 +39,7 @@ impl Engine {
     /// nothing. The copy is of one state of the source, whatever others do meanwhile.
     ///
     /// A redelivered copy ([`CopyOptions::redelivered`]) that finds its own object under the destination is answered. An
-    /// unconditional one leaves an object alone that was written after its known start.
+    /// unconditional one leaves an object alone that was written after its known start, and answers with it.
     ///
     /// # Errors
     ///
@@ -55,18 +56,21 @@ impl Engine {
     /// Copies as [`Engine::copy`] does, and then removes exactly the state of the source that was copied.
     ///
     /// A value that somebody writes under the source meanwhile stays there. A redelivered move whose first run ended
-    /// between the two steps removes what that run has copied.
+    /// between the two steps removes what that run has copied, which the copy names ([`Attributes::copied_from`]). Where
+    /// a newer object has replaced the copy, or prevents it, what is older than the move's known start is removed.
     ///
     /// # Errors
     ///
-    /// As [`Engine::copy`]. A failure to remove the source leaves the value under both keys.
+    /// As [`Engine::copy`]. A failure to remove the source leaves the value under both keys. [`ErrorKind::Precondition`]
+    /// also for a redelivered move that cannot tell whether it has moved what the source has now.
     pub async fn rename(&self, source: &Key, destination: &Key, options: CopyOptions) -> Result<Receipt> {
         let rename = async {
             let copied = self.copy_uncounted(source, destination, &options).await?;
+            let receipt = Receipt::of(destination, self.0.kind, &copied.stored);
             if source != destination {
-                self.remove_copied(source, &copied, &options).await?;
+                self.remove_copied(source, copied, &options).await?;
             }
-            Ok(Receipt::of(destination, self.0.kind, &copied.stored))
+            Ok(receipt)
         };
         self.0.counters.measure(rename).await
     }
@@ -83,7 +87,9 @@ impl Engine {
                 && source != destination
             {
                 match self.look_at_copy(destination, options, again).await.map_err(failed)? {
-                    Before::Done(stored) => return Ok(Copied { stored: *stored, source: None }),
+                    Before::Done(stored) => {
+                        return Ok(Copied { source: stored.copied_from.clone(), stored: *stored });
+                    }
                     // What was copied has been replaced, so the only answer left is the state that replaced it.
                     Before::Overtaken(stored) if options.condition == Condition::Always => {
                         return Ok(Copied { stored: *stored, source: None });
@@ -100,18 +106,23 @@ impl Engine {
                 return Ok(Copied { stored: seen, source: None });
             }
             let copy_source = CopySource::of(source, &seen);
-            let attributes = Attributes {
+            let mut attributes = Attributes {
                 operation_id: options.operation_id.clone(),
                 stored_at: clock::stamp(),
                 writer_id: None,
                 info: ObjectInfo { legacy: seen.info.legacy, ..ObjectInfo::default() },
                 generation: Attributes::new_generation(),
+                copied_from: Some(copy_source.generation.clone()),
                 ..seen
             };
+            if self.0.backend.validate(destination, &attributes).is_err() {
+                // Metadata that just fits leaves no room for the token.
+                attributes.copied_from = None;
+            }
             match self.0.backend.copy(&copy_source, destination, &attributes, &write).await {
                 Ok(Some(stored)) => {
                     self.0.counters.stored(&stored);
-                    return Ok(Copied { stored, source: Some(copy_source) });
+                    return Ok(Copied { stored, source: Some(copy_source.generation) });
                 }
                 // The source, or what a redelivered copy replaces, has changed since it was looked at.
                 Ok(None) => {}
@@ -139,25 +150,31 @@ impl Engine {
             self.0.backend.flush(destination).await?;
             return Ok(Before::Done(Box::new(present)));
         }
+        if is_newer {
+            // The source may be removed because of it.
+            self.0.backend.flush(destination).await?;
+            return Ok(Before::Overtaken(Box::new(present)));
+        }
         Ok(match again.started_at {
-            Some(_) if is_newer => Before::Overtaken(Box::new(present)),
             Some(_) => Before::WriteIf(Condition::Generation(present.generation)),
             None => Before::Unknown,
         })
     }
 
     /// Removes the state of the source that was copied. Another state was written later, and stays.
-    async fn remove_copied(&self, source: &Key, copied: &Copied, options: &CopyOptions) -> Result<()> {
+    async fn remove_copied(&self, source: &Key, copied: Copied, options: &CopyOptions) -> Result<()> {
+        let is_copied = copied.source.is_some();
         let failed = |error: Error| {
             let error = error.during(Operation::Copy);
-            error.noting("the value is under the destination already, and still under the source; move it again")
+            let both = "the value is under the destination already, and still under the source; move it again";
+            if is_copied { error.noting(both) } else { error }
         };
-        let generation = match &copied.source {
-            Some(copied) => copied.generation.clone(),
-            // An earlier attempt has copied a state that is not known. It was written before the copy, with its value.
-            None => match self.0.backend.stat(source).await.map_err(failed)? {
-                Some(seen) if is_copy_of(&copied.stored, &seen) => seen.generation,
-                _ => return Ok(()),
+        let generation = match copied.source {
+            Some(generation) => generation,
+            None => match self.live(source).await.map_err(failed)? {
+                None => return Ok(()),
+                Some(seen) if is_older(&seen, options.redelivered) => seen.generation,
+                Some(_) => return Err(doubtful(source)),
             },
         };
         let delete =
@@ -181,9 +198,17 @@ enum Before {
     Unknown,
 }
 
-/// Tells whether a value may have been made by copying this state.
-fn is_copy_of(copy: &Attributes, seen: &Attributes) -> bool {
-    (copy.kind, copy.size, copy.checksum) == (seen.kind, seen.size, seen.checksum) && seen.stored_at <= copy.stored_at
+/// Tells whether an object was written before the known start of a redelivered command.
+fn is_older(seen: &Attributes, redelivered: Option<Redelivered>) -> bool {
+    let started_at = redelivered.and_then(|again| again.started_at);
+    started_at.is_some_and(|started_at| seen.stored_at <= started_at)
+}
+
+/// Makes the error of a redelivered move that finds a newer source, and no copy that tells what was moved.
+fn doubtful(source: &Key) -> Error {
+    let why = "the move came a second time, and whether it has moved the present value of this key is unknown: it was \
+               written after the move began; compare both keys, and move it again if it has not been moved";
+    Error::new(ErrorKind::Precondition, Operation::Copy, Some(source), why)
 }
 
 fn missing(key: &Key) -> Error {

@@ -34,7 +34,7 @@ const SLOWEST: u64 = 1024 * 1024;
 pub struct RetryOptions {
     /// The number of attempts after the first.
     pub max_retries: u32,
-    /// The longest time of one attempt. A write has one more second for each MiB. A read that may come as a file has
+    /// The longest time of one attempt. A write has one more second for each MiB, a copy two. A read that may come as a file has
     /// only the backend's own limit, which bounds each wait without progress.
     pub timeout: Duration,
 }
@@ -421,8 +421,10 @@ impl Backend for Retry {
         attributes: &Attributes,
         options: &PutOptions,
     ) -> Result<Option<Attributes>> {
-        // A store that copies by itself answers after it has moved the bytes.
-        let limit = self.options.timeout.saturating_add(Duration::from_secs(attributes.stored_size / SLOWEST));
+        // A store that copies by itself answers after it has moved the bytes. Where the store cannot, they are read and
+        // written.
+        let moved = attributes.stored_size.saturating_mul(2);
+        let limit = self.options.timeout.saturating_add(Duration::from_secs(moved / SLOWEST));
         let mut tries = self.begin(Operation::Copy, Some(key), Some(limit)).await?;
         let outcome = loop {
             match tries.attempt(self.inner.copy(source, key, attributes, options)).await {

@@ -54,6 +54,9 @@ pub struct Attributes {
     /// The identity of the command that wrote this state, when a queue was involved. The previous version of this
     /// program stored the task id unchanged.
     pub operation_id: Option<String>,
+    /// The generation token of what was copied, where a copy or a move made this state from another key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<String>,
     /// The caller's metadata: a JSON object, kept byte for byte.
     #[serde(default)]
     pub metadata: Option<Box<RawValue>>,
@@ -137,6 +140,7 @@ impl Attributes {
             encrypted: false,
             generation: Self::new_generation(),
             operation_id: None,
+            copied_from: None,
             metadata: None,
             stored_at: clock::stamp(),
             expires_at: None,

@@ -29,7 +29,8 @@ impl Gcs {
     /// Copies exactly the state of the source that is named; `None` where the source has another one.
     ///
     /// Both states are enforced with the bucket's own generations: that of the source, and that of the object which is
-    /// replaced, where there is a condition.
+    /// replaced, where there is a condition. The commit point is passed before the first step: the bucket alone decides
+    /// which step is the last, and a copy within one bucket usually has no other.
     pub(super) async fn copy_object(
         &self,
         source: &CopySource,
@@ -37,9 +38,9 @@ impl Gcs {
         attributes: &Attributes,
         options: &PutOptions,
     ) -> Result<Option<Attributes>, GcsFault> {
-        let Some(from) = self.native_of(source).await? else { return Ok(None) };
+        let Some((from, seen)) = self.seen(source).await? else { return Ok(None) };
         let copied = if source.key == *key {
-            options.condition.check(Operation::Copy, key, Some(attributes))?;
+            options.condition.check(Operation::Copy, key, Some(&seen))?;
             self.rewrite(source, from, key, attributes, Some(from), options).await
         } else {
             match &options.condition {
@@ -50,7 +51,7 @@ impl Gcs {
                 }
                 Condition::Absent => match self.rewrite(source, from, key, attributes, Some(0), options).await {
                     // The key has an object, which may have expired, or the source has changed.
-                    Err(fault) if fault.status() == Some(412) && self.native_of(source).await? == Some(from) => {
+                    Err(fault) if fault.status() == Some(412) && self.is_unchanged(source, from).await? => {
                         let native = self.replaceable(key, &attributes.generation, &options.condition).await?;
                         self.rewrite(source, from, key, attributes, Some(native), options).await
                     }
@@ -61,18 +62,22 @@ impl Gcs {
         match copied {
             Ok(()) => Ok(Some(attributes.clone())),
             // The answer does not say which of the two objects has changed.
-            Err(fault) if fault.status() == Some(412) && self.native_of(source).await? != Some(from) => Ok(None),
+            Err(fault) if fault.status() == Some(412) && !self.is_unchanged(source, from).await? => Ok(None),
             // The bucket or the source is gone.
             Err(fault) if fault.is_missing() => self.missing_object(fault).await.map(|()| None),
             Err(fault) => Err(fault),
         }
     }
 
-    /// Returns the bucket's own generation of the source, where the source is in the state that is named.
-    async fn native_of(&self, source: &CopySource) -> Result<Option<i64>, GcsFault> {
+    /// Returns the source and the bucket's own generation of it, where it is in the state that is named.
+    async fn seen(&self, source: &CopySource) -> Result<Option<(i64, Attributes)>, GcsFault> {
         let Some(found) = self.find(&source.key, None).await? else { return Ok(None) };
         let seen = found.attributes.map_err(|why| Self::damaged(&why))?;
-        Ok(source.is(&seen).then_some(found.native))
+        Ok(source.is(&seen).then_some((found.native, seen)))
+    }
+
+    async fn is_unchanged(&self, source: &CopySource, native: i64) -> Result<bool, GcsFault> {
+        Ok(self.seen(source).await?.is_some_and(|(now, _)| now == native))
     }
 
     async fn rewrite(

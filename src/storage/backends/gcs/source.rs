@@ -144,6 +144,7 @@ mod tests {
             encrypted: false,
             generation: "g".to_owned(),
             operation_id: None,
+            copied_from: None,
             metadata: None,
             stored_at: jiff::Timestamp::UNIX_EPOCH,
             expires_at: None,

@@ -3,6 +3,8 @@
 //! The state of the source is enforced with its entity tag, as conditions of the destination are. What the store does
 //! not enforce is found out by trying (see `conditions`); there the bytes pass through this program instead.
 
+use std::sync::Arc;
+
 use futures_util::stream::{FuturesOrdered, TryStreamExt as _};
 use http::{HeaderMap, HeaderValue};
 
@@ -10,7 +12,7 @@ use super::S3;
 use super::copy_request::{METADATA_DIRECTIVE, SOURCE_RANGE, copy, from_source};
 use super::guard::Guard;
 use super::read;
-use super::upload::{self, Upload};
+use super::upload::{self, Part, Upload};
 use super::write::validate;
 use crate::storage::backend::{Condition, CopySource, PutOptions};
 use crate::storage::backends::metadata_header::RemoteObject;
@@ -65,17 +67,22 @@ impl S3 {
         } else {
             self.guard_of(key, &options.condition).await?
         };
-        if !options.commit_guard.commit() {
-            return Err(Error::abandoned(Operation::Copy, key));
-        }
-        let copied = if in_parts {
-            self.copy_in_parts(&source.key, &seen, key, headers, attributes.stored_size, &guard).await
-        } else {
+        let commit = || match options.commit_guard.commit() {
+            true => Ok(()),
+            false => Err(Error::abandoned(Operation::Copy, key)),
+        };
+        let copy = async {
+            if in_parts {
+                let (upload, parts) = self.copy_parts(&source.key, &seen, key, headers, attributes.stored_size).await?;
+                commit()?;
+                return upload.complete(&parts, &guard).await;
+            }
             headers.extend(from_source(wire, &source.key, &seen.generation));
             headers.insert(METADATA_DIRECTIVE, HeaderValue::from_static("REPLACE"));
+            commit()?;
             copy(wire, key, headers, &guard).await
         };
-        match copied {
+        match copy.await {
             Ok(()) => Ok(Some(attributes.clone())),
             // The answer does not say which of the two objects has changed.
             Err(error) if error.kind == ErrorKind::Precondition && !self.is_unchanged(source, &seen).await? => Ok(None),
@@ -108,15 +115,15 @@ impl S3 {
         Ok(seen.map_or(Guard::Absent, |seen| Guard::Same(seen.generation)))
     }
 
-    async fn copy_in_parts(
+    /// Copies all parts. Nothing is visible before the upload is completed.
+    async fn copy_parts(
         &self,
         from: &Key,
         seen: &RemoteObject,
         key: &Key,
         headers: HeaderMap,
         size: u64,
-        guard: &Guard,
-    ) -> Result<()> {
+    ) -> Result<(Arc<Upload>, Vec<Part>)> {
         let wire = &self.0.wire;
         let part = self.0.copies.part.max(size.div_ceil(upload::MOST_PARTS));
         let upload = Upload::begin_copy(wire, key, headers).await?;
@@ -131,6 +138,6 @@ impl S3 {
             under_way.push_back(upload.copy(number, headers));
         }
         copied.extend(under_way.try_collect::<Vec<_>>().await?);
-        upload.complete(&copied, guard).await
+        Ok((upload, copied))
     }
 }

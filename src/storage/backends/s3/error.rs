@@ -217,7 +217,13 @@ impl RequestContext<'_> {
         if refusal.is_strange() {
             return self.strange(&refusal.outside, "is no answer of a store");
         }
-        let (kind, remedy) = refusal.meaning(self.address);
+        let (kind, remedy) = match refusal.outside.status.as_u16() {
+            // A store without copies refuses the request. Of any other request, such an answer is a fault on the way.
+            405 | 501 if self.operation == Operation::Copy => {
+                (ErrorKind::Invalid, "this store cannot copy so".to_owned())
+            }
+            _ => refusal.meaning(self.address),
+        };
         let S3Refusal { outside, code, message, retry_after, .. } = refusal;
         let status = outside.status;
         let code = if code.is_empty() { status.to_string() } else { format!("{} {code}", status.as_u16()) };

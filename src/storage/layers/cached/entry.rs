@@ -49,9 +49,18 @@ impl CacheEntry {
 
     /// Computes how many bytes of memory an entry takes.
     pub(super) fn weight(key: &Key, attributes: &Attributes, payload: u64) -> u64 {
-        let Attributes { content_type, compression, generation, operation_id, metadata, writer_id, foreign, .. } =
-            attributes;
-        let optional = [compression, operation_id, writer_id, &foreign.charset];
+        let Attributes {
+            content_type,
+            compression,
+            generation,
+            operation_id,
+            copied_from,
+            metadata,
+            writer_id,
+            foreign,
+            ..
+        } = attributes;
+        let optional = [compression, operation_id, copied_from, writer_id, &foreign.charset];
         let texts = [content_type, generation].into_iter().chain(optional.into_iter().flatten());
         let texts: usize = texts.map(|text| text.len()).sum();
         let metadata = metadata.as_ref().map_or(0, |text| text.get().len());

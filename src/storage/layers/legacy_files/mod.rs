@@ -5,8 +5,8 @@
 //!              └─ folder: old files, read where the store has no object
 //! ```
 //!
-//! An object of this program hides the file of its key. A store or delete of the key removes the file and its sidecar;
-//! nothing else does. A delete removes the file before the object, so that no crash in between makes an older value
+//! An object of this program hides the file of its key. A store or delete of the key, a copy onto it, or a move of
+//! it removes the file and its sidecar; nothing else does. A delete removes the file before the object, so that no crash in between makes an older value
 //! visible again. A conditional write or delete holds a lock on the file itself, which every process of this program
 //! respects.
 //!
