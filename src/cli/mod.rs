@@ -12,6 +12,7 @@ mod healthcheck;
 mod list;
 mod migrate;
 mod retrieve;
+mod rotate;
 mod schema;
 mod stat;
 mod store;
@@ -66,6 +67,7 @@ enum Command {
     Versions(versions::Arguments),
     Sync(sync::Arguments),
     Migrate(migrate::Arguments),
+    Rotate(rotate::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
@@ -142,6 +144,7 @@ fn run(
         Command::Versions(command) => block_on(command.run(settings, output)),
         Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
         Command::Migrate(command) => block_on(command.run(settings, output)),
+        Command::Rotate(command) => block_on(command.run(settings, output)),
         Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),

@@ -48,7 +48,7 @@ pub use layers::{
     Amount, Breaker, BreakerState, Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached, CommandCounts,
     Compression, Conflict, DataKey, Encoded, EncodedDeferral, Encryption, Fallback, FaultReceiver, Keyring,
     KeyringError, LegacyFiles, LegacyLock, LegacyValues, Metered, OwnEntries, Owner, Pending, Quota, QuotaFill,
-    Refusals, Retry, RetryOptions, Survey, SyncProgress, SyncReport, counted, overlay_folder,
+    Refusals, Retry, RetryOptions, Rotation, Survey, SyncProgress, SyncReport, counted, overlay_folder,
 };
 pub use object::{
     Attributes, Binary, Checksum, Codec, Content, ContentType, Envelope, EnvelopeVersion, Foreign, JsonText, Key,

@@ -22,8 +22,8 @@ use super::folders::{OWN, objects, overlay, owner, spool};
 use crate::config::StorageSettings;
 use crate::provider::{BackendKind, Provider};
 use crate::storage::{
-    Backend, Cached, Deferral, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback, Invalidation,
-    LegacyFiles, LegacyValues, Local, Memory, Metered, OwnEntries, Permission, Quota, page_size,
+    Backend, Cached, Deferral, Encoded, EncodedDeferral, Engine, Error, ErrorKind, ExternalReferences, Fallback,
+    Invalidation, LegacyFiles, LegacyValues, Local, Memory, Metered, OwnEntries, Permission, Quota, page_size,
 };
 use crate::telemetry::{self, Metrics};
 
@@ -118,6 +118,37 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
     let fallback = if settings.local_fallback { pending(settings, provider, name, &bucket)? } else { None };
     look(&bucket, settings.local_fallback).await?;
     Ok(Some(over_bucket(settings, &metrics, provider, &bucket, fallback, None)?))
+}
+
+/// The store as its objects are kept, for a rotation of its keys.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) objects: Encoded,
+    /// The entries that wait for the bucket, if any are or were kept on this machine.
+    pub(crate) fallback: Option<Arc<Fallback>>,
+}
+
+/// Builds the codecs over the store, without creating a folder or a bucket; entries that wait for the bucket hide its objects.
+///
+/// Returns `None` when there is no local store yet.
+pub(crate) async fn sealed(settings: &StorageSettings) -> Result<Option<Sealed>, Failure> {
+    let (metrics, encryption) = (Metrics::new(), encryption(settings)?);
+    let Some((provider, name)) = settings.bucket() else {
+        let local = Local::open_existing(objects(&settings.local_storage_path))?;
+        let objects = local.map(|local| codecs(settings, Arc::new(local), &encryption));
+        return Ok(objects.map(|objects| Sealed { objects, fallback: None }));
+    };
+    let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
+    let fallback = pending(settings, provider, name, &bucket)?;
+    if let Some(Away { words, .. }) = look(&bucket, false).await? {
+        let why = format!("{} cannot be reached: {words}", url(provider, name));
+        return Err(Failure::new(Code::Unavailable, why));
+    }
+    let top: Arc<dyn Backend> = match &fallback {
+        Some(fallback) => Arc::<Fallback>::clone(fallback),
+        None => bucket.backend,
+    };
+    Ok(Some(Sealed { objects: codecs(settings, top, &encryption), fallback }))
 }
 
 /// Opens the overlay of a bucket if it exists, without creating it. Blocks.

@@ -7,6 +7,7 @@ mod doctor;
 mod housekeeping;
 mod legacy;
 mod migrate;
+mod rotate;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;

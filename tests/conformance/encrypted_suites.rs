@@ -26,27 +26,27 @@ use crate::stack::impatient;
 use crate::support::{Tally, bytes, key, noise, object, scratch};
 use crate::unreliable_bucket::Bucket;
 
-const OLD: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
-const NEW: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+pub(crate) const OLD: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+pub(crate) const NEW: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
-const GZIP: Option<Compression> = Some(Compression { codec: Codec::Gzip, level: 1, threshold: 0 });
+pub(crate) const GZIP: Option<Compression> = Some(Compression { codec: Codec::Gzip, level: 1, threshold: 0 });
 
 const fn encrypting(profile: Profile) -> Profile {
     Profile { encrypting: true, ..profile }
 }
 
 /// Encryption with these keys, and compression.
-fn encoded(inner: Arc<dyn Backend>, keys: &str, compression: Option<Compression>) -> Encoded {
+pub(crate) fn encoded(inner: Arc<dyn Backend>, keys: &str, compression: Option<Compression>) -> Encoded {
     Encoded::new(inner, Spool::new(env!("CARGO_TARGET_TMPDIR")))
         .with_compression(compression)
         .with_encryption(Encryption::on(Keyring::parse(keys).unwrap()))
 }
 
-fn layer(inner: Arc<dyn Backend>, keys: &str, compression: Option<Compression>) -> Arc<dyn Backend> {
+pub(crate) fn layer(inner: Arc<dyn Backend>, keys: &str, compression: Option<Compression>) -> Arc<dyn Backend> {
     Arc::new(encoded(inner, keys, compression))
 }
 
-fn decrypting(inner: Arc<dyn Backend>, keys: Option<&str>) -> Arc<dyn Backend> {
+pub(crate) fn decrypting(inner: Arc<dyn Backend>, keys: Option<&str>) -> Arc<dyn Backend> {
     let encryption =
         keys.map_or(Encryption::none(), |keys| Encryption::on(Keyring::parse(keys).unwrap()).reading_only());
     Arc::new(Encoded::new(inner, Spool::new(env!("CARGO_TARGET_TMPDIR"))).with_encryption(encryption))

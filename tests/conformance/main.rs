@@ -34,6 +34,7 @@ mod proof;
 mod quotas;
 mod random_faults;
 mod retry;
+mod rotation;
 mod s3;
 mod s3_faults;
 mod scripted;

@@ -132,7 +132,14 @@ impl Copier {
     fn converted(&self, attributes: Attributes) -> Attributes {
         match &self.conversion {
             Some(conversion) => conversion.converted(attributes),
-            None => attributes,
+            None => {
+                let mut attributes = attributes;
+                // The target receives the object now.
+                if let Some(envelope) = &mut attributes.encryption {
+                    envelope.received_at = None;
+                }
+                attributes
+            }
         }
     }
 

@@ -79,6 +79,14 @@ impl Progress {
         self.0.finish_and_clear();
     }
 
+    /// Adds one value, by its name, to the number done.
+    pub(in crate::cli) fn step(&self, name: &str) {
+        if self.is_visible() {
+            self.0.set_message(name.to_owned());
+        }
+        self.0.inc(1);
+    }
+
     /// Hides the display while `write` writes to the terminal.
     pub(in crate::cli) fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)

@@ -451,6 +451,7 @@ mod tests {
                 wrapped_key: Binary([3; 60]),
                 commitment: Binary([4; 32]),
                 sealed: SealedText(vec![5; 600]),
+                received_at: None,
             }),
             ..attributes("{}")
         };

@@ -17,7 +17,7 @@ pub use self::attempts::{CommandCounts, counted};
 pub use self::breaker::{Breaker, BreakerState};
 pub use self::cached::{Cache, CacheCounts, CacheInvalidation, CacheOptions, Cached};
 pub use self::encoded::encryption::{DataKey, Encryption, Keyring, KeyringError};
-pub use self::encoded::{Compression, Encoded, EncodedDeferral};
+pub use self::encoded::{Compression, Encoded, EncodedDeferral, Rotation};
 pub use self::fallback::{Conflict, Fallback, Owner, Pending, SyncProgress, SyncReport, overlay_folder};
 pub use self::legacy_files::{LegacyFiles, LegacyLock, OwnEntries, Survey};
 pub use self::legacy_values::LegacyValues;

@@ -164,7 +164,7 @@ impl Retry {
         &self,
         tries: &Tries<'_>,
         key: &Key,
-        generation: &str,
+        written: &Attributes,
         error: Error,
     ) -> Result<Attributes> {
         let refused = error.kind == ErrorKind::Precondition;
@@ -178,12 +178,15 @@ impl Retry {
             }
             self.run(look, || self.inner.stat(key)).await
         };
+        // A rotation leaves the generation token as it is; its envelope shows whether it was carried out.
+        let is_own =
+            |present: &Attributes| present.generation == written.generation && present.encryption == written.encryption;
         match seen.await {
-            Ok(Some(present)) if present.generation == generation && !tries.damaged => {
+            Ok(Some(present)) if is_own(&present) && !tries.damaged => {
                 self.inner.flush(key).await?;
                 Ok(present)
             }
-            Ok(Some(present)) if present.generation == generation => {
+            Ok(Some(present)) if is_own(&present) => {
                 let why =
                     "the object that was written may have been damaged in transit; delete the key and store it again";
                 Err(Error::new(ErrorKind::Integrity, Operation::Store, Some(key), why))
@@ -402,7 +405,7 @@ impl Backend for Retry {
         if options.condition == Condition::Always || !doubtful {
             return Err(error);
         }
-        self.confirm_own_write(&tries, key, &object.attributes.generation, error).await
+        self.confirm_own_write(&tries, key, &object.attributes, error).await
     }
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
@@ -443,7 +446,7 @@ impl Backend for Retry {
             Err(error) if fixed && tries.unknown && error.kind != ErrorKind::Abandoned => (error, false),
             outcome => return outcome,
         };
-        match self.confirm_own_write(&tries, key, &attributes.generation, error).await {
+        match self.confirm_own_write(&tries, key, attributes, error).await {
             Err(error) if source_changed && error.kind == ErrorKind::Precondition => Ok(None),
             confirmed => confirmed.map(Some).map_err(|error| error.during(Operation::Copy)),
         }

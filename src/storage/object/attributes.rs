@@ -230,6 +230,13 @@ impl Attributes {
         began.is_none_or(|began| self.stored_at.as_microsecond() >= began.as_microsecond())
     }
 
+    /// Returns when the place received this state of the object, by the place's own clock, if known.
+    ///
+    /// An object whose data key was wrapped again since is still in the same state.
+    pub(in crate::storage) fn received_at(&self) -> Option<Timestamp> {
+        self.encryption.as_ref().and_then(|envelope| envelope.received_at).or(self.info.received_at)
+    }
+
     /// Tells whether the object has expired.
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {

@@ -5,6 +5,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
 
@@ -26,6 +27,10 @@ pub struct Envelope {
     pub commitment: Binary<32>,
     /// The attributes that nobody may read without the key: nonce (12 bytes), ciphertext, tag (16).
     pub sealed: SealedText,
+    /// When the bucket received the object, before its data key was wrapped again. The object has not changed since,
+    /// though the bucket names a later time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<Timestamp>,
 }
 
 /// The one version of the format that is known. A text with another one is refused when it is read.
@@ -150,6 +155,7 @@ mod tests {
             wrapped_key: Binary([2; 60]),
             commitment: Binary([3; 32]),
             sealed: SealedText(vec![4; 5]),
+            received_at: None,
         }
     }
 
@@ -158,6 +164,10 @@ mod tests {
         let text = serde_json::to_string(&envelope()).unwrap();
         assert!(text.starts_with(r#"{"version":1,"key_id":"00010203040506ff","message_id":"AQEB"#), "{text}");
         assert_eq!(serde_json::from_str::<Envelope>(&text).unwrap(), envelope());
+        let rotated = Envelope { received_at: Some(Timestamp::UNIX_EPOCH), ..envelope() };
+        let text = serde_json::to_string(&rotated).unwrap();
+        assert!(text.ends_with(r#","received_at":"1970-01-01T00:00:00Z"}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Envelope>(&text).unwrap(), rotated);
     }
 
     #[test]

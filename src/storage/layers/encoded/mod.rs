@@ -5,12 +5,14 @@ mod compression;
 mod deferral;
 pub(in crate::storage) mod encryption;
 mod pack;
+mod rotation;
 mod sink;
 mod unpack;
 
 pub use self::compression::Compression;
 pub use self::deferral::EncodedDeferral;
 use self::encryption::{DataKey, Encryption};
+pub use self::rotation::Rotation;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,8 +23,8 @@ use async_trait::async_trait;
 use self::pack::pack;
 use self::unpack::{Cap, Unpacked, Wanted, unpack};
 use crate::storage::backend::{
-    Backend, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal, Versions,
-    VersionsRequest,
+    Backend, Condition, CopySource, DeleteOptions, GetOptions, Grant, Listing, Page, Probe, PutOptions, Removal,
+    Versions, VersionsRequest,
 };
 use crate::storage::error::{Error, ErrorKind, Operation, Result};
 use crate::storage::files::Spool;
@@ -190,7 +192,12 @@ impl fmt::Display for Encoded {
 #[async_trait]
 impl Backend for Encoded {
     async fn put(&self, key: &Key, object: &Object, options: &PutOptions) -> Result<Attributes> {
-        let stored = self.inner.put(key, &*self.encode(key, object).await?, options).await?;
+        let encoded = self.encode(key, object).await?;
+        let generation = match &options.condition {
+            Condition::Generation(generation) => Some(generation.as_str()),
+            Condition::Always | Condition::Absent => None,
+        };
+        let stored = self.despite_rotation(key, generation, || self.inner.put(key, &encoded, options)).await?;
         self.open(key, Operation::Store, stored)
     }
 
@@ -264,7 +271,8 @@ impl Backend for Encoded {
     }
 
     async fn delete(&self, key: &Key, options: &DeleteOptions) -> Result<Removal> {
-        self.inner.delete(key, options).await
+        let generation = options.generation.as_deref();
+        self.despite_rotation(key, generation, || self.inner.delete(key, options)).await
     }
 
     async fn list(&self, page: &Page) -> Result<Listing> {

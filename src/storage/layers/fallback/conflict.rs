@@ -51,8 +51,7 @@ pub(super) fn compare(entry: &Attributes, present: &Attributes, skew: SignedDura
         present.stored_at
     } else {
         present
-            .info
-            .received_at
+            .received_at()
             .map_or(present.stored_at, |received_at| received_at.checked_sub(skew).unwrap_or(received_at))
     };
     if written_at <= entry.stored_at {

@@ -52,7 +52,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 pub use self::conflict::Conflict;
 use self::overlay::Overlay;
@@ -87,6 +87,8 @@ pub struct Fallback {
     away: AtomicBool,
     /// Notified when the bucket can be reached again.
     returned: Notify,
+    /// Held by the one who waits for the lock of a sync pass to rewrite an entry.
+    rewriting: Mutex<()>,
 }
 
 impl Fallback {
@@ -113,7 +115,8 @@ impl Fallback {
 
     fn over(primary: Arc<dyn Backend>, overlay: Overlay, metrics: Metrics) -> Self {
         let (arrived, returned) = (Notify::new(), Notify::new());
-        Self { primary, overlay, metrics, invalidation: None, arrived, away: AtomicBool::new(false), returned }
+        let (away, rewriting) = (AtomicBool::new(false), Mutex::new(()));
+        Self { primary, overlay, metrics, invalidation: None, arrived, away, returned, rewriting }
     }
 
     /// Names who is told of each key that the sync loop changes in the bucket.

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Conflict;
-use crate::storage::backend::{Backend, DeleteOptions, GetOptions, Listing, Page, PutOptions};
+use crate::storage::backend::{Backend, CopySource, DeleteOptions, GetOptions, Listing, Page, PutOptions};
 use crate::storage::backends::Local;
 use crate::storage::backends::local::PendingEntry;
 use crate::storage::commit_guard::CommitGuard;
@@ -120,6 +120,12 @@ impl Overlay {
     pub(super) async fn replace(&self, key: &Key, object: &Object, commit_guard: &CommitGuard) -> Result<()> {
         let options = PutOptions { commit_guard: commit_guard.clone(), ..PutOptions::default() };
         self.metered.put(key, object, &options).await.map(drop)
+    }
+
+    /// Replaces the attributes of exactly this entry, whose bytes stay as they are; `None` where another one is there.
+    pub(super) async fn rewrite(&self, key: &Key, attributes: &Attributes) -> Result<Option<Attributes>> {
+        let source = CopySource::of(key, attributes);
+        self.metered.copy(&source, key, attributes, &PutOptions::default()).await
     }
 
     /// Makes the tombstone of a delete.

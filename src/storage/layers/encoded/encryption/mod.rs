@@ -23,6 +23,8 @@ mod tests;
 
 use std::ops::Range;
 
+use jiff::Timestamp;
+
 pub use self::data_key::DataKey;
 use self::fault::SealFault;
 use self::hidden::Hidden;
@@ -63,6 +65,12 @@ impl Encryption {
         Self { writes: false, ..self.clone() }
     }
 
+    /// Returns the keys with which objects are decrypted, if there are any.
+    #[must_use]
+    pub const fn keyring(&self) -> Option<&Keyring> {
+        self.keyring.as_ref()
+    }
+
     /// Returns the keyring if new values are encrypted.
     pub(super) fn keyring_of_writes(&self) -> Option<&Keyring> {
         self.keyring.as_ref().filter(|_| self.writes)
@@ -101,7 +109,12 @@ impl Keyring {
     pub fn form(&self, name: &Key, value: &Attributes) -> Result<Attributes> {
         let data_key = DataKey::random().map_err(|error| SealFault::from(error).into_error(Operation::Store, name))?;
         let stored_size = DataKey::sealed_size(value.stored_size);
-        self.seal_attributes(name, &Attributes { stored_size, ..value.clone() }, &data_key)
+        let mut sealed = self.seal_attributes(name, &Attributes { stored_size, ..value.clone() }, &data_key)?;
+        // A rotation must find room, too.
+        if let Some(envelope) = &mut sealed.encryption {
+            envelope.received_at = Some(Timestamp::MAX);
+        }
+        Ok(sealed)
     }
 
     /// Encrypts an object for its name: the payload, metadata, the checksum of the value, the identity of the command.
@@ -143,6 +156,7 @@ impl Keyring {
                 wrapped_key,
                 commitment: Binary(data_key.commitment()?),
                 sealed: Hidden::of(value).seal(name, value, data_key)?,
+                received_at: None,
             };
             let operation_id = self.pseudonym(value)?;
             Ok(Attributes {
