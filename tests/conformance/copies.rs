@@ -415,6 +415,7 @@ async fn metadata_that_just_fits_can_be_moved() {
     assert!(error.kind == ErrorKind::Precondition && error.message().contains("compare both keys"), "{error}");
     assert_eq!(engine.rename(&from, &to, again(Some(began))).await.unwrap(), copied);
     assert!(s3.stat(&from).await.unwrap().is_none());
+    s3.delete(&to, &DeleteOptions::default()).await.unwrap();
     bucket.remove().await;
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::commands::{Budget, CommandTable, Context, Engine, ExceptionClass, Finished, KeyPlaces, Redelivered, run};
 use crate::json::{Json, ParseLimits, parse};
 use crate::provider::BackendKind;
-use crate::storage::{Key, Memory};
+use crate::storage::{COPIES, Key, Memory};
 
 fn engine() -> Engine {
     Engine::new(Arc::new(Memory::new()), BackendKind::Local)
@@ -95,7 +95,7 @@ async fn an_answer_reserves_its_room_once_and_gives_it_back() {
     let keys = r#"["k0","k1","k2","k3","k4","k5","k6","k7"]"#;
     let finished = call(&engine, "retrieve_many", keys, context(1_000_000)).await;
     let length = finished.result.unwrap().len() as u64;
-    assert_eq!((finished.held.as_ref().unwrap().bytes(), budget.held()), (5 * length, 5 * length));
+    assert_eq!((finished.held.as_ref().unwrap().bytes(), budget.held()), (COPIES * length, COPIES * length));
     drop(finished.held);
     assert_eq!(budget.held(), 0);
     let finished = call(&engine, "retrieve_many", keys, context(500_000)).await;
