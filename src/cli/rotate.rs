@@ -24,14 +24,15 @@ const MOST_IDS: usize = 100;
 /// and on the disk a file with a new header and the same bytes replaces the old one. Value, metadata, generation and times stay as
 /// they are. Values that are not encrypted are left alone.
 ///
-/// First put the new key before the old ones in the settings of all workers and shells, and restart them. Others may store
+/// First put the new key behind the old ones in the settings of all workers and shells, and restart them; then before the old
+/// ones, and restart them again: so every worker can read what another one writes. Others may store
 /// and delete meanwhile; what they write wins. The command can be interrupted at any time, and every value can be read at
 /// every moment. Run it again to go on: what is done is passed over quickly, and --start-after leaves it out.
 ///
 /// An old key can be removed from the settings once --dry-run finds nothing to rotate and nothing that waits, on every machine that
 /// keeps entries for a bucket. Old versions that a bucket keeps stay under the old key, and so do files in quarantine.
 ///
-/// Exit codes: 0 all encrypted values are under the first key; 65 some are under a key that is not in the settings, or damaged; 75
+/// Exit codes: 0 all encrypted values that were looked at are under the first key, or would be after a run without --dry-run; 65 some are under a key that is not in the settings, or damaged; 75
 /// some are not rotated, or entries on this machine wait for the bucket, run it again; 69 the bucket cannot be reached; 78
 /// there is no key, or the bucket refuses this identity.
 #[derive(Debug, Args)]
@@ -73,7 +74,7 @@ struct Summary {
     foreign: u64,
     /// The number of entries on this machine that wait for the bucket.
     waiting: u64,
-    /// The last key up to which all were handled.
+    /// The last key before the first that was not brought under the first key.
     last: Option<String>,
     /// Tells whether all keys were handled.
     complete: bool,
@@ -96,12 +97,16 @@ impl Arguments {
                     prefix: self.prefix.unwrap_or_default(),
                     start_after: self.start_after,
                     limit: Some(PAGE),
-                    ..Page::default()
+                    // Each object is looked at anyway.
+                    sizes_only: true,
                 };
                 run.summary.last = page.start_after.clone();
                 run.walk(&objects, page, self.parallel.into()).await;
                 if let Some(fallback) = fallback {
-                    run.summary.waiting = fallback.pending().await?.entries;
+                    match fallback.pending().await {
+                        Ok(pending) => run.summary.waiting = pending.entries,
+                        Err(error) => run.stopped = run.stopped.or(Some(error.into())),
+                    }
                 }
             }
         }
@@ -138,7 +143,10 @@ impl Run<'_> {
             self.summary.foreign += listing.foreign;
             listed += listing.entries.len() as u64;
             self.progress.expect_values(listed);
-            page.start_after = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
+            let next_page = match listing.horizon() {
+                Ok(next_page) => next_page,
+                Err(error) => return self.stopped = Some(error.into()),
+            };
             let keys = stream::iter(listing.entries).map(|entry| async move {
                 let rotated = objects.rotate(&entry.key, dry_run).await;
                 (entry.key, rotated)
@@ -156,11 +164,15 @@ impl Run<'_> {
                     return;
                 }
                 self.progress.step(key.as_str());
-                self.summary.last = Some(key.as_str().to_owned());
+                // A run that goes on after a key does not come back to those before it.
+                if self.summary.failed == 0 && self.summary.unknown_keys.is_empty() {
+                    self.summary.last = Some(key.as_str().to_owned());
+                }
             }
-            if !listing.more || page.start_after.is_none() {
+            if next_page.is_none() {
                 return self.summary.complete = true;
             }
+            page.start_after = next_page;
         }
     }
 
@@ -183,7 +195,7 @@ impl Run<'_> {
             Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Throttled) => {
                 self.stopped = Some(error.into());
             }
-            Err(error) if error.kind == ErrorKind::Denied && summary.rotated == 0 => {
+            Err(error) if error.kind == ErrorKind::Denied && summary.rotated + summary.current == 0 => {
                 self.stopped = Some(stack::refused(error));
             }
             Err(error) => {

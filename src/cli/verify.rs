@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::terminal::{Output, Progress, until_interrupted};
 use crate::config::Settings;
-use crate::storage::{Engine, Entry, Error, Key, Verification};
+use crate::storage::{Engine, Entry, Error, ErrorKind, Key, Verification};
 use crate::wiring::{Code, Failure, stack};
 
 /// The number of damaged keys that the answer names.
@@ -19,11 +19,12 @@ const NAMED: usize = 1_000;
 /// Reads values completely and compares them with their checksums.
 ///
 /// Without keys, all values below --prefix are read, in the order of their keys. Each damaged value is reported in a line with
-/// what is wrong and what can be done; nothing is changed. A value that cannot be read now (the bucket cannot be reached, a
-/// permission is missing) is not known to be damaged: the run ends there and says how to go on with --start-after.
+/// what is wrong and what can be done; nothing is changed. A value that cannot be read is not known to be damaged: where a
+/// permission is missing or a disk fails, it is reported and the others are read; where the bucket cannot be reached, the run
+/// ends there and says how to go on with --start-after.
 ///
-/// Exit codes: 0 all values are sound; 65 some are damaged; 66 a named key is missing; 69 the bucket cannot be reached; 75
-/// interrupted.
+/// Exit codes: 0 all values are sound; 65 some are damaged; 66 a named key is missing; 69 the bucket cannot be reached; 74 some
+/// could not be read; 75 interrupted.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Keys to verify; by default all.
@@ -49,6 +50,8 @@ struct Summary {
     verified: u64,
     damaged: u64,
     missing: u64,
+    /// The number of values that could not be read, so that nobody knows whether they are sound.
+    unread: u64,
     /// Bytes of the values, where their number is known without reading them.
     bytes: u64,
     /// Whether all keys were verified.
@@ -121,7 +124,11 @@ impl Run<'_> {
                 running.push(async move { (engine.verify(&key).await, key, size) });
             }
             let Some((outcome, key, size)) = running.next().await else { return Ok(()) };
-            self.note(outcome?, &key, size, is_named);
+            match outcome {
+                Ok(found) => self.note(found, &key, size, is_named),
+                Err(error) if matches!(error.kind, ErrorKind::Io | ErrorKind::Denied) => self.note_unread(&key, error),
+                Err(error) => return Err(error),
+            }
             if let Some(done) = order.iter_mut().find(|(other, _)| *other == key) {
                 done.1 = true;
             }
@@ -129,6 +136,12 @@ impl Run<'_> {
                 self.summary.last = order.pop_front().map(|(key, _)| key.as_str().to_owned());
             }
         }
+    }
+
+    fn note_unread(&mut self, key: &Key, error: Error) {
+        self.summary.unread += 1;
+        self.progress.suspend(|| self.output.fail(&error.into()));
+        self.progress.count(1, self.summary.bytes, key.as_str());
     }
 
     fn note(&mut self, found: Option<Verification>, key: &Key, size: u64, is_named: bool) {
@@ -160,10 +173,13 @@ impl Run<'_> {
 
 /// Writes the answer, and returns the exit code.
 fn close(output: &Output, summary: &Summary, stopped: Option<Failure>) -> Result<Code, Failure> {
-    let Summary { verified, damaged, missing, .. } = *summary;
+    let Summary { verified, damaged, missing, unread, .. } = *summary;
     let mut text = format!("{verified} values are sound, {damaged} are damaged");
     if missing > 0 {
         text.push_str(&format!(", {missing} are missing"));
+    }
+    if unread > 0 {
+        text.push_str(&format!(", {unread} could not be read"));
     }
     text.push('\n');
     output.answer(summary, &text)?;
@@ -174,6 +190,7 @@ fn close(output: &Output, summary: &Summary, stopped: Option<Failure>) -> Result
         }
         (Some(failure), None) => Err(failure),
         (None, _) if damaged > 0 => Ok(Code::BadData),
+        (None, _) if unread > 0 => Ok(Code::Io),
         (None, _) if missing > 0 => Ok(Code::NoInput),
         (None, _) => Ok(Code::Success),
     }

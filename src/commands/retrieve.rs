@@ -7,7 +7,7 @@ use super::{
     Arguments, CallSignature, Command, CommandError, Context, Definition, Engine, Facts, Finished, GENERATION, KEY,
     Key, KeyUse, schemas,
 };
-use crate::json::{typed, write_string};
+use crate::json::{text_len, typed, write_string};
 use crate::storage::{ByteRange, GetOptions, Reference, RetrieveOptions, StateOptions, Value};
 
 pub(super) static DEFINITION: Definition = Definition {
@@ -131,8 +131,25 @@ async fn read(
     if let Ok(Some(read)) = &result {
         facts.note(&read.receipt);
     }
-    let result = result.map(|read| read.map_or_else(|| "null".to_owned(), |read| json_of(read.value)));
-    Finished { result: result.map_err(CommandError::from), facts: vec![facts], held }
+    let result = result.map_err(CommandError::from).and_then(|read| match read {
+        Some(read) => fitting(&read.value, context.max_reply_bytes).map(|()| json_of(read.value)),
+        None => Ok("null".to_owned()),
+    });
+    Finished { result, facts: vec![facts], held }
+}
+
+/// Refuses a text that has too many escapes for a reply before they are written: they may take six times its bytes.
+fn fitting(value: &Value, most: Option<usize>) -> Result<(), CommandError> {
+    let (Value::Text(text), Some(most)) = (value, most) else { return Ok(()) };
+    // Only a text of at least a sixth can become too long. The quotes are left to whoever writes the reply.
+    let length = if text.len() > most / 6 { text_len(text) } else { 0 };
+    if length <= most + 2 {
+        return Ok(());
+    }
+    Err(CommandError::value_error(format!(
+        "the answer has {length} bytes and a reply may have {most} (max_reply_bytes); ask for {}",
+        DEFINITION.less
+    )))
 }
 
 /// Writes the value to its destination and returns the receipt.
@@ -181,5 +198,20 @@ mod tests {
             assert!(text.contains("value of 5") && text.contains("4 may be read"), "{text}");
             assert!(text.contains("`offset` and `length`"), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_text_of_many_escapes_is_refused_unwritten() {
+        let engine = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
+        let value = Value::Text("\u{1}".repeat(1_000));
+        engine.store(&Key::parse("k").unwrap(), value, StoreOptions::default()).await.unwrap();
+        let answer = async |most: usize| {
+            let command = DEFINITION.parse(vec![Json::Text("k".to_owned())], Vec::new()).unwrap();
+            command.run(&engine, Context { max_reply_bytes: Some(most), ..Context::default() }).await.result
+        };
+        assert_eq!(answer(6_000).await.unwrap().len(), 6_002);
+        let error = answer(5_999).await.unwrap_err();
+        assert_eq!(error.exception, ExceptionClass::ValueError);
+        assert!(error.to_string().contains("6002 bytes") && error.to_string().contains("offset"), "{error}");
     }
 }

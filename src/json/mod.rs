@@ -9,7 +9,7 @@ pub mod typed;
 mod write;
 
 pub use parse::{Error, ErrorKind, MAX_DEPTH, ParseLimits, check, parse};
-pub use write::write_string;
+pub use write::{text_len, write_string};
 
 /// One JSON value as Python's `json` module reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -119,7 +119,8 @@ pub fn write_string(out: &mut String, text: &str) {
     write_text(out, text, Escape::Needed);
 }
 
-fn text_len(text: &str) -> usize {
+/// Returns the length of a text as [`write_string`] would write it, in bytes.
+pub fn text_len(text: &str) -> usize {
     let escaped = |byte: u8| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
         0..=0x1f => 6,

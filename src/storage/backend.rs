@@ -191,6 +191,8 @@ pub struct GetOptions {
     pub announced: bool,
     /// This version of the object is read; by default the present object.
     pub version: Option<VersionId>,
+    /// The place itself is read, whatever a cache has.
+    pub uncached: bool,
 }
 
 /// A range of bytes of a text or bytes value.

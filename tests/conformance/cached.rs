@@ -8,7 +8,7 @@ use bytes::Bytes;
 use filestorage::provider::BackendKind;
 use filestorage::storage::{
     Backend, ByteRange, Cache, CacheOptions, Cached, DeleteOptions, Engine, ErrorKind, FileIdentities, FileIdentity,
-    GetOptions, Key, Kind, Local, Memory, NoSiblings, Object, Payload, PutOptions, StoreOptions, Value,
+    GetOptions, Key, Kind, Local, Memory, NoSiblings, Object, Payload, PutOptions, StateOptions, StoreOptions, Value,
 };
 use filestorage::telemetry::Metrics;
 use jiff::{SignedDuration, Timestamp};
@@ -482,4 +482,17 @@ async fn reads_of_a_young_file_share_two_reads() {
         assert_eq!(found.unwrap(), Some("value".into()));
     }
     assert_eq!(gets(&bucket), 2);
+}
+
+#[tokio::test]
+async fn a_verification_reads_the_place_itself() {
+    let (bucket, cache) = (Bucket::new(), cache(1 << 20));
+    let engine = Engine::new(Arc::new(worker(&bucket, &cache)), BackendKind::Gcs);
+    engine.store(&key("a"), Value::Text("value".to_owned()), StoreOptions::default()).await.unwrap();
+    assert!(engine.retrieve(&key("a"), StateOptions::default()).await.unwrap().is_some());
+    assert_eq!(cache.counts().hits, 1);
+    assert!(engine.verify(&key("a")).await.unwrap().unwrap().ok);
+    assert_eq!((gets(&bucket), cache.counts().hits), (1, 1));
+    bucket.inner.delete(&key("a"), &DeleteOptions::default()).await.unwrap();
+    assert!(engine.verify(&key("a")).await.unwrap().is_none());
 }

@@ -204,6 +204,10 @@ def test_a_small_store_is_one_request_and_so_is_its_retrieve(place, key):
     assert entry["object"] == key and entry["method"] in ("POST", "PUT")
     place.proxy.forget_log()
     place.call("retrieve", key)
+    assert place.proxy.log() == [], "what was stored is in the cache"
+    place.call("clear_cache")
+    place.call("retrieve", key)
+    place.call("retrieve", key)
     assert [(entry["method"], entry["object"]) for entry in place.proxy.log()] == [("GET", key)]
 
 

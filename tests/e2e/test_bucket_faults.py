@@ -23,7 +23,7 @@ def hurt(request, broker, tmp_path):
     site = BucketSite(broker, tmp_path, request.getfixturevalue(request.param))
     try:
         # The tests speak of the bytes on the wire, and their values are of one letter.
-        site.start(ENABLE_COMPRESSION="false")
+        site.start(ENABLE_COMPRESSION="false", ENABLE_CACHE="false")
         site.call("store", "before", 1)
         site.proxy.forget_log()
         yield site
@@ -114,7 +114,7 @@ def test_a_connection_that_is_reset_is_tried_again(hurt):
 
 def test_a_silent_bucket_costs_one_timeout_an_attempt(hurt):
     hurt.workers[-1].stop()
-    hurt.start(TIMEOUT_SECONDS=1)
+    hurt.start(TIMEOUT_SECONDS=1, ENABLE_CACHE="false")
     for what, task in ((UPLOAD, ("store", "k", VALUE)), (READ, ("retrieve", "k"))):
         hurt.proxy.rule({"stall": 30}, times=1, **what)
         begun = time.monotonic()
@@ -278,7 +278,7 @@ def test_a_missing_object_is_a_miss_and_no_error(hurt):
 
 def test_without_fallback_an_outage_is_said(hurt):
     hurt.workers[-1].stop()
-    hurt.start(ENABLE_LOCAL_FALLBACK="false", MAX_RETRIES=1)
+    hurt.start(ENABLE_LOCAL_FALLBACK="false", MAX_RETRIES=1, ENABLE_CACHE="false")
     hurt.proxy.down()
     outcome, event = hurt.tell("store", "k", VALUE)
     failed(outcome, event, "StorageUnavailable", 2)

@@ -87,7 +87,8 @@ def place(request, broker, tmp_path_factory):
     site = BucketSite(broker, tmp_path_factory.mktemp("foreign"), server)
     try:
         site.tool = TOOLS[site.kind](server, site.bucket)
-        site.start()
+        # What other tools write is seen at once.
+        site.start(CACHE_REVALIDATE_SECONDS=0)
         yield site
         site.workers[-1].assert_alive()
     finally:
@@ -244,10 +245,10 @@ def signer(place, tmp_path_factory):
         "token_uri": "http://127.0.0.1:1/token",
     }))  # fmt: skip
     place.workers[-1].stop()
-    place.start(GCS_CREDENTIALS_PATH=path)
+    place.start(GCS_CREDENTIALS_PATH=path, CACHE_REVALIDATE_SECONDS=0)
     yield key.public_key()
     place.workers[-1].stop()
-    place.start()
+    place.start(CACHE_REVALIDATE_SECONDS=0)
 
 
 def check_v4(url, method, public):

@@ -13,7 +13,8 @@ use serde_json::json;
 use super::site::{Site, open};
 use crate::support::{bytes, key, object, rest};
 
-const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, announced: false, version: None };
+const WHOLE: GetOptions =
+    GetOptions { range: None, limit: None, spooled: false, announced: false, version: None, uncached: false };
 
 /// What an operation on a bucket that is not there comes to.
 async fn outcomes(bucket: &dyn Backend) -> Vec<Result<String>> {

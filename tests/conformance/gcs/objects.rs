@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::site::{Site, open};
 use crate::support::{bytes, expired, key, object};
 
-const WHOLE: GetOptions = GetOptions { range: None, limit: None, spooled: false, announced: false, version: None };
+const WHOLE: GetOptions =
+    GetOptions { range: None, limit: None, spooled: false, announced: false, version: None, uncached: false };
 
 fn when(condition: Condition) -> PutOptions {
     PutOptions { condition, ..PutOptions::default() }

@@ -38,14 +38,13 @@ impl Change {
     /// change it after the answer.
     pub(super) async fn failed(mut self, error: Error) -> Error {
         match error.kind {
-            ErrorKind::Invalid | ErrorKind::Precondition => self.changes = None,
+            ErrorKind::Invalid | ErrorKind::Precondition | ErrorKind::QuotaExceeded => self.changes = None,
             ErrorKind::Unavailable
             | ErrorKind::Throttled
             | ErrorKind::Io
             | ErrorKind::Integrity
             | ErrorKind::Missing
             | ErrorKind::NoSpace
-            | ErrorKind::QuotaExceeded
             | ErrorKind::Denied
             | ErrorKind::Abandoned => {
                 drop(self.writing.take());

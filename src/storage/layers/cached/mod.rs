@@ -287,7 +287,7 @@ impl Backend for Cached {
 
     async fn get(&self, key: &Key, options: GetOptions) -> Result<Option<Object>> {
         // The cache keeps present states only.
-        let cache = self.active().filter(|_| options.version.is_none());
+        let cache = self.active().filter(|_| options.version.is_none() && !options.uncached);
         let Some(cache) = cache else { return self.inner.get(key, options).await };
         let entry = self.lookup(cache, key).await;
         if let Some(entry) = entry.filter(|entry| options.range.is_none() || entry.has_ranges()) {

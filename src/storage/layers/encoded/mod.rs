@@ -294,7 +294,7 @@ impl Backend for Encoded {
             stored.to_mut().compression = Some(rule.codec.as_str().to_owned());
         }
         // So does the envelope.
-        if let Some(keyring) = self.encryption.keyring_of_writes().filter(|_| !attributes.encrypted) {
+        if let Some(keyring) = self.encryption.keyring_of_writes().filter(|_| !attributes.is_sealed()) {
             stored = Cow::Owned(keyring.form(key, &stored)?);
         }
         self.inner.validate(key, &stored)

@@ -74,13 +74,12 @@ impl Quota {
         loop {
             counting.begin_page();
             let listing = self.inner.list(&page).await?;
-            let last = listing.entries.last().map(|entry| entry.key.as_str().to_owned());
-            let is_last = !listing.more || last.is_none();
+            page.start_after = listing.horizon()?;
+            let is_last = page.start_after.is_none();
             counting.add_page(&listing.entries, is_last);
             if is_last {
                 break;
             }
-            page.start_after = last;
         }
         counting.end();
         self.counted.send_modify(|count| *count += 1);

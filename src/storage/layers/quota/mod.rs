@@ -163,7 +163,7 @@ impl Quota {
             Ok(change) => reservation.settle(change),
             Err(error) => match error.kind {
                 // The write may have been carried out all the same: a count tells.
-                ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Io => {
+                ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::Io | ErrorKind::Integrity => {
                     drop(reservation);
                     self.wanted.notify_one();
                 }
