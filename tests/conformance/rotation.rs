@@ -1,7 +1,7 @@
 //! Rotation of encryption keys over every place: the data key is wrapped again, and nothing else changes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use filestorage::storage::{
@@ -120,25 +120,28 @@ async fn write(inner: Arc<dyn Backend>, it: Key, rounds: usize) -> Option<String
 
 async fn writers_win(inner: &Arc<dyn Backend>, rounds: usize, tally: &Tally) {
     let keys: Vec<Key> = (0..4).map(|n| key(&format!("busy/{n}"))).collect();
-    let (rotator, is_over) = (rotator(inner), AtomicBool::new(false));
+    let (rotator, is_over, rotated) = (rotator(inner), AtomicBool::new(false), AtomicU32::new(0));
     let rotating = async {
-        let mut rotated = 0;
         while !is_over.load(Ordering::Relaxed) {
             for outcome in join_all(keys.iter().map(|key| rotator.rotate(key, false))).await {
-                rotated += u32::from(outcome.unwrap() == Rotation::Rotated);
+                rotated.fetch_add(u32::from(outcome.unwrap() == Rotation::Rotated), Ordering::Relaxed);
             }
             tokio::task::yield_now().await;
         }
-        rotated
     };
     let writing = async {
-        let tasks = keys.iter().map(|key| tokio::spawn(write(Arc::clone(inner), key.clone(), rounds)));
-        let last = join_all(tasks).await;
-        is_over.store(true, Ordering::Relaxed);
-        last
+        // Few rounds may pass before a rotation has met a value under the old key that is not replaced at once.
+        for _ in 0..50 {
+            let tasks = keys.iter().map(|key| tokio::spawn(write(Arc::clone(inner), key.clone(), rounds)));
+            let last = join_all(tasks).await;
+            if rotated.load(Ordering::Relaxed) > 0 {
+                is_over.store(true, Ordering::Relaxed);
+                return last;
+            }
+        }
+        panic!("the rotation had nothing to do");
     };
-    let (rotated, last) = tokio::join!(rotating, writing);
-    assert!(rotated > 0, "the rotation had nothing to do");
+    let ((), last) = tokio::join!(rotating, writing);
     let only = decrypting(Arc::clone(inner), Some(NEW));
     for (key, last) in keys.iter().zip(last) {
         rotator.rotate(key, false).await.unwrap();
