@@ -86,7 +86,7 @@ def test_many_at_once(shared, key):
 
 def test_the_deepest_value_passes_overlay_bucket_and_shell(bucket_site, key):
     site, value = bucket_site, nested(DEEPEST, "both")
-    site.start()
+    site.start(CACHE_REVALIDATE_SECONDS=0)
     site.proxy.down()
     assert site.call("store", key, value)["pending_sync"] is True
     assert site.call("retrieve", key) == value
