@@ -46,7 +46,7 @@ def all_sent(site):
 
 def test_a_store_meanwhile_waits_for_the_real_bucket(paged):
     site = paged
-    worker = site.start()
+    worker = site.start(ENABLE_CACHE="false")
     assert site.call("store", "early", "a value")["pending_sync"] is False
     assert site.call("store", "doomed", "a value")["pending_sync"] is False
     page = site.proxy.rule(PAGE)
