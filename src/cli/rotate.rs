@@ -92,7 +92,7 @@ impl Arguments {
         let mut run = Run { summary, progress, output, dry_run: self.dry_run, is_bad: false, stopped: None };
         match stack::sealed(&settings.storage).await? {
             None => run.summary.complete = true,
-            Some(stack::Sealed { objects, fallback }) => {
+            Some(stack::EncryptedStore { objects, fallback }) => {
                 let page = Page {
                     prefix: self.prefix.unwrap_or_default(),
                     start_after: self.start_after,

@@ -122,7 +122,7 @@ pub(crate) async fn reader(settings: &StorageSettings) -> Result<Option<Engine>,
 
 /// The store as its objects are kept, for a rotation of its keys.
 #[derive(Debug)]
-pub(crate) struct Sealed {
+pub(crate) struct EncryptedStore {
     pub(crate) objects: Encoded,
     /// The entries that wait for the bucket, if any are or were kept on this machine.
     pub(crate) fallback: Option<Arc<Fallback>>,
@@ -131,12 +131,12 @@ pub(crate) struct Sealed {
 /// Builds the codecs over the store, without creating a folder or a bucket; entries that wait for the bucket hide its objects.
 ///
 /// Returns `None` when there is no local store yet.
-pub(crate) async fn sealed(settings: &StorageSettings) -> Result<Option<Sealed>, Failure> {
+pub(crate) async fn sealed(settings: &StorageSettings) -> Result<Option<EncryptedStore>, Failure> {
     let (metrics, encryption) = (Metrics::new(), encryption(settings)?);
     let Some((provider, name)) = settings.bucket() else {
         let local = Local::open_existing(objects(&settings.local_storage_path))?;
         let objects = local.map(|local| codecs(settings, Arc::new(local), &encryption));
-        return Ok(objects.map(|objects| Sealed { objects, fallback: None }));
+        return Ok(objects.map(|objects| EncryptedStore { objects, fallback: None }));
     };
     let bucket = Bucket::open(settings, provider, name, Creation::Never, &metrics).await.map_err(refused)?;
     let fallback = pending(settings, provider, name, &bucket)?;
@@ -148,7 +148,7 @@ pub(crate) async fn sealed(settings: &StorageSettings) -> Result<Option<Sealed>,
         Some(fallback) => Arc::<Fallback>::clone(fallback),
         None => bucket.backend,
     };
-    Ok(Some(Sealed { objects: codecs(settings, top, &encryption), fallback }))
+    Ok(Some(EncryptedStore { objects: codecs(settings, top, &encryption), fallback }))
 }
 
 /// Opens the overlay of a bucket if it exists, without creating it. Blocks.

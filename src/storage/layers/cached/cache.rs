@@ -231,23 +231,23 @@ impl Cache {
     }
 
     /// Joins the read of a key that is under way, or begins one that others may join.
-    pub(super) fn join(&self, key: &Key) -> Role {
+    pub(super) fn join(&self, key: &Key) -> SharedReadRole {
         let mut shard = self.0.shards.of(key);
         if let Some(read) = shard.reads.get(key) {
-            return Role::Follower(Arc::clone(read));
+            return SharedReadRole::Follower(Arc::clone(read));
         }
-        Role::Leader(self.begin_read(&mut shard, key))
+        SharedReadRole::Leader(self.begin_read(&mut shard, key))
     }
 
     /// Joins the read that begins after another one has ended, or begins it. All who waited for that one share it.
-    pub(super) fn join_next(&self, key: &Key, ended: &SharedRead) -> Role {
+    pub(super) fn join_next(&self, key: &Key, ended: &SharedRead) -> SharedReadRole {
         let mut shard = self.0.shards.of(key);
         let mut leader = None;
         let next = ended.next(|| match shard.reads.get(key) {
             Some(read) => Arc::clone(read),
             None => Arc::clone(&leader.insert(self.begin_read(&mut shard, key)).read),
         });
-        leader.map_or_else(|| Role::Follower(Arc::clone(next)), Role::Leader)
+        leader.map_or_else(|| SharedReadRole::Follower(Arc::clone(next)), SharedReadRole::Leader)
     }
 
     fn begin_read(&self, shard: &mut Shard, key: &Key) -> Leader {
@@ -333,7 +333,7 @@ impl Drop for Writing {
 }
 
 /// The part that a caller has in a shared read.
-pub(super) enum Role {
+pub(super) enum SharedReadRole {
     /// The caller reads, and others wait for it.
     Leader(Leader),
     /// Another caller reads.

@@ -42,7 +42,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 pub use self::cache::{Cache, CacheCounts, CacheOptions};
-use self::cache::{Leader, Role};
+use self::cache::{Leader, SharedReadRole};
 use self::change::Change;
 use self::entry::{CacheEntry, is_whole};
 pub use self::invalidation::CacheInvalidation;
@@ -164,8 +164,8 @@ impl Cached {
         let mut role = cache.join(key);
         loop {
             let read = match role {
-                Role::Leader(leader) => return self.lead(cache, key, options, leader).await,
-                Role::Follower(read) => read,
+                SharedReadRole::Leader(leader) => return self.lead(cache, key, options, leader).await,
+                SharedReadRole::Follower(read) => read,
             };
             // Without an outcome, the task that was reading is gone, and one of those who wait goes on.
             let Some(outcome) = read.outcome().await else {
