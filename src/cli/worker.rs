@@ -12,7 +12,7 @@ use crate::broker::BrokerOptions;
 use crate::commands::CommandTable;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
-use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager};
+use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager, note_end};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
     queue_type, stack,
@@ -93,6 +93,7 @@ pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> 
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(supervised(settings, inputs, options, broker));
+    note_end();
     // Operations that a cold stop left on the blocking pool must not delay the end of the process.
     runtime.shutdown_background();
     outcome

@@ -1,11 +1,18 @@
 //! Writes the log to standard error: text on a terminal, else one JSON object a line.
 
 use std::io::{IsTerminal as _, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::redact;
+
+/// The words by which the crate async-rs, of lapin, panics in a thread of its own for a task that the runtime has dropped.
+const DROPPED_TASK: &str = "Task did not complete: ";
+
+/// The process ends, and its runtime drops the tasks that are left.
+static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +59,18 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogError> {
     // A panic is logged here; the code that catches the panic answers the caller.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string);
-        let text = panic.payload_as_str().map(redact::unquoted);
-        tracing::error!(at, text, "panic");
+        let text = panic.payload_as_str();
+        if ENDING.load(Ordering::Relaxed) && text.is_some_and(|text| text.starts_with(DROPPED_TASK)) {
+            return;
+        }
+        tracing::error!(at, text = text.map(redact::unquoted), "panic");
     }));
     Ok(())
+}
+
+/// Notes that the process ends. From now on, a panic that only says that the runtime has dropped a task is not logged.
+pub fn note_end() {
+    ENDING.store(true, Ordering::Relaxed);
 }
 
 /// A writer to standard error that hides secrets; each write is one whole log line.

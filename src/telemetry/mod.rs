@@ -14,7 +14,7 @@ pub use labels::{
     BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session,
     StorageOperation, StorageOutcome, SyncOutcome,
 };
-pub use logs::{LogError, LogFormat, init as init_logs};
+pub use logs::{LogError, LogFormat, init as init_logs, note_end};
 pub use metrics::{InFlight, Metrics};
 pub use readiness::{Component, ComponentState, Readiness};
 pub use service_manager::{NotifyError, ServiceManager};

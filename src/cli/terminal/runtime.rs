@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::storage::wait_for_cleanup;
+use crate::telemetry::note_end;
 use crate::wiring::{Code, Failure};
 
 /// The longest wait for the cancellation of uploads after the end of a command.
@@ -24,6 +25,7 @@ pub(in crate::cli) fn block_on<T>(command: impl Future<Output = Result<T, Failur
         }
         outcome
     });
+    note_end();
     // A thread that still reads from a terminal or a pipe is not waited for.
     runtime.shutdown_background();
     outcome
