@@ -23,10 +23,10 @@ use crate::celery::message::{Message, Origin};
 
 use super::{
     Error, ErrorKind, Result,
+    ack_tracker::AckTracker,
     convert::{message_in, short},
     error,
     gate::{Gate, Inflow},
-    ledger::Ledger,
     prefetch::Prefetch,
     session::Link,
     topology,
@@ -40,7 +40,7 @@ pub const BATCH_BYTES: usize = 1 << 20;
 /// What a quorum queue without a leader says to a consumer.
 const INTERNAL_ERROR: u16 = 541;
 
-/// Channels are told apart for the life of the process, so that a ticket never meets another channel's tag.
+/// Channels are told apart for the life of the process, so that an acknowledgement token never meets another channel's tag.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 /// One message and the right to settle it.
@@ -51,7 +51,7 @@ pub struct Delivery {
     /// How it came in.
     pub origin: Origin,
     /// Settles it.
-    pub ticket: Ticket,
+    pub ack_token: AckToken,
     /// Its body's part in what was read ahead; to be dropped once the body is counted elsewhere, or gone.
     pub inflow: Inflow,
 }
@@ -59,15 +59,15 @@ pub struct Delivery {
 /// The right to settle one delivery, once; dropping it leaves the delivery with the broker, which hands it out again when
 /// the channel ends.
 #[derive(Debug)]
-#[must_use = "a dropped ticket leaves its delivery unsettled"]
-pub struct Ticket {
+#[must_use = "a dropped ack_token leaves its delivery unsettled"]
+pub struct AckToken {
     tag: u64,
     generation: u64,
 }
 
 #[cfg(test)]
-impl Ticket {
-    /// Makes a ticket of no channel, for tests of what happens before settling.
+impl AckToken {
+    /// Makes an acknowledgement token of no channel, for tests of what happens before settling.
     pub(crate) const fn stray() -> Self {
         Self { tag: 0, generation: 0 }
     }
@@ -152,7 +152,7 @@ pub struct Settler {
     channel: Channel,
     tags: Arc<Tags>,
     generation: u64,
-    ledger: Arc<Mutex<Ledger>>,
+    acks: Arc<Mutex<AckTracker>>,
     stopped: Arc<watch::Sender<bool>>,
 }
 
@@ -221,7 +221,7 @@ pub(super) async fn consume(
         channel,
         tags,
         generation,
-        ledger: Arc::new(Mutex::new(Ledger::new())),
+        acks: Arc::new(Mutex::new(AckTracker::new())),
         stopped: Arc::new(stop),
     };
     Ok((deliveries, settler))
@@ -433,22 +433,22 @@ fn take_over(delivery: lapin::message::Delivery, queue: &str, generation: u64, g
             routing_key: delivery.routing_key.into(),
             redelivered: delivery.redelivered,
         },
-        ticket: Ticket { tag: delivery.delivery_tag, generation },
+        ack_token: AckToken { tag: delivery.delivery_tag, generation },
     }
 }
 
 impl Settler {
     /// Acknowledges finished deliveries and returns how many: one `multiple` acknowledgement up to the oldest unfinished
-    /// delivery, single ones beyond it. Does not wait: the acknowledgements are on their way when it returns. Tickets of
+    /// delivery, single ones beyond it. Does not wait: the acknowledgements are on their way when it returns. Acknowledgement tokens of
     /// another channel settle nothing and are not counted.
     ///
     /// # Errors
     /// `Lost` when the channel is gone; the broker will deliver these again.
-    pub fn settle(&self, tickets: Vec<Ticket>) -> Result<usize> {
-        let ours = tickets.into_iter().filter(|ticket| ticket.generation == self.generation);
-        let tags: Vec<u64> = ours.map(|ticket| ticket.tag).collect();
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        for ack in ledger.finish(&tags) {
+    pub fn settle(&self, ack_tokens: Vec<AckToken>) -> Result<usize> {
+        let ours = ack_tokens.into_iter().filter(|ack_token| ack_token.generation == self.generation);
+        let tags: Vec<u64> = ours.map(|ack_token| ack_token.tag).collect();
+        let mut acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        for ack in acks.finish(&tags) {
             // One poll queues the frame; waiting until it is written would gain nothing, it is not answered.
             let queued = self.channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).now_or_never();
             if let Some(Err(fault)) = queued {

@@ -2,9 +2,10 @@
 //!
 //! A [`Session`] is two connections that live and die together: one consumes and settles, one publishes and confirms, so
 //! that a broker that blocks publishers never keeps an acknowledgement waiting. When any part of a session is lost, all of
-//! it is: the worker drops it, waits for its [`Backoff`] and opens the next one. Tickets of an earlier session settle
+//! it is: the worker drops it, waits for its [`Backoff`] and opens the next one. Acknowledgement tokens of an earlier session settle
 //! nothing.
 
+mod ack_tracker;
 mod backoff;
 mod consume;
 mod convert;
@@ -13,31 +14,29 @@ mod error;
 mod fanout;
 mod gate;
 mod greeting;
-mod heard;
-mod ledger;
+mod keepalive;
+mod lapin_workarounds;
+mod last_read;
 mod options;
 mod pem;
+mod permissions;
 mod pool;
 mod prefetch;
 mod publish;
-mod pulse;
-mod rights;
-mod scrubber;
 mod session;
 mod state;
-mod stream;
 mod subscribe;
 mod topology;
 mod url;
 
 pub use crate::broker_url::{BrokerUrl, LoginMethod, UrlError};
 pub use backoff::Backoff;
-pub use consume::{BATCH, BATCH_BYTES, Deliveries, Delivery, End, Settler, Ticket};
+pub use consume::{AckToken, BATCH, BATCH_BYTES, Deliveries, Delivery, End, Settler};
 pub use delay::Delay;
 pub use error::{Error, ErrorKind, Result};
 pub use fanout::{Broadcasts, Fanout, INVALIDATIONS_EXCHANGE};
 pub use gate::Inflow;
-pub use heard::DOUBT;
+pub use last_read::DOUBT;
 pub use options::{BrokerOptions, QueueType, Tls, TlsFiles};
 pub use publish::{Confirmation, PublishError, Publisher};
 pub use session::Session;

@@ -17,8 +17,8 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
     BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, LoginMethod, Notices, Publisher, Result, Settler,
-    State, Subscription, Tls, Topology, consume, error, gate::Gate, heard::Heard, pulse, state::StateCell, stream,
-    subscribe, url,
+    State, Subscription, Tls, Topology, consume, error, gate::Gate, keepalive, lapin_workarounds::open_stream,
+    last_read::LastRead, state::StateCell, subscribe, url,
 };
 use crate::queue_name::RESERVED_PREFIX;
 
@@ -46,7 +46,7 @@ pub(super) struct Link {
     pub(super) consuming: Connection,
     pub(super) publishing: Connection,
     /// Of the consuming and of the publishing connection.
-    heard: [Heard; 2],
+    last_read: [LastRead; 2],
     /// Of the consuming connection.
     pub(super) gate: Gate,
     pub(super) state: StateCell,
@@ -119,7 +119,7 @@ impl Session {
     /// Tells how long the broker has said nothing on either connection. An idle one is asked something every other second.
     #[must_use]
     pub fn silence(&self) -> Duration {
-        let [consuming, publishing] = &self.link.heard;
+        let [consuming, publishing] = &self.link.last_read;
         consuming.silence().min(publishing.silence())
     }
 
@@ -129,7 +129,7 @@ impl Session {
     /// [`DOUBT`]: super::DOUBT
     #[must_use]
     pub fn late_since(&self, received: Instant) -> Option<Instant> {
-        self.link.heard[0].late_since(received)
+        self.link.last_read[0].late_since(received)
     }
 
     /// Declares the session over, for a reason that only the caller knows; every wait in it ends.
@@ -229,15 +229,15 @@ impl Link {
     async fn open(url: &BrokerUrl, options: &BrokerOptions, limit: Duration) -> Result<Self> {
         let state = StateCell::new();
         let gate = Gate::default();
-        let (consuming, heard) = connect(url, options, "consume", limit, Some(gate.clone())).await?;
+        let (consuming, last_read) = connect(url, options, "consume", limit, Some(gate.clone())).await?;
         let (publishing, publishing_heard) = connect(url, options, "publish", limit, None).await?;
-        watch_over(&consuming, heard.clone(), state.clone(), "consuming");
+        watch_over(&consuming, last_read.clone(), state.clone(), "consuming");
         watch_over(&publishing, publishing_heard.clone(), state.clone(), "publishing");
-        let heard = [heard, publishing_heard];
+        let last_read = [last_read, publishing_heard];
         let (url, options) = (url.clone(), options.clone());
-        let link = Self { consuming, publishing, heard, gate, state, url, options, delays: Mutex::default() };
+        let link = Self { consuming, publishing, last_read, gate, state, url, options, delays: Mutex::default() };
         // What is handed out comes here, so here silence matters; a blocked broker does not even read the other connection.
-        pulse::keep(link.channel().await?, link.heard[0].clone(), link.state.clone());
+        keepalive::keep(link.channel().await?, link.last_read[0].clone(), link.state.clone());
         Ok(link)
     }
 
@@ -307,7 +307,7 @@ async fn connect(
     role: &str,
     limit: Duration,
     gate: Option<Gate>,
-) -> Result<(Connection, Heard)> {
+) -> Result<(Connection, LastRead)> {
     let limit = url.connect_timeout().map_or(limit, |asked| limit.min(asked));
     // Without a method of its own a URL gets what the broker offers, as with Python's client.
     let methods = match url.login_method() {
@@ -328,14 +328,14 @@ async fn connect(
             .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let uri = url::to_lapin(url, *method, HEARTBEAT, limit);
-        let heard = Heard::new();
-        let connection = stream::connect(uri, properties, certificates(&options.tls), heard.clone(), gate.clone());
+        let last_read = LastRead::new();
+        let connection = open_stream(uri, properties, certificates(&options.tls), last_read.clone(), gate.clone());
         let connected = tokio::time::timeout(limit, connection).await;
         if let Ok(Ok(connection)) = connected {
-            return Ok((connection, heard));
+            return Ok((connection, last_read));
         }
         // A login by a method that it does not offer is ended by the broker without a word, and after a while only.
-        offered = heard.offered().map(<[String]>::to_vec);
+        offered = last_read.offered().map(<[String]>::to_vec);
         match connected {
             _ if offered.as_deref().is_some_and(lacks) => {}
             Ok(Err(fault)) => return Err(error::opening(&fault, url, *method)),
@@ -356,7 +356,7 @@ fn certificates(tls: &Tls) -> OwnedTLSConfig {
 }
 
 /// Follows one connection until the session ends.
-fn watch_over(connection: &Connection, heard: Heard, state: StateCell, role: &'static str) {
+fn watch_over(connection: &Connection, last_read: LastRead, state: StateCell, role: &'static str) {
     let status = connection.status().clone();
     // A broker with nothing to say sends a heartbeat after half of it. The library waits for two whole ones and looks
     // every four seconds: with a new session to be opened that may be too late for the 20 s that are promised.
@@ -384,11 +384,11 @@ fn watch_over(connection: &Connection, heard: Heard, state: StateCell, role: &'s
                     None => return,
                 },
                 _ = look.tick() => {
-                    let silent = !patience.is_zero() && heard.silence() > patience;
+                    let silent = !patience.is_zero() && last_read.silence() > patience;
                     // Twice: a process that was stopped itself reads what has come meanwhile first.
                     if silent && was_silent {
                         let seconds = patience.as_secs_f32();
-                        state.lose(format!("the {role} connection is dead: nothing heard for {seconds} s"));
+                        state.lose(format!("the {role} connection is dead: nothing last_read for {seconds} s"));
                     }
                     was_silent = silent;
                     Some("closed by the broker".to_owned())

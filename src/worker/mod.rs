@@ -1,23 +1,14 @@
 //! Joins all: from deliveries to acknowledgements, session after session.
 
-mod answer;
-mod bench;
-mod desk;
-mod errand;
-mod event;
-mod flights;
+mod context;
+mod delivery;
+mod events;
+mod execution;
+mod intake;
 mod invalidations;
 mod journal;
-mod outbox;
-mod reader;
-mod refusal;
-mod run;
-mod schedule;
-mod sealed;
-mod shift;
+mod session_loop;
 mod signals;
-mod silences;
-mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -29,12 +20,12 @@ use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, METRICS_QUEUE, Pre
 use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
-use bench::Bench;
+use context::WorkerContext;
+use delivery::destinations::Destinations;
 use journal::Journal;
-use shift::{Shift, ShiftEnd};
-use silences::Silences;
+use session_loop::{SessionEnd, SessionLoop};
 
-pub use event::event_schema;
+pub use events::event_schema;
 pub use invalidations::Announcer;
 pub use signals::{Stop, disregard, hangups, listen};
 
@@ -146,17 +137,17 @@ pub async fn run(
     let (folder, node, max_bytes) = (options.journal.clone(), options.node.clone(), options.journal_max_bytes);
     let opening = tokio::task::spawn_blocking(move || Journal::open(&folder, &node, max_bytes));
     let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
-    let silences = Silences::default();
+    let destinations = Destinations::default();
     let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
     let budget = Budget::new(options.max_in_flight_bytes);
-    let mut bench = Bench {
+    let mut worker = WorkerContext {
         options,
         engine,
         budget,
         journal,
         metrics,
         readiness,
-        silences,
+        destinations,
         followed: None,
         stalled,
         knows_rights: false,
@@ -168,21 +159,21 @@ pub async fn run(
     let mut had_session = false;
     let mut doubted = false;
     while *stop.borrow() == Stop::No {
-        bench.metrics.record_session(telemetry::Session::Connecting);
+        worker.metrics.record_session(telemetry::Session::Connecting);
         let mut began = None;
         let broker = broker();
         let opened = tokio::select! {
-            opened = open(&mut bench, &broker, &mut next_url) => opened,
+            opened = open(&mut worker, &broker, &mut next_url) => opened,
             _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(Departure::Orderly),
         };
         let reason = match opened {
-            Ok(shift) => {
+            Ok(session_loop) => {
                 if had_session {
-                    shift.count_reconnect();
+                    session_loop.count_reconnect();
                 }
                 had_session = true;
                 began = Some(Instant::now());
-                let ShiftEnd { lost, left_work } = shift.work(&mut stop).await;
+                let SessionEnd { lost, left_work } = session_loop.work(&mut stop).await;
                 match lost {
                     // A session that ends during the drain leaves its work behind as well.
                     _ if *stop.borrow() != Stop::No => return Ok(departure(left_work)),
@@ -196,13 +187,13 @@ pub async fn run(
                 }
                 doubted = true;
                 tracing::error!(%error, "the broker refuses; trying once more");
-                bench.readiness.set(Component::Broker, ComponentState::Unready(error.to_string()));
+                worker.readiness.set(Component::Broker, ComponentState::Unready(error.to_string()));
                 pause(SECOND_LOOK, &mut stop).await;
                 continue;
             }
             Err(error) => {
                 doubted = false;
-                bench.readiness.set_started();
+                worker.readiness.set_started();
                 error.to_string()
             }
         };
@@ -211,7 +202,7 @@ pub async fn run(
         }
         let wait = backoff.next_wait();
         tracing::warn!(reason, wait_seconds = wait.as_secs_f64(), "no session with the broker; trying again");
-        bench.readiness.set(Component::Broker, ComponentState::Unready(format!("no session: {reason}")));
+        worker.readiness.set(Component::Broker, ComponentState::Unready(format!("no session: {reason}")));
         pause(wait, &mut stop).await;
     }
     Ok(Departure::Orderly)
@@ -234,27 +225,31 @@ async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
 }
 
 /// Opens a session, sees to our own queues and begins to consume.
-async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut usize) -> Result<Shift<'b>, Error> {
+async fn open<'b>(
+    worker: &'b mut WorkerContext,
+    broker: &BrokerOptions,
+    next_url: &mut usize,
+) -> Result<SessionLoop<'b>, Error> {
     let session = Session::open_next(broker, next_url).await?;
     // Without it every command would be done and none answered.
     session.may_answer().await?;
-    bench.begin_coherence(&session).await;
+    worker.begin_coherence(&session).await;
     let topology = session.topology();
-    note(&bench.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
-    if bench.options.events {
-        note(&bench.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
+    note(&worker.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
+    if worker.options.events {
+        note(&worker.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
     }
-    if !std::mem::replace(&mut bench.knows_rights, true)
+    if !std::mem::replace(&mut worker.knows_rights, true)
         && let Ok(Some(lack)) = session.delay().lack().await
     {
         tracing::warn!(lack, "a permission is missing");
     }
-    bench.journal.begin_session();
-    bench.held_back.clear();
-    let prefetch = bench.options.concurrency.saturating_mul(usize::from(bench.options.prefetch_multiplier));
+    worker.journal.begin_session();
+    worker.held_back.clear();
+    let prefetch = worker.options.concurrency.saturating_mul(usize::from(worker.options.prefetch_multiplier));
     // AMQP's count has 16 bits, and 0 is no limit.
     let prefetch = u16::try_from(prefetch).ok().filter(|prefetch| *prefetch > 0).unwrap_or(u16::MAX);
-    let Bench { options, stalled, .. } = &mut *bench;
+    let WorkerContext { options, stalled, .. } = &mut *worker;
     let queues = options.queues.len().max(1);
     // While several are begun one after another, nobody takes what the first ones send.
     let first = if queues == 1 { FIRST_PREFETCH } else { (FIRST_PREFETCH / 2 / queues).max(1) };
@@ -265,17 +260,17 @@ async fn open<'b>(bench: &'b mut Bench, broker: &BrokerOptions, next_url: &mut u
     if let ComponentState::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");
     }
-    bench.readiness.set(Component::Queues, condition);
+    worker.readiness.set(Component::Queues, condition);
     tracing::info!(
         broker = %session.url(),
-        queues = bench.options.queues.join(","),
-        concurrency = bench.options.concurrency,
-        node = bench.options.node,
+        queues = worker.options.queues.join(","),
+        concurrency = worker.options.concurrency,
+        node = worker.options.node,
         "worker ready"
     );
-    bench.readiness.set(Component::Worker, ComponentState::Ready);
-    bench.readiness.set_started();
-    Ok(Shift::new(bench, session, deliveries, settler))
+    worker.readiness.set(Component::Worker, ComponentState::Ready);
+    worker.readiness.set_started();
+    Ok(SessionLoop::new(worker, session, deliveries, settler))
 }
 
 /// Says how the consumed queues stand; without some of them the others go on.

@@ -461,7 +461,7 @@ fn rooms_use_only_what_their_arrows_allow() {
             ("config/mod.rs", "use crate::json::Json;"),
             ("storage/local/mod.rs", "use crate::{telemetry, config::Settings};"),
             ("storage/local/mod.rs", "use crate::{telemetry::{Metrics, Backend}, celery::{a, b}};"),
-            ("worker/desk.rs", "fn f() { crate::storage::Key::parse(text); }"),
+            ("worker/intake/policy.rs", "fn f() { crate::storage::Key::parse(text); }"),
             ("broker/session.rs", "use crate::celery::request::TaskRequest;"),
             ("broker/session.rs", "use crate::celery::{self, message::Message};"),
             ("celery/body.rs", "use super::super::storage::Key;"),
@@ -608,7 +608,7 @@ fn nothing_panics_on_purpose_outside_tests() {
         &[
             ("json/parse.rs", "self.expect(b':')?; a.unwrap_or(1); // .unwrap()"),
             ("json/mod.rs", "fn f() {}\n#[cfg(test)]\nmod tests { fn g() { a.unwrap(); } }"),
-            ("worker/desk/tests.rs", "a.unwrap();"),
+            ("worker/intake/policy/tests.rs", "a.unwrap();"),
         ],
     );
 }

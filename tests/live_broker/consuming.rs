@@ -10,12 +10,12 @@ fn acknowledged_messages_go_and_others_return_in_order() {
         publish(&session, numbered("q", 10)).await;
         let taken = take(&mut deliveries, 10).await;
         assert!(taken.iter().all(|delivery| !delivery.origin.redelivered && delivery.origin.queue == "q"));
-        let mut tickets: Vec<_> = taken.into_iter().map(|delivery| delivery.ticket).collect();
+        let mut ack_tokens: Vec<_> = taken.into_iter().map(|delivery| delivery.ack_token).collect();
         // 0, 1, 2 and 5 are done; 3 is slow.
-        let fifth = tickets.remove(5);
-        let kept = tickets.split_off(3);
-        tickets.push(fifth);
-        assert_eq!(settler.settle(tickets).unwrap(), 4);
+        let fifth = ack_tokens.remove(5);
+        let kept = ack_tokens.split_off(3);
+        ack_tokens.push(fifth);
+        assert_eq!(settler.settle(ack_tokens).unwrap(), 4);
         drop(kept);
 
         settler.stop().await.unwrap();
@@ -26,7 +26,7 @@ fn acknowledged_messages_go_and_others_return_in_order() {
         let taken = take(&mut deliveries, 6).await;
         assert_eq!(bodies(&taken), ["3", "4", "6", "7", "8", "9"]);
         assert!(taken.iter().all(|delivery| delivery.origin.redelivered));
-        settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+        settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
         settler.close().await.unwrap();
         until_ready(&session, "q", 0).await;
     });
@@ -47,11 +47,11 @@ fn the_prefetch_counts_per_queue_and_finished_ones_make_room() {
         let slow = taken.iter().position(|delivery| delivery.origin.queue == "a").unwrap();
         let slow = taken.remove(slow);
         let done = taken.into_iter().filter(|delivery| delivery.origin.queue == "a");
-        assert_eq!(settler.settle(done.map(|delivery| delivery.ticket).collect()).unwrap(), 2);
+        assert_eq!(settler.settle(done.map(|delivery| delivery.ack_token).collect()).unwrap(), 2);
         let next = take(&mut deliveries, 2).await;
         assert!(next.iter().all(|delivery| delivery.origin.queue == "a"));
         nothing(&mut deliveries).await;
-        assert_eq!(settler.settle(vec![slow.ticket]).unwrap(), 1);
+        assert_eq!(settler.settle(vec![slow.ack_token]).unwrap(), 1);
         take(&mut deliveries, 1).await;
     });
 }
@@ -66,7 +66,7 @@ fn a_ticket_of_a_dead_channel_settles_nothing() {
         settler.close().await.unwrap();
         let (mut deliveries, settler) = consume(&session, "q", 10).await;
         let new = take(&mut deliveries, 2).await;
-        assert_eq!(settler.settle(old.into_iter().map(|delivery| delivery.ticket).collect()).unwrap(), 0);
+        assert_eq!(settler.settle(old.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap(), 0);
         drop((deliveries, new));
         settler.close().await.unwrap();
         until_ready(&session, "q", 2).await;

@@ -104,7 +104,7 @@ fn the_session_after_a_killed_connection_gets_the_rest() {
         killed.await.unwrap();
         let reason = until_lost(&session).await;
         assert!(reason.contains("tested"), "{reason}");
-        let error = settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap_err();
+        let error = settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Lost);
         let results = publisher.publish(vec![to("q", "late")], true).await;
         assert!(matches!(&results[0], Err(PublishError::Lost(_))), "{results:?}");
@@ -173,7 +173,7 @@ fn while_the_broker_is_blocked_nothing_is_lost() {
         assert!(!waiting.is_finished());
         assert!(matches!(session.state(), State::Blocked(reason) if !reason.is_empty()));
         // Settling and looking go on.
-        settler.settle(before.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+        settler.settle(before.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
         session.topology().look("q").await.unwrap();
         drop(alarm);
         let results = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();

@@ -77,7 +77,7 @@ async fn names_are_mended(node: &'static Node, vhost: String, options: &BrokerOp
     assert_eq!(message.headers.get("???"), Some(&Field::List(vec![Field::Table(inner)])));
     assert_eq!(&message.body[..], b"\xff\xfe");
     assert_eq!(bodies(&taken[1..]), ["0"]);
-    settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+    settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
     settler.close().await.unwrap();
     until_ready(&session, "q", 0).await;
     assert_eq!(session.state(), State::Open);

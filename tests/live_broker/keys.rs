@@ -171,8 +171,8 @@ impl Site {
                     continue;
                 }
             };
-            let mut tickets = Vec::new();
-            for Delivery { message, origin, ticket, .. } in batch {
+            let mut ack_tokens = Vec::new();
+            for Delivery { message, origin, ack_token, .. } in batch {
                 let body: Value = serde_json::from_slice(&message.body).unwrap();
                 if origin.queue == "replies" {
                     let id = message.properties.correlation_id.clone().unwrap();
@@ -184,9 +184,9 @@ impl Site {
                         came.entry(id).or_default().events.push(event);
                     }
                 }
-                tickets.push(ticket);
+                ack_tokens.push(ack_token);
             }
-            settler.settle(tickets).unwrap();
+            settler.settle(ack_tokens).unwrap();
         }
     }
 

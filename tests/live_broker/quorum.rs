@@ -40,7 +40,7 @@ fn returned_messages_come_first_with_their_delivery_count() {
         publish(&session, numbered("q", 8)).await;
         let mut taken = take(&mut deliveries, 4).await;
         assert!(taken.iter().all(|delivery| delivery.message.headers.get("x-delivery-count").is_none()));
-        settler.settle(vec![taken.remove(0).ticket]).unwrap();
+        settler.settle(vec![taken.remove(0).ack_token]).unwrap();
         drop(taken);
         settler.close().await.unwrap();
         let (mut deliveries, _settler) = consume(&session, "q", 100).await;
@@ -71,7 +71,7 @@ fn a_message_waits_through_several_delay_queues_and_comes_back() {
             steps.push(address.exchange.clone());
             publish(&session, vec![Publication { address, message }]).await;
             let delivery = take(&mut deliveries, 1).await.remove(0);
-            settler.settle(vec![delivery.ticket]).unwrap();
+            settler.settle(vec![delivery.ack_token]).unwrap();
             message = filestorage::celery::park(&delivery.message);
         }
         assert_eq!(steps.first().map(String::as_str), Some("filestorage.delay.800"));

@@ -18,7 +18,7 @@ fn queues_declared_by_others_are_consumed_as_they_are() {
             publish(&session, vec![to(queue, queue)]).await;
         }
         let taken = take(&mut deliveries, 3).await;
-        settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+        settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
         // The missing one was made the way Celery makes it, with its exchange.
         let named = Publication {
             address: Address { exchange: "plain".to_owned(), routing_key: "plain".to_owned() },
@@ -99,7 +99,7 @@ fn a_user_without_configure_works_and_is_told_what_it_lacks() {
         let (mut deliveries, settler) = consume(&session, "q", 10).await;
         publish(&session, vec![to("q", "1")]).await;
         let taken = take(&mut deliveries, 1).await;
-        settler.settle(taken.into_iter().map(|delivery| delivery.ticket).collect()).unwrap();
+        settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
 
         let error = session.consume(&["missing".to_owned()], &mut BTreeMap::new(), 1, "test").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
@@ -141,7 +141,7 @@ fn the_delay_steps_bring_a_message_back_to_its_queue() {
                 let delivery = take(&mut deliveries, 1).await.remove(0);
                 assert_eq!(delivery.origin.routing_key, "q");
                 assert_eq!(bodies(std::slice::from_ref(&delivery)), [body]);
-                settler.settle(vec![delivery.ticket]).unwrap();
+                settler.settle(vec![delivery.ack_token]).unwrap();
                 message = delivery.message;
                 assert!(message.headers.remove("x-death").is_some());
                 let rest = due.saturating_duration_since(tokio::time::Instant::now());

@@ -16,12 +16,12 @@ PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 def seconds_after_the_grace():
     """Returns what a stop may take beyond shutdown_grace_seconds, as the source says."""
-    source = (ROOT / "src/worker/shift.rs").read_text()
+    source = (ROOT / "src/worker/session_loop.rs").read_text()
     found = {
         name: int(value)
         for name, value in re.findall(r"const (FAREWELL|LAST_WRITES): Duration = Duration::from_secs\((\d+)\);", source)
     }
-    assert len(found) == 2, f"src/worker/shift.rs no longer says how long a stop takes; found {found}"
+    assert len(found) == 2, f"src/worker/session_loop.rs no longer says how long a stop takes; found {found}"
     return sum(found.values())
 
 

@@ -1,0 +1,138 @@
+//! What all sessions of a worker share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::broker::{Error, Session, State};
+use crate::commands::{Budget, Engine};
+use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
+use crate::worker::delivery::destinations::Destinations;
+use crate::worker::delivery::outbox::{PendingAck, Role};
+use crate::worker::intake::policy::DEAD_QUEUE;
+use crate::worker::invalidations::Coherence;
+use crate::worker::journal::Journal;
+use crate::worker::{METRICS_QUEUE, WorkerOptions};
+
+/// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
+const FOLLOW: Duration = Duration::from_millis(20);
+
+/// What outlives a session.
+#[derive(Debug)]
+pub(super) struct WorkerContext {
+    pub(super) options: WorkerOptions,
+    pub(super) engine: Engine,
+    /// Bytes of commands in memory.
+    pub(super) budget: Budget,
+    pub(super) journal: Journal,
+    pub(super) metrics: Metrics,
+    pub(super) readiness: Readiness,
+    pub(super) destinations: Destinations,
+    /// When the siblings' journals were last followed.
+    pub(super) followed: Option<Instant>,
+    /// Consumed queues that are there but gave no consumer, with the reason: left out until a trial gets one.
+    pub(super) stalled: BTreeMap<String, Error>,
+    /// Whether this user may make delay queues was looked at.
+    pub(super) knows_rights: bool,
+    /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
+    pub(super) held_back: BTreeSet<Component>,
+    /// The task that sends and receives the announcements of changed keys in this session.
+    pub(super) coherence: Option<Coherence>,
+}
+
+impl WorkerContext {
+    /// Begins to send and to receive announcements of changed keys, where values are in a bucket or there is a cache.
+    pub(super) async fn begin_coherence(&mut self, session: &Session) {
+        // First the end of the last one, which disables the cache.
+        if let Some(last) = self.coherence.take() {
+            last.stop().await;
+        }
+        let is_shared = self.options.is_shared;
+        self.coherence = (is_shared || self.engine.cache().is_some()).then(|| {
+            let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
+            Coherence::begin(session, announcer, cache, is_shared, self.readiness.clone())
+        });
+    }
+
+    /// Says of our own queues that something for them is held back.
+    pub(super) fn hold_back(&mut self, pending: &mut PendingAck, reason: &str) {
+        // An event that was sent and is still owed was not taken.
+        let events = pending.told > 0 && !pending.events.is_empty();
+        let queues =
+            [(Component::DeadQueue, DEAD_QUEUE, pending.owes(Role::Dead)), (Component::Events, METRICS_QUEUE, events)];
+        for (component, queue, _) in queues.into_iter().filter(|(.., owes)| *owes) {
+            pending.held = true;
+            self.held_back.insert(component);
+            self.readiness.set(component, ComponentState::Degraded(format!("{queue}: {reason}; held back")));
+        }
+    }
+
+    /// Says that what was held back has been taken.
+    pub(super) fn let_go(&mut self) {
+        for component in std::mem::take(&mut self.held_back) {
+            self.readiness.set(component, ComponentState::Ready);
+        }
+    }
+
+    /// Takes in what siblings did, unless it was just done: with a backlog it would be done for each command.
+    pub(super) fn follow_journal(&mut self) {
+        if self.followed.is_some_and(|followed| followed.elapsed() < FOLLOW) {
+            return;
+        }
+        self.followed = Some(Instant::now());
+        if let Err(error) = self.journal.follow() {
+            tracing::error!(%error, "the journals of other workers cannot be read");
+        }
+    }
+
+    /// Says how the broker stands and returns whether it is blocked.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is lost.
+    pub(super) fn note_state(&self, state: &State) -> Result<bool, String> {
+        match state {
+            State::Open => {
+                self.readiness.set(Component::Broker, ComponentState::Ready);
+                self.metrics.record_session(telemetry::Session::Connected);
+                Ok(false)
+            }
+            State::Blocked(reason) => {
+                let condition = ComponentState::Unready(format!("blocked by the broker: {reason}"));
+                self.readiness.set(Component::Broker, condition);
+                self.metrics.record_session(telemetry::Session::Blocked);
+                Ok(true)
+            }
+            State::Lost(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Counts publications that were confirmed, returned, refused, and not confirmed.
+    pub(super) fn count_publishes(&self, [confirmed, returned, refused, unconfirmed]: [u64; 4]) {
+        self.metrics.record_publishes(telemetry::Publish::Confirmed, confirmed);
+        self.metrics.record_publishes(telemetry::Publish::Returned, returned);
+        self.metrics.record_publishes(telemetry::Publish::Refused, refused);
+        self.metrics.record_publishes(telemetry::Publish::Unconfirmed, unconfirmed);
+    }
+
+    /// Writes the journal, and says so where it cannot be written.
+    pub(super) fn commit_journal(&mut self) {
+        let committed = self.journal.commit();
+        self.metrics.record_journal_size(self.journal.size());
+        match committed {
+            Ok(()) if self.journal.is_full() => {
+                let reason = "the journal is full of what runs or is not acknowledged yet, so nothing more begins: see why answers \
+                              are not taken, or raise journal_max_bytes";
+                self.readiness.set(Component::Journal, ComponentState::Unready(reason.to_owned()));
+            }
+            Ok(()) if self.journal.was_remade() => {
+                let reason = "the journal was deleted, and is made anew; what was answered and not acknowledged then may run again";
+                self.readiness.set(Component::Journal, ComponentState::Degraded(reason.to_owned()));
+            }
+            Ok(()) => self.readiness.set(Component::Journal, ComponentState::Ready),
+            Err(error) => {
+                let reason = format!("the journal cannot be written: {error}; a crash may repeat what ran meanwhile");
+                self.readiness.set(Component::Journal, ComponentState::Degraded(reason));
+            }
+        }
+    }
+}

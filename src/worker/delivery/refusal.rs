@@ -1,0 +1,48 @@
+//! What the broker refuses for good, and whom that is told.
+
+use crate::celery::error::Exception;
+use crate::worker::delivery::outbox::{PendingAck, Role};
+use crate::worker::intake::policy::Policy;
+
+/// Notes that the broker refuses a publication of this role, in its words, and adds what is sent instead.
+pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, role: Role, words: &str) {
+    tracing::error!(task_id = pending.id, ?role, words, "publication refused for good");
+    match role {
+        // Nobody is told of these; what else the pending acknowledgement owes stays owed.
+        Role::Notice | Role::Dead => {}
+        Role::FollowUp if pending.spare.is_some() && is_too_large(words) => {
+            pending.then.extend(pending.spare.take().map(|dead| (Role::Dead, *dead)));
+        }
+        Role::Reply | Role::FollowUp | Role::Park => {
+            let exception = exception(role, pending.reply_bytes, words);
+            policy.refused(pending, &exception);
+        }
+    }
+}
+
+/// Tells whether the broker refuses a message for its size: RabbitMQ's 406, or 311 of others.
+fn is_too_large(words: &str) -> bool {
+    words.starts_with("311") || words.starts_with("406") && words.contains("larger than")
+}
+
+/// Says to the caller why the broker does not take an answer or what follows it.
+fn exception(role: Role, size: usize, words: &str) -> Exception {
+    match role {
+        Role::FollowUp => Exception::custom(
+            "kombu.exceptions",
+            "OperationalError",
+            vec![
+                format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into(),
+            ],
+        ),
+        Role::Park => Exception::custom(
+            "kombu.exceptions",
+            "OperationalError",
+            vec![format!("the broker refuses to keep this task until its eta: {words}").into()],
+        ),
+        Role::Reply | Role::Notice | Role::Dead => Exception::value_error(format!(
+            "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
+             or raise the broker's max_message_size"
+        )),
+    }
+}

@@ -1,0 +1,559 @@
+//! From a delivery to what is done with it, and from its end to what the broker must confirm: the settlement table.
+
+mod finished;
+mod turn;
+mod unseal;
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::broker::{AckToken, Delivery, Inflow};
+use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
+use crate::celery::error::Exception;
+use crate::celery::message::{Message, Origin};
+use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, Revocation, State};
+use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
+use crate::celery::{Death, dead};
+use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
+use crate::telemetry::CommandOutcome;
+use crate::worker::WorkerOptions;
+use crate::worker::delivery::outbox::{PendingAck, Role, Weight};
+use crate::worker::events::Event;
+use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::execution::run::Limit;
+use crate::worker::execution::scheduler;
+use crate::worker::intake::reader::{Call, Opened, Reader};
+use crate::worker::intake::sealed::Sealed;
+use crate::worker::invalidations::Stale;
+use crate::worker::journal::{Identity, Journal, Recall};
+
+/// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
+const TOO_LARGE: &str = "follow-ups-too-large";
+
+pub(in crate::worker) use crate::broker::DEAD_QUEUE;
+pub(in crate::worker) use finished::exception;
+use finished::failure_of;
+pub(in crate::worker) use turn::{Turn, doubt, reconsider};
+
+/// Bytes of all messages that follow one command; never more than may be in flight.
+const LONGEST_FOLLOW: usize = 64 << 20;
+/// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
+const LEAST_MESSAGE: usize = 16 << 20;
+
+/// One delivery that is a task, and what its end needs to know of it.
+#[derive(Debug)]
+pub(in crate::worker) struct TaskContext {
+    pub(in crate::worker) ack_token: AckToken,
+    pub(in crate::worker) request: TaskRequest,
+    extended: Option<Extended>,
+    /// What the journal knows it by.
+    pub(in crate::worker) identity: Identity,
+    /// When the producer sent it or else the broker took it in, in Unix milliseconds.
+    sent: Option<i64>,
+    pub(in crate::worker) received: Instant,
+    /// The message and how it came, where what follows the command may turn out too large to be sent.
+    kept: Option<Box<(Message, Origin)>>,
+}
+
+impl TaskContext {
+    /// Tells whether the message is kept until what follows the command has arrived.
+    pub(in crate::worker) const fn keeps_message(&self) -> bool {
+        self.kept.is_some()
+    }
+}
+
+/// A command that waits for its turn.
+#[derive(Debug)]
+pub(in crate::worker) struct ReadyTask {
+    pub(in crate::worker) context: TaskContext,
+    pub(in crate::worker) definition: &'static Definition,
+    /// By which it is ordered. Of one that was not read, whether it writes them is not known.
+    pub(in crate::worker) keys: Keys,
+    pub(in crate::worker) writes: bool,
+    /// It was read after it was ordered by its keys, and none of them is one that it writes.
+    pub(in crate::worker) writes_unnamed: bool,
+    pub(in crate::worker) work: Work,
+    /// What counts for it on the budget.
+    pub(in crate::worker) held: Option<Held>,
+    pub(in crate::worker) limit: Option<Limit>,
+    pub(in crate::worker) redelivered: Option<Redelivered>,
+    /// It came again, or may have: the journals are asked right before it runs.
+    pub(in crate::worker) again: bool,
+    /// Since when somebody else may have begun it, once somebody has: what is older is no answer to it.
+    doubted: Option<Timestamp>,
+    /// Since when it waits for the end of a run elsewhere.
+    waits_since: Option<Instant>,
+    suspect: bool,
+}
+
+/// What a task does when its turn comes.
+#[derive(Debug)]
+pub(in crate::worker) enum Work {
+    /// It runs.
+    Run(Box<dyn Command>),
+    /// It is read first.
+    Read(Box<Sealed>),
+    /// It is being read.
+    Reading,
+}
+
+impl ReadyTask {
+    /// Returns the values that other workers must drop before the answer is sent. There are none where only this run can have
+    /// changed values, because the run announces them itself.
+    pub(in crate::worker) fn stale(&self) -> Stale {
+        let is_told = self.again && self.writes;
+        if is_told && self.writes_unnamed { Stale::All } else { Stale::of(&self.keys, is_told) }
+    }
+}
+
+impl scheduler::Schedulable for ReadyTask {
+    fn keys(&self) -> &[KeyUse] {
+        &self.keys
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    fn walks(&self) -> bool {
+        self.definition.walks
+    }
+}
+
+/// What is done with a delivery.
+#[derive(Debug)]
+pub(in crate::worker) enum Decision {
+    /// It runs when its turn comes.
+    Run(Box<ReadyTask>),
+    /// It has ended already.
+    Ended(Box<PendingAck>, CommandOutcome),
+    /// It is read and run when its turn comes; the journal may know its answer.
+    Seal(Box<ReadyTask>, Box<Message>, Origin, Option<Box<Answer>>, Inflow),
+    /// It waits in the broker until its eta.
+    Park(Box<TaskContext>, Box<Message>, Origin, Timestamp, Inflow),
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub(in crate::worker) enum TaskEnd<'a> {
+    /// With an answer: it ran, or its arguments were refused, or the journal knows it.
+    Answered(&'a Answer),
+    /// It was not run in time.
+    Expired,
+    /// It cannot be run: answered, and kept in the dead queue.
+    Unrunnable { exception: Exception, reason: &'static str, message: &'a Message, origin: &'a Origin },
+}
+
+/// The rules: everything that decides without waiting.
+#[derive(Debug)]
+pub(in crate::worker) struct Policy {
+    pub(in crate::worker) reader: Reader,
+    commands: CommandTable,
+    replies: ReplyOptions,
+    canvas: CanvasOptions,
+    extended: bool,
+    track_started: bool,
+    events: bool,
+    hard: Option<Duration>,
+    soft: Option<Duration>,
+    max_reply_bytes: usize,
+    max_crashes: u32,
+    /// Bytes of a frame on the connection that publishes.
+    frame_max: usize,
+}
+
+impl Policy {
+    pub(in crate::worker) fn new(options: &WorkerOptions, frame_max: usize) -> Self {
+        Self {
+            frame_max,
+            reader: Reader::new(
+                ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
+                options.result_extended.then(|| options.node.clone()),
+                options.commands,
+            ),
+            commands: options.commands,
+            replies: ReplyOptions {
+                worker: options.node.clone(),
+                pid: std::process::id(),
+                persistent: options.result_persistent,
+            },
+            canvas: CanvasOptions {
+                default_queue: options.default_queue.clone(),
+                origin: options.node.clone(),
+                // The same after a restart, so that what is published again is the same message.
+                reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, options.node.as_bytes()).to_string(),
+                max_bytes: usize::try_from(options.max_in_flight_bytes).unwrap_or(usize::MAX).min(LONGEST_FOLLOW),
+            },
+            extended: options.result_extended,
+            track_started: options.track_started,
+            events: options.events,
+            hard: options.time_limit,
+            soft: options.soft_time_limit,
+            max_reply_bytes: options.max_reply_bytes,
+            max_crashes: options.max_crashes,
+        }
+    }
+
+    /// Decides what is done with a delivery, which is read at once.
+    #[cfg(test)]
+    pub(in crate::worker) fn decide(&self, delivery: Delivery, journal: &mut Journal) -> Decision {
+        let opened = self.reader.open(&delivery.message, &delivery.origin);
+        self.judge(delivery, opened, journal)
+    }
+
+    /// Decides what is done with a delivery of which so much was read.
+    pub(in crate::worker) fn judge(
+        &self,
+        delivery: Delivery,
+        opened: Result<Opened, Unreadable>,
+        journal: &mut Journal,
+    ) -> Decision {
+        let Delivery { message, origin, ack_token, inflow } = delivery;
+        let identity = Identity::of(&message, journal.has_earlier());
+        let Opened { request, extended, call } = match opened {
+            Ok(opened) => opened,
+            Err(unreadable) => {
+                let mut pending = self.unreadable(ack_token, &unreadable, &message, &origin);
+                pending.weights.push(Weight::Read { _bytes: inflow });
+                return Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered);
+            }
+        };
+        let stamp = identity.stamp;
+        let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
+        // Who stamps sets both, and this one in whole seconds only.
+        let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
+        let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
+        let kept = self.kept(&request, &message, &origin);
+        let mut context = TaskContext { ack_token, request, extended, identity, sent, received: Instant::now(), kept };
+
+        let Some(definition) = self.commands.find(&context.request.task) else {
+            context.extended = self.extended.then(Extended::unregistered);
+            let exception = Exception::not_registered(&context.request.task);
+            return self.unrunnable(context, exception, "not-registered", &message, &origin, inflow);
+        };
+        let again = origin.redelivered || is_open(journal, &context);
+        let recall = if again { recall(journal, &context, None) } else { Recall::default() };
+        let answer = recall.answer.as_deref().and_then(Answer::read);
+        if answer.is_some() {
+            tracing::info!(task_id = context.request.id, "answered again from the journal");
+            journal.answered_again(&context.identity, &recall);
+        }
+        if let Some(answer) = answer.as_ref().filter(|_| !matches!(call, Call::Later)) {
+            let mut pending = self.close(context, &TaskEnd::Answered(answer));
+            if let Call::Read(Ok(command)) = &call {
+                pending.stale = Stale::of(command.keys(), command.writes());
+            }
+            return Decision::Ended(Box::new(pending), CommandOutcome::Replayed);
+        }
+        // What has an answer is over, whatever else may be said of it; a large one is read for what follows it only.
+        let is_over = answer.is_some();
+        if recall.crashes >= self.max_crashes && !is_over {
+            let text = format!(
+                "worker exited prematurely: the command was running alone in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
+                recall.crashes
+            );
+            return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
+        }
+        let now = Timestamp::now();
+        if !is_over && context.request.expires.is_some_and(|expires| expires <= now) {
+            return Decision::Ended(Box::new(self.close(context, &TaskEnd::Expired)), CommandOutcome::Revoked);
+        }
+        if let Some(eta) = context.request.eta.filter(|eta| *eta > now && !is_over) {
+            return Decision::Park(Box::new(context), Box::new(message), origin, eta, inflow);
+        }
+        if let Err(unsupported) = canvas::check(&context.request) {
+            return self.unrunnable(context, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
+        }
+        let (keys, writes, work) = match call {
+            Call::Read(Ok(command)) => (Keys::of(command.keys()), command.writes(), Work::Run(command)),
+            Call::Read(Err(error)) => return self.misused(definition, context, error),
+            // Until it is read, nobody knows.
+            Call::Later | Call::Unknown => {
+                let answer = answer.map(Box::new);
+                return Decision::Seal(
+                    Box::new(self.task(context, definition, again, &recall)),
+                    Box::new(message),
+                    origin,
+                    answer,
+                    inflow,
+                );
+            }
+        };
+        Decision::Run(Box::new(ReadyTask { keys, writes, work, ..self.task(context, definition, again, &recall) }))
+    }
+
+    /// Keeps the message where what follows the command may turn out too large to be sent.
+    fn kept(&self, request: &TaskRequest, message: &Message, origin: &Origin) -> Option<Box<(Message, Origin)>> {
+        canvas::may_outgrow(request, self.max_reply_bytes, LEAST_MESSAGE.min(self.canvas.max_bytes))
+            .then(|| Box::new((message.clone(), origin.clone())))
+    }
+
+    fn task(&self, context: TaskContext, definition: &'static Definition, again: bool, recall: &Recall) -> ReadyTask {
+        let limit = self.limit(&context.request);
+        let redelivered = redelivered(recall).filter(|_| again);
+        ReadyTask {
+            context,
+            definition,
+            keys: Keys::None,
+            writes: true,
+            writes_unnamed: false,
+            work: Work::Reading,
+            held: None,
+            limit,
+            redelivered,
+            again,
+            doubted: None,
+            waits_since: None,
+            suspect: recall.suspect,
+        }
+    }
+
+    fn misused(&self, definition: &Definition, context: TaskContext, error: commands::CommandError) -> Decision {
+        let outcome = Outcome::Failure(exception(error));
+        let event = self.event(definition, &context, &outcome, Facts::default(), 0.0);
+        let answer = Answer { outcome, event, more: Vec::new() };
+        Decision::Ended(Box::new(self.close(context, &TaskEnd::Answered(&answer))), CommandOutcome::Failed)
+    }
+
+    fn limit(&self, request: &TaskRequest) -> Option<Limit> {
+        let hard = request.time_limit.or(self.hard).map(Limit::Hard);
+        let soft = request.soft_time_limit.or(self.soft).map(Limit::Soft);
+        [soft, hard].into_iter().flatten().min_by_key(Limit::after)
+    }
+
+    fn unrunnable(
+        &self,
+        context: TaskContext,
+        exception: Exception,
+        reason: &'static str,
+        message: &Message,
+        origin: &Origin,
+        inflow: Inflow,
+    ) -> Decision {
+        tracing::warn!(task_id = context.request.id, task = context.request.task, reason, %exception, "cannot be run");
+        let end = TaskEnd::Unrunnable { exception, reason, message, origin };
+        let mut pending = self.close(context, &end);
+        // The copy holds the body until it is confirmed.
+        pending.weights.push(Weight::Read { _bytes: inflow });
+        Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered)
+    }
+
+    /// What becomes of a message that is no task: an answer where one can be addressed, and a dead copy.
+    fn unreadable(
+        &self,
+        ack_token: AckToken,
+        unreadable: &Unreadable,
+        message: &Message,
+        origin: &Origin,
+    ) -> PendingAck {
+        let reason = unreadable.what.as_str();
+        tracing::warn!(task_id = unreadable.id, reason, cause = unreadable.message, "cannot be read");
+        let exception = unreadable.exception();
+        let now = Timestamp::now();
+        let mut pending = PendingAck::new(Some(ack_token), None);
+        if let Some(to) = &unreadable.reply {
+            let answer = reply::reply_to(to, &State::Failure(&exception), None, &self.replies, now);
+            pending.then.push((Role::Reply, answer));
+            pending.reply_to = Some(ReplyTo::clone(to));
+        }
+        if unreadable.keeps_dead_copy() {
+            pending.then.push((Role::Dead, self.dead(message, origin, &exception, reason, now)));
+        }
+        pending
+    }
+
+    fn dead(
+        &self,
+        message: &Message,
+        origin: &Origin,
+        exception: &Exception,
+        reason: &str,
+        at: Timestamp,
+    ) -> crate::celery::message::Publication {
+        let death = Death { reason, exception, at, worker: &self.replies.worker };
+        dead(message, origin, &death, DEAD_QUEUE, self.frame_max)
+    }
+
+    /// Closes a task with the answer of its command: a large result becomes the reply without a copy.
+    pub(in crate::worker) fn close_answered(&self, context: TaskContext, mut answer: Answer) -> PendingAck {
+        let result = answer.outcome.take_result();
+        self.settle(context, &TaskEnd::Answered(&answer), result)
+    }
+
+    /// Closes a case, however it ended.
+    pub(in crate::worker) fn close(&self, context: TaskContext, end: &TaskEnd<'_>) -> PendingAck {
+        match end {
+            TaskEnd::Answered(answer) => self.close_answered(context, Answer::clone(answer)),
+            end => self.settle(context, end, String::new()),
+        }
+    }
+
+    /// The settlement table: what an end owes before its delivery is acknowledged. The result of a success is given apart.
+    fn settle(&self, context: TaskContext, end: &TaskEnd<'_>, result: String) -> PendingAck {
+        let TaskContext { ack_token, request, extended, identity, kept, .. } = context;
+        let now = Timestamp::now();
+        let mut pending = PendingAck::new(Some(ack_token), Some(request.id.clone()));
+        pending.entry = Some(identity.digest);
+        pending.reply_to = request.reply_address();
+        let answer = |state: &State<'_>| {
+            reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
+        };
+        let success = |result, children: &[Child]| {
+            reply::success(&request, result, children, extended.as_ref(), &self.replies, now)
+                .map(|reply| (Role::Reply, reply))
+        };
+        match end {
+            TaskEnd::Answered(answered @ Answer { outcome: Outcome::Success(_), .. }) => {
+                // Ids are derived, so that a repeated answer repeats them.
+                let follow = canvas::after_success(&request, &result, &self.canvas, now, &mut ids(&identity));
+                match follow {
+                    Ok(AfterSuccess { withheld: Some(withheld), .. }) => {
+                        let why = self.withheld(&mut pending, &request, kept.as_deref(), &withheld, now);
+                        pending.then.extend(success(result, &[]));
+                        let rest = canvas::fail_rest(&request, &why, &self.replies, now);
+                        pending.then.extend(rest.into_iter().map(|next| (Role::FollowUp, next)));
+                    }
+                    Ok(follow) => {
+                        pending.spare = kept.filter(|_| !follow.publications.is_empty()).map(|kept| {
+                            let why = Exception::value_error("the broker refuses the size of what follows this task");
+                            Box::new(self.dead(&kept.0, &kept.1, &why, TOO_LARGE, now))
+                        });
+                        pending.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+                        pending.then.extend(success(result, &follow.children));
+                    }
+                    Err(unsupported) => pending.then.extend(answer(&State::Failure(&unsupported.exception()))),
+                }
+                self.tell(&mut pending, &request, &identity, answered, now);
+            }
+            TaskEnd::Answered(answered @ Answer { outcome: Outcome::Failure(exception), .. }) => {
+                pending.then.extend(answer(&State::Failure(exception)));
+                self.after_failure(&mut pending, &request, &identity, exception, kept.as_deref(), now);
+                self.tell(&mut pending, &request, &identity, answered, now);
+            }
+            TaskEnd::Expired => pending.then.extend(answer(&State::Revoked(Revocation::Expired))),
+            TaskEnd::Unrunnable { exception, reason, message, origin } => {
+                pending.then.extend(answer(&State::Failure(exception)));
+                if *reason != "not-registered" {
+                    // It is kept as one that cannot be run already.
+                    self.after_failure(&mut pending, &request, &identity, exception, None, now);
+                }
+                pending.then.push((Role::Dead, self.dead(message, origin, exception, reason, now)));
+            }
+        }
+        pending
+    }
+
+    fn after_failure(
+        &self,
+        pending: &mut PendingAck,
+        request: &TaskRequest,
+        identity: &Identity,
+        exception: &Exception,
+        kept: Option<&(Message, Origin)>,
+        now: Timestamp,
+    ) {
+        let mut ids = ids(identity);
+        let follow = canvas::after_failure(request, exception, &self.canvas, &self.replies, now, &mut ids);
+        if let Some(unsupported) = follow.unsupported {
+            tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
+        }
+        if let Some(withheld) = follow.withheld {
+            self.withheld(pending, request, kept, &withheld, now);
+        }
+        pending.then.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+    }
+
+    /// Keeps the message of a command whose answer stands and whose follow-ups are too large to be sent; returns why.
+    fn withheld(
+        &self,
+        pending: &mut PendingAck,
+        request: &TaskRequest,
+        kept: Option<&(Message, Origin)>,
+        withheld: &Withheld,
+        now: Timestamp,
+    ) -> Exception {
+        tracing::error!(task_id = request.id, %withheld, queue = DEAD_QUEUE, "follow-ups not sent; the message is kept");
+        let why = Exception::value_error(withheld.to_string());
+        if let Some((message, origin)) = kept {
+            pending.then.push((Role::Dead, self.dead(message, origin, &why, TOO_LARGE, now)));
+        }
+        why
+    }
+
+    fn tell(
+        &self,
+        pending: &mut PendingAck,
+        request: &TaskRequest,
+        identity: &Identity,
+        answer: &Answer,
+        now: Timestamp,
+    ) {
+        let Some(data) = &answer.event else { return };
+        let failure = failure_of(&answer.outcome);
+        let events = Event::all(data, &answer.more, failure.as_ref(), identity.digest, now);
+        if let Some(queue) = &request.metrics_reply_to {
+            pending.then.extend(events.iter().map(|event| (Role::Notice, event.to_queue(queue))));
+        }
+        if self.events {
+            pending.events = events;
+        }
+    }
+
+    /// Makes the STARTED reply where tracking is on and somebody listens.
+    pub(in crate::worker) fn started(&self, context: &TaskContext) -> Option<PendingAck> {
+        if !self.track_started {
+            return None;
+        }
+        let extended = context.extended.as_ref();
+        let reply = reply::reply(&context.request, &State::Started, extended, &self.replies, Timestamp::now())?;
+        let mut pending = PendingAck::new(None, None);
+        pending.then.push((Role::Reply, reply));
+        Some(pending)
+    }
+
+    /// Makes the FAILURE that replaces what the broker refused.
+    pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
+        // What is kept of a message that cannot be run stays owed whatever else is refused.
+        pending.keep_only(Role::Dead);
+        if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
+            let state = State::Failure(exception);
+            pending.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));
+        }
+    }
+}
+
+/// Tells what a command that came again is told of its first try: nothing where an equal one was answered and acknowledged without
+/// doubt, since then this is another one, and what the object says was written by that.
+fn redelivered(recall: &Recall) -> Option<Redelivered> {
+    (recall.started_at.is_some() || !recall.another).then_some(Redelivered { started_at: recall.started_at })
+}
+
+/// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.
+fn recall(journal: &mut Journal, context: &TaskContext, since: Option<Timestamp>) -> Recall {
+    journal.recall(&context.identity, since).unwrap_or_else(|error| {
+        tracing::error!(task_id = context.request.id, %error, "journal cannot be read");
+        Recall::default()
+    })
+}
+
+/// Asks the journal whether a fresh message may be a second copy; what it cannot say counts as no.
+fn is_open(journal: &mut Journal, context: &TaskContext) -> bool {
+    journal.is_open(&context.identity).unwrap_or_else(|error| {
+        tracing::error!(task_id = context.request.id, %error, "journal cannot be read");
+        false
+    })
+}
+
+/// Ids of the tasks a command spawns: always the same ones for the same command, and others for another under its id.
+fn ids(identity: &Identity) -> impl FnMut() -> String {
+    let mut number = 0_u32;
+    let digest = identity.digest;
+    move || {
+        number += 1;
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, format!("{digest}/child/{number}").as_bytes()).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! One test for each row of the settlement table, without a broker.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::broker::Inflow;
+use crate::broker::{Confirmation, PublishError, QueueType};
+use crate::celery::message::{Field, Headers, Properties, Publication};
+use crate::commands::Spool;
+use crate::worker::delivery::outbox::{Answered, Outbox};
+use crate::worker::delivery::refusal;
+use crate::worker::events;
+
+mod full;
+mod keys;
+mod siblings;
+mod silent;
+mod stale;
+
+struct Table {
+    policy: Policy,
+    journal: Journal,
+    _folder: tempfile::TempDir,
+}
+
+impl Table {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = WorkerOptions {
+            node: "w@h".into(),
+            commands: CommandTable::default(),
+            queues: vec!["q".into()],
+            default_queue: "q".into(),
+            queue_type: QueueType::Classic,
+            concurrency: 4,
+            prefetch_multiplier: 1,
+            accept_content: vec!["json".into()],
+            result_persistent: true,
+            result_extended: false,
+            track_started: false,
+            time_limit: None,
+            soft_time_limit: None,
+            events: true,
+            events_max_batch: 256,
+            max_reply_bytes: 1000,
+            max_in_flight_bytes: 256 << 20,
+            max_crashes: 3,
+            grace: Duration::from_secs(1),
+            journal_max_bytes: 256 << 20,
+            journal: folder.path().to_owned(),
+            spool: Spool::new(folder.path()),
+            is_shared: false,
+            announcer: crate::worker::Announcer::new("s".into()),
+        };
+        let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
+        Self { policy: Policy::new(&options, 131_072), journal, _folder: folder }
+    }
+
+    fn decide(&mut self, message: Message, redelivered: bool) -> Decision {
+        let origin = Origin { queue: "q".into(), routing_key: "q".into(), redelivered, ..Origin::default() };
+        self.policy.decide(
+            Delivery { message, origin, ack_token: AckToken::stray(), inflow: Inflow::default() },
+            &mut self.journal,
+        )
+    }
+
+    /// Decides about a message that must end at once.
+    fn end(&mut self, message: Message, redelivered: bool) -> (Vec<Publication>, CommandOutcome) {
+        match self.decide(message, redelivered) {
+            Decision::Ended(pending, outcome) => (flatten(*pending), outcome),
+            other => panic!("not an end: {other:?}"),
+        }
+    }
+
+    fn ready(&mut self, message: Message, redelivered: bool) -> ReadyTask {
+        match self.decide(message, redelivered) {
+            Decision::Run(task) => *task,
+            other => panic!("not a job: {other:?}"),
+        }
+    }
+
+    /// Notes a run of this message and its answer as another session or worker does.
+    fn run(&mut self, message: &Message, answer: &Answer) {
+        let identity = Identity::of(message, false);
+        self.journal.started(&identity, false);
+        self.journal.finished(identity.digest, &answer.write().unwrap());
+    }
+
+    fn answered(&self, task: ReadyTask, result: Result<String, Exception>) -> Vec<Publication> {
+        let answer =
+            self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::from_secs(1));
+        flatten(self.policy.close(task.context, &TaskEnd::Answered(&answer)))
+    }
+}
+
+/// Everything a pending acknowledgement publishes, in order, its event included.
+fn flatten(pending: PendingAck) -> Vec<Publication> {
+    let mut outbox = Outbox::default();
+    outbox.push(pending);
+    let mut all = Vec::new();
+    while !outbox.is_empty() {
+        let (batch, publications) = outbox.take(10, 10);
+        assert!(!publications.is_empty(), "it owes something and sends nothing");
+        let answers = publications.iter().map(|_| Ok(Confirmation::Routed)).collect();
+        let Answered { again, .. } = batch.answered(answers);
+        all.extend(publications);
+        again.into_iter().for_each(|pending| outbox.push(pending));
+    }
+    all
+}
+
+fn task_message(name: &str, body: &Value) -> Message {
+    let headers = [("task", name), ("id", "id-1")];
+    Message {
+        headers: headers.into_iter().map(|(key, value)| (key.to_owned(), Field::from(value))).collect::<Headers>(),
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            content_encoding: Some("utf-8".into()),
+            correlation_id: Some("id-1".into()),
+            reply_to: Some("replies".into()),
+            ..Properties::default()
+        },
+        body: body.to_string().into(),
+    }
+}
+
+fn store() -> Message {
+    task_message("filestorage.store", &json!([["k", "v"], {}, {}]))
+}
+
+fn body(publication: &Publication) -> Value {
+    serde_json::from_slice(&publication.message.body).unwrap()
+}
+
+fn routes(publications: &[Publication]) -> Vec<&str> {
+    publications.iter().map(|publication| publication.address.routing_key.as_str()).collect()
+}
+
+#[test]
+fn success_answers_and_tells() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("metrics_reply_to", Field::from("mine"));
+    let task = table.ready(message, false);
+    let sent = table.answered(task, Ok("{\"key\":\"k\"}".into()));
+    assert_eq!(routes(&sent), ["replies", "mine", "store.succeeded"]);
+    assert_eq!(body(&sent[0])["status"], "SUCCESS");
+    assert_eq!(body(&sent[0])["result"], json!({"key": "k"}));
+    assert_eq!(sent[2].address.exchange, events::EXCHANGE);
+    assert_eq!(body(&sent[1])["id"], body(&sent[2])["id"]);
+}
+
+#[test]
+fn follow_ups_leave_before_the_reply_and_keep_their_ids() {
+    let mut table = Table::new();
+    let step = json!({"task": "next.task", "args": [1], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false});
+    let message = task_message(
+        "filestorage.exists",
+        &json!([["k"], {}, {"callbacks": [step], "errbacks": null, "chain": null, "chord": null}]),
+    );
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let task = table.ready(message.clone(), false);
+        let sent = table.answered(task, Ok("true".into()));
+        assert_eq!(routes(&sent), ["q", "replies", "exists.succeeded"]);
+        assert_eq!(body(&sent[0])[0], json!([true, 1]));
+        ids.push(sent[0].message.headers.text("id").unwrap().to_owned());
+        assert_eq!(body(&sent[1])["children"][0][0][0], ids[0].as_str());
+    }
+    assert_eq!(ids[0], ids[1], "a repeated answer repeats its children");
+}
+
+#[test]
+fn what_a_producer_has_repeated_is_shortened() {
+    let mut table = Table::new();
+    let long = "é".repeat(100_000);
+    let (sent, _) = table.end(task_message("filestorage.store", &json!([["k", "v"], {long: 1}, {}])), false);
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    for publication in &sent {
+        assert!(publication.message.body.len() < 32_000, "{}", publication.message.body.len());
+    }
+    let text = body(&sent[0])["result"]["exc_message"][0].as_str().unwrap().to_owned();
+    assert!(text.starts_with("store() got an unexpected keyword argument 'éé") && text.ends_with(" bytes)"), "{text}");
+}
+
+#[test]
+fn failure_answers_with_the_exception() {
+    let mut table = Table::new();
+    let task = table.ready(store(), false);
+    let sent = table.answered(task, Err(Exception::os_error(28, "No space left on device", "k")));
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    assert_eq!(body(&sent[0])["result"]["exc_message"], json!([28, "No space left on device", "k"]));
+    assert_eq!(body(&sent[1])["data"]["error"]["type"], "OSError");
+}
+
+#[test]
+fn bad_arguments_never_run() {
+    let mut table = Table::new();
+    let (sent, outcome) = table.end(task_message("filestorage.store", &json!([["k"], {}, {}])), false);
+    assert_eq!(outcome, CommandOutcome::Failed);
+    assert_eq!(routes(&sent), ["replies", "store.failed"]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "TypeError");
+}
+
+#[test]
+fn what_cannot_be_run_is_answered_and_kept() {
+    let mut table = Table::new();
+    let (sent, outcome) = table.end(task_message("nope", &json!([[], {}, {}])), false);
+    assert_eq!(outcome, CommandOutcome::DeadLettered);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "NotRegistered");
+    assert_eq!(sent[1].message.headers.text("x-filestorage-dead-reason"), Some("not-registered"));
+
+    let mut garbage = store();
+    garbage.body = "{".into();
+    let (sent, _) = table.end(garbage, false);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "DecodeError");
+
+    let mut surrogate = store();
+    surrogate.body = r#"[["k", "\ud800"], {}, {}]"#.into();
+    let (sent, _) = table.end(surrogate, false);
+    assert_eq!(routes(&sent), ["replies"], "the caller was told; no dead copy");
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+}
+
+#[test]
+fn a_group_inside_is_not_implemented() {
+    let mut table = Table::new();
+    let group = json!({"task": "celery.group", "args": [], "kwargs": {"tasks": []}, "options": {}, "subtask_type": "group", "immutable": false});
+    let (sent, _) = table.end(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [group]}])), false);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "NotImplementedError");
+}
+
+#[test]
+fn expired_is_revoked() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("expires", Field::from("2020-01-01T00:00:00+00:00"));
+    let (sent, outcome) = table.end(message, false);
+    assert_eq!(outcome, CommandOutcome::Revoked);
+    assert_eq!(routes(&sent), ["replies"]);
+    assert_eq!(body(&sent[0])["status"], "REVOKED");
+}
+
+#[test]
+fn a_future_eta_is_parked() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.headers.set("eta", Field::from("2999-01-01T00:00:00+00:00"));
+    assert!(matches!(table.decide(message, false), Decision::Park(..)));
+}
+
+#[test]
+fn a_redelivered_finished_write_is_answered_again() {
+    let mut table = Table::new();
+    let task = table.ready(store(), false);
+    let answer = table.policy.answer(
+        task.definition,
+        &task.context,
+        Ok("{\"n\":1}".into()),
+        vec![Facts::default()],
+        Duration::ZERO,
+    );
+    table.run(&store(), &answer);
+    let fresh = table.ready(store(), false);
+    assert!(fresh.redelivered.is_none(), "a fresh message always runs, whatever its id");
+    table.journal.begin_session();
+    let (sent, outcome) = table.end(store(), true);
+    assert_eq!(outcome, CommandOutcome::Replayed);
+    assert_eq!(routes(&sent), ["replies", "store.succeeded"]);
+    assert_eq!(body(&sent[0])["result"], json!({"n": 1}));
+    table.journal.begin_session();
+    let (_, outcome) = table.end(store(), false);
+    assert_eq!(outcome, CommandOutcome::Replayed, "its acknowledgement was never sent");
+    let next = table.ready(store(), false);
+    assert!(next.redelivered.is_none(), "the next message under the id runs");
+}
+
+#[test]
+fn a_command_that_crashed_too_often_is_given_up() {
+    let mut table = Table::new();
+    let folder = table._folder.path().to_owned();
+    for crash in 0..3 {
+        let task = table.ready(store(), true);
+        assert_eq!(scheduler::Schedulable::is_suspect(&task), crash >= 1, "{crash}");
+        table.journal.started(&task.context.identity, true);
+        table.journal.commit().unwrap();
+        table.journal = Journal::open(&folder, "other", 256 << 20).unwrap();
+        // The one before was dropped only now: its death is seen by the next.
+        table.journal = Journal::open(&folder, "next", 256 << 20).unwrap();
+    }
+    let (sent, _) = table.end(store(), true);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "WorkerLostError");
+}
+
+#[test]
+fn an_answer_too_large_names_the_size_and_the_mend() {
+    let mut table = Table::new();
+    let task = table.ready(task_message("filestorage.retrieve", &json!([["k"], {}, {}])), false);
+    let sent = table.answered(task, Ok(format!("\"{}\"", "x".repeat(2000))));
+    let text = body(&sent[0])["result"]["exc_message"][0].as_str().unwrap().to_owned();
+    assert!(text.contains("2002") && text.contains("offset"), "{text}");
+}
+
+#[test]
+fn nobody_is_told_who_does_not_ask() {
+    let mut table = Table::new();
+    let mut message = store();
+    message.properties.reply_to = None;
+    let task = table.ready(message, false);
+    let sent = table.answered(task, Ok("{}".into()));
+    assert_eq!(routes(&sent), ["store.succeeded"]);
+}
+
+#[test]
+fn what_the_broker_refuses_becomes_the_command_s_failure() {
+    let mut table = Table::new();
+    let task = table.ready(store(), false);
+    let answer =
+        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(publications.len(), 2);
+    let refused = PublishError::Refused { code: 406, text: "PRECONDITION_FAILED - too large".into() };
+    let answered = batch.answered(vec![Err(refused), Ok(Confirmation::Routed)]);
+    let [(mut pending, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
+    assert_eq!(role, Role::Reply);
+    refusal::take(&table.policy, &mut pending, role, &words);
+    let sent = flatten(pending);
+    assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
+    assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+}
+
+#[test]
+fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_kept() {
+    let mut table = Table::new();
+    let step =
+        json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
+    let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
+    let answer =
+        table.policy.answer(task.definition, &task.context, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let (batch, sent) = outbox.take(10, 10);
+    assert_eq!(routes(&sent), ["q"]);
+    let text = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
+    let answered = batch.answered(vec![Err(PublishError::Refused { code: 406, text: text.into() })]);
+    let [(mut pending, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
+    refusal::take(&table.policy, &mut pending, role, &words);
+    let sent = flatten(pending);
+    assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
+    assert_eq!(body(&sent[0])["status"], "SUCCESS");
+    assert_eq!(sent[1].message.headers.text("x-filestorage-dead-reason"), Some("follow-ups-too-large"));
+}
+
+#[test]
+fn a_lost_publication_leaves_its_delivery_unsettled() {
+    let mut table = Table::new();
+    let task = table.ready(store(), false);
+    let answer =
+        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let (batch, _) = outbox.take(10, 10);
+    let answered = batch.answered(vec![Ok(Confirmation::Routed), Err(PublishError::Lost("gone".into()))]);
+    assert!(answered.done.is_empty() && answered.again.is_empty());
+    assert_eq!(answered.lost.as_deref(), Some("gone"));
+}
+
+#[test]
+fn a_returned_follow_up_and_event_are_seen_to() {
+    let mut table = Table::new();
+    let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
+    let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
+    let answer =
+        table.policy.answer(task.definition, &task.context, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
+    let mut outbox = Outbox::default();
+    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["nowhere"]);
+    let answered = batch.answered(vec![returned()]);
+    let [(pending, role)] = <[_; 1]>::try_from(answered.unrouted).unwrap();
+    assert_eq!(role, Role::FollowUp);
+    outbox.push(pending);
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["nowhere"], "tried again once its queue is there");
+    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
+    answered.again.into_iter().for_each(|pending| outbox.push(pending));
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(routes(&publications), ["replies", "exists.succeeded"]);
+    let answered = batch.answered(vec![returned(), returned()]);
+    assert_eq!(answered.unheard.len(), 1, "a reply nobody waits for is no fault, an unheard event is looked into");
+}

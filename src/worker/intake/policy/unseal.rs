@@ -1,0 +1,62 @@
+//! The rules for a message that was read when its turn came.
+
+use super::{Decision, Policy, ReadyTask, Work};
+use crate::broker::Inflow;
+use crate::celery::canvas;
+use crate::celery::error::Exception;
+use crate::celery::message::{Message, Origin};
+use crate::celery::request::Unreadable;
+use crate::telemetry::CommandOutcome;
+use crate::worker::execution::answer::Answer;
+use crate::worker::intake::policy::TaskEnd;
+use crate::worker::intake::reader::{Call, Opened};
+use crate::worker::invalidations::Stale;
+
+impl Policy {
+    /// Decides what is done with a task whose message was read now that its turn came.
+    pub(in crate::worker) fn unseal(
+        &self,
+        mut task: ReadyTask,
+        opened: Result<Opened, Unreadable>,
+        message: &Message,
+        origin: &Origin,
+        answer: Option<&Answer>,
+    ) -> Decision {
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(unreadable) => {
+                let pending = self.unreadable(task.context.ack_token, &unreadable, message, origin);
+                return Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered);
+            }
+        };
+        task.context.kept = self.kept(&opened.request, message, origin);
+        (task.context.request, task.context.extended) = (opened.request, opened.extended);
+        if let Some(answer) = answer {
+            let stale = match &opened.call {
+                Call::Read(Ok(command)) => Stale::of(command.keys(), command.writes()),
+                // Only what writes is known by an answer.
+                Call::Read(Err(_)) | Call::Unknown | Call::Later => Stale::of(&task.keys, true),
+            };
+            let mut pending = self.close(task.context, &TaskEnd::Answered(answer));
+            pending.stale = stale;
+            return Decision::Ended(Box::new(pending), CommandOutcome::Replayed);
+        }
+        if let Err(unsupported) = canvas::check(&task.context.request) {
+            let inflow = Inflow::default();
+            let exception = unsupported.exception();
+            return self.unrunnable(task.context, exception, "unsupported-canvas", message, origin, inflow);
+        }
+        match opened.call {
+            Call::Read(Ok(command)) => {
+                task.writes = command.writes();
+                task.writes_unnamed = task.writes && !command.keys().iter().any(|used| used.writes);
+                Decision::Run(Box::new(ReadyTask { work: Work::Run(command), ..task }))
+            }
+            Call::Read(Err(error)) => self.misused(task.definition, task.context, error),
+            Call::Unknown | Call::Later => {
+                let exception = Exception::not_registered(&task.context.request.task);
+                self.unrunnable(task.context, exception, "not-registered", message, origin, Inflow::default())
+            }
+        }
+    }
+}

@@ -1,0 +1,541 @@
+//! One session's work: the conductor of every command, from its delivery to its acknowledgement.
+
+mod intake;
+mod start;
+mod waits;
+
+use std::collections::HashMap;
+use std::panic;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+
+use crate::broker::{DOUBT, Deliveries, Session, Settler};
+use crate::celery::error::Exception;
+use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
+use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
+use crate::worker::context::WorkerContext;
+use crate::worker::delivery::deferred::{self, Deferred, PATIENCE};
+use crate::worker::delivery::in_flight::InFlightBatches;
+use crate::worker::delivery::outbox::{Answered, Outbox, PendingAck, Role, Weight};
+use crate::worker::delivery::refusal;
+use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::execution::run::{Ended, Limit, panic_text};
+use crate::worker::execution::scheduler::Scheduler;
+use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
+use crate::worker::invalidations::Stale;
+use crate::worker::signals::Stop;
+use intake::Intake;
+use waits::{looked, sleep_until};
+
+/// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
+const HUSH: Duration = Duration::from_secs(1);
+/// How far the clocks of two workers may differ.
+const SKEW: Duration = Duration::from_secs(2);
+/// How long an orderly goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// How long writes past their commit point are waited for when a session is lost.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+
+/// How a session's work ended.
+#[derive(Debug)]
+pub(super) struct SessionEnd {
+    /// The reason when the session was lost; none when the work ended as asked.
+    pub(super) lost: Option<String>,
+    /// Commands were begun that are not answered and acknowledged.
+    pub(super) left_work: bool,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+struct Running {
+    context: TaskContext,
+    definition: &'static Definition,
+    keys: Keys,
+    writes: bool,
+    commit_guard: CommitGuard,
+    /// What other workers are told before its answer leaves.
+    stale: Stale,
+    started: Instant,
+    held: Option<Held>,
+    _in_flight: telemetry::InFlight,
+}
+
+/// One session at work.
+pub(super) struct SessionLoop<'b> {
+    worker: &'b mut WorkerContext,
+    policy: Policy,
+    session: Session,
+    deliveries: Deliveries,
+    settler: Settler,
+    scheduler: Scheduler<ReadyTask>,
+    intake: Intake,
+    tasks: JoinSet<Ended>,
+    running: HashMap<Id, Running>,
+    outbox: Outbox,
+    in_flight: InFlightBatches,
+    /// Pending acknowledgements whose queue is being seen to, or that wait for it.
+    deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
+    events_on: bool,
+    /// Until then events that come back are known to have no listener; set until one is heard again.
+    unheard_until: Option<Instant>,
+    /// Looks after queues that were not there.
+    looking: Option<BoxFuture<'static, Option<String>>>,
+    /// Tries the queues that a look cannot judge.
+    trials: FuturesUnordered<BoxFuture<'static, String>>,
+    stop: Stop,
+    deadline: Option<tokio::time::Instant>,
+    /// The broker has been silent for so long that its other consumers may have been given what is held here.
+    is_hushed: bool,
+}
+
+impl<'b> SessionLoop<'b> {
+    pub(super) fn new(
+        worker: &'b mut WorkerContext,
+        session: Session,
+        deliveries: Deliveries,
+        settler: Settler,
+    ) -> Self {
+        let stalled = deliveries.down().iter().filter(|(queue, _)| worker.stalled.contains_key(queue));
+        let trials =
+            stalled.map(|(queue, _)| Box::pin(deferred::try_again(session.options(), queue.clone())) as _).collect();
+        Self {
+            policy: Policy::new(&worker.options, session.publisher().frame_max()),
+            scheduler: Scheduler::new(worker.options.concurrency),
+            intake: Intake::new(&worker.budget, &worker.options.spool),
+            events_on: worker.options.events,
+            worker,
+            session,
+            deliveries,
+            settler,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            outbox: Outbox::default(),
+            in_flight: InFlightBatches::default(),
+            deferred: FuturesUnordered::new(),
+            unheard_until: None,
+            looking: None,
+            trials,
+            stop: Stop::No,
+            deadline: None,
+            is_hushed: false,
+        }
+    }
+
+    /// Counts that this session is not the first.
+    pub(super) fn count_reconnect(&self) {
+        self.worker.metrics.record_reconnect();
+    }
+
+    /// Works until told to stop or the session is lost.
+    pub(super) async fn work(mut self, stop: &mut watch::Receiver<Stop>) -> SessionEnd {
+        let lost = self.run(stop).await.err();
+        let left_work = !self.is_idle() || !self.deferred.is_empty();
+        if lost.is_some() {
+            // At once: whoever is given what was acknowledged asks whether that arrived.
+            self.worker.journal.begin_session();
+            self.worker.commit_journal();
+        }
+        self.abandon().await;
+        let mut closed = false;
+        // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
+        let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
+        if lost.is_none() && self.stop != Stop::Cold && !late {
+            let farewell = async {
+                let settled = self.settler.close().await;
+                if let Err(error) = &settled {
+                    tracing::debug!(%error, "closing the consuming channel");
+                }
+                self.session.close().await && settled.is_ok()
+            };
+            match tokio::time::timeout(FAREWELL, farewell).await {
+                Ok(answered) => closed = answered,
+                Err(_) => tracing::debug!("the broker does not answer; leaving all the same"),
+            }
+        }
+        if closed {
+            self.worker.journal.close_session();
+        } else {
+            self.worker.journal.begin_session();
+        }
+        self.worker.commit_journal();
+        SessionEnd { lost, left_work }
+    }
+
+    async fn run(&mut self, stop: &mut watch::Receiver<Stop>) -> Result<(), String> {
+        let mut state = self.session.watch();
+        let mut blocked = self.worker.note_state(&state.borrow_and_update().clone())?;
+        self.look_after_queues();
+        loop {
+            let asked = *stop.borrow();
+            if asked > self.stop {
+                self.begin_stop(asked, stop).await;
+                // What was asked meanwhile counts as seen and would wake nobody.
+                continue;
+            }
+            if self.stop == Stop::Cold {
+                return Ok(());
+            }
+            let silence = self.session.silence();
+            if self.is_hushed != (silence >= DOUBT) {
+                self.is_hushed = silence >= DOUBT;
+                // Also when it is over: what was sent meanwhile may have gone nowhere.
+                self.worker.journal.doubt();
+            }
+            // In doubt, somebody else may have been given what we hold: nothing more is begun. Nor while no answer could leave.
+            if silence < DOUBT && !blocked && !self.worker.journal.is_full() {
+                self.start_ready();
+            }
+            self.send();
+            // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
+            // may never land, and a sibling that is given what ended here meanwhile must find its answer.
+            if self.in_flight.is_clear() || silence > HUSH {
+                self.worker.commit_journal();
+            }
+            if self.stop == Stop::Warm && self.is_idle() {
+                // What only waits for a queue goes back to the broker; it has had its chance.
+                let last = tokio::time::Instant::now() + 2 * PATIENCE;
+                match self.deadline {
+                    _ if self.deferred.is_empty() => return Ok(()),
+                    Some(deadline) if deadline <= last => {}
+                    _ => self.deadline = Some(last),
+                }
+            }
+            self.count_blocked();
+            let deadline = self.deadline;
+            let full = self.worker.journal.is_full();
+            tokio::select! {
+                biased;
+                Ok(()) = stop.changed() => {}
+                Ok(()) = state.changed() => blocked = self.worker.note_state(&state.borrow_and_update().clone())?,
+                Some(answered) = self.in_flight.land(&mut self.worker.destinations) => self.answered(answered)?,
+                Some(joined) = self.tasks.join_next_with_id() => {
+                    self.ended(joined);
+                    while let Some(joined) = self.tasks.try_join_next_with_id() {
+                        self.ended(joined);
+                    }
+                }
+                Some(reading) = self.intake.readings.next() => self.was_read(reading)?,
+                Some(deferred) = self.deferred.next() => self.deferred(deferred)?,
+                back = looked(&mut self.looking) => {
+                    self.looking = None;
+                    if let Some(queue) = back.filter(|_| self.stop == Stop::No) {
+                        return Err(format!("queue '{queue}' is back, and the next session consumes it"));
+                    }
+                    self.look_after_queues();
+                }
+                Some(queue) = self.trials.next(), if self.stop == Stop::No => {
+                    self.worker.stalled.remove(&queue);
+                    return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
+                }
+                // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
+                batch = self.deliveries.next(), if self.stop == Stop::No && !full => match batch {
+                    Ok(batch) => {
+                        self.receive(batch);
+                        // Large ones took their time, and others are on this thread, too.
+                        tokio::task::yield_now().await;
+                    }
+                    Err(end) => return Err(format!("{end:?}")),
+                },
+                // Neither the broker's silence nor a deleted journal wakes anybody by itself.
+                () = tokio::time::sleep(HUSH) => {}
+                () = sleep_until(deadline) => {
+                    tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.intake.is_idle() && self.outbox.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Stops taking; what has not begun goes back with the channel.
+    async fn begin_stop(&mut self, asked: Stop, stop: &mut watch::Receiver<Stop>) {
+        self.stop = asked;
+        if asked == Stop::Warm {
+            tracing::info!(running = self.running.len(), "draining");
+            self.worker.readiness.set(Component::Worker, ComponentState::Unready("draining".to_owned()));
+            self.worker.metrics.record_session(telemetry::Session::Draining);
+            self.deadline = Some(tokio::time::Instant::now() + self.worker.options.grace);
+            tokio::select! {
+                stopped = self.settler.stop() => if let Err(error) = stopped {
+                    tracing::debug!(%error, "cancelling the consumers");
+                },
+                Ok(_) = stop.wait_for(|stop| *stop == Stop::Cold) => {}
+                // The broker's words may lie behind much that is on its way.
+                () = sleep_until(self.deadline) => {}
+            }
+        }
+        self.scheduler.clear();
+        self.intake.clear();
+    }
+
+    /// Ends a task that is not run any more.
+    fn pass_over(&mut self, task: ReadyTask, outcome: CommandOutcome, end: &TaskEnd<'_>) {
+        self.scheduler.done(&task.keys, task.definition.walks);
+        self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
+        let stale = task.stale();
+        let mut pending = self.policy.close(task.context, end);
+        pending.stale = stale;
+        self.post(pending);
+    }
+
+    /// Hands over what a command owes. Over a bucket, the other workers are first told which values its earlier run may have
+    /// changed; those of a local store compare files.
+    fn post(&mut self, mut pending: PendingAck) {
+        let stale = std::mem::take(&mut pending.stale);
+        if stale.is_none() || !self.worker.options.is_shared {
+            return self.outbox.push(pending);
+        }
+        if let Some(cache) = self.worker.engine.cache() {
+            stale.drop_from(cache);
+        }
+        let announcer = self.worker.options.announcer.clone();
+        self.deferred.push(Box::pin(async move {
+            announcer.publish(stale).await;
+            Deferred::Again(vec![pending])
+        }));
+    }
+
+    /// Takes in how a command ended.
+    fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
+        let (id, mut ended) = parted(joined);
+        let Some(mut running) = self.running.remove(&id) else { return };
+        self.scheduler.done(&running.keys, running.definition.walks);
+        // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
+        let mut kept = running.held.take().filter(|_| running.context.keeps_message());
+        if let Some(kept) = &mut kept {
+            // It is no work that others would have to wait for.
+            kept.end_work(kept.bytes());
+        }
+        let held = ended.as_mut().ok().and_then(Ended::take_held);
+        let stale = std::mem::take(&mut running.stale);
+        let (answer, context) = self.record(running, ended);
+        let mut pending = self.policy.close_answered(context, answer);
+        pending.stale = stale;
+        pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { _bytes: held }));
+        self.post(pending);
+    }
+
+    /// Writes the answer of a command down and counts it.
+    fn record(&mut self, running: Running, ended: Result<Ended, JoinError>) -> (Answer, TaskContext) {
+        let Running { context, definition, keys, writes, started, .. } = running;
+        let facts = || Facts::of_each(&keys, &self.worker.engine);
+        let (result, facts) = match ended {
+            Ok(Ended::Finished(finished)) => (finished.result.map_err(exception), finished.facts),
+            Ok(Ended::Limited(Limit::Hard(limit))) => (Err(Exception::time_limit_exceeded(limit)), facts()),
+            Ok(Ended::Limited(Limit::Soft(_))) => (Err(Exception::soft_time_limit_exceeded()), facts()),
+            Err(error) => (Err(Exception::runtime_error(panic_text(error))), facts()),
+        };
+        let id = context.request.id.as_str();
+        if let Err(exception) = &result {
+            tracing::info!(task_id = id, task = definition.task, %exception, "command failed");
+        }
+        let answer = self.policy.answer(definition, &context, result, facts, started.elapsed());
+        // Only what wrote is answered from the journal.
+        match writes.then(|| answer.write()).flatten() {
+            Some(text) => self.worker.journal.finished(context.identity.digest, &text),
+            None => self.worker.journal.ended(context.identity.digest),
+        }
+        let outcome = match &answer.outcome {
+            Outcome::Success(_) => CommandOutcome::Succeeded,
+            Outcome::Failure(_) => CommandOutcome::Failed,
+        };
+        self.worker.metrics.record_command(Command::from_task(definition.task), outcome, context.received.elapsed());
+        (answer, context)
+    }
+
+    /// Sends what is owed, as far as it may leave.
+    fn send(&mut self) {
+        let events = if self.events_on { self.worker.options.events_max_batch } else { 0 };
+        self.outbox.part(&mut self.worker.destinations);
+        while self.in_flight.may_launch(&self.outbox) {
+            // The answer stands in the journal before its reply is published.
+            self.worker.commit_journal();
+            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, self.session.publisher(), events);
+        }
+    }
+
+    /// Acknowledges what owes nothing more and sees to the rest.
+    fn answered(&mut self, answered: Answered) -> Result<(), String> {
+        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts, given_up, .. } =
+            answered;
+        self.worker.count_publishes(counts);
+        given_up.into_iter().for_each(|why| self.worker.metrics.record_given_up(why));
+        self.settle(done)?;
+        again.into_iter().for_each(|pending| self.outbox.push(pending));
+        if let Some((pending, reason)) = held.first() {
+            tracing::warn!(task_id = pending.id, reason, pending_acks = held.len(), "held back");
+        }
+        for (mut pending, reason) in held {
+            self.worker.hold_back(&mut pending, &reason);
+            self.deferred.push(Box::pin(deferred::hold(pending)));
+        }
+        for (pending, role) in unrouted {
+            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
+            let queue_type = self.worker.options.queue_type;
+            self.deferred.push(Box::pin(deferred::see_to_queue(topology, readiness, pending, role, queue_type)));
+        }
+        for (pending, role, words) in refused {
+            self.give_up(pending, role, &words);
+        }
+        if !unheard.is_empty() {
+            self.look_for_listeners(unheard);
+        }
+        if let Some(words) = events_refused {
+            self.events_on = false;
+            self.worker.readiness.set(
+                Component::Events,
+                ComponentState::Degraded(format!(
+                    "the broker refuses events: {words}; they are off until the next session"
+                )),
+            );
+        }
+        lost.map_or(Ok(()), Err)
+    }
+
+    fn settle(&mut self, done: Vec<PendingAck>) -> Result<(), String> {
+        let mut ack_tokens = Vec::with_capacity(done.len());
+        let mut entries = Vec::with_capacity(done.len());
+        let mut events = 0;
+        for pending in done {
+            events += pending.told as u64;
+            if pending.held {
+                self.worker.let_go();
+            }
+            if let Some(ack_token) = pending.ack_token {
+                ack_tokens.push(ack_token);
+                entries.extend(pending.entry);
+            }
+        }
+        self.worker.metrics.record_events(telemetry::Event::Published, events);
+        if events > 0 && self.unheard_until.take().is_some() {
+            self.worker.readiness.set(Component::Events, ComponentState::Ready);
+        }
+        self.settler.settle(ack_tokens).map_err(|error| error.to_string())?;
+        entries.into_iter().for_each(|entry| self.worker.journal.settled(entry));
+        Ok(())
+    }
+
+    /// Events came back: with their queue down they wait, with nobody bound they count as delivered to nobody.
+    fn look_for_listeners(&mut self, pending_acks: Vec<PendingAck>) {
+        if self.unheard_until.is_some_and(|until| Instant::now() < until) {
+            self.give_up_events(pending_acks);
+        } else {
+            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
+            self.deferred.push(Box::pin(deferred::look_for_listeners(topology, readiness, pending_acks)));
+        }
+    }
+
+    /// Has queues looked at again as long as one is not there: nothing else may ever ask for it.
+    fn look_after_queues(&mut self) {
+        let conditions = self.worker.readiness.conditions();
+        let is_degraded = |component| matches!(conditions.get(&component), Some(ComponentState::Degraded(_)));
+        // Neither is what would be taken for there, and takes nothing.
+        let held = &self.worker.held_back;
+        let dead = is_degraded(Component::DeadQueue) && !held.contains(&Component::DeadQueue);
+        // Events that are refused, or that nobody listens to, are no matter of a queue that comes back.
+        let events = is_degraded(Component::Events)
+            && self.events_on
+            && self.unheard_until.is_none()
+            && !held.contains(&Component::Events);
+        let down = self.deliveries.down().iter().map(|(queue, _)| queue);
+        let consumed: Vec<String> = down.filter(|queue| !self.worker.stalled.contains_key(*queue)).cloned().collect();
+        if (dead || events || !consumed.is_empty()) && self.looking.is_none() {
+            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
+            self.looking = Some(Box::pin(deferred::look_again(topology, readiness, dead, events, consumed)));
+        }
+    }
+
+    fn deferred(&mut self, deferred: Deferred) -> Result<(), String> {
+        match deferred {
+            Deferred::Again(pending_acks) => pending_acks.into_iter().for_each(|pending| self.outbox.push(pending)),
+            Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys),
+            Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened),
+            Deferred::Found(..) | Deferred::Opened(..) => {}
+            Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
+            // It has not begun: it goes back with the channel.
+            Deferred::Reconsider(_) => {}
+            Deferred::Refused(pending, role, words) => self.give_up(*pending, role, &words),
+            Deferred::Unheard(pending_acks) => {
+                self.unheard_until = Some(Instant::now() + PATIENCE);
+                self.give_up_events(pending_acks);
+            }
+            Deferred::Lost(reason) => return Err(reason),
+        }
+        self.look_after_queues();
+        Ok(())
+    }
+
+    /// Counts events as delivered to nobody: their queue is gone or unbound, as an operator wanted.
+    fn give_up_events(&mut self, pending_acks: Vec<PendingAck>) {
+        let events: usize = pending_acks.iter().map(|pending| pending.events.len()).sum();
+        self.worker.metrics.record_events(telemetry::Event::Undeliverable, events as u64);
+        for mut pending in pending_acks {
+            pending.told = pending.told.saturating_sub(pending.events.len());
+            pending.events.clear();
+            self.outbox.push(pending);
+        }
+    }
+
+    /// Something is refused for good: the caller is told instead, once.
+    fn give_up(&mut self, mut pending: PendingAck, role: Role, words: &str) {
+        refusal::take(&self.policy, &mut pending, role, words);
+        self.outbox.push(pending);
+    }
+
+    /// Ends everything at once: writes before their commit point never happen, those past it are written down.
+    async fn abandon(&mut self) {
+        self.scheduler.clear();
+        let mut abandoned = 0_u64;
+        for entry in self.intake.abandon() {
+            self.worker.journal.ended(entry);
+            abandoned += 1;
+        }
+        self.running.retain(|_, running| {
+            if running.commit_guard.abandon() {
+                self.worker.journal.ended(running.context.identity.digest);
+                abandoned += 1;
+                return false;
+            }
+            true
+        });
+        let deadline = tokio::time::Instant::now() + LAST_WRITES;
+        while !self.running.is_empty() {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
+                Ok(Some(joined)) => {
+                    let (id, ended) = parted(joined);
+                    if let Some(running) = self.running.remove(&id) {
+                        self.record(running, ended);
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.tasks.abort_all();
+        if abandoned > 0 {
+            tracing::info!(abandoned, "running commands were given back");
+        }
+        self.worker.commit_journal();
+    }
+}
+
+/// Tells apart whose end it is and how it ended.
+fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinError>) {
+    match joined {
+        Ok((id, ended)) => (id, Ok(ended)),
+        Err(error) => (error.id(), Err(error)),
+    }
+}
+
+/// Tells the time so long ago.
+fn before(age: Duration) -> Timestamp {
+    Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,121 @@
+//! Beginning what may run.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tracing::Instrument as _;
+
+use super::{Running, SKEW, SessionLoop, before};
+use crate::commands::{Command as Runnable, CommitGuard, Context};
+use crate::telemetry::CommandOutcome;
+use crate::worker::delivery::deferred;
+use crate::worker::execution::run::run;
+use crate::worker::execution::scheduler;
+use crate::worker::intake::policy::{self, ReadyTask, TaskEnd, Turn, Work};
+
+impl SessionLoop<'_> {
+    /// Begins what may run, after writing down that it does.
+    pub(super) fn start_ready(&mut self) {
+        let mut tasks = Vec::new();
+        self.go_on_reading();
+        while let Some(mut task) = self.scheduler.next() {
+            if !self.reserve(&mut task) {
+                self.scheduler.put_off(&task);
+                self.intake.thirsty.push_back(task);
+                continue;
+            }
+            if matches!(&task.work, Work::Read(sealed) if sealed.answer.is_some()) {
+                // It does not run: only what follows its answer is to be read.
+                self.read(task);
+                continue;
+            }
+            let late_since = self.session.late_since(task.context.received).map(|since| before(since.elapsed() + SKEW));
+            let doubt = policy::doubt(&task, late_since);
+            if doubt.is_some() {
+                self.worker.follow_journal();
+            }
+            let was_suspect = scheduler::Schedulable::is_suspect(&task);
+            match policy::reconsider(&mut task, doubt, &mut self.worker.journal) {
+                Turn::Begin if scheduler::Schedulable::is_suspect(&task) && !was_suspect => {
+                    // It was not let in alone.
+                    self.scheduler.put_off(&task);
+                    if matches!(task.work, Work::Read(_)) {
+                        task.held = None;
+                    }
+                    self.scheduler.resume(task);
+                    continue;
+                }
+                Turn::Begin => {}
+                Turn::Answered(answer) if matches!(task.work, Work::Read(_)) => {
+                    // What follows it stands in the body.
+                    if let Work::Read(sealed) = &mut task.work {
+                        sealed.answer = Some(answer);
+                    }
+                    self.read(task);
+                    continue;
+                }
+                Turn::Answered(answer) => {
+                    self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer));
+                    continue;
+                }
+                Turn::Wait => {
+                    self.scheduler.put_off(&task);
+                    if matches!(task.work, Work::Read(_)) {
+                        task.held = None;
+                    }
+                    self.deferred.push(Box::pin(deferred::stand_by(Box::new(task))));
+                    continue;
+                }
+            }
+            if task.context.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
+                self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Expired);
+                continue;
+            }
+            self.worker.journal.started(&task.context.identity, scheduler::Schedulable::is_suspect(&task));
+            tasks.push(task);
+        }
+        if tasks.is_empty() {
+            return;
+        }
+        self.worker.commit_journal();
+        for mut task in tasks {
+            match std::mem::replace(&mut task.work, Work::Reading) {
+                Work::Run(command) => self.begin(task, command),
+                work => {
+                    task.work = work;
+                    self.read(task);
+                }
+            }
+        }
+    }
+
+    /// Begins a command.
+    pub(super) fn begin(&mut self, task: ReadyTask, command: Box<dyn Runnable>) {
+        if let Some(pending) = self.policy.started(&task.context) {
+            self.outbox.push(pending);
+        }
+        let commit_guard = CommitGuard::default();
+        let context = Context {
+            operation_id: task.context.identity.digest.to_string(),
+            redelivered: task.redelivered,
+            commit_guard: commit_guard.clone(),
+            max_reply_bytes: Some(self.worker.options.max_reply_bytes),
+            budget: Some(self.worker.budget.clone()),
+        };
+        let span = tracing::info_span!("command", task_id = task.context.request.id, task = task.definition.task);
+        let running = Running {
+            stale: task.stale(),
+            definition: task.definition,
+            keys: task.keys,
+            writes: task.writes,
+            commit_guard,
+            started: Instant::now(),
+            held: task.held,
+            _in_flight: self.worker.metrics.command_in_flight(),
+            context: task.context,
+        };
+        let work = run(command, self.worker.engine.clone(), context, task.limit);
+        let handle = self.tasks.spawn(work.instrument(span));
+        self.running.insert(handle.id(), running);
+    }
+}

@@ -1,0 +1,19 @@
+//! Waiting for what may not be there.
+
+use futures_util::future::BoxFuture;
+
+/// Waits for the end of a look, for ever where none is under way.
+pub(in crate::worker) async fn looked(looking: &mut Option<BoxFuture<'static, Option<String>>>) -> Option<String> {
+    match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a deadline, for ever where there is none.
+pub(in crate::worker) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
