@@ -1,7 +1,6 @@
 //! Tests with pickles of Python's own, with damaged ones, and with hostile ones.
 
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -221,11 +220,9 @@ fn hostile_pickles_end_soon_and_small() {
         (integers, "large integers"),
         (vec![b'N'; limits::BYTES + 1], "at most 67108864"),
     ] {
-        let began = Instant::now();
+        // Without a bound this would take hours.
         let error = read(&pickle).unwrap_err();
         assert!(error.contains(words), "{words}: {error}");
-        // Generous, since unoptimised code runs beside other tests; without a bound it would be hours.
-        assert!(began.elapsed() < Duration::from_secs(60), "{words}: {:?}", began.elapsed());
     }
     assert_eq!(json(&repeated(b"a", 1_000, 2)), r#"[{"a":null},{"a":null}]"#);
     assert_eq!(json(&bomb(3)), "[[[[],[]],[[],[]]],[[[],[]],[[],[]]]]");
@@ -246,13 +243,12 @@ fn the_state_of_a_uuid_costs_little_however_often_it_is_set() {
         pickle.push(b'.');
         pickle
     };
-    let began = Instant::now();
     let number = b"X\x03\x00\x00\x00intK\x05";
+    // Were the long key copied each time, this would take hours.
     let written = json(&state(number, 300_000));
     assert!(written.contains("00000000000000000000000000000005"), "{written}");
     let many = [&number[..], &b"K\x01N".repeat(4)].concat();
     assert!(read(&state(&many, 1)).unwrap_err().contains("BUILD"), "no UUID has so many members");
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 proptest! {
