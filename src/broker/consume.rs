@@ -27,8 +27,8 @@ use super::{
     convert::{message_in, short},
     error,
     gate::{Gate, Inflow},
+    link::Link,
     prefetch::Prefetch,
-    session::Link,
     topology,
 };
 

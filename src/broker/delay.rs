@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::celery::message::{Address, Field};
 
 use super::{
-    Error, ErrorKind, Exchange, ExchangeType, Look, Presence, QueueSpec, QueueType, Result, Topology, session::Link,
+    Error, ErrorKind, Exchange, ExchangeType, Look, Presence, QueueSpec, QueueType, Result, Topology, link::Link,
     topology,
 };
 

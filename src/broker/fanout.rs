@@ -20,7 +20,7 @@ use crate::celery::message::{Address, Field, Message, Properties, Publication};
 
 use super::{
     Error, ErrorKind, Exchange, ExchangeType, Presence, PublishError, Publisher, QueueSpec, QueueType, Result, Session,
-    State, Topology, convert::short, error, session::Link, topology,
+    State, Topology, convert::short, error, link::Link, topology,
 };
 
 /// The durable fanout exchange that keys of changed values are published to.

@@ -17,6 +17,7 @@ mod greeting;
 mod keepalive;
 mod lapin_workarounds;
 mod last_read;
+mod link;
 mod options;
 mod pem;
 mod permissions;

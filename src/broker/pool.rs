@@ -5,7 +5,7 @@ use std::sync::Arc;
 use deadpool::managed::{Manager, Metrics, Object, Pool, RecycleError, RecycleResult};
 use lapin::{Channel, options::ConfirmSelectOptions};
 
-use super::{Error, ErrorKind, Result, session::Link};
+use super::{Error, ErrorKind, Result, link::Link};
 
 /// Opens confirming channels on the publishing connection.
 #[derive(Debug)]

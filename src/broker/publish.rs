@@ -16,8 +16,8 @@ use super::{
     Result,
     convert::{properties_out, short},
     error::{self, Reply},
+    link::Link,
     pool::ChannelPool,
-    session::Link,
 };
 
 /// Bodies handed to the library before it is waited for what it has written. Well below its buffer of 4 MiB: frames that

@@ -11,7 +11,7 @@ use super::{
     End, Error, ErrorKind, Exchange, Presence, QueueSpec, Result,
     convert::{message_in, short},
     error,
-    session::Link,
+    link::Link,
     topology,
 };
 

@@ -16,7 +16,7 @@ use crate::celery::message::{Field, Headers};
 use super::{
     Error, ErrorKind, QueueType, Result,
     convert::{short, table_out},
-    session::Link,
+    link::Link,
 };
 
 /// The queue that keeps messages that cannot be run.

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::celery::message::{Address, Message, Properties, Publication};
 use crate::commands::Facts;
-use crate::worker::execution::answer::More;
 use crate::worker::journal::Digest;
 
 pub(super) use crate::broker::EVENTS_EXCHANGE as EXCHANGE;
@@ -69,6 +68,16 @@ impl EventData {
         let outcome = if error.is_none() { EventOutcome::Succeeded } else { EventOutcome::Failed };
         Self { outcome, error, ..self }
     }
+}
+
+/// What one further event of a command of several keys tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct More {
+    #[serde(flatten)]
+    pub(super) facts: Facts,
+    /// The key's own failure, where the command as a whole has a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<EventError>,
 }
 
 /// A CloudEvents 1.0 event.

@@ -286,11 +286,10 @@ fn wrong_arrows_in_storage(sources: &[Source]) -> Vec<String> {
 /// Finds files that use each other in a circle.
 fn import_circles(sources: &[Source]) -> Vec<String> {
     let circles = imports::Tree::new(sources).circles();
-    let complaints = circles.into_iter().filter(|circle| !circle.iter().any(|path| is_being_rebuilt(path)));
-    complaints.map(|circle| format!("use each other in a circle: {circle:?}")).collect()
+    circles.into_iter().map(|circle| format!("use each other in a circle: {circle:?}")).collect()
 }
 
-/// Tells whether a file lies in a room to which the rule does not apply yet.
+/// Tells whether a file lies in a room to which the rule of names does not apply yet.
 fn is_being_rebuilt(path: &str) -> bool {
     path.starts_with("worker/") || path.starts_with("broker/")
 }
@@ -520,6 +519,16 @@ fn files_do_not_use_each_other_in_a_circle() {
                 ("config/b.rs", "use super::c;"),
                 ("config/c/mod.rs", "use super::super::config::a::A;"),
             ],
+            &[
+                ("broker/mod.rs", "mod session;\nmod topology;\npub use topology::Topology;"),
+                ("broker/session.rs", "use super::{Error, Topology};"),
+                ("broker/topology.rs", "use super::session::Link;"),
+            ],
+            &[
+                ("worker/delivery/outbox.rs", "use crate::worker::intake::policy::Policy;"),
+                ("worker/intake/policy/mod.rs", "use crate::worker::events;"),
+                ("worker/events.rs", "fn f() { super::delivery::outbox::push(); }"),
+            ],
         ],
         &[
             &[("json/mod.rs", "mod a;\npub use a::A;\npub struct B;"), ("json/a.rs", "use super::B;")],
@@ -527,7 +536,7 @@ fn files_do_not_use_each_other_in_a_circle() {
                 ("celery/a.rs", "use super::b::B;"),
                 ("celery/b.rs", "use crate::json::A;\n#[cfg(test)]\nmod tests { use super::a::A; }"),
             ],
-            &[("worker/a.rs", "use super::b::B;"), ("worker/b.rs", "use super::a::A;")],
+            &[("worker/a.rs", "use super::b::B;"), ("worker/b.rs", "use super::c::C;"), ("worker/c.rs", "fn f() {}")],
         ],
     );
 }

@@ -4,9 +4,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::celery::error::Exception;
-use crate::commands::Facts;
 use crate::json::{self, Json};
-use crate::worker::events::{EventData, EventError};
+use crate::worker::events::{EventData, More};
 
 /// How a command ended, for its caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,16 +34,6 @@ pub(in crate::worker) struct Answer {
     pub(in crate::worker) event: Option<EventData>,
     /// What the other events of a command of several keys tell instead of the first one's facts.
     pub(in crate::worker) more: Vec<More>,
-}
-
-/// What one further event of a command of several keys tells.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct More {
-    #[serde(flatten)]
-    pub(in crate::worker) facts: Facts,
-    /// The key's own failure, where the command as a whole has a result.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::worker) error: Option<EventError>,
 }
 
 /// How an answer stands in the journal. An earlier worker on the same folder reads it as well, without the events of further keys.

@@ -9,8 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::identity::Digest;
-use super::ledger::{Answered, Crash};
-use super::lookup::take_one;
+use super::ledger::{Answered, Crash, take_one};
 use super::record::{Finish, write};
 use super::segment::{self, Answers, News, Reader};
 use super::{Journal, KEEP_ADOPTED, KEEP_SEGMENT, at, remove};

@@ -310,3 +310,12 @@ impl Ledger {
         Self { running: HashMap::new(), crashes: HashMap::new(), ..earlier }
     }
 }
+
+/// Takes one answer whose command may return from the first ledger that has one.
+pub(super) fn take_one<'l>(ledgers: impl Iterator<Item = &'l mut Ledger>, digest: Digest) {
+    for ledger in ledgers {
+        if ledger.take(digest) {
+            return;
+        }
+    }
+}

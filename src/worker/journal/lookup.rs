@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::adopt::gate;
 use super::identity::{Digest, Identity};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, take_one};
 use super::record::{Counts, Finish, write};
 use super::{Journal, record, segment};
 
@@ -196,15 +196,6 @@ impl Journal {
     pub(super) fn died_earlier(&self, name: Digest) -> bool {
         self.ledgers().any(|ledger| ledger.crashes.contains_key(&name))
             || self.siblings.values().any(|reader| !reader.adopted && reader.ledger.running.contains_key(&name))
-    }
-}
-
-/// Takes one answer whose command may return from the first ledger that has one.
-pub(super) fn take_one<'l>(ledgers: impl Iterator<Item = &'l mut Ledger>, digest: Digest) {
-    for ledger in ledgers {
-        if ledger.take(digest) {
-            return;
-        }
     }
 }
 

@@ -8,8 +8,8 @@ use super::{Policy, TaskContext};
 use crate::celery::error::Exception;
 use crate::commands::{CommandError, Definition, Facts};
 use crate::json::Json;
-use crate::worker::events::{EventData, EventError, EventOutcome};
-use crate::worker::execution::answer::{Answer, More, Outcome};
+use crate::worker::events::{EventData, EventError, EventOutcome, More};
+use crate::worker::execution::answer::{Answer, Outcome};
 
 /// Bytes of one text in an exception; Linux has no longer path.
 const LONGEST_TEXT: usize = 4096;
