@@ -19,10 +19,10 @@ const DEEPEST: usize = 128;
 
 /// Mends, in what a broker sends, the text that would cost the connection; follows the frames across reads.
 ///
-/// The library refuses a frame whose short strings (names, ids, routing keys) are not UTF-8, although AMQP lets a producer
-/// send any bytes there, and ends the connection; the broker then delivers the same message to the next one, for ever. Each
-/// byte that breaks UTF-8 becomes `?`, and nesting that would exhaust the library's stack becomes a byte array: no length
-/// changes. What is malformed beyond that goes on untouched.
+/// The library refuses a frame whose short strings (names, ids, routing keys) are not UTF-8 and ends the connection. The broker
+/// lets a producer send any bytes there, and delivers the same message to the next connection, for ever. Each byte that breaks
+/// UTF-8 becomes `?`, and nesting that would exhaust the library's stack becomes a byte array: no length changes. What is
+/// malformed beyond that goes on untouched.
 #[derive(Debug, Default)]
 pub(super) struct Scrubber {
     /// So many bytes more are nobody's business here.
