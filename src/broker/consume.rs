@@ -17,7 +17,7 @@ use lapin::{
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::sync::watch;
+use tokio::sync::{Mutex as Turn, watch};
 
 use crate::celery::message::{Message, Origin};
 
@@ -73,6 +73,22 @@ impl AckToken {
     }
 }
 
+/// Why queues are not consumed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct ConsumeError {
+    /// The queue that is there but gave no consumer, as a quorum queue without a majority; the session is lost with it.
+    pub stalled: Option<String>,
+    /// What the broker says.
+    pub error: Error,
+}
+
+impl From<Error> for ConsumeError {
+    fn from(error: Error) -> Self {
+        Self { stalled: None, error }
+    }
+}
+
 /// Why no further delivery comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -93,6 +109,10 @@ pub struct Deliveries {
     channel: Channel,
     sources: Vec<Source>,
     down: Vec<(String, Error)>,
+    /// Unsettled deliveries a further queue begins with.
+    first: u16,
+    /// Within which deliveries and bytes each queue's prefetch follows the sizes of its deliveries.
+    bounds: Option<(u16, u64)>,
     /// The tag that follows those handed over; the broker counts them over all consumers of the channel.
     next: u64,
     /// What came by another consumer than an earlier tag that was not seen yet.
@@ -126,6 +146,8 @@ struct Tags {
     prefix: String,
     count: AtomicU64,
     active: Mutex<Vec<ShortString>>,
+    /// Held while a consumer begins: a prefetch counts for the consumer that follows it on the channel.
+    turn: Turn<()>,
 }
 
 impl Tags {
@@ -156,48 +178,61 @@ pub struct Settler {
     stopped: Arc<watch::Sender<bool>>,
 }
 
+/// A consumer of a further queue, to be given to [`Deliveries::join`].
+#[derive(Debug)]
+pub struct Joined(Source);
+
+/// Begins to consume further queues on the channel of some [`Deliveries`], while these go on.
+#[derive(Clone, Debug)]
+pub struct Joiner {
+    link: Arc<Link>,
+    channel: Channel,
+    tags: Arc<Tags>,
+    prefetch: u16,
+}
+
+impl Joiner {
+    /// Begins to consume a queue, which is created when it is missing; what it delivers comes once the consumer is given to
+    /// [`Deliveries::join`].
+    ///
+    /// # Errors
+    /// As [`Session::consume`]; only with `Down` of a queue that is not stalled the session lives on.
+    ///
+    /// [`Session::consume`]: super::Session::consume
+    pub async fn join(&self, queue: &str) -> std::result::Result<Joined, ConsumeError> {
+        topology::ensure_task_queue(&self.link, queue).await?;
+        let source = begin_source(&self.link, &self.channel, queue, self.prefetch, &self.tags).await?;
+        Ok(Joined(source))
+    }
+}
+
 pub(super) async fn consume(
     link: &Arc<Link>,
     queues: &[String],
-    stalled: &mut BTreeMap<String, Error>,
     prefetch: u16,
     tag_prefix: &str,
-) -> Result<(Deliveries, Settler)> {
-    let (mut up, mut waiting, mut down) = (Vec::new(), Vec::new(), Vec::new());
+) -> std::result::Result<(Deliveries, Settler), ConsumeError> {
+    let (mut up, mut down) = (Vec::new(), Vec::new());
     for queue in queues {
         match topology::ensure_task_queue(link, queue).await {
-            Ok(()) if stalled.contains_key(queue) => waiting.push(queue),
             Ok(()) => up.push(queue),
-            Err(error) if error.kind() == ErrorKind::Down => {
-                // A look tells now.
-                stalled.remove(queue);
-                down.push((queue.clone(), error));
-            }
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Down => down.push((queue.clone(), error)),
+            Err(error) => return Err(error.into()),
         }
-    }
-    if up.is_empty() {
-        // Trying them holds up nobody else, and nobody else tries them; each has its turn.
-        up = waiting;
-        stalled.clear();
-    } else {
-        let known = waiting.into_iter().filter_map(|queue| Some((queue.clone(), stalled.get(queue)?.clone())));
-        down.extend(known);
     }
     if let (true, Some((_, error))) = (up.is_empty(), down.first()) {
-        return Err(error.clone());
+        return Err(error.clone().into());
     }
     let channel = link.channel().await?;
-    let tags = Arc::new(Tags { prefix: tag_prefix.to_owned(), count: AtomicU64::new(0), active: Mutex::default() });
+    let tags = Arc::new(Tags {
+        prefix: tag_prefix.to_owned(),
+        count: AtomicU64::new(0),
+        active: Mutex::default(),
+        turn: Turn::default(),
+    });
     let mut sources = Vec::new();
     for queue in up {
-        let begun = begin(link, &channel, queue, prefetch, &tags).await;
-        if let Some(error) = begun.as_ref().err().filter(|error| error.kind() == ErrorKind::Down) {
-            stalled.insert(queue.clone(), error.clone());
-        }
-        let (tag, consumer) = begun?;
-        let prefetch = Prefetch::new(prefetch);
-        sources.push(Source { queue: queue.clone(), consumer, tag, prefetch, is_ending: false });
+        sources.push(begin_source(link, &channel, queue, prefetch, &tags).await?);
     }
     // Nobody takes anything before.
     link.gate.arm();
@@ -208,6 +243,8 @@ pub(super) async fn consume(
         channel: channel.clone(),
         sources,
         down,
+        first: prefetch,
+        bounds: None,
         next: 1,
         early: BTreeMap::new(),
         generation,
@@ -227,6 +264,22 @@ pub(super) async fn consume(
     Ok((deliveries, settler))
 }
 
+/// Begins to consume one queue.
+async fn begin_source(
+    link: &Link,
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+    tags: &Tags,
+) -> std::result::Result<Source, ConsumeError> {
+    let begun = begin(link, channel, queue, prefetch, tags).await;
+    let (tag, consumer) = begun.map_err(|error| {
+        let stalled = (error.kind() == ErrorKind::Down).then(|| queue.to_owned());
+        ConsumeError { stalled, error }
+    })?;
+    Ok(Source { queue: queue.to_owned(), consumer, tag, prefetch: Prefetch::new(prefetch), is_ending: false })
+}
+
 /// Begins one consumer. A quorum queue without a majority answers a look but not this: RabbitMQ says nothing, or ends the
 /// connection with 541. That queue is `Down`, and the session is lost.
 async fn begin(
@@ -237,6 +290,7 @@ async fn begin(
     tags: &Tags,
 ) -> Result<(ShortString, Consumer)> {
     let (name, tag) = (short("a queue's name", queue).map_err(invalid)?, tags.next()?);
+    let _turn = tags.turn.lock().await;
     // It counts for the consumers that follow, and each has its own.
     let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
     link.answer("setting the prefetch", qos).await?;
@@ -267,8 +321,7 @@ fn invalid(text: String) -> Error {
 }
 
 impl Deliveries {
-    /// Returns the queues that are not consumed because their node of the cluster is down or because they lately gave no
-    /// consumer, with the broker's words.
+    /// Returns the queues that were left out because their node of the cluster is down, with the broker's words.
     #[must_use]
     pub fn down(&self) -> &[(String, Error)] {
         &self.down
@@ -279,9 +332,26 @@ impl Deliveries {
     /// It changes by a new consumer that begins before the old one ends: a queue that deletes itself with its last consumer
     /// stays, and nothing is handed back.
     pub fn adapt_prefetch(&mut self, full: u16, bytes: u64) {
+        self.bounds = Some((full, bytes));
         for source in &mut self.sources {
             source.prefetch.bound(full, bytes);
         }
+    }
+
+    /// Returns what begins to consume further queues on this channel.
+    #[must_use]
+    pub fn joiner(&self) -> Joiner {
+        let (link, channel, tags) = (Arc::clone(&self.link), self.channel.clone(), Arc::clone(&self.tags));
+        Joiner { link, channel, tags, prefetch: self.first }
+    }
+
+    /// Takes in the consumer of a further queue, whose deliveries come with those of the others.
+    pub fn join(&mut self, Joined(mut source): Joined) {
+        if let Some((full, bytes)) = self.bounds {
+            source.prefetch.bound(full, bytes);
+        }
+        self.down.retain(|(queue, _)| *queue != source.queue);
+        self.sources.push(source);
     }
 
     /// Tells how many deliveries only wait for others of their kind: others of another kind shall be seen all the same.

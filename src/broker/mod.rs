@@ -32,7 +32,7 @@ mod url;
 
 pub use crate::broker_url::{BrokerUrl, LoginMethod, UrlError};
 pub use backoff::Backoff;
-pub use consume::{AckToken, BATCH, BATCH_BYTES, Deliveries, Delivery, End, Settler};
+pub use consume::{AckToken, BATCH, BATCH_BYTES, ConsumeError, Deliveries, Delivery, End, Joined, Joiner, Settler};
 pub use delay::Delay;
 pub use error::{Error, ErrorKind, Result};
 pub use fanout::{Broadcasts, Fanout, INVALIDATIONS_EXCHANGE};

@@ -1,7 +1,6 @@
 //! Two connections that live and die together.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,8 +9,8 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use super::{
-    BrokerOptions, BrokerUrl, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler, State,
-    Subscription, Topology, consume, link::Link, subscribe,
+    BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler,
+    State, Subscription, Topology, consume, link::Link, subscribe,
 };
 
 /// Longest wait for one URL while another is untried.
@@ -118,20 +117,16 @@ impl Session {
     /// highest priority of the options, bound to a direct exchange of its name where that is permitted. One whose node of
     /// the cluster is down is left out ([`Deliveries::down`]) as long as another is there.
     ///
-    /// So is one that stands in `stalled`: there, but it gave no consumer, as a quorum queue without a majority. Only trying
-    /// tells, and the session is lost with it, so `stalled` is kept for the next one; when all others are down or stalled,
-    /// it is cleared and they are tried anew.
-    ///
     /// # Errors
-    /// `Denied` names the missing permission; `Arguments`, `Down` and `Lost` as the broker says.
+    /// `Denied` names the missing permission; `Arguments`, `Down` and `Lost` as the broker says. With the queue's name when it is
+    /// there but gives no consumer, as a quorum queue without a majority: only trying tells, and the session is lost with it.
     pub async fn consume(
         &self,
         queues: &[String],
-        stalled: &mut BTreeMap<String, Error>,
         prefetch: u16,
         tag_prefix: &str,
-    ) -> Result<(Deliveries, Settler)> {
-        consume::consume(&self.link, queues, stalled, prefetch, tag_prefix).await
+    ) -> std::result::Result<(Deliveries, Settler), ConsumeError> {
+        consume::consume(&self.link, queues, prefetch, tag_prefix).await
     }
 
     /// Listens on a queue of our own: declares exchange and queue, binds and consumes without acknowledgement.

@@ -1,17 +1,17 @@
 //! What all sessions of a worker share.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::broker::{Error, Session, State};
+use crate::broker::{Session, State};
 use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
+use crate::worker::WorkerOptions;
+use crate::worker::consumed_queues::ConsumedQueues;
 use crate::worker::delivery::destinations::Destinations;
 use crate::worker::delivery::outbox::{PendingAck, Role};
-use crate::worker::intake::policy::DEAD_QUEUE;
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
-use crate::worker::{METRICS_QUEUE, WorkerOptions};
+use crate::worker::own_queues::{OwnQueue, OwnQueues};
 
 /// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
 const FOLLOW: Duration = Duration::from_millis(20);
@@ -29,12 +29,12 @@ pub(super) struct WorkerContext {
     pub(super) destinations: Destinations,
     /// When the siblings' journals were last followed.
     pub(super) followed: Option<Instant>,
-    /// Consumed queues that are there but gave no consumer, with the reason: left out until a trial gets one.
-    pub(super) stalled: BTreeMap<String, Error>,
+    /// How the worker's own queues stand.
+    pub(super) own_queues: OwnQueues,
+    /// Which of the queues to be consumed are missing.
+    pub(super) consumed_queues: ConsumedQueues,
     /// Whether this user may make delay queues was looked at.
     pub(super) knows_rights: bool,
-    /// Those of our own queues that took nothing when something was last sent there, whatever a look at them says.
-    pub(super) held_back: BTreeSet<Component>,
     /// The task that sends and receives the announcements of changed keys in this session.
     pub(super) coherence: Option<Coherence>,
 }
@@ -53,23 +53,15 @@ impl WorkerContext {
         });
     }
 
-    /// Says of our own queues that something for them is held back.
+    /// Notes of our own queues that something for them is held back.
     pub(super) fn hold_back(&mut self, pending: &mut PendingAck, reason: &str) {
         // An event that was sent and is still owed was not taken.
         let events = pending.told > 0 && !pending.events.is_empty();
-        let queues =
-            [(Component::DeadQueue, DEAD_QUEUE, pending.owes(Role::Dead)), (Component::Events, METRICS_QUEUE, events)];
-        for (component, queue, _) in queues.into_iter().filter(|(.., owes)| *owes) {
-            pending.held = true;
-            self.held_back.insert(component);
-            self.readiness.set(component, ComponentState::Degraded(format!("{queue}: {reason}; held back")));
-        }
-    }
-
-    /// Says that what was held back has been taken.
-    pub(super) fn let_go(&mut self) {
-        for component in std::mem::take(&mut self.held_back) {
-            self.readiness.set(component, ComponentState::Ready);
+        for (queue, owes) in [(OwnQueue::Dead, pending.owes(Role::Dead)), (OwnQueue::Events, events)] {
+            if owes {
+                pending.held.insert(queue);
+                self.own_queues.hold_back(queue, reason);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Joins all: from deliveries to acknowledgements, session after session.
 
+mod consumed_queues;
 mod context;
 mod delivery;
 mod events;
@@ -7,30 +8,30 @@ mod execution;
 mod intake;
 mod invalidations;
 mod journal;
+mod own_queues;
 mod session_loop;
 mod signals;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, METRICS_QUEUE, Presence, QueueType, Session};
+use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, QueueType, Session};
 use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
+use consumed_queues::ConsumedQueues;
 use context::WorkerContext;
 use delivery::destinations::Destinations;
 use journal::Journal;
+use own_queues::{OwnQueue, OwnQueues};
 use session_loop::{SessionEnd, SessionLoop};
 
 pub use events::event_schema;
 pub use invalidations::Announcer;
 pub use signals::{Stop, disregard, hangups, listen};
 
-/// Events it holds; beyond that the oldest go.
-const METRICS_LENGTH: u32 = 100_000;
 /// Unsettled deliveries a queue begins with, whose sizes are not known yet.
 const FIRST_PREFETCH: usize = 16;
 /// The part of the bytes in flight that deliveries may take which are fetched ahead.
@@ -138,7 +139,6 @@ pub async fn run(
     let opening = tokio::task::spawn_blocking(move || Journal::open(&folder, &node, max_bytes));
     let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
     let destinations = Destinations::default();
-    let (stalled, held_back) = (BTreeMap::new(), BTreeSet::new());
     let budget = Budget::new(options.max_in_flight_bytes);
     let mut worker = WorkerContext {
         options,
@@ -146,12 +146,12 @@ pub async fn run(
         budget,
         journal,
         metrics,
+        own_queues: OwnQueues::new(readiness.clone()),
+        consumed_queues: ConsumedQueues::default(),
         readiness,
         destinations,
         followed: None,
-        stalled,
         knows_rights: false,
-        held_back,
         coherence: None,
     };
     let mut backoff = Backoff::default();
@@ -235,9 +235,9 @@ async fn open<'b>(
     session.may_answer().await?;
     worker.begin_coherence(&session).await;
     let topology = session.topology();
-    note(&worker.readiness, Component::DeadQueue, topology.ensure_dead().await)?;
+    worker.own_queues.begin(OwnQueue::Dead, &topology).await?;
     if worker.options.events {
-        note(&worker.readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await)?;
+        worker.own_queues.begin(OwnQueue::Events, &topology).await?;
     }
     if !std::mem::replace(&mut worker.knows_rights, true)
         && let Ok(Some(lack)) = session.delay().lack().await
@@ -245,18 +245,17 @@ async fn open<'b>(
         tracing::warn!(lack, "a permission is missing");
     }
     worker.journal.begin_session();
-    worker.held_back.clear();
     let prefetch = worker.options.concurrency.saturating_mul(usize::from(worker.options.prefetch_multiplier));
     // AMQP's count has 16 bits, and 0 is no limit.
     let prefetch = u16::try_from(prefetch).ok().filter(|prefetch| *prefetch > 0).unwrap_or(u16::MAX);
-    let WorkerContext { options, stalled, .. } = &mut *worker;
+    let WorkerContext { options, consumed_queues, .. } = &mut *worker;
     let queues = options.queues.len().max(1);
     // While several are begun one after another, nobody takes what the first ones send.
     let first = if queues == 1 { FIRST_PREFETCH } else { (FIRST_PREFETCH / 2 / queues).max(1) };
     let first = prefetch.min(u16::try_from(first).unwrap_or(1));
-    let (mut deliveries, settler) = session.consume(&options.queues, stalled, first, &options.node).await?;
+    let (mut deliveries, settler) = consumed_queues.consume(&session, &options.queues, first, &options.node).await?;
     deliveries.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
-    let condition = consumed(deliveries.down());
+    let condition = consumed_queues.condition();
     if let ComponentState::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");
     }
@@ -271,26 +270,4 @@ async fn open<'b>(
     worker.readiness.set(Component::Worker, ComponentState::Ready);
     worker.readiness.set_started();
     Ok(SessionLoop::new(worker, session, deliveries, settler))
-}
-
-/// Says how the consumed queues stand; without some of them the others go on.
-fn consumed(down: &[(String, Error)]) -> ComponentState {
-    if down.is_empty() {
-        return ComponentState::Ready;
-    }
-    let faults: Vec<String> = down.iter().map(|(queue, error)| format!("queue '{queue}' is down: {error}")).collect();
-    ComponentState::Degraded(format!("{}; it is tried again and again", faults.join("; ")))
-}
-
-/// Says how one of our own queues stands; without it commands go on.
-fn note(readiness: &Readiness, component: Component, presence: Result<Presence, Error>) -> Result<(), Error> {
-    let condition = match presence {
-        Ok(Presence::Present | Presence::Created) => ComponentState::Ready,
-        Ok(Presence::Down(words)) => ComponentState::Degraded(format!("queue is down: {words}")),
-        Ok(Presence::Denied(words)) => ComponentState::Degraded(format!("queue is missing: {words}")),
-        Err(error) if matches!(error.kind(), ErrorKind::Lost | ErrorKind::Unreachable) => return Err(error),
-        Err(error) => ComponentState::Degraded(format!("queue cannot be made: {error}")),
-    };
-    readiness.set(component, condition);
-    Ok(())
 }

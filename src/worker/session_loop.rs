@@ -15,10 +15,11 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
-use crate::broker::{DOUBT, Deliveries, Session, Settler};
+use crate::broker::{DOUBT, Deliveries, Presence, Session, Settler};
 use crate::celery::error::Exception;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
+use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::deferred::{self, Deferred, PATIENCE};
 use crate::worker::delivery::in_flight::InFlightBatches;
@@ -29,6 +30,7 @@ use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::Scheduler;
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
 use crate::worker::invalidations::Stale;
+use crate::worker::own_queues::{self, Looked};
 use crate::worker::signals::Stop;
 use intake::Intake;
 use waits::{looked, sleep_until};
@@ -81,13 +83,10 @@ pub(super) struct SessionLoop<'b> {
     in_flight: InFlightBatches,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
     deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
-    events_on: bool,
-    /// Until then events that come back are known to have no listener; set until one is heard again.
-    unheard_until: Option<Instant>,
-    /// Looks after queues that were not there.
-    looking: Option<BoxFuture<'static, Option<String>>>,
-    /// Tries the queues that a look cannot judge.
-    trials: FuturesUnordered<BoxFuture<'static, String>>,
+    /// Looks for own queues that were not there.
+    looking: Option<BoxFuture<'static, Looked>>,
+    /// One for each consumed queue that is missing.
+    trials: FuturesUnordered<BoxFuture<'static, Rejoin>>,
     stop: Stop,
     deadline: Option<tokio::time::Instant>,
     /// The broker has been silent for so long that its other consumers may have been given what is held here.
@@ -101,14 +100,11 @@ impl<'b> SessionLoop<'b> {
         deliveries: Deliveries,
         settler: Settler,
     ) -> Self {
-        let stalled = deliveries.down().iter().filter(|(queue, _)| worker.stalled.contains_key(queue));
-        let trials =
-            stalled.map(|(queue, _)| Box::pin(deferred::try_again(session.options(), queue.clone())) as _).collect();
+        let trials = worker.consumed_queues.trials(&session, &deliveries.joiner()).into_iter().collect();
         Self {
             policy: Policy::new(&worker.options, session.publisher().frame_max()),
             scheduler: Scheduler::new(worker.options.concurrency),
             intake: Intake::new(&worker.budget, &worker.options.spool),
-            events_on: worker.options.events,
             worker,
             session,
             deliveries,
@@ -118,7 +114,6 @@ impl<'b> SessionLoop<'b> {
             outbox: Outbox::default(),
             in_flight: InFlightBatches::default(),
             deferred: FuturesUnordered::new(),
-            unheard_until: None,
             looking: None,
             trials,
             stop: Stop::No,
@@ -222,17 +217,11 @@ impl<'b> SessionLoop<'b> {
                 }
                 Some(reading) = self.intake.readings.next() => self.was_read(reading)?,
                 Some(deferred) = self.deferred.next() => self.deferred(deferred)?,
-                back = looked(&mut self.looking) => {
+                looked = looked(&mut self.looking) => {
                     self.looking = None;
-                    if let Some(queue) = back.filter(|_| self.stop == Stop::No) {
-                        return Err(format!("queue '{queue}' is back, and the next session consumes it"));
-                    }
-                    self.look_after_queues();
+                    self.looked(looked);
                 }
-                Some(queue) = self.trials.next(), if self.stop == Stop::No => {
-                    self.worker.stalled.remove(&queue);
-                    return Err(format!("queue '{queue}' gives a consumer again, and the next session consumes it"));
-                }
+                Some(rejoin) = self.trials.next(), if self.stop == Stop::No => self.rejoined(rejoin)?,
                 // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
                 batch = self.deliveries.next(), if self.stop == Stop::No && !full => match batch {
                     Ok(batch) => {
@@ -354,7 +343,8 @@ impl<'b> SessionLoop<'b> {
 
     /// Sends what is owed, as far as it may leave.
     fn send(&mut self) {
-        let events = if self.events_on { self.worker.options.events_max_batch } else { 0 };
+        let events_on = self.worker.options.events && self.worker.own_queues.takes_events();
+        let events = if events_on { self.worker.options.events_max_batch } else { 0 };
         self.outbox.part(&mut self.worker.destinations);
         while self.in_flight.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
@@ -379,9 +369,8 @@ impl<'b> SessionLoop<'b> {
             self.deferred.push(Box::pin(deferred::hold(pending)));
         }
         for (pending, role) in unrouted {
-            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
-            let queue_type = self.worker.options.queue_type;
-            self.deferred.push(Box::pin(deferred::see_to_queue(topology, readiness, pending, role, queue_type)));
+            let (topology, queue_type) = (self.session.topology(), self.worker.options.queue_type);
+            self.deferred.push(Box::pin(deferred::see_to_queue(topology, pending, role, queue_type)));
         }
         for (pending, role, words) in refused {
             self.give_up(pending, role, &words);
@@ -390,13 +379,7 @@ impl<'b> SessionLoop<'b> {
             self.look_for_listeners(unheard);
         }
         if let Some(words) = events_refused {
-            self.events_on = false;
-            self.worker.readiness.set(
-                Component::Events,
-                ComponentState::Degraded(format!(
-                    "the broker refuses events: {words}; they are off until the next session"
-                )),
-            );
+            self.worker.own_queues.refuse_events(&words);
         }
         lost.map_or(Ok(()), Err)
     }
@@ -407,17 +390,15 @@ impl<'b> SessionLoop<'b> {
         let mut events = 0;
         for pending in done {
             events += pending.told as u64;
-            if pending.held {
-                self.worker.let_go();
-            }
+            pending.held.iter().for_each(|queue| self.worker.own_queues.taken(*queue));
             if let Some(ack_token) = pending.ack_token {
                 ack_tokens.push(ack_token);
                 entries.extend(pending.entry);
             }
         }
         self.worker.metrics.record_events(telemetry::Event::Published, events);
-        if events > 0 && self.unheard_until.take().is_some() {
-            self.worker.readiness.set(Component::Events, ComponentState::Ready);
+        if events > 0 {
+            self.worker.own_queues.heard();
         }
         self.settler.settle(ack_tokens).map_err(|error| error.to_string())?;
         entries.into_iter().for_each(|entry| self.worker.journal.settled(entry));
@@ -426,32 +407,40 @@ impl<'b> SessionLoop<'b> {
 
     /// Events came back: with their queue down they wait, with nobody bound they count as delivered to nobody.
     fn look_for_listeners(&mut self, pending_acks: Vec<PendingAck>) {
-        if self.unheard_until.is_some_and(|until| Instant::now() < until) {
+        if self.worker.own_queues.is_unheard() {
             self.give_up_events(pending_acks);
         } else {
-            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
-            self.deferred.push(Box::pin(deferred::look_for_listeners(topology, readiness, pending_acks)));
+            self.deferred.push(Box::pin(deferred::look_for_listeners(self.session.topology(), pending_acks)));
         }
     }
 
-    /// Has queues looked at again as long as one is not there: nothing else may ever ask for it.
+    /// Has own queues looked for again as long as one is away.
     fn look_after_queues(&mut self) {
-        let conditions = self.worker.readiness.conditions();
-        let is_degraded = |component| matches!(conditions.get(&component), Some(ComponentState::Degraded(_)));
-        // Neither is what would be taken for there, and takes nothing.
-        let held = &self.worker.held_back;
-        let dead = is_degraded(Component::DeadQueue) && !held.contains(&Component::DeadQueue);
-        // Events that are refused, or that nobody listens to, are no matter of a queue that comes back.
-        let events = is_degraded(Component::Events)
-            && self.events_on
-            && self.unheard_until.is_none()
-            && !held.contains(&Component::Events);
-        let down = self.deliveries.down().iter().map(|(queue, _)| queue);
-        let consumed: Vec<String> = down.filter(|queue| !self.worker.stalled.contains_key(*queue)).cloned().collect();
-        if (dead || events || !consumed.is_empty()) && self.looking.is_none() {
-            let (topology, readiness) = (self.session.topology(), self.worker.readiness.clone());
-            self.looking = Some(Box::pin(deferred::look_again(topology, readiness, dead, events, consumed)));
+        let away = self.worker.own_queues.away_now();
+        if !away.is_empty() && self.looking.is_none() {
+            self.looking = Some(Box::pin(own_queues::look_again(self.session.topology(), away)));
         }
+    }
+
+    /// Takes in what a look for own queues found.
+    fn looked(&mut self, looked: Looked) {
+        for (queue, found) in looked {
+            // A lost session says so by itself.
+            if let Err(error) = self.worker.own_queues.looked(queue, found) {
+                tracing::debug!(queue = queue.name(), %error, "looking for a queue of our own");
+            }
+        }
+        self.look_after_queues();
+    }
+
+    /// Consumes a queue that is back, besides the others; nothing that runs or waits has to end for it.
+    fn rejoined(&mut self, rejoin: Rejoin) -> Result<(), String> {
+        let consumer = self.worker.consumed_queues.rejoin(rejoin)?;
+        // A node that is back in its cluster may hand out again what it had handed out before, without saying so.
+        self.worker.journal.reopen();
+        self.deliveries.join(consumer);
+        self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
+        Ok(())
     }
 
     fn deferred(&mut self, deferred: Deferred) -> Result<(), String> {
@@ -464,8 +453,16 @@ impl<'b> SessionLoop<'b> {
             // It has not begun: it goes back with the channel.
             Deferred::Reconsider(_) => {}
             Deferred::Refused(pending, role, words) => self.give_up(*pending, role, &words),
+            Deferred::Own(queue, Presence::Down(words) | Presence::Denied(words), pending_acks) => {
+                self.worker.own_queues.away(queue, &words);
+                self.deferred.push(Box::pin(deferred::wait(pending_acks)));
+            }
+            Deferred::Own(queue, Presence::Present | Presence::Created, pending_acks) => {
+                self.worker.own_queues.made(queue);
+                pending_acks.into_iter().for_each(|pending| self.outbox.push(pending));
+            }
             Deferred::Unheard(pending_acks) => {
-                self.unheard_until = Some(Instant::now() + PATIENCE);
+                self.worker.own_queues.unheard();
                 self.give_up_events(pending_acks);
             }
             Deferred::Lost(reason) => return Err(reason),

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -517,6 +518,35 @@ def wait_events(raw, wanted, queue=METRICS, timeout=TIMEOUT):
 
     wait_until(more, timeout, lambda: f"events in {queue}: {found}")
     return found
+
+
+@contextmanager
+def running_undisturbed(site, worker):
+    """Runs a store as long as this lasts: it is neither given back nor run again, and the worker stays ready in one session."""
+    sessions = worker.log().count("worker ready")
+    ready, over = [], threading.Event()
+
+    def watch():
+        while not over.wait(0.1):
+            ready.append(worker.ready())
+
+    watcher = threading.Thread(target=watch)
+    with site.held_writes("slow"):
+        result = site.send("store", "slow", "value")
+        wait_until(lambda: site.queues().get(QUEUE, (0, 0))[1] == 1, what="the command to be delivered", step=0.1)
+        watcher.start()
+        try:
+            yield
+            assert not result.ready()
+        finally:
+            over.set()
+            watcher.join()
+    assert result.get(timeout=TIMEOUT)["key"] == "slow"
+    wait_until(lambda: site.queues()[QUEUE] == (0, 0), what=site.queues, step=0.2)
+    own = [event["data"]["task_id"] for event in events_of(site.raw)].count(result.id)
+    assert own == 1, f"{own} runs"
+    assert ready and all(ready)
+    assert worker.log().count("worker ready") == sessions and "given back" not in worker.log()
 
 
 def same(left, right):

@@ -1,13 +1,13 @@
 """The worker's own queues go away and come back, and a quorum queue of commands keeps what waits for its time."""
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from celery.exceptions import NotRegistered
 
-from harness import DEAD, METRICS, QUEUE, TIMEOUT, Site, failure, wait_events, wait_until
+from harness import DEAD, METRICS, QUEUE, TIMEOUT, Site, failure, running_undisturbed, wait_events, wait_until
 
 EVENTS = "filestorage.events"
 # A queue that is back is found within 5 s.
@@ -189,6 +189,20 @@ def test_a_consumed_queue_that_is_down_holds_up_no_other(site, when):
     wait_well(worker, "queues")
     assert site.call("retrieve", "k", _queue=second) == 1
     assert site.call("retrieve", "k") == 1
+
+
+@pytest.mark.full_rights("the users of `definitions` have one queue of commands")
+def test_a_queue_that_is_back_ends_nothing_that_runs(site):
+    second = f"{QUEUE}.second"
+    make(site, second)
+    with ExitStack() as while_it_runs:
+        with stopped(site, second):
+            worker = site.start(queues=f"{second},{QUEUE}")
+            wait_reason(worker, "queues", f"'{second}' is down")
+            while_it_runs.enter_context(running_undisturbed(site, worker))
+        wait_well(worker, "queues")
+        assert site.call("store", "k", 1, _queue=second)["key"] == "k"
+        assert site.call("retrieve", "k") == 1
 
 
 # --- a quorum queue of commands --------------------------------------------------------------------------------------

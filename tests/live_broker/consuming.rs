@@ -37,7 +37,7 @@ fn the_prefetch_counts_per_queue_and_finished_ones_make_room() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
         let queues = ["a".to_owned(), "b".to_owned()];
-        let (mut deliveries, settler) = session.consume(&queues, &mut BTreeMap::new(), 3, "test").await.unwrap();
+        let (mut deliveries, settler) = session.consume(&queues, 3, "test").await.unwrap();
         publish(&session, numbered("a", 8)).await;
         publish(&session, numbered("b", 8)).await;
         let mut taken = take(&mut deliveries, 6).await;
@@ -53,6 +53,37 @@ fn the_prefetch_counts_per_queue_and_finished_ones_make_room() {
         nothing(&mut deliveries).await;
         assert_eq!(settler.settle(vec![slow.ack_token]).unwrap(), 1);
         take(&mut deliveries, 1).await;
+    });
+}
+
+#[test]
+fn a_further_queue_joins_while_the_others_go_on() {
+    live(async |node, vhost| {
+        let session = open(node, &vhost).await;
+        let (mut deliveries, settler) = consume(&session, "a", 2).await;
+        deliveries.adapt_prefetch(2, 1 << 20);
+        publish(&session, numbered("a", 3)).await;
+        let mut taken = take(&mut deliveries, 2).await;
+        // It is missing, and made like those at the beginning.
+        let joined = deliveries.joiner().join("b").await.unwrap();
+        publish(&session, numbered("b", 3)).await;
+        // What the new consumer is sent comes before what the old one is sent now, and waits for it.
+        let next = taken.remove(0);
+        assert_eq!(settler.settle(vec![next.ack_token]).unwrap(), 1);
+        deliveries.join(joined);
+        taken.extend(take(&mut deliveries, 3).await);
+        nothing(&mut deliveries).await;
+        let mut queues: Vec<_> = taken.iter().map(|delivery| delivery.origin.queue.as_str()).collect();
+        queues.sort_unstable();
+        assert_eq!(queues, ["a", "a", "b", "b"]);
+        assert_eq!(settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap(), 4);
+        let last = take(&mut deliveries, 1).await;
+        assert_eq!((last[0].origin.queue.as_str(), bodies(&last)), ("b", vec!["2".to_owned()]));
+        // A stop ends its consumer as well.
+        settler.stop().await.unwrap();
+        publish(&session, numbered("b", 1)).await;
+        until_ready(&session, "b", 1).await;
+        assert_eq!(session.state(), State::Open);
     });
 }
 

@@ -19,7 +19,6 @@ mod three_keys;
 mod topology;
 
 use std::{
-    collections::BTreeMap,
     future::Future,
     sync::{PoisonError, RwLock},
     time::Duration,
@@ -77,7 +76,7 @@ async fn open(node: &Node, vhost: &str) -> Session {
 }
 
 async fn consume(session: &Session, queue: &str, prefetch: u16) -> (Deliveries, Settler) {
-    session.consume(&[queue.to_owned()], &mut BTreeMap::new(), prefetch, "test").await.unwrap()
+    session.consume(&[queue.to_owned()], prefetch, "test").await.unwrap()
 }
 
 fn to(queue: &str, body: &str) -> Publication {

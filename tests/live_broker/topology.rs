@@ -13,7 +13,7 @@ fn queues_declared_by_others_are_consumed_as_they_are() {
             assert_eq!(session.topology().ensure_queue(foreign).await.unwrap(), Presence::Present);
         }
         let queues = ["quorum", "ranked", "plain"].map(str::to_owned);
-        let (mut deliveries, settler) = session.consume(&queues, &mut BTreeMap::new(), 10, "test").await.unwrap();
+        let (mut deliveries, settler) = session.consume(&queues, 10, "test").await.unwrap();
         for queue in &queues {
             publish(&session, vec![to(queue, queue)]).await;
         }
@@ -101,11 +101,11 @@ fn a_user_without_configure_works_and_is_told_what_it_lacks() {
         let taken = take(&mut deliveries, 1).await;
         settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
 
-        let error = session.consume(&["missing".to_owned()], &mut BTreeMap::new(), 1, "test").await.unwrap_err();
+        let error = session.consume(&["missing".to_owned()], 1, "test").await.unwrap_err().error;
         assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
         assert!(error.is_permanent());
         assert!(error.to_string().contains("configure permission on queue 'missing'"), "{error}");
-        let error = session.consume(&["unreadable".to_owned()], &mut BTreeMap::new(), 1, "test").await.unwrap_err();
+        let error = session.consume(&["unreadable".to_owned()], 1, "test").await.unwrap_err().error;
         assert!(error.to_string().contains("read permission on queue 'unreadable'"), "{error}");
         assert!(matches!(session.topology().ensure_dead().await.unwrap(), Presence::Denied(text)
             if text.contains("configure permission on queue 'filestorage.dead'")));

@@ -1,23 +1,19 @@
 //! What is done later: a delivery waits for a delay queue, or for a queue that is missing or down; a task waits for a run
 //! elsewhere.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::broker::{
-    BrokerOptions, Delay, Delivery, Error, ErrorKind, Look, Presence, QueueSpec, QueueType, Session, Topology,
-};
+use crate::broker::{Delay, Delivery, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
 use crate::celery::body;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
 use crate::commands::{Budget, Held, Keys};
-use crate::telemetry::{Component, ComponentState, Readiness};
 use crate::worker::delivery::outbox::{PendingAck, Role};
-use crate::worker::intake::policy::{DEAD_QUEUE, ReadyTask};
+use crate::worker::intake::policy::ReadyTask;
 use crate::worker::intake::reader::{Opened, Reader};
-use crate::worker::{METRICS_LENGTH, METRICS_QUEUE, note};
+use crate::worker::own_queues::OwnQueue;
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(in crate::worker) const PATIENCE: Duration = Duration::from_secs(1);
@@ -25,12 +21,8 @@ pub(in crate::worker) const PATIENCE: Duration = Duration::from_secs(1);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
 /// How long something waits at most before it is tried again.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
-/// How long one of our own queues may be back before that is noticed.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether a run elsewhere is over.
 const GLANCE: Duration = Duration::from_millis(250);
-/// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
-const TRIAL: Duration = Duration::from_secs(60);
 /// How often a follow-up that comes back is tried again with its queue in place.
 const MAX_TRIES: u8 = 3;
 
@@ -47,65 +39,12 @@ pub(in crate::worker) enum Deferred {
     Opened(Box<Delivery>, Box<Read>),
     /// Nobody will ever take this part of it.
     Refused(Box<PendingAck>, Role, String),
+    /// One of our own queues, to which something of these goes, is away or was made.
+    Own(OwnQueue, Presence, Vec<PendingAck>),
     /// Nobody listens for their events.
     Unheard(Vec<PendingAck>),
     /// The session is lost.
     Lost(String),
-}
-
-/// Looks again, after a while, at queues that were down or missing: says how our own stand, and returns one of those to be
-/// consumed that can be.
-pub(in crate::worker) async fn look_again(
-    topology: Topology,
-    readiness: Readiness,
-    dead: bool,
-    events: bool,
-    consumed: Vec<String>,
-) -> Option<String> {
-    tokio::time::sleep(LOOK_AGAIN).await;
-    for queue in consumed {
-        match topology.look(&queue).await {
-            Ok(Look::Present { .. }) => return Some(queue),
-            // Deleted meanwhile: whoever wants it makes it again, and that need not be us.
-            Ok(Look::Down(_) | Look::Missing) => {}
-            Err(error) => tracing::debug!(queue, %error, "looking at a queue to be consumed"),
-        }
-    }
-    let mut looked = Ok(());
-    if dead {
-        looked = note(&readiness, Component::DeadQueue, topology.ensure_dead().await);
-    }
-    if events && looked.is_ok() {
-        looked = note(&readiness, Component::Events, topology.ensure_metrics(METRICS_LENGTH).await);
-    }
-    if let Err(error) = looked {
-        tracing::debug!(%error, "looking at our own queues");
-    }
-    None
-}
-
-/// Tries, less and less often, to consume a queue that gave no consumer, and returns it once it gives one. A session of its
-/// own is spent on each trial, and what a trial asks of the queue may be done when nobody waits for it any more, and count
-/// as another redelivery.
-pub(in crate::worker) async fn try_again(options: BrokerOptions, queue: String) -> String {
-    let name = format!("{} trial", options.connection_name);
-    let options = BrokerOptions { connection_name: name, timeout: TRIAL, ..options };
-    let mut wait = LOOK_AGAIN;
-    loop {
-        tokio::time::sleep(wait).await;
-        match gives_consumer(&options, &queue).await {
-            Ok(()) => return queue,
-            Err(error) => tracing::debug!(queue, %error, "trying a queue to be consumed"),
-        }
-        wait = wait.saturating_mul(2).min(LONGEST_HOLD);
-    }
-}
-
-async fn gives_consumer(options: &BrokerOptions, queue: &str) -> Result<(), Error> {
-    let session = Session::open(options).await?;
-    session.consume(&[queue.to_owned()], &mut BTreeMap::new(), 1, "trial").await?;
-    session.close().await;
-    Ok(())
 }
 
 /// Waits a while with something the broker cannot take now, longer each time, and longest where it did not even say so, since each
@@ -119,6 +58,12 @@ pub(in crate::worker) async fn hold(mut pending: PendingAck) -> Deferred {
         pending.waited += wait;
     }
     Deferred::Again(vec![pending])
+}
+
+/// Waits a while for one of our own queues.
+pub(in crate::worker) async fn wait(pending_acks: Vec<PendingAck>) -> Deferred {
+    tokio::time::sleep(PATIENCE).await;
+    Deferred::Again(pending_acks)
 }
 
 /// Searches a message for the keys by which it is ordered.
@@ -196,7 +141,6 @@ pub(in crate::worker) async fn park(
 /// A publication came back: makes its queue where that is ours to do.
 pub(in crate::worker) async fn see_to_queue(
     topology: Topology,
-    readiness: Readiness,
     mut pending: PendingAck,
     role: Role,
     queue_type: QueueType,
@@ -213,48 +157,32 @@ pub(in crate::worker) async fn see_to_queue(
         return Deferred::Refused(Box::new(pending), role, words);
     }
     let presence = match role {
-        Role::Dead => topology.ensure_dead().await,
+        Role::Dead => OwnQueue::Dead.ensure(&topology).await,
         Role::FollowUp => topology.ensure_queue(&QueueSpec::durable(routing_key, queue_type)).await,
         // The next session makes the delay queue again, and the message comes back through its delivery.
         Role::Park | Role::Reply | Role::Notice => return Deferred::Lost("a delay queue is gone".to_owned()),
     };
     match presence {
-        Ok(Presence::Created) if role == Role::Dead => readiness.set(Component::DeadQueue, ComponentState::Ready),
+        Ok(presence @ (Presence::Created | Presence::Down(_) | Presence::Denied(_))) if role == Role::Dead => {
+            return Deferred::Own(OwnQueue::Dead, presence, vec![pending]);
+        }
         Ok(Presence::Created) => {}
         // It is there and took nothing all the same: perhaps it came only now.
         Ok(Presence::Present) => tokio::time::sleep(PATIENCE).await,
         Ok(Presence::Denied(words)) if role == Role::FollowUp => {
             return Deferred::Refused(Box::new(pending), role, words);
         }
-        Ok(Presence::Down(words) | Presence::Denied(words)) => {
-            if role == Role::Dead {
-                readiness
-                    .set(Component::DeadQueue, ComponentState::Degraded(format!("{DEAD_QUEUE}: {words}; held back")));
-            }
-            tokio::time::sleep(PATIENCE).await;
-        }
+        Ok(Presence::Down(_) | Presence::Denied(_)) => tokio::time::sleep(PATIENCE).await,
         Err(error) => return Deferred::Lost(error.to_string()),
     }
     Deferred::Again(vec![pending])
 }
 
 /// Events came back: with their queue down they wait, with nobody bound nobody listens.
-pub(in crate::worker) async fn look_for_listeners(
-    topology: Topology,
-    readiness: Readiness,
-    pending_acks: Vec<PendingAck>,
-) -> Deferred {
-    match topology.look(METRICS_QUEUE).await {
-        Ok(Look::Down(words)) => {
-            readiness.set(Component::Events, ComponentState::Degraded(format!("{METRICS_QUEUE}: {words}; held back")));
-            tokio::time::sleep(PATIENCE).await;
-            Deferred::Again(pending_acks)
-        }
-        Ok(_) => {
-            let why = format!("nobody is bound to {}: events go to nobody", crate::worker::events::EXCHANGE);
-            readiness.set(Component::Events, ComponentState::Degraded(why));
-            Deferred::Unheard(pending_acks)
-        }
+pub(in crate::worker) async fn look_for_listeners(topology: Topology, pending_acks: Vec<PendingAck>) -> Deferred {
+    match topology.look(OwnQueue::Events.name()).await {
+        Ok(Look::Down(words)) => Deferred::Own(OwnQueue::Events, Presence::Down(words), pending_acks),
+        Ok(_) => Deferred::Unheard(pending_acks),
         Err(error) => Deferred::Lost(error.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 //! What gathers while the previous batch is being confirmed leaves together: replies, follow-ups, dead copies, and the
 //! events, of which those with one routing key share messages.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::broker::{AckToken, Confirmation, Inflow, PublishError};
@@ -15,6 +15,7 @@ use crate::worker::delivery::destinations::Destinations;
 use crate::worker::events::Event;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::Digest;
+use crate::worker::own_queues::OwnQueue;
 
 /// How long an answer is tried again at least whose queue takes nothing: as long as one whose queue is silent.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
@@ -85,8 +86,8 @@ pub(in crate::worker) struct PendingAck {
     pub(in crate::worker) nacked: u8,
     /// How long it has waited for such queues.
     pub(in crate::worker) waited: Duration,
-    /// Something for our own queues was held back, which is said of them until it is confirmed.
-    pub(in crate::worker) held: bool,
+    /// Our own queues for which something was held back, which is said of them until it is confirmed.
+    pub(in crate::worker) held: BTreeSet<OwnQueue>,
     /// Size of the reply, for the answer to its refusal.
     pub(in crate::worker) reply_bytes: usize,
     /// What counts for it until it owes nothing more.
@@ -115,7 +116,7 @@ impl PendingAck {
             unconfirmed: 0,
             nacked: 0,
             waited: Duration::ZERO,
-            held: false,
+            held: BTreeSet::new(),
             reply_bytes: 0,
             weights: Vec::new(),
             stale: Stale::default(),

@@ -194,6 +194,13 @@ impl Journal {
         self.ledger.doubt();
     }
 
+    /// Records that a consumed queue is back in this session: its node may hand out again what was acknowledged before, and does
+    /// not always say so.
+    pub(super) fn reopen(&mut self) {
+        self.doubt();
+        self.open_since = Instant::now();
+    }
+
     /// Records that the broker said that the session is closed: it has all acknowledgements.
     pub(super) fn close_session(&mut self) {
         write::closed(&mut self.lines, Timestamp::now().as_microsecond());

@@ -2,8 +2,10 @@
 
 use futures_util::future::BoxFuture;
 
+use crate::worker::own_queues::Looked;
+
 /// Waits for the end of a look, for ever where none is under way.
-pub(in crate::worker) async fn looked(looking: &mut Option<BoxFuture<'static, Option<String>>>) -> Option<String> {
+pub(in crate::worker) async fn looked(looking: &mut Option<BoxFuture<'static, Looked>>) -> Looked {
     match looking {
         Some(looking) => looking.await,
         None => std::future::pending().await,

@@ -1,0 +1,217 @@
+//! The queues of commands that the worker should consume and does not: they are missing until a trial brings them back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::broker::{
+    BrokerOptions, ConsumeError, Deliveries, Error, ErrorKind, Joined, Joiner, Look, Session, Settler, Topology,
+};
+use crate::telemetry::ComponentState;
+
+/// How long a queue may be back before that is noticed, and the wait before the first trial. A look costs one channel.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The longest wait between two trials of a queue that gives no consumer: each one costs a session and stays in the queue's log.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
+const TRIAL: Duration = Duration::from_secs(60);
+
+/// Why a queue is not consumed.
+#[derive(Clone, Debug)]
+enum Missing {
+    /// A look says that its node is down.
+    Down(Error),
+    /// It is there, but it gave no consumer, as a quorum queue without a majority. Only trying tells, and costs the session.
+    Stalled(Error),
+}
+
+/// The consumed queues that are missing, with the reason; known beyond a session.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct ConsumedQueues {
+    missing: BTreeMap<String, Missing>,
+}
+
+/// What a trial ended with: the queue has a consumer again, or gives none after all, and the session is lost.
+#[derive(Debug)]
+pub(in crate::worker) struct Rejoin {
+    pub(in crate::worker) queue: String,
+    pub(in crate::worker) consumer: Result<Joined, Error>,
+}
+
+impl ConsumedQueues {
+    /// Begins to consume, without the queues that are down or gave no consumer, as long as another is there.
+    ///
+    /// When all others are down or stalled, the stalled ones are tried: that holds up nobody else.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the broker answers. A queue that gives no consumer costs the session and is left out of the next one.
+    pub(in crate::worker) async fn consume(
+        &mut self,
+        session: &Session,
+        queues: &[String],
+        prefetch: u16,
+        tag_prefix: &str,
+    ) -> Result<(Deliveries, Settler), Error> {
+        self.missing.retain(|_, missing| matches!(missing, Missing::Stalled(_)));
+        let wanted: Vec<String> = queues.iter().filter(|queue| !self.missing.contains_key(*queue)).cloned().collect();
+        let mut begun = None;
+        if !wanted.is_empty() {
+            begun = Some(session.consume(&wanted, prefetch, tag_prefix).await);
+        }
+        let are_down = |error: &ConsumeError| error.stalled.is_none() && error.error.kind() == ErrorKind::Down;
+        let begun = match begun {
+            Some(Err(error)) if !are_down(&error) || self.missing.is_empty() => Err(error),
+            Some(Ok(begun)) => Ok(begun),
+            None | Some(Err(_)) => {
+                self.missing.clear();
+                session.consume(queues, prefetch, tag_prefix).await
+            }
+        };
+        match begun {
+            Ok((deliveries, settler)) => {
+                let down = deliveries.down().iter();
+                self.missing.extend(down.map(|(queue, error)| (queue.clone(), Missing::Down(error.clone()))));
+                Ok((deliveries, settler))
+            }
+            Err(ConsumeError { stalled, error }) => {
+                self.missing.extend(stalled.map(|queue| (queue, Missing::Stalled(error.clone()))));
+                Err(error)
+            }
+        }
+    }
+
+    /// Says how the consumed queues stand.
+    pub(in crate::worker) fn condition(&self) -> ComponentState {
+        if self.missing.is_empty() {
+            return ComponentState::Ready;
+        }
+        let faults = self.missing.iter().map(|(queue, missing)| {
+            let (Missing::Down(error) | Missing::Stalled(error)) = missing;
+            format!("queue '{queue}' is down: {error}")
+        });
+        ComponentState::Degraded(format!("{}; it is tried again and again", faults.collect::<Vec<_>>().join("; ")))
+    }
+
+    /// Returns one trial for each missing queue. Each lasts until the queue is consumed in this session again.
+    pub(in crate::worker) fn trials(&self, session: &Session, joiner: &Joiner) -> Vec<BoxFuture<'static, Rejoin>> {
+        let trials = self.missing.iter().map(|(queue, missing)| Trial {
+            queue: queue.clone(),
+            is_stalled: matches!(missing, Missing::Stalled(_)),
+            topology: session.topology(),
+            options: session.options(),
+            joiner: joiner.clone(),
+        });
+        trials.map(|trial| Box::pin(trial.run()) as _).collect()
+    }
+
+    /// Notes what came of a trial, and returns the consumer.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is lost; a queue that gives no consumer is left out of the next one.
+    pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<Joined, String> {
+        match consumer {
+            Ok(consumer) => {
+                tracing::info!(queue, "consumed again");
+                self.missing.remove(&queue);
+                Ok(consumer)
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if error.kind() == ErrorKind::Down {
+                    self.missing.insert(queue, Missing::Stalled(error));
+                }
+                Err(reason)
+            }
+        }
+    }
+}
+
+/// The trial of one missing queue.
+struct Trial {
+    queue: String,
+    is_stalled: bool,
+    topology: Topology,
+    options: BrokerOptions,
+    joiner: Joiner,
+}
+
+impl Trial {
+    /// Looks at the queue again and again, and has it consumed once it is there.
+    ///
+    /// A queue that gave no consumer is first tried, less and less often, in a session of its own, which is spent on it. What such
+    /// a trial asks of the queue may be done when nobody waits for it any more, and count as another redelivery.
+    async fn run(self) -> Rejoin {
+        let Self { queue, mut is_stalled, topology, options, joiner } = self;
+        let name = format!("{} trial", options.connection_name);
+        let options = BrokerOptions { connection_name: name, timeout: TRIAL, ..options };
+        let mut wait = LOOK_AGAIN;
+        loop {
+            tokio::time::sleep(wait).await;
+            match topology.look(&queue).await {
+                Ok(Look::Present { .. }) => {}
+                // Deleted meanwhile: whoever wants it makes it again, and that need not be us.
+                Ok(Look::Down(_) | Look::Missing) => continue,
+                Err(error) => {
+                    tracing::debug!(queue, %error, "looking at a queue to be consumed");
+                    continue;
+                }
+            }
+            if is_stalled {
+                if let Err(error) = gives_consumer(&options, &queue).await {
+                    tracing::debug!(queue, %error, "trying a queue to be consumed");
+                    wait = wait.saturating_mul(2).min(LONGEST_WAIT);
+                    continue;
+                }
+                is_stalled = false;
+            }
+            match joiner.join(&queue).await {
+                // The node went down between the look and this.
+                Err(ConsumeError { stalled: None, error }) if error.kind() == ErrorKind::Down => wait = LOOK_AGAIN,
+                Err(ConsumeError { error, .. }) => return Rejoin { queue, consumer: Err(error) },
+                Ok(consumer) => return Rejoin { queue, consumer: Ok(consumer) },
+            }
+        }
+    }
+}
+
+async fn gives_consumer(options: &BrokerOptions, queue: &str) -> Result<(), Error> {
+    let session = Session::open(options).await?;
+    session.consume(&[queue.to_owned()], 1, "trial").await.map_err(|fault| fault.error)?;
+    session.close().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn down() -> Error {
+        Error::new(ErrorKind::Down, "no majority")
+    }
+
+    #[test]
+    fn a_missing_queue_is_named_until_it_has_a_consumer() {
+        let mut queues = ConsumedQueues::default();
+        assert_eq!(queues.condition(), ComponentState::Ready);
+        queues.missing.insert("b".to_owned(), Missing::Down(down()));
+        queues.missing.insert("a".to_owned(), Missing::Stalled(down()));
+        let ComponentState::Degraded(reason) = queues.condition() else { panic!("{queues:?}") };
+        assert!(reason.starts_with("queue 'a' is down") && reason.contains("queue 'b' is down"), "{reason}");
+    }
+
+    #[test]
+    fn a_queue_that_costs_the_session_is_left_out_of_the_next() {
+        let mut queues = ConsumedQueues::default();
+        queues.missing.insert("a".to_owned(), Missing::Down(down()));
+        let reason = queues.rejoin(Rejoin { queue: "a".to_owned(), consumer: Err(down()) }).unwrap_err();
+        assert!(reason.contains("no majority"), "{reason}");
+        assert!(matches!(queues.missing["a"], Missing::Stalled(_)));
+        // A session that is lost for another reason says nothing of the queue.
+        queues.missing.insert("b".to_owned(), Missing::Down(down()));
+        queues.rejoin(Rejoin { queue: "b".to_owned(), consumer: Err(Error::lost("cut")) }).unwrap_err();
+        assert!(matches!(queues.missing["b"], Missing::Down(_)));
+    }
+}
