@@ -209,7 +209,7 @@ fn watch_over(connection: &Connection, last_read: LastRead, state: StateCell, ro
                     // Twice: a process that was stopped itself reads what has come meanwhile first.
                     if silent && was_silent {
                         let seconds = patience.as_secs_f32();
-                        state.lose(format!("the {role} connection is dead: nothing last_read for {seconds} s"));
+                        state.lose(format!("the {role} connection is dead: nothing heard for {seconds} s"));
                     }
                     was_silent = silent;
                     Some("closed by the broker".to_owned())

@@ -27,7 +27,7 @@ use crate::broker::{
 };
 
 /// Opens a connection on which no message's text can break the library; with TLS, what is decrypted is scrubbed. Each read is
-/// noted in `heard`, and where there is a gate it holds the reading up.
+/// noted in `last_read`, and where there is a gate it holds the reading up.
 pub(in crate::broker) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
