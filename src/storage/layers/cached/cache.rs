@@ -64,6 +64,8 @@ struct Inner {
     shards: Shards,
     sequence: Sequence,
     ttl: Duration,
+    /// The bytes of entries above which the oldest are removed.
+    capacity: u64,
     /// The largest weight of an entry.
     largest: u64,
     suspended: AtomicBool,
@@ -98,9 +100,10 @@ impl Cache {
     #[must_use]
     pub fn new(options: CacheOptions, metrics: Metrics) -> Self {
         let share = options.bytes / SHARE;
+        let capacity = options.bytes - share;
         let removed = metrics.clone();
         let values = Map::builder()
-            .max_capacity(options.bytes - share)
+            .max_capacity(capacity)
             .weigher(|_, slot: &Arc<Slot>| u32::try_from(slot.weight).unwrap_or(u32::MAX))
             .eviction_policy(EvictionPolicy::lru())
             .expire_after(Lifetimes)
@@ -119,6 +122,7 @@ impl Cache {
             shards: Shards::new(),
             sequence: Sequence::default(),
             ttl: options.ttl,
+            capacity,
             largest: share.min(u64::from(u32::MAX)),
             suspended: AtomicBool::new(false),
             hits: AtomicU64::new(0),
@@ -289,8 +293,10 @@ impl Cache {
         let Some(claim) = claim else { return };
         let entry = CacheEntry::new(object, payload, identity, begun_at, claim);
         self.0.values.insert(key.clone(), Arc::new(Slot::new(entry, weight, self.0.ttl)));
-        // Makes room for the next one.
-        self.0.values.run_pending_tasks();
+        // Makes room for the next one. Below its capacity the map puts its books in order by itself, for many entries at once.
+        if self.0.account.bytes() > self.0.capacity {
+            self.0.values.run_pending_tasks();
+        }
     }
 }
 
