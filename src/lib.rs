@@ -14,7 +14,8 @@
 //! | [`broker`] | sessions with RabbitMQ; the only room that imports lapin |
 //! | [`storage`] | values under keys; knows no queue |
 //! | [`commands`] | the tasks: typed arguments in, JSON out; know the storage engine and no queue |
-//! | [`worker`] | joins broker, celery, commands and telemetry: from a delivery to its acknowledgement |
+//! | [`results`] | where answers go, apart from the transport of the commands |
+//! | [`worker`] | joins broker, celery, commands, results and telemetry: from a delivery to its acknowledgement |
 //! | [`config`] | the settings, from raw text to checked values |
 //! | [`telemetry`] | logs, metrics, readiness, the admin port, reports to the service manager |
 //! | `wiring` | builds storage stack, buckets and broker options from the settings |
@@ -43,8 +44,9 @@
 //!
 //! ```text
 //! main, cli  ─► everything
-//! wiring     ─► broker, broker_url, config, provider, redact, storage, telemetry
-//! worker     ─► broker, celery, commands, json, redact, telemetry
+//! wiring     ─► broker, broker_url, config, provider, redact, results, storage, telemetry
+//! worker     ─► broker, celery, commands, json, redact, results, telemetry
+//! results    ─► broker::{Publisher, Confirmation, PublishError}, celery, telemetry::Component
 //! commands   ─► instant, json, provider, storage
 //! broker     ─► broker_url, celery::message, queue_name, redact
 //! storage    ─► charset, encryption_key, json, provider, quota_rule, redact, telemetry
@@ -86,6 +88,7 @@ pub mod provider;
 pub mod queue_name;
 pub mod quota_rule;
 pub mod redact;
+pub mod results;
 pub mod storage;
 pub mod telemetry;
 mod wiring;

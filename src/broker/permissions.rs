@@ -1,36 +1,30 @@
 //! What this user may do, found out by doing it.
 
-use uuid::Uuid;
-
-use crate::celery::message::{Address, Message, Publication};
-
 use super::{Error, ErrorKind, PublishError, Result, Session, State};
 
 impl Session {
-    /// Makes sure that this user may answer: every reply goes through the default exchange, and so does a message to a
-    /// queue that does not exist, which comes back and reaches nobody.
+    /// Makes sure that this user may answer, by the outcome of a publication through the default exchange that reaches nobody.
     ///
     /// While the broker is blocked it takes nothing and refuses nothing; that is no fault.
     ///
     /// # Errors
     /// `Denied` names the missing permission; `Lost`.
-    pub async fn may_answer(&self) -> Result<()> {
-        let nowhere = Address::queue(format!("filestorage.nobody-{}", Uuid::new_v4().simple()));
-        let publication = Publication { address: nowhere, message: Message::default() };
-        let (publisher, mut state) = (self.publisher(), self.watch());
-        let answer = tokio::select! {
-            mut answers = publisher.publish(vec![publication], true) => answers.pop(),
-            _ = state.wait_for(|state| matches!(state, State::Blocked(_))) => None,
+    pub async fn may_answer(
+        &self,
+        probe: impl Future<Output = std::result::Result<(), PublishError>> + Send,
+    ) -> Result<()> {
+        let mut state = self.watch();
+        let probed = tokio::select! {
+            probed = probe => probed,
+            _ = state.wait_for(|state| matches!(state, State::Blocked(_))) => Ok(()),
         };
-        match answer {
-            Some(Err(PublishError::Refused { code: 403, text })) => {
+        match probed {
+            Err(PublishError::Refused { code: 403, text }) => {
                 let refused = Error::new(ErrorKind::Denied, text);
                 Err(self.link.name_permission(refused, "write", "exchange 'amq.default'"))
             }
-            Some(Err(fault @ (PublishError::Lost(_) | PublishError::Unconfirmed(_)))) => {
-                Err(Error::lost(fault.to_string()))
-            }
-            _ => Ok(()),
+            Err(fault @ (PublishError::Lost(_) | PublishError::Unconfirmed(_))) => Err(Error::lost(fault.to_string())),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
 use super::follow_up_size;
 use super::message::Publication;
-use super::reply::{Child, ReplyOptions, ReplyTo, State, reply_to};
+use super::reply::{Child, ReplyTo};
 use super::request::TaskRequest;
 use super::signature::{Signature, SignatureKind};
 use crate::json::{self, Json};
@@ -315,19 +315,18 @@ fn context<'a>(
 
 /// Creates the messages that follow a failure.
 ///
-/// Unless results are ignored, each remaining task of the chain that has a reply queue fails with the same exception. Then
+/// Unless results are ignored, each remaining task of the chain that has a reply queue gets the `answer` that it failed. Then
 /// follow the errbacks, as one new group, with the id of the failed task as their first argument. When there are more tasks
 /// than a message may carry along, only the last steps fail, or no errbacks are sent.
 #[must_use]
 pub fn after_failure(
     request: &TaskRequest,
-    exception: &Exception,
     options: &CanvasOptions,
-    replies: &ReplyOptions,
+    answer: &dyn Fn(&ReplyTo) -> Publication,
     now: Timestamp,
     new_id: &mut dyn FnMut() -> String,
 ) -> AfterFailure {
-    let publications = fail_rest(request, exception, replies, now);
+    let publications = fail_rest(request, answer);
     let mut after = AfterFailure { publications, ..AfterFailure::default() };
     let (plain, other): (Vec<_>, Vec<_>) =
         request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
@@ -347,14 +346,10 @@ pub fn after_failure(
     after
 }
 
-/// Creates the FAILURE replies for the remaining tasks of the chain that have a reply queue, unless results are ignored.
+/// Creates the answers for the remaining tasks of the chain that have a reply queue, unless results are ignored; `answer` tells one
+/// of them that it failed.
 #[must_use]
-pub fn fail_rest(
-    request: &TaskRequest,
-    exception: &Exception,
-    replies: &ReplyOptions,
-    now: Timestamp,
-) -> Vec<Publication> {
+pub fn fail_rest(request: &TaskRequest, answer: &dyn Fn(&ReplyTo) -> Publication) -> Vec<Publication> {
     if request.ignore_result {
         return Vec::new();
     }
@@ -365,7 +360,7 @@ pub fn fail_rest(
     // The last step, for which clients usually wait, stands first.
     let told = waiting.iter_mut().take(MAX_CARRIED).map(|to| {
         to.task.clone_from(&request.task);
-        reply_to(to, &State::Failure(exception), None, replies, now)
+        answer(to)
     });
     told.collect()
 }

@@ -15,7 +15,7 @@ use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager, note_end};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
-    queue_type, stack,
+    queue_type, result_backend, stack,
 };
 use crate::worker::{self, Announcer, Departure, Stop, WorkerError, WorkerOptions};
 
@@ -239,7 +239,6 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node = expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
     Ok(WorkerOptions {
-        node,
         commands: CommandTable::default(),
         queues: queue.queues.clone(),
         default_queue: queue.default_queue.clone(),
@@ -247,7 +246,8 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         concurrency: worker.concurrency,
         prefetch_multiplier: worker.prefetch_multiplier,
         accept_content: worker.accept_content.clone(),
-        result_persistent: worker.result_persistent,
+        results: result_backend(worker, &node),
+        node,
         result_extended: worker.result_extended,
         track_started: worker.track_started,
         time_limit: worker.time_limit,

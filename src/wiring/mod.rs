@@ -10,6 +10,7 @@ pub(crate) mod folders;
 mod health;
 mod memory_limit;
 mod node_name;
+mod results;
 mod secrets;
 pub(crate) mod stack;
 
@@ -21,4 +22,5 @@ pub(crate) use self::failure::{Code, Failure};
 pub(crate) use self::health::health_report;
 pub(crate) use self::memory_limit::in_flight_bytes;
 pub(crate) use self::node_name::expand;
+pub(crate) use self::results::result_backend;
 pub(crate) use self::secrets::Secrets;

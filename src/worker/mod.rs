@@ -13,12 +13,14 @@ mod session_loop;
 mod signals;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, QueueType, Session};
 use crate::commands::{Budget, CommandTable, Engine, Spool};
+use crate::results::ResultBackend;
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
 use consumed_queues::ConsumedQueues;
@@ -60,8 +62,8 @@ pub struct WorkerOptions {
     pub prefetch_multiplier: u16,
     /// Celery's `accept_content`.
     pub accept_content: Vec<String>,
-    /// Replies survive a broker restart.
-    pub result_persistent: bool,
+    /// Where answers go.
+    pub results: Arc<dyn ResultBackend>,
     /// Replies repeat name, arguments and so on.
     pub result_extended: bool,
     /// A STARTED reply says that a command runs.
@@ -231,8 +233,7 @@ async fn open<'b>(
     next_url: &mut usize,
 ) -> Result<SessionLoop<'b>, Error> {
     let session = Session::open_next(broker, next_url).await?;
-    // Without it every command would be done and none answered.
-    session.may_answer().await?;
+    may_answer(worker, &session).await?;
     worker.begin_coherence(&session).await;
     let topology = session.topology();
     worker.own_queues.begin(OwnQueue::Dead, &topology).await?;
@@ -270,4 +271,16 @@ async fn open<'b>(
     worker.readiness.set(Component::Worker, ComponentState::Ready);
     worker.readiness.set_started();
     Ok(SessionLoop::new(worker, session, deliveries, settler))
+}
+
+/// Makes sure that this user may answer: without that every command would be done and none answered.
+async fn may_answer(worker: &WorkerContext, session: &Session) -> Result<(), Error> {
+    let (results, publisher) = (&worker.options.results, session.publisher());
+    let probed = session.may_answer(results.probe(&publisher)).await;
+    if let Some(component) = results.component() {
+        let state =
+            probed.as_ref().map_or_else(|error| ComponentState::Unready(error.to_string()), |()| ComponentState::Ready);
+        worker.readiness.set(component, state);
+    }
+    probed
 }

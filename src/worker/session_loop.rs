@@ -349,7 +349,8 @@ impl<'b> SessionLoop<'b> {
         while self.in_flight.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
             self.worker.commit_journal();
-            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, self.session.publisher(), events);
+            let (publisher, results) = (self.session.publisher(), &self.worker.options.results);
+            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, publisher, results, events);
         }
     }
 

@@ -13,8 +13,12 @@ use std::path::Path;
 ///
 /// A name with a path means that module only.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("wiring", &["broker", "broker_url", "config", "provider", "redact", "storage", "telemetry"]),
-    ("worker", &["broker", "celery", "commands", "json", "redact", "telemetry"]),
+    ("wiring", &["broker", "broker_url", "config", "provider", "redact", "results", "storage", "telemetry"]),
+    ("worker", &["broker", "celery", "commands", "json", "redact", "results", "telemetry"]),
+    (
+        "results",
+        &["broker::Publisher", "broker::Confirmation", "broker::PublishError", "celery", "telemetry::Component"],
+    ),
     ("commands", &["instant", "json", "provider", "storage"]),
     ("broker", &["broker_url", "celery::message", "queue_name", "redact"]),
     ("storage", &["charset", "encryption_key", "json", "provider", "quota_rule", "redact", "telemetry"]),
@@ -216,7 +220,14 @@ fn uses(source: &Source) -> Vec<String> {
 fn paths(rest: &str) -> Vec<String> {
     let Some(group) = rest.strip_prefix('{') else {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(rest.len());
-        return vec![rest[..end].split("::").take(2).collect::<Vec<_>>().join("::")];
+        let (path, group) = rest.split_at(end);
+        if let Some(room) = path.strip_suffix("::").filter(|room| !room.contains(':') && group.starts_with('{')) {
+            let mut names: Vec<String> = paths(group);
+            names.iter_mut().for_each(|name| *name = name.split("::").next().unwrap_or_default().to_owned());
+            names.dedup();
+            return names.iter().map(|name| format!("{room}::{name}").trim_end_matches("::self").to_owned()).collect();
+        }
+        return vec![path.split("::").take(2).collect::<Vec<_>>().join("::")];
     };
     let (mut depth, mut begin, mut found) = (0, 0, Vec::new());
     for (at, character) in group.char_indices() {
@@ -459,11 +470,13 @@ fn rooms_use_only_what_their_arrows_allow() {
         &[
             ("config/mod.rs", "use crate::json::Json;"),
             ("storage/local/mod.rs", "use crate::{telemetry, config::Settings};"),
-            ("storage/local/mod.rs", "use crate::{telemetry::{Metrics, Backend}, celery::{a, b}};"),
+            ("storage/local/mod.rs", "use crate::{telemetry::{Metrics, Backend}, celery::{a::{b, c}}};"),
             ("worker/intake/policy.rs", "fn f() { crate::storage::Key::parse(text); }"),
             ("broker/session.rs", "use crate::celery::request::TaskRequest;"),
             ("broker/session.rs", "use crate::celery::{self, message::Message};"),
             ("celery/body.rs", "use super::super::storage::Key;"),
+            ("results/rpc.rs", "use crate::broker::{Publisher, Session};"),
+            ("results/rpc.rs", "use crate::worker::WorkerOptions;"),
             ("celery/mod.rs", "use super::storage::Key;"),
             ("celery/body/zlib.rs", "fn f(x: super::super::super::broker::Session) {}"),
             ("telemetry/mod.rs", "use crate as ours;"),
@@ -472,6 +485,7 @@ fn rooms_use_only_what_their_arrows_allow() {
         &[
             ("cli/worker.rs", "use crate::{broker, storage};"),
             ("broker/session.rs", "use crate::celery::message::Message;"),
+            ("results/rpc.rs", "use crate::broker::{Confirmation, PublishError, Publisher};"),
             ("broker/session.rs", "use crate::celery::message::{Message, Headers};"),
             ("celery/body/zlib.rs", "use super::super::message::Message;"),
             ("json/mod.rs", "// crate::storage\n/* crate::broker */ const A: &str = \"crate::celery\";"),

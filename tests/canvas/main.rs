@@ -8,7 +8,7 @@ use filestorage::celery::canvas::{
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Address, Field, Message, Properties, Publication};
 use filestorage::celery::read::read;
-use filestorage::celery::reply::{Child, ReplyOptions, State, reply};
+use filestorage::celery::reply::{Child, ReplyOptions, ReplyTo, State, reply, reply_to};
 use filestorage::celery::request::{ReadOptions, TaskRequest};
 use filestorage::json::{Json, ParseLimits, parse};
 use jiff::Timestamp;
@@ -53,7 +53,8 @@ fn success(embed: &str) -> Result<AfterSuccess, Unsupported> {
 fn failure(request: &TaskRequest) -> AfterFailure {
     let replies = ReplyOptions { worker: "w@h".to_owned(), pid: 1, persistent: true };
     let error = Exception::value_error("x");
-    after_failure(request, &error, &options(), &replies, Timestamp::UNIX_EPOCH, &mut counting())
+    let answer = |to: &ReplyTo| reply_to(to, &State::Failure(&error), None, &replies, Timestamp::UNIX_EPOCH);
+    after_failure(request, &options(), &answer, Timestamp::UNIX_EPOCH, &mut counting())
 }
 
 fn body(publication: &Publication) -> Json {

@@ -98,7 +98,7 @@ impl Site {
             concurrency: 8,
             prefetch_multiplier: 32,
             accept_content: vec!["json".to_owned()],
-            result_persistent: false,
+            results: Arc::new(filestorage::results::Rpc::new(format!("worker@{vhost}"), false)),
             result_extended: false,
             track_started: false,
             time_limit: None,

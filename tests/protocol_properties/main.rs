@@ -6,7 +6,7 @@ use filestorage::celery::canvas::{self, CanvasOptions};
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Field, Headers, Message, Origin, Properties};
 use filestorage::celery::read::read;
-use filestorage::celery::reply::{Extended, ReplyOptions, State, reply};
+use filestorage::celery::reply::{Extended, ReplyOptions, ReplyTo, State, reply, reply_to};
 use filestorage::celery::request::{ReadOptions, TaskRequest, peek};
 use filestorage::celery::{Death, dead, park};
 use filestorage::json::{Json, ParseLimits, parse};
@@ -199,9 +199,8 @@ fn exercise(message: &Message) {
                 }
                 Err(unsupported) => assert_eq!(canvas::check(&request), Err(unsupported)),
             }
-            out.extend(
-                canvas::after_failure(&request, &exception, &publishing, &replies, now, &mut new_id).publications,
-            );
+            let answer = |to: &ReplyTo| reply_to(to, &State::Failure(&exception), None, &replies, now);
+            out.extend(canvas::after_failure(&request, &publishing, &answer, now, &mut new_id).publications);
             for publication in out {
                 parse(&publication.message.body, ParseLimits { depth: 300, ..ParseLimits::default() }).unwrap();
             }

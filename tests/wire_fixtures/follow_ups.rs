@@ -3,7 +3,7 @@
 use filestorage::celery::canvas::{self, CanvasOptions};
 use filestorage::celery::error::Exception;
 use filestorage::celery::message::{Field, Headers, Publication};
-use filestorage::celery::reply::{State, reply};
+use filestorage::celery::reply::{ReplyTo, State, reply, reply_to};
 use jiff::Timestamp;
 
 use super::results::{child, options, rewrite, same_result};
@@ -210,8 +210,8 @@ fn a_failed_chain_tells_everybody() {
     let own = reply(&failed, &State::Failure(&exception), None, &options(false), done(1)).unwrap();
     same_result(&own, &recorded[1], "worker_chain_fail_result2");
     for place in [2, 3] {
-        let after =
-            canvas::after_failure(&failed, &exception, &publishing("x"), &options(false), done(place), &mut ids(&[]));
+        let answer = |to: &ReplyTo| reply_to(to, &State::Failure(&exception), None, &options(false), done(place));
+        let after = canvas::after_failure(&failed, &publishing("x"), &answer, done(place), &mut ids(&[]));
         assert_eq!(after.publications.len(), 2);
         same_result(&after.publications[place - 2], &recorded[place], "worker_chain_fail_result");
     }
@@ -242,9 +242,8 @@ fn errbacks_are_celery_s() {
         let failed = request(headers.text("parent_id").unwrap(), None, headers.text("root_id"), "client", &body);
         let after = canvas::after_failure(
             &failed,
-            &Exception::value_error("x"),
             &publishing(headers.text("origin").unwrap()),
-            &options(false),
+            &|to| unreachable!("no step waits: {to:?}"),
             Timestamp::now(),
             &mut ids(&[headers.text("group").unwrap(), headers.text("id").unwrap()]),
         );

@@ -8,10 +8,11 @@ use uuid::Uuid;
 use super::fanout;
 use super::report::Report;
 use crate::broker::{
-    BrokerOptions, Confirmation, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE,
-    Presence, PublishError, QueueSpec, QueueType, Session, Topology,
+    BrokerOptions, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE, Presence,
+    PublishError, QueueSpec, QueueType, Session, Topology,
 };
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
+use crate::results::ResultBackend;
 use crate::wiring::{Code, Failure};
 
 /// The longest wait for one answer of the broker.
@@ -24,6 +25,7 @@ pub(super) async fn check(
     queues: &[String],
     events: bool,
     is_shared: bool,
+    results: &dyn ResultBackend,
 ) -> Result<(), Failure> {
     let quorum = options.queue_type == QueueType::Quorum;
     let mut session = None;
@@ -64,7 +66,7 @@ pub(super) async fn check(
         let limit = "RabbitMQ 4 drops a message of a quorum queue after 20 returns, unless a policy sets `delivery-limit` to -1";
         report.note("queues", format!("{limit}; `rabbitmqctl list_policies` shows it (RabbitMQ 3 has no limit)"))?;
     }
-    publish(report, &session).await?;
+    publish(report, &session, results).await?;
     if events {
         publish_event(report, &session).await?;
     } else {
@@ -108,27 +110,22 @@ async fn declare(report: &mut Report<'_>, topology: &Topology, delay: &Delay, mi
     }
 }
 
-/// Publishes to a queue that does not exist: the broker returns the message.
-async fn publish(report: &mut Report<'_>, session: &Session) -> Result<(), Failure> {
-    let nowhere = Address::queue(format!("filestorage.doctor-{}", Uuid::new_v4().simple()));
-    let publication = Publication { address: nowhere, message: Message::default() };
+/// Checks whether answers can be given; nobody receives anything.
+async fn publish(report: &mut Report<'_>, session: &Session, results: &dyn ResultBackend) -> Result<(), Failure> {
     let publisher = session.publisher();
     // A broker with an alarm accepts no message until the alarm is over.
-    let Ok(mut answers) = tokio::time::timeout(TIMEOUT, publisher.publish(vec![publication], true)).await else {
+    let Ok(probed) = tokio::time::timeout(TIMEOUT, results.probe(&publisher)).await else {
         let why = format!("{:?}", session.state());
         let remedy = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
         return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {remedy}"));
     };
-    match answers.pop() {
-        Some(Ok(Confirmation::Routed | Confirmation::Returned { .. })) => {
-            report.fine("publish", "this user may answer commands")
-        }
-        Some(Err(PublishError::Refused { code, text })) => {
-            let remedy = "grant the write permission on amq.default with rabbitmqctl set_permissions";
+    match probed {
+        Ok(()) => report.fine("publish", "this user may answer commands"),
+        Err(PublishError::Refused { code, text }) => {
+            let remedy = results.remedy();
             report.fault("publish", Code::Configuration, format!("the broker answered {code} {text}; {remedy}"))
         }
-        Some(Err(error)) => report.fault("publish", Code::Unavailable, format!("{error}; try again")),
-        None => report.skipped("publish", "the broker said nothing"),
+        Err(error) => report.fault("publish", Code::Unavailable, format!("{error}; try again")),
     }
 }
 

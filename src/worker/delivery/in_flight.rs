@@ -1,6 +1,7 @@
 //! Batches on their way to the broker: one for everybody, and one for each address that is silent or full.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -8,6 +9,7 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::broker::{BATCH, Publisher};
 use crate::celery::message::Address;
+use crate::results::ResultBackend;
 use crate::worker::delivery::destinations::{Destinations, GLANCE};
 use crate::worker::delivery::outbox::{Answered, Lane, Outbox};
 
@@ -52,19 +54,25 @@ impl InFlightBatches {
         outbox: &mut Outbox,
         destinations: &Destinations,
         publisher: Publisher,
+        results: &Arc<dyn ResultBackend>,
         events: usize,
     ) {
+        let results = Arc::clone(results);
         if self.is_clear() && outbox.has_next() {
             let (batch, publications) = outbox.take(BATCH, events);
-            self.under_way.push(Box::pin(async move { batch.answered(publisher.publish(publications, true).await) }));
+            let (answers, limit) = (batch.answers(), publisher.patience());
+            self.under_way.push(Box::pin(async move {
+                batch.answered(results.send(&publisher, publications, &answers, limit).await)
+            }));
         } else if let Some(address) = self.next_lane(outbox) {
             let hopeless = destinations.is_hopeless(&address);
             self.lanes.insert(address.clone());
             let (batch, publications) = outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
             // What is published again and again may have been taken each time: that is waited for.
             let limit = if hopeless && batch.may_be_given_up() { GLANCE } else { publisher.patience() };
+            let answers = batch.answers();
             self.under_way.push(Box::pin(async move {
-                batch.answered(publisher.publish_within(limit, publications, true).await)
+                batch.answered(results.send(&publisher, publications, &answers, limit).await)
             }));
         }
     }

@@ -472,6 +472,12 @@ impl Batch {
         self.slots.iter().all(|slot| matches!(slot, Slot::Own { role, .. } if role.may_be_unheard()))
     }
 
+    /// Returns the positions of the publications that are answers.
+    pub(in crate::worker) fn answers(&self) -> Vec<usize> {
+        let is_answer = |slot: &Slot| matches!(slot, Slot::Own { role: Role::Reply, .. });
+        self.slots.iter().enumerate().filter(|(_, slot)| is_answer(slot)).map(|(position, _)| position).collect()
+    }
+
     /// Reads the broker's answers, one for each publication in order.
     pub(in crate::worker) fn answered(mut self, answers: Vec<Result<Confirmation, PublishError>>) -> Answered {
         let lane = self.lane;

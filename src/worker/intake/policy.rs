@@ -4,6 +4,7 @@ mod finished;
 mod turn;
 mod unseal;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -12,10 +13,11 @@ use crate::broker::{AckToken, Delivery, Inflow};
 use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
-use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, Revocation, State};
+use crate::celery::reply::{Child, Extended, ReplyTo, Revocation, State};
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
+use crate::results::ResultBackend;
 use crate::telemetry::CommandOutcome;
 use crate::worker::WorkerOptions;
 use crate::worker::delivery::outbox::{PendingAck, Role, Weight};
@@ -150,7 +152,9 @@ pub(in crate::worker) enum TaskEnd<'a> {
 pub(in crate::worker) struct Policy {
     pub(in crate::worker) reader: Reader,
     commands: CommandTable,
-    replies: ReplyOptions,
+    results: Arc<dyn ResultBackend>,
+    /// Node name.
+    node: String,
     canvas: CanvasOptions,
     extended: bool,
     track_started: bool,
@@ -173,11 +177,8 @@ impl Policy {
                 options.commands,
             ),
             commands: options.commands,
-            replies: ReplyOptions {
-                worker: options.node.clone(),
-                pid: std::process::id(),
-                persistent: options.result_persistent,
-            },
+            results: Arc::clone(&options.results),
+            node: options.node.clone(),
             canvas: CanvasOptions {
                 default_queue: options.default_queue.clone(),
                 origin: options.node.clone(),
@@ -356,7 +357,7 @@ impl Policy {
         let now = Timestamp::now();
         let mut pending = PendingAck::new(Some(ack_token), None);
         if let Some(to) = &unreadable.reply {
-            let answer = reply::reply_to(to, &State::Failure(&exception), None, &self.replies, now);
+            let answer = self.results.answer_to(to, &State::Failure(&exception), now);
             pending.then.push((Role::Reply, answer));
             pending.reply_to = Some(ReplyTo::clone(to));
         }
@@ -374,7 +375,7 @@ impl Policy {
         reason: &str,
         at: Timestamp,
     ) -> crate::celery::message::Publication {
-        let death = Death { reason, exception, at, worker: &self.replies.worker };
+        let death = Death { reason, exception, at, worker: &self.node };
         dead(message, origin, &death, DEAD_QUEUE, self.frame_max)
     }
 
@@ -398,13 +399,12 @@ impl Policy {
         let now = Timestamp::now();
         let mut pending = PendingAck::new(Some(ack_token), Some(request.id.clone()));
         pending.entry = Some(identity.digest);
-        pending.reply_to = request.reply_address();
+        pending.reply_to = self.results.recipient(&request);
         let answer = |state: &State<'_>| {
-            reply::reply(&request, state, extended.as_ref(), &self.replies, now).map(|reply| (Role::Reply, reply))
+            self.results.answer(&request, state, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
         };
         let success = |result, children: &[Child]| {
-            reply::success(&request, result, children, extended.as_ref(), &self.replies, now)
-                .map(|reply| (Role::Reply, reply))
+            self.results.success(&request, result, children, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
         };
         match end {
             TaskEnd::Answered(answered @ Answer { outcome: Outcome::Success(_), .. }) => {
@@ -414,7 +414,8 @@ impl Policy {
                     Ok(AfterSuccess { withheld: Some(withheld), .. }) => {
                         let why = self.withheld(&mut pending, &request, kept.as_deref(), &withheld, now);
                         pending.then.extend(success(result, &[]));
-                        let rest = canvas::fail_rest(&request, &why, &self.replies, now);
+                        let rest =
+                            canvas::fail_rest(&request, &|to| self.results.answer_to(to, &State::Failure(&why), now));
                         pending.then.extend(rest.into_iter().map(|next| (Role::FollowUp, next)));
                     }
                     Ok(follow) => {
@@ -457,7 +458,8 @@ impl Policy {
         now: Timestamp,
     ) {
         let mut ids = ids(identity);
-        let follow = canvas::after_failure(request, exception, &self.canvas, &self.replies, now, &mut ids);
+        let answer = |to: &ReplyTo| self.results.answer_to(to, &State::Failure(exception), now);
+        let follow = canvas::after_failure(request, &self.canvas, &answer, now, &mut ids);
         if let Some(unsupported) = follow.unsupported {
             tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
         }
@@ -509,7 +511,7 @@ impl Policy {
             return None;
         }
         let extended = context.extended.as_ref();
-        let reply = reply::reply(&context.request, &State::Started, extended, &self.replies, Timestamp::now())?;
+        let reply = self.results.answer(&context.request, &State::Started, extended, Timestamp::now())?;
         let mut pending = PendingAck::new(None, None);
         pending.then.push((Role::Reply, reply));
         Some(pending)
@@ -521,7 +523,7 @@ impl Policy {
         pending.keep_only(Role::Dead);
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
             let state = State::Failure(exception);
-            pending.then.push((Role::Reply, reply::reply_to(&to, &state, None, &self.replies, Timestamp::now())));
+            pending.then.push((Role::Reply, self.results.answer_to(&to, &state, Timestamp::now())));
         }
     }
 }

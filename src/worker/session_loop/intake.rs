@@ -206,7 +206,7 @@ impl SessionLoop<'_> {
             Decision::Park(context, message, origin, eta, inflow) => {
                 self.worker.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
                 let mut pending = PendingAck::new(Some(context.ack_token), None);
-                pending.reply_to = context.request.reply_address();
+                pending.reply_to = self.worker.options.results.recipient(&context.request);
                 pending.weights.push(Weight::Read { _bytes: inflow });
                 let (delay, message) = (self.session.delay(), park(&message));
                 self.deferred.push(Box::pin(deferred::park(delay, pending, message, origin.queue, eta)));

@@ -65,7 +65,7 @@ impl Policy {
             }),
             duration_seconds,
             task_id: context.request.id.clone(),
-            worker: self.replies.worker.clone(),
+            worker: self.node.clone(),
         })
     }
 }

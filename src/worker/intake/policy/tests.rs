@@ -35,7 +35,7 @@ impl Table {
             concurrency: 4,
             prefetch_multiplier: 1,
             accept_content: vec!["json".into()],
-            result_persistent: true,
+            results: std::sync::Arc::new(crate::results::Rpc::new("w@h", true)),
             result_extended: false,
             track_started: false,
             time_limit: None,

@@ -1,0 +1,91 @@
+//! Where the answers of commands go, apart from the transport by which the commands come.
+//!
+//! [`Rpc`] sends them to the queues of the clients, over the broker of the commands.
+
+mod rpc;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::broker::{Confirmation, PublishError, Publisher};
+use crate::celery::message::Publication;
+use crate::celery::reply::{Child, Extended, ReplyTo, State};
+use crate::celery::request::TaskRequest;
+use crate::telemetry::Component;
+
+pub use rpc::Rpc;
+
+/// A place that takes the answers of commands.
+///
+/// The worker composes an answer when a command ends, sends it, and acknowledges the command once the answer is confirmed. What is
+/// not confirmed is kept and sent again, less and less often; the worker decides how long. So the composing methods do no I/O, and
+/// a composed answer is all that sending it needs.
+///
+/// An answer is a [`Publication`]. Its address tells answers apart that wait for different recipients: one address that takes
+/// nothing holds up no other. A store of keys puts the key there, and the text to be stored into the body.
+#[async_trait]
+pub trait ResultBackend: fmt::Debug + Send + Sync {
+    /// Returns the recipient of the answer to a request, or `None` when no answer is wanted.
+    ///
+    /// Of a request with `ignore_result` no answer is wanted, whether the task succeeds, fails, starts or is revoked. A recipient may
+    /// be kept and given to [`ResultBackend::answer_to`] when the composed answer is refused.
+    fn recipient(&self, request: &TaskRequest) -> Option<ReplyTo>;
+
+    /// Composes the answer that tells a state of a request, or `None` when no answer is wanted.
+    ///
+    /// The same arguments give the same answer.
+    fn answer(
+        &self,
+        request: &TaskRequest,
+        state: &State<'_>,
+        extended: Option<&Extended>,
+        now: Timestamp,
+    ) -> Option<Publication>;
+
+    /// Composes the answer of a success as [`ResultBackend::answer`] does, in the memory of the result.
+    fn success(
+        &self,
+        request: &TaskRequest,
+        result: String,
+        children: &[Child],
+        extended: Option<&Extended>,
+        now: Timestamp,
+    ) -> Option<Publication>;
+
+    /// Composes an answer for a recipient whose request is not at hand: it could not be read, or waits in a chain, or its first
+    /// answer was refused.
+    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication;
+
+    /// Sends what finished commands owe, and returns one result for each publication, in their order.
+    ///
+    /// `answers` are the positions of the answers, which belong to this backend; everything else goes to the broker by `publisher`.
+    /// The batch is one call because a backend over the same broker sends it as a whole. A backend of its own confirms an answer when
+    /// its store has said that it keeps the answer for as long as `result_expires` asks, and has told those who wait for it.
+    ///
+    /// An answer that was not confirmed within `limit` is [`PublishError::Unconfirmed`], also while the store is away: it is sent
+    /// again, and may have been taken each time. What the store will never take is [`PublishError::Refused`]: the caller is told
+    /// instead. [`PublishError::Lost`] is only the loss of the broker's session.
+    async fn send(
+        &self,
+        publisher: &Publisher,
+        publications: Vec<Publication>,
+        answers: &[usize],
+        limit: Duration,
+    ) -> Vec<Result<Confirmation, PublishError>>;
+
+    /// Makes sure that answers can be given, at the beginning of a session and for `filestorage doctor`. Nobody receives anything.
+    ///
+    /// # Errors
+    ///
+    /// Why no answer can be given. A session in which every command would be done and none answered does not begin.
+    async fn probe(&self, publisher: &Publisher) -> Result<(), PublishError>;
+
+    /// Returns what a person does when the probe is refused.
+    fn remedy(&self) -> &'static str;
+
+    /// Returns the component of the readiness that tells how the backend stands, or `None` where the broker's own says it.
+    fn component(&self) -> Option<Component>;
+}
