@@ -65,11 +65,35 @@ pub struct AckToken {
     generation: u64,
 }
 
-#[cfg(test)]
 impl AckToken {
+    /// Makes the token of a delivery: its number on its channel, and what tells the channel from all others.
+    pub const fn new(tag: u64, generation: u64) -> Self {
+        Self { tag, generation }
+    }
+
+    /// Returns the number of the delivery on its channel.
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// Returns what tells the delivery's channel from all others.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Makes an acknowledgement token of no channel, for tests of what happens before settling.
+    #[cfg(test)]
     pub(crate) const fn stray() -> Self {
-        Self { tag: 0, generation: 0 }
+        Self::new(0, 0)
+    }
+}
+
+impl Delivery {
+    /// Makes a delivery whose body counts for nothing that was read ahead.
+    pub fn new(message: Message, origin: Origin, ack_token: AckToken) -> Self {
+        Self { message, origin, ack_token, inflow: Inflow::default() }
     }
 }
 

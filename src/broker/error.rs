@@ -41,11 +41,15 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    /// Makes a fault of this kind; secrets in the message are hidden.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: redact(&message.into()).into_owned() }
     }
 
-    pub(crate) fn lost(reason: impl Into<String>) -> Self {
+    /// Makes the fault of a session that is over.
+    #[must_use]
+    pub fn lost(reason: impl Into<String>) -> Self {
         Self::new(ErrorKind::Lost, reason)
     }
 

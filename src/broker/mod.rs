@@ -4,9 +4,13 @@
 //! that a broker that blocks publishers never keeps an acknowledgement waiting. When any part of a session is lost, all of
 //! it is: the worker drops it, waits for its [`Backoff`] and opens the next one. Acknowledgement tokens of an earlier session settle
 //! nothing.
+//!
+//! The worker knows this room by the traits of `transport` only: [`Broker`], [`BrokerSession`], [`Consumer`]. [`Connector`]
+//! implements them over lapin.
 
 mod ack_tracker;
 mod backoff;
+mod connector;
 mod consume;
 mod convert;
 mod delay;
@@ -28,10 +32,12 @@ mod session;
 mod state;
 mod subscribe;
 mod topology;
+mod transport;
 mod url;
 
 pub use crate::broker_url::{BrokerUrl, LoginMethod, UrlError};
 pub use backoff::Backoff;
+pub use connector::Connector;
 pub use consume::{AckToken, BATCH, BATCH_BYTES, ConsumeError, Deliveries, Delivery, End, Joined, Joiner, Settler};
 pub use delay::Delay;
 pub use error::{Error, ErrorKind, Result};
@@ -41,7 +47,8 @@ pub use last_read::DOUBT;
 pub use options::{BrokerOptions, QueueType, Tls, TlsFiles};
 pub use publish::{Confirmation, PublishError, Publisher};
 pub use session::Session;
-pub use state::State;
+pub use state::{State, lost, within};
 pub use subscribe::{Notices, Subscription};
 pub use topology::{DEAD_QUEUE, EVENTS_EXCHANGE, METRICS_QUEUE};
 pub use topology::{Exchange, ExchangeType, Look, Presence, QueueSpec, Topology};
+pub use transport::{Announcements, Broker, BrokerSession, Consumer, OpenSession, Publish, QueueJoiner};

@@ -1,5 +1,7 @@
 //! What this user may do, found out by doing it.
 
+use futures_util::future::BoxFuture;
+
 use super::{Error, ErrorKind, PublishError, Result, Session, State};
 
 impl Session {
@@ -9,10 +11,7 @@ impl Session {
     ///
     /// # Errors
     /// `Denied` names the missing permission; `Lost`.
-    pub async fn may_answer(
-        &self,
-        probe: impl Future<Output = std::result::Result<(), PublishError>> + Send,
-    ) -> Result<()> {
+    pub async fn may_answer(&self, probe: BoxFuture<'_, std::result::Result<(), PublishError>>) -> Result<()> {
         let mut state = self.watch();
         let probed = tokio::select! {
             probed = probe => probed,

@@ -1,12 +1,9 @@
 //! Two connections that live and die together.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler,
@@ -157,7 +154,7 @@ impl Session {
 
     /// Closes both connections in order; what is unsettled goes back to its place. Tells whether the broker said that they are
     /// closed: it has all that was sent to it then.
-    pub async fn close(self) -> bool {
+    pub async fn close(&self) -> bool {
         let both = async {
             let consuming = self.link.consuming.close(200, "OK".into()).await;
             let publishing = self.link.publishing.close(200, "OK".into()).await;
@@ -170,14 +167,19 @@ impl Session {
         }
         false
     }
-}
 
-impl Drop for Session {
-    fn drop(&mut self) {
+    /// Ends the session at once, whoever still holds a part of it; every wait in it ends.
+    pub fn end(&self) {
         self.link.state.lose("the session was closed");
         // One poll puts the close on its way; its answer interests nobody. Without it a command that still holds a
         // publisher would keep the connection, and so the unsettled deliveries, from the broker.
         drop(self.link.consuming.close(200, "OK".into()).now_or_never());
         drop(self.link.publishing.close(200, "OK".into()).now_or_never());
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.end();
     }
 }

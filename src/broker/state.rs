@@ -50,16 +50,7 @@ impl StateCell {
 
     /// Waits until the session is lost and returns the reason.
     pub(super) async fn lost(&self) -> String {
-        let mut watch = self.watch();
-        loop {
-            if let State::Lost(reason) = &*watch.borrow_and_update() {
-                return reason.clone();
-            }
-            // The sender lives in `self`.
-            if watch.changed().await.is_err() {
-                return "the session was dropped".to_owned();
-            }
-        }
+        lost(self.watch()).await
     }
 
     /// Waits for an answer of the broker as [`StateCell::within`] does. A missed limit is an answer that never comes: the
@@ -75,31 +66,62 @@ impl StateCell {
     /// Waits for an answer of the broker: not after the session is lost, and not longer than `limit` while it is open; `None`
     /// when there is none by then. While the session is blocked the clock stands.
     pub(super) async fn within<T>(&self, limit: Duration, answer: impl Future<Output = T>) -> Result<Option<T>> {
-        let mut answer = pin!(answer);
-        let mut watch = self.watch();
-        loop {
-            let state = watch.borrow_and_update().clone();
-            let clock = async {
-                match state {
-                    State::Open => tokio::time::sleep(limit).await,
-                    State::Blocked(_) => std::future::pending().await,
-                    State::Lost(_) => {}
-                }
-            };
-            tokio::select! {
-                biased;
-                answer = &mut answer => return Ok(Some(answer)),
-                _ = watch.changed() => {}
-                () = clock => return if matches!(self.now(), State::Lost(_)) { Err(self.fault()) } else { Ok(None) },
-            }
-        }
+        within(self.watch(), limit, answer).await
     }
 
     fn fault(&self) -> Error {
-        match self.now() {
-            State::Lost(reason) => Error::lost(reason),
-            State::Open | State::Blocked(_) => Error::lost("the session is over"),
+        fault(&self.now())
+    }
+}
+
+/// Waits until a session is lost and returns the reason.
+pub async fn lost(mut state: watch::Receiver<State>) -> String {
+    loop {
+        if let State::Lost(reason) = &*state.borrow_and_update() {
+            return reason.clone();
         }
+        if state.changed().await.is_err() {
+            return "the session was dropped".to_owned();
+        }
+    }
+}
+
+/// Waits for a future no longer than `limit`, and returns `None` when it has not ended by then. The clock stands while the
+/// broker blocks the session.
+///
+/// # Errors
+/// The session is lost.
+pub async fn within<T>(
+    mut state: watch::Receiver<State>,
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Result<Option<T>> {
+    let mut future = pin!(future);
+    loop {
+        let now = state.borrow_and_update().clone();
+        let clock = async {
+            match now {
+                State::Open => tokio::time::sleep(limit).await,
+                State::Blocked(_) => std::future::pending().await,
+                State::Lost(_) => {}
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = &mut future => return Ok(Some(answer)),
+            Ok(()) = state.changed() => {}
+            () = clock => {
+                let now = state.borrow().clone();
+                return if matches!(now, State::Lost(_)) { Err(fault(&now)) } else { Ok(None) };
+            }
+        }
+    }
+}
+
+fn fault(state: &State) -> Error {
+    match state {
+        State::Lost(reason) => Error::lost(reason),
+        State::Open | State::Blocked(_) => Error::lost("the session is over"),
     }
 }
 

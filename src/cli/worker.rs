@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::broker::BrokerOptions;
+use crate::broker::{BrokerOptions, Connector};
 use crate::commands::CommandTable;
 use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
@@ -17,7 +17,7 @@ use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
     queue_type, result_backend, stack,
 };
-use crate::worker::{self, Announcer, Departure, Stop, WorkerError, WorkerOptions};
+use crate::worker::{self, Announcer, Departure, Stop, WallClock, WorkerError, WorkerOptions};
 
 /// The blocking threads besides one for each command: an abandoned operation may occupy its thread for a while.
 const SPARE_THREADS: usize = 64;
@@ -186,7 +186,8 @@ async fn serve(
         let (engine, metrics) = (engine.clone(), metrics.clone());
         background.spawn(async move { engine.sweep_loop(interval, &metrics).await });
     }
-    let outcome = worker::run(options, || secrets.broker(), engine, metrics, readiness, stop).await;
+    let broker = Connector::new(move || secrets.broker());
+    let outcome = worker::run(options, &broker, engine, metrics, readiness, stop).await;
     let code = |departure| match departure {
         Departure::Orderly => Code::Success,
         Departure::LeftWork => Code::TryAgain,
@@ -263,6 +264,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         spool: folders::spool(&settings.storage),
         is_shared: settings.storage.bucket().is_some(),
         announcer: Announcer::new(folders::store_id(&settings.storage)),
+        clock: WallClock::default(),
     })
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::broker::{Confirmation, PublishError, Publisher};
+use crate::broker::{Confirmation, Publish, PublishError};
 use crate::celery::message::Publication;
 use crate::celery::reply::{Child, Extended, ReplyTo, State};
 use crate::celery::request::TaskRequest;
@@ -70,7 +70,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// instead. [`PublishError::Lost`] is only the loss of the broker's session.
     async fn send(
         &self,
-        publisher: &Publisher,
+        publisher: &dyn Publish,
         publications: Vec<Publication>,
         answers: &[usize],
         limit: Duration,
@@ -81,7 +81,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// Why no answer can be given. A session in which every command would be done and none answered does not begin.
-    async fn probe(&self, publisher: &Publisher) -> Result<(), PublishError>;
+    async fn probe(&self, publisher: &dyn Publish) -> Result<(), PublishError>;
 
     /// Returns what a person does when the probe is refused.
     fn remedy(&self) -> &'static str;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::ResultBackend;
-use crate::broker::{Confirmation, PublishError, Publisher};
+use crate::broker::{Confirmation, Publish, PublishError};
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
@@ -60,7 +60,7 @@ impl ResultBackend for Rpc {
 
     async fn send(
         &self,
-        publisher: &Publisher,
+        publisher: &dyn Publish,
         publications: Vec<Publication>,
         _answers: &[usize],
         limit: Duration,
@@ -69,10 +69,14 @@ impl ResultBackend for Rpc {
     }
 
     /// Publishes to a queue that does not exist, through the default exchange as every answer: the broker returns the message.
-    async fn probe(&self, publisher: &Publisher) -> Result<(), PublishError> {
+    async fn probe(&self, publisher: &dyn Publish) -> Result<(), PublishError> {
         let nowhere = Address::queue(format!("filestorage.nobody-{}", Uuid::new_v4().simple()));
         let publication = Publication { address: nowhere, message: Message::default() };
-        publisher.publish(vec![publication], true).await.pop().map_or(Ok(()), |answer| answer.map(|_| ()))
+        publisher
+            .publish_within(publisher.patience(), vec![publication], true)
+            .await
+            .pop()
+            .map_or(Ok(()), |answer| answer.map(|_| ()))
     }
 
     fn remedy(&self) -> &'static str {

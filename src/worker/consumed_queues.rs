@@ -1,21 +1,18 @@
 //! The queues of commands that the worker should consume and does not: they are missing until a trial brings them back.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::broker::{
-    BrokerOptions, ConsumeError, Deliveries, Error, ErrorKind, Joined, Joiner, Look, Session, Settler, Topology,
-};
+use crate::broker::{BrokerSession, ConsumeError, Consumer, Error, ErrorKind, Look, OpenSession, QueueJoiner};
 use crate::telemetry::ComponentState;
 
 /// How long a queue may be back before that is noticed, and the wait before the first trial. A look costs one channel.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The longest wait between two trials of a queue that gives no consumer: each one costs a session and stays in the queue's log.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
-const TRIAL: Duration = Duration::from_secs(60);
 
 /// Why a queue is not consumed.
 #[derive(Clone, Debug)]
@@ -36,7 +33,7 @@ pub(in crate::worker) struct ConsumedQueues {
 #[derive(Debug)]
 pub(in crate::worker) struct Rejoin {
     pub(in crate::worker) queue: String,
-    pub(in crate::worker) consumer: Result<Joined, Error>,
+    pub(in crate::worker) consumer: Result<(), Error>,
 }
 
 impl ConsumedQueues {
@@ -49,11 +46,11 @@ impl ConsumedQueues {
     /// Whatever the broker answers. A queue that gives no consumer costs the session and is left out of the next one.
     pub(in crate::worker) async fn consume(
         &mut self,
-        session: &Session,
+        session: &dyn BrokerSession,
         queues: &[String],
         prefetch: u16,
         tag_prefix: &str,
-    ) -> Result<(Deliveries, Settler), Error> {
+    ) -> Result<Box<dyn Consumer>, Error> {
         self.missing.retain(|_, missing| matches!(missing, Missing::Stalled(_)));
         let wanted: Vec<String> = queues.iter().filter(|queue| !self.missing.contains_key(*queue)).cloned().collect();
         let mut begun = None;
@@ -70,10 +67,10 @@ impl ConsumedQueues {
             }
         };
         match begun {
-            Ok((deliveries, settler)) => {
-                let down = deliveries.down().iter();
+            Ok(consumer) => {
+                let down = consumer.down().iter();
                 self.missing.extend(down.map(|(queue, error)| (queue.clone(), Missing::Down(error.clone()))));
-                Ok((deliveries, settler))
+                Ok(consumer)
             }
             Err(ConsumeError { stalled, error }) => {
                 self.missing.extend(stalled.map(|queue| (queue, Missing::Stalled(error.clone()))));
@@ -95,28 +92,31 @@ impl ConsumedQueues {
     }
 
     /// Returns one trial for each missing queue. Each lasts until the queue is consumed in this session again.
-    pub(in crate::worker) fn trials(&self, session: &Session, joiner: &Joiner) -> Vec<BoxFuture<'static, Rejoin>> {
+    pub(in crate::worker) fn trials(
+        &self,
+        session: &OpenSession,
+        joiner: &Arc<dyn QueueJoiner>,
+    ) -> Vec<BoxFuture<'static, Rejoin>> {
         let trials = self.missing.iter().map(|(queue, missing)| Trial {
             queue: queue.clone(),
             is_stalled: matches!(missing, Missing::Stalled(_)),
-            topology: session.topology(),
-            options: session.options(),
-            joiner: joiner.clone(),
+            session: session.share(),
+            joiner: Arc::clone(joiner),
         });
         trials.map(|trial| Box::pin(trial.run()) as _).collect()
     }
 
-    /// Notes what came of a trial, and returns the consumer.
+    /// Notes what came of a trial, and returns the queue that is to be joined.
     ///
     /// # Errors
     ///
     /// Why the session is lost; a queue that gives no consumer is left out of the next one.
-    pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<Joined, String> {
+    pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<String, String> {
         match consumer {
-            Ok(consumer) => {
+            Ok(()) => {
                 tracing::info!(queue, "consumed again");
                 self.missing.remove(&queue);
-                Ok(consumer)
+                Ok(queue)
             }
             Err(error) => {
                 let reason = error.to_string();
@@ -133,9 +133,8 @@ impl ConsumedQueues {
 struct Trial {
     queue: String,
     is_stalled: bool,
-    topology: Topology,
-    options: BrokerOptions,
-    joiner: Joiner,
+    session: Arc<dyn BrokerSession>,
+    joiner: Arc<dyn QueueJoiner>,
 }
 
 impl Trial {
@@ -144,13 +143,11 @@ impl Trial {
     /// A queue that gave no consumer is first tried, less and less often, in a session of its own, which is spent on it. What such
     /// a trial asks of the queue may be done when nobody waits for it any more, and count as another redelivery.
     async fn run(self) -> Rejoin {
-        let Self { queue, mut is_stalled, topology, options, joiner } = self;
-        let name = format!("{} trial", options.connection_name);
-        let options = BrokerOptions { connection_name: name, timeout: TRIAL, ..options };
+        let Self { queue, mut is_stalled, session, joiner } = self;
         let mut wait = LOOK_AGAIN;
         loop {
             tokio::time::sleep(wait).await;
-            match topology.look(&queue).await {
+            match session.look(&queue).await {
                 Ok(Look::Present { .. }) => {}
                 // Deleted meanwhile: whoever wants it makes it again, and that need not be us.
                 Ok(Look::Down(_) | Look::Missing) => continue,
@@ -160,28 +157,21 @@ impl Trial {
                 }
             }
             if is_stalled {
-                if let Err(error) = gives_consumer(&options, &queue).await {
+                if let Err(error) = session.try_consumer(&queue).await {
                     tracing::debug!(queue, %error, "trying a queue to be consumed");
                     wait = wait.saturating_mul(2).min(LONGEST_WAIT);
                     continue;
                 }
                 is_stalled = false;
             }
-            match joiner.join(&queue).await {
+            match joiner.begin(&queue).await {
                 // The node went down between the look and this.
                 Err(ConsumeError { stalled: None, error }) if error.kind() == ErrorKind::Down => wait = LOOK_AGAIN,
                 Err(ConsumeError { error, .. }) => return Rejoin { queue, consumer: Err(error) },
-                Ok(consumer) => return Rejoin { queue, consumer: Ok(consumer) },
+                Ok(()) => return Rejoin { queue, consumer: Ok(()) },
             }
         }
     }
-}
-
-async fn gives_consumer(options: &BrokerOptions, queue: &str) -> Result<(), Error> {
-    let session = Session::open(options).await?;
-    session.consume(&[queue.to_owned()], 1, "trial").await.map_err(|fault| fault.error)?;
-    session.close().await;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What all sessions of a worker share.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::broker::{Session, State};
+use tokio::time::Instant;
+
+use crate::broker::{OpenSession, State};
 use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 use crate::worker::WorkerOptions;
@@ -41,7 +43,7 @@ pub(super) struct WorkerContext {
 
 impl WorkerContext {
     /// Begins to send and to receive announcements of changed keys, where values are in a bucket or there is a cache.
-    pub(super) async fn begin_coherence(&mut self, session: &Session) {
+    pub(super) async fn begin_coherence(&mut self, session: &OpenSession) {
         // First the end of the last one, which disables the cache.
         if let Some(last) = self.coherence.take() {
             last.stop().await;
@@ -49,7 +51,7 @@ impl WorkerContext {
         let is_shared = self.options.is_shared;
         self.coherence = (is_shared || self.engine.cache().is_some()).then(|| {
             let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
-            Coherence::begin(session, announcer, cache, is_shared, self.readiness.clone())
+            Coherence::begin(session.share(), announcer, cache, is_shared, self.readiness.clone())
         });
     }
 

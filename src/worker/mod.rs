@@ -1,5 +1,6 @@
 //! Joins all: from deliveries to acknowledgements, session after session.
 
+mod clock;
 mod consumed_queues;
 mod context;
 mod delivery;
@@ -14,11 +15,12 @@ mod signals;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::broker::{Backoff, BrokerOptions, Error, ErrorKind, QueueType, Session};
+use crate::broker::{Backoff, Broker, Error, ErrorKind, OpenSession, QueueType};
 use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::results::ResultBackend;
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
@@ -30,6 +32,7 @@ use journal::Journal;
 use own_queues::{OwnQueue, OwnQueues};
 use session_loop::{SessionEnd, SessionLoop};
 
+pub use clock::WallClock;
 pub use events::event_schema;
 pub use invalidations::Announcer;
 pub use signals::{Stop, disregard, hangups, listen};
@@ -94,6 +97,8 @@ pub struct WorkerOptions {
     pub is_shared: bool,
     /// Announces to other workers what changes, in sessions and between them.
     pub announcer: Announcer,
+    /// The time of day.
+    pub clock: WallClock,
 }
 
 /// How a worker that was told to stop left.
@@ -123,14 +128,14 @@ fn mend(error: &Error) -> &'static str {
 
 /// Works until told to stop: sessions one after another, for ever.
 ///
-/// `broker` says anew for each session how it is opened. Returns how it left once told to.
+/// `broker` opens them. Returns how it left once told to.
 ///
 /// # Errors
 ///
 /// [`WorkerError`] for what only a person can mend, before the first session; later faults are waited out.
 pub async fn run(
     options: WorkerOptions,
-    broker: impl Fn() -> BrokerOptions,
+    broker: &dyn Broker,
     engine: Engine,
     metrics: Metrics,
     readiness: Readiness,
@@ -138,7 +143,8 @@ pub async fn run(
 ) -> Result<Departure, WorkerError> {
     // A large one takes its time, and the loop is asked whether it lives meanwhile.
     let (folder, node, max_bytes) = (options.journal.clone(), options.node.clone(), options.journal_max_bytes);
-    let opening = tokio::task::spawn_blocking(move || Journal::open(&folder, &node, max_bytes));
+    let clock = options.clock;
+    let opening = tokio::task::spawn_blocking(move || Journal::open(&folder, &node, max_bytes, clock));
     let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
     let destinations = Destinations::default();
     let budget = Budget::new(options.max_in_flight_bytes);
@@ -156,17 +162,16 @@ pub async fn run(
         knows_rights: false,
         coherence: None,
     };
-    let mut backoff = Backoff::default();
-    let mut next_url = 0;
+    let mut backoff = Backoff::new(&worker.options.node);
     let mut had_session = false;
     let mut doubted = false;
     while *stop.borrow() == Stop::No {
         worker.metrics.record_session(telemetry::Session::Connecting);
         let mut began = None;
-        let broker = broker();
         let opened = tokio::select! {
-            opened = open(&mut worker, &broker, &mut next_url) => opened,
+            biased;
             _ = stop.wait_for(|stop| *stop != Stop::No) => return Ok(Departure::Orderly),
+            opened = open(&mut worker, broker) => opened,
         };
         let reason = match opened {
             Ok(session_loop) => {
@@ -221,27 +226,23 @@ fn departure(left_work: bool) -> Departure {
 
 async fn pause(wait: Duration, stop: &mut watch::Receiver<Stop>) {
     tokio::select! {
-        () = tokio::time::sleep(wait) => {}
+        biased;
         _ = stop.wait_for(|stop| *stop != Stop::No) => {}
+        () = tokio::time::sleep(wait) => {}
     }
 }
 
 /// Opens a session, sees to our own queues and begins to consume.
-async fn open<'b>(
-    worker: &'b mut WorkerContext,
-    broker: &BrokerOptions,
-    next_url: &mut usize,
-) -> Result<SessionLoop<'b>, Error> {
-    let session = Session::open_next(broker, next_url).await?;
+async fn open<'b>(worker: &'b mut WorkerContext, broker: &dyn Broker) -> Result<SessionLoop<'b>, Error> {
+    let session = OpenSession::new(broker.open().await?);
     may_answer(worker, &session).await?;
     worker.begin_coherence(&session).await;
-    let topology = session.topology();
-    worker.own_queues.begin(OwnQueue::Dead, &topology).await?;
+    worker.own_queues.begin(OwnQueue::Dead, &*session).await?;
     if worker.options.events {
-        worker.own_queues.begin(OwnQueue::Events, &topology).await?;
+        worker.own_queues.begin(OwnQueue::Events, &*session).await?;
     }
     if !std::mem::replace(&mut worker.knows_rights, true)
-        && let Ok(Some(lack)) = session.delay().lack().await
+        && let Ok(Some(lack)) = session.delay_lack().await
     {
         tracing::warn!(lack, "a permission is missing");
     }
@@ -254,15 +255,15 @@ async fn open<'b>(
     // While several are begun one after another, nobody takes what the first ones send.
     let first = if queues == 1 { FIRST_PREFETCH } else { (FIRST_PREFETCH / 2 / queues).max(1) };
     let first = prefetch.min(u16::try_from(first).unwrap_or(1));
-    let (mut deliveries, settler) = consumed_queues.consume(&session, &options.queues, first, &options.node).await?;
-    deliveries.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
+    let mut consumer = consumed_queues.consume(&*session, &options.queues, first, &options.node).await?;
+    consumer.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
     let condition = consumed_queues.condition();
     if let ComponentState::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");
     }
     worker.readiness.set(Component::Queues, condition);
     tracing::info!(
-        broker = %session.url(),
+        broker = session.address(),
         queues = worker.options.queues.join(","),
         concurrency = worker.options.concurrency,
         node = worker.options.node,
@@ -270,13 +271,13 @@ async fn open<'b>(
     );
     worker.readiness.set(Component::Worker, ComponentState::Ready);
     worker.readiness.set_started();
-    Ok(SessionLoop::new(worker, session, deliveries, settler))
+    Ok(SessionLoop::new(worker, session, consumer))
 }
 
 /// Makes sure that this user may answer: without that every command would be done and none answered.
-async fn may_answer(worker: &WorkerContext, session: &Session) -> Result<(), Error> {
-    let (results, publisher) = (&worker.options.results, session.publisher());
-    let probed = session.may_answer(results.probe(&publisher)).await;
+async fn may_answer(worker: &WorkerContext, session: &OpenSession) -> Result<(), Error> {
+    let (results, publisher) = (&worker.options.results, session.share());
+    let probed = session.may_answer(results.probe(&*publisher)).await;
     if let Some(component) = results.component() {
         let state =
             probed.as_ref().map_or_else(|error| ComponentState::Unready(error.to_string()), |()| ComponentState::Ready);

@@ -1,9 +1,12 @@
 //! The queues that belong to the worker itself: whether they take what is sent there.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::broker::{DEAD_QUEUE, Error, ErrorKind, METRICS_QUEUE, Presence, Topology};
+use tokio::time::Instant;
+
+use crate::broker::{BrokerSession, DEAD_QUEUE, Error, ErrorKind, METRICS_QUEUE, Presence};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// The number of events that the queue of events holds; beyond that the oldest go.
@@ -43,10 +46,10 @@ impl OwnQueue {
     /// # Errors
     ///
     /// Whatever the broker answers.
-    pub(in crate::worker) async fn ensure(self, topology: &Topology) -> Result<Presence, Error> {
+    pub(in crate::worker) async fn ensure(self, session: &dyn BrokerSession) -> Result<Presence, Error> {
         match self {
-            Self::Dead => topology.ensure_dead().await,
-            Self::Events => topology.ensure_metrics(METRICS_LENGTH).await,
+            Self::Dead => session.ensure_dead().await,
+            Self::Events => session.ensure_metrics(METRICS_LENGTH).await,
         }
     }
 }
@@ -93,9 +96,9 @@ impl OwnQueues {
     /// # Errors
     ///
     /// The session is lost.
-    pub(in crate::worker) async fn begin(&mut self, queue: OwnQueue, topology: &Topology) -> Result<(), Error> {
+    pub(in crate::worker) async fn begin(&mut self, queue: OwnQueue, session: &dyn BrokerSession) -> Result<(), Error> {
         self.standings.remove(&queue);
-        self.looked(queue, queue.ensure(topology).await)
+        self.looked(queue, queue.ensure(session).await)
     }
 
     /// Takes in what a look for a queue found. A queue that takes nothing may well be there.
@@ -184,11 +187,11 @@ impl OwnQueues {
 pub(in crate::worker) type Looked = Vec<(OwnQueue, Result<Presence, Error>)>;
 
 /// Looks for queues again, after a while.
-pub(in crate::worker) async fn look_again(topology: Topology, queues: Vec<OwnQueue>) -> Looked {
+pub(in crate::worker) async fn look_again(session: Arc<dyn BrokerSession>, queues: Vec<OwnQueue>) -> Looked {
     tokio::time::sleep(LOOK_AGAIN).await;
     let mut looked = Vec::with_capacity(queues.len());
     for queue in queues {
-        looked.push((queue, queue.ensure(&topology).await));
+        looked.push((queue, queue.ensure(&*session).await));
     }
     looked
 }

@@ -6,7 +6,7 @@ mod waits;
 
 use std::collections::HashMap;
 use std::panic;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -14,8 +14,9 @@ use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 
-use crate::broker::{DOUBT, Deliveries, Presence, Session, Settler};
+use crate::broker::{Consumer, DOUBT, OpenSession, Presence};
 use crate::celery::error::Exception;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
@@ -56,6 +57,8 @@ pub(super) struct SessionEnd {
 /// A command that runs.
 #[derive(Debug)]
 struct Running {
+    /// Counts the commands of the session in the order they began.
+    number: u64,
     context: TaskContext,
     definition: &'static Definition,
     keys: Keys,
@@ -72,13 +75,14 @@ struct Running {
 pub(super) struct SessionLoop<'b> {
     worker: &'b mut WorkerContext,
     policy: Policy,
-    session: Session,
-    deliveries: Deliveries,
-    settler: Settler,
+    session: OpenSession,
+    consumer: Box<dyn Consumer>,
     scheduler: Scheduler<ReadyTask>,
     intake: Intake,
     tasks: JoinSet<Ended>,
     running: HashMap<Id, Running>,
+    /// How many commands have begun.
+    begun: u64,
     outbox: Outbox,
     in_flight: InFlightBatches,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
@@ -88,29 +92,24 @@ pub(super) struct SessionLoop<'b> {
     /// One for each consumed queue that is missing.
     trials: FuturesUnordered<BoxFuture<'static, Rejoin>>,
     stop: Stop,
-    deadline: Option<tokio::time::Instant>,
+    deadline: Option<Instant>,
     /// The broker has been silent for so long that its other consumers may have been given what is held here.
     is_hushed: bool,
 }
 
 impl<'b> SessionLoop<'b> {
-    pub(super) fn new(
-        worker: &'b mut WorkerContext,
-        session: Session,
-        deliveries: Deliveries,
-        settler: Settler,
-    ) -> Self {
-        let trials = worker.consumed_queues.trials(&session, &deliveries.joiner()).into_iter().collect();
+    pub(super) fn new(worker: &'b mut WorkerContext, session: OpenSession, consumer: Box<dyn Consumer>) -> Self {
+        let trials = worker.consumed_queues.trials(&session, &consumer.joiner()).into_iter().collect();
         Self {
-            policy: Policy::new(&worker.options, session.publisher().frame_max()),
+            policy: Policy::new(&worker.options, session.frame_max()),
             scheduler: Scheduler::new(worker.options.concurrency),
             intake: Intake::new(&worker.budget, &worker.options.spool),
             worker,
             session,
-            deliveries,
-            settler,
+            consumer,
             tasks: JoinSet::new(),
             running: HashMap::new(),
+            begun: 0,
             outbox: Outbox::default(),
             in_flight: InFlightBatches::default(),
             deferred: FuturesUnordered::new(),
@@ -139,10 +138,10 @@ impl<'b> SessionLoop<'b> {
         self.abandon().await;
         let mut closed = false;
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
-        let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
+        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
         if lost.is_none() && self.stop != Stop::Cold && !late {
             let farewell = async {
-                let settled = self.settler.close().await;
+                let settled = self.consumer.close().await;
                 if let Err(error) = &settled {
                     tracing::debug!(%error, "closing the consuming channel");
                 }
@@ -194,7 +193,7 @@ impl<'b> SessionLoop<'b> {
             }
             if self.stop == Stop::Warm && self.is_idle() {
                 // What only waits for a queue goes back to the broker; it has had its chance.
-                let last = tokio::time::Instant::now() + 2 * PATIENCE;
+                let last = Instant::now() + 2 * PATIENCE;
                 match self.deadline {
                     _ if self.deferred.is_empty() => return Ok(()),
                     Some(deadline) if deadline <= last => {}
@@ -223,7 +222,7 @@ impl<'b> SessionLoop<'b> {
                 }
                 Some(rejoin) = self.trials.next(), if self.stop == Stop::No => self.rejoined(rejoin)?,
                 // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
-                batch = self.deliveries.next(), if self.stop == Stop::No && !full => match batch {
+                batch = self.consumer.next(), if self.stop == Stop::No && !full => match batch {
                     Ok(batch) => {
                         self.receive(batch);
                         // Large ones took their time, and others are on this thread, too.
@@ -252,12 +251,13 @@ impl<'b> SessionLoop<'b> {
             tracing::info!(running = self.running.len(), "draining");
             self.worker.readiness.set(Component::Worker, ComponentState::Unready("draining".to_owned()));
             self.worker.metrics.record_session(telemetry::Session::Draining);
-            self.deadline = Some(tokio::time::Instant::now() + self.worker.options.grace);
+            self.deadline = Some(Instant::now() + self.worker.options.grace);
             tokio::select! {
-                stopped = self.settler.stop() => if let Err(error) = stopped {
+                biased;
+                Ok(_) = stop.wait_for(|stop| *stop == Stop::Cold) => {}
+                stopped = self.consumer.stop() => if let Err(error) = stopped {
                     tracing::debug!(%error, "cancelling the consumers");
                 },
-                Ok(_) = stop.wait_for(|stop| *stop == Stop::Cold) => {}
                 // The broker's words may lie behind much that is on its way.
                 () = sleep_until(self.deadline) => {}
             }
@@ -349,8 +349,8 @@ impl<'b> SessionLoop<'b> {
         while self.in_flight.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
             self.worker.commit_journal();
-            let (publisher, results) = (self.session.publisher(), &self.worker.options.results);
-            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, publisher, results, events);
+            let (session, results) = (self.session.share(), &self.worker.options.results);
+            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, session, results, events);
         }
     }
 
@@ -370,8 +370,8 @@ impl<'b> SessionLoop<'b> {
             self.deferred.push(Box::pin(deferred::hold(pending)));
         }
         for (pending, role) in unrouted {
-            let (topology, queue_type) = (self.session.topology(), self.worker.options.queue_type);
-            self.deferred.push(Box::pin(deferred::see_to_queue(topology, pending, role, queue_type)));
+            let (session, queue_type) = (self.session.share(), self.worker.options.queue_type);
+            self.deferred.push(Box::pin(deferred::see_to_queue(session, pending, role, queue_type)));
         }
         for (pending, role, words) in refused {
             self.give_up(pending, role, &words);
@@ -401,7 +401,7 @@ impl<'b> SessionLoop<'b> {
         if events > 0 {
             self.worker.own_queues.heard();
         }
-        self.settler.settle(ack_tokens).map_err(|error| error.to_string())?;
+        self.consumer.settle(ack_tokens).map_err(|error| error.to_string())?;
         entries.into_iter().for_each(|entry| self.worker.journal.settled(entry));
         Ok(())
     }
@@ -411,7 +411,7 @@ impl<'b> SessionLoop<'b> {
         if self.worker.own_queues.is_unheard() {
             self.give_up_events(pending_acks);
         } else {
-            self.deferred.push(Box::pin(deferred::look_for_listeners(self.session.topology(), pending_acks)));
+            self.deferred.push(Box::pin(deferred::look_for_listeners(self.session.share(), pending_acks)));
         }
     }
 
@@ -419,7 +419,7 @@ impl<'b> SessionLoop<'b> {
     fn look_after_queues(&mut self) {
         let away = self.worker.own_queues.away_now();
         if !away.is_empty() && self.looking.is_none() {
-            self.looking = Some(Box::pin(own_queues::look_again(self.session.topology(), away)));
+            self.looking = Some(Box::pin(own_queues::look_again(self.session.share(), away)));
         }
     }
 
@@ -436,10 +436,10 @@ impl<'b> SessionLoop<'b> {
 
     /// Consumes a queue that is back, besides the others; nothing that runs or waits has to end for it.
     fn rejoined(&mut self, rejoin: Rejoin) -> Result<(), String> {
-        let consumer = self.worker.consumed_queues.rejoin(rejoin)?;
+        let queue = self.worker.consumed_queues.rejoin(rejoin)?;
         // A node that is back in its cluster may hand out again what it had handed out before, without saying so.
         self.worker.journal.reopen();
-        self.deliveries.join(consumer);
+        self.consumer.join(&queue);
         self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
         Ok(())
     }
@@ -497,15 +497,14 @@ impl<'b> SessionLoop<'b> {
             self.worker.journal.ended(entry);
             abandoned += 1;
         }
-        self.running.retain(|_, running| {
-            if running.commit_guard.abandon() {
-                self.worker.journal.ended(running.context.identity.digest);
-                abandoned += 1;
-                return false;
-            }
-            true
-        });
-        let deadline = tokio::time::Instant::now() + LAST_WRITES;
+        let given_back = self.running.extract_if(|_, running| running.commit_guard.abandon());
+        let mut given_back: Vec<_> = given_back.map(|(_, running)| (running.number, running)).collect();
+        given_back.sort_unstable_by_key(|(number, _)| *number);
+        for (_, running) in given_back {
+            self.worker.journal.ended(running.context.identity.digest);
+            abandoned += 1;
+        }
+        let deadline = Instant::now() + LAST_WRITES;
         while !self.running.is_empty() {
             match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
                 Ok(Some(joined)) => {
@@ -533,7 +532,7 @@ fn parted(joined: Result<(Id, Ended), JoinError>) -> (Id, Result<Ended, JoinErro
     }
 }
 
-/// Tells the time so long ago.
-fn before(age: Duration) -> Timestamp {
-    Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
+/// Tells the time so long before another one.
+fn before(now: Timestamp, age: Duration) -> Timestamp {
+    now.checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -15,10 +15,7 @@ use std::path::Path;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wiring", &["broker", "broker_url", "config", "provider", "redact", "results", "storage", "telemetry"]),
     ("worker", &["broker", "celery", "commands", "json", "redact", "results", "telemetry"]),
-    (
-        "results",
-        &["broker::Publisher", "broker::Confirmation", "broker::PublishError", "celery", "telemetry::Component"],
-    ),
+    ("results", &["broker::Publish", "broker::Confirmation", "broker::PublishError", "celery", "telemetry::Component"]),
     ("commands", &["instant", "json", "provider", "storage"]),
     ("broker", &["broker_url", "celery::message", "queue_name", "redact"]),
     ("storage", &["charset", "encryption_key", "json", "provider", "quota_rule", "redact", "telemetry"]),
@@ -400,6 +397,21 @@ fn unwraps(sources: &[Source]) -> Vec<String> {
     complaints
 }
 
+/// Finds clocks that do not follow tokio's pause in the room of the worker.
+fn clocks_without_pause(sources: &[Source]) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let in_worker = |source: &&Source| source.room() == "worker" && !source.is_test();
+    for source in sources.iter().filter(in_worker).filter(|source| source.path != "worker/clock.rs") {
+        let code: String = source.code.split_whitespace().collect();
+        let from_std =
+            code.split(';').any(|item| item.contains("std::time::") && words(item).any(|it| it == "Instant"));
+        if from_std || code.contains("Timestamp::now") || source.has_word("SystemTime") {
+            complaints.push(source.complain("reads a clock that does not follow tokio's pause"));
+        }
+    }
+    complaints
+}
+
 fn long_files(sources: &[Source]) -> Vec<String> {
     let mut complaints = Vec::new();
     for source in sources {
@@ -620,6 +632,24 @@ fn settings_are_read_in_one_room() {
             ("storage/mod.rs", "let table: toml::Table = text.parse()?;"),
         ],
         &[("config/mod.rs", "std::env::var(\"A\");"), ("telemetry/a.rs", "env!(\"CARGO_PKG_VERSION\");")],
+    );
+}
+
+#[test]
+fn the_worker_has_two_clocks() {
+    hold(
+        clocks_without_pause,
+        &[
+            ("worker/a.rs", "use std::time::{Duration, Instant};"),
+            ("worker/a.rs", "let now = std::time::Instant::now();"),
+            ("worker/a.rs", "let now = jiff::Timestamp::now();"),
+            ("worker/a.rs", "use std::time::SystemTime;"),
+        ],
+        &[
+            ("worker/a.rs", "use std::time::Duration;\nuse tokio::time::Instant;\nlet now = Instant::now();"),
+            ("worker/clock.rs", "Timestamp::now()"),
+            ("broker/a.rs", "use std::time::{Duration, Instant};"),
+        ],
     );
 }
 

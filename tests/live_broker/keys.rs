@@ -8,12 +8,13 @@ use std::{
 };
 
 use filestorage::{
+    broker::Connector,
     commands::{Budget, CommitGuard, Context, Engine, Key},
     json::Json,
     provider::BackendKind,
     storage::{Memory, Spool},
     telemetry::{Component, Metrics, Readiness},
-    worker::{self, Announcer, Departure, Stop, WorkerOptions},
+    worker::{self, Announcer, Departure, Stop, WallClock, WorkerOptions},
 };
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
@@ -114,17 +115,14 @@ impl Site {
             spool: Spool::new(folder.path()),
             is_shared: false,
             announcer: Announcer::new("s".to_owned()),
+            clock: WallClock::default(),
         };
         let broker = BrokerOptions { connection_name: connection(&vhost), ..super::options(&url) };
-        let work = worker::run(
-            options,
-            move || broker.clone(),
-            engine.clone(),
-            Metrics::new(),
-            Readiness::new(&[Component::Broker]),
-            stopped,
-        );
-        let worker = tokio::spawn(async { work.await.unwrap() });
+        let (broker, run) = (Connector::new(move || broker.clone()), engine.clone());
+        let worker = tokio::spawn(async move {
+            let readiness = Readiness::new(&[Component::Broker]);
+            worker::run(options, &broker, run, Metrics::new(), readiness, stopped).await.unwrap()
+        });
         Self { node, vhost, engine, folder, client, replies, events, stop, worker }
     }
 

@@ -1,15 +1,17 @@
 //! What is done later: a delivery waits for a delay queue, or for a queue that is missing or down; a task waits for a run
 //! elsewhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::broker::{Delay, Delivery, ErrorKind, Look, Presence, QueueSpec, QueueType, Topology};
+use crate::broker::{BrokerSession, Delivery, ErrorKind, Look, Presence, QueueSpec, QueueType};
 use crate::celery::body;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
 use crate::commands::{Budget, Held, Keys};
+use crate::worker::WallClock;
 use crate::worker::delivery::outbox::{PendingAck, Role};
 use crate::worker::intake::policy::ReadyTask;
 use crate::worker::intake::reader::{Opened, Reader};
@@ -113,15 +115,16 @@ pub(in crate::worker) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
 
 /// Finds out where a message must be published to come back to `queue` at its eta.
 pub(in crate::worker) async fn park(
-    delay: Delay,
+    session: Arc<dyn BrokerSession>,
+    clock: WallClock,
     mut pending: PendingAck,
     message: Message,
     queue: String,
     eta: Timestamp,
 ) -> Deferred {
     loop {
-        let remaining = Duration::try_from(eta.duration_since(Timestamp::now())).unwrap_or_default();
-        match delay.address(&queue, remaining).await {
+        let remaining = Duration::try_from(eta.duration_since(clock.now())).unwrap_or_default();
+        match session.delay_address(&queue, remaining).await {
             Ok(address) => {
                 pending.first.push((Role::Park, Publication { address, message }));
                 return Deferred::Again(vec![pending]);
@@ -140,7 +143,7 @@ pub(in crate::worker) async fn park(
 
 /// A publication came back: makes its queue where that is ours to do.
 pub(in crate::worker) async fn see_to_queue(
-    topology: Topology,
+    session: Arc<dyn BrokerSession>,
     mut pending: PendingAck,
     role: Role,
     queue_type: QueueType,
@@ -157,8 +160,8 @@ pub(in crate::worker) async fn see_to_queue(
         return Deferred::Refused(Box::new(pending), role, words);
     }
     let presence = match role {
-        Role::Dead => OwnQueue::Dead.ensure(&topology).await,
-        Role::FollowUp => topology.ensure_queue(&QueueSpec::durable(routing_key, queue_type)).await,
+        Role::Dead => OwnQueue::Dead.ensure(&*session).await,
+        Role::FollowUp => session.ensure_queue(&QueueSpec::durable(routing_key, queue_type)).await,
         // The next session makes the delay queue again, and the message comes back through its delivery.
         Role::Park | Role::Reply | Role::Notice => return Deferred::Lost("a delay queue is gone".to_owned()),
     };
@@ -179,8 +182,11 @@ pub(in crate::worker) async fn see_to_queue(
 }
 
 /// Events came back: with their queue down they wait, with nobody bound nobody listens.
-pub(in crate::worker) async fn look_for_listeners(topology: Topology, pending_acks: Vec<PendingAck>) -> Deferred {
-    match topology.look(OwnQueue::Events.name()).await {
+pub(in crate::worker) async fn look_for_listeners(
+    session: Arc<dyn BrokerSession>,
+    pending_acks: Vec<PendingAck>,
+) -> Deferred {
+    match session.look(OwnQueue::Events.name()).await {
         Ok(Look::Down(words)) => Deferred::Own(OwnQueue::Events, Presence::Down(words), pending_acks),
         Ok(_) => Deferred::Unheard(pending_acks),
         Err(error) => Deferred::Lost(error.to_string()),

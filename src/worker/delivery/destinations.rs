@@ -1,7 +1,9 @@
 //! Addresses whose queue lately said neither yes nor no, as one without a leader does, or no, as a full one does.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::celery::message::Address;
 

@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use crate::broker::{BATCH, Publisher};
+use crate::broker::{BATCH, BrokerSession};
 use crate::celery::message::Address;
 use crate::results::ResultBackend;
 use crate::worker::delivery::destinations::{Destinations, GLANCE};
@@ -53,26 +53,26 @@ impl InFlightBatches {
         &mut self,
         outbox: &mut Outbox,
         destinations: &Destinations,
-        publisher: Publisher,
+        session: Arc<dyn BrokerSession>,
         results: &Arc<dyn ResultBackend>,
         events: usize,
     ) {
         let results = Arc::clone(results);
         if self.is_clear() && outbox.has_next() {
             let (batch, publications) = outbox.take(BATCH, events);
-            let (answers, limit) = (batch.answers(), publisher.patience());
+            let (answers, limit) = (batch.answers(), session.patience());
             self.under_way.push(Box::pin(async move {
-                batch.answered(results.send(&publisher, publications, &answers, limit).await)
+                batch.answered(results.send(&*session, publications, &answers, limit).await)
             }));
         } else if let Some(address) = self.next_lane(outbox) {
             let hopeless = destinations.is_hopeless(&address);
             self.lanes.insert(address.clone());
             let (batch, publications) = outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
             // What is published again and again may have been taken each time: that is waited for.
-            let limit = if hopeless && batch.may_be_given_up() { GLANCE } else { publisher.patience() };
+            let limit = if hopeless && batch.may_be_given_up() { GLANCE } else { session.patience() };
             let answers = batch.answers();
             self.under_way.push(Box::pin(async move {
-                batch.answered(results.send(&publisher, publications, &answers, limit).await)
+                batch.answered(results.send(&*session, publications, &answers, limit).await)
             }));
         }
     }

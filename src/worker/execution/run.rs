@@ -53,6 +53,7 @@ pub(in crate::worker) async fn run(
     let mut work = Box::pin(commands::run(command, &engine, context));
     let Some(limit) = limit else { return Ended::Finished(work.await) };
     tokio::select! {
+        biased;
         finished = &mut work => return Ended::Finished(finished),
         () = tokio::time::sleep(limit.after()) => {}
     }

@@ -5,9 +5,10 @@ mod turn;
 mod unseal;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::broker::{AckToken, Delivery, Inflow};
 use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
@@ -19,7 +20,6 @@ use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
 use crate::results::ResultBackend;
 use crate::telemetry::CommandOutcome;
-use crate::worker::WorkerOptions;
 use crate::worker::delivery::outbox::{PendingAck, Role, Weight};
 use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
@@ -29,6 +29,7 @@ use crate::worker::intake::reader::{Call, Opened, Reader};
 use crate::worker::intake::sealed::Sealed;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{Identity, Journal, Recall};
+use crate::worker::{WallClock, WorkerOptions};
 
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
 const TOO_LARGE: &str = "follow-ups-too-large";
@@ -163,6 +164,7 @@ pub(in crate::worker) struct Policy {
     soft: Option<Duration>,
     max_reply_bytes: usize,
     max_crashes: u32,
+    clock: WallClock,
     /// Bytes of a frame on the connection that publishes.
     frame_max: usize,
 }
@@ -193,6 +195,7 @@ impl Policy {
             soft: options.soft_time_limit,
             max_reply_bytes: options.max_reply_bytes,
             max_crashes: options.max_crashes,
+            clock: options.clock,
         }
     }
 
@@ -259,7 +262,7 @@ impl Policy {
             );
             return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
         }
-        let now = Timestamp::now();
+        let now = self.clock.now();
         if !is_over && context.request.expires.is_some_and(|expires| expires <= now) {
             return Decision::Ended(Box::new(self.close(context, &TaskEnd::Expired)), CommandOutcome::Revoked);
         }
@@ -354,7 +357,7 @@ impl Policy {
         let reason = unreadable.what.as_str();
         tracing::warn!(task_id = unreadable.id, reason, cause = unreadable.message, "cannot be read");
         let exception = unreadable.exception();
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let mut pending = PendingAck::new(Some(ack_token), None);
         if let Some(to) = &unreadable.reply {
             let answer = self.results.answer_to(to, &State::Failure(&exception), now);
@@ -396,7 +399,7 @@ impl Policy {
     /// The settlement table: what an end owes before its delivery is acknowledged. The result of a success is given apart.
     fn settle(&self, context: TaskContext, end: &TaskEnd<'_>, result: String) -> PendingAck {
         let TaskContext { ack_token, request, extended, identity, kept, .. } = context;
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let mut pending = PendingAck::new(Some(ack_token), Some(request.id.clone()));
         pending.entry = Some(identity.digest);
         pending.reply_to = self.results.recipient(&request);
@@ -511,7 +514,7 @@ impl Policy {
             return None;
         }
         let extended = context.extended.as_ref();
-        let reply = self.results.answer(&context.request, &State::Started, extended, Timestamp::now())?;
+        let reply = self.results.answer(&context.request, &State::Started, extended, self.clock.now())?;
         let mut pending = PendingAck::new(None, None);
         pending.then.push((Role::Reply, reply));
         Some(pending)
@@ -523,7 +526,7 @@ impl Policy {
         pending.keep_only(Role::Dead);
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
             let state = State::Failure(exception);
-            pending.then.push((Role::Reply, self.results.answer_to(&to, &state, Timestamp::now())));
+            pending.then.push((Role::Reply, self.results.answer_to(&to, &state, self.clock.now())));
         }
     }
 }

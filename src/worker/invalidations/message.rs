@@ -1,6 +1,6 @@
 //! The messages by which workers announce changed keys, and the receiver that reads them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,14 @@ pub(super) struct Sender {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::worker) enum Stale {
     /// The values of these keys.
-    Keys(HashSet<Key>),
+    Keys(BTreeSet<Key>),
     /// Every value.
     All,
 }
 
 impl Default for Stale {
     fn default() -> Self {
-        Self::Keys(HashSet::new())
+        Self::Keys(BTreeSet::new())
     }
 }
 

@@ -6,7 +6,7 @@
 mod message;
 mod session;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -193,7 +193,7 @@ impl Stale {
         if !writes {
             return Self::default();
         }
-        let written: HashSet<Key> = keys.iter().filter(|used| used.writes).map(|used| used.key.clone()).collect();
+        let written: BTreeSet<Key> = keys.iter().filter(|used| used.writes).map(|used| used.key.clone()).collect();
         if written.is_empty() { Self::All } else { Self::Keys(written) }
     }
 }

@@ -1,14 +1,16 @@
 //! The announcements of one session: the keys that this worker changed are sent, and those of other workers received.
 
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::message::Receiver;
 use super::{Announcer, PATIENCE};
 use crate::broker::{
-    Broadcasts, Error, ErrorKind, Fanout, INVALIDATIONS_EXCHANGE, Presence, PublishError, Session, State,
+    self, Announcements, BrokerSession, Error, ErrorKind, INVALIDATIONS_EXCHANGE, Presence, PublishError, State,
 };
 use crate::commands::Cache;
 use crate::telemetry::{Component, ComponentState, Readiness};
@@ -40,8 +42,8 @@ impl Drop for Coherence {
 struct Exchanger {
     announcer: Announcer,
     /// The number of the session.
-    session: u64,
-    fanout: Fanout,
+    number: u64,
+    session: Arc<dyn BrokerSession>,
     readiness: Readiness,
     /// The values are in a bucket, so other workers must receive each changed key. In a local store they compare files.
     is_shared: bool,
@@ -50,14 +52,14 @@ struct Exchanger {
 impl Coherence {
     /// Begins to send and to receive announcements in the background.
     pub(in crate::worker) fn begin(
-        session: &Session,
+        session: Arc<dyn BrokerSession>,
         announcer: Announcer,
         cache: Option<Cache>,
         is_shared: bool,
         readiness: Readiness,
     ) -> Self {
-        let (number, fanout) = (announcer.begin_session(), session.fanout());
-        let exchanger = Exchanger { announcer, session: number, fanout, readiness, is_shared };
+        let number = announcer.begin_session();
+        let exchanger = Exchanger { announcer, number, session, readiness, is_shared };
         Self(tokio::spawn(async move { exchanger.run(cache.as_ref()).await }))
     }
 
@@ -74,7 +76,7 @@ impl Coherence {
 
 impl Drop for Exchanger {
     fn drop(&mut self) {
-        self.announcer.stop_waiting(self.session);
+        self.announcer.stop_waiting(self.number);
     }
 }
 
@@ -82,7 +84,7 @@ impl Exchanger {
     async fn run(&self, cache: Option<&Cache>) {
         tokio::select! {
             biased;
-            _ = self.fanout.lost() => {}
+            _ = broker::lost(self.session.watch()) => {}
             () = self.follow_state() => {}
             () = self.exchange(cache) => {}
         }
@@ -90,10 +92,10 @@ impl Exchanger {
 
     /// Notes while the session lives whether the broker blocks it.
     async fn follow_state(&self) {
-        let mut state = self.fanout.watch();
+        let mut state = self.session.watch();
         loop {
             let is_blocked = matches!(*state.borrow_and_update(), State::Blocked(_));
-            self.announcer.set_blocked(self.session, is_blocked);
+            self.announcer.set_blocked(self.number, is_blocked);
             if state.changed().await.is_err() {
                 return;
             }
@@ -113,9 +115,9 @@ impl Exchanger {
         }
     }
 
-    async fn listen(&self) -> Result<Broadcasts, Error> {
-        match self.fanout.ensure().await? {
-            Presence::Present | Presence::Created => self.fanout.listen().await,
+    async fn listen(&self) -> Result<Box<dyn Announcements>, Error> {
+        match self.session.ensure_fanout().await? {
+            Presence::Present | Presence::Created => self.session.listen().await,
             Presence::Down(words) => Err(Error::new(ErrorKind::Down, words)),
             Presence::Denied(words) => Err(Error::new(ErrorKind::Denied, words)),
         }
@@ -140,12 +142,12 @@ impl Exchanger {
         let mut wait = FIRST_RETRY;
         loop {
             let begun = Instant::now();
-            let words = match self.fanout.ensure().await {
+            let words = match self.session.ensure_fanout().await {
                 Ok(Presence::Present | Presence::Created) => self.send_all(&degraded).await,
                 Ok(Presence::Down(words) | Presence::Denied(words)) => words,
                 Err(error) => error.to_string(),
             };
-            self.announcer.stop_waiting(self.session);
+            self.announcer.stop_waiting(self.number);
             self.report(Component::Invalidations, degraded(&words));
             wait = pause(wait, begun).await;
         }
@@ -155,10 +157,10 @@ impl Exchanger {
     async fn send_all(&self, degraded: &impl Fn(&str) -> ComponentState) -> String {
         loop {
             let mut sending = pin!(self.send_until_taken());
-            let ended = match self.fanout.within(PATIENCE, sending.as_mut()).await {
+            let ended = match broker::within(self.session.watch(), PATIENCE, sending.as_mut()).await {
                 Ok(Some(ended)) => ended,
                 Ok(None) => {
-                    self.announcer.stop_waiting(self.session);
+                    self.announcer.stop_waiting(self.number);
                     let why = format!("nothing was confirmed for {} s", PATIENCE.as_secs());
                     self.report(Component::Invalidations, degraded(&why));
                     sending.await
@@ -192,13 +194,13 @@ impl Exchanger {
     /// Sends everything that waits, one message after another, so that they arrive in the order of their numbers.
     async fn send(&self) -> Result<(), PublishError> {
         for message in self.announcer.begin() {
-            self.fanout.publish(message).await?;
+            self.session.announce(message).await?;
         }
         Ok(())
     }
 
     /// Receives announcements while the session lives.
-    async fn receive(&self, cache: Option<&Cache>, mut listening: Option<Result<Broadcasts, Error>>) {
+    async fn receive(&self, cache: Option<&Cache>, mut listening: Option<Result<Box<dyn Announcements>, Error>>) {
         let Some(cache) = cache else { return std::future::pending().await };
         let mut receiver = Receiver::new(self.announcer.0.sender.clone());
         let mut wait = FIRST_RETRY;
@@ -224,7 +226,12 @@ impl Exchanger {
     }
 
     /// Drops what other workers announce, and returns the reason when nothing more can be received. The cache is enabled meanwhile.
-    async fn receive_all(&self, cache: &Cache, mut broadcasts: Broadcasts, receiver: &mut Receiver) -> String {
+    async fn receive_all(
+        &self,
+        cache: &Cache,
+        mut broadcasts: Box<dyn Announcements>,
+        receiver: &mut Receiver,
+    ) -> String {
         let _enabled = EnabledCache::new(cache, self.is_shared);
         // What is sent from now on comes back while the exchange and the binding are there.
         let floor = self.announcer.waiting().number;
@@ -233,6 +240,17 @@ impl Exchanger {
         let (mut awaited, mut turn) = (0, 0_u32);
         loop {
             tokio::select! {
+                biased;
+                // First, for it is seldom due, and messages may never end.
+                _ = check.tick() => {
+                    if receiver.own_next < awaited {
+                        return "what was announced did not come back; was the exchange or the binding deleted?".to_owned();
+                    }
+                    // A forged number must not stand for messages that are still to come back.
+                    receiver.own_next = receiver.own_next.min(self.announcer.waiting().number);
+                    let number = self.announcer.0.progress.borrow().number;
+                    awaited = if number > floor { number } else { 0 };
+                }
                 message = broadcasts.next() => match message {
                     Ok(message) => {
                         receiver.take(&message).drop_from(cache);
@@ -246,15 +264,6 @@ impl Exchanger {
                     }
                     Err(why) => return why,
                 },
-                _ = check.tick() => {
-                    if receiver.own_next < awaited {
-                        return "what was announced did not come back; was the exchange or the binding deleted?".to_owned();
-                    }
-                    // A forged number must not stand for messages that are still to come back.
-                    receiver.own_next = receiver.own_next.min(self.announcer.waiting().number);
-                    let number = self.announcer.0.progress.borrow().number;
-                    awaited = if number > floor { number } else { 0 };
-                }
             }
         }
     }

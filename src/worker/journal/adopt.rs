@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::identity::Digest;
 use super::ledger::{Answered, Crash, take_one};
@@ -141,7 +140,7 @@ impl Journal {
     /// done while it heard nothing. The writer is read anew if it fails.
     fn copy_answers(&mut self, writer: &str) -> io::Result<()> {
         let Some(reader) = self.siblings.remove(writer) else { return Ok(()) };
-        let recent = Timestamp::now().as_microsecond() - i64::try_from(KEEP_SEGMENT.as_micros()).unwrap_or(i64::MAX);
+        let recent = self.clock.now().as_microsecond() - i64::try_from(KEEP_SEGMENT.as_micros()).unwrap_or(i64::MAX);
         let is_needed = |answered: &Answered| answered.counts.may_return() || answered.began >= recent;
         let mut needed = reader.ledger.into_answers(is_needed);
         // As they stand in the files.

@@ -24,9 +24,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::worker::WallClock;
 
 use adopt::{claim, gate};
 use ledger::{Ledger, Place, Run};
@@ -93,6 +95,7 @@ pub(super) struct Journal {
     keep_segment: Duration,
     /// When the folder had to be made anew because somebody deleted it.
     remade: Option<Instant>,
+    clock: WallClock,
     /// Held for the life of the process: the sign that this writer lives.
     _lock: File,
 }
@@ -104,7 +107,7 @@ impl Journal {
     /// # Errors
     ///
     /// Whatever the file system answers; the path is part of the message.
-    pub(super) fn open(folder: &Path, node: &str, max_bytes: u64) -> io::Result<Self> {
+    pub(super) fn open(folder: &Path, node: &str, max_bytes: u64, clock: WallClock) -> io::Result<Self> {
         fs::create_dir_all(folder).map_err(|error| at(folder, &error))?;
         let _gate = gate(folder)?;
         let writer = uuid::Uuid::new_v4().simple().to_string();
@@ -130,6 +133,7 @@ impl Journal {
             segment_bytes: SEGMENT_BYTES.min(max_bytes / SEGMENT_PART),
             keep_segment: KEEP_SEGMENT,
             remade: None,
+            clock,
             _lock: lock,
         };
         journal.sweep()?;
@@ -140,7 +144,7 @@ impl Journal {
 
     /// Records that a command begins to run. `alone`: nothing else is run or decoded beside it until its end.
     pub(super) fn started(&mut self, identity: &Identity, alone: bool) {
-        let at = Timestamp::now().as_microsecond();
+        let at = self.clock.now().as_microsecond();
         write::started(&mut self.lines, identity, at, alone);
         self.ledger.started(identity.digest, at, alone);
         if let Some(earlier) = identity.earlier.filter(|earlier| self.died_earlier(*earlier)) {
@@ -183,14 +187,14 @@ impl Journal {
     /// Records that a session begins, or that one is over without the broker's word: whatever is still unsettled belongs to
     /// an earlier one, and what that settled is in doubt unless it was closed.
     pub(super) fn begin_session(&mut self) {
-        write::session(&mut self.lines, Timestamp::now().as_microsecond());
+        write::session(&mut self.lines, self.clock.now().as_microsecond());
         self.ledger.begin_session();
         self.open_since = Instant::now();
     }
 
     /// Records that the broker was silent: the acknowledgements sent in this session until now may be lost.
     pub(super) fn doubt(&mut self) {
-        write::doubt(&mut self.lines, Timestamp::now().as_microsecond());
+        write::doubt(&mut self.lines, self.clock.now().as_microsecond());
         self.ledger.doubt();
     }
 
@@ -203,7 +207,7 @@ impl Journal {
 
     /// Records that the broker said that the session is closed: it has all acknowledgements.
     pub(super) fn close_session(&mut self) {
-        write::closed(&mut self.lines, Timestamp::now().as_microsecond());
+        write::closed(&mut self.lines, self.clock.now().as_microsecond());
         self.ledger.close_session();
     }
 

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::{Journal, KEEP_SEGMENT, at, claim, gate, segment};
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::celery::message::{Headers, Message};
+use jiff::Timestamp;
 
 mod bounds;
 mod takeover;
@@ -58,7 +59,7 @@ impl Journal {
 }
 
 fn open(folder: &Path) -> Journal {
-    Journal::open(folder, "test@host", 256 << 20).unwrap()
+    Journal::open(folder, "test@host", 256 << 20, WallClock::default()).unwrap()
 }
 
 /// Ends a worker as kill -9 does: the lock goes, nothing more is written.

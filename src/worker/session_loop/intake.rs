@@ -114,7 +114,7 @@ impl SessionLoop<'_> {
 
     /// Tells the broker's side how many deliveries only wait for others of their key, or for room.
     pub(super) fn count_blocked(&mut self) {
-        self.deliveries.set_blocked(self.scheduler.blocked() + self.intake.thirsty.len());
+        self.consumer.set_blocked(self.scheduler.blocked() + self.intake.thirsty.len());
     }
 
     fn take_in(&mut self, delivery: Delivery) {
@@ -208,8 +208,15 @@ impl SessionLoop<'_> {
                 let mut pending = PendingAck::new(Some(context.ack_token), None);
                 pending.reply_to = self.worker.options.results.recipient(&context.request);
                 pending.weights.push(Weight::Read { _bytes: inflow });
-                let (delay, message) = (self.session.delay(), park(&message));
-                self.deferred.push(Box::pin(deferred::park(delay, pending, message, origin.queue, eta)));
+                let (session, message) = (self.session.share(), park(&message));
+                self.deferred.push(Box::pin(deferred::park(
+                    session,
+                    self.worker.options.clock,
+                    pending,
+                    message,
+                    origin.queue,
+                    eta,
+                )));
             }
             // Only what was not read is sealed, and that does not come here.
             Decision::Seal(..) => {}

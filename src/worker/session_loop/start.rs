@@ -1,8 +1,6 @@
 //! Beginning what may run.
 
-use std::time::Instant;
-
-use jiff::Timestamp;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::{Running, SKEW, SessionLoop, before};
@@ -29,8 +27,10 @@ impl SessionLoop<'_> {
                 self.read(task);
                 continue;
             }
-            let late_since = self.session.late_since(task.context.received).map(|since| before(since.elapsed() + SKEW));
-            let doubt = policy::doubt(&task, late_since);
+            let now = self.worker.options.clock.now();
+            let late_since = self.session.late_since(task.context.received);
+            let late_since = late_since.map(|since| before(now, since.elapsed() + SKEW));
+            let doubt = policy::doubt(&task, late_since, now);
             if doubt.is_some() {
                 self.worker.follow_journal();
             }
@@ -67,7 +67,7 @@ impl SessionLoop<'_> {
                     continue;
                 }
             }
-            if task.context.request.expires.is_some_and(|expires| expires <= Timestamp::now()) {
+            if task.context.request.expires.is_some_and(|expires| expires <= now) {
                 self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Expired);
                 continue;
             }
@@ -103,7 +103,9 @@ impl SessionLoop<'_> {
             budget: Some(self.worker.budget.clone()),
         };
         let span = tracing::info_span!("command", task_id = task.context.request.id, task = task.definition.task);
+        self.begun += 1;
         let running = Running {
+            number: self.begun,
             stale: task.stale(),
             definition: task.definition,
             keys: task.keys,

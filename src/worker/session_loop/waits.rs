@@ -1,6 +1,7 @@
 //! Waiting for what may not be there.
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::worker::own_queues::Looked;
 
@@ -13,7 +14,7 @@ pub(in crate::worker) async fn looked(looking: &mut Option<BoxFuture<'static, Lo
 }
 
 /// Waits until a deadline, for ever where there is none.
-pub(in crate::worker) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+pub(in crate::worker) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

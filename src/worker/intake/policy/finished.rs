@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use super::{Policy, TaskContext};
 use crate::celery::error::Exception;
 use crate::commands::{CommandError, Definition, Facts};
@@ -60,7 +58,7 @@ impl Policy {
             error,
             facts,
             queue_seconds: context.sent.map(|sent| {
-                let waited = (Timestamp::now().as_millisecond() - sent) as f64 / 1000.0 - duration_seconds;
+                let waited = (self.clock.now().as_millisecond() - sent) as f64 / 1000.0 - duration_seconds;
                 waited.max(0.0)
             }),
             duration_seconds,

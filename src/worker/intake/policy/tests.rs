@@ -51,8 +51,9 @@ impl Table {
             spool: Spool::new(folder.path()),
             is_shared: false,
             announcer: crate::worker::Announcer::new("s".into()),
+            clock: WallClock::default(),
         };
-        let journal = Journal::open(folder.path(), "w@h", 256 << 20).unwrap();
+        let journal = Journal::open(folder.path(), "w@h", 256 << 20, WallClock::default()).unwrap();
         Self { policy: Policy::new(&options, 131_072), journal, _folder: folder }
     }
 
@@ -326,9 +327,9 @@ fn a_command_that_crashed_too_often_is_given_up() {
         assert_eq!(scheduler::Schedulable::is_suspect(&task), crash >= 1, "{crash}");
         table.journal.started(&task.context.identity, true);
         table.journal.commit().unwrap();
-        table.journal = Journal::open(&folder, "other", 256 << 20).unwrap();
+        table.journal = Journal::open(&folder, "other", 256 << 20, WallClock::default()).unwrap();
         // The one before was dropped only now: its death is seen by the next.
-        table.journal = Journal::open(&folder, "next", 256 << 20).unwrap();
+        table.journal = Journal::open(&folder, "next", 256 << 20, WallClock::default()).unwrap();
     }
     let (sent, _) = table.end(store(), true);
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);

@@ -1,8 +1,9 @@
 //! The last look at a task right before it runs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{ReadyTask, recall, redelivered};
 use crate::worker::execution::answer::Answer;
@@ -15,12 +16,12 @@ const OLD: i64 = 1000;
 /// Tells since when somebody may have begun this task although the broker does not say so; the journal is followed then before
 /// it is reconsidered. `late_since` is since when the broker was silent, if it was. Of a message with a stamp every run counts,
 /// since only a message with the same id, stamp and body has its entry in the journal.
-pub(in crate::worker) fn doubt(task: &ReadyTask, late_since: Option<Timestamp>) -> Option<Timestamp> {
+pub(in crate::worker) fn doubt(task: &ReadyTask, late_since: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
     match task.context.identity.stamp {
         _ if task.again => None,
         None => late_since,
         Some(stamp) => {
-            let age = Timestamp::now().as_millisecond().saturating_sub(stamp);
+            let age = now.as_millisecond().saturating_sub(stamp);
             // One from the future tells that the clocks differ, and nothing of its age.
             (!(0..OLD).contains(&age) || late_since.is_some()).then_some(Timestamp::UNIX_EPOCH)
         }

@@ -41,7 +41,7 @@ fn rotation_keeps_what_is_open_and_bounds_the_folder() {
 const MIB: u64 = 1024 * 1024;
 
 fn small(folder: &Path) -> Journal {
-    Journal::open(folder, "test@host", MIB).unwrap()
+    Journal::open(folder, "test@host", MIB, WallClock::default()).unwrap()
 }
 
 fn bytes_in(folder: &Path) -> u64 {

@@ -13,7 +13,7 @@ fn reconsidered(task: &mut ReadyTask, since: Option<Timestamp>, table: &mut Tabl
 
 /// Begins to run the same id somewhere else, and ends it with this answer.
 fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
-    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20).unwrap();
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20, WallClock::default()).unwrap();
     let identity = Identity::of(&store(), false);
     sibling.started(&identity, false);
     if let Some(answer) = answer {
@@ -97,13 +97,13 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
         vec![Facts::default()],
         Duration::ZERO,
     );
-    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20).unwrap();
+    let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20, WallClock::default()).unwrap();
     sibling.started(&task.context.identity, false);
     sibling.finished(task.context.identity.digest, &answer.write().unwrap());
     sibling.settled(task.context.identity.digest);
     sibling.commit().unwrap();
     table.journal.follow().unwrap();
-    let since = doubt(&task, None);
+    let since = doubt(&task, None, Timestamp::now());
     assert!(since.is_some());
     assert_eq!(reconsidered(&mut task, since, &mut table).unwrap().write(), answer.write());
 
@@ -111,14 +111,14 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     twin.body = task_message("filestorage.store", &json!([["k", "another value"], {}, {}])).body;
     for message in [stamped(50_000), twin, store()] {
         let mut other = table.ready(message, false);
-        let since = doubt(&other, Some(Timestamp::UNIX_EPOCH));
+        let since = doubt(&other, Some(Timestamp::UNIX_EPOCH), Timestamp::now());
         assert!(reconsidered(&mut other, since, &mut table).is_none());
         assert!(other.redelivered.is_none(), "a fresh message always runs, whatever its id");
     }
     let fresh = table.ready(stamped(0), false);
-    assert_eq!(doubt(&fresh, None), None, "what has just come in cannot have been handed out before");
-    assert!(doubt(&fresh, Some(Timestamp::now())).is_some(), "clocks differ");
-    assert_eq!(doubt(&table.ready(stamped(40_000), true), None), None, "the broker said so itself");
+    assert_eq!(doubt(&fresh, None, Timestamp::now()), None, "what has just come in cannot have been handed out before");
+    assert!(doubt(&fresh, Some(Timestamp::now()), Timestamp::now()).is_some(), "clocks differ");
+    assert_eq!(doubt(&table.ready(stamped(40_000), true), None, Timestamp::now()), None, "the broker said so itself");
 }
 
 #[test]
@@ -134,12 +134,12 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
         Duration::ZERO,
     );
     for message in [store(), message] {
-        let since = doubt(&task, None);
+        let since = doubt(&task, None, Timestamp::now());
         assert!(reconsidered(&mut task, since, &mut table).is_none(), "an answer to another message");
         table.run(&message, &answer);
         table.journal.settled(Identity::of(&message, false).digest);
     }
-    let since = doubt(&task, None);
+    let since = doubt(&task, None, Timestamp::now());
     assert_eq!(reconsidered(&mut task, since, &mut table).unwrap().write(), answer.write());
 }
 
