@@ -487,7 +487,7 @@ fn rooms_use_only_what_their_arrows_allow() {
             ("broker/session.rs", "use crate::celery::request::TaskRequest;"),
             ("broker/session.rs", "use crate::celery::{self, message::Message};"),
             ("celery/body.rs", "use super::super::storage::Key;"),
-            ("results/rpc.rs", "use crate::broker::{Publisher, Session};"),
+            ("results/rpc.rs", "use crate::broker::{Publish, Session};"),
             ("results/rpc.rs", "use crate::worker::WorkerOptions;"),
             ("celery/mod.rs", "use super::storage::Key;"),
             ("celery/body/zlib.rs", "fn f(x: super::super::super::broker::Session) {}"),
@@ -497,7 +497,7 @@ fn rooms_use_only_what_their_arrows_allow() {
         &[
             ("cli/worker.rs", "use crate::{broker, storage};"),
             ("broker/session.rs", "use crate::celery::message::Message;"),
-            ("results/rpc.rs", "use crate::broker::{Confirmation, PublishError, Publisher};"),
+            ("results/rpc.rs", "use crate::broker::{Confirmation, Publish, PublishError};"),
             ("broker/session.rs", "use crate::celery::message::{Message, Headers};"),
             ("celery/body/zlib.rs", "use super::super::message::Message;"),
             ("json/mod.rs", "// crate::storage\n/* crate::broker */ const A: &str = \"crate::celery\";"),
