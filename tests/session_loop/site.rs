@@ -1,0 +1,275 @@
+//! A worker on the scripted broker, and the producer beside it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use filestorage::broker::QueueType;
+use filestorage::celery::message::{Field, Headers, Message, Properties};
+use filestorage::commands::{Engine, Spool};
+use filestorage::provider::BackendKind;
+use filestorage::results::Rpc;
+use filestorage::storage::Memory;
+use filestorage::telemetry::{Component, Metrics, Readiness};
+use filestorage::worker::{self, Announcer, Departure, Stop, WallClock, WorkerOptions};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::model::Model;
+use crate::scripted::Scripted;
+use crate::work;
+
+/// The queue of commands.
+pub(crate) const WORK: &str = "work";
+/// The queue of answers.
+pub(crate) const REPLIES: &str = "replies";
+/// The time at which every run begins.
+pub(crate) const START: i64 = 1_800_000_000;
+
+/// Runs a test with a clock that stands still whenever something runs.
+pub(crate) fn with_paused_clock<T>(test: impl Future<Output = T>) -> T {
+    work::forget();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(test)
+}
+
+/// A folder in memory where there is one: journals of thousands of runs need no disk.
+pub(crate) fn folder() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// A worker with its broker.
+pub(crate) struct Site {
+    pub(crate) broker: Scripted,
+    pub(crate) options: WorkerOptions,
+    pub(crate) readiness: Readiness,
+    pub(crate) metrics: Metrics,
+    engine: Engine,
+    stop: watch::Sender<Stop>,
+    worker: Option<JoinHandle<Result<Departure, worker::WorkerError>>>,
+    /// Holds the journal, and is removed with the site.
+    _folder: tempfile::TempDir,
+}
+
+impl Site {
+    /// Makes a broker with its queues, and a worker that does not run yet.
+    pub(crate) fn new(seed: u64) -> Self {
+        let folder = folder();
+        let broker = Scripted::new(seed);
+        broker.change(|model| {
+            model.queue(WORK);
+            model.queue(REPLIES);
+        });
+        let options = WorkerOptions {
+            node: "filestorage@test".to_owned(),
+            commands: work::TABLE,
+            queues: vec![WORK.to_owned()],
+            default_queue: WORK.to_owned(),
+            queue_type: QueueType::Classic,
+            concurrency: 8,
+            prefetch_multiplier: 4,
+            accept_content: vec!["json".to_owned()],
+            results: Arc::new(Rpc::new("filestorage@test", true)),
+            result_extended: false,
+            track_started: false,
+            time_limit: None,
+            soft_time_limit: None,
+            events: true,
+            events_max_batch: 256,
+            max_reply_bytes: 1 << 20,
+            max_in_flight_bytes: 64 << 20,
+            max_crashes: 5,
+            grace: Duration::from_secs(30),
+            journal_max_bytes: 256 << 20,
+            journal: folder.path().join("journal"),
+            spool: Spool::new(folder.path()),
+            is_shared: false,
+            announcer: Announcer::new("store".to_owned()),
+            clock: WallClock::starting_at(Timestamp::from_second(START).unwrap()),
+        };
+        Self {
+            broker,
+            options,
+            readiness: Readiness::new(&[Component::Broker]),
+            metrics: Metrics::new(),
+            engine: Engine::new(Arc::new(Memory::new()), BackendKind::Local),
+            stop: watch::Sender::new(Stop::No),
+            worker: None,
+            _folder: folder,
+        }
+    }
+
+    /// Makes a site whose worker runs.
+    pub(crate) fn started() -> Self {
+        let mut site = Self::new(1);
+        site.start();
+        site
+    }
+
+    /// Starts the worker, again after it ended.
+    pub(crate) fn start(&mut self) {
+        self.stop = watch::Sender::new(Stop::No);
+        let (options, broker, engine) = (self.options.clone(), self.broker.clone(), self.engine.clone());
+        let (metrics, readiness, stop) = (self.metrics.clone(), self.readiness.clone(), self.stop.subscribe());
+        self.worker =
+            Some(tokio::spawn(async move { worker::run(options, &broker, engine, metrics, readiness, stop).await }));
+    }
+
+    /// Ends the worker between two instructions, as SIGKILL does.
+    pub(crate) async fn kill(&mut self) {
+        let worker = self.worker.take().unwrap();
+        worker.abort();
+        assert!(worker.await.unwrap_err().is_cancelled());
+        self.broker.change(|model| {
+            model.note("kill");
+            model.live().into_iter().for_each(|number| model.lose(number, "the worker was killed"));
+        });
+    }
+
+    /// Asks the worker to stop.
+    pub(crate) fn ask(&self, stop: Stop) {
+        self.stop.send_replace(stop);
+    }
+
+    /// Waits until the worker has stopped.
+    pub(crate) async fn stopped(&mut self) -> Result<Departure, worker::WorkerError> {
+        self.worker.take().unwrap().await.unwrap()
+    }
+
+    /// Sends a command.
+    pub(crate) fn send(&self, message: &Message) {
+        self.broker.change(|model| model.put(WORK, message));
+    }
+
+    /// Waits until something holds of the broker, looking at it every few milliseconds; fails after `seconds`.
+    pub(crate) async fn until(&self, seconds: u64, what: &str, holds: impl Fn(&Model) -> bool) {
+        for _ in 0..seconds * 200 {
+            if self.broker.change(|model| holds(model)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("not within {seconds} s: {what}\n{}", self.trace());
+    }
+
+    /// Waits until a command is acknowledged.
+    pub(crate) async fn acknowledged(&self, id: &str) {
+        self.until(600, &format!("{id} acknowledged"), |model| is_acknowledged(model, id)).await;
+    }
+
+    /// Returns the messages of a queue.
+    pub(crate) fn messages(&self, queue: &str) -> Vec<Message> {
+        self.broker.change(|model| model.queue(queue).messages.iter().map(|stored| stored.message.clone()).collect())
+    }
+
+    /// Returns the answers to a command.
+    pub(crate) fn answers(&self, id: &str) -> Vec<Value> {
+        let messages = self.messages(REPLIES).into_iter();
+        let own = messages.filter(|message| message.properties.correlation_id.as_deref() == Some(id));
+        own.map(|message| serde_json::from_slice(&message.body).unwrap()).collect()
+    }
+
+    /// Returns the states of the answers to a command.
+    pub(crate) fn states(&self, id: &str) -> Vec<String> {
+        self.answers(id).iter().map(|answer| answer["status"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub(crate) fn trace(&self) -> String {
+        self.broker.change(|model| model.trace.clone())
+    }
+}
+
+/// Tells whether a command was acknowledged.
+pub(crate) fn is_acknowledged(model: &Model, id: &str) -> bool {
+    model.acknowledged.iter().any(|(known, _)| known == id)
+}
+
+/// A command as a Celery client sends it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) id: String,
+    task: &'static str,
+    kwargs: Value,
+    embed: Value,
+    pub(crate) reply_to: Option<String>,
+    headers: Headers,
+}
+
+/// Makes a command that writes a key.
+pub(crate) fn write(id: &str, key: &str) -> Sent {
+    Sent::new("test.write", id, key)
+}
+
+/// Makes a command that reads a key.
+pub(crate) fn read(id: &str, key: &str) -> Sent {
+    Sent::new("test.read", id, key)
+}
+
+impl Sent {
+    pub(crate) fn new(task: &'static str, id: &str, key: &str) -> Self {
+        let number = id.bytes().fold(7_u64, |hash, byte| hash.wrapping_mul(257).wrapping_add(byte.into())) % (1 << 50);
+        Self {
+            id: id.to_owned(),
+            task,
+            kwargs: json!({"key": key, "number": number}),
+            embed: json!({"callbacks": null, "errbacks": null, "chain": null, "chord": null}),
+            reply_to: Some(REPLIES.to_owned()),
+            headers: Headers::default(),
+        }
+    }
+
+    /// Returns the number that tells the command apart.
+    pub(crate) fn number(&self) -> u64 {
+        self.kwargs["number"].as_u64().unwrap()
+    }
+
+    /// Sets an argument.
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.kwargs[name] = value.into();
+        self
+    }
+
+    /// Sets a header.
+    pub(crate) fn header(mut self, name: &str, value: impl Into<Field>) -> Self {
+        self.headers.set(name, value.into());
+        self
+    }
+
+    /// Lets a task in another queue follow: `callbacks` after a success, `errbacks` after a failure.
+    pub(crate) fn followed(mut self, member: &str, queue: &str) -> Self {
+        self.embed[member] = json!([{
+            "task": "other.task", "args": [], "kwargs": {}, "options": {"queue": queue}, "subtask_type": null,
+            "immutable": true, "chord_size": null
+        }]);
+        self
+    }
+
+    pub(crate) fn replying_to(mut self, queue: Option<&str>) -> Self {
+        self.reply_to = queue.map(str::to_owned);
+        self
+    }
+
+    pub(crate) fn message(&self) -> Message {
+        let mut headers = self.headers.clone();
+        headers.set("task", self.task.into());
+        headers.set("id", self.id.clone().into());
+        headers.set("root_id", self.id.clone().into());
+        let properties = Properties {
+            content_type: Some("application/json".to_owned()),
+            content_encoding: Some("utf-8".to_owned()),
+            correlation_id: Some(self.id.clone()),
+            reply_to: self.reply_to.clone(),
+            delivery_mode: Some(2),
+            ..Properties::default()
+        };
+        Message { properties, headers, body: json!([[], self.kwargs, self.embed]).to_string().into() }
+    }
+}
+
+/// Returns the time so many milliseconds after the beginning, as Celery writes it.
+pub(crate) fn after_start(milliseconds: i64) -> String {
+    Timestamp::from_millisecond(START * 1000 + milliseconds).unwrap().to_string().replace('Z', "+00:00")
+}
