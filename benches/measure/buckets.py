@@ -13,7 +13,7 @@ from measure.setup import ROOT, say
 
 REFERENCE_MIB = 256
 INLINE_BYTES = 8 << 20
-INLINE_PEERS = ("filestorage", "plain", "aiecs")
+INLINE_PEERS = ("filestorage", "uncompressed", "plain", "aiecs")
 # What a store in a real bucket takes; the emulator is on this machine and shares its cores with broker and worker, so that
 # near it the rates tell who needs how much of them, and only far away what a store takes longer.
 AWAY_SECONDS = 0.05

@@ -47,6 +47,7 @@ def peers(executables, programs):
         Peer("limit", "limit: bare confirming lapin consumer", [executables["limit"], "bench.limit"], stores=False),
         Peer("filestorage", "filestorage", worker, events=True),
         Peer("no-events", "filestorage, events off", worker, {"ENABLE_EVENTS": "false"}),
+        Peer("uncompressed", "filestorage, compression off", worker, {"ENABLE_COMPRESSION": "false"}, events=True),
         Peer("plain", "Celery -c 2, plain files", tasks("plain_tasks"), slow=True),
         Peer("plain-fsync", "Celery -c 2, plain files, fsync", tasks("plain_tasks"), {"PLAIN_FSYNC": "1"}, slow=True),
         Peer("aiecs", "Celery -c 2, aiecs FileStorage", tasks("aiecs_tasks"), slow=True),

@@ -152,7 +152,7 @@ class Report:
             return
         rivals = [name for name in ("plain", "aiecs") if (name, "store") in self.inline]
         print("\n### Values of 8 MiB inside messages, two at a time\n")
-        row(["", "", "commands/s", "p50 ms", "CPU s / command", *(f"filestorage × {name}" for name in rivals)])
+        row(["", "", "commands/s", "p50 ms", "CPU s / command", *(f"× {name}" for name in rivals)])
         row(["---", "---", *["--:"] * (3 + len(rivals))])
         for (name, operation), rounds in sorted(self.inline.items(), key=lambda item: item[0][1], reverse=True):
             own = rounds.values()
@@ -163,8 +163,8 @@ class Report:
                 f"{median(result['p50_ms'] for result in own):.0f}",
                 f"{median(result['cpu_seconds_per_1000'] for result in own) / 1000:.3f}",
                 *(
-                    f"{self._times(self.inline, ('filestorage', operation), (rival, operation)):.1f}"
-                    if name == "filestorage" and (rival, operation) in self.inline
+                    f"{self._times(self.inline, (name, operation), (rival, operation)):.1f}"
+                    if name in ("filestorage", "uncompressed") and (rival, operation) in self.inline
                     else ""
                     for rival in rivals
                 ),

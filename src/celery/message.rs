@@ -26,14 +26,6 @@ impl Message {
         }
     }
 
-    /// Tells whether the message comes from a delay queue, where it waited for its eta.
-    ///
-    /// RabbitMQ names the queue in the header `x-first-death-queue`.
-    #[must_use]
-    pub fn was_delayed(&self) -> bool {
-        matches!(self.headers.get("x-first-death-queue"), Some(Field::Text(queue)) if queue.starts_with("filestorage.delay."))
-    }
-
     /// Returns the size, in bytes, of the frame that holds properties and headers, as this program writes it.
     ///
     /// AMQP cannot split this frame. A message whose frame is larger than the connection's `frame_max` cannot be sent.

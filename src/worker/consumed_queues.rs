@@ -149,8 +149,9 @@ impl Trial {
             tokio::time::sleep(wait).await;
             match session.look(&queue).await {
                 Ok(Look::Present { .. }) => {}
-                // Deleted meanwhile: whoever wants it makes it again, and that need not be us.
-                Ok(Look::Down(_) | Look::Missing) => continue,
+                Ok(Look::Down(_)) => continue,
+                // Deleted meanwhile, as one does with a queue that has lost its majority: it is made anew.
+                Ok(Look::Missing) => is_stalled = false,
                 Err(error) => {
                     tracing::debug!(queue, %error, "looking at a queue to be consumed");
                     continue;
@@ -167,6 +168,13 @@ impl Trial {
             match joiner.begin(&queue).await {
                 // The node went down between the look and this.
                 Err(ConsumeError { stalled: None, error }) if error.kind() == ErrorKind::Down => wait = LOOK_AGAIN,
+                // It was made on a channel of its own, so this costs nothing but the time until the next attempt.
+                Err(ConsumeError { stalled: None, error })
+                    if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Arguments) =>
+                {
+                    tracing::warn!(queue, %error, "a missing queue cannot be consumed");
+                    wait = LONGEST_WAIT;
+                }
                 Err(ConsumeError { error, .. }) => return Rejoin { queue, consumer: Err(error) },
                 Ok(()) => return Rejoin { queue, consumer: Ok(()) },
             }

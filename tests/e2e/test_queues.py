@@ -293,7 +293,10 @@ def test_parked_commands_outlive_what_is_killed_and_run_once(quorum, what):
         # Celery's queue for answers went with the broker. A command makes it anew, before the times of the others are up or not.
         asked = [quorum.send("exists", "k/0")]
     start(quorum)
-    for result in results:
-        receipt = result.get(timeout=2 * TIMEOUT)
+    receipts = [result.get(timeout=2 * TIMEOUT) for result in results]
+    for receipt in receipts:
         assert datetime.fromisoformat(receipt["stored_at"]) >= due - timedelta(milliseconds=5), receipt
     assert_once(quorum, [result.id for result in [*results, *asked]])
+    # Another run would have written another generation.
+    for receipt in receipts:
+        assert quorum.call("stat", receipt["key"])["generation"] == receipt["generation"]

@@ -236,10 +236,7 @@ impl Policy {
             let exception = Exception::not_registered(&context.request.task);
             return self.unrunnable(context, exception, "not-registered", &message, &origin, inflow);
         };
-        // A worker that dies between the confirmation of the next wait and its acknowledgement leaves two copies, both of them
-        // fresh. Only the broker's stamp tells them from two commands.
-        let is_copied = context.identity.stamp.is_some() && message.was_delayed();
-        let again = origin.redelivered || is_copied || is_open(journal, &context);
+        let again = origin.redelivered || is_open(journal, &context);
         let recall = if again { recall(journal, &context, None) } else { Recall::default() };
         let answer = recall.answer.as_deref().and_then(Answer::read);
         if answer.is_some() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
 
 use super::message::Receiver;
 use super::{Announcer, PATIENCE};
@@ -237,14 +238,21 @@ impl Exchanger {
         let floor = self.announcer.waiting().number;
         self.announcer.send_presence(true);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
-        let (mut awaited, mut turn) = (0, 0_u32);
+        // After a standstill of the process, what came meanwhile is read before the next check.
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut awaited, mut was_late, mut turn) = (0, false, 0_u32);
         loop {
             tokio::select! {
                 biased;
                 // First, for it is seldom due, and messages may never end.
                 _ = check.tick() => {
-                    if receiver.own_next < awaited {
+                    let is_late = receiver.own_next < awaited;
+                    if is_late && was_late {
                         return "what was announced did not come back; was the exchange or the binding deleted?".to_owned();
+                    }
+                    was_late = is_late;
+                    if is_late {
+                        continue;
                     }
                     // A forged number must not stand for messages that are still to come back.
                     receiver.own_next = receiver.own_next.min(self.announcer.waiting().number);

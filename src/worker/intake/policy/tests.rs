@@ -280,45 +280,6 @@ fn a_redelivered_finished_write_is_answered_again() {
 }
 
 #[test]
-fn a_stamped_command_that_waited_twice_for_its_eta_runs_once() {
-    let delayed = |queue: &str, stamp: Option<i64>| {
-        let mut message = store();
-        message.headers.set("x-first-death-queue", queue.into());
-        if let Some(stamp) = stamp {
-            message.headers.set("timestamp_in_ms", Field::Int(stamp));
-        }
-        message
-    };
-    let mut table = Table::new();
-    for (queue, stamp, is_copy) in [
-        ("filestorage.delay.100", Some(1_700_000_000_000), true),
-        ("filestorage.delay.100", None, false),
-        ("some.queue", Some(1_700_000_000_001), false),
-    ] {
-        let message = delayed(queue, stamp);
-        let task = table.ready(message.clone(), false);
-        let answer = table.policy.answer(
-            task.definition,
-            &task.context,
-            Ok("{\"n\":1}".into()),
-            vec![Facts::default()],
-            Duration::ZERO,
-        );
-        table.run(&message, &answer);
-        table.journal.settled(task.context.identity.digest);
-        if is_copy {
-            let (sent, outcome) = table.end(message, false);
-            assert_eq!(outcome, CommandOutcome::Replayed);
-            assert_eq!(body(&sent[0])["result"], json!({"n": 1}));
-            // One under the same id that was sent anew has another stamp.
-            table.ready(delayed(queue, stamp.map(|stamp| stamp + 1)), false);
-        } else {
-            table.ready(message, false);
-        }
-    }
-}
-
-#[test]
 fn a_command_that_crashed_too_often_is_given_up() {
     let mut table = Table::new();
     let folder = table._folder.path().to_owned();
