@@ -6,6 +6,7 @@
 
 mod model;
 mod random;
+mod reactions;
 mod scripted;
 mod settlement;
 mod simulation;

@@ -115,7 +115,11 @@ closing_line() {
     rust)
         # One line of `test result` a binary; together they are the suite's.
         awk '/^test result:/ { passed += $4; failed += $6; ignored += $8; binaries += 1 }
-            END { printf "%d passed, %d failed, %d ignored in %d test binaries", passed, failed, ignored, binaries }' "$2"
+            /^session loop: / { simulated = "; " $0 }
+            END {
+                printf "%d passed, %d failed, %d ignored in %d test binaries", passed, failed, ignored, binaries
+                printf "%s", simulated
+            }' "$2"
         ;;
     *) grep -v '^[[:space:]]*$' "$2" | tail -n 1 ;;
     esac
