@@ -7,7 +7,7 @@ use filestorage::celery::message::Message;
 use filestorage::worker::{Departure, Stop};
 
 use crate::model::Mood;
-use crate::site::{Sent, Site, after_start, is_acknowledged, read, with_paused_clock, write};
+use crate::site::{REPLIES, START, Sent, Site, after_start, is_acknowledged, read, with_paused_clock, write};
 use crate::work;
 
 /// Returns the place of the first arrival at a queue.
@@ -96,6 +96,25 @@ fn an_eta_is_waited_for_in_the_broker() {
         assert!(at >= Duration::from_secs(300) && at < Duration::from_secs(302), "{at:?}");
         assert_eq!(site.states("a"), ["SUCCESS"]);
     });
+}
+
+#[test]
+fn two_copies_of_one_that_waited_for_its_eta_run_once_where_they_are_stamped() {
+    for (stamps_from, effects) in [(Some(START * 1000), 1), (None, 2)] {
+        with_paused_clock(async {
+            let site = Site::started();
+            site.broker.change(|model| (model.stamps_from, model.latency) = (stamps_from, (20, 20)));
+            site.send(&write("a", "k").header("eta", after_start(300_000)).message());
+            site.until(5, "the first copy", |model| !model.delayed.is_empty()).await;
+            // Its confirm is on the way.
+            site.broker.change(|model| model.live().into_iter().for_each(|number| model.lose(number, "cut")));
+            site.until(10, "the second copy", |model| model.delayed.len() == 2).await;
+            site.until(600, "two answers", |model| model.queues[REPLIES].messages.len() == 2).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(site.states("a"), ["SUCCESS", "SUCCESS"]);
+            assert_eq!(work::effects().len(), effects, "{}", site.trace());
+        });
+    }
 }
 
 #[test]
