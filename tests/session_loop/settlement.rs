@@ -99,7 +99,7 @@ fn an_eta_is_waited_for_in_the_broker() {
 }
 
 #[test]
-fn two_copies_of_one_that_waited_for_its_eta_run_once_where_they_are_stamped() {
+fn stamped_copies_of_a_command_with_an_eta_run_once() {
     for (stamps_from, effects) in [(Some(START * 1000), 1), (None, 2)] {
         with_paused_clock(async {
             let site = Site::started();
