@@ -7,8 +7,7 @@ use super::fit::{AddedHeaders, fit};
 use super::message::{Address, Field, Headers, Message, Origin, Publication};
 
 /// Tells whether the broker wrote this header; in the copy, it would be taken for a record of the copy's own way.
-#[must_use]
-pub fn is_trace(name: &str) -> bool {
+fn is_trace(name: &str) -> bool {
     name == "x-death"
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
@@ -16,8 +15,7 @@ pub fn is_trace(name: &str) -> bool {
 }
 
 /// Tells whether the broker acts upon this header when the copy is published, and would deliver it to further queues.
-#[must_use]
-pub fn is_routing(name: &str) -> bool {
+fn is_routing(name: &str) -> bool {
     matches!(name, "CC" | "BCC")
 }
 
