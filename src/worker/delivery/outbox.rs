@@ -484,6 +484,9 @@ impl Batch {
         let mut answered = Answered { lane: lane.as_ref().map(|lane| lane.address.clone()), ..Answered::default() };
         let mut verdicts = vec![Verdict::Fine; self.pending_acks.len()];
         let mut nacked = vec![false; self.pending_acks.len()];
+        // What was not answered is not known to be taken.
+        let unanswered = || Err(PublishError::Lost("a publication was not answered".to_owned()));
+        let answers = answers.into_iter().chain(std::iter::repeat_with(unanswered));
         for (slot, answer) in self.slots.into_iter().zip(answers) {
             answered.count(&answer);
             match &answer {

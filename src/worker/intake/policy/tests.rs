@@ -87,6 +87,11 @@ impl Table {
         self.journal.finished(identity.digest, &answer.write().unwrap());
     }
 
+    /// Composes the answer of a task that ended at once.
+    fn answer(&self, task: &ReadyTask, result: Result<String, Exception>) -> Answer {
+        self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::ZERO)
+    }
+
     fn answered(&self, task: ReadyTask, result: Result<String, Exception>) -> Vec<Publication> {
         let answer =
             self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::from_secs(1));
@@ -257,13 +262,7 @@ fn a_future_eta_is_parked() {
 fn a_redelivered_finished_write_is_answered_again() {
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let answer = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":1}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     table.run(&store(), &answer);
     let fresh = table.ready(store(), false);
     assert!(fresh.redelivered.is_none(), "a fresh message always runs, whatever its id");
@@ -320,8 +319,7 @@ fn nobody_is_told_who_does_not_ask() {
 fn what_the_broker_refuses_becomes_the_command_s_failure() {
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("{}".into()));
     let mut outbox = Outbox::default();
     outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let (batch, publications) = outbox.take(10, 10);
@@ -342,8 +340,7 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
     let step =
         json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("true".into()));
     let mut outbox = Outbox::default();
     outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let (batch, sent) = outbox.take(10, 10);
@@ -359,11 +356,23 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
 }
 
 #[test]
+fn a_publication_without_a_result_leaves_its_delivery_unsettled() {
+    let mut table = Table::new();
+    let task = table.ready(store(), false);
+    let answer = table.answer(&task, Ok("{}".into()));
+    let mut outbox = Outbox::default();
+    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let (batch, publications) = outbox.take(10, 10);
+    assert_eq!(publications.len(), 2);
+    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
+    assert!(answered.done.is_empty() && answered.again.is_empty() && answered.lost.is_some());
+}
+
+#[test]
 fn a_lost_publication_leaves_its_delivery_unsettled() {
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("{}".into()));
     let mut outbox = Outbox::default();
     outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let (batch, _) = outbox.take(10, 10);
@@ -377,8 +386,7 @@ fn a_returned_follow_up_and_event_are_seen_to() {
     let mut table = Table::new();
     let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("true".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("true".into()));
     let mut outbox = Outbox::default();
     outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });

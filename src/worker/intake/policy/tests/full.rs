@@ -11,8 +11,7 @@ fn answered(table: &mut Table, replies: &str) -> PendingAck {
     let mut message = store();
     message.properties.reply_to = Some(replies.into());
     let task = table.ready(message, false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("{}".into()));
     table.policy.close(task.context, &TaskEnd::Answered(&answer))
 }
 

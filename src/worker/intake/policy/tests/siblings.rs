@@ -28,13 +28,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let mut table = Table::new();
     let silent = Timestamp::now();
     let mut task = table.ready(store(), false);
-    let answer = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":1}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     assert!(reconsidered(&mut task, Some(silent), &mut table).is_none());
     assert!(task.redelivered.is_none(), "nobody else has it");
 
@@ -66,13 +60,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(reconsidered(&mut task, Some(silent), &mut table).is_none(), "that was another message's answer");
     assert!(task.redelivered.is_some());
     assert!(reconsidered(&mut task, None, &mut table).is_none(), "nor is it when that is looked at again");
-    let other = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":2}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let other = table.answer(&task, Ok("{\"n\":2}".into()));
     let _finished = elsewhere(&table, Some(&other));
     assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), other.write(), "the later one counts");
 }
@@ -90,13 +78,7 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     let mut table = Table::new();
     let message = stamped(60_000);
     let mut task = table.ready(message.clone(), false);
-    let answer = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":1}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20, WallClock::default()).unwrap();
     sibling.started(&task.context.identity, false);
     sibling.finished(task.context.identity.digest, &answer.write().unwrap());
@@ -126,13 +108,7 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
     let mut table = Table::new();
     let message = stamped(60_000);
     let mut task = table.ready(message.clone(), false);
-    let answer = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":1}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     for message in [store(), message] {
         let since = doubt(&task, None, Timestamp::now());
         assert!(reconsidered(&mut task, since, &mut table).is_none(), "an answer to another message");
@@ -159,13 +135,7 @@ fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
 fn what_is_redelivered_is_looked_up_again_before_it_runs() {
     let mut table = Table::new();
     let mut task = table.ready(store(), true);
-    let answer = table.policy.answer(
-        task.definition,
-        &task.context,
-        Ok("{\"n\":1}".into()),
-        vec![Facts::default()],
-        Duration::ZERO,
-    );
+    let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     assert!(reconsidered(&mut task, None, &mut table).is_none());
     let mut sibling = elsewhere(&table, Some(&answer));
     assert!(

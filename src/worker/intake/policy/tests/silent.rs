@@ -16,13 +16,7 @@ fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_t
         let mut message = store();
         message.properties.reply_to = Some(replies.into());
         let task = table.ready(message, false);
-        let answer = table.policy.answer(
-            task.definition,
-            &task.context,
-            Ok("{}".into()),
-            vec![Facts::default()],
-            Duration::ZERO,
-        );
+        let answer = table.answer(&task, Ok("{}".into()));
         outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     };
     let unconfirmed = |publication: &Publication| Err(PublishError::Unconfirmed(Box::new(publication.clone())));
@@ -82,13 +76,7 @@ fn silent_addresses_take_turns_and_each_is_sent_alone() {
         message.properties.reply_to = Some("one".into());
         message.headers.set("metrics_reply_to", Field::from("two"));
         let task = table.ready(message, false);
-        let answer = table.policy.answer(
-            task.definition,
-            &task.context,
-            Ok("{}".into()),
-            vec![Facts::default()],
-            Duration::ZERO,
-        );
+        let answer = table.answer(&task, Ok("{}".into()));
         outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     }
     let mut order = Vec::new();
@@ -115,8 +103,7 @@ fn an_event_to_a_silent_queue_never_leaves_with_what_others_wait_for() {
     destinations.note(&Address { exchange: events::EXCHANGE.into(), routing_key: "store.succeeded".into() });
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("{}".into()));
     let mut pending = table.policy.close(task.context, &TaskEnd::Answered(&answer));
     pending.first =
         vec![(Role::FollowUp, Publication { address: Address::queue("next"), message: Message::default() })];
@@ -141,8 +128,7 @@ fn a_refusal_replaces_an_answer_that_was_put_off() {
     destinations.note(&Address::queue("replies"));
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let answer =
-        table.policy.answer(task.definition, &task.context, Ok("{}".into()), vec![Facts::default()], Duration::ZERO);
+    let answer = table.answer(&task, Ok("{}".into()));
     let mut outbox = Outbox::default();
     outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     outbox.part(&mut destinations);
