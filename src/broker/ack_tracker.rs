@@ -64,6 +64,14 @@ impl AckTracker {
         acks
     }
 
+    /// Notes that a tag was settled otherwise than by an acknowledgement; no acknowledgement names it any more.
+    pub(super) fn settled(&mut self, tag: u64) {
+        self.mark(tag);
+        if let Some(mark) = self.place(tag) {
+            *mark = Mark::Settled;
+        }
+    }
+
     fn mark(&mut self, tag: u64) {
         let Some(place) = tag.checked_sub(self.oldest).and_then(|place| usize::try_from(place).ok()) else { return };
         if place >= self.marks.len() {
@@ -94,6 +102,17 @@ mod tests {
 
     fn single(tag: u64) -> Ack {
         Ack { tag, multiple: false }
+    }
+
+    #[test]
+    fn what_was_given_back_is_never_acknowledged() {
+        let mut tracker = AckTracker::new();
+        tracker.settled(2);
+        assert_eq!(tracker.finish(&[1]), [Ack { tag: 1, multiple: false }]);
+        tracker.settled(4);
+        assert_eq!(tracker.finish(&[5]), [single(5)]);
+        assert_eq!(tracker.finish(&[3]), [single(3)]);
+        assert_eq!(tracker.finish(&[6]), [single(6)]);
     }
 
     #[test]

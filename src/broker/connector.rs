@@ -19,8 +19,8 @@ use crate::celery::message::{Address, Publication};
 
 use super::{
     AckToken, Announcements, Broadcasts, Broker, BrokerOptions, BrokerSession, Confirmation, ConsumeError, Consumer,
-    Deliveries, Delivery, End, Error, Joined, Joiner, Look, Presence, Publish, PublishError, Publisher, QueueJoiner,
-    QueueSpec, Result, Session, Settler, State,
+    Deliveries, Delivery, End, Error, Joined, Joiner, Look, ParkedDeliveries, ParkedDelivery, ParkedSource,
+    ParkedToken, Presence, Publish, PublishError, Publisher, QueueJoiner, QueueSpec, Result, Session, Settler, State,
 };
 
 /// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
@@ -158,6 +158,18 @@ impl BrokerSession for Session {
         self.delay().lack().await
     }
 
+    fn is_parking_available(&self) -> bool {
+        self.parking().is_available()
+    }
+
+    async fn ensure_parking(&self, max_bytes: u64) -> Result<Presence> {
+        self.parking().ensure(max_bytes).await
+    }
+
+    async fn consume_parked(&self, prefetch: u16) -> Result<Box<dyn ParkedSource>> {
+        Ok(Box::new(self.parking().consume(prefetch).await?))
+    }
+
     async fn ensure_fanout(&self) -> Result<Presence> {
         self.fanout().ensure().await
     }
@@ -218,6 +230,14 @@ impl Consumer for Channel {
         self.deliveries.next().await
     }
 
+    fn window(&self) -> usize {
+        self.deliveries.window()
+    }
+
+    fn give_back(&self, ack_token: &AckToken) -> Result<()> {
+        self.settler.give_back(ack_token)
+    }
+
     fn settle(&self, ack_tokens: Vec<AckToken>) -> Result<usize> {
         self.settler.settle(ack_tokens)
     }
@@ -243,6 +263,17 @@ impl QueueJoiner for ChannelJoiner {
         let joined = self.joiner.join(queue).await?;
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.to_owned(), joined);
         Ok(())
+    }
+}
+
+#[async_trait]
+impl ParkedSource for ParkedDeliveries {
+    async fn next(&mut self) -> std::result::Result<Vec<ParkedDelivery>, End> {
+        Self::next(self).await
+    }
+
+    fn acknowledge(&self, ack_token: &ParkedToken) {
+        Self::acknowledge(self, ack_token);
     }
 }
 

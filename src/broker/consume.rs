@@ -14,7 +14,7 @@ use std::{
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 use lapin::{
     Channel, Consumer,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
 use tokio::sync::{Mutex as Turn, watch};
@@ -378,6 +378,13 @@ impl Deliveries {
         self.sources.push(source);
     }
 
+    /// Counts the deliveries that may be unsettled at once, over all queues; 0 where there is no limit.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        let counts = self.sources.iter().filter(|source| !source.is_ending).map(|source| source.prefetch.current());
+        counts.map(usize::from).sum()
+    }
+
     /// Tells how many deliveries only wait for others of their kind: others of another kind shall be seen all the same.
     pub const fn set_blocked(&mut self, count: usize) {
         self.blocked = count;
@@ -552,6 +559,24 @@ impl Settler {
             }
         }
         Ok(tags.len())
+    }
+
+    /// Gives a delivery back to its queue, which delivers it again.
+    ///
+    /// # Errors
+    /// `Lost` when the channel is gone; the broker will deliver it again.
+    pub fn give_back(&self, ack_token: &AckToken) -> Result<()> {
+        if ack_token.generation != self.generation {
+            return Ok(());
+        }
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner).settled(ack_token.tag);
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        if let Some(Err(fault)) = self.channel.basic_nack(ack_token.tag, options).now_or_never() {
+            let error = Error::lost(format!("giving a delivery back: {}", error::classify(&fault)));
+            self.link.state.lose(error.to_string());
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Ends the consumers (`basic.cancel`); what was handed out can still be settled, what was not stays with the channel

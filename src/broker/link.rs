@@ -1,6 +1,12 @@
 //! What the parts of a session share: its two connections, and how the broker's answers are waited for on them.
 
-use std::{collections::HashSet, fmt, pin::pin, sync::Mutex, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    pin::pin,
+    sync::{Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -37,6 +43,8 @@ pub(super) struct Link {
     pub(super) options: BrokerOptions,
     /// Delay queues known to be there.
     pub(super) delays: Mutex<HashSet<u64>>,
+    /// The queues of parked publications are there.
+    pub(super) parking: AtomicBool,
 }
 
 impl fmt::Debug for Link {
@@ -56,7 +64,8 @@ impl Link {
         watch_over(&publishing, publishing_heard.clone(), state.clone(), "publishing");
         let last_read = [last_read, publishing_heard];
         let (url, options) = (url.clone(), options.clone());
-        let link = Self { consuming, publishing, last_read, gate, state, url, options, delays: Mutex::default() };
+        let (delays, parking) = (Mutex::default(), AtomicBool::default());
+        let link = Self { consuming, publishing, last_read, gate, state, url, options, delays, parking };
         // What is handed out comes here, so here silence matters; a blocked broker does not even read the other connection.
         keepalive::keep(link.channel().await?, link.last_read[0].clone(), link.state.clone());
         Ok(link)

@@ -40,6 +40,11 @@ impl Prefetch {
         self.bound = Some(Bound { full, bytes });
     }
 
+    /// Returns the present count.
+    pub(super) const fn current(&self) -> u16 {
+        self.current
+    }
+
     /// Notes the size of a delivery.
     pub(super) fn note(&mut self, bytes: usize) {
         let bytes = bytes as f64;

@@ -6,8 +6,8 @@ use futures_util::FutureExt;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Notices, Publisher, Result, Settler,
-    State, Subscription, Topology, consume, link::Link, subscribe,
+    BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Notices, Parking, Publisher, Result,
+    Settler, State, Subscription, Topology, consume, link::Link, subscribe,
 };
 
 /// Longest wait for one URL while another is untried.
@@ -150,6 +150,12 @@ impl Session {
     #[must_use]
     pub fn delay(&self) -> Delay {
         Delay::new(&self.link)
+    }
+
+    /// Returns the queues of parked publications.
+    #[must_use]
+    pub fn parking(&self) -> Parking {
+        Parking::new(&self.link)
     }
 
     /// Closes both connections in order; what is unsettled goes back to its place. Tells whether the broker said that they are

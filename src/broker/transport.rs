@@ -13,7 +13,8 @@ use tokio::{sync::watch, time::Instant};
 use crate::celery::message::{Address, Publication};
 
 use super::{
-    AckToken, Confirmation, ConsumeError, Delivery, End, Error, Look, Presence, PublishError, QueueSpec, Result, State,
+    AckToken, Confirmation, ConsumeError, Delivery, End, Error, Look, ParkedDelivery, ParkedToken, Presence,
+    PublishError, QueueSpec, Result, State,
 };
 
 /// Opens sessions with a broker, one after another.
@@ -125,6 +126,21 @@ pub trait BrokerSession: Publish {
     /// `Lost`, and what else the broker says.
     async fn delay_lack(&self) -> Result<Option<String>>;
 
+    /// Tells whether the queues of parked publications were there when this session last looked.
+    fn is_parking_available(&self) -> bool;
+
+    /// Makes sure of the queues of parked publications, which hold `max_bytes` together.
+    ///
+    /// # Errors
+    /// As [`BrokerSession::ensure_queue`].
+    async fn ensure_parking(&self, max_bytes: u64) -> Result<Presence>;
+
+    /// Begins to take parked publications that come back, `prefetch` unacknowledged ones at most.
+    ///
+    /// # Errors
+    /// `Denied` names the missing permission; what else the broker says. The session lives on.
+    async fn consume_parked(&self, prefetch: u16) -> Result<Box<dyn ParkedSource>>;
+
     /// Makes sure of the exchange by which workers announce changed keys.
     ///
     /// # Errors
@@ -182,6 +198,15 @@ pub trait Consumer: fmt::Debug + Send {
     /// `Lost`; the broker will deliver these again.
     fn settle(&self, ack_tokens: Vec<AckToken>) -> Result<usize>;
 
+    /// Counts the deliveries that may be unsettled at once, over all queues; 0 where there is no limit.
+    fn window(&self) -> usize;
+
+    /// Gives one delivery back to its queue, which delivers it again.
+    ///
+    /// # Errors
+    /// `Lost`; the broker will deliver it again.
+    fn give_back(&self, ack_token: &AckToken) -> Result<()>;
+
     /// Ends the consumers; what was handed out can still be settled.
     ///
     /// # Errors
@@ -203,6 +228,19 @@ pub trait QueueJoiner: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`BrokerSession::consume`]; only with `Down` of a queue that is not stalled the session lives on.
     async fn begin(&self, queue: &str) -> std::result::Result<(), ConsumeError>;
+}
+
+/// The parked publications that come back.
+#[async_trait]
+pub trait ParkedSource: fmt::Debug + Send + Sync {
+    /// Waits for a publication and returns it with all that are ready. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// The reason why there will be no other; the session may live on.
+    async fn next(&mut self) -> std::result::Result<Vec<ParkedDelivery>, End>;
+
+    /// Acknowledges one publication; does not wait.
+    fn acknowledge(&self, ack_token: &ParkedToken);
 }
 
 /// The announcements of changed keys that arrive.

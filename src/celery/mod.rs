@@ -23,4 +23,4 @@ pub mod scan;
 pub mod signature;
 mod time;
 
-pub use republish::{Death, dead, park};
+pub use republish::{Death, dead, is_routing, is_trace, park};

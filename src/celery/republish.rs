@@ -7,7 +7,8 @@ use super::fit::{AddedHeaders, fit};
 use super::message::{Address, Field, Headers, Message, Origin, Publication};
 
 /// Tells whether the broker wrote this header; in the copy, it would be taken for a record of the copy's own way.
-fn is_trace(name: &str) -> bool {
+#[must_use]
+pub fn is_trace(name: &str) -> bool {
     name == "x-death"
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
@@ -15,7 +16,8 @@ fn is_trace(name: &str) -> bool {
 }
 
 /// Tells whether the broker acts upon this header when the copy is published, and would deliver it to further queues.
-fn is_routing(name: &str) -> bool {
+#[must_use]
+pub fn is_routing(name: &str) -> bool {
     matches!(name, "CC" | "BCC")
 }
 

@@ -260,6 +260,8 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         max_crashes: worker.max_crashes,
         grace: worker.shutdown_grace,
         journal_max_bytes: worker.journal_max_bytes,
+        parked_max_bytes: worker.parked_max_bytes,
+        parked_max_age: worker.parked_max_age,
         journal: settings.storage.local_storage_path.join(JOURNAL),
         spool: folders::spool(&settings.storage),
         is_shared: settings.storage.bucket().is_some(),

@@ -342,6 +342,18 @@ pub static SETTINGS: &[Setting] = &[
         "Most bytes of commands in memory at once; unset means 256 MiB, or a quarter of the memory limit when that is less.",
     ),
     Setting::new(
+        "parked_max_bytes",
+        integer(1 << 20, 1 << 40),
+        "268435456",
+        "Most bytes of parked publications, as the worker that makes the queues sets it; above it a command waits for its full or missing queue.",
+    ),
+    Setting::new(
+        "parked_max_age_seconds",
+        SettingKind::Seconds { max: 365 * DAY },
+        "604800",
+        "Longest time that a callback, event or dead copy is parked; then it goes to filestorage.dead.",
+    ),
+    Setting::new(
         "max_crashes",
         integer(1, 1000),
         "5",

@@ -97,6 +97,10 @@ pub struct WorkerSettings {
     pub max_reply_bytes: usize,
     /// `journal_max_bytes`: the largest size of the journal of one worker.
     pub journal_max_bytes: u64,
+    /// `parked_max_bytes`: the most bytes of parked publications, in queues that this worker makes.
+    pub parked_max_bytes: u64,
+    /// `parked_max_age_seconds`: the longest time that a publication is parked.
+    pub parked_max_age: Duration,
     /// `max_in_flight_bytes`: the most bytes of commands in memory at once; `None` derives it from the memory limit.
     pub max_in_flight_bytes: Option<u64>,
     /// `max_crashes`: the number of crashes while a command ran alone after which it goes to the dead queue.
@@ -205,6 +209,8 @@ impl Settings {
                 send_task_events: values.bool("celery_worker_send_task_events"),
                 max_reply_bytes: values.integer("max_reply_bytes")?,
                 journal_max_bytes: values.integer("journal_max_bytes")?,
+                parked_max_bytes: values.integer("parked_max_bytes")?,
+                parked_max_age: values.seconds("parked_max_age_seconds")?,
                 max_in_flight_bytes: values.integer("max_in_flight_bytes"),
                 max_crashes: values.integer("max_crashes")?,
                 events: values.bool("enable_events"),

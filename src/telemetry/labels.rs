@@ -148,6 +148,20 @@ label_values! {
 }
 
 label_values! {
+    /// What became of a publication whose address took nothing.
+    Parked {
+        /// The publication was parked, and its command acknowledged.
+        Parked = "parked",
+        /// The address took the publication after a wait.
+        Delivered = "delivered",
+        /// The publication was given up: an answer after its time, or an event that nobody listens to.
+        GivenUp = "given_up",
+        /// The publication was moved to `filestorage.dead`.
+        Undeliverable = "undeliverable",
+    }
+}
+
+label_values! {
     /// The end of the publication of a metric event.
     Event {
         /// The broker confirmed the event.

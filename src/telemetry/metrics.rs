@@ -14,8 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::labels::{
-    BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session,
-    StorageOperation, StorageOutcome, SyncOutcome,
+    BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Parked, Publish,
+    Session, StorageOperation, StorageOutcome, SyncOutcome,
 };
 use super::pending::PendingCollector;
 use super::process::ProcessCollector;
@@ -44,6 +44,11 @@ struct PublishLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GivenUpLabel {
     reason: GivenUp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ParkedLabel {
+    outcome: Parked,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -105,6 +110,8 @@ struct Inner {
     deliveries: Family<DeliveryLabel, Counter>,
     publishes: Family<PublishLabel, Counter>,
     given_up: Family<GivenUpLabel, Counter>,
+    held: Gauge,
+    parked: Family<ParkedLabel, Counter>,
     session: Family<StateLabel, Gauge>,
     reconnects: Counter,
     journal: Gauge,
@@ -159,6 +166,15 @@ impl Metrics {
         }
         let help = "Answers given up, because their reply queue did not take them";
         ours.register("answers_given_up", help, given_up.clone());
+        let held = Gauge::default();
+        let help = "Commands that are done and not acknowledged, because a queue does not take what they owe";
+        ours.register("commands_held", help, held.clone());
+        let parked = Family::<ParkedLabel, Counter>::default();
+        for &outcome in Parked::ALL {
+            drop(parked.get_or_create(&ParkedLabel { outcome }));
+        }
+        let help = "Publications that were parked, and what became of parked ones";
+        ours.register("parked_publications", help, parked.clone());
         let session = Family::<StateLabel, Gauge>::default();
         for &state in Session::ALL {
             session.get_or_create(&StateLabel { state }).set(0);
@@ -232,6 +248,8 @@ impl Metrics {
             deliveries,
             publishes,
             given_up,
+            held,
+            parked,
             session,
             reconnects,
             journal,
@@ -279,6 +297,16 @@ impl Metrics {
     /// Counts an answer that was given up because its queue did not take it.
     pub fn record_given_up(&self, reason: GivenUp) {
         self.0.given_up.get_or_create(&GivenUpLabel { reason }).inc();
+    }
+
+    /// Records how many commands are done and keep their place, because a queue does not take what they owe.
+    pub fn record_held(&self, commands: usize) {
+        self.0.held.set(i64::try_from(commands).unwrap_or(i64::MAX));
+    }
+
+    /// Counts `count` publications that were parked, or had been parked and came to this end.
+    pub fn record_parked(&self, outcome: Parked, count: u64) {
+        self.0.parked.get_or_create(&ParkedLabel { outcome }).inc_by(count);
     }
 
     /// Records the present state of the session with the broker.
@@ -415,6 +443,8 @@ mod tests {
         metrics.record_delivery(Delivery::Redelivered);
         metrics.record_publishes(Publish::Confirmed, 1);
         metrics.record_given_up(GivenUp::Full);
+        metrics.record_held(2);
+        metrics.record_parked(Parked::Delivered, 3);
         metrics.record_session(Session::Connecting);
         metrics.record_session(Session::Connected);
         metrics.record_reconnect();
@@ -442,6 +472,9 @@ mod tests {
             r#"filestorage_queue_publishes_total{outcome="confirmed"} 1"#,
             r#"filestorage_answers_given_up_total{reason="full"} 1"#,
             r#"filestorage_answers_given_up_total{reason="silent"} 0"#,
+            "filestorage_commands_held 2",
+            r#"filestorage_parked_publications_total{outcome="delivered"} 3"#,
+            r#"filestorage_parked_publications_total{outcome="undeliverable"} 0"#,
             r#"filestorage_broker_session_state{state="connected"} 1"#,
             r#"filestorage_broker_session_state{state="connecting"} 0"#,
             "filestorage_broker_reconnects_total 1",

@@ -11,8 +11,8 @@ mod service_manager;
 
 pub use admin::{Admin, BindError, HealthReport, Serving};
 pub use labels::{
-    BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Publish, Session,
-    StorageOperation, StorageOutcome, SyncOutcome,
+    BackendLabel, CacheEviction, CacheLookup, Command, CommandOutcome, Delivery, Event, GivenUp, Parked, Publish,
+    Session, StorageOperation, StorageOutcome, SyncOutcome,
 };
 pub use logs::{LogError, LogFormat, init as init_logs, note_end};
 pub use metrics::{InFlight, Metrics};

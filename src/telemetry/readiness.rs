@@ -18,6 +18,10 @@ pub enum Component {
     Events,
     /// The queue of dead copies, of commands that cannot be run.
     DeadQueue,
+    /// The delivery of what finished commands owe to queues that take nothing.
+    Delivery,
+    /// The queues of parked publications.
+    Parking,
     /// The announcements of changed keys to other workers.
     Invalidations,
     /// The cache of a bucket, which needs what other workers announce.
@@ -41,6 +45,8 @@ impl Component {
             Self::Queues => "queues",
             Self::Events => "events",
             Self::DeadQueue => "dead_queue",
+            Self::Delivery => "delivery",
+            Self::Parking => "parking",
             Self::Invalidations => "invalidations",
             Self::Cache => "cache",
             Self::Storage => "storage",

@@ -10,7 +10,7 @@ use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 use crate::worker::WorkerOptions;
 use crate::worker::consumed_queues::ConsumedQueues;
 use crate::worker::delivery::destinations::Destinations;
-use crate::worker::delivery::outbox::{PendingAck, Role};
+use crate::worker::delivery::pending_ack::{PendingAck, Role};
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
 use crate::worker::own_queues::{OwnQueue, OwnQueues};

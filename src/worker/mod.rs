@@ -89,6 +89,10 @@ pub struct WorkerOptions {
     pub grace: Duration,
     /// Bytes that its journal may have.
     pub journal_max_bytes: u64,
+    /// Bytes that parked publications may have, in queues that this worker makes.
+    pub parked_max_bytes: u64,
+    /// How long a publication that must not be lost is parked at most.
+    pub parked_max_age: Duration,
     /// Folder of the journal.
     pub journal: PathBuf,
     /// Keeps what is more than memory may hold.

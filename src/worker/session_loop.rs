@@ -1,6 +1,7 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
 mod intake;
+mod parking;
 mod start;
 mod waits;
 
@@ -18,22 +19,26 @@ use tokio::time::Instant;
 
 use crate::broker::{Consumer, DOUBT, OpenSession, Presence};
 use crate::celery::error::Exception;
+use crate::celery::message::Address;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::deferred::{self, Deferred, PATIENCE};
 use crate::worker::delivery::in_flight::InFlightBatches;
-use crate::worker::delivery::outbox::{Answered, Outbox, PendingAck, Role, Weight};
+use crate::worker::delivery::outbox::{Answered, Outbox};
+use crate::worker::delivery::pending_ack::{PendingAck, Role, Weight};
 use crate::worker::delivery::refusal;
+use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::Scheduler;
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
 use crate::worker::invalidations::Stale;
-use crate::worker::own_queues::{self, Looked};
+use crate::worker::own_queues::{self, Looked, OwnQueue};
 use crate::worker::signals::Stop;
 use intake::Intake;
+use parking::ParkingState;
 use waits::{looked, sleep_until};
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
@@ -85,6 +90,7 @@ pub(super) struct SessionLoop<'b> {
     begun: u64,
     outbox: Outbox,
     in_flight: InFlightBatches,
+    parking: ParkingState,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
     deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
     /// Looks for own queues that were not there.
@@ -104,6 +110,7 @@ impl<'b> SessionLoop<'b> {
             policy: Policy::new(&worker.options, session.frame_max()),
             scheduler: Scheduler::new(worker.options.concurrency),
             intake: Intake::new(&worker.budget, &worker.options.spool),
+            parking: ParkingState::new(&session, worker),
             worker,
             session,
             consumer,
@@ -136,6 +143,9 @@ impl<'b> SessionLoop<'b> {
             self.worker.commit_journal();
         }
         self.abandon().await;
+        if lost.is_none() {
+            self.parking.consumer.stop().await;
+        }
         let mut closed = false;
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -185,7 +195,7 @@ impl<'b> SessionLoop<'b> {
             if silence < DOUBT && !blocked && !self.worker.journal.is_full() {
                 self.start_ready();
             }
-            self.send();
+            self.send()?;
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
             // may never land, and a sibling that is given what ended here meanwhile must find its answer.
             if self.in_flight.is_clear() || silence > HUSH {
@@ -342,16 +352,19 @@ impl<'b> SessionLoop<'b> {
     }
 
     /// Sends what is owed, as far as it may leave.
-    fn send(&mut self) {
+    fn send(&mut self) -> Result<(), String> {
         let events_on = self.worker.options.events && self.worker.own_queues.takes_events();
         let events = if events_on { self.worker.options.events_max_batch } else { 0 };
         self.outbox.part(&mut self.worker.destinations);
+        self.park_stalled()?;
+        let may_park = self.parking.may_park();
         while self.in_flight.may_launch(&self.outbox) {
             // The answer stands in the journal before its reply is published.
             self.worker.commit_journal();
             let (session, results) = (self.session.share(), &self.worker.options.results);
-            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, session, results, events);
+            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, session, results, events, may_park);
         }
+        Ok(())
     }
 
     /// Acknowledges what owes nothing more and sees to the rest.
@@ -365,13 +378,17 @@ impl<'b> SessionLoop<'b> {
         if let Some((pending, reason)) = held.first() {
             tracing::warn!(task_id = pending.id, reason, pending_acks = held.len(), "held back");
         }
+        let patience = self.patience();
         for (mut pending, reason) in held {
+            self.stall(&mut pending);
             self.worker.hold_back(&mut pending, &reason);
-            self.deferred.push(Box::pin(deferred::hold(pending)));
+            self.deferred.push(Box::pin(deferred::hold(pending, patience)));
         }
-        for (pending, role) in unrouted {
+        for (mut pending, role) in unrouted {
+            self.stall(&mut pending);
             let (session, queue_type) = (self.session.share(), self.worker.options.queue_type);
-            self.deferred.push(Box::pin(deferred::see_to_queue(session, pending, role, queue_type)));
+            let seeing = deferred::see_to_queue(session, pending, role, queue_type, patience.is_some());
+            self.deferred.push(Box::pin(seeing));
         }
         for (pending, role, words) in refused {
             self.give_up(pending, role, &words);
@@ -383,6 +400,25 @@ impl<'b> SessionLoop<'b> {
             self.worker.own_queues.refuse_events(&words);
         }
         lost.map_or(Ok(()), Err)
+    }
+
+    /// Counts a command whose answer or follow-up was not taken.
+    fn stall(&self, pending: &mut PendingAck) {
+        if pending.ack_token.is_some() {
+            pending.stall(&self.parking.held);
+        }
+    }
+
+    /// Notes that what a command owes to one of our own queues finds no queue.
+    fn miss(&mut self, queue: OwnQueue, pending: &mut PendingAck) {
+        match queue {
+            OwnQueue::Dead => self.worker.destinations.missing(&Address::queue(queue.name())),
+            OwnQueue::Events => {
+                let addresses = pending.events.first().map(Event::address);
+                addresses.iter().for_each(|address| self.worker.destinations.missing(address));
+            }
+        }
+        self.stall(pending);
     }
 
     fn settle(&mut self, done: Vec<PendingAck>) -> Result<(), String> {
@@ -453,9 +489,16 @@ impl<'b> SessionLoop<'b> {
             Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
             // It has not begun: it goes back with the channel.
             Deferred::Reconsider(_) => {}
+            Deferred::Missing(pending, address) => {
+                self.worker.destinations.missing(&address);
+                self.outbox.push(*pending);
+            }
+            Deferred::Parked(result) => self.was_parked(result)?,
             Deferred::Refused(pending, role, words) => self.give_up(*pending, role, &words),
             Deferred::Own(queue, Presence::Down(words) | Presence::Denied(words), pending_acks) => {
                 self.worker.own_queues.away(queue, &words);
+                let mut pending_acks = pending_acks;
+                pending_acks.iter_mut().for_each(|pending| self.miss(queue, pending));
                 self.deferred.push(Box::pin(deferred::wait(pending_acks)));
             }
             Deferred::Own(queue, Presence::Present | Presence::Created, pending_acks) => {

@@ -148,7 +148,7 @@ def test_the_definitions_match_what_a_full_worker_declares(own_site, kind):
     for step in DELAYS:
         site.raw.command("exists", ["k"], headers={"eta": (now_plus(step * 1.5)).isoformat()})
     # The worker's own queue by which it hears of changes belongs to its connection, and to no definitions.
-    wait_until(lambda: len(site.queues()) == len(DELAYS) + 4, 60, what=site.queues, step=0.5)
+    wait_until(lambda: len(site.queues()) == len(DELAYS) + 8, 60, what=site.queues, step=0.5)
     exported = json.loads(site.broker.ctl("export_definitions", "-"))
 
     options = ["--queue-type", kind, *([] if kind == "quorum" else ["--max-priority", "7"])]

@@ -111,6 +111,8 @@ impl Site {
             max_crashes: 3,
             grace: Duration::from_secs(10),
             journal_max_bytes: 64 << 20,
+            parked_max_bytes: 1 << 20,
+            parked_max_age: Duration::from_secs(60),
             journal: folder.path().join("journal"),
             spool: Spool::new(folder.path()),
             is_shared: false,

@@ -311,6 +311,22 @@ impl Model {
         self.acknowledged.extend(ids.into_iter().map(|id| (id, confirmed)));
     }
 
+    /// Puts one unsettled delivery back to its place.
+    pub(crate) fn give_one_back(&mut self, number: u64, tag: u64) {
+        let Some((name, mut stored)) = self.clients.get_mut(&number).and_then(|client| client.unsettled.remove(&tag))
+        else {
+            return;
+        };
+        stored.redelivered = true;
+        let id = name_of(&stored.message);
+        self.note(&format!("back {number} {id}"));
+        self.doubtful.insert(id);
+        if let Some(queue) = self.queues.get_mut(&name) {
+            let index = queue.messages.partition_point(|other| other.place < stored.place);
+            queue.messages.insert(index, stored);
+        }
+    }
+
     /// Puts everything unsettled of a session back to its place.
     pub(crate) fn give_back(&mut self, number: u64) {
         let Some(client) = self.clients.get_mut(&number) else { return };

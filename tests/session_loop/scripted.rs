@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use filestorage::broker::{
     self, AckToken, Announcements, Broker, BrokerSession, Confirmation, ConsumeError, Consumer, DEAD_QUEUE, Delivery,
-    End, Error, ErrorKind, Look, METRICS_QUEUE, Presence, Publish, PublishError, QueueJoiner, QueueSpec, State,
+    End, Error, ErrorKind, Look, METRICS_QUEUE, ParkedSource, Presence, Publish, PublishError, QueueJoiner, QueueSpec,
+    State,
 };
 use filestorage::celery::message::{Address, Origin, Publication};
 use futures_util::future::BoxFuture;
@@ -297,6 +298,18 @@ impl BrokerSession for ScriptedSession {
         131_072
     }
 
+    fn is_parking_available(&self) -> bool {
+        false
+    }
+
+    async fn ensure_parking(&self, _max_bytes: u64) -> broker::Result<Presence> {
+        Ok(Presence::Denied("the scripted broker parks nothing".to_owned()))
+    }
+
+    async fn consume_parked(&self, _prefetch: u16) -> broker::Result<Box<dyn ParkedSource>> {
+        Err(Error::new(ErrorKind::Denied, "the scripted broker parks nothing"))
+    }
+
     async fn look(&self, queue: &str) -> broker::Result<Look> {
         self.answer().await?;
         let model = self.broker.lock();
@@ -484,6 +497,15 @@ impl Consumer for ScriptedConsumer {
         }
         self.broker.change(|model| model.settle(self.number, &tags));
         Ok(tags.len())
+    }
+
+    fn window(&self) -> usize {
+        self.full.unwrap_or(self.first)
+    }
+
+    fn give_back(&self, ack_token: &AckToken) -> broker::Result<()> {
+        self.broker.change(|model| model.give_one_back(self.number, ack_token.tag()));
+        Ok(())
     }
 
     async fn stop(&mut self) -> broker::Result<()> {

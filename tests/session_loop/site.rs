@@ -84,6 +84,8 @@ impl Site {
             max_crashes: 5,
             grace: Duration::from_secs(30),
             journal_max_bytes: 256 << 20,
+            parked_max_bytes: 256 << 20,
+            parked_max_age: Duration::from_secs(7 * 86_400),
             journal: folder.path().join("journal"),
             spool: Spool::new(folder.path()),
             is_shared: false,

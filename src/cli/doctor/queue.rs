@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::fanout;
 use super::report::Report;
 use crate::broker::{
-    BrokerOptions, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE, Presence,
-    PublishError, QueueSpec, QueueType, Session, Topology,
+    BrokerOptions, DEAD_QUEUE, Delay, EVENTS_EXCHANGE as EVENTS, Error, ErrorKind, Look, METRICS_QUEUE, Parking,
+    Presence, PublishError, QueueSpec, QueueType, Session, Topology,
 };
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
 use crate::results::ResultBackend;
@@ -40,7 +40,7 @@ pub(super) async fn check(
         }
     }
     let Some(session) = session else {
-        for part in ["queues", "publish", "events", "declare", "cache"] {
+        for part in ["queues", "parked", "publish", "events", "declare", "cache"] {
             report.skipped(part, "no broker answers")?;
         }
         return Ok(());
@@ -60,6 +60,7 @@ pub(super) async fn check(
             Err(error) => report.fault("queues", code(&error), format!("{queue}: {error}"))?,
         }
     }
+    parked(report, &topology).await?;
     declare(report, &topology, &session.delay(), &missing).await?;
     if quorum {
         // AMQP shows neither policies nor this limit.
@@ -75,6 +76,39 @@ pub(super) async fn check(
     fanout::check(report, &session, is_shared).await?;
     session.close().await;
     Ok(())
+}
+
+/// Counts what is parked, and takes nothing. AMQP shows neither sizes nor ages.
+async fn parked(report: &mut Report<'_>, topology: &Topology) -> Result<(), Failure> {
+    let (mut counts, mut missing, mut total) = (Vec::new(), Vec::new(), 0);
+    for queue in Parking::queues() {
+        match topology.look(&queue).await {
+            Ok(Look::Present { messages, .. }) => {
+                total += u64::from(messages);
+                counts.push(format!("{messages} in {queue}"));
+            }
+            Ok(Look::Missing) => missing.push(queue),
+            Ok(Look::Down(words)) => {
+                let remedy = "start the node of the cluster that holds it";
+                report.fault("parked", Code::Unavailable, format!("{queue} cannot be reached: {words}; {remedy}"))?;
+            }
+            Err(error) => report.fault("parked", code(&error), format!("{queue}: {error}"))?,
+        }
+    }
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        let remedy =
+            "the first worker declares them, or deploy/rabbitmq/definitions; without them commands keep their slots";
+        report.note("parked", format!("{missing}: not there yet; {remedy}"))?;
+    }
+    match total {
+        0 => report.fine("parked", "no publication is parked"),
+        _ => {
+            let remedy =
+                "empty the queues that take nothing; `rabbitmqctl list_queues name message_bytes` shows the sizes";
+            report.note("parked", format!("{total} publications are parked: {}; {remedy}", counts.join(", ")))
+        }
+    }
 }
 
 /// Declares a queue that is removed with this connection, to check whether this user may declare queues.

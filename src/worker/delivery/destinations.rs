@@ -15,6 +15,8 @@ pub(in crate::worker) const GLANCE: Duration = Duration::from_secs(1);
 const HOPE: Duration = Duration::from_secs(300);
 /// After so long without another refusal a queue that was full is one like all others.
 const FULL: Duration = Duration::from_secs(60);
+/// How often an address that takes nothing is tried by one of the commands that owe it something.
+const TRIAL: Duration = Duration::from_secs(5);
 /// After so long without a try it is an address like all others.
 const MEMORY: Duration = Duration::from_secs(3600);
 
@@ -32,6 +34,8 @@ pub(in crate::worker) struct Destinations {
     silent: HashMap<Address, Unanswered>,
     /// When a queue last took something not.
     full: HashMap<Address, Instant>,
+    /// What goes there is parked at once; when the address was last tried.
+    open: HashMap<Address, Instant>,
 }
 
 impl Destinations {
@@ -39,12 +43,42 @@ impl Destinations {
     pub(in crate::worker) fn any(&mut self) -> bool {
         self.silent.retain(|_, silence| silence.last.elapsed() < MEMORY);
         self.full.retain(|_, last| last.elapsed() < FULL);
+        let (silent, full) = (&self.silent, &self.full);
+        self.open.retain(|address, _| silent.contains_key(address) || full.contains_key(address));
         !self.silent.is_empty() || !self.full.is_empty()
     }
 
     /// Tells whether this address is silent or full.
     pub(in crate::worker) fn contains(&self, address: &Address) -> bool {
         self.silent.contains_key(address) || self.full.contains_key(address)
+    }
+
+    /// Notes that something for this address was parked: whatever follows is parked at once, until the address takes something.
+    pub(in crate::worker) fn parked(&mut self, address: Address) {
+        if self.contains(&address) {
+            self.open.entry(address).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Tells whether what goes to this address is parked at once.
+    pub(in crate::worker) fn is_open(&self, address: &Address) -> bool {
+        self.open.contains_key(address)
+    }
+
+    /// Tells whether it is time to try an address to which everything is parked, and begins the time until the next try.
+    pub(in crate::worker) fn begin_trial(&mut self, address: &Address) -> bool {
+        let Some(last) = self.open.get_mut(address).filter(|last| last.elapsed() >= TRIAL) else { return false };
+        *last = Instant::now();
+        true
+    }
+
+    /// Lists the routing keys of the addresses that take nothing.
+    pub(in crate::worker) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> =
+            self.silent.keys().chain(self.full.keys()).map(|address| address.routing_key.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Tells whether answers to this address are given up.
@@ -73,6 +107,7 @@ impl Destinations {
     /// Notes that it answers, and takes everything.
     pub(in crate::worker) fn heard(&mut self, address: &Address) {
         let (silent, full) = (self.silent.remove(address), self.full.remove(address));
+        self.open.remove(address);
         if silent.is_some() || full.is_some() {
             let Address { exchange, routing_key } = address;
             tracing::info!(exchange, routing_key, "confirms again");
@@ -89,6 +124,15 @@ impl Destinations {
                 routing_key,
                 "refused by its queue, which may be full; what goes there is sent apart"
             );
+        }
+    }
+
+    /// Notes that nothing reaches a queue there.
+    pub(in crate::worker) fn missing(&mut self, address: &Address) {
+        self.silent.remove(address);
+        if self.full.insert(address.clone(), Instant::now()).is_none() {
+            let Address { exchange, routing_key } = address;
+            tracing::warn!(exchange, routing_key, "its queue is missing or down; what goes there is sent apart");
         }
     }
 
@@ -128,6 +172,26 @@ mod tests {
         assert!(destinations.any() && destinations.contains(&full) && !destinations.is_hopeless(&full));
         destinations.heard(&full);
         assert!(!destinations.any() && !destinations.contains(&full));
+    }
+
+    #[test]
+    fn what_was_parked_opens_an_address_until_it_takes_something_and_is_tried_from_time_to_time() {
+        let mut destinations = Destinations::default();
+        let (full, other) = (Address::queue("full"), Address::queue("other"));
+        destinations.parked(other.clone());
+        assert!(!destinations.is_open(&other), "it takes everything");
+        destinations.refused(&full);
+        assert!(!destinations.is_open(&full));
+        destinations.parked(full.clone());
+        assert!(destinations.is_open(&full) && !destinations.begin_trial(&full));
+        let long_ago = Instant::now().checked_sub(TRIAL).unwrap();
+        destinations.open.insert(full.clone(), long_ago);
+        assert!(destinations.begin_trial(&full) && !destinations.begin_trial(&full), "one at a time");
+        assert_eq!(destinations.names(), ["full"]);
+        destinations.heard(&full);
+        assert!(!destinations.any() && !destinations.is_open(&full));
+        destinations.missing(&full);
+        assert!(destinations.contains(&full) && !destinations.is_open(&full));
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::broker::{BATCH, BrokerSession};
 use crate::celery::message::Address;
 use crate::results::ResultBackend;
 use crate::worker::delivery::destinations::{Destinations, GLANCE};
-use crate::worker::delivery::outbox::{Answered, Lane, Outbox};
+use crate::worker::delivery::outbox::{Answered, Outbox};
+use crate::worker::delivery::parking;
+use crate::worker::delivery::pending_ack::Lane;
 
 /// Silent addresses tried at once; everybody's batch must never wait for a channel.
 const LANES: usize = 4;
@@ -56,6 +58,7 @@ impl InFlightBatches {
         session: Arc<dyn BrokerSession>,
         results: &Arc<dyn ResultBackend>,
         events: usize,
+        may_park: bool,
     ) {
         let results = Arc::clone(results);
         if self.is_clear() && outbox.has_next() {
@@ -69,7 +72,12 @@ impl InFlightBatches {
             self.lanes.insert(address.clone());
             let (batch, publications) = outbox.take_apart(Lane { address, hopeless }, LANE_BATCH, events);
             // What is published again and again may have been taken each time: that is waited for.
-            let limit = if hopeless && batch.may_be_given_up() { GLANCE } else { session.patience() };
+            let limit = match session.patience() {
+                _ if hopeless && batch.may_be_given_up() => GLANCE,
+                // What is not taken until then is parked.
+                patience if may_park => patience.min(parking::PATIENCE),
+                patience => patience,
+            };
             let answers = batch.answers();
             self.under_way.push(Box::pin(async move {
                 batch.answered(results.send(&*session, publications, &answers, limit).await)
@@ -81,7 +89,7 @@ impl InFlightBatches {
     /// nothing is under way.
     pub(in crate::worker) async fn land(&mut self, destinations: &mut Destinations) -> Option<Answered> {
         let answered = self.under_way.next().await?;
-        let Answered { lane, silent, full, lost, .. } = &answered;
+        let Answered { lane, silent, full, missing, lost, .. } = &answered;
         full.iter().for_each(|address| destinations.refused(address));
         let Some(address) = lane else {
             silent.iter().for_each(|address| destinations.note(address));
@@ -93,7 +101,7 @@ impl InFlightBatches {
             destinations.note(address);
         } else if lost.is_none() {
             silent.iter().for_each(|address| destinations.note(address));
-            if !full.contains(address) {
+            if !full.contains(address) && !missing.contains(address) {
                 destinations.heard(address);
             }
         }

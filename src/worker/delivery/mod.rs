@@ -2,6 +2,11 @@
 
 pub(super) mod deferred;
 pub(super) mod destinations;
+mod envelope;
+pub(super) mod held;
 pub(super) mod in_flight;
 pub(super) mod outbox;
+pub(super) mod parked_consumer;
+pub(super) mod parking;
+pub(super) mod pending_ack;
 pub(super) mod refusal;

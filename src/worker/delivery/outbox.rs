@@ -3,260 +3,17 @@
 //! What gathers while the previous batch is being confirmed leaves together: replies, follow-ups, dead copies, and the
 //! events, of which those with one routing key share messages.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::broker::{AckToken, Confirmation, Inflow, PublishError};
+use crate::broker::{Confirmation, PublishError};
 use crate::celery::message::{Address, Publication};
-use crate::celery::reply::ReplyTo;
-use crate::commands::Held;
 use crate::telemetry::GivenUp;
 use crate::worker::delivery::destinations::Destinations;
+use crate::worker::delivery::held::HeldCommands;
+use crate::worker::delivery::pending_ack::Owed;
+use crate::worker::delivery::pending_ack::{Lane, PendingAck, Role, Verdict, unconfirmed};
 use crate::worker::events::Event;
-use crate::worker::invalidations::Stale;
-use crate::worker::journal::Digest;
-use crate::worker::own_queues::OwnQueue;
-
-/// How long an answer is tried again at least whose queue takes nothing: as long as one whose queue is silent.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
-
-/// What a publication is for; decides what it means when the broker did not take it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::worker) enum Role {
-    /// Callback, errback or chain step: must arrive before the reply says so.
-    FollowUp,
-    /// The result.
-    Reply,
-    /// The event's copy for the queue the producer named.
-    Notice,
-    /// The copy in the dead-letter queue.
-    Dead,
-    /// The message itself, put aside until its eta.
-    Park,
-}
-
-impl Role {
-    /// Tells whether it is no fault when nobody listens.
-    const fn may_be_unheard(self) -> bool {
-        matches!(self, Self::Reply | Self::Notice)
-    }
-}
-
-/// What counts for something in memory; dropping it says that it is gone.
-#[derive(Debug)]
-pub(in crate::worker) enum Weight {
-    /// On the budget.
-    Held { _bytes: Held },
-    /// Of what was read ahead.
-    Read { _bytes: Inflow },
-}
-
-/// Everything one delivery still owes.
-#[derive(Debug)]
-pub(in crate::worker) struct PendingAck {
-    /// Settles the delivery; `None` for what is said in between (STARTED).
-    pub(in crate::worker) ack_token: Option<AckToken>,
-    /// Task id.
-    pub(in crate::worker) id: Option<String>,
-    /// What the journal knows the command by.
-    pub(in crate::worker) entry: Option<Digest>,
-    /// Whom to tell when something is refused for good.
-    pub(in crate::worker) reply_to: Option<ReplyTo>,
-    /// To be confirmed first.
-    pub(in crate::worker) first: Vec<(Role, Publication)>,
-    /// To be confirmed after that.
-    pub(in crate::worker) then: Vec<(Role, Publication)>,
-    /// Goes to a silent address, so it leaves after all that does not.
-    last: Vec<(Role, Publication)>,
-    /// What is kept instead of follow-ups whose size the broker refuses: the answer stands then.
-    pub(in crate::worker) spare: Option<Box<Publication>>,
-    /// The metric events, all of one operation.
-    pub(in crate::worker) events: Vec<Event>,
-    /// So do the events.
-    event_last: bool,
-    /// The reply is out: another one would contradict it.
-    pub(in crate::worker) replied: bool,
-    /// How many events were sent; for counting.
-    pub(in crate::worker) told: usize,
-    /// How often something of it came back.
-    pub(in crate::worker) tries: u8,
-    /// How often in a row something of it was not confirmed in time.
-    pub(in crate::worker) unconfirmed: u8,
-    /// How often in a row a queue took something of it not, by a negative confirmation.
-    pub(in crate::worker) nacked: u8,
-    /// How long it has waited for such queues.
-    pub(in crate::worker) waited: Duration,
-    /// Our own queues for which something was held back, which is said of them until it is confirmed.
-    pub(in crate::worker) held: BTreeSet<OwnQueue>,
-    /// Size of the reply, for the answer to its refusal.
-    pub(in crate::worker) reply_bytes: usize,
-    /// What counts for it until it owes nothing more.
-    pub(in crate::worker) weights: Vec<Weight>,
-    /// What other workers are told before it leaves: whoever wrote it may have died before that.
-    pub(in crate::worker) stale: Stale,
-}
-
-impl PendingAck {
-    /// Makes a pending acknowledgement that owes nothing yet.
-    pub(in crate::worker) fn new(ack_token: Option<AckToken>, id: Option<String>) -> Self {
-        Self {
-            ack_token,
-            id,
-            entry: None,
-            reply_to: None,
-            first: Vec::new(),
-            then: Vec::new(),
-            last: Vec::new(),
-            spare: None,
-            events: Vec::new(),
-            event_last: false,
-            replied: false,
-            told: 0,
-            tries: 0,
-            unconfirmed: 0,
-            nacked: 0,
-            waited: Duration::ZERO,
-            held: BTreeSet::new(),
-            reply_bytes: 0,
-            weights: Vec::new(),
-            stale: Stale::default(),
-        }
-    }
-
-    /// Takes in the broker's answer to one of its publications; what must be sent again goes back to the front.
-    fn taken(
-        &mut self,
-        role: Role,
-        kept: Option<Box<Publication>>,
-        answer: Result<Confirmation, PublishError>,
-        lane: Option<&Lane>,
-    ) -> Verdict {
-        let verdict = match (answer, kept.is_some()) {
-            (Ok(Confirmation::Routed), _) => Verdict::Fine,
-            // Nobody waits for it any more.
-            (Ok(Confirmation::Returned { .. }), false) => Verdict::Fine,
-            (Ok(Confirmation::Returned { .. }), true) => Verdict::Unrouted(role),
-            // What is said in between is no answer; late, it would contradict the one that came meanwhile.
-            (Err(PublishError::Nacked(_)), false) if self.ack_token.is_none() => Verdict::Fine,
-            // A queue that crashed comes back, and a full one is read; one that stays full is its owner's business.
-            (Err(PublishError::Nacked(publication)), false) if self.waited >= ANSWER_PATIENCE => {
-                let seconds = self.waited.as_secs();
-                let queue = &publication.address.routing_key;
-                tracing::error!(
-                    task_id = self.id,
-                    ?role,
-                    queue,
-                    seconds,
-                    "answer given up: its queue takes nothing; is it full?"
-                );
-                Verdict::GivenUp(GivenUp::Full)
-            }
-            (Err(PublishError::Nacked(publication)), false) => {
-                self.last.push((role, *publication));
-                Verdict::Held(format!("{role:?}: its queue takes nothing now"))
-            }
-            (Err(PublishError::Nacked(_)), true) => Verdict::Held(format!("{role:?}: its queue takes nothing now")),
-            // Without its dead copy nothing may be lost: it is tried again for ever.
-            (Err(PublishError::Refused { code, text }), _) if role == Role::Dead => {
-                Verdict::Held(format!("the dead copy is refused: {code} {text}"))
-            }
-            // Only for want of the right to answer at all: whoever has it shall find the command.
-            (Err(PublishError::Refused { code: 403, text }), _) if role == Role::Reply => Verdict::Lost(text),
-            (Err(PublishError::Refused { code, text }), _) => Verdict::Refused(role, format!("{code} {text}")),
-            (Err(PublishError::Unconfirmed(publication)), _) => match lane {
-                None => Verdict::Lost(unconfirmed(&publication.address)),
-                Some(lane) if role.may_be_unheard() && lane.gives_up(&publication.address) => {
-                    let queue = &publication.address.routing_key;
-                    tracing::error!(
-                        task_id = self.id,
-                        ?role,
-                        queue,
-                        "answer given up: its queue says neither yes nor no"
-                    );
-                    Verdict::GivenUp(GivenUp::Silent)
-                }
-                Some(_) => {
-                    let reason = format!("{role:?}: {}", unconfirmed(&publication.address));
-                    // Once more apart, and not before what does not go there.
-                    let stage = if role == Role::FollowUp { &mut self.first } else { &mut self.last };
-                    stage.push((role, *publication));
-                    return Verdict::Held(reason);
-                }
-            },
-            (Err(PublishError::Lost(_)), _) => Verdict::Lost("a publication was not confirmed".to_owned()),
-        };
-        match &verdict {
-            Verdict::Fine | Verdict::GivenUp(_) => self.replied |= role == Role::Reply,
-            Verdict::Unrouted(_) | Verdict::Held(_) => self.first.extend(kept.map(|publication| (role, *publication))),
-            _ => {}
-        }
-        verdict
-    }
-
-    /// Takes back what was put off, so that it is owed next once nothing else is.
-    fn join(&mut self) {
-        if self.first.is_empty() && self.then.is_empty() {
-            self.then.append(&mut self.last);
-        }
-        self.event_last = false;
-    }
-
-    /// Puts off what goes to a silent address until all else is confirmed, and returns that address when nothing else is
-    /// left to be sent next.
-    fn part(&mut self, destinations: &Destinations) -> Option<Address> {
-        self.join();
-        self.event_last = self.events.first().is_some_and(|event| destinations.contains(&event.address()));
-        if !self.first.is_empty() {
-            // What follows a task leaves before its answer, whatever becomes of it.
-            let mut addresses = self.first.iter().map(|(_, publication)| &publication.address);
-            return addresses.find(|address| destinations.contains(address)).cloned();
-        }
-        let silent = |(_, publication): &mut (Role, Publication)| destinations.contains(&publication.address);
-        self.last.extend(self.then.extract_if(.., silent));
-        if !self.then.is_empty() || !self.events.is_empty() && !self.event_last {
-            return None;
-        }
-        // One silent address at a time.
-        let Some((_, publication)) = self.last.first() else {
-            self.event_last = false;
-            return self.events.first().map(Event::address);
-        };
-        let address = publication.address.clone();
-        let same = |(_, publication): &mut (Role, Publication)| publication.address == address;
-        self.then.extend(self.last.extract_if(.., same));
-        Some(address)
-    }
-
-    /// Tells whether something of this role is to be sent again.
-    pub(in crate::worker) fn owes(&self, role: Role) -> bool {
-        self.first.iter().chain(&self.last).any(|(owed, _)| *owed == role)
-    }
-
-    /// Owes nothing more but what has this role, and its events.
-    pub(in crate::worker) fn keep_only(&mut self, role: Role) {
-        for stage in [&mut self.first, &mut self.then, &mut self.last] {
-            stage.retain(|(owed, _)| *owed == role);
-        }
-    }
-
-    fn is_done(&self) -> bool {
-        self.last.is_empty() && self.first.is_empty() && self.then.is_empty() && self.events.is_empty()
-    }
-}
-
-/// A way of its own for what goes to a silent address.
-#[derive(Clone, Debug)]
-pub(in crate::worker) struct Lane {
-    pub(in crate::worker) address: Address,
-    /// Answers to it are given up: one that is not confirmed is no longer owed.
-    pub(in crate::worker) hopeless: bool,
-}
-
-impl Lane {
-    fn gives_up(&self, address: &Address) -> bool {
-        self.hopeless && self.address == *address
-    }
-}
 
 /// Publications of some pending acknowledgements, on their way together.
 #[derive(Debug)]
@@ -296,6 +53,8 @@ pub(in crate::worker) struct Answered {
     pub(in crate::worker) silent: HashSet<Address>,
     /// Addresses whose queue took something not, by a negative confirmation.
     pub(in crate::worker) full: HashSet<Address>,
+    /// Addresses from which something that must be in a queue came back.
+    pub(in crate::worker) missing: HashSet<Address>,
     /// Answers that are no longer owed though nobody took them.
     pub(in crate::worker) given_up: Vec<GivenUp>,
     /// The broker refuses events; its words.
@@ -346,6 +105,57 @@ impl Outbox {
             match self.apart.iter_mut().find(|(other, _)| *other == address) {
                 Some((_, pending_acks)) => pending_acks.push_back(pending),
                 None => self.apart.push_back((address, VecDeque::from([pending]))),
+            }
+        }
+    }
+
+    /// Takes out, of what waits for silent or full addresses, up to `limit` pending acknowledgements that waited for `patience`, or
+    /// whose address is known to take nothing. Of the latter one is left from time to time, to try the address.
+    pub(in crate::worker) fn take_stalled(
+        &mut self,
+        destinations: &mut Destinations,
+        patience: Duration,
+        limit: usize,
+    ) -> Vec<(PendingAck, Vec<Owed>)> {
+        let mut taken = Vec::new();
+        for (address, pending_acks) in &mut self.apart {
+            let is_open = destinations.is_open(address);
+            let mut is_trial = is_open && destinations.begin_trial(address);
+            for mut pending in std::mem::take(pending_acks) {
+                let is_due = is_open && !std::mem::take(&mut is_trial) || !is_open && pending.stalled_for() >= patience;
+                if !is_due || taken.len() >= limit || pending.ack_token.is_none() || pending.is_unparkable {
+                    pending_acks.push_back(pending);
+                    continue;
+                }
+                let owed = pending.take_stalled(destinations);
+                if owed.is_empty() {
+                    pending_acks.push_back(pending);
+                } else {
+                    taken.push((pending, owed));
+                }
+            }
+        }
+        self.apart.retain(|(_, pending_acks)| !pending_acks.is_empty());
+        taken
+    }
+
+    /// Takes out what has been apart for longer than a delivery may be kept.
+    pub(in crate::worker) fn take_older(&mut self, limit: Duration) -> Vec<PendingAck> {
+        let mut taken = Vec::new();
+        for (_, pending_acks) in &mut self.apart {
+            for pending in std::mem::take(pending_acks) {
+                if pending.stalled_for() >= limit { taken.push(pending) } else { pending_acks.push_back(pending) }
+            }
+        }
+        self.apart.retain(|(_, pending_acks)| !pending_acks.is_empty());
+        taken
+    }
+
+    /// Notes that what is apart keeps its slots.
+    pub(in crate::worker) fn stall(&mut self, held: &HeldCommands) {
+        for pending in self.apart.iter_mut().flat_map(|(_, pending_acks)| pending_acks) {
+            if pending.ack_token.is_some() {
+                pending.stall(held);
             }
         }
     }
@@ -429,43 +239,6 @@ fn pack(mut pending_acks: Vec<PendingAck>, events: usize) -> (Batch, Vec<Publica
     (Batch { pending_acks, slots, lane: None }, publications)
 }
 
-fn unconfirmed(Address { exchange, routing_key }: &Address) -> String {
-    format!("the broker did not confirm what went to exchange '{exchange}' with routing key '{routing_key}'")
-}
-
-/// What one pending acknowledgement of a batch came to; the worst of its answers counts, in this order.
-#[derive(Clone, Debug, Default)]
-enum Verdict {
-    #[default]
-    Fine,
-    /// An answer is no longer owed though nobody took it.
-    GivenUp(GivenUp),
-    Unheard,
-    Unrouted(Role),
-    Held(String),
-    Refused(Role, String),
-    Lost(String),
-}
-
-impl Verdict {
-    const fn rank(&self) -> u8 {
-        match self {
-            Self::Fine | Self::GivenUp(_) => 0,
-            Self::Unheard => 1,
-            Self::Unrouted(_) => 2,
-            Self::Held(_) => 3,
-            Self::Refused(..) => 4,
-            Self::Lost(_) => 5,
-        }
-    }
-
-    fn worsen(&mut self, other: Self) {
-        if other.rank() > self.rank() {
-            *self = other;
-        }
-    }
-}
-
 impl Batch {
     /// Tells whether there is nothing in it but what may be given up.
     pub(in crate::worker) fn may_be_given_up(&self) -> bool {
@@ -497,6 +270,9 @@ impl Batch {
                     answered.full.insert(publication.address.clone());
                 }
                 _ => {}
+            }
+            if let (Slot::Own { kept: Some(kept), .. }, Ok(Confirmation::Returned { .. })) = (&slot, &answer) {
+                answered.missing.insert(kept.address.clone());
             }
             match slot {
                 Slot::Own { pending, role, kept } => {

@@ -20,7 +20,7 @@ use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
 use crate::results::ResultBackend;
 use crate::telemetry::CommandOutcome;
-use crate::worker::delivery::outbox::{PendingAck, Role, Weight};
+use crate::worker::delivery::pending_ack::{PendingAck, Role, Weight};
 use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::Limit;

@@ -13,7 +13,7 @@ use crate::celery::{body, park};
 use crate::commands::{Budget, Held, Keys, Spool};
 use crate::telemetry::{self, Command, CommandOutcome};
 use crate::worker::delivery::deferred::{self, Read};
-use crate::worker::delivery::outbox::{PendingAck, Weight};
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::execution::answer::Answer;
 use crate::worker::execution::scheduler;
 use crate::worker::intake::policy::{Decision, ReadyTask, Work};

@@ -47,6 +47,8 @@ impl Table {
             max_crashes: 3,
             grace: Duration::from_secs(1),
             journal_max_bytes: 256 << 20,
+            parked_max_bytes: 1 << 20,
+            parked_max_age: Duration::from_secs(60),
             journal: folder.path().to_owned(),
             spool: Spool::new(folder.path()),
             is_shared: false,

@@ -5,7 +5,9 @@ use crate::celery::message::Address;
 use crate::telemetry::GivenUp;
 use crate::worker::delivery::deferred::{self, Deferred};
 use crate::worker::delivery::destinations::Destinations;
-use crate::worker::delivery::outbox::Lane;
+use crate::worker::delivery::held::HeldCommands;
+use crate::worker::delivery::parking;
+use crate::worker::delivery::pending_ack::Lane;
 
 fn answered(table: &mut Table, replies: &str) -> PendingAck {
     let mut message = store();
@@ -23,7 +25,7 @@ fn nacked(publication: &Publication) -> Result<Confirmation, PublishError> {
 async fn waited(answered: Answered) -> PendingAck {
     let [(pending, reason)] = <[_; 1]>::try_from(answered.held).unwrap();
     assert!(reason.contains("takes nothing"), "{reason}");
-    match deferred::hold(pending).await {
+    match deferred::hold(pending, None).await {
         Deferred::Again(pending_acks) => <[_; 1]>::try_from(pending_acks).unwrap().into_iter().next().unwrap(),
         other => panic!("{other:?}"),
     }
@@ -87,4 +89,77 @@ async fn what_must_not_be_lost_waits_for_a_full_queue_and_what_is_said_in_betwee
     let (batch, sent) = outbox.take(10, 10);
     let answered = batch.answered(vec![nacked(&sent[0])]);
     assert_eq!((answered.done.len(), answered.given_up.len()), (1, 0));
+}
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn owing(follow_ups: &[&str]) -> PendingAck {
+    let publication = |name: &str| Publication { address: Address::queue(name), message: Message::default() };
+    let mut pending = PendingAck::new(Some(AckToken::stray()), Some("id".to_owned()));
+    pending.first = follow_ups.iter().map(|name| (Role::FollowUp, publication(name))).collect();
+    pending.then = vec![(Role::Reply, publication("replies"))];
+    pending
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_full_queue_does_not_take_is_parked_after_a_while_and_then_counts_as_arrived() {
+    let (mut destinations, mut outbox, held) = (Destinations::default(), Outbox::default(), HeldCommands::default());
+    let full = Address::queue("full");
+    destinations.refused(&full);
+    outbox.push(owing(&["full", "other"]));
+    outbox.part(&mut destinations);
+    outbox.stall(&held);
+    assert_eq!(held.count(), 1);
+    assert!(outbox.take_stalled(&mut destinations, PATIENCE, 10).is_empty());
+    tokio::time::advance(PATIENCE).await;
+    assert!(outbox.take_stalled(&mut destinations, PATIENCE, 0).is_empty(), "no more than the limit");
+    let [(mut pending, owed)] = <[_; 1]>::try_from(outbox.take_stalled(&mut destinations, PATIENCE, 10)).unwrap();
+    let [owed] = <[_; 1]>::try_from(owed).unwrap();
+    assert_eq!((owed.role, owed.is_first, &owed.publication.address), (Role::FollowUp, true, &full));
+    pending.parked(&owed);
+    destinations.parked(full);
+    outbox.push(pending);
+    for expected in ["other", "replies"] {
+        outbox.part(&mut destinations);
+        let (batch, sent) = outbox.take(10, 10);
+        assert_eq!(routes(&sent), [expected]);
+        batch.answered(vec![Ok(Confirmation::Routed)]).again.into_iter().for_each(|pending| outbox.push(pending));
+    }
+    assert!(outbox.is_empty());
+    assert_eq!(held.count(), 0, "its slot is free");
+
+    outbox.push(owing(&["full"]));
+    outbox.part(&mut destinations);
+    assert_eq!(outbox.take_stalled(&mut destinations, PATIENCE, 10).len(), 1, "what follows is parked at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_parked_is_owed_as_before_and_given_back_in_the_end() {
+    let (mut destinations, mut outbox, held) = (Destinations::default(), Outbox::default(), HeldCommands::default());
+    destinations.refused(&Address::queue("full"));
+    destinations.refused(&Address::queue("replies"));
+    outbox.push(owing(&["full"]));
+    outbox.part(&mut destinations);
+    outbox.stall(&held);
+    tokio::time::advance(PATIENCE).await;
+    let [(mut pending, owed)] = <[_; 1]>::try_from(outbox.take_stalled(&mut destinations, PATIENCE, 10)).unwrap();
+    assert_eq!(owed.iter().map(|owed| owed.role).collect::<Vec<_>>(), [Role::FollowUp, Role::Reply]);
+    owed.into_iter().for_each(|owed| pending.owe_again(owed));
+    pending.is_unparkable = true;
+    assert!(!pending.is_done());
+    outbox.push(pending);
+    outbox.part(&mut destinations);
+    assert!(outbox.take_stalled(&mut destinations, PATIENCE, 10).is_empty());
+    assert!(outbox.take_older(parking::LONGEST_HOLD).is_empty());
+    tokio::time::advance(parking::LONGEST_HOLD).await;
+    let [pending] = <[_; 1]>::try_from(outbox.take_older(parking::LONGEST_HOLD)).unwrap();
+    assert_eq!(routes(&flatten(pending)), ["full", "replies"]);
+    assert!(outbox.is_empty());
+}
+
+#[test]
+fn held_slots_make_haste() {
+    assert_eq!(parking::patience(1, 32), PATIENCE);
+    assert!(parking::patience(16, 32) < Duration::from_secs(1));
+    assert_eq!(parking::patience(1000, 0), PATIENCE, "without a limit no slot is wanting");
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::celery::message::Address;
 use crate::worker::delivery::destinations::Destinations;
-use crate::worker::delivery::outbox::Lane;
+use crate::worker::delivery::pending_ack::Lane;
 
 #[test]
 fn what_goes_to_a_silent_queue_is_sent_apart_and_answers_to_it_are_given_up_in_the_end() {
