@@ -1,9 +1,5 @@
 //! What all sessions of a worker share.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use crate::broker::{OpenSession, State};
 use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
@@ -14,9 +10,6 @@ use crate::worker::delivery::pending_ack::{PendingAck, Role};
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
 use crate::worker::own_queues::{OwnQueue, OwnQueues};
-
-/// How old the view of siblings' journals may be. Two that begin the same command within that time both run it.
-const FOLLOW: Duration = Duration::from_millis(20);
 
 /// What outlives a session.
 #[derive(Debug)]
@@ -29,8 +22,6 @@ pub(super) struct WorkerContext {
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
     pub(super) destinations: Destinations,
-    /// When the siblings' journals were last followed.
-    pub(super) followed: Option<Instant>,
     /// How the worker's own queues stand.
     pub(super) own_queues: OwnQueues,
     /// Which of the queues to be consumed are missing.
@@ -64,17 +55,6 @@ impl WorkerContext {
                 pending.held.insert(queue);
                 self.own_queues.hold_back(queue, reason);
             }
-        }
-    }
-
-    /// Takes in what siblings did, unless it was just done: with a backlog it would be done for each command.
-    pub(super) fn follow_journal(&mut self) {
-        if self.followed.is_some_and(|followed| followed.elapsed() < FOLLOW) {
-            return;
-        }
-        self.followed = Some(Instant::now());
-        if let Err(error) = self.journal.follow() {
-            tracing::error!(%error, "the journals of other workers cannot be read");
         }
     }
 

@@ -162,7 +162,6 @@ pub async fn run(
         consumed_queues: ConsumedQueues::default(),
         readiness,
         destinations,
-        followed: None,
         knows_rights: false,
         coherence: None,
     };

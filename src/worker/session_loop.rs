@@ -193,7 +193,7 @@ impl<'b> SessionLoop<'b> {
             }
             // In doubt, somebody else may have been given what we hold: nothing more is begun. Nor while no answer could leave.
             if silence < DOUBT && !blocked && !self.worker.journal.is_full() {
-                self.start_ready();
+                self.start_ready()?;
             }
             self.send()?;
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight

@@ -1,7 +1,7 @@
 //! From a delivery to what is done with it, and from its end to what the broker must confirm: the settlement table.
 
+mod ask;
 mod finished;
-mod turn;
 mod unseal;
 
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::worker::execution::scheduler;
 use crate::worker::intake::reader::{Call, Opened, Reader};
 use crate::worker::intake::sealed::Sealed;
 use crate::worker::invalidations::Stale;
-use crate::worker::journal::{Identity, Journal, Recall};
+use crate::worker::journal::{Admission, History, Identity, Journal};
 use crate::worker::{WallClock, WorkerOptions};
 
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
@@ -37,7 +37,6 @@ const TOO_LARGE: &str = "follow-ups-too-large";
 pub(in crate::worker) use crate::broker::DEAD_QUEUE;
 pub(in crate::worker) use finished::exception;
 use finished::failure_of;
-pub(in crate::worker) use turn::{Turn, doubt, reconsider};
 
 /// Bytes of all messages that follow one command; never more than may be in flight.
 const LONGEST_FOLLOW: usize = 64 << 20;
@@ -81,13 +80,10 @@ pub(in crate::worker) struct ReadyTask {
     pub(in crate::worker) held: Option<Held>,
     pub(in crate::worker) limit: Option<Limit>,
     pub(in crate::worker) redelivered: Option<Redelivered>,
-    /// It came again, or may have: the journals are asked right before it runs.
-    pub(in crate::worker) again: bool,
-    /// Since when somebody else may have begun it, once somebody has: what is older is no answer to it.
-    doubted: Option<Timestamp>,
+    /// What is known of its delivery; the journals are asked again right before it runs.
+    history: History,
     /// Since when it waits for the end of a run elsewhere.
     waits_since: Option<Instant>,
-    suspect: bool,
 }
 
 /// What a task does when its turn comes.
@@ -105,7 +101,7 @@ impl ReadyTask {
     /// Returns the values that other workers must drop before the answer is sent. There are none where only this run can have
     /// changed values, because the run announces them itself.
     pub(in crate::worker) fn stale(&self) -> Stale {
-        let is_told = self.again && self.writes;
+        let is_told = self.history.came_again() && self.writes;
         if is_told && self.writes_unnamed { Stale::All } else { Stale::of(&self.keys, is_told) }
     }
 }
@@ -116,7 +112,7 @@ impl scheduler::Schedulable for ReadyTask {
     }
 
     fn is_suspect(&self) -> bool {
-        self.suspect
+        self.history.is_suspect()
     }
 
     fn walks(&self) -> bool {
@@ -236,14 +232,21 @@ impl Policy {
             let exception = Exception::not_registered(&context.request.task);
             return self.unrunnable(context, exception, "not-registered", &message, &origin, inflow);
         };
-        let again = origin.redelivered || is_open(journal, &context);
-        let recall = if again { recall(journal, &context, None) } else { Recall::default() };
-        let answer = recall.answer.as_deref().and_then(Answer::read);
-        if answer.is_some() {
-            tracing::info!(task_id = context.request.id, "answered again from the journal");
-            journal.answered_again(&context.identity, &recall);
+        let mut history = History::new(origin.redelivered);
+        let (mut answer, mut redelivered) = (None, None);
+        match self.ask_once(&context, &mut history, journal) {
+            Admission::Run { redelivered: told } => redelivered = told,
+            Admission::Answer(known) => answer = Some(known),
+            // Nothing begins yet, and it is asked again then.
+            Admission::Wait => {}
+            Admission::Dead { crashes } => {
+                let text = format!(
+                    "worker exited prematurely: the command was running alone in {crashes} crashes of a worker; it is kept in {DEAD_QUEUE}"
+                );
+                return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
+            }
         }
-        if let Some(answer) = answer.as_ref().filter(|_| !matches!(call, Call::Later)) {
+        if let Some(answer) = answer.as_deref().filter(|_| !matches!(call, Call::Later)) {
             let mut pending = self.close(context, &TaskEnd::Answered(answer));
             if let Call::Read(Ok(command)) = &call {
                 pending.stale = Stale::of(command.keys(), command.writes());
@@ -252,13 +255,6 @@ impl Policy {
         }
         // What has an answer is over, whatever else may be said of it; a large one is read for what follows it only.
         let is_over = answer.is_some();
-        if recall.crashes >= self.max_crashes && !is_over {
-            let text = format!(
-                "worker exited prematurely: the command was running alone in {} crashes of a worker; it is kept in {DEAD_QUEUE}",
-                recall.crashes
-            );
-            return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
-        }
         let now = self.clock.now();
         if !is_over && context.request.expires.is_some_and(|expires| expires <= now) {
             return Decision::Ended(Box::new(self.close(context, &TaskEnd::Expired)), CommandOutcome::Revoked);
@@ -274,17 +270,12 @@ impl Policy {
             Call::Read(Err(error)) => return self.misused(definition, context, error),
             // Until it is read, nobody knows.
             Call::Later | Call::Unknown => {
-                let answer = answer.map(Box::new);
-                return Decision::Seal(
-                    Box::new(self.task(context, definition, again, &recall)),
-                    Box::new(message),
-                    origin,
-                    answer,
-                    inflow,
-                );
+                let task = self.task(context, definition, history, redelivered);
+                return Decision::Seal(Box::new(task), Box::new(message), origin, answer, inflow);
             }
         };
-        Decision::Run(Box::new(ReadyTask { keys, writes, work, ..self.task(context, definition, again, &recall) }))
+        let task = self.task(context, definition, history, redelivered);
+        Decision::Run(Box::new(ReadyTask { keys, writes, work, ..task }))
     }
 
     /// Keeps the message where what follows the command may turn out too large to be sent.
@@ -293,9 +284,14 @@ impl Policy {
             .then(|| Box::new((message.clone(), origin.clone())))
     }
 
-    fn task(&self, context: TaskContext, definition: &'static Definition, again: bool, recall: &Recall) -> ReadyTask {
+    fn task(
+        &self,
+        context: TaskContext,
+        definition: &'static Definition,
+        history: History,
+        redelivered: Option<Redelivered>,
+    ) -> ReadyTask {
         let limit = self.limit(&context.request);
-        let redelivered = redelivered(recall).filter(|_| again);
         ReadyTask {
             context,
             definition,
@@ -306,10 +302,8 @@ impl Policy {
             held: None,
             limit,
             redelivered,
-            again,
-            doubted: None,
+            history,
             waits_since: None,
-            suspect: recall.suspect,
         }
     }
 
@@ -526,28 +520,6 @@ impl Policy {
             pending.then.push((Role::Reply, self.results.answer_to(&to, &state, self.clock.now())));
         }
     }
-}
-
-/// Tells what a command that came again is told of its first try: nothing where an equal one was answered and acknowledged without
-/// doubt, since then this is another one, and what the object says was written by that.
-fn redelivered(recall: &Recall) -> Option<Redelivered> {
-    (recall.started_at.is_some() || !recall.another).then_some(Redelivered { started_at: recall.started_at })
-}
-
-/// Asks the journal; what it cannot say is treated as unknown, which a redelivered write copes with.
-fn recall(journal: &mut Journal, context: &TaskContext, since: Option<Timestamp>) -> Recall {
-    journal.recall(&context.identity, since).unwrap_or_else(|error| {
-        tracing::error!(task_id = context.request.id, %error, "journal cannot be read");
-        Recall::default()
-    })
-}
-
-/// Asks the journal whether a fresh message may be a second copy; what it cannot say counts as no.
-fn is_open(journal: &mut Journal, context: &TaskContext) -> bool {
-    journal.is_open(&context.identity).unwrap_or_else(|error| {
-        tracing::error!(task_id = context.request.id, %error, "journal cannot be read");
-        false
-    })
 }
 
 /// Ids of the tasks a command spawns: always the same ones for the same command, and others for another under its id.

@@ -17,23 +17,23 @@ const OPEN: Duration = Duration::from_secs(60);
 
 /// What is known about a command that came again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::worker) struct Recall {
+pub(super) struct Recall {
     /// The recorded answer of a finished write or delete that this may be the second copy of: JSON text.
-    pub(in crate::worker) answer: Option<String>,
+    pub(super) answer: Option<String>,
     /// When the command began that this is the answer to, in Unix microseconds.
     began: i64,
     /// When it was started by a worker that did not finish it.
-    pub(in crate::worker) started_at: Option<Timestamp>,
+    pub(super) started_at: Option<Timestamp>,
     /// In how many crashes of a worker it was running alone.
-    pub(in crate::worker) crashes: u32,
+    pub(super) crashes: u32,
     /// It was running when a worker died: it must run alone.
-    pub(in crate::worker) suspect: bool,
+    pub(super) suspect: bool,
     /// A living sibling runs it.
-    pub(in crate::worker) runs_elsewhere: bool,
+    pub(super) runs_elsewhere: bool,
     /// A living sibling has answered an equal one; whether its session holds will show.
-    pub(in crate::worker) unsure: bool,
+    pub(super) unsure: bool,
     /// An equal command was answered and acknowledged without doubt, so this is another one.
-    pub(in crate::worker) another: bool,
+    pub(super) another: bool,
 }
 
 impl Journal {
@@ -48,7 +48,7 @@ impl Journal {
     /// # Errors
     ///
     /// Whatever the file system answers.
-    pub(in crate::worker) fn is_open(&mut self, identity: &Identity) -> io::Result<bool> {
+    pub(super) fn is_open(&mut self, identity: &Identity) -> io::Result<bool> {
         if !self.seems_open(identity) {
             return Ok(false);
         }
@@ -67,7 +67,7 @@ impl Journal {
 
     /// Tells whether a sibling has begun to run this command since then, by what was last followed, and has not given it up:
     /// the broker gave it the delivery that we hold.
-    pub(in crate::worker) fn is_taken(&self, identity: &Identity, since: Timestamp) -> bool {
+    pub(super) fn is_taken(&self, identity: &Identity, since: Timestamp) -> bool {
         let since = since.as_microsecond();
         names(identity).any(|digest| {
             // Who took a dead one over has its crashes.
@@ -77,7 +77,7 @@ impl Journal {
     }
 
     /// Tells whether this worker has answered this command, in whatever session.
-    pub(in crate::worker) fn is_done(&self, identity: &Identity) -> bool {
+    pub(super) fn is_done(&self, identity: &Identity) -> bool {
         self.ledger.answer(identity.digest).is_some()
     }
 
@@ -87,7 +87,7 @@ impl Journal {
     /// # Errors
     ///
     /// Whatever the file system answers.
-    pub(in crate::worker) fn recall(&mut self, identity: &Identity, since: Option<Timestamp>) -> io::Result<Recall> {
+    pub(super) fn recall(&mut self, identity: &Identity, since: Option<Timestamp>) -> io::Result<Recall> {
         self.follow()?;
         let runs = |reader: &segment::Reader| {
             !reader.adopted && names(identity).any(|digest| reader.ledger.running.contains_key(&digest))
@@ -174,7 +174,7 @@ impl Journal {
     }
 
     /// Records that a command is answered again with what was recalled: the next equal one is another.
-    pub(in crate::worker) fn answered_again(&mut self, identity: &Identity, recall: &Recall) {
+    pub(super) fn answered_again(&mut self, identity: &Identity, recall: &Recall) {
         let digest = identity.digest;
         if self.ledger.take(digest) {
             write::repeated(&mut self.lines, digest);

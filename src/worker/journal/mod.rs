@@ -12,6 +12,7 @@
 //! The files of one worker are bounded: the oldest answers go first, then the lines that tell of them. What runs, what is in hand
 //! and what crashed is written again in each new segment, and takes up to an eighth of the bound ([`Journal::is_full`]).
 
+mod admission;
 mod adopt;
 mod identity;
 mod ledger;
@@ -35,8 +36,10 @@ use ledger::{Ledger, Place, Run};
 use record::{Finish, write};
 use segment::{Answers, Reader, Segment};
 
+pub(super) use admission::{Admission, History, Question};
+#[cfg(test)]
+pub(super) use admission::{LONGEST_WAIT, SESSION_WAIT};
 pub(super) use identity::{Digest, Identity};
-pub(super) use lookup::Recall;
 
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
 /// Answers whose acknowledgement got lost are no more than one prefetch.
@@ -85,6 +88,8 @@ pub(super) struct Journal {
     earlier: bool,
     /// When a session last ended, or a worker died, as far as is known here: what that left may come again.
     open_since: Instant,
+    /// When siblings were last followed for a command that may be theirs.
+    followed: Option<Instant>,
     /// Lines not yet written.
     lines: Vec<u8>,
     /// Answers not yet written, which those name.
@@ -127,6 +132,7 @@ impl Journal {
             counted: BTreeSet::new(),
             earlier: false,
             open_since: Instant::now(),
+            followed: None,
             lines: Vec::new(),
             answers: Vec::new(),
             max_bytes,
@@ -198,10 +204,12 @@ impl Journal {
         self.ledger.doubt();
     }
 
-    /// Records that a consumed queue is back in this session: its node may hand out again what was acknowledged before, and does
-    /// not always say so.
+    /// Notes that a consumed queue is back that was missing since this session began: its node may hand out again what was
+    /// acknowledged before, and does not always say so.
+    ///
+    /// All of that was handed out in earlier sessions, and is owed or in doubt already. What was settled in this one came from other
+    /// queues, and is in no doubt: a queue that goes away during a session ends it.
     pub(super) fn reopen(&mut self) {
-        self.doubt();
         self.open_since = Instant::now();
     }
 

@@ -1,3 +1,4 @@
+use super::lookup::Recall;
 use super::*;
 use crate::celery::message::{Headers, Message};
 use jiff::Timestamp;
@@ -377,6 +378,24 @@ fn a_silence_makes_doubtful_what_was_settled_before_it() {
     own.commit().unwrap();
     assert!(!sibling.known("after").unsure, "the broker has it");
     assert_eq!(sibling.told("before").as_deref(), Some("1"));
+}
+
+#[test]
+fn a_queue_that_is_back_puts_nothing_of_this_session_in_doubt() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
+    own.start("left");
+    own.finish("left", "1");
+    own.begin_session();
+    own.done("settled", "2");
+    own.open_since = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
+    assert!(!own.seems_a_copy("left"));
+    own.reopen();
+    own.commit().unwrap();
+    assert!(own.seems_a_copy("left"), "it may be what the queue hands out again as if it were fresh");
+    for journal in [&mut own, &mut sibling] {
+        assert_eq!(journal.told("settled"), None, "it came from another queue");
+    }
 }
 
 #[test]

@@ -9,11 +9,15 @@ use crate::telemetry::CommandOutcome;
 use crate::worker::delivery::deferred;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
-use crate::worker::intake::policy::{self, ReadyTask, TaskEnd, Turn, Work};
+use crate::worker::intake::policy::{ReadyTask, TaskEnd, Work};
+use crate::worker::journal::Admission;
 
 impl SessionLoop<'_> {
     /// Begins what may run, after writing down that it does.
-    pub(super) fn start_ready(&mut self) {
+    ///
+    /// # Errors
+    /// Why the session is lost.
+    pub(super) fn start_ready(&mut self) -> Result<(), String> {
         let mut tasks = Vec::new();
         self.go_on_reading();
         while let Some(mut task) = self.scheduler.next() {
@@ -30,40 +34,40 @@ impl SessionLoop<'_> {
             let now = self.worker.options.clock.now();
             let late_since = self.session.late_since(task.context.received);
             let late_since = late_since.map(|since| before(now, since.elapsed() + SKEW));
-            let doubt = policy::doubt(&task, late_since, now);
-            if doubt.is_some() {
-                self.worker.follow_journal();
-            }
             let was_suspect = scheduler::Schedulable::is_suspect(&task);
-            match policy::reconsider(&mut task, doubt, &mut self.worker.journal) {
-                Turn::Begin if scheduler::Schedulable::is_suspect(&task) && !was_suspect => {
+            match self.policy.ask_again(&mut task, late_since, &mut self.worker.journal) {
+                Admission::Run { .. } if scheduler::Schedulable::is_suspect(&task) && !was_suspect => {
                     // It was not let in alone.
-                    self.scheduler.put_off(&task);
-                    if matches!(task.work, Work::Read(_)) {
-                        task.held = None;
-                    }
+                    let task = self.put_off(task);
                     self.scheduler.resume(task);
                     continue;
                 }
-                Turn::Begin => {}
-                Turn::Answered(answer) if matches!(task.work, Work::Read(_)) => {
-                    // What follows it stands in the body.
-                    if let Work::Read(sealed) = &mut task.work {
-                        sealed.answer = Some(answer);
+                Admission::Run { .. } => {}
+                Admission::Answer(answer) => {
+                    match &mut task.work {
+                        Work::Read(sealed) => {
+                            // What follows it stands in the body.
+                            sealed.answer = Some(answer);
+                            self.read(task);
+                        }
+                        _ => self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer)),
                     }
-                    self.read(task);
                     continue;
                 }
-                Turn::Answered(answer) => {
-                    self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer));
-                    continue;
-                }
-                Turn::Wait => {
-                    self.scheduler.put_off(&task);
-                    if matches!(task.work, Work::Read(_)) {
-                        task.held = None;
-                    }
+                Admission::Wait => {
+                    let task = self.put_off(task);
                     self.deferred.push(Box::pin(deferred::stand_by(Box::new(task))));
+                    continue;
+                }
+                Admission::Dead { crashes } => {
+                    // Its message is not at hand here for the copy that is kept. It comes again, and ends when it is read.
+                    tracing::warn!(
+                        task_id = task.context.request.id,
+                        crashes,
+                        "a worker died of it meanwhile; given back"
+                    );
+                    self.scheduler.done(&task.keys, task.definition.walks);
+                    self.consumer.give_back(&task.context.ack_token).map_err(|error| error.to_string())?;
                     continue;
                 }
             }
@@ -75,7 +79,7 @@ impl SessionLoop<'_> {
             tasks.push(task);
         }
         if tasks.is_empty() {
-            return;
+            return Ok(());
         }
         self.worker.commit_journal();
         for mut task in tasks {
@@ -87,6 +91,16 @@ impl SessionLoop<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes back the permit of a task that cannot begin yet, and the room to read it.
+    fn put_off(&mut self, mut task: ReadyTask) -> ReadyTask {
+        self.scheduler.put_off(&task);
+        if matches!(task.work, Work::Read(_)) {
+            task.held = None;
+        }
+        task
     }
 
     /// Begins a command.

@@ -1,13 +1,19 @@
 //! What siblings on one journal were given as well.
 
 use super::*;
-use crate::worker::intake::policy::turn::{LONGEST_WAIT, SESSION_WAIT};
+use crate::worker::journal::{LONGEST_WAIT, SESSION_WAIT};
 
-/// Looks at a task once more, and returns its answer if it has one.
-fn reconsidered(task: &mut ReadyTask, since: Option<Timestamp>, table: &mut Table) -> Option<Answer> {
-    match reconsider(task, since, &mut table.journal) {
-        Turn::Begin | Turn::Wait => None,
-        Turn::Answered(answer) => Some(*answer),
+/// Asks about a task right before it begins. `late_since`: the broker was silent since then.
+fn asked(task: &mut ReadyTask, late_since: Option<Timestamp>, table: &mut Table) -> Admission {
+    table.policy.ask_again(task, late_since, &mut table.journal)
+}
+
+/// Does so, and returns its answer if it has one.
+fn reconsidered(task: &mut ReadyTask, late_since: Option<Timestamp>, table: &mut Table) -> Option<Answer> {
+    match asked(task, late_since, table) {
+        Admission::Run { .. } | Admission::Wait => None,
+        Admission::Answer(answer) => Some(*answer),
+        Admission::Dead { crashes } => panic!("{crashes} crashes"),
     }
 }
 
@@ -38,6 +44,8 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(task.redelivered.is_none(), "without a silence it is nobody's but ours");
     assert!(reconsidered(&mut task, Some(Timestamp::now()), &mut table).is_none());
     assert!(task.redelivered.is_none(), "what was begun before the silence was another message under this id");
+    assert!(matches!(asked(&mut task, Some(silent), &mut table), Admission::Wait));
+    task.waits_since = Instant::now().checked_sub(LONGEST_WAIT);
     assert!(reconsidered(&mut task, Some(silent), &mut table).is_none());
     let redelivered = task.redelivered.as_ref().expect("a sibling runs it");
     assert!(redelivered.started_at.is_some_and(|at| at >= silent), "{redelivered:?}");
@@ -57,6 +65,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let _running = elsewhere(&table, None);
     table.journal.follow().unwrap();
     let mut task = table.ready(store(), false);
+    task.waits_since = Instant::now().checked_sub(LONGEST_WAIT);
     assert!(reconsidered(&mut task, Some(silent), &mut table).is_none(), "that was another message's answer");
     assert!(task.redelivered.is_some());
     assert!(reconsidered(&mut task, None, &mut table).is_none(), "nor is it when that is looked at again");
@@ -85,22 +94,15 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     sibling.settled(task.context.identity.digest);
     sibling.commit().unwrap();
     table.journal.follow().unwrap();
-    let since = doubt(&task, None, Timestamp::now());
-    assert!(since.is_some());
-    assert_eq!(reconsidered(&mut task, since, &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
 
     let mut twin = message;
     twin.body = task_message("filestorage.store", &json!([["k", "another value"], {}, {}])).body;
     for message in [stamped(50_000), twin, store()] {
         let mut other = table.ready(message, false);
-        let since = doubt(&other, Some(Timestamp::UNIX_EPOCH), Timestamp::now());
-        assert!(reconsidered(&mut other, since, &mut table).is_none());
+        assert!(reconsidered(&mut other, Some(Timestamp::UNIX_EPOCH), &mut table).is_none());
         assert!(other.redelivered.is_none(), "a fresh message always runs, whatever its id");
     }
-    let fresh = table.ready(stamped(0), false);
-    assert_eq!(doubt(&fresh, None, Timestamp::now()), None, "what has just come in cannot have been handed out before");
-    assert!(doubt(&fresh, Some(Timestamp::now()), Timestamp::now()).is_some(), "clocks differ");
-    assert_eq!(doubt(&table.ready(stamped(40_000), true), None, Timestamp::now()), None, "the broker said so itself");
 }
 
 #[test]
@@ -110,13 +112,11 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
     let mut task = table.ready(message.clone(), false);
     let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     for message in [store(), message] {
-        let since = doubt(&task, None, Timestamp::now());
-        assert!(reconsidered(&mut task, since, &mut table).is_none(), "an answer to another message");
+        assert!(reconsidered(&mut task, None, &mut table).is_none(), "an answer to another message");
         table.run(&message, &answer);
         table.journal.settled(Identity::of(&message, false).digest);
     }
-    let since = doubt(&task, None, Timestamp::now());
-    assert_eq!(reconsidered(&mut task, since, &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
 }
 
 #[test]
@@ -138,10 +138,7 @@ fn what_is_redelivered_is_looked_up_again_before_it_runs() {
     let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     assert!(reconsidered(&mut task, None, &mut table).is_none());
     let mut sibling = elsewhere(&table, Some(&answer));
-    assert!(
-        matches!(reconsider(&mut task, None, &mut table.journal), Turn::Wait),
-        "whether its session holds will show"
-    );
+    assert!(matches!(asked(&mut task, None, &mut table), Admission::Wait), "whether its session holds will show");
     sibling.begin_session();
     sibling.commit().unwrap();
     assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
@@ -153,9 +150,9 @@ fn an_equal_command_that_a_living_sibling_answered_is_another_once_its_session_i
     let mut task = table.ready(store(), true);
     let _sibling =
         elsewhere(&table, Some(&Answer { outcome: Outcome::Success("1".into()), event: None, more: Vec::new() }));
-    assert!(matches!(reconsider(&mut task, None, &mut table.journal), Turn::Wait));
+    assert!(matches!(asked(&mut task, None, &mut table), Admission::Wait));
     task.waits_since = Instant::now().checked_sub(SESSION_WAIT);
-    assert!(matches!(reconsider(&mut task, None, &mut table.journal), Turn::Begin));
+    assert!(matches!(asked(&mut task, None, &mut table), Admission::Run { .. }));
     assert!(task.redelivered.is_none(), "what the object says was written by the other");
 }
 
@@ -187,16 +184,16 @@ fn a_write_that_a_sibling_runs_is_waited_for_and_a_read_is_not() {
     let mut write = table.ready(store(), true);
     let mut read = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {}])), true);
     let mut sibling = elsewhere(&table, None);
-    assert!(matches!(reconsider(&mut read, None, &mut table.journal), Turn::Begin));
-    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
-    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
+    assert!(matches!(asked(&mut read, None, &mut table), Admission::Run { .. }));
+    assert!(matches!(asked(&mut write, None, &mut table), Admission::Wait));
+    assert!(matches!(asked(&mut write, None, &mut table), Admission::Wait));
     let identity = Identity::of(&store(), false);
     sibling.ended(identity.digest);
     sibling.commit().unwrap();
-    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Begin), "it was given up there");
+    assert!(matches!(asked(&mut write, None, &mut table), Admission::Run { .. }), "it was given up there");
     sibling.started(&identity, false);
     sibling.commit().unwrap();
-    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Wait));
+    assert!(matches!(asked(&mut write, None, &mut table), Admission::Wait));
     write.waits_since = Instant::now().checked_sub(LONGEST_WAIT);
-    assert!(matches!(reconsider(&mut write, None, &mut table.journal), Turn::Begin), "not for ever");
+    assert!(matches!(asked(&mut write, None, &mut table), Admission::Run { .. }), "not for ever");
 }
