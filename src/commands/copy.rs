@@ -70,6 +70,10 @@ impl Command for Copy {
         &self.keys
     }
 
+    fn streams(&self) -> bool {
+        true
+    }
+
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let [KeyUse { key: source, .. }, KeyUse { key: destination, .. }] = &self.keys;
         let options = CopyOptions {

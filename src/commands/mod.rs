@@ -159,6 +159,12 @@ pub trait Command: Send + Sync + fmt::Debug {
         self.keys().iter().any(|used| used.writes)
     }
 
+    /// Tells whether the command moves a value of any size, one that passes through no message. A part of the permits is
+    /// kept from such commands, so that they do not delay others.
+    fn streams(&self) -> bool {
+        false
+    }
+
     /// Runs the command to its end.
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished;
 }

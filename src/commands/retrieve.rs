@@ -92,6 +92,10 @@ impl Command for Retrieve {
         self.destination.is_some()
     }
 
+    fn streams(&self) -> bool {
+        self.destination.is_some()
+    }
+
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let Self { target: KeyUse { key, .. }, generation, range, destination } = *self;
         match destination {

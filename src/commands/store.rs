@@ -216,6 +216,10 @@ impl Command for Store {
         std::slice::from_ref(&self.target)
     }
 
+    fn streams(&self) -> bool {
+        matches!(self.asked.data, Data::Reference(_))
+    }
+
     async fn run(self: Box<Self>, engine: &Engine, context: Context) -> Finished {
         let Self { target: KeyUse { key, .. }, asked } = *self;
         let (result, facts) = asked.run(key, engine, context.operation_id.clone(), &context).await;

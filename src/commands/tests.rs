@@ -94,6 +94,20 @@ async fn only_what_names_a_place_is_a_reference() {
     assert_eq!(error.to_string(), "retrieve() argument 'destination' must be str or None, not int");
 }
 
+#[test]
+fn what_passes_through_no_message_streams() {
+    for (task, kwargs, streams) in [
+        ("store", r#"{"key": "k", "data": "v"}"#, false),
+        ("store", r#"{"key": "k", "data": {"$ref": "file:///v"}}"#, true),
+        ("retrieve", r#"{"key": "k"}"#, false),
+        ("retrieve", r#"{"key": "k", "destination": "file:///v"}"#, true),
+        ("copy", r#"{"source": "k", "destination": "l"}"#, true),
+        ("delete", r#"{"key": "k"}"#, false),
+    ] {
+        assert_eq!(parse(task, kwargs).unwrap().streams(), streams, "{task} {kwargs}");
+    }
+}
+
 #[tokio::test]
 async fn a_file_comes_in_and_goes_out() {
     let (root, engine) = site();

@@ -32,7 +32,7 @@ use crate::worker::delivery::refusal;
 use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
-use crate::worker::execution::scheduler::Scheduler;
+use crate::worker::execution::scheduler::{Scheduler, Share};
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked, OwnQueue};
@@ -67,6 +67,7 @@ struct Running {
     context: TaskContext,
     definition: &'static Definition,
     keys: Keys,
+    share: Share,
     writes: bool,
     commit_guard: CommitGuard,
     /// What other workers are told before its answer leaves.
@@ -278,7 +279,7 @@ impl<'b> SessionLoop<'b> {
 
     /// Ends a task that is not run any more.
     fn pass_over(&mut self, task: ReadyTask, outcome: CommandOutcome, end: &TaskEnd<'_>) {
-        self.scheduler.done(&task.keys, task.definition.walks);
+        self.scheduler.done(&task.keys, task.share);
         self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
         let stale = task.stale();
         let mut pending = self.policy.close(task.context, end);
@@ -307,7 +308,7 @@ impl<'b> SessionLoop<'b> {
     fn ended(&mut self, joined: Result<(Id, Ended), JoinError>) {
         let (id, mut ended) = parted(joined);
         let Some(mut running) = self.running.remove(&id) else { return };
-        self.scheduler.done(&running.keys, running.definition.walks);
+        self.scheduler.done(&running.keys, running.share);
         // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
         let mut kept = running.held.take().filter(|_| running.context.keeps_message());
         if let Some(kept) = &mut kept {

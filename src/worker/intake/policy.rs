@@ -24,7 +24,7 @@ use crate::worker::delivery::pending_ack::{PendingAck, Role, Weight};
 use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::Limit;
-use crate::worker::execution::scheduler;
+use crate::worker::execution::scheduler::{self, Share};
 use crate::worker::intake::reader::{Call, Opened, Reader};
 use crate::worker::intake::sealed::Sealed;
 use crate::worker::invalidations::Stale;
@@ -38,6 +38,8 @@ pub(in crate::worker) use crate::broker::DEAD_QUEUE;
 pub(in crate::worker) use finished::exception;
 use finished::failure_of;
 
+/// Bytes from which on a command moves a large value, and may have a part of the permits only.
+pub(in crate::worker) const LARGE: u64 = 1 << 20;
 /// Bytes of all messages that follow one command; never more than may be in flight.
 const LONGEST_FOLLOW: usize = 64 << 20;
 /// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
@@ -76,6 +78,8 @@ pub(in crate::worker) struct ReadyTask {
     /// It was read after it was ordered by its keys, and none of them is one that it writes.
     pub(in crate::worker) writes_unnamed: bool,
     pub(in crate::worker) work: Work,
+    /// Which permits it may have.
+    pub(in crate::worker) share: Share,
     /// What counts for it on the budget.
     pub(in crate::worker) held: Option<Held>,
     pub(in crate::worker) limit: Option<Limit>,
@@ -98,6 +102,13 @@ pub(in crate::worker) enum Work {
 }
 
 impl ReadyTask {
+    /// Notes of a task that waits for its turn that it moves so many bytes.
+    pub(in crate::worker) fn note_size(&mut self, bytes: u64) {
+        if bytes >= LARGE && self.share == Share::Small {
+            self.share = Share::Large;
+        }
+    }
+
     /// Returns the values that other workers must drop before the answer is sent. There are none where only this run can have
     /// changed values, because the run announces them itself.
     pub(in crate::worker) fn stale(&self) -> Stale {
@@ -115,8 +126,8 @@ impl scheduler::Schedulable for ReadyTask {
         self.history.is_suspect()
     }
 
-    fn walks(&self) -> bool {
-        self.definition.walks
+    fn share(&self) -> Share {
+        self.share
     }
 }
 
@@ -274,7 +285,12 @@ impl Policy {
                 return Decision::Seal(Box::new(task), Box::new(message), origin, answer, inflow);
             }
         };
-        let task = self.task(context, definition, history, redelivered);
+        let streams = matches!(&work, Work::Run(command) if command.streams());
+        let mut task = self.task(context, definition, history, redelivered);
+        if streams {
+            // What it moves may have any size.
+            task.note_size(u64::MAX);
+        }
         Decision::Run(Box::new(ReadyTask { keys, writes, work, ..task }))
     }
 
@@ -299,6 +315,7 @@ impl Policy {
             writes: true,
             writes_unnamed: false,
             work: Work::Reading,
+            share: if definition.walks { Share::Scan } else { Share::Small },
             held: None,
             limit,
             redelivered,

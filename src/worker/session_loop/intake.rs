@@ -185,6 +185,7 @@ impl SessionLoop<'_> {
                 let mut message = *message;
                 let wire = self.intake.store.keep(&mut message, inflow);
                 let weight = self.intake.weigh(&keys);
+                task.note_size(if body::is_compressed(&message) { u64::MAX } else { length });
                 task.keys = keys;
                 task.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer, _keys: weight }));
                 self.scheduler.submit(*task);
@@ -196,6 +197,7 @@ impl SessionLoop<'_> {
     fn decided(&mut self, decision: Decision, held: Option<Held>) {
         match decision {
             Decision::Run(mut task) => {
+                task.note_size(held.as_ref().map_or(0, Held::bytes));
                 task.held = held;
                 self.scheduler.submit(*task);
             }
@@ -329,7 +331,7 @@ impl SessionLoop<'_> {
             }
         };
         let Part { task, message, origin, answer, held, weight, .. } = part;
-        let (keys, walks, entry) = (task.keys.clone(), task.definition.walks, task.context.identity.digest);
+        let (keys, share, entry) = (task.keys.clone(), task.share, task.context.identity.digest);
         let was_noted = answer.is_none();
         if let Some(place) = self.intake.entries.iter().position(|noted| was_noted && *noted == entry) {
             self.intake.entries.swap_remove(place);
@@ -352,7 +354,7 @@ impl SessionLoop<'_> {
                 if was_noted {
                     self.worker.journal.ended(entry);
                 }
-                self.scheduler.done(&keys, walks);
+                self.scheduler.done(&keys, share);
                 self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
                 pending.weights.push(Weight::Held { _bytes: held });
                 self.post(*pending);

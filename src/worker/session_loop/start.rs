@@ -66,7 +66,7 @@ impl SessionLoop<'_> {
                         crashes,
                         "a worker died of it meanwhile; given back"
                     );
-                    self.scheduler.done(&task.keys, task.definition.walks);
+                    self.scheduler.done(&task.keys, task.share);
                     self.consumer.give_back(&task.context.ack_token).map_err(|error| error.to_string())?;
                     continue;
                 }
@@ -123,6 +123,7 @@ impl SessionLoop<'_> {
             stale: task.stale(),
             definition: task.definition,
             keys: task.keys,
+            share: task.share,
             writes: task.writes,
             commit_guard,
             started: Instant::now(),

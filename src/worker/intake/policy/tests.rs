@@ -202,6 +202,22 @@ fn failure_answers_with_the_exception() {
 }
 
 #[test]
+fn what_moves_large_values_has_a_part_of_the_permits() {
+    let mut table = Table::new();
+    let mut share = |name: &str, kwargs: Value, size: u64| {
+        let mut task = table.ready(task_message(name, &json!([[], kwargs, {}])), false);
+        task.note_size(size);
+        task.share
+    };
+    let value = || json!({"key": "k", "data": "v"});
+    assert_eq!(share("filestorage.store", value(), LARGE - 1), Share::Small);
+    assert_eq!(share("filestorage.store", value(), LARGE), Share::Large);
+    let copy = json!({"source": "k", "destination": "l"});
+    assert_eq!(share("filestorage.copy", copy, 0), Share::Large, "of any size");
+    assert_eq!(share("filestorage.list_keys", json!({}), LARGE), Share::Scan, "it stays what it is");
+}
+
+#[test]
 fn bad_arguments_never_run() {
     let mut table = Table::new();
     let (sent, outcome) = table.end(task_message("filestorage.store", &json!([["k"], {}, {}])), false);
