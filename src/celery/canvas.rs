@@ -27,7 +27,9 @@ pub struct AfterSuccess {
 /// The follow-ups of a failure, which are published in order, after the FAILURE reply of the task.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AfterFailure {
-    /// The FAILURE replies for the remaining steps of the chain, then the errbacks.
+    /// The FAILURE replies for the remaining steps of the chain.
+    pub answers: Vec<Publication>,
+    /// The errbacks.
     pub publications: Vec<Publication>,
     /// The reason why an errback could not be published.
     pub unsupported: Option<Unsupported>,
@@ -326,8 +328,7 @@ pub fn after_failure(
     now: Timestamp,
     new_id: &mut dyn FnMut() -> String,
 ) -> AfterFailure {
-    let publications = fail_rest(request, answer);
-    let mut after = AfterFailure { publications, ..AfterFailure::default() };
+    let mut after = AfterFailure { answers: fail_rest(request, answer), ..AfterFailure::default() };
     let (plain, other): (Vec<_>, Vec<_>) =
         request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
     after.unsupported = other.first().and_then(|errback| startable(&request.task, errback).err());

@@ -210,7 +210,7 @@ impl From<String> for Field {
 }
 
 /// The address of a publication: an exchange and a routing key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     /// The name of the exchange; an empty name is the default exchange, which routes by queue name.
     pub exchange: String,

@@ -76,6 +76,10 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         limit: Duration,
     ) -> Vec<Result<Confirmation, PublishError>>;
 
+    /// Tells whether answers go over the broker of the commands, so that an answer which that broker does not confirm in time puts the
+    /// session in doubt. A store of its own that is silent says nothing about the broker.
+    fn is_over_broker(&self) -> bool;
+
     /// Makes sure that answers can be given, at the beginning of a session and for `filestorage doctor`. Nobody receives anything.
     ///
     /// # Errors

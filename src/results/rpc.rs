@@ -68,6 +68,10 @@ impl ResultBackend for Rpc {
         publisher.publish_within(limit, publications, true).await
     }
 
+    fn is_over_broker(&self) -> bool {
+        true
+    }
+
     /// Publishes to a queue that does not exist, through the default exchange as every answer: the broker returns the message.
     async fn probe(&self, publisher: &dyn Publish) -> Result<(), PublishError> {
         let nowhere = Address::queue(format!("filestorage.nobody-{}", Uuid::new_v4().simple()));
@@ -76,7 +80,8 @@ impl ResultBackend for Rpc {
             .publish_within(publisher.patience(), vec![publication], true)
             .await
             .pop()
-            .map_or(Ok(()), |answer| answer.map(|_| ()))
+            .unwrap_or_else(|| Err(PublishError::Lost("the probe was not answered".to_owned())))
+            .map(|_| ())
     }
 
     fn remedy(&self) -> &'static str {

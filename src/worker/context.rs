@@ -6,10 +6,9 @@ use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 use crate::worker::WorkerOptions;
 use crate::worker::consumed_queues::ConsumedQueues;
 use crate::worker::delivery::destinations::Destinations;
-use crate::worker::delivery::pending_ack::{PendingAck, Role};
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
-use crate::worker::own_queues::{OwnQueue, OwnQueues};
+use crate::worker::own_queues::OwnQueues;
 
 /// What outlives a session.
 #[derive(Debug)]
@@ -44,18 +43,6 @@ impl WorkerContext {
             let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
             Coherence::begin(session.share(), announcer, cache, is_shared, self.readiness.clone())
         });
-    }
-
-    /// Notes of our own queues that something for them is held back.
-    pub(super) fn hold_back(&mut self, pending: &mut PendingAck, reason: &str) {
-        // An event that was sent and is still owed was not taken.
-        let events = pending.told > 0 && !pending.events.is_empty();
-        for (queue, owes) in [(OwnQueue::Dead, pending.owes(Role::Dead)), (OwnQueue::Events, events)] {
-            if owes {
-                pending.held.insert(queue);
-                self.own_queues.hold_back(queue, reason);
-            }
-        }
     }
 
     /// Says how the broker stands and returns whether it is blocked.

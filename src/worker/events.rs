@@ -108,8 +108,6 @@ pub(super) struct CloudEvent<'a> {
 pub(super) struct Event {
     /// `<operation>.<outcome>`.
     pub(super) routing_key: String,
-    /// The broker has it, or will never take it.
-    pub(super) is_over: bool,
     json: String,
 }
 
@@ -158,7 +156,7 @@ impl Event {
         };
         // Structs, strings and numbers only: cannot fail to serialize.
         let json = serde_json::to_string(&event).unwrap_or_default();
-        Self { routing_key, is_over: false, json }
+        Self { routing_key, json }
     }
 
     /// Returns where it is published.
@@ -171,12 +169,22 @@ impl Event {
         publication(Address::queue(queue), ONE, self.json.clone())
     }
 
+    /// Makes one with this routing key.
+    #[cfg(test)]
+    pub(super) fn of(routing_key: &str) -> Self {
+        Self { routing_key: routing_key.to_owned(), json: "{}".to_owned() }
+    }
+
+    /// Makes the message that tells of it alone.
+    pub(super) fn alone(&self) -> Publication {
+        publication(self.address(), ONE, self.json.clone())
+    }
+
     /// Joins events of one routing key into one message; a lone one stays plain.
     pub(super) fn join(events: &[&Self]) -> Option<Publication> {
         let first = events.first()?;
-        let address = first.address();
         if events.len() == 1 {
-            return Some(publication(address, ONE, first.json.clone()));
+            return Some(first.alone());
         }
         let mut batch = String::with_capacity(events.iter().map(|event| event.json.len() + 1).sum::<usize>() + 2);
         batch.push('[');
@@ -187,7 +195,7 @@ impl Event {
             batch.push_str(&event.json);
         }
         batch.push(']');
-        Some(publication(address, MANY, batch))
+        Some(publication(first.address(), MANY, batch))
     }
 }
 

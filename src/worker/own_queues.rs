@@ -129,19 +129,21 @@ impl OwnQueues {
         self.set(queue, Standing::Away, ComponentState::Degraded(format!("{}: {words}; held back", queue.name())));
     }
 
-    /// Notes that a queue was missing and is there now.
-    pub(in crate::worker) fn made(&mut self, queue: OwnQueue) {
-        self.set(queue, Standing::There, ComponentState::Ready);
-    }
-
     /// Notes that a queue took something not, for this reason; what was sent there is held back.
     pub(in crate::worker) fn hold_back(&mut self, queue: OwnQueue, reason: &str) {
         let condition = ComponentState::Degraded(format!("{}: {reason}; held back", queue.name()));
         self.set(queue, Standing::TakesNothing, condition);
     }
 
-    /// Notes that a queue has taken what was held back for it. It says nothing of another queue.
+    /// Notes that a queue has taken what was sent there. It says nothing of another queue.
     pub(in crate::worker) fn taken(&mut self, queue: OwnQueue) {
+        if matches!(self.standing(queue), Standing::TakesNothing | Standing::Away) {
+            self.set(queue, Standing::There, ComponentState::Ready);
+        }
+    }
+
+    /// Notes that nothing was sent for long to a queue that took nothing, so that nobody knows how it stands.
+    pub(in crate::worker) fn forget(&mut self, queue: OwnQueue) {
         if self.standing(queue) == Standing::TakesNothing {
             self.set(queue, Standing::There, ComponentState::Ready);
         }
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(queues.away_now(), []);
         queues.away(OwnQueue::Events, "node down");
         assert_eq!(queues.away_now(), [OwnQueue::Events]);
-        queues.made(OwnQueue::Events);
+        queues.taken(OwnQueue::Events);
         assert_eq!(queues.away_now(), []);
         assert!(queues.looked(OwnQueue::Dead, Err(Error::lost("cut"))).is_err());
     }

@@ -1,5 +1,6 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
+mod delivery;
 mod intake;
 mod parking;
 mod start;
@@ -17,25 +18,23 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use crate::broker::{Consumer, DOUBT, OpenSession, Presence};
+use crate::broker::{Consumer, DOUBT, OpenSession};
 use crate::celery::error::Exception;
-use crate::celery::message::Address;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
-use crate::worker::delivery::deferred::{self, Deferred, PATIENCE};
+use crate::worker::delivery::deferred::{Deferred, PATIENCE};
 use crate::worker::delivery::in_flight::InFlightBatches;
-use crate::worker::delivery::outbox::{Answered, Outbox};
-use crate::worker::delivery::pending_ack::{PendingAck, Role, Weight};
+use crate::worker::delivery::outbox::Outbox;
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::refusal;
-use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::{Scheduler, Share};
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
 use crate::worker::invalidations::Stale;
-use crate::worker::own_queues::{self, Looked, OwnQueue};
+use crate::worker::own_queues::{self, Looked};
 use crate::worker::signals::Stop;
 use intake::Intake;
 use parking::ParkingState;
@@ -92,6 +91,8 @@ pub(super) struct SessionLoop<'b> {
     outbox: Outbox,
     in_flight: InFlightBatches,
     parking: ParkingState,
+    /// When it was last looked what waits for too long.
+    looked: Option<Instant>,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
     deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
     /// Looks for own queues that were not there.
@@ -120,6 +121,7 @@ impl<'b> SessionLoop<'b> {
             begun: 0,
             outbox: Outbox::default(),
             in_flight: InFlightBatches::default(),
+            looked: None,
             deferred: FuturesUnordered::new(),
             looking: None,
             trials,
@@ -137,7 +139,7 @@ impl<'b> SessionLoop<'b> {
     /// Works until told to stop or the session is lost.
     pub(super) async fn work(mut self, stop: &mut watch::Receiver<Stop>) -> SessionEnd {
         let lost = self.run(stop).await.err();
-        let left_work = !self.is_idle() || !self.deferred.is_empty();
+        let left_work = !self.is_idle() || !self.outbox.is_empty() || !self.deferred.is_empty();
         if lost.is_some() {
             // At once: whoever is given what was acknowledged asks whether that arrived.
             self.worker.journal.begin_session();
@@ -206,19 +208,19 @@ impl<'b> SessionLoop<'b> {
                 // What only waits for a queue goes back to the broker; it has had its chance.
                 let last = Instant::now() + 2 * PATIENCE;
                 match self.deadline {
-                    _ if self.deferred.is_empty() => return Ok(()),
+                    _ if self.deferred.is_empty() && self.outbox.is_empty() => return Ok(()),
                     Some(deadline) if deadline <= last => {}
                     _ => self.deadline = Some(last),
                 }
             }
             self.count_blocked();
-            let deadline = self.deadline;
+            let (deadline, wake) = (self.deadline, self.next_wake());
             let full = self.worker.journal.is_full();
             tokio::select! {
                 biased;
                 Ok(()) = stop.changed() => {}
                 Ok(()) = state.changed() => blocked = self.worker.note_state(&state.borrow_and_update().clone())?,
-                Some(answered) = self.in_flight.land(&mut self.worker.destinations) => self.answered(answered)?,
+                Some(landed) = self.in_flight.land() => self.landed(landed)?,
                 Some(joined) = self.tasks.join_next_with_id() => {
                     self.ended(joined);
                     while let Some(joined) = self.tasks.try_join_next_with_id() {
@@ -242,7 +244,7 @@ impl<'b> SessionLoop<'b> {
                     Err(end) => return Err(format!("{end:?}")),
                 },
                 // Neither the broker's silence nor a deleted journal wakes anybody by itself.
-                () = tokio::time::sleep(HUSH) => {}
+                () = tokio::time::sleep_until(wake) => {}
                 () = sleep_until(deadline) => {
                     tracing::warn!(running = self.running.len(), "the grace is over; what still runs is given back");
                     return Ok(());
@@ -252,7 +254,8 @@ impl<'b> SessionLoop<'b> {
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.intake.is_idle() && self.outbox.is_empty() && self.in_flight.is_empty()
+        // What goes to addresses that take nothing is nobody's work.
+        self.running.is_empty() && self.intake.is_idle() && !self.outbox.has_next() && self.in_flight.is_clear()
     }
 
     /// Stops taking; what has not begun goes back with the channel.
@@ -300,7 +303,7 @@ impl<'b> SessionLoop<'b> {
         let announcer = self.worker.options.announcer.clone();
         self.deferred.push(Box::pin(async move {
             announcer.publish(stale).await;
-            Deferred::Again(vec![pending])
+            Deferred::Owes(Box::new(pending))
         }));
     }
 
@@ -352,106 +355,6 @@ impl<'b> SessionLoop<'b> {
         (answer, context)
     }
 
-    /// Sends what is owed, as far as it may leave.
-    fn send(&mut self) -> Result<(), String> {
-        let events_on = self.worker.options.events && self.worker.own_queues.takes_events();
-        let events = if events_on { self.worker.options.events_max_batch } else { 0 };
-        self.outbox.part(&mut self.worker.destinations);
-        self.park_stalled()?;
-        let may_park = self.parking.may_park();
-        while self.in_flight.may_launch(&self.outbox) {
-            // The answer stands in the journal before its reply is published.
-            self.worker.commit_journal();
-            let (session, results) = (self.session.share(), &self.worker.options.results);
-            self.in_flight.launch(&mut self.outbox, &self.worker.destinations, session, results, events, may_park);
-        }
-        Ok(())
-    }
-
-    /// Acknowledges what owes nothing more and sees to the rest.
-    fn answered(&mut self, answered: Answered) -> Result<(), String> {
-        let Answered { done, again, held, unrouted, refused, unheard, events_refused, lost, counts, given_up, .. } =
-            answered;
-        self.worker.count_publishes(counts);
-        given_up.into_iter().for_each(|why| self.worker.metrics.record_given_up(why));
-        self.settle(done)?;
-        again.into_iter().for_each(|pending| self.outbox.push(pending));
-        if let Some((pending, reason)) = held.first() {
-            tracing::warn!(task_id = pending.id, reason, pending_acks = held.len(), "held back");
-        }
-        let patience = self.patience();
-        for (mut pending, reason) in held {
-            self.stall(&mut pending);
-            self.worker.hold_back(&mut pending, &reason);
-            self.deferred.push(Box::pin(deferred::hold(pending, patience)));
-        }
-        for (mut pending, role) in unrouted {
-            self.stall(&mut pending);
-            let (session, queue_type) = (self.session.share(), self.worker.options.queue_type);
-            let seeing = deferred::see_to_queue(session, pending, role, queue_type, patience.is_some());
-            self.deferred.push(Box::pin(seeing));
-        }
-        for (pending, role, words) in refused {
-            self.give_up(pending, role, &words);
-        }
-        if !unheard.is_empty() {
-            self.look_for_listeners(unheard);
-        }
-        if let Some(words) = events_refused {
-            self.worker.own_queues.refuse_events(&words);
-        }
-        lost.map_or(Ok(()), Err)
-    }
-
-    /// Counts a command whose answer or follow-up was not taken.
-    fn stall(&self, pending: &mut PendingAck) {
-        if pending.ack_token.is_some() {
-            pending.stall(&self.parking.held);
-        }
-    }
-
-    /// Notes that what a command owes to one of our own queues finds no queue.
-    fn miss(&mut self, queue: OwnQueue, pending: &mut PendingAck) {
-        match queue {
-            OwnQueue::Dead => self.worker.destinations.missing(&Address::queue(queue.name())),
-            OwnQueue::Events => {
-                let addresses = pending.events.first().map(Event::address);
-                addresses.iter().for_each(|address| self.worker.destinations.missing(address));
-            }
-        }
-        self.stall(pending);
-    }
-
-    fn settle(&mut self, done: Vec<PendingAck>) -> Result<(), String> {
-        let mut ack_tokens = Vec::with_capacity(done.len());
-        let mut entries = Vec::with_capacity(done.len());
-        let mut events = 0;
-        for pending in done {
-            events += pending.told as u64;
-            pending.held.iter().for_each(|queue| self.worker.own_queues.taken(*queue));
-            if let Some(ack_token) = pending.ack_token {
-                ack_tokens.push(ack_token);
-                entries.extend(pending.entry);
-            }
-        }
-        self.worker.metrics.record_events(telemetry::Event::Published, events);
-        if events > 0 {
-            self.worker.own_queues.heard();
-        }
-        self.consumer.settle(ack_tokens).map_err(|error| error.to_string())?;
-        entries.into_iter().for_each(|entry| self.worker.journal.settled(entry));
-        Ok(())
-    }
-
-    /// Events came back: with their queue down they wait, with nobody bound they count as delivered to nobody.
-    fn look_for_listeners(&mut self, pending_acks: Vec<PendingAck>) {
-        if self.worker.own_queues.is_unheard() {
-            self.give_up_events(pending_acks);
-        } else {
-            self.deferred.push(Box::pin(deferred::look_for_listeners(self.session.share(), pending_acks)));
-        }
-    }
-
     /// Has own queues looked for again as long as one is away.
     fn look_after_queues(&mut self) {
         let away = self.worker.own_queues.away_now();
@@ -483,54 +386,22 @@ impl<'b> SessionLoop<'b> {
 
     fn deferred(&mut self, deferred: Deferred) -> Result<(), String> {
         match deferred {
-            Deferred::Again(pending_acks) => pending_acks.into_iter().for_each(|pending| self.outbox.push(pending)),
+            Deferred::Owes(pending) => self.outbox.push(*pending),
             Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys),
             Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened),
             Deferred::Found(..) | Deferred::Opened(..) => {}
             Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
             // It has not begun: it goes back with the channel.
             Deferred::Reconsider(_) => {}
-            Deferred::Missing(pending, address) => {
-                self.worker.destinations.missing(&address);
-                self.outbox.push(*pending);
-            }
             Deferred::Parked(result) => self.was_parked(result)?,
-            Deferred::Refused(pending, role, words) => self.give_up(*pending, role, &words),
-            Deferred::Own(queue, Presence::Down(words) | Presence::Denied(words), pending_acks) => {
-                self.worker.own_queues.away(queue, &words);
-                let mut pending_acks = pending_acks;
-                pending_acks.iter_mut().for_each(|pending| self.miss(queue, pending));
-                self.deferred.push(Box::pin(deferred::wait(pending_acks)));
-            }
-            Deferred::Own(queue, Presence::Present | Presence::Created, pending_acks) => {
-                self.worker.own_queues.made(queue);
-                pending_acks.into_iter().for_each(|pending| self.outbox.push(pending));
-            }
-            Deferred::Unheard(pending_acks) => {
-                self.worker.own_queues.unheard();
-                self.give_up_events(pending_acks);
+            Deferred::Refused(mut pending, role, words) => {
+                refusal::take(&self.policy, &mut pending, role, &words);
+                self.outbox.push(*pending);
             }
             Deferred::Lost(reason) => return Err(reason),
         }
         self.look_after_queues();
         Ok(())
-    }
-
-    /// Counts events as delivered to nobody: their queue is gone or unbound, as an operator wanted.
-    fn give_up_events(&mut self, pending_acks: Vec<PendingAck>) {
-        let events: usize = pending_acks.iter().map(|pending| pending.events.len()).sum();
-        self.worker.metrics.record_events(telemetry::Event::Undeliverable, events as u64);
-        for mut pending in pending_acks {
-            pending.told = pending.told.saturating_sub(pending.events.len());
-            pending.events.clear();
-            self.outbox.push(pending);
-        }
-    }
-
-    /// Something is refused for good: the caller is told instead, once.
-    fn give_up(&mut self, mut pending: PendingAck, role: Role, words: &str) {
-        refusal::take(&self.policy, &mut pending, role, words);
-        self.outbox.push(pending);
     }
 
     /// Ends everything at once: writes before their commit point never happen, those past it are written down.

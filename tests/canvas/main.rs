@@ -249,7 +249,7 @@ fn a_failure_reaches_all_who_wait() {
         member("s")
     ));
     let told = |request: &TaskRequest| -> Vec<String> {
-        let bodies = failure(request).publications.iter().map(body).collect::<Vec<_>>();
+        let bodies = failure(request).answers.iter().map(body).collect::<Vec<_>>();
         assert!(bodies.iter().all(|body| body.get("status") == Some(&"FAILURE".into())));
         bodies.iter().map(|body| body.get("task_id").unwrap().as_text().unwrap().to_owned()).collect()
     };
@@ -281,8 +281,8 @@ fn a_message_full_of_tasks_is_not_multiplied() {
         assert!(refused.to_string().contains("1000 is the most"), "{refused}");
     }
     let steps = failure(&parent(&format!(r#"{{"chain": [{}]}}"#, many("t"))));
-    assert_eq!(steps.publications.len(), 1_000);
-    assert_eq!(steps.publications[0].message.properties.correlation_id.as_deref(), Some("0"), "the last step is told");
+    assert_eq!(steps.answers.len(), 1_000);
+    assert_eq!(steps.answers[0].message.properties.correlation_id.as_deref(), Some("0"), "the last step is told");
     let errbacks = failure(&parent(&format!(r#"{{"errbacks": [{}]}}"#, many("t"))));
     assert_eq!(errbacks.publications, []);
     assert!(errbacks.unsupported.unwrap().to_string().contains("5000 errbacks"));

@@ -200,7 +200,8 @@ fn exercise(message: &Message) {
                 Err(unsupported) => assert_eq!(canvas::check(&request), Err(unsupported)),
             }
             let answer = |to: &ReplyTo| reply_to(to, &State::Failure(&exception), None, &replies, now);
-            out.extend(canvas::after_failure(&request, &publishing, &answer, now, &mut new_id).publications);
+            let after = canvas::after_failure(&request, &publishing, &answer, now, &mut new_id);
+            out.extend(after.answers.into_iter().chain(after.publications));
             for publication in out {
                 parse(&publication.message.body, ParseLimits { depth: 300, ..ParseLimits::default() }).unwrap();
             }

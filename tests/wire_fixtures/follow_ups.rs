@@ -212,8 +212,8 @@ fn a_failed_chain_tells_everybody() {
     for place in [2, 3] {
         let answer = |to: &ReplyTo| reply_to(to, &State::Failure(&exception), None, &options(false), done(place));
         let after = canvas::after_failure(&failed, &publishing("x"), &answer, done(place), &mut ids(&[]));
-        assert_eq!(after.publications.len(), 2);
-        same_result(&after.publications[place - 2], &recorded[place], "worker_chain_fail_result");
+        assert_eq!(after.answers.len(), 2);
+        same_result(&after.answers[place - 2], &recorded[place], "worker_chain_fail_result");
     }
 }
 

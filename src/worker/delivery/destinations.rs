@@ -1,145 +1,176 @@
-//! Addresses whose queue lately said neither yes nor no, as one without a leader does, or no, as a full one does.
+//! One circuit breaker for each address whose queue lately took nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::celery::message::Address;
 
+/// How long an address that took nothing is not tried at first; each failure doubles it.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// How long at most an address is not tried that refuses: a queue may be read, or made, at any time.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
+/// How long at most one is not tried that says neither yes nor no: each try may have been taken all the same.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 /// So often in a row an address may confirm nothing before answers to it are given up.
 const TRIES: u8 = 3;
-/// How long such an answer is waited for all the same, to notice that the queue is back.
+/// How long a confirm is waited for then, and an address not tried: only to notice that the queue is back.
 pub(in crate::worker) const GLANCE: Duration = Duration::from_secs(1);
 /// After so long without a try answers to it are waited for as at first.
 const HOPE: Duration = Duration::from_secs(300);
-/// After so long without another refusal a queue that was full is one like all others.
-const FULL: Duration = Duration::from_secs(60);
-/// How often an address that takes nothing is tried by one of the commands that owe it something.
-const TRIAL: Duration = Duration::from_secs(5);
-/// After so long without a try it is an address like all others.
-const MEMORY: Duration = Duration::from_secs(3600);
+/// After so long without another refusal a queue that refused is one like all others.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(60);
+/// After so long without a try a silent address is one like all others.
+const SILENCE_MEMORY: Duration = Duration::from_secs(3600);
 
-/// What is known of one address.
-#[derive(Debug)]
-struct Unanswered {
-    /// How often in a row it confirmed nothing.
-    times: u8,
-    last: Instant,
+/// Why an address takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::worker) enum Fault {
+    /// Its queue refuses, as a full one does.
+    Full,
+    /// No queue is there, or it is down.
+    Missing,
+    /// Its queue says neither yes nor no, as one without a leader does.
+    Silent,
 }
 
-/// Addresses apart from which everything else is sent, so that one queue holds up nobody but its own clients.
+/// An open circuit: what goes there waits apart from everything else, and one publication at a time tries the address.
+#[derive(Debug)]
+struct Breaker {
+    fault: Fault,
+    /// How often in a row it took nothing.
+    times: u8,
+    /// When it last took nothing.
+    last: Instant,
+    next_try: Instant,
+    /// Something was parked: what follows is parked at once.
+    is_parking: bool,
+}
+
+/// The addresses that take nothing; all others take what they get, as far as anybody knows. Outlives sessions.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Destinations {
-    silent: HashMap<Address, Unanswered>,
-    /// When a queue last took something not.
-    full: HashMap<Address, Instant>,
-    /// What goes there is parked at once; when the address was last tried.
-    open: HashMap<Address, Instant>,
+    open: BTreeMap<Address, Breaker>,
 }
 
 impl Destinations {
-    /// Forgets what is too old to be true, and tells whether there is any silent or full address.
-    pub(in crate::worker) fn any(&mut self) -> bool {
-        self.silent.retain(|_, silence| silence.last.elapsed() < MEMORY);
-        self.full.retain(|_, last| last.elapsed() < FULL);
-        let (silent, full) = (&self.silent, &self.full);
-        self.open.retain(|address, _| silent.contains_key(address) || full.contains_key(address));
-        !self.silent.is_empty() || !self.full.is_empty()
+    /// Tells whether all addresses take what they get.
+    pub(in crate::worker) fn is_empty(&self) -> bool {
+        self.open.is_empty()
     }
 
-    /// Tells whether this address is silent or full.
-    pub(in crate::worker) fn contains(&self, address: &Address) -> bool {
-        self.silent.contains_key(address) || self.full.contains_key(address)
+    /// Forgets what is too old to be true, and returns it.
+    pub(in crate::worker) fn expire(&mut self) -> Vec<Address> {
+        let is_over = |_: &Address, breaker: &mut Breaker| {
+            let memory = if breaker.fault == Fault::Silent { SILENCE_MEMORY } else { REFUSAL_MEMORY };
+            breaker.last.elapsed() >= memory
+        };
+        self.open.extract_if(.., is_over).map(|(address, _)| address).collect()
     }
 
-    /// Notes that something for this address was parked: whatever follows is parked at once, until the address takes something.
-    pub(in crate::worker) fn parked(&mut self, address: Address) {
-        if self.contains(&address) {
-            self.open.entry(address).or_insert_with(Instant::now);
-        }
-    }
-
-    /// Tells whether what goes to this address is parked at once.
+    /// Tells whether this address takes nothing.
     pub(in crate::worker) fn is_open(&self, address: &Address) -> bool {
         self.open.contains_key(address)
     }
 
-    /// Tells whether it is time to try an address to which everything is parked, and begins the time until the next try.
-    pub(in crate::worker) fn begin_trial(&mut self, address: &Address) -> bool {
-        let Some(last) = self.open.get_mut(address).filter(|last| last.elapsed() >= TRIAL) else { return false };
-        *last = Instant::now();
-        true
+    /// Returns why an address takes nothing.
+    pub(in crate::worker) fn fault(&self, address: &Address) -> Option<Fault> {
+        self.open.get(address).map(|breaker| breaker.fault)
+    }
+
+    /// Returns when an address is to be tried again; at once where it takes what it gets.
+    pub(in crate::worker) fn next_try(&self, address: &Address) -> Instant {
+        self.open.get(address).map_or_else(Instant::now, |breaker| breaker.next_try)
+    }
+
+    /// Returns when an address last took nothing.
+    pub(in crate::worker) fn last_failure(&self, address: &Address) -> Option<Instant> {
+        self.open.get(address).map(|breaker| breaker.last)
+    }
+
+    /// Notes that something for this address was parked.
+    pub(in crate::worker) fn parked(&mut self, address: &Address) {
+        if let Some(breaker) = self.open.get_mut(address) {
+            breaker.is_parking = true;
+        }
+    }
+
+    /// Tells whether what goes there is parked at once.
+    pub(in crate::worker) fn is_parking(&self, address: &Address) -> bool {
+        self.open.get(address).is_some_and(|breaker| breaker.is_parking)
+    }
+
+    /// Tells whether answers to this address are given up.
+    pub(in crate::worker) fn is_hopeless(&self, address: &Address) -> bool {
+        self.open.get(address).is_some_and(Breaker::is_hopeless)
     }
 
     /// Lists the routing keys of the addresses that take nothing.
     pub(in crate::worker) fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> =
-            self.silent.keys().chain(self.full.keys()).map(|address| address.routing_key.as_str()).collect();
+        let mut names: Vec<&str> = self.open.keys().map(|address| address.routing_key.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
     }
 
-    /// Tells whether answers to this address are given up.
-    pub(in crate::worker) fn is_hopeless(&self, address: &Address) -> bool {
-        self.silent.get(address).is_some_and(|silence| silence.times >= TRIES && silence.last.elapsed() < HOPE)
-    }
-
-    /// Notes that it confirmed nothing, once more.
-    pub(in crate::worker) fn note(&mut self, address: &Address) {
-        let silence = self.silent.entry(address.clone()).or_insert(Unanswered { times: 0, last: Instant::now() });
-        silence.times = silence.times.saturating_add(1);
-        silence.last = Instant::now();
+    /// Opens the circuit of an address that took something not, or keeps it open for longer.
+    pub(in crate::worker) fn trip(&mut self, address: &Address, fault: Fault) {
+        let now = Instant::now();
+        let fresh = Breaker { fault, times: 0, last: now, next_try: now, is_parking: false };
+        let breaker = self.open.entry(address.clone()).or_insert(fresh);
+        if breaker.fault != fault {
+            (breaker.fault, breaker.times) = (fault, 0);
+        }
+        breaker.times = breaker.times.saturating_add(1);
+        breaker.last = now;
+        breaker.next_try = now + breaker.wait();
         let Address { exchange, routing_key } = address;
-        match silence.times {
-            1 => tracing::warn!(exchange, routing_key, "not confirmed; what goes there is sent apart"),
-            TRIES => tracing::error!(
+        match (fault, breaker.times) {
+            (Fault::Silent, TRIES) => tracing::error!(
                 exchange,
                 routing_key,
                 "nothing is confirmed; answers that go there are given up until it confirms again. Has the queue lost \
                  its leader? See rabbitmqctl list_queues name type state"
             ),
+            (_, 1) => {
+                let why = match fault {
+                    Fault::Full => "refused by its queue, which may be full",
+                    Fault::Missing => "its queue is missing or down",
+                    Fault::Silent => "not confirmed",
+                };
+                tracing::warn!(exchange, routing_key, "{why}; what goes there is sent apart");
+            }
             _ => {}
         }
     }
 
-    /// Notes that it answers, and takes everything.
-    pub(in crate::worker) fn heard(&mut self, address: &Address) {
-        let (silent, full) = (self.silent.remove(address), self.full.remove(address));
-        self.open.remove(address);
-        if silent.is_some() || full.is_some() {
+    /// Closes the circuit of an address that took something; tells whether it was open.
+    pub(in crate::worker) fn close(&mut self, address: &Address) -> bool {
+        let was_open = self.open.remove(address).is_some();
+        if was_open {
             let Address { exchange, routing_key } = address;
             tracing::info!(exchange, routing_key, "confirms again");
         }
+        was_open
+    }
+}
+
+impl Breaker {
+    fn is_hopeless(&self) -> bool {
+        self.fault == Fault::Silent && self.times >= TRIES && self.last.elapsed() < HOPE
     }
 
-    /// Notes that it answers, and that its queue took something not.
-    pub(in crate::worker) fn refused(&mut self, address: &Address) {
-        self.silent.remove(address);
-        if self.full.insert(address.clone(), Instant::now()).is_none() {
-            let Address { exchange, routing_key } = address;
-            tracing::warn!(
-                exchange,
-                routing_key,
-                "refused by its queue, which may be full; what goes there is sent apart"
-            );
-        }
-    }
-
-    /// Notes that nothing reaches a queue there.
-    pub(in crate::worker) fn missing(&mut self, address: &Address) {
-        self.silent.remove(address);
-        if self.full.insert(address.clone(), Instant::now()).is_none() {
-            let Address { exchange, routing_key } = address;
-            tracing::warn!(exchange, routing_key, "its queue is missing or down; what goes there is sent apart");
-        }
-    }
-
-    #[cfg(test)]
-    fn age(&mut self, address: &Address, by: Duration) {
-        if let Some(silence) = self.silent.get_mut(address) {
-            silence.last = silence.last.checked_sub(by).unwrap_or(silence.last);
+    /// Returns how long the address is not tried.
+    fn wait(&self) -> Duration {
+        let wait = |doublings: u8| FIRST_WAIT.saturating_mul(2_u32.saturating_pow(u32::from(doublings)));
+        match self.fault {
+            // It is made, or looked for, before anything else is sent there.
+            Fault::Missing if self.times == 1 => Duration::ZERO,
+            Fault::Missing => wait(self.times - 2).min(LONGEST_REFUSAL),
+            Fault::Full => wait(self.times - 1).min(LONGEST_REFUSAL),
+            Fault::Silent if self.times >= TRIES && !self.is_parking => GLANCE,
+            Fault::Silent => wait(self.times - 1).min(LONGEST_SILENCE),
         }
     }
 }
@@ -148,62 +179,71 @@ impl Destinations {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_address_is_silent_until_it_answers_and_hopeless_after_some_tries() {
-        let mut destinations = Destinations::default();
-        let (silent, other) = (Address::queue("silent"), Address::queue("other"));
-        for times in 1..=TRIES {
-            destinations.note(&silent);
-            assert!(destinations.contains(&silent) && !destinations.contains(&other));
-            assert_eq!(destinations.is_hopeless(&silent), times == TRIES);
-        }
-        destinations.heard(&other);
-        assert!(destinations.is_hopeless(&silent));
-        destinations.heard(&silent);
-        assert!(!destinations.any() && !destinations.is_hopeless(&silent));
+    fn address() -> Address {
+        Address::queue("queue")
     }
 
-    #[test]
-    fn a_full_address_is_apart_until_it_takes_everything_and_never_hopeless() {
+    /// The waits after each of so many failures.
+    fn waits(fault: Fault, count: usize) -> Vec<u64> {
+        let mut destinations = Destinations::default();
+        let mut waits = Vec::new();
+        for _ in 0..count {
+            destinations.trip(&address(), fault);
+            waits.push((destinations.next_try(&address()) - Instant::now()).as_secs());
+        }
+        waits
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_breaker_waits_longer_after_each_failure() {
+        assert_eq!(waits(Fault::Full, 5), [1, 2, 4, 5, 5]);
+        assert_eq!(waits(Fault::Missing, 6), [0, 1, 2, 4, 5, 5]);
+        assert_eq!(waits(Fault::Silent, 4), [1, 2, 1, 1], "answers are given up then, and the others parked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_address_to_which_all_is_parked_is_tried_seldom() {
+        let mut destinations = Destinations::default();
+        destinations.trip(&address(), Fault::Silent);
+        destinations.parked(&address());
+        (0..10).for_each(|_| destinations.trip(&address(), Fault::Silent));
+        assert_eq!(destinations.next_try(&address()) - Instant::now(), LONGEST_SILENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_circuit_is_open_until_something_is_taken() {
+        let mut destinations = Destinations::default();
+        let other = Address::queue("other");
+        destinations.parked(&other);
+        assert!(!destinations.is_parking(&other), "it takes everything");
+        for times in 1..=TRIES {
+            destinations.trip(&address(), Fault::Silent);
+            assert!(destinations.is_open(&address()) && !destinations.is_open(&other));
+            assert_eq!(destinations.is_hopeless(&address()), times == TRIES);
+        }
+        destinations.parked(&address());
+        assert!(!destinations.close(&other) && destinations.is_parking(&address()));
+        destinations.trip(&address(), Fault::Full);
+        assert!(!destinations.is_hopeless(&address()), "it answers");
+        assert_eq!(destinations.names(), ["queue"]);
+        assert!(destinations.close(&address()) && destinations.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_tried_for_long_is_forgotten() {
         let mut destinations = Destinations::default();
         let full = Address::queue("full");
-        (0..TRIES).for_each(|_| destinations.note(&full));
-        (0..=TRIES).for_each(|_| destinations.refused(&full));
-        assert!(destinations.any() && destinations.contains(&full) && !destinations.is_hopeless(&full));
-        destinations.heard(&full);
-        assert!(!destinations.any() && !destinations.contains(&full));
-    }
-
-    #[test]
-    fn what_was_parked_opens_an_address_until_it_takes_something_and_is_tried_from_time_to_time() {
-        let mut destinations = Destinations::default();
-        let (full, other) = (Address::queue("full"), Address::queue("other"));
-        destinations.parked(other.clone());
-        assert!(!destinations.is_open(&other), "it takes everything");
-        destinations.refused(&full);
-        assert!(!destinations.is_open(&full));
-        destinations.parked(full.clone());
-        assert!(destinations.is_open(&full) && !destinations.begin_trial(&full));
-        let long_ago = Instant::now().checked_sub(TRIAL).unwrap();
-        destinations.open.insert(full.clone(), long_ago);
-        assert!(destinations.begin_trial(&full) && !destinations.begin_trial(&full), "one at a time");
-        assert_eq!(destinations.names(), ["full"]);
-        destinations.heard(&full);
-        assert!(!destinations.any() && !destinations.is_open(&full));
-        destinations.missing(&full);
-        assert!(destinations.contains(&full) && !destinations.is_open(&full));
-    }
-
-    #[test]
-    fn what_nobody_tried_for_long_is_waited_for_again_and_forgotten_in_the_end() {
-        let mut destinations = Destinations::default();
-        let silent = Address::queue("silent");
-        (0..TRIES).for_each(|_| destinations.note(&silent));
-        destinations.age(&silent, HOPE);
-        assert!(destinations.any() && !destinations.is_hopeless(&silent));
-        destinations.note(&silent);
-        assert!(destinations.is_hopeless(&silent), "still silent");
-        destinations.age(&silent, MEMORY);
-        assert!(!destinations.any() && !destinations.contains(&silent));
+        destinations.trip(&full, Fault::Full);
+        (0..TRIES).for_each(|_| destinations.trip(&address(), Fault::Silent));
+        tokio::time::advance(REFUSAL_MEMORY - Duration::from_millis(1)).await;
+        assert!(destinations.expire().is_empty());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(destinations.expire(), [full]);
+        tokio::time::advance(HOPE - REFUSAL_MEMORY - Duration::from_millis(1)).await;
+        assert!(destinations.is_hopeless(&address()));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!destinations.is_hopeless(&address()));
+        tokio::time::advance(SILENCE_MEMORY - HOPE).await;
+        assert_eq!(destinations.expire(), [address()]);
     }
 }

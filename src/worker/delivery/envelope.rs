@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use crate::celery::message::{Address, Field, Headers, Message, Publication};
 use crate::celery::{is_routing, is_trace};
-use crate::worker::delivery::pending_ack::Role;
+use crate::worker::delivery::role::Role;
 
 /// The prefix of the headers that are added.
 const PREFIX: &str = "x-filestorage-parked-";
@@ -130,6 +130,7 @@ const fn text(role: Role) -> &'static str {
     match role {
         Role::FollowUp => "follow-up",
         Role::Reply => "reply",
+        Role::Rest => "rest",
         Role::Notice => "notice",
         Role::Event => "event",
         Role::Dead => "dead",
@@ -141,6 +142,7 @@ fn role(text: &str) -> Result<Role, String> {
     Ok(match text {
         "follow-up" => Role::FollowUp,
         "reply" => Role::Reply,
+        "rest" => Role::Rest,
         "notice" => Role::Notice,
         "event" => Role::Event,
         "dead" => Role::Dead,

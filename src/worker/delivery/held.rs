@@ -3,18 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::time::{Duration, Instant};
-
 /// Counts held commands; clones share the count.
 #[derive(Clone, Debug, Default)]
 pub(in crate::worker) struct HeldCommands(Arc<AtomicUsize>);
 
 /// One held command; dropping it says that the command keeps its slot no more.
 #[derive(Debug)]
-pub(in crate::worker) struct HeldCommand {
-    since: Instant,
-    count: Arc<AtomicUsize>,
-}
+pub(in crate::worker) struct HeldCommand(Arc<AtomicUsize>);
 
 impl HeldCommands {
     /// Returns the number of held commands.
@@ -25,19 +20,12 @@ impl HeldCommands {
     /// Counts one more.
     pub(in crate::worker) fn hold(&self) -> HeldCommand {
         self.0.fetch_add(1, Ordering::Relaxed);
-        HeldCommand { since: Instant::now(), count: Arc::clone(&self.0) }
-    }
-}
-
-impl HeldCommand {
-    /// Returns how long the command has been held.
-    pub(in crate::worker) fn age(&self) -> Duration {
-        self.since.elapsed()
+        HeldCommand(Arc::clone(&self.0))
     }
 }
 
 impl Drop for HeldCommand {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

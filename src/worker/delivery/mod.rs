@@ -1,12 +1,17 @@
 //! From the end of a command to the broker's confirmation of everything that the command still owes.
 
+pub(super) mod batch;
 pub(super) mod deferred;
 pub(super) mod destinations;
 mod envelope;
-pub(super) mod held;
+mod fate;
+mod held;
 pub(super) mod in_flight;
 pub(super) mod outbox;
+mod owed;
 pub(super) mod parked_consumer;
 pub(super) mod parking;
 pub(super) mod pending_ack;
 pub(super) mod refusal;
+pub(super) mod role;
+mod trial;

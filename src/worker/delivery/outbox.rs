@@ -1,356 +1,428 @@
 //! What must be confirmed by the broker before a delivery may be acknowledged.
 //!
-//! What gathers while the previous batch is being confirmed leaves together: replies, follow-ups, dead copies, and the
-//! events, of which those with one routing key share messages.
+//! The publication is the unit: each waits, leaves, comes back and is parked by itself, and a command counts what is outstanding.
+//! Whatever gathers while the previous batch is being confirmed leaves together, but for what goes to addresses that take nothing:
+//! it waits apart, in a line for each address.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::broker::{Confirmation, PublishError};
+use tokio::time::Instant;
+
 use crate::celery::message::{Address, Publication};
 use crate::telemetry::GivenUp;
-use crate::worker::delivery::destinations::Destinations;
+use crate::worker::delivery::batch::{Batch, Landed, Settled, pack};
+use crate::worker::delivery::destinations::{Destinations, Fault};
+use crate::worker::delivery::fate::Fate;
 use crate::worker::delivery::held::HeldCommands;
-use crate::worker::delivery::pending_ack::Owed;
-use crate::worker::delivery::pending_ack::{Lane, PendingAck, Role, Verdict, unconfirmed};
-use crate::worker::events::Event;
+use crate::worker::delivery::owed::{CommandNumber, Content, Debt, Owed};
+use crate::worker::delivery::pending_ack::PendingAck;
+use crate::worker::delivery::role::{Role, own_queue};
+use crate::worker::own_queues::OwnQueue;
 
-/// Publications of some pending acknowledgements, on their way together.
-#[derive(Debug)]
-pub(in crate::worker) struct Batch {
-    pending_acks: Vec<PendingAck>,
-    slots: Vec<Slot>,
-    lane: Option<Lane>,
-}
+/// How long an answer is tried again at least whose queue takes nothing.
+pub(in crate::worker) const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
 
-/// Which debt a publication of the batch pays.
-#[derive(Debug)]
-enum Slot {
-    /// The pending acknowledgement's own; kept where it is sent again when it comes back.
-    Own { pending: usize, role: Role, kept: Option<Box<Publication>> },
-    /// Everyone's of whom an event is in it, and which one.
-    Events(Vec<(usize, usize)>),
-}
-
-/// What the broker's answers to a batch leave to be done.
+/// What finished commands owe, and the commands that owe it.
 #[derive(Debug, Default)]
-pub(in crate::worker) struct Answered {
-    /// Owe nothing more: acknowledge.
-    pub(in crate::worker) done: Vec<PendingAck>,
-    /// Go on with the next stage.
-    pub(in crate::worker) again: Vec<PendingAck>,
-    /// Not taken now, or refused without being given up; wait, then try again.
-    pub(in crate::worker) held: Vec<(PendingAck, String)>,
-    /// Came back unrouted; see to its queue, then try again.
-    pub(in crate::worker) unrouted: Vec<(PendingAck, Role)>,
-    /// Refused for good; the broker's words.
-    pub(in crate::worker) refused: Vec<(PendingAck, Role, String)>,
-    /// Pending acknowledgements of which an event came back unrouted.
-    pub(in crate::worker) unheard: Vec<PendingAck>,
-    /// The silent address this went to.
-    pub(in crate::worker) lane: Option<Address>,
-    /// Addresses that confirmed nothing in time.
-    pub(in crate::worker) silent: HashSet<Address>,
-    /// Addresses whose queue took something not, by a negative confirmation.
-    pub(in crate::worker) full: HashSet<Address>,
-    /// Addresses from which something that must be in a queue came back.
-    pub(in crate::worker) missing: HashSet<Address>,
-    /// Answers that are no longer owed though nobody took them.
-    pub(in crate::worker) given_up: Vec<GivenUp>,
+pub(in crate::worker) struct Outbox {
+    commands: HashMap<CommandNumber, PendingAck>,
+    last: u64,
+    /// What leaves with the next batch, in order.
+    line: VecDeque<Owed>,
+    /// What waits for addresses that take nothing.
+    apart: BTreeMap<Address, VecDeque<Owed>>,
+    /// Commands that owe nothing more.
+    done: Vec<PendingAck>,
+    held: HeldCommands,
+}
+
+/// What the broker's words leave to be done by others.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct DeliveryReport {
+    /// Refused for good, in the broker's words.
+    pub(in crate::worker) refused: Vec<(Debt, String)>,
+    /// The session is lost, with the reason.
+    pub(in crate::worker) lost: Option<String>,
+    /// Events that arrived.
+    pub(in crate::worker) published: u64,
+    /// Events that nobody wants.
+    pub(in crate::worker) unheard: u64,
+    /// It was looked after, and nobody listens to events.
+    pub(in crate::worker) has_no_listener: bool,
     /// The broker refuses events; its words.
     pub(in crate::worker) events_refused: Option<String>,
-    /// The session is lost, with the reason; its pending acknowledgements stay unsettled.
-    pub(in crate::worker) lost: Option<String>,
+    /// How many were not taken, the task of the first, and why.
+    pub(in crate::worker) not_taken: Option<(usize, Option<String>, String)>,
+    /// Queues of our own that took something not, and why.
+    pub(in crate::worker) held_back: BTreeMap<OwnQueue, String>,
+    /// A queue of our own that is missing or down, in the broker's words.
+    pub(in crate::worker) away: Option<(OwnQueue, String)>,
+    /// Addresses that take what they get again.
+    pub(in crate::worker) closed: Vec<Address>,
     /// Counts for the metrics: confirmed, returned, refused, unconfirmed.
     pub(in crate::worker) counts: [u64; 4],
 }
 
-/// Pending acknowledgements in the order they came.
-#[derive(Debug, Default)]
-pub(in crate::worker) struct Outbox {
-    waiting: VecDeque<PendingAck>,
-    /// What goes to silent addresses, which take turns.
-    apart: VecDeque<(Address, VecDeque<PendingAck>)>,
-}
-
 impl Outbox {
-    /// Takes a pending acknowledgement in.
-    pub(in crate::worker) fn push(&mut self, mut pending: PendingAck) {
-        pending.join();
-        self.waiting.push_back(pending);
+    /// Takes a command in, and what it owes.
+    pub(in crate::worker) fn push(&mut self, pending: PendingAck) {
+        self.last += 1;
+        let number = CommandNumber(self.last);
+        self.commands.insert(number, pending);
+        self.go_on(number);
     }
 
-    /// Tells whether nothing waits.
+    /// Returns the count of commands that keep their slots because something of theirs is not taken.
+    pub(in crate::worker) const fn held(&self) -> &HeldCommands {
+        &self.held
+    }
+
+    /// Tells whether nothing is owed.
     pub(in crate::worker) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.apart.is_empty()
+        self.commands.is_empty() && self.done.is_empty()
     }
 
-    /// Puts what goes to a silent address apart, and back what goes to none any more.
-    pub(in crate::worker) fn part(&mut self, destinations: &mut Destinations) {
-        if !destinations.any() && self.apart.is_empty() {
+    /// Tells whether something waits that may leave with the next batch.
+    pub(in crate::worker) fn has_next(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Tells whether something waits for addresses that take nothing.
+    pub(in crate::worker) fn has_apart(&self) -> bool {
+        !self.apart.is_empty()
+    }
+
+    /// Takes out the commands that owe nothing more.
+    pub(in crate::worker) fn take_done(&mut self) -> Vec<PendingAck> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Puts what goes to addresses that take nothing apart, and back what goes to none any more.
+    pub(in crate::worker) fn divert(&mut self, destinations: &Destinations) {
+        let closed: Vec<Address> =
+            self.apart.keys().filter(|address| !destinations.is_open(address)).cloned().collect();
+        for address in closed {
+            self.line.extend(self.apart.remove(&address).unwrap_or_default());
+        }
+        if destinations.is_empty() {
             return;
         }
-        for (address, pending_acks) in std::mem::take(&mut self.apart) {
-            if destinations.contains(&address) {
-                self.apart.push_back((address, pending_acks));
+        for mut owed in std::mem::take(&mut self.line) {
+            let address = owed.content.address();
+            if !destinations.is_open(&address) {
+                self.line.push_back(owed);
+            } else if owed.debt.is_passing {
+                self.pay(&owed.debt);
             } else {
-                self.waiting.extend(pending_acks);
-            }
-        }
-        for mut pending in std::mem::take(&mut self.waiting) {
-            let Some(address) = pending.part(destinations) else {
-                self.waiting.push_back(pending);
-                continue;
-            };
-            match self.apart.iter_mut().find(|(other, _)| *other == address) {
-                Some((_, pending_acks)) => pending_acks.push_back(pending),
-                None => self.apart.push_back((address, VecDeque::from([pending]))),
+                self.stall(&mut owed.debt);
+                self.apart.entry(address).or_default().push_back(owed);
             }
         }
     }
 
-    /// Takes out, of what waits for silent or full addresses, up to `limit` pending acknowledgements that waited for `patience`, or
-    /// whose address is known to take nothing. Of the latter one is left from time to time, to try the address.
-    pub(in crate::worker) fn take_stalled(
+    /// Takes out up to `limit` publications; at most `events` events share a message (0: no events at all).
+    pub(in crate::worker) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
+        let mut taken: Vec<Owed> = self.line.drain(..self.line.len().min(limit)).collect();
+        if events == 0 {
+            // They are delivered to nobody.
+            for owed in taken.extract_if(.., |owed| owed.debt.role == Role::Event).collect::<Vec<_>>() {
+                self.pay(&owed.debt);
+            }
+        }
+        for owed in taken.iter().filter(|owed| owed.debt.role == Role::Reply) {
+            self.note_reply(owed, true);
+        }
+        pack(taken.into_iter(), events, None)
+    }
+
+    /// Finds the address that is to be tried next of those for which something waits, other than these.
+    pub(in crate::worker) fn next_trial(
+        &self,
+        destinations: &Destinations,
+        busy: &HashSet<Address>,
+    ) -> Option<(Instant, Address)> {
+        let waiting = self.apart.keys().filter(|address| !busy.contains(*address));
+        waiting
+            .map(|address| (destinations.next_try(address), address))
+            .min()
+            .map(|(at, address)| (at, address.clone()))
+    }
+
+    /// Takes out what tries an address.
+    pub(in crate::worker) fn take_trial(&mut self, address: &Address) -> Option<Owed> {
+        let line = self.apart.get_mut(address)?;
+        let owed = line.pop_front();
+        if line.is_empty() {
+            self.apart.remove(address);
+        }
+        if let Some(owed) = owed.as_ref().filter(|owed| owed.debt.role == Role::Reply) {
+            self.note_reply(owed, true);
+        }
+        owed
+    }
+
+    /// Takes in what came of a batch, and opens and closes circuits. `is_unheard` says that nobody listens to events, as is known.
+    pub(in crate::worker) fn land(
         &mut self,
+        landed: Landed,
         destinations: &mut Destinations,
+        is_unheard: bool,
+    ) -> DeliveryReport {
+        let Landed { settled, trial, denied, away, counts } = landed;
+        let mut report = DeliveryReport { counts, away, ..DeliveryReport::default() };
+        let mut tripped: BTreeMap<Address, Fault> = BTreeMap::new();
+        let mut is_taken = false;
+        for Settled { mut debt, fate, content } in settled {
+            match (fate, content) {
+                (Fate::Taken, _) => {
+                    is_taken = true;
+                    report.published += u64::from(debt.role == Role::Event);
+                    self.pay(&debt);
+                }
+                (Fate::Unheard, _) if trial.is_some() || is_unheard => {
+                    is_taken = true;
+                    report.unheard += 1;
+                    report.has_no_listener |= trial.is_some();
+                    self.pay(&debt);
+                }
+                (Fate::Unheard, Some(content)) => {
+                    tripped.insert(content.address(), Fault::Missing);
+                    self.owe_again(Owed { debt, content });
+                }
+                (Fate::NotTaken(fault, words), Some(content)) => {
+                    let address = content.address();
+                    if let Some(queue) = own_queue(&address).filter(|_| fault != Fault::Missing) {
+                        report.held_back.entry(queue).or_insert_with(|| words.clone());
+                    }
+                    let id = || self.commands.get(&debt.command).and_then(|pending| pending.id.clone());
+                    report.not_taken.get_or_insert_with(|| (0, id(), words)).0 += 1;
+                    tripped.insert(address, fault);
+                    debt.tries = debt.tries.saturating_add(u8::from(trial.is_some() && fault == Fault::Missing));
+                    self.owe_again(Owed { debt, content });
+                }
+                (Fate::Refused(words), _) if debt.role == Role::Event => {
+                    report.events_refused = Some(words);
+                    self.pay(&debt);
+                }
+                (Fate::Refused(words), _) => self.refused(&debt, words, &mut report),
+                (Fate::Doubted(reason), content) => {
+                    tripped.extend(content.map(|content| (content.address(), Fault::Silent)));
+                    report.lost = Some(reason);
+                }
+                (Fate::Lost(reason), _) => report.lost = Some(reason),
+                // Whatever may be sent again is brought back or was kept.
+                (Fate::Unheard | Fate::NotTaken(..), None) => {
+                    report.lost = Some("a publication that was not taken is not at hand".to_owned());
+                }
+            }
+        }
+        tripped.iter().for_each(|(address, fault)| destinations.trip(address, *fault));
+        if let Some(address) = trial {
+            if let Some(words) = denied {
+                self.deny(&address, &words, &mut report);
+            }
+            if is_taken && destinations.close(&address) {
+                report.closed.push(address);
+            }
+        }
+        report
+    }
+
+    /// Nobody but others can make the queue at this address, and they have not: its follow-ups are refused.
+    fn deny(&mut self, address: &Address, words: &str, report: &mut DeliveryReport) {
+        let Some(line) = self.apart.get_mut(address) else { return };
+        let is_denied = |owed: &Owed| owed.debt.role == Role::FollowUp;
+        let denied = extract(line, usize::MAX, is_denied);
+        denied.into_iter().for_each(|owed| self.refused(&owed.debt, words.to_owned(), report));
+        self.apart.retain(|_, line| !line.is_empty());
+    }
+
+    fn refused(&mut self, debt: &Debt, words: String, report: &mut DeliveryReport) {
+        let Some(pending) = self.commands.get_mut(&debt.command) else { return };
+        if debt.refusals < pending.refusals {
+            return self.pay(debt);
+        }
+        if debt.role == Role::Reply {
+            pending.replied = false;
+        }
+        // It is owed until it is known what is sent instead.
+        report.refused.push((debt.clone(), words));
+    }
+
+    /// Goes on with a command of which something was refused, after `mend` has said what it owes instead.
+    pub(in crate::worker) fn mend(&mut self, refused: &Debt, mend: impl FnOnce(&mut PendingAck)) {
+        let Some(pending) = self.commands.get_mut(&refused.command) else { return };
+        mend(pending);
+        let (command, refusals) = (refused.command, pending.refusals);
+        let is_dropped = |owed: &Owed| {
+            let debt = &owed.debt;
+            debt.command == command && debt.refusals < refusals && !debt.role.outlives_refusal()
+        };
+        let mut dropped = extract(&mut self.line, usize::MAX, is_dropped);
+        self.apart.values_mut().for_each(|line| dropped.extend(extract(line, usize::MAX, is_dropped)));
+        self.apart.retain(|_, line| !line.is_empty());
+        dropped.iter().for_each(|owed| self.pay(&owed.debt));
+        self.pay(refused);
+    }
+
+    /// Takes out what has waited apart for `patience`, or whose address is known to take nothing; each with the task of its command.
+    pub(in crate::worker) fn take_parkable(
+        &mut self,
+        destinations: &Destinations,
         patience: Duration,
         limit: usize,
-    ) -> Vec<(PendingAck, Vec<Owed>)> {
+    ) -> Vec<(Owed, Option<String>)> {
         let mut taken = Vec::new();
-        for (address, pending_acks) in &mut self.apart {
-            let is_open = destinations.is_open(address);
-            let mut is_trial = is_open && destinations.begin_trial(address);
-            for mut pending in std::mem::take(pending_acks) {
-                let is_due = is_open && !std::mem::take(&mut is_trial) || !is_open && pending.stalled_for() >= patience;
-                if !is_due || taken.len() >= limit || pending.ack_token.is_none() || pending.is_unparkable {
-                    pending_acks.push_back(pending);
-                    continue;
-                }
-                let owed = pending.take_stalled(destinations);
-                if owed.is_empty() {
-                    pending_acks.push_back(pending);
-                } else {
-                    taken.push((pending, owed));
-                }
+        for (address, line) in &mut self.apart {
+            let is_parking = destinations.is_parking(address);
+            let is_due = |owed: &Owed| {
+                // A command that waits for its time has no publication that could wait elsewhere.
+                let Debt { role, is_unparkable, .. } = owed.debt;
+                role != Role::Park && !is_unparkable && (is_parking || owed.debt.age() >= patience)
+            };
+            for owed in extract(line, limit - taken.len(), is_due) {
+                let id = self.commands.get(&owed.debt.command).and_then(|pending| pending.id.clone());
+                taken.push((owed, id));
             }
         }
-        self.apart.retain(|(_, pending_acks)| !pending_acks.is_empty());
+        self.apart.retain(|_, line| !line.is_empty());
         taken
     }
 
-    /// Takes out what has been apart for longer than a delivery may be kept.
-    pub(in crate::worker) fn take_older(&mut self, limit: Duration) -> Vec<PendingAck> {
-        let mut taken = Vec::new();
-        for (_, pending_acks) in &mut self.apart {
-            for pending in std::mem::take(pending_acks) {
-                if pending.stalled_for() >= limit { taken.push(pending) } else { pending_acks.push_back(pending) }
+    /// Notes that something was parked: its command owes it no more.
+    pub(in crate::worker) fn parked(&mut self, debt: &Debt) {
+        if let Some(pending) = self.commands.get_mut(&debt.command) {
+            pending.replied |= debt.role == Role::Reply;
+        }
+        self.pay(debt);
+    }
+
+    /// Gives up the answers that have waited for long enough while their address took nothing.
+    pub(in crate::worker) fn give_up(&mut self, destinations: &Destinations) -> Vec<GivenUp> {
+        let mut given_up = Vec::new();
+        let mut dropped = Vec::new();
+        for (address, line) in &mut self.apart {
+            let Some(failed) = destinations.last_failure(address) else { continue };
+            let patience = if destinations.is_hopeless(address) { Duration::ZERO } else { ANSWER_PATIENCE };
+            // It, or another one while it waited, was not taken.
+            let is_over = |owed: &Owed| {
+                let Debt { role, since, .. } = &owed.debt;
+                role.is_answer() && since.is_some_and(|since| since.elapsed() >= patience && since < failed)
+            };
+            let is_silent = destinations.fault(address) == Some(Fault::Silent);
+            for owed in extract(line, usize::MAX, is_over) {
+                given_up.push(if is_silent { GivenUp::Silent } else { GivenUp::Full });
+                let task_id = self.commands.get(&owed.debt.command).and_then(|pending| pending.id.as_deref());
+                let (role, seconds) = (owed.debt.role, owed.debt.age().as_secs());
+                let queue = &address.routing_key;
+                tracing::error!(task_id, ?role, queue, seconds, is_silent, "answer given up: its queue takes nothing");
+                dropped.push(owed);
             }
         }
-        self.apart.retain(|(_, pending_acks)| !pending_acks.is_empty());
-        taken
+        self.apart.retain(|_, line| !line.is_empty());
+        dropped.iter().for_each(|owed| self.pay(&owed.debt));
+        given_up
     }
 
-    /// Notes that what is apart keeps its slots.
-    pub(in crate::worker) fn stall(&mut self, held: &HeldCommands) {
-        for pending in self.apart.iter_mut().flat_map(|(_, pending_acks)| pending_acks) {
-            if pending.ack_token.is_some() {
-                pending.stall(held);
-            }
+    /// Takes out the commands of which something has not been taken for longer than a delivery may be kept.
+    pub(in crate::worker) fn take_overdue(&mut self, limit: Duration) -> Vec<PendingAck> {
+        let overdue = self.apart.values().flatten().filter(|owed| owed.debt.age() >= limit);
+        let overdue: BTreeSet<CommandNumber> = overdue.map(|owed| owed.debt.command).collect();
+        if overdue.is_empty() {
+            return Vec::new();
+        }
+        self.line.retain(|owed| !overdue.contains(&owed.debt.command));
+        self.apart.values_mut().for_each(|line| line.retain(|owed| !overdue.contains(&owed.debt.command)));
+        self.apart.retain(|_, line| !line.is_empty());
+        overdue.iter().filter_map(|command| self.commands.remove(command)).collect()
+    }
+
+    /// Takes back what was not taken.
+    pub(in crate::worker) fn owe_again(&mut self, mut owed: Owed) {
+        let debt = &mut owed.debt;
+        let Some(pending) = self.commands.get_mut(&debt.command) else { return };
+        if debt.role == Role::Reply {
+            pending.replied = false;
+        }
+        if debt.is_passing || debt.refusals < pending.refusals && !debt.role.outlives_refusal() {
+            return self.pay(&owed.debt);
+        }
+        self.stall(&mut owed.debt);
+        self.line.push_back(owed);
+    }
+
+    fn stall(&mut self, debt: &mut Debt) {
+        debt.since.get_or_insert_with(Instant::now);
+        if let Some(pending) = self.commands.get_mut(&debt.command) {
+            pending.stall(&self.held);
         }
     }
 
-    /// Tells whether something waits that is not apart.
-    pub(in crate::worker) fn has_next(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Finds a silent address for which something waits, other than these.
-    pub(in crate::worker) fn next_apart(&self, busy: &HashSet<Address>) -> Option<Address> {
-        self.apart.iter().map(|(address, _)| address).find(|address| !busy.contains(address)).cloned()
-    }
-
-    /// Takes out up to `limit` pending acknowledgements for a silent address, as [`Outbox::take`] does.
-    pub(in crate::worker) fn take_apart(
-        &mut self,
-        lane: Lane,
-        limit: usize,
-        events: usize,
-    ) -> (Batch, Vec<Publication>) {
-        let place = self.apart.iter().position(|(address, _)| *address == lane.address);
-        let mut pending_acks =
-            place.and_then(|place| self.apart.remove(place)).map(|(_, pending_acks)| pending_acks).unwrap_or_default();
-        let rest = pending_acks.split_off(pending_acks.len().min(limit));
-        if !rest.is_empty() {
-            self.apart.push_back((lane.address.clone(), rest));
+    fn note_reply(&mut self, owed: &Owed, is_out: bool) {
+        if let Some(pending) = self.commands.get_mut(&owed.debt.command) {
+            pending.replied = is_out;
         }
-        let (batch, publications) = pack(pending_acks.into(), events);
-        (Batch { lane: Some(lane), ..batch }, publications)
     }
 
-    /// Takes out up to `limit` pending acknowledgements and what they owe first; at most `events` events share a message (0: no
-    /// events at all).
-    pub(in crate::worker) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
-        let count = self.waiting.len().min(limit);
-        pack(self.waiting.drain(..count).collect(), events)
+    /// Notes that a debt is paid, or is none any more.
+    fn pay(&mut self, debt: &Debt) {
+        let Some(pending) = self.commands.get_mut(&debt.command) else { return };
+        pending.outstanding -= 1;
+        if debt.is_first && debt.refusals == pending.refusals {
+            pending.awaited -= 1;
+        }
+        self.go_on(debt.command);
     }
-}
 
-/// Gathers what pending acknowledgements owe first.
-fn pack(mut pending_acks: Vec<PendingAck>, events: usize) -> (Batch, Vec<Publication>) {
-    let mut slots = Vec::with_capacity(pending_acks.len() * 2);
-    let mut publications = Vec::with_capacity(pending_acks.len() * 2);
-    // Without a message to share, events are off: they are delivered to nobody.
-    let events_on = events > 0;
-    let mut groups: BTreeMap<String, Vec<(usize, usize)>> = BTreeMap::new();
-    for (index, pending) in pending_acks.iter_mut().enumerate() {
-        let stage = if pending.first.is_empty() { &mut pending.then } else { &mut pending.first };
-        for (role, publication) in stage.drain(..) {
+    /// Lets leave what a command owes next, or lets the command go that owes nothing more.
+    fn go_on(&mut self, command: CommandNumber) {
+        let Some(pending) = self.commands.get_mut(&command) else { return };
+        let (refusals, is_passing) = (pending.refusals, pending.ack_token.is_none());
+        let debt = |role, is_first| Debt {
+            command,
+            role,
+            is_first,
+            refusals,
+            is_passing,
+            tries: 0,
+            since: None,
+            is_unparkable: false,
+        };
+        pending.awaited += pending.first.len();
+        pending.outstanding += pending.first.len();
+        for (role, publication) in pending.first.drain(..) {
+            self.line.push_back(Owed { debt: debt(role, true), content: Content::Publication(Box::new(publication)) });
+        }
+        if pending.awaited > 0 {
+            return;
+        }
+        pending.outstanding += pending.then.len() + pending.events.len();
+        for (role, publication) in pending.then.drain(..) {
             if role == Role::Reply {
                 pending.reply_bytes = pending.reply_bytes.max(publication.message.body.len());
             }
-            let kept = (!role.may_be_unheard()).then(|| Box::new(publication.clone()));
-            publications.push(publication);
-            slots.push(Slot::Own { pending: index, role, kept });
+            self.line.push_back(Owed { debt: debt(role, false), content: Content::Publication(Box::new(publication)) });
         }
-        if pending.then.is_empty() {
-            if !events_on {
-                pending.events.clear();
-            }
-            if !pending.event_last {
-                // After a part was confirmed, the rest is sent again.
-                pending.told = pending.told.max(pending.events.len());
-                for (number, event) in pending.events.iter().enumerate() {
-                    groups.entry(event.routing_key.clone()).or_default().push((index, number));
-                }
-            }
+        for event in pending.events.drain(..) {
+            self.line.push_back(Owed { debt: debt(Role::Event, false), content: Content::Event(event) });
         }
-    }
-    for members in groups.into_values() {
-        for group in members.chunks(events) {
-            let joined: Vec<&Event> =
-                group.iter().map(|&(index, number)| &pending_acks[index].events[number]).collect();
-            if let Some(publication) = Event::join(&joined) {
-                publications.push(publication);
-                slots.push(Slot::Events(group.to_vec()));
-            }
-        }
-    }
-    (Batch { pending_acks, slots, lane: None }, publications)
-}
-
-impl Batch {
-    /// Tells whether there is nothing in it but what may be given up.
-    pub(in crate::worker) fn may_be_given_up(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(slot, Slot::Own { role, .. } if role.may_be_unheard()))
-    }
-
-    /// Returns the positions of the publications that are answers.
-    pub(in crate::worker) fn answers(&self) -> Vec<usize> {
-        let is_answer = |slot: &Slot| matches!(slot, Slot::Own { role: Role::Reply, .. });
-        self.slots.iter().enumerate().filter(|(_, slot)| is_answer(slot)).map(|(position, _)| position).collect()
-    }
-
-    /// Reads the broker's answers, one for each publication in order.
-    pub(in crate::worker) fn answered(mut self, answers: Vec<Result<Confirmation, PublishError>>) -> Answered {
-        let lane = self.lane;
-        let mut answered = Answered { lane: lane.as_ref().map(|lane| lane.address.clone()), ..Answered::default() };
-        let mut verdicts = vec![Verdict::Fine; self.pending_acks.len()];
-        let mut nacked = vec![false; self.pending_acks.len()];
-        // What was not answered is not known to be taken.
-        let unanswered = || Err(PublishError::Lost("a publication was not answered".to_owned()));
-        let answers = answers.into_iter().chain(std::iter::repeat_with(unanswered));
-        for (slot, answer) in self.slots.into_iter().zip(answers) {
-            answered.count(&answer);
-            match &answer {
-                Err(PublishError::Unconfirmed(publication)) => {
-                    answered.silent.insert(publication.address.clone());
-                }
-                Err(PublishError::Nacked(publication)) => {
-                    answered.full.insert(publication.address.clone());
-                }
-                _ => {}
-            }
-            if let (Slot::Own { kept: Some(kept), .. }, Ok(Confirmation::Returned { .. })) = (&slot, &answer) {
-                answered.missing.insert(kept.address.clone());
-            }
-            match slot {
-                Slot::Own { pending, role, kept } => {
-                    nacked[pending] |= matches!(answer, Err(PublishError::Nacked(_)));
-                    let verdict = self.pending_acks[pending].taken(role, kept, answer, lane.as_ref());
-                    if let Verdict::GivenUp(why) = verdict {
-                        answered.given_up.push(why);
-                    }
-                    if let Verdict::Lost(reason) = &verdict {
-                        answered.lost = Some(reason.clone());
-                    }
-                    verdicts[pending].worsen(verdict);
-                }
-                Slot::Events(members) => match answer {
-                    Ok(Confirmation::Routed) => {
-                        members
-                            .iter()
-                            .for_each(|&(member, number)| self.pending_acks[member].events[number].is_over = true);
-                    }
-                    Ok(Confirmation::Returned { .. }) => {
-                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Unheard));
-                    }
-                    Err(PublishError::Unconfirmed(publication)) if lane.is_none() => {
-                        let reason = unconfirmed(&publication.address);
-                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Lost(reason.clone())));
-                        answered.lost = Some(reason);
-                    }
-                    Err(PublishError::Nacked(_) | PublishError::Unconfirmed(_)) => {
-                        let is_nack = matches!(answer, Err(PublishError::Nacked(_)));
-                        members.iter().for_each(|&(member, _)| nacked[member] |= is_nack);
-                        let held = || Verdict::Held("the queue of events takes none now".to_owned());
-                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(held()));
-                    }
-                    Err(PublishError::Refused { code, text }) => {
-                        members
-                            .iter()
-                            .for_each(|&(member, number)| self.pending_acks[member].events[number].is_over = true);
-                        answered.events_refused = Some(format!("{code} {text}"));
-                    }
-                    Err(PublishError::Lost(reason)) => {
-                        members.iter().for_each(|&(member, _)| verdicts[member].worsen(Verdict::Lost(reason.clone())));
-                        answered.lost = Some(reason);
-                    }
-                },
-            }
-        }
-        for ((mut pending, verdict), nacked) in self.pending_acks.into_iter().zip(verdicts).zip(nacked) {
-            pending.events.retain(|event| !event.is_over);
-            let is_held = matches!(verdict, Verdict::Held(_));
-            pending.nacked = if is_held && nacked { pending.nacked.saturating_add(1) } else { 0 };
-            pending.unconfirmed =
-                if is_held && !nacked && lane.is_some() { pending.unconfirmed.saturating_add(1) } else { 0 };
-            if matches!(verdict, Verdict::Fine | Verdict::GivenUp(_)) {
-                // What is next has its own time to be taken.
-                pending.waited = Duration::ZERO;
-            }
-            match verdict {
-                Verdict::Fine | Verdict::GivenUp(_) if pending.is_done() => answered.done.push(pending),
-                Verdict::Fine | Verdict::GivenUp(_) => answered.again.push(pending),
-                Verdict::Unheard => answered.unheard.push(pending),
-                Verdict::Held(reason) => answered.held.push((pending, reason)),
-                Verdict::Unrouted(role) => answered.unrouted.push((pending, role)),
-                Verdict::Refused(role, text) => answered.refused.push((pending, role, text)),
-                Verdict::Lost(_) => drop(pending),
-            }
-        }
-        answered
-    }
-}
-
-impl Answered {
-    fn count(&mut self, answer: &Result<Confirmation, PublishError>) {
-        match answer {
-            Ok(Confirmation::Routed) => self.counts[0] += 1,
-            Ok(Confirmation::Returned { .. }) => self.counts[1] += 1,
-            Err(PublishError::Refused { .. } | PublishError::Nacked(_)) => self.counts[2] += 1,
-            Err(PublishError::Unconfirmed(_)) => self.counts[3] += 1,
-            Err(PublishError::Lost(_)) => {}
+        if pending.is_done() {
+            self.done.extend(self.commands.remove(&command));
         }
     }
 }
+
+/// Takes out of a line, in order, up to `limit` of those that are meant.
+fn extract(line: &mut VecDeque<Owed>, limit: usize, is_meant: impl Fn(&Owed) -> bool) -> Vec<Owed> {
+    let mut taken = Vec::new();
+    if line.iter().any(&is_meant) {
+        for owed in std::mem::take(line) {
+            if taken.len() < limit && is_meant(&owed) { taken.push(owed) } else { line.push_back(owed) }
+        }
+    }
+    taken
+}
+
+#[cfg(test)]
+mod tests;

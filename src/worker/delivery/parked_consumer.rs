@@ -21,7 +21,8 @@ use crate::celery::{Death, dead};
 use crate::commands::{Budget, Held};
 use crate::telemetry::{Component, ComponentState, Event, GivenUp, Metrics, Parked, Readiness};
 use crate::worker::delivery::envelope::Envelope;
-use crate::worker::delivery::pending_ack::{ANSWER_PATIENCE, Role};
+use crate::worker::delivery::outbox::ANSWER_PATIENCE;
+use crate::worker::delivery::role::Role;
 use crate::worker::{WallClock, WorkerOptions};
 
 /// Publications taken and not acknowledged. Each is in memory, and may be as large as a message can be.
@@ -248,7 +249,7 @@ impl Courier {
         let Some(returned) = fate else {
             return Ok(match envelope.role {
                 // Nobody waits for these.
-                Role::Reply | Role::Notice => Fate::Delivered,
+                Role::Reply | Role::Rest | Role::Notice => Fate::Delivered,
                 Role::Event => match self.session.look(METRICS_QUEUE).await {
                     Ok(Look::Down(words)) => Fate::NotTaken(GivenUp::Full, words),
                     Ok(_) => Fate::Unheard,
@@ -310,7 +311,7 @@ impl Courier {
     fn decide(&self, parcel: Parcel, fate: Fate, now: Timestamp) -> Next {
         let Parcel { mut envelope, ack_token, _held } = parcel;
         let age = Duration::try_from(now.duration_since(envelope.since)).unwrap_or_default();
-        let is_answer = matches!(envelope.role, Role::Reply | Role::Notice);
+        let is_answer = envelope.role.is_answer();
         let queue = envelope.publication.address.routing_key.clone();
         let (task_id, role) = (envelope.task_id.as_deref(), envelope.role);
         let words = match fate {

@@ -1,6 +1,5 @@
 //! Parks what finished commands owe to queues that take nothing, so that no command keeps its slot for them.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use jiff::Timestamp;
 use crate::broker::{BrokerSession, Confirmation, Parking, PublishError};
 use crate::celery::message::{Address, Publication};
 use crate::worker::delivery::envelope::Envelope;
-use crate::worker::delivery::pending_ack::{Owed, PendingAck};
+use crate::worker::delivery::owed::{Debt, Owed};
 
 /// How long a publication may be not taken before it is parked. A queue is often full for a moment only.
 pub(in crate::worker) const PATIENCE: Duration = Duration::from_secs(5);
@@ -20,7 +19,7 @@ const HASTE: Duration = Duration::from_millis(500);
 pub(in crate::worker) const LONGEST_HOLD: Duration = Duration::from_secs(600);
 /// How long nothing is parked after the queues refused it.
 pub(in crate::worker) const REST: Duration = Duration::from_secs(5);
-/// Commands whose publications are parked at once.
+/// Publications that are parked at once.
 pub(in crate::worker) const BATCH: usize = 1024;
 
 /// Returns how long a publication may be not taken before it is parked, with so many slots held of so many; 0 slots are no limit.
@@ -31,62 +30,64 @@ pub(in crate::worker) const fn patience(held: usize, slots: usize) -> Duration {
 /// What came of parking.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct ParkingResult {
-    /// All commands that were concerned; what could not be parked is theirs again.
-    pub(in crate::worker) pending_acks: Vec<PendingAck>,
-    /// Publications that were parked.
-    pub(in crate::worker) parked: u64,
-    /// Where these were to go.
-    pub(in crate::worker) addresses: HashSet<Address>,
+    /// What was parked, and where it was to go.
+    pub(in crate::worker) parked: Vec<(Debt, Address)>,
+    /// What could not be parked.
+    pub(in crate::worker) kept: Vec<Owed>,
     /// Why nothing more can be parked now.
     pub(in crate::worker) refusal: Option<String>,
     /// The session is lost, with the reason.
     pub(in crate::worker) lost: Option<String>,
 }
 
-/// Parks publications, confirmed.
+/// Parks publications, confirmed; each with the task of its command.
 pub(in crate::worker) async fn park(
     session: Arc<dyn BrokerSession>,
     now: Timestamp,
-    owing: Vec<(PendingAck, Vec<Owed>)>,
+    owed: Vec<(Owed, Option<String>)>,
 ) -> ParkingResult {
-    let mut sealed = Vec::new();
-    for (pending, owed) in &owing {
-        for Owed { role, publication, .. } in owed {
-            let (task_id, publication) = (pending.id.clone(), publication.clone());
-            let envelope = Envelope { role: *role, task_id, since: now, step: 0, publication };
-            sealed.push(Publication { address: Parking::address(0), message: envelope.seal() });
-        }
-    }
-    let mut answers = session.publish_within(session.patience(), sealed, true).await.into_iter();
+    let sealed = owed.iter().map(|(Owed { debt, content }, task_id)| {
+        let (task_id, publication) = (task_id.clone(), content.publication());
+        let envelope = Envelope { role: debt.role, task_id, since: now, step: 0, publication };
+        Publication { address: Parking::address(0), message: envelope.seal() }
+    });
+    let mut answers = session.publish_within(session.patience(), sealed.collect(), true).await.into_iter();
     let mut result = ParkingResult::default();
-    for (mut pending, owed) in owing {
-        for owed in owed {
-            let refusal = match answers.next() {
-                Some(Ok(Confirmation::Routed)) => {
-                    result.parked += 1;
-                    pending.parked(&owed);
-                    result.addresses.insert(owed.publication.address);
-                    continue;
-                }
-                Some(Ok(Confirmation::Returned { .. })) => "its queue is missing".to_owned(),
-                Some(Err(PublishError::Nacked(_))) => "its queue is full (parked_max_bytes)".to_owned(),
-                Some(Err(PublishError::Lost(reason))) => {
-                    result.lost = Some(reason.clone());
-                    reason
-                }
-                Some(Err(PublishError::Refused { code, text })) => {
-                    tracing::warn!(task_id = pending.id, code, text, "cannot be parked; the command keeps its slot");
-                    pending.is_unparkable = true;
-                    pending.owe_again(owed);
-                    continue;
-                }
-                Some(Err(fault @ PublishError::Unconfirmed(_))) => fault.to_string(),
-                None => "the broker said nothing".to_owned(),
-            };
-            result.refusal = Some(format!("{}: {refusal}", Parking::address(0).routing_key));
-            pending.owe_again(owed);
-        }
-        result.pending_acks.push(pending);
+    for (mut owed, task_id) in owed {
+        let refusal = match answers.next() {
+            Some(Ok(Confirmation::Routed)) => {
+                result.parked.push((owed.debt, owed.content.address()));
+                continue;
+            }
+            Some(Ok(Confirmation::Returned { .. })) => "its queue is missing".to_owned(),
+            Some(Err(PublishError::Nacked(_))) => "its queue is full (parked_max_bytes)".to_owned(),
+            Some(Err(PublishError::Lost(reason))) => {
+                result.lost = Some(reason.clone());
+                reason
+            }
+            Some(Err(PublishError::Refused { code, text })) => {
+                tracing::warn!(task_id, code, text, "cannot be parked; the command keeps its slot");
+                owed.debt.is_unparkable = true;
+                result.kept.push(owed);
+                continue;
+            }
+            Some(Err(fault @ PublishError::Unconfirmed(_))) => fault.to_string(),
+            None => "the broker said nothing".to_owned(),
+        };
+        result.refusal = Some(format!("{}: {refusal}", Parking::address(0).routing_key));
+        result.kept.push(owed);
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_slots_make_haste() {
+        assert_eq!(patience(15, 32), PATIENCE);
+        assert_eq!(patience(16, 32), HASTE);
+        assert_eq!(patience(1000, 0), PATIENCE, "without a limit no slot is wanting");
+    }
 }

@@ -1,7 +1,8 @@
 //! What the broker refuses for good, and whom that is told.
 
 use crate::celery::error::Exception;
-use crate::worker::delivery::pending_ack::{PendingAck, Role};
+use crate::worker::delivery::pending_ack::PendingAck;
+use crate::worker::delivery::role::Role;
 use crate::worker::intake::policy::Policy;
 
 /// Notes that the broker refuses a publication of this role, in its words, and adds what is sent instead.
@@ -9,7 +10,7 @@ pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, role: R
     tracing::error!(task_id = pending.id, ?role, words, "publication refused for good");
     match role {
         // Nobody is told of these; what else the pending acknowledgement owes stays owed.
-        Role::Notice | Role::Dead | Role::Event => {}
+        Role::Notice | Role::Rest | Role::Dead | Role::Event => {}
         Role::FollowUp if pending.spare.is_some() && is_too_large(words) => {
             pending.then.extend(pending.spare.take().map(|dead| (Role::Dead, *dead)));
         }
@@ -40,7 +41,7 @@ fn exception(role: Role, size: usize, words: &str) -> Exception {
             "OperationalError",
             vec![format!("the broker refuses to keep this task until its eta: {words}").into()],
         ),
-        Role::Reply | Role::Notice | Role::Dead | Role::Event => Exception::value_error(format!(
+        Role::Reply | Role::Rest | Role::Notice | Role::Dead | Role::Event => Exception::value_error(format!(
             "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
              or raise the broker's max_message_size"
         )),

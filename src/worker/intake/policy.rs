@@ -20,7 +20,8 @@ use crate::celery::{Death, dead};
 use crate::commands::{self, Command, CommandTable, Definition, Facts, Held, KeyUse, Keys, Redelivered};
 use crate::results::ResultBackend;
 use crate::telemetry::CommandOutcome;
-use crate::worker::delivery::pending_ack::{PendingAck, Role, Weight};
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
+use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::Limit;
@@ -427,7 +428,7 @@ impl Policy {
                         pending.then.extend(success(result, &[]));
                         let rest =
                             canvas::fail_rest(&request, &|to| self.results.answer_to(to, &State::Failure(&why), now));
-                        pending.then.extend(rest.into_iter().map(|next| (Role::FollowUp, next)));
+                        pending.then.extend(rest.into_iter().map(|answer| (Role::Rest, answer)));
                     }
                     Ok(follow) => {
                         pending.spare = kept.filter(|_| !follow.publications.is_empty()).map(|kept| {
@@ -477,6 +478,7 @@ impl Policy {
         if let Some(withheld) = follow.withheld {
             self.withheld(pending, request, kept, &withheld, now);
         }
+        pending.then.extend(follow.answers.into_iter().map(|answer| (Role::Rest, answer)));
         pending.then.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
     }
 
@@ -531,7 +533,7 @@ impl Policy {
     /// Makes the FAILURE that replaces what the broker refused.
     pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
         // What is kept of a message that cannot be run stays owed whatever else is refused.
-        pending.keep_only(Role::Dead);
+        pending.fail();
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
             let state = State::Failure(exception);
             pending.then.push((Role::Reply, self.results.answer_to(&to, &state, self.clock.now())));

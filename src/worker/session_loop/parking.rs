@@ -10,10 +10,8 @@ use crate::broker::{BrokerSession, OpenSession};
 use crate::telemetry::{Component, ComponentState, Parked};
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::deferred::Deferred;
-use crate::worker::delivery::held::HeldCommands;
 use crate::worker::delivery::parked_consumer::ParkedConsumer;
 use crate::worker::delivery::parking::{self, ParkingResult};
-use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::signals::Stop;
 
 /// How often it is told how many commands are held.
@@ -23,7 +21,6 @@ const NAMES: usize = 5;
 
 /// What a session knows of parking.
 pub(super) struct ParkingState {
-    pub(super) held: HeldCommands,
     session: Arc<dyn BrokerSession>,
     pub(super) consumer: ParkedConsumer,
     is_under_way: bool,
@@ -37,7 +34,6 @@ impl ParkingState {
     pub(super) fn new(session: &OpenSession, worker: &WorkerContext) -> Self {
         let WorkerContext { options, budget, metrics, readiness, .. } = worker;
         Self {
-            held: HeldCommands::default(),
             session: session.share(),
             consumer: ParkedConsumer::begin(session, options, budget, metrics, readiness),
             is_under_way: false,
@@ -60,25 +56,28 @@ impl SessionLoop<'_> {
         if !self.parking.may_park() {
             return None;
         }
-        let patience = parking::patience(self.parking.held.count(), self.consumer.window());
+        let patience = parking::patience(self.outbox.held().count(), self.consumer.window());
         // What is left at the end of a stop goes back to the broker and is done again.
         Some(if self.stop == Stop::No { patience } else { Duration::ZERO })
     }
 
-    /// Parks what has waited for too long, and gives back what has waited for much too long.
-    pub(super) fn park_stalled(&mut self) -> Result<(), String> {
-        self.outbox.stall(&self.parking.held);
-        if let Some(patience) = self.patience()
-            && !self.parking.is_under_way
-        {
-            let owing = self.outbox.take_stalled(&mut self.worker.destinations, patience, parking::BATCH);
-            if !owing.is_empty() {
-                self.parking.is_under_way = true;
-                let (session, now) = (self.session.share(), self.worker.options.clock.now());
-                self.deferred.push(Box::pin(async move { Deferred::Parked(parking::park(session, now, owing).await) }));
-            }
+    /// Parks what has waited for too long.
+    pub(super) fn park_stalled(&mut self) {
+        if self.parking.is_under_way || !self.outbox.has_apart() {
+            return;
         }
-        for pending in self.outbox.take_older(parking::LONGEST_HOLD) {
+        let Some(patience) = self.patience() else { return };
+        let owed = self.outbox.take_parkable(&self.worker.destinations, patience, parking::BATCH);
+        if !owed.is_empty() {
+            self.parking.is_under_way = true;
+            let (session, now) = (self.session.share(), self.worker.options.clock.now());
+            self.deferred.push(Box::pin(async move { Deferred::Parked(parking::park(session, now, owed).await) }));
+        }
+    }
+
+    /// Gives commands back of which something has waited for much too long.
+    pub(super) fn give_back_overdue(&mut self) -> Result<(), String> {
+        for pending in self.outbox.take_overdue(parking::LONGEST_HOLD) {
             let Some(ack_token) = &pending.ack_token else { continue };
             tracing::warn!(
                 task_id = pending.id,
@@ -86,32 +85,33 @@ impl SessionLoop<'_> {
             );
             self.consumer.give_back(ack_token).map_err(|error| error.to_string())?;
         }
-        self.report_held();
         Ok(())
     }
 
     /// Goes on with commands whose publications were parked.
     pub(super) fn was_parked(&mut self, result: ParkingResult) -> Result<(), String> {
-        let ParkingResult { pending_acks, parked, addresses, refusal, lost } = result;
+        let ParkingResult { parked, kept, refusal, lost } = result;
         self.parking.is_under_way = false;
-        self.worker.metrics.record_parked(Parked::Parked, parked);
-        if parked > 0 {
-            tracing::info!(parked, commands = pending_acks.len(), "parked what was not taken");
+        if !parked.is_empty() {
+            self.worker.metrics.record_parked(Parked::Parked, parked.len() as u64);
+            tracing::info!(parked = parked.len(), "parked what was not taken");
         }
-        addresses.into_iter().for_each(|address| self.worker.destinations.parked(address));
+        for (debt, address) in parked {
+            self.worker.destinations.parked(&address);
+            self.outbox.parked(&debt);
+        }
         if let Some(reason) = refusal {
             tracing::warn!(reason, "cannot be parked; commands keep their slots");
             self.parking.rests = Some((Instant::now() + parking::REST, reason));
         }
-        let (done, rest): (Vec<PendingAck>, Vec<PendingAck>) = pending_acks.into_iter().partition(PendingAck::is_done);
-        rest.into_iter().for_each(|pending| self.outbox.push(pending));
-        self.settle(done)?;
+        kept.into_iter().for_each(|owed| self.outbox.owe_again(owed));
+        self.settle()?;
         lost.map_or(Ok(()), Err)
     }
 
     /// Says from time to time how many commands keep their slots, and why.
-    fn report_held(&mut self) {
-        let held = self.parking.held.count();
+    pub(super) fn report_held(&mut self) {
+        let held = self.outbox.held().count();
         if held == 0 && self.parking.is_ready || self.parking.reported.is_some_and(|last| last.elapsed() < REPORT) {
             return;
         }

@@ -5,16 +5,16 @@ use serde_json::{Value, json};
 use super::*;
 use crate::broker::Inflow;
 use crate::broker::{Confirmation, PublishError, QueueType};
+use crate::celery::message::Address;
 use crate::celery::message::{Field, Headers, Properties, Publication};
 use crate::commands::Spool;
-use crate::worker::delivery::outbox::{Answered, Outbox};
+use crate::worker::delivery::destinations::{Destinations, Fault};
+use crate::worker::delivery::outbox::{DeliveryReport, Outbox};
 use crate::worker::delivery::refusal;
 use crate::worker::events;
 
-mod full;
 mod keys;
 mod siblings;
-mod silent;
 mod stale;
 
 struct Table {
@@ -101,20 +101,59 @@ impl Table {
     }
 }
 
+/// An outbox with one command, and what is known of addresses.
+#[derive(Default)]
+struct Post {
+    outbox: Outbox,
+    destinations: Destinations,
+}
+
+impl Post {
+    fn of(pending: PendingAck) -> Self {
+        let mut post = Self::default();
+        post.outbox.push(pending);
+        post
+    }
+
+    /// Sends the next batch, and returns what was sent and what the broker's words leave to be done.
+    fn send(
+        &mut self,
+        answer: impl Fn(usize, &Publication) -> Result<Confirmation, PublishError>,
+    ) -> (Vec<Publication>, DeliveryReport) {
+        self.send_joined(10, answer)
+    }
+
+    /// The same with so many events in a message.
+    fn send_joined(
+        &mut self,
+        events: usize,
+        answer: impl Fn(usize, &Publication) -> Result<Confirmation, PublishError>,
+    ) -> (Vec<Publication>, DeliveryReport) {
+        self.outbox.divert(&self.destinations);
+        let (batch, sent) = self.outbox.take(10, events);
+        let answers = sent.iter().enumerate().map(|(place, sent)| answer(place, sent)).collect();
+        let outcome = self.outbox.land(batch.landed(answers, true), &mut self.destinations, false);
+        (sent, outcome)
+    }
+
+    /// Takes everything that is still sent, in order.
+    fn flatten(&mut self) -> Vec<Publication> {
+        let mut all = Vec::new();
+        while self.outbox.has_next() {
+            all.extend(self.send(|_, _| routed()).0);
+        }
+        assert!(!self.outbox.has_apart(), "it owes something and sends nothing");
+        all
+    }
+}
+
+fn routed() -> Result<Confirmation, PublishError> {
+    Ok(Confirmation::Routed)
+}
+
 /// Everything a pending acknowledgement publishes, in order, its event included.
 fn flatten(pending: PendingAck) -> Vec<Publication> {
-    let mut outbox = Outbox::default();
-    outbox.push(pending);
-    let mut all = Vec::new();
-    while !outbox.is_empty() {
-        let (batch, publications) = outbox.take(10, 10);
-        assert!(!publications.is_empty(), "it owes something and sends nothing");
-        let answers = publications.iter().map(|_| Ok(Confirmation::Routed)).collect();
-        let Answered { again, .. } = batch.answered(answers);
-        all.extend(publications);
-        again.into_iter().for_each(|pending| outbox.push(pending));
-    }
-    all
+    Post::of(pending).flatten()
 }
 
 fn task_message(name: &str, body: &Value) -> Message {
@@ -333,23 +372,31 @@ fn nobody_is_told_who_does_not_ask() {
     assert_eq!(routes(&sent), ["store.succeeded"]);
 }
 
+/// What a store owes that ended well.
+fn stored(table: &mut Table) -> PendingAck {
+    let task = table.ready(store(), false);
+    let answer = table.answer(&task, Ok("{}".into()));
+    table.policy.close(task.context, &TaskEnd::Answered(&answer))
+}
+
+fn refused(text: &str) -> Result<Confirmation, PublishError> {
+    Err(PublishError::Refused { code: 406, text: text.into() })
+}
+
 #[test]
 fn what_the_broker_refuses_becomes_the_command_s_failure() {
     let mut table = Table::new();
-    let task = table.ready(store(), false);
-    let answer = table.answer(&task, Ok("{}".into()));
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
-    let (batch, publications) = outbox.take(10, 10);
-    assert_eq!(publications.len(), 2);
-    let refused = PublishError::Refused { code: 406, text: "PRECONDITION_FAILED - too large".into() };
-    let answered = batch.answered(vec![Err(refused), Ok(Confirmation::Routed)]);
-    let [(mut pending, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
-    assert_eq!(role, Role::Reply);
-    refusal::take(&table.policy, &mut pending, role, &words);
-    let sent = flatten(pending);
+    let mut post = Post::of(stored(&mut table));
+    let (sent, outcome) =
+        post.send(|place, _| if place == 0 { refused("PRECONDITION_FAILED - too large") } else { routed() });
+    assert_eq!(sent.len(), 2);
+    let [(debt, words)] = <[_; 1]>::try_from(outcome.refused).unwrap();
+    assert_eq!(debt.role, Role::Reply);
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
+    let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
     assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
+    assert_eq!(post.outbox.take_done().len(), 1);
 }
 
 #[test]
@@ -359,15 +406,13 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
         json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
     let answer = table.answer(&task, Ok("true".into()));
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
-    let (batch, sent) = outbox.take(10, 10);
-    assert_eq!(routes(&sent), ["q"]);
+    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let text = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
-    let answered = batch.answered(vec![Err(PublishError::Refused { code: 406, text: text.into() })]);
-    let [(mut pending, role, words)] = <[_; 1]>::try_from(answered.refused).unwrap();
-    refusal::take(&table.policy, &mut pending, role, &words);
-    let sent = flatten(pending);
+    let (sent, outcome) = post.send(|_, _| refused(text));
+    assert_eq!(routes(&sent), ["q"]);
+    let [(debt, words)] = <[_; 1]>::try_from(outcome.refused).unwrap();
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
+    let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
     assert_eq!(body(&sent[0])["status"], "SUCCESS");
     assert_eq!(sent[1].message.headers.text("x-filestorage-dead-reason"), Some("follow-ups-too-large"));
@@ -376,50 +421,43 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
 #[test]
 fn a_publication_without_a_result_leaves_its_delivery_unsettled() {
     let mut table = Table::new();
-    let task = table.ready(store(), false);
-    let answer = table.answer(&task, Ok("{}".into()));
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
-    let (batch, publications) = outbox.take(10, 10);
-    assert_eq!(publications.len(), 2);
-    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
-    assert!(answered.done.is_empty() && answered.again.is_empty() && answered.lost.is_some());
+    let mut post = Post::of(stored(&mut table));
+    let (batch, sent) = post.outbox.take(10, 10);
+    assert_eq!(sent.len(), 2);
+    let outcome = post.outbox.land(batch.landed(vec![routed()], true), &mut post.destinations, false);
+    assert!(outcome.lost.is_some() && post.outbox.take_done().is_empty());
 }
 
 #[test]
 fn a_lost_publication_leaves_its_delivery_unsettled() {
     let mut table = Table::new();
-    let task = table.ready(store(), false);
-    let answer = table.answer(&task, Ok("{}".into()));
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
-    let (batch, _) = outbox.take(10, 10);
-    let answered = batch.answered(vec![Ok(Confirmation::Routed), Err(PublishError::Lost("gone".into()))]);
-    assert!(answered.done.is_empty() && answered.again.is_empty());
-    assert_eq!(answered.lost.as_deref(), Some("gone"));
+    let mut post = Post::of(stored(&mut table));
+    let lost = || Err(PublishError::Lost("gone".into()));
+    let (_, outcome) = post.send(|place, _| if place == 0 { routed() } else { lost() });
+    assert!(post.outbox.take_done().is_empty() && !post.outbox.has_next());
+    assert_eq!(outcome.lost.as_deref(), Some("gone"));
 }
 
-#[test]
-fn a_returned_follow_up_and_event_are_seen_to() {
+#[tokio::test(start_paused = true)]
+async fn a_returned_follow_up_and_event_are_seen_to() {
     let mut table = Table::new();
     let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
     let answer = table.answer(&task, Ok("true".into()));
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });
-    let (batch, publications) = outbox.take(10, 10);
-    assert_eq!(routes(&publications), ["nowhere"]);
-    let answered = batch.answered(vec![returned()]);
-    let [(pending, role)] = <[_; 1]>::try_from(answered.unrouted).unwrap();
-    assert_eq!(role, Role::FollowUp);
-    outbox.push(pending);
-    let (batch, publications) = outbox.take(10, 10);
-    assert_eq!(routes(&publications), ["nowhere"], "tried again once its queue is there");
-    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
-    answered.again.into_iter().for_each(|pending| outbox.push(pending));
-    let (batch, publications) = outbox.take(10, 10);
-    assert_eq!(routes(&publications), ["replies", "exists.succeeded"]);
-    let answered = batch.answered(vec![returned(), returned()]);
-    assert_eq!(answered.unheard.len(), 1, "a reply nobody waits for is no fault, an unheard event is looked into");
+    let nowhere = Address::queue("nowhere");
+    let (sent, _) = post.send(|_, _| returned());
+    assert_eq!(routes(&sent), ["nowhere"]);
+    assert_eq!(post.destinations.fault(&nowhere), Some(Fault::Missing));
+    assert!(post.send(|_, _| routed()).0.is_empty(), "its queue is seen to first");
+    post.destinations.close(&nowhere);
+    assert_eq!(routes(&post.send(|_, _| routed()).0), ["nowhere"], "tried again once its queue is there");
+    let (sent, _) = post.send(|_, _| returned());
+    assert_eq!(routes(&sent), ["replies", "exists.succeeded"]);
+    post.outbox.divert(&post.destinations);
+    assert!(!post.outbox.has_next() && post.outbox.has_apart(), "an unheard event is looked into");
+    let event = Address { exchange: events::EXCHANGE.into(), routing_key: "exists.succeeded".into() };
+    assert_eq!(post.destinations.fault(&event), Some(Fault::Missing));
+    assert!(post.outbox.take_done().is_empty(), "nor is its delivery settled before");
 }

@@ -63,27 +63,22 @@ fn each_fact_is_an_event_and_a_repeated_answer_repeats_their_ids() {
     assert_eq!(told[0][2]["data"]["task_id"], "id-1");
 }
 
-#[test]
-fn events_that_were_confirmed_are_not_sent_again_with_the_others() {
+#[tokio::test(start_paused = true)]
+async fn events_that_were_confirmed_are_not_sent_again_with_the_others() {
     let mut table = Table::new();
     let task = table.ready(store(), false);
     let answer = answer(&table, &task, three());
-    let mut outbox = Outbox::default();
-    outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
     // The reply, two events, and the third.
-    let (batch, publications) = outbox.take(10, 2);
-    assert_eq!(routes(&publications), ["replies", "store.succeeded", "store.succeeded"]);
-    let third = Box::new(publications[2].clone());
-    let answers = vec![Ok(Confirmation::Routed), Ok(Confirmation::Routed), Err(PublishError::Nacked(third))];
-    let mut answered = batch.answered(answers);
-    assert!(answered.done.is_empty());
-    let (pending, _) = answered.held.pop().unwrap();
-    assert_eq!((pending.events.len(), pending.told), (1, 3));
-    outbox.push(pending);
-    let (batch, publications) = outbox.take(10, 2);
-    assert_eq!(events(&publications)[0]["subject"], "c");
-    let answered = batch.answered(vec![Ok(Confirmation::Routed)]);
-    assert_eq!(answered.done[0].told, 3, "all of them were sent");
+    let nacked = |sent: &Publication| Err(PublishError::Nacked(Box::new(sent.clone())));
+    let (sent, outcome) = post.send_joined(2, |place, sent| if place == 2 { nacked(sent) } else { routed() });
+    assert_eq!(routes(&sent), ["replies", "store.succeeded", "store.succeeded"]);
+    assert_eq!(outcome.published, 2);
+    assert!(post.outbox.take_done().is_empty());
+    post.destinations.close(&sent[2].address);
+    let (sent, outcome) = post.send_joined(2, |_, _| routed());
+    assert_eq!(events(&sent)[0]["subject"], "c");
+    assert_eq!((outcome.published, post.outbox.take_done().len()), (1, 1));
 }
 
 #[test]
@@ -137,11 +132,10 @@ fn a_key_that_failed_alone_is_told_apart() {
     let answer = answer(&table, &task, facts);
     let again = Answer::read(&answer.write().unwrap()).unwrap();
     for answer in [answer, again] {
-        let mut outbox = Outbox::default();
         let mut table = Table::new();
         let task = table.ready(store(), false);
-        outbox.push(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
-        let (_, publications) = outbox.take(10, 10);
+        let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+        let (publications, _) = post.send(|_, _| routed());
         assert_eq!(routes(&publications), ["replies", "store.failed", "store.succeeded"]);
         let (failed, succeeded) = (events(&publications[1..2]), events(&publications[2..]));
         let told = |event: &Value| (event["subject"].clone(), event["data"]["error"]["message"].clone());

@@ -1,0 +1,72 @@
+//! One publication that a command owes: the unit of delivery.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::celery::message::{Address, Publication};
+use crate::worker::delivery::role::Role;
+use crate::worker::events::Event;
+
+/// The number of a command in the outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::worker) struct CommandNumber(pub(super) u64);
+
+/// Which publication of which command is owed, and how it went so far.
+#[derive(Clone, Debug)]
+pub(in crate::worker) struct Debt {
+    pub(super) command: CommandNumber,
+    pub(in crate::worker) role: Role,
+    /// The others of its command wait for it.
+    pub(super) is_first: bool,
+    /// How often its command had failed by a refusal when this was composed.
+    pub(super) refusals: u8,
+    /// It is said in between (STARTED).
+    pub(super) is_passing: bool,
+    /// How often it came back.
+    pub(super) tries: u8,
+    /// When it was first not taken, or first waited because its address takes nothing.
+    pub(super) since: Option<Instant>,
+    /// It cannot be put into the form in which it would be parked.
+    pub(super) is_unparkable: bool,
+}
+
+impl Debt {
+    /// Returns how long it has been not taken.
+    pub(super) fn age(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub(in crate::worker) enum Content {
+    Publication(Box<Publication>),
+    /// Events share messages with others of their routing key.
+    Event(Event),
+}
+
+/// A publication that is owed.
+#[derive(Debug)]
+pub(in crate::worker) struct Owed {
+    pub(in crate::worker) debt: Debt,
+    pub(super) content: Content,
+}
+
+impl Content {
+    /// Returns where it goes.
+    pub(super) fn address(&self) -> Address {
+        match self {
+            Self::Publication(publication) => publication.address.clone(),
+            Self::Event(event) => event.address(),
+        }
+    }
+
+    /// Returns the publication, of an event one that tells of it alone.
+    pub(super) fn publication(&self) -> Publication {
+        match self {
+            Self::Publication(publication) => Publication::clone(publication),
+            Self::Event(event) => event.alone(),
+        }
+    }
+}
