@@ -146,9 +146,6 @@ impl<'b> SessionLoop<'b> {
             self.worker.commit_journal();
         }
         self.abandon().await;
-        if lost.is_none() {
-            self.parking.consumer.stop().await;
-        }
         let mut closed = false;
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -234,6 +231,7 @@ impl<'b> SessionLoop<'b> {
                     self.looked(looked);
                 }
                 Some(rejoin) = self.trials.next(), if self.stop == Stop::No => self.rejoined(rejoin)?,
+                batch = self.parking.consumer.next(), if self.stop == Stop::No => self.came_back(batch),
                 // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
                 batch = self.consumer.next(), if self.stop == Stop::No && !full => match batch {
                     Ok(batch) => {

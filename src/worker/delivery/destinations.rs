@@ -114,6 +114,14 @@ impl Destinations {
         names
     }
 
+    /// Opens the circuit of an address that took nothing from another worker, or from an earlier session: it is tried at once, and
+    /// by one publication.
+    pub(in crate::worker) fn doubt(&mut self, address: &Address) {
+        let now = Instant::now();
+        let doubted = Breaker { fault: Fault::Full, times: 0, last: now, next_try: now, is_parking: false };
+        self.open.entry(address.clone()).or_insert(doubted);
+    }
+
     /// Opens the circuit of an address that took something not, or keeps it open for longer.
     pub(in crate::worker) fn trip(&mut self, address: &Address, fault: Fault) {
         let now = Instant::now();

@@ -65,7 +65,7 @@ impl Fate {
             Err(PublishError::Refused { code: 403, text }) if role == Role::Reply && is_over_broker => {
                 (Self::Lost(text), None)
             }
-            Err(PublishError::Refused { code, text }) => (Self::Refused(format!("{code} {text}")), None),
+            Err(PublishError::Refused { code, text }) => (Self::Refused(format!("{code} {text}")), kept),
             // The whole broker is in doubt: another session finds out which address is silent.
             Err(PublishError::Unconfirmed(publication)) if !is_trial && is_over_broker => {
                 (Self::Doubted(unconfirmed(&publication.address)), Some(publication))

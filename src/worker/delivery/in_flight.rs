@@ -1,38 +1,24 @@
 //! What is on its way to the broker: one batch for everybody, and one trial for each of some addresses that take nothing.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use crate::broker::{BATCH, BrokerSession, QueueType};
+use crate::broker::BATCH;
 use crate::celery::message::Address;
-use crate::results::ResultBackend;
-use crate::worker::delivery::batch::{Batch, Landed};
+use crate::worker::delivery::batch::Landed;
 use crate::worker::delivery::destinations::Destinations;
 use crate::worker::delivery::outbox::Outbox;
 use crate::worker::delivery::trial::Trial;
+use crate::worker::delivery::way::Way;
 
 /// Addresses tried at once; everybody's batch must never wait for a channel.
 const TRIALS: usize = 4;
 /// Publications in one batch: of most commands a reply and an event.
 const PUBLICATIONS: usize = 2 * BATCH;
-
-/// By what is sent.
-#[derive(Clone, Debug)]
-pub(in crate::worker) struct Way {
-    pub(in crate::worker) session: Arc<dyn BrokerSession>,
-    pub(in crate::worker) results: Arc<dyn ResultBackend>,
-    /// The type of queues made for follow-ups.
-    pub(in crate::worker) queue_type: QueueType,
-    /// Events that share a message at most; 0: no events at all.
-    pub(in crate::worker) events: usize,
-    /// What is not taken can be parked.
-    pub(in crate::worker) may_park: bool,
-}
 
 /// What is being confirmed.
 #[derive(Default)]
@@ -52,6 +38,11 @@ impl InFlightBatches {
     /// Tells whether something of the outbox may leave now.
     pub(in crate::worker) fn may_launch(&self, outbox: &Outbox, destinations: &Destinations) -> bool {
         self.is_clear() && outbox.has_next() || self.due_trial(outbox, destinations).is_some()
+    }
+
+    /// Returns the addresses that are being tried.
+    pub(in crate::worker) const fn tried(&self) -> &HashSet<Address> {
+        &self.tried
     }
 
     /// Returns when the next address is to be tried.
@@ -74,7 +65,7 @@ impl InFlightBatches {
         if self.is_clear() && outbox.has_next() {
             let (batch, publications) = outbox.take(PUBLICATIONS, way.events);
             let limit = way.session.patience();
-            self.under_way.push(Box::pin(send(way, batch, publications, limit)));
+            self.under_way.push(Box::pin(way.send(batch, publications, limit)));
         } else if let Some(address) = self.due_trial(outbox, destinations)
             && let Some(owed) = outbox.take_trial(&address)
         {
@@ -97,17 +88,4 @@ impl InFlightBatches {
         }
         Some(landed)
     }
-}
-
-/// Sends a batch and reads what the broker says.
-pub(super) async fn send(
-    way: Way,
-    batch: Batch,
-    publications: Vec<crate::celery::message::Publication>,
-    limit: std::time::Duration,
-) -> Landed {
-    let Way { session, results, .. } = way;
-    let positions = batch.results();
-    let answers = results.send(&*session, publications, &positions, limit).await;
-    batch.landed(answers, results.is_over_broker())
 }

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::celery::message::{Address, Publication};
-use crate::telemetry::GivenUp;
+use crate::telemetry::{GivenUp, Parked};
 use crate::worker::delivery::batch::{Batch, Landed, Settled, pack};
 use crate::worker::delivery::destinations::{Destinations, Fault};
 use crate::worker::delivery::fate::Fate;
@@ -37,11 +38,22 @@ pub(in crate::worker) struct Outbox {
     held: HeldCommands,
 }
 
+/// What is to be parked.
+#[derive(Debug)]
+pub(in crate::worker) struct Parkable {
+    pub(super) owed: Owed,
+    /// The task of its command.
+    pub(super) task_id: Option<String>,
+    /// When it was first parked, if it was.
+    pub(super) parked_at: Option<Timestamp>,
+    pub(super) step: usize,
+}
+
 /// What the broker's words leave to be done by others.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct DeliveryReport {
-    /// Refused for good, in the broker's words.
-    pub(in crate::worker) refused: Vec<(Debt, String)>,
+    /// Refused for good, in the broker's words, with the publication where it is at hand.
+    pub(in crate::worker) refused: Vec<(Debt, String, Option<Content>)>,
     /// The session is lost, with the reason.
     pub(in crate::worker) lost: Option<String>,
     /// Events that arrived.
@@ -78,9 +90,9 @@ impl Outbox {
         &self.held
     }
 
-    /// Tells whether nothing is owed.
+    /// Tells whether no command owes anything. What came back from its parking is no command's any more.
     pub(in crate::worker) fn is_empty(&self) -> bool {
-        self.commands.is_empty() && self.done.is_empty()
+        self.commands.values().all(|pending| pending.returned.is_some()) && self.done.is_empty()
     }
 
     /// Tells whether something waits that may leave with the next batch.
@@ -205,7 +217,7 @@ impl Outbox {
                     report.events_refused = Some(words);
                     self.pay(&debt);
                 }
-                (Fate::Refused(words), _) => self.refused(&debt, words, &mut report),
+                (Fate::Refused(words), content) => self.refused(&debt, words, content, &mut report),
                 (Fate::Doubted(reason), content) => {
                     tripped.extend(content.map(|content| (content.address(), Fault::Silent)));
                     report.lost = Some(reason);
@@ -234,11 +246,11 @@ impl Outbox {
         let Some(line) = self.apart.get_mut(address) else { return };
         let is_denied = |owed: &Owed| owed.debt.role == Role::FollowUp;
         let denied = extract(line, usize::MAX, is_denied);
-        denied.into_iter().for_each(|owed| self.refused(&owed.debt, words.to_owned(), report));
+        denied.into_iter().for_each(|owed| self.refused(&owed.debt, words.to_owned(), Some(owed.content), report));
         self.apart.retain(|_, line| !line.is_empty());
     }
 
-    fn refused(&mut self, debt: &Debt, words: String, report: &mut DeliveryReport) {
+    fn refused(&mut self, debt: &Debt, words: String, content: Option<Content>, report: &mut DeliveryReport) {
         let Some(pending) = self.commands.get_mut(&debt.command) else { return };
         if debt.refusals < pending.refusals {
             return self.pay(debt);
@@ -247,7 +259,7 @@ impl Outbox {
             pending.replied = false;
         }
         // It is owed until it is known what is sent instead.
-        report.refused.push((debt.clone(), words));
+        report.refused.push((debt.clone(), words, content));
     }
 
     /// Goes on with a command of which something was refused, after `mend` has said what it owes instead.
@@ -266,34 +278,71 @@ impl Outbox {
         self.pay(refused);
     }
 
-    /// Takes out what has waited apart for `patience`, or whose address is known to take nothing; each with the task of its command.
+    /// Takes out what has waited apart for `patience`, or whose address is known to take nothing. What came back from its parking
+    /// waits as long as its address is being tried, as these are.
     pub(in crate::worker) fn take_parkable(
         &mut self,
         destinations: &Destinations,
+        tried: &HashSet<Address>,
         patience: Duration,
         limit: usize,
-    ) -> Vec<(Owed, Option<String>)> {
+    ) -> Vec<Parkable> {
         let mut taken = Vec::new();
         for (address, line) in &mut self.apart {
-            let is_parking = destinations.is_parking(address);
-            let is_due = |owed: &Owed| {
+            let (is_parking, is_tried) = (destinations.is_parking(address), tried.contains(address));
+            let is_due = |owed: &Owed| match &owed.debt {
                 // A command that waits for its time has no publication that could wait elsewhere.
-                let Debt { role, is_unparkable, .. } = owed.debt;
-                role != Role::Park && !is_unparkable && (is_parking || owed.debt.age() >= patience)
+                Debt { role: Role::Park, .. } | Debt { is_unparkable: true, .. } => false,
+                Debt { is_returned: true, .. } => !is_tried,
+                debt => is_parking || debt.age() >= patience,
             };
             for owed in extract(line, limit - taken.len(), is_due) {
-                let id = self.commands.get(&owed.debt.command).and_then(|pending| pending.id.clone());
-                taken.push((owed, id));
+                let pending = self.commands.get(&owed.debt.command);
+                let returned = pending.and_then(|pending| pending.returned.as_ref());
+                let (parked_at, step) =
+                    returned.map_or((None, 0), |returned| (Some(returned.parked_at), returned.step));
+                let task_id = pending.and_then(|pending| pending.id.clone());
+                taken.push(Parkable { owed, task_id, parked_at, step });
             }
         }
         self.apart.retain(|_, line| !line.is_empty());
         taken
     }
 
+    /// Takes out what came back from its parking, has been parked for longer than that is done, and was just tried in vain.
+    pub(in crate::worker) fn take_aged(
+        &mut self,
+        destinations: &Destinations,
+        tried: &HashSet<Address>,
+        now: Timestamp,
+        max_age: Duration,
+    ) -> Vec<Owed> {
+        let Self { commands, apart, .. } = self;
+        let is_aged = |owed: &Owed| {
+            let Debt { role, is_returned, command, .. } = &owed.debt;
+            let returned = || commands.get(command).and_then(|pending| pending.returned.as_ref());
+            *is_returned
+                && !role.is_answer()
+                && *role != Role::Dead
+                && returned().is_some_and(|returned| returned.is_older(now, max_age))
+        };
+        let mut aged = Vec::new();
+        for (address, line) in apart.iter_mut() {
+            if !tried.contains(address) && destinations.next_try(address) > Instant::now() {
+                aged.extend(extract(line, usize::MAX, is_aged));
+            }
+        }
+        apart.retain(|_, line| !line.is_empty());
+        aged
+    }
+
     /// Notes that something was parked: its command owes it no more.
     pub(in crate::worker) fn parked(&mut self, debt: &Debt) {
         if let Some(pending) = self.commands.get_mut(&debt.command) {
             pending.replied |= debt.role == Role::Reply;
+            if let Some(returned) = &mut pending.returned {
+                returned.end = None;
+            }
         }
         self.pay(debt);
     }
@@ -321,13 +370,23 @@ impl Outbox {
             }
         }
         self.apart.retain(|_, line| !line.is_empty());
-        dropped.iter().for_each(|owed| self.pay(&owed.debt));
+        for Owed { debt, .. } in dropped {
+            let pending = self.commands.get_mut(&debt.command);
+            if let Some(returned) = pending.and_then(|pending| pending.returned.as_mut()) {
+                returned.end = Some(Parked::GivenUp);
+            }
+            self.pay(&debt);
+        }
         given_up
     }
 
     /// Takes out the commands of which something has not been taken for longer than a delivery may be kept.
     pub(in crate::worker) fn take_overdue(&mut self, limit: Duration) -> Vec<PendingAck> {
-        let overdue = self.apart.values().flatten().filter(|owed| owed.debt.age() >= limit);
+        let overdue = self.apart.values().flatten().filter(|owed| {
+            let pending = self.commands.get(&owed.debt.command);
+            let came = pending.and_then(|pending| pending.returned.as_ref()).map(|returned| returned.came);
+            came.map_or_else(|| owed.debt.age(), |came| came.elapsed()) >= limit
+        });
         let overdue: BTreeSet<CommandNumber> = overdue.map(|owed| owed.debt.command).collect();
         if overdue.is_empty() {
             return Vec::new();
@@ -378,7 +437,8 @@ impl Outbox {
     /// Lets leave what a command owes next, or lets the command go that owes nothing more.
     fn go_on(&mut self, command: CommandNumber) {
         let Some(pending) = self.commands.get_mut(&command) else { return };
-        let (refusals, is_passing) = (pending.refusals, pending.ack_token.is_none());
+        let (refusals, is_passing) = (pending.refusals, pending.is_passing());
+        let since = pending.returned.as_ref().map(|returned| returned.since);
         let debt = |role, is_first| Debt {
             command,
             role,
@@ -386,7 +446,8 @@ impl Outbox {
             refusals,
             is_passing,
             tries: 0,
-            since: None,
+            since,
+            is_returned: since.is_some(),
             is_unparkable: false,
         };
         pending.awaited += pending.first.len();

@@ -25,8 +25,10 @@ pub(in crate::worker) struct Debt {
     pub(super) is_passing: bool,
     /// How often it came back.
     pub(super) tries: u8,
-    /// When it was first not taken, or first waited because its address takes nothing.
+    /// When it was first not taken, or first waited because its address takes nothing; before it was parked as well.
     pub(super) since: Option<Instant>,
+    /// It came back from its parking: nobody's slot is kept by it.
+    pub(super) is_returned: bool,
     /// It cannot be put into the form in which it would be parked.
     pub(super) is_unparkable: bool,
 }
@@ -50,7 +52,7 @@ pub(in crate::worker) enum Content {
 #[derive(Debug)]
 pub(in crate::worker) struct Owed {
     pub(in crate::worker) debt: Debt,
-    pub(super) content: Content,
+    pub(in crate::worker) content: Content,
 }
 
 impl Content {
@@ -63,7 +65,7 @@ impl Content {
     }
 
     /// Returns the publication, of an event one that tells of it alone.
-    pub(super) fn publication(&self) -> Publication {
+    pub(in crate::worker) fn publication(&self) -> Publication {
         match self {
             Self::Publication(publication) => Publication::clone(publication),
             Self::Event(event) => event.alone(),

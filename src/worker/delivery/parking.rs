@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use crate::broker::{BrokerSession, Confirmation, Parking, PublishError};
 use crate::celery::message::{Address, Publication};
 use crate::worker::delivery::envelope::Envelope;
+use crate::worker::delivery::outbox::Parkable;
 use crate::worker::delivery::owed::{Debt, Owed};
 
 /// How long a publication may be not taken before it is parked. A queue is often full for a moment only.
@@ -40,20 +41,20 @@ pub(in crate::worker) struct ParkingResult {
     pub(in crate::worker) lost: Option<String>,
 }
 
-/// Parks publications, confirmed; each with the task of its command.
+/// Parks publications, confirmed.
 pub(in crate::worker) async fn park(
     session: Arc<dyn BrokerSession>,
     now: Timestamp,
-    owed: Vec<(Owed, Option<String>)>,
+    parkable: Vec<Parkable>,
 ) -> ParkingResult {
-    let sealed = owed.iter().map(|(Owed { debt, content }, task_id)| {
-        let (task_id, publication) = (task_id.clone(), content.publication());
-        let envelope = Envelope { role: debt.role, task_id, since: now, step: 0, publication };
-        Publication { address: Parking::address(0), message: envelope.seal() }
+    let sealed = parkable.iter().map(|Parkable { owed, task_id, parked_at, step }| {
+        let (role, task_id, publication) = (owed.debt.role, task_id.clone(), owed.content.publication());
+        let envelope = Envelope { role, task_id, since: parked_at.unwrap_or(now), step: *step, publication };
+        Publication { address: Parking::address(*step), message: envelope.seal() }
     });
     let mut answers = session.publish_within(session.patience(), sealed.collect(), true).await.into_iter();
     let mut result = ParkingResult::default();
-    for (mut owed, task_id) in owed {
+    for Parkable { mut owed, task_id, step, .. } in parkable {
         let refusal = match answers.next() {
             Some(Ok(Confirmation::Routed)) => {
                 result.parked.push((owed.debt, owed.content.address()));
@@ -74,7 +75,7 @@ pub(in crate::worker) async fn park(
             Some(Err(fault @ PublishError::Unconfirmed(_))) => fault.to_string(),
             None => "the broker said nothing".to_owned(),
         };
-        result.refusal = Some(format!("{}: {refusal}", Parking::address(0).routing_key));
+        result.refusal = Some(format!("{}: {refusal}", Parking::address(step).routing_key));
         result.kept.push(owed);
     }
     result

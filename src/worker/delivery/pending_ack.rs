@@ -5,6 +5,7 @@ use crate::celery::message::Publication;
 use crate::celery::reply::ReplyTo;
 use crate::commands::Held;
 use crate::worker::delivery::held::{HeldCommand, HeldCommands};
+use crate::worker::delivery::returned::Returned;
 use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 use crate::worker::invalidations::Stale;
@@ -22,8 +23,10 @@ pub(in crate::worker) enum Weight {
 /// Everything one delivery still owes.
 #[derive(Debug)]
 pub(in crate::worker) struct PendingAck {
-    /// Settles the delivery; `None` for what is said in between (STARTED).
+    /// Settles the delivery; `None` for what is said in between (STARTED), and for what came back from its parking.
     pub(in crate::worker) ack_token: Option<AckToken>,
+    /// What came back from its parking.
+    pub(in crate::worker) returned: Option<Box<Returned>>,
     /// Task id.
     pub(in crate::worker) id: Option<String>,
     /// What the journal knows the command by.
@@ -61,6 +64,7 @@ impl PendingAck {
     pub(in crate::worker) fn new(ack_token: Option<AckToken>, id: Option<String>) -> Self {
         Self {
             ack_token,
+            returned: None,
             id,
             entry: None,
             reply_to: None,
@@ -79,7 +83,12 @@ impl PendingAck {
         }
     }
 
-    /// Notes that something of it was not taken. What is said in between keeps no slot.
+    /// Tells whether it is said in between, and of no use later.
+    pub(super) const fn is_passing(&self) -> bool {
+        self.ack_token.is_none() && self.returned.is_none()
+    }
+
+    /// Notes that something of it was not taken. Only a command keeps a slot.
     pub(super) fn stall(&mut self, held: &HeldCommands) {
         if self.ack_token.is_some() {
             self.stalled.get_or_insert_with(|| held.hold());

@@ -5,10 +5,10 @@ use crate::celery::message::Address;
 use crate::worker::delivery::batch::{Landed, Settled, pack};
 use crate::worker::delivery::destinations::{Fault, GLANCE};
 use crate::worker::delivery::fate::Fate;
-use crate::worker::delivery::in_flight::{Way, send};
 use crate::worker::delivery::owed::Owed;
 use crate::worker::delivery::parking;
 use crate::worker::delivery::role::Role;
+use crate::worker::delivery::way::Way;
 use crate::worker::own_queues::OwnQueue;
 
 /// A publication alone, and what is known of its address.
@@ -65,7 +65,7 @@ impl Trial {
             patience => patience,
         };
         let session = std::sync::Arc::clone(&way.session);
-        let mut landed = send(way, batch, publications, limit).await;
+        let mut landed = way.send(batch, publications, limit).await;
         for settled in landed.settled.iter_mut().filter(|settled| settled.fate == Fate::Unheard) {
             match session.look(OwnQueue::Events.name()).await {
                 Ok(Look::Down(words)) => {

@@ -5,11 +5,12 @@ use tokio::time::{Duration, Instant};
 use super::{HUSH, SessionLoop};
 use crate::telemetry;
 use crate::worker::delivery::batch::Landed;
-use crate::worker::delivery::in_flight::Way;
 use crate::worker::delivery::outbox::DeliveryReport;
+use crate::worker::delivery::owed::Content;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::refusal;
 use crate::worker::delivery::role::own_queue;
+use crate::worker::delivery::way::Way;
 
 /// How often it is looked what waits for too long.
 const LOOK: Duration = Duration::from_millis(100);
@@ -35,6 +36,7 @@ impl SessionLoop<'_> {
             self.worker.commit_journal();
             self.in_flight.launch(&mut self.outbox, &self.worker.destinations, way.clone());
         }
+        self.bury_aged();
         self.park_stalled();
         self.settle()
     }
@@ -71,8 +73,15 @@ impl SessionLoop<'_> {
         if let Some((count, task_id, reason)) = not_taken {
             tracing::warn!(task_id, reason, publications = count, "held back");
         }
-        for (debt, words) in refused {
-            self.outbox.mend(debt, |pending| refusal::take(&self.policy, pending, debt.role, words));
+        let copies = self.dead_copies();
+        for (debt, words, content) in refused {
+            self.outbox.mend(debt, |pending| match &pending.returned {
+                None => refusal::take(&self.policy, pending, debt.role, words),
+                Some(_) => {
+                    let publication = content.as_ref().map(Content::publication);
+                    copies.bury(pending, debt.role, publication.as_ref(), words);
+                }
+            });
         }
         let lost = lost.clone();
         self.note_own_queues(report);
@@ -109,7 +118,11 @@ impl SessionLoop<'_> {
         }
         let mut ack_tokens = Vec::with_capacity(done.len());
         let mut entries = Vec::with_capacity(done.len());
-        for PendingAck { ack_token, entry, .. } in done {
+        for PendingAck { ack_token, entry, returned, .. } in done {
+            if let Some(returned) = returned {
+                self.parking.consumer.acknowledge(&returned.ticket);
+                returned.end.into_iter().for_each(|end| self.worker.metrics.record_parked(end, 1));
+            }
             if let Some(ack_token) = ack_token {
                 ack_tokens.push(ack_token);
                 entries.extend(entry);

@@ -7,11 +7,14 @@ use tokio::time::Instant;
 
 use super::SessionLoop;
 use crate::broker::{BrokerSession, OpenSession};
+use crate::celery::message::Message;
 use crate::telemetry::{Component, ComponentState, Parked};
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::deferred::Deferred;
-use crate::worker::delivery::parked_consumer::ParkedConsumer;
+use crate::worker::delivery::owed::Owed;
+use crate::worker::delivery::parked_consumer::{ParkedConsumer, Ticket};
 use crate::worker::delivery::parking::{self, ParkingResult};
+use crate::worker::delivery::unpark::{DeadCopies, unpark};
 use crate::worker::signals::Stop;
 
 /// How often it is told how many commands are held.
@@ -32,10 +35,10 @@ pub(super) struct ParkingState {
 
 impl ParkingState {
     pub(super) fn new(session: &OpenSession, worker: &WorkerContext) -> Self {
-        let WorkerContext { options, budget, metrics, readiness, .. } = worker;
+        let WorkerContext { options, readiness, .. } = worker;
         Self {
             session: session.share(),
-            consumer: ParkedConsumer::begin(session, options, budget, metrics, readiness),
+            consumer: ParkedConsumer::new(session.share(), options.parked_max_bytes, readiness.clone()),
             is_under_way: false,
             rests: None,
             reported: None,
@@ -46,7 +49,7 @@ impl ParkingState {
     /// Tells whether something can be parked now.
     pub(super) fn may_park(&mut self) -> bool {
         self.rests.take_if(|(until, _)| *until <= Instant::now());
-        self.session.is_parking_available() && self.rests.is_none() && !self.consumer.is_stuck()
+        self.session.is_parking_available() && self.rests.is_none() && self.consumer.is_open()
     }
 }
 
@@ -67,17 +70,21 @@ impl SessionLoop<'_> {
             return;
         }
         let Some(patience) = self.patience() else { return };
-        let owed = self.outbox.take_parkable(&self.worker.destinations, patience, parking::BATCH);
-        if !owed.is_empty() {
+        let tried = self.in_flight.tried();
+        let parkable = self.outbox.take_parkable(&self.worker.destinations, tried, patience, parking::BATCH);
+        if !parkable.is_empty() {
             self.parking.is_under_way = true;
             let (session, now) = (self.session.share(), self.worker.options.clock.now());
-            self.deferred.push(Box::pin(async move { Deferred::Parked(parking::park(session, now, owed).await) }));
+            self.deferred.push(Box::pin(async move { Deferred::Parked(parking::park(session, now, parkable).await) }));
         }
     }
 
     /// Gives commands back of which something has waited for much too long.
     pub(super) fn give_back_overdue(&mut self) -> Result<(), String> {
         for pending in self.outbox.take_overdue(parking::LONGEST_HOLD) {
+            if pending.returned.is_some() {
+                self.parking.consumer.give_back();
+            }
             let Some(ack_token) = &pending.ack_token else { continue };
             tracing::warn!(
                 task_id = pending.id,
@@ -86,6 +93,39 @@ impl SessionLoop<'_> {
             self.consumer.give_back(ack_token).map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+
+    /// Takes in publications that came back from their parking; each tries its address, alone at first.
+    pub(super) fn came_back(&mut self, batch: Vec<(Ticket, Message)>) {
+        let copies = self.dead_copies();
+        for (ticket, message) in batch {
+            let held = self.worker.budget.keep(message.body.len() as u64);
+            let (pending, address) = unpark(ticket, &message, held, &copies);
+            address.iter().for_each(|address| self.worker.destinations.doubt(address));
+            self.outbox.push(pending);
+        }
+    }
+
+    /// Returns by what copies for the dead queue are made.
+    pub(super) fn dead_copies(&self) -> DeadCopies {
+        DeadCopies {
+            node: self.worker.options.node.clone(),
+            now: self.worker.options.clock.now(),
+            frame_max: self.session.frame_max(),
+        }
+    }
+
+    /// Keeps what was parked for too long as dead.
+    pub(super) fn bury_aged(&mut self) {
+        let (now, max_age) = (self.worker.options.clock.now(), self.worker.options.parked_max_age);
+        let copies = self.dead_copies();
+        for Owed { debt, content } in
+            self.outbox.take_aged(&self.worker.destinations, self.in_flight.tried(), now, max_age)
+        {
+            let words = "its queue took nothing for as long as anything is parked (parked_max_age_seconds)";
+            let publication = content.publication();
+            self.outbox.mend(&debt, |pending| copies.bury(pending, debt.role, Some(&publication), words));
+        }
     }
 
     /// Goes on with commands whose publications were parked.

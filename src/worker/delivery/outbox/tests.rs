@@ -54,8 +54,8 @@ impl Post {
     }
 
     fn parkable(&mut self, limit: usize) -> Vec<Owed> {
-        let taken = self.outbox.take_parkable(&self.destinations, PATIENCE, limit);
-        taken.into_iter().map(|(owed, _)| owed).collect()
+        let taken = self.outbox.take_parkable(&self.destinations, &HashSet::new(), PATIENCE, limit);
+        taken.into_iter().map(|parkable| parkable.owed).collect()
     }
 }
 
@@ -264,7 +264,7 @@ async fn a_refusal_replaces_an_answer_that_waits_apart() {
     post.send();
     post.outbox.push(owing(&[], &[(Role::FollowUp, "refusing"), (Role::Reply, "full")]));
     let (_, report) = post.send();
-    let [(debt, words)] = <[_; 1]>::try_from(report.refused).unwrap();
+    let [(debt, words, _)] = <[_; 1]>::try_from(report.refused).unwrap();
     assert_eq!((debt.role, words.as_str()), (Role::FollowUp, "406 no"));
     post.outbox.mend(&debt, |pending| {
         pending.fail();
@@ -299,7 +299,7 @@ async fn a_queue_that_nobody_may_make_has_its_follow_ups_refused() {
     };
     let report = post.outbox.land(landed, &mut post.destinations, false);
     assert_eq!(report.refused.len(), 3);
-    for (debt, _) in report.refused {
+    for (debt, ..) in report.refused {
         post.outbox.mend(&debt, PendingAck::fail);
     }
     assert_eq!(post.outbox.take_done().len(), 3);

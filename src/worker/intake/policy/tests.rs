@@ -390,7 +390,7 @@ fn what_the_broker_refuses_becomes_the_command_s_failure() {
     let (sent, outcome) =
         post.send(|place, _| if place == 0 { refused("PRECONDITION_FAILED - too large") } else { routed() });
     assert_eq!(sent.len(), 2);
-    let [(debt, words)] = <[_; 1]>::try_from(outcome.refused).unwrap();
+    let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
     assert_eq!(debt.role, Role::Reply);
     post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
     let sent = post.flatten();
@@ -410,7 +410,7 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
     let text = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
     let (sent, outcome) = post.send(|_, _| refused(text));
     assert_eq!(routes(&sent), ["q"]);
-    let [(debt, words)] = <[_; 1]>::try_from(outcome.refused).unwrap();
+    let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
     post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
     let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
