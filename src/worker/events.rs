@@ -119,6 +119,11 @@ pub fn event_schema() -> serde_json::Value {
 }
 
 impl Event {
+    /// Returns its bytes in memory, about.
+    pub(super) const fn bytes(&self) -> u64 {
+        (self.json.len() + self.routing_key.len()) as u64
+    }
+
     /// Writes the events of a finished operation: one that tells `data`, and one for each of the facts of further keys.
     ///
     /// `failure` is that of the command as a whole, which is the failure of every key that has none of its own.

@@ -32,11 +32,11 @@ use crate::worker::delivery::refusal;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::{Scheduler, Share};
+use crate::worker::intake::admission::Intake;
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
 use crate::worker::signals::Stop;
-use intake::Intake;
 use parking::ParkingState;
 use waits::{looked, sleep_until};
 
@@ -291,6 +291,7 @@ impl<'b> SessionLoop<'b> {
     /// Hands over what a command owes. Over a bucket, the other workers are first told which values its earlier run may have
     /// changed; those of a local store compare files.
     fn post(&mut self, mut pending: PendingAck) {
+        self.intake.count(&mut pending);
         let stale = std::mem::take(&mut pending.stale);
         if stale.is_none() || !self.worker.options.is_shared {
             return self.outbox.push(pending);
@@ -321,7 +322,7 @@ impl<'b> SessionLoop<'b> {
         let (answer, context) = self.record(running, ended);
         let mut pending = self.policy.close_answered(context, answer);
         pending.stale = stale;
-        pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { _bytes: held }));
+        pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { bytes: held }));
         self.post(pending);
     }
 

@@ -15,7 +15,7 @@ use crate::worker::journal::Digest;
 #[derive(Debug)]
 pub(in crate::worker) enum Weight {
     /// On the budget.
-    Held { _bytes: Held },
+    Held { bytes: Held },
     /// Of what was read ahead.
     Read { _bytes: Inflow },
 }

@@ -36,7 +36,7 @@ pub(in crate::worker) fn unpark(
     copies: &DeadCopies,
 ) -> (PendingAck, Option<Address>) {
     let mut pending = PendingAck::new(None, None);
-    pending.weights.push(Weight::Held { _bytes: held });
+    pending.weights.push(Weight::Held { bytes: held });
     let since = Instant::now();
     let mut returned = Returned {
         ticket,

@@ -530,6 +530,13 @@ impl Policy {
         Some(pending)
     }
 
+    /// Makes what a command owes that waits in the broker until its eta; where, is found out later.
+    pub(in crate::worker) fn parked(&self, context: TaskContext) -> PendingAck {
+        let mut pending = PendingAck::new(Some(context.ack_token), None);
+        pending.reply_to = self.results.recipient(&context.request);
+        pending
+    }
+
     /// Makes the FAILURE that replaces what the broker refused.
     pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
         // What is kept of a message that cannot be run stays owed whatever else is refused.
@@ -552,4 +559,4 @@ fn ids(identity: &Identity) -> impl FnMut() -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::worker::intake) mod tests;

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::broker::Inflow;
 use crate::celery::message::{Message, Origin};
 use crate::commands::{Budget, Held, Spool};
-use crate::worker::execution::answer::Answer;
+use crate::worker::execution::answer::{Answer, Outcome};
 
 /// Bodies written to the disk at once.
 const WRITERS: usize = 4;
@@ -26,9 +26,31 @@ pub(in crate::worker) struct Sealed {
     /// Bytes of its body.
     pub(in crate::worker) length: u64,
     /// What the journal knows as its answer; the body is read for what follows it only.
-    pub(in crate::worker) answer: Option<Box<Answer>>,
+    pub(in crate::worker) answer: Option<Known>,
     /// What its keys count for, where it has several.
     pub(in crate::worker) _keys: Option<Held>,
+}
+
+/// An answer from the journal that waits for its body, on the budget.
+#[derive(Debug)]
+pub(in crate::worker) struct Known {
+    answer: Box<Answer>,
+    _held: Held,
+}
+
+impl Known {
+    pub(in crate::worker) fn new(answer: Box<Answer>, budget: &Budget) -> Self {
+        let bytes = match &answer.outcome {
+            Outcome::Success(result) => result.len() as u64,
+            // Its texts are short.
+            Outcome::Failure(_) => 0,
+        };
+        Self { answer, _held: budget.keep(bytes) }
+    }
+
+    pub(in crate::worker) const fn answer(&self) -> &Answer {
+        &self.answer
+    }
 }
 
 /// Where a body is.

@@ -10,6 +10,7 @@ use crate::worker::delivery::deferred;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
 use crate::worker::intake::policy::{ReadyTask, TaskEnd, Work};
+use crate::worker::intake::sealed::Known;
 use crate::worker::journal::Admission;
 
 impl SessionLoop<'_> {
@@ -21,14 +22,14 @@ impl SessionLoop<'_> {
         let mut tasks = Vec::new();
         self.go_on_reading();
         while let Some(mut task) = self.scheduler.next() {
-            if !self.reserve(&mut task) {
+            if !self.intake.readings.reserve(&mut task, &self.policy.reader) {
                 self.scheduler.put_off(&task);
-                self.intake.thirsty.push_back(task);
+                self.intake.readings.put_off(task);
                 continue;
             }
             if matches!(&task.work, Work::Read(sealed) if sealed.answer.is_some()) {
                 // It does not run: only what follows its answer is to be read.
-                self.read(task);
+                self.intake.readings.begin(task, self.policy.reader.clone());
                 continue;
             }
             let now = self.worker.options.clock.now();
@@ -47,8 +48,8 @@ impl SessionLoop<'_> {
                     match &mut task.work {
                         Work::Read(sealed) => {
                             // What follows it stands in the body.
-                            sealed.answer = Some(answer);
-                            self.read(task);
+                            sealed.answer = Some(Known::new(answer, &self.worker.budget));
+                            self.intake.readings.begin(task, self.policy.reader.clone());
                         }
                         _ => self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer)),
                     }
@@ -87,7 +88,7 @@ impl SessionLoop<'_> {
                 Work::Run(command) => self.begin(task, command),
                 work => {
                     task.work = work;
-                    self.read(task);
+                    self.intake.readings.begin(task, self.policy.reader.clone());
                 }
             }
         }

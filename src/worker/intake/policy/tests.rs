@@ -17,14 +17,14 @@ mod keys;
 mod siblings;
 mod stale;
 
-struct Table {
-    policy: Policy,
-    journal: Journal,
+pub(in crate::worker::intake) struct Table {
+    pub(in crate::worker::intake) policy: Policy,
+    pub(in crate::worker::intake) journal: Journal,
     _folder: tempfile::TempDir,
 }
 
 impl Table {
-    fn new() -> Self {
+    pub(in crate::worker::intake) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = WorkerOptions {
             node: "w@h".into(),
@@ -75,7 +75,7 @@ impl Table {
         }
     }
 
-    fn ready(&mut self, message: Message, redelivered: bool) -> ReadyTask {
+    pub(in crate::worker::intake) fn ready(&mut self, message: Message, redelivered: bool) -> ReadyTask {
         match self.decide(message, redelivered) {
             Decision::Run(task) => *task,
             other => panic!("not a job: {other:?}"),
@@ -83,14 +83,14 @@ impl Table {
     }
 
     /// Notes a run of this message and its answer as another session or worker does.
-    fn run(&mut self, message: &Message, answer: &Answer) {
+    pub(in crate::worker::intake) fn run(&mut self, message: &Message, answer: &Answer) {
         let identity = Identity::of(message, false);
         self.journal.started(&identity, false);
         self.journal.finished(identity.digest, &answer.write().unwrap());
     }
 
     /// Composes the answer of a task that ended at once.
-    fn answer(&self, task: &ReadyTask, result: Result<String, Exception>) -> Answer {
+    pub(in crate::worker::intake) fn answer(&self, task: &ReadyTask, result: Result<String, Exception>) -> Answer {
         self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::ZERO)
     }
 
@@ -152,11 +152,11 @@ fn routed() -> Result<Confirmation, PublishError> {
 }
 
 /// Everything a pending acknowledgement publishes, in order, its event included.
-fn flatten(pending: PendingAck) -> Vec<Publication> {
+pub(in crate::worker::intake) fn flatten(pending: PendingAck) -> Vec<Publication> {
     Post::of(pending).flatten()
 }
 
-fn task_message(name: &str, body: &Value) -> Message {
+pub(in crate::worker::intake) fn task_message(name: &str, body: &Value) -> Message {
     let headers = [("task", name), ("id", "id-1")];
     Message {
         headers: headers.into_iter().map(|(key, value)| (key.to_owned(), Field::from(value))).collect::<Headers>(),
@@ -171,7 +171,7 @@ fn task_message(name: &str, body: &Value) -> Message {
     }
 }
 
-fn store() -> Message {
+pub(in crate::worker::intake) fn store() -> Message {
     task_message("filestorage.store", &json!([["k", "v"], {}, {}]))
 }
 
@@ -179,7 +179,7 @@ fn body(publication: &Publication) -> Value {
     serde_json::from_slice(&publication.message.body).unwrap()
 }
 
-fn routes(publications: &[Publication]) -> Vec<&str> {
+pub(in crate::worker::intake) fn routes(publications: &[Publication]) -> Vec<&str> {
     publications.iter().map(|publication| publication.address.routing_key.as_str()).collect()
 }
 

@@ -1,0 +1,257 @@
+//! Admission by bytes: what is taken in, what it counts for, and what waits for it.
+//!
+//! One budget (`max_in_flight_bytes`) counts every byte of a command: the body that waits, the values that are made of it, and all
+//! that is composed for its end, until the broker has confirmed that.
+
+use std::collections::{HashMap, VecDeque};
+
+use jiff::Timestamp;
+
+use crate::broker::Delivery;
+use crate::celery::body;
+use crate::celery::message::Message;
+use crate::celery::request::Unreadable;
+use crate::commands::{Budget, Held, Keys, Spool};
+use crate::telemetry::CommandOutcome;
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
+use crate::worker::delivery::role::Role;
+use crate::worker::events::Event;
+use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
+use crate::worker::intake::reader::{Opened, SMALL, Size};
+use crate::worker::intake::reading::Readings;
+use crate::worker::intake::sealed::{Known, Sealed, Store};
+use crate::worker::journal::{Digest, Journal};
+
+/// Bytes a small message may take however little is left of the budget: nothing small waits for something large.
+const TRIFLE: u64 = 16 * 1024;
+/// Bytes that a key takes in memory and in the schedule beside its text, about.
+const KEY: u64 = 128;
+
+/// Takes deliveries in, in the order they came: small messages are read at once, large ones when their turn comes.
+#[derive(Debug)]
+pub(in crate::worker) struct Intake {
+    store: Store,
+    budget: Budget,
+    /// For each queue, the message that must be looked into first, and what came behind it.
+    lines: HashMap<String, Line>,
+    pub(in crate::worker) readings: Readings,
+}
+
+/// What waits in a queue's line.
+#[derive(Debug)]
+struct Line {
+    /// What counts for the message that is looked into.
+    first: Option<Held>,
+    behind: VecDeque<Kept>,
+}
+
+/// A delivery in a line.
+#[derive(Debug)]
+struct Kept {
+    delivery: Delivery,
+    _held: Held,
+}
+
+/// What is done next with a delivery.
+#[derive(Debug)]
+pub(in crate::worker) enum Next {
+    /// It is scheduled.
+    Schedule(Box<ReadyTask>),
+    /// It has ended already.
+    Ended(Box<PendingAck>, CommandOutcome),
+    /// It waits in the broker until its eta, and comes back to this queue.
+    Park(Box<PendingAck>, Box<Message>, String, Timestamp),
+    /// Its keys are searched for: [`Intake::was_found`].
+    Search(Box<Delivery>),
+    /// It is read before anything behind it: [`Intake::was_opened`].
+    Open(Box<Delivery>),
+}
+
+impl Intake {
+    pub(in crate::worker) fn new(budget: &Budget, spool: &Spool) -> Self {
+        let store = Store::new(budget.clone(), spool.clone());
+        Self { store, budget: budget.clone(), lines: HashMap::new(), readings: Readings::new(budget) }
+    }
+
+    /// Tells whether nothing that has begun is being read.
+    pub(in crate::worker) fn is_idle(&self) -> bool {
+        self.readings.is_idle()
+    }
+
+    /// Drops what has not begun.
+    pub(in crate::worker) fn clear(&mut self) {
+        self.lines.clear();
+        self.readings.clear();
+    }
+
+    /// Drops everything and returns what the journal knows those by that have begun.
+    pub(in crate::worker) fn abandon(&mut self) -> Vec<Digest> {
+        self.lines.clear();
+        self.readings.abandon()
+    }
+
+    /// Takes a delivery in; `None` where it waits for others of its queue.
+    pub(in crate::worker) fn receive(
+        &mut self,
+        delivery: Delivery,
+        policy: &Policy,
+        journal: &mut Journal,
+    ) -> Option<Next> {
+        if let Some(line) = self.lines.get_mut(&delivery.origin.queue) {
+            let _held = self.budget.keep(delivery.message.body.len() as u64);
+            line.behind.push_back(Kept { delivery, _held });
+            return None;
+        }
+        self.take_in(delivery, policy, journal)
+    }
+
+    fn take_in(&mut self, delivery: Delivery, policy: &Policy, journal: &mut Journal) -> Option<Next> {
+        let mut size = policy.reader.size(&delivery.message);
+        if let Size::Small(bytes) = size {
+            let held = if bytes <= TRIFLE { Some(self.budget.keep(bytes)) } else { self.budget.try_keep(bytes) };
+            if let Some(held) = held {
+                let opened = policy.reader.open(&delivery.message, &delivery.origin);
+                return self.judge(delivery, opened, held, policy, journal);
+            }
+            let text = body::peek(&delivery.message, SMALL);
+            size = policy.reader.large(&delivery.message, text.as_ref().map(|beginning| &*beginning.text));
+        }
+        match size {
+            Size::Large(keys) => self.seal(delivery, keys, policy, journal),
+            Size::Hidden | Size::Small(_) => Some(Next::Search(self.look_into(delivery))),
+            Size::Old => Some(Next::Open(self.look_into(delivery))),
+        }
+    }
+
+    /// Has others of its queue wait behind a delivery.
+    fn look_into(&mut self, delivery: Delivery) -> Box<Delivery> {
+        let first = Some(self.budget.keep(delivery.message.body.len() as u64));
+        self.lines.insert(delivery.origin.queue.clone(), Line { first, behind: VecDeque::new() });
+        Box::new(delivery)
+    }
+
+    /// Takes in the keys of a message that were searched for: it and what waits behind it goes on. Without keys, what waits does so
+    /// until the message was read.
+    pub(in crate::worker) fn was_found(
+        &mut self,
+        delivery: Delivery,
+        keys: Option<Keys>,
+        policy: &Policy,
+        journal: &mut Journal,
+    ) -> Vec<Next> {
+        let Some(keys) = keys else { return vec![Next::Open(Box::new(delivery))] };
+        let queue = self.looked_into(&delivery);
+        let first = self.seal(delivery, keys, policy, journal);
+        self.advance(&queue, first, policy, journal)
+    }
+
+    /// Takes in a message that told nothing before it was read; what waits behind it goes on.
+    pub(in crate::worker) fn was_opened(
+        &mut self,
+        delivery: Delivery,
+        opened: Result<Opened, Unreadable>,
+        held: Held,
+        policy: &Policy,
+        journal: &mut Journal,
+    ) -> Vec<Next> {
+        let queue = self.looked_into(&delivery);
+        let first = self.judge(delivery, opened, held, policy, journal);
+        self.advance(&queue, first, policy, journal)
+    }
+
+    /// Has a delivery that was looked into count by what becomes of it, and returns its queue.
+    fn looked_into(&mut self, delivery: &Delivery) -> String {
+        let queue = &delivery.origin.queue;
+        drop(self.lines.get_mut(queue).and_then(|line| line.first.take()));
+        queue.clone()
+    }
+
+    fn advance(&mut self, queue: &str, first: Option<Next>, policy: &Policy, journal: &mut Journal) -> Vec<Next> {
+        let mut all: Vec<Next> = first.into_iter().collect();
+        let mut behind = self.lines.remove(queue).map(|line| line.behind).unwrap_or_default();
+        while let Some(delivery) = behind.pop_front().map(|kept| kept.delivery) {
+            all.extend(self.take_in(delivery, policy, journal));
+            if let Some(line) = self.lines.get_mut(queue) {
+                line.behind.append(&mut behind);
+            }
+        }
+        all
+    }
+
+    /// Decides about a message that was read.
+    fn judge(
+        &self,
+        delivery: Delivery,
+        opened: Result<Opened, Unreadable>,
+        held: Held,
+        policy: &Policy,
+        journal: &mut Journal,
+    ) -> Option<Next> {
+        match policy.judge(delivery, opened, journal) {
+            Decision::Run(mut task) => {
+                task.note_size(held.bytes());
+                task.held = Some(held);
+                Some(Next::Schedule(task))
+            }
+            other => self.ended(other, policy),
+        }
+    }
+
+    /// Decides about a message that is read when its turn comes, and puts its body where it waits.
+    fn seal(&self, delivery: Delivery, keys: Keys, policy: &Policy, journal: &mut Journal) -> Option<Next> {
+        let outline = policy.reader.outline(&delivery.message)?;
+        match policy.judge(delivery, outline, journal) {
+            Decision::Seal(mut task, message, origin, answer, inflow) => {
+                let length = message.body.len() as u64;
+                let mut message = *message;
+                let wire = self.store.keep(&mut message, inflow);
+                let answer = answer.map(|answer| Known::new(answer, &self.budget));
+                let _keys = self.weigh(&keys);
+                task.note_size(if body::is_compressed(&message) { u64::MAX } else { length });
+                task.keys = keys;
+                task.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer, _keys }));
+                Some(Next::Schedule(task))
+            }
+            other => self.ended(other, policy),
+        }
+    }
+
+    fn ended(&self, decision: Decision, policy: &Policy) -> Option<Next> {
+        match decision {
+            Decision::Ended(pending, outcome) => Some(Next::Ended(pending, outcome)),
+            Decision::Park(context, message, origin, eta, inflow) => {
+                let mut pending = policy.parked(*context);
+                let bytes = self.budget.keep(message.body.len() as u64);
+                pending.weights.extend([Weight::Held { bytes }, Weight::Read { _bytes: inflow }]);
+                Some(Next::Park(Box::new(pending), message, origin.queue, eta))
+            }
+            // What was read runs, and what was not is sealed.
+            Decision::Run(_) | Decision::Seal(..) => None,
+        }
+    }
+
+    /// Counts the keys of a message that is not read: a list of them may be long.
+    fn weigh(&self, keys: &Keys) -> Option<Held> {
+        let bytes = keys.iter().map(|used| used.key.as_str().len() as u64 + KEY).sum();
+        matches!(keys, Keys::Several(_)).then(|| self.budget.keep(bytes))
+    }
+
+    /// Counts what was composed for the end of a command, until the broker has confirmed it. What the command holds for its answer
+    /// already counts for its reply.
+    pub(in crate::worker) fn count(&self, pending: &mut PendingAck) {
+        let held = |weight: &Weight| if let Weight::Held { bytes } = weight { bytes.bytes() } else { 0 };
+        let held: u64 = pending.weights.iter().map(held).sum();
+        let (mut reply, mut others) = (0, 0);
+        for (role, publication) in pending.first.iter().chain(&pending.then) {
+            *(if *role == Role::Reply { &mut reply } else { &mut others }) += publication.message.body.len() as u64;
+        }
+        others += pending.events.iter().map(Event::bytes).sum::<u64>();
+        let more = others + u64::saturating_sub(reply, held);
+        if more > 0 {
+            pending.weights.push(Weight::Held { bytes: self.budget.keep(more) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! Large messages whose turn has come: room is reserved for each, then it is read off the loop.
+
+use std::collections::VecDeque;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+
+use crate::celery::message::{Message, Origin};
+use crate::commands::{Budget, Command, Held, Keys};
+use crate::telemetry::CommandOutcome;
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
+use crate::worker::execution::scheduler::{Schedulable as _, Share};
+use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
+use crate::worker::intake::reader::{Reader, Reading};
+use crate::worker::intake::sealed::{Known, Restored, Sealed};
+use crate::worker::journal::Digest;
+
+/// The tasks whose message is read, or waits for the room to be read.
+///
+/// A message is read in two steps, because only its text tells how much its values take: the room for the text is reserved before
+/// the task keeps a permit, the room for the values once the text is there.
+#[derive(Debug)]
+pub(in crate::worker) struct Readings {
+    budget: Budget,
+    /// Tasks whose turn came before there was room to read them; without a permit, their keys stay taken.
+    thirsty: VecDeque<ReadyTask>,
+    /// Tasks being read.
+    under_way: FuturesUnordered<BoxFuture<'static, Result<Part, String>>>,
+    /// Tasks whose text is there and for whose values there is no room yet.
+    short: VecDeque<Part>,
+    /// What the journal knows those by that it was told of; two equal messages may be read at once.
+    entries: Vec<Digest>,
+}
+
+/// A task that is being read.
+#[derive(Debug)]
+pub(in crate::worker) struct Part {
+    task: ReadyTask,
+    message: Message,
+    origin: Origin,
+    answer: Option<Known>,
+    held: Held,
+    /// What counts for the body.
+    body: Option<Restored>,
+    reading: Option<Reading>,
+}
+
+/// What is done with a task that was read.
+#[derive(Debug)]
+pub(in crate::worker) enum AfterReading {
+    /// It begins; it keeps its permit and its keys.
+    Begin(Box<ReadyTask>, Box<dyn Command>),
+    /// It has ended: its permit and its keys are given back.
+    Ended { pending: Box<PendingAck>, outcome: CommandOutcome, keys: Keys, share: Share, noted: Option<Digest> },
+}
+
+impl Readings {
+    pub(in crate::worker) fn new(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            thirsty: VecDeque::new(),
+            under_way: FuturesUnordered::new(),
+            short: VecDeque::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Tells whether nothing that has begun is being read.
+    pub(in crate::worker) fn is_idle(&self) -> bool {
+        self.under_way.is_empty() && self.short.is_empty()
+    }
+
+    /// Counts the tasks that wait for room without a permit.
+    pub(in crate::worker) fn waiting(&self) -> usize {
+        self.thirsty.len()
+    }
+
+    /// Drops what has not begun.
+    pub(in crate::worker) fn clear(&mut self) {
+        self.thirsty.clear();
+    }
+
+    /// Drops everything and returns what the journal knows those by that have begun.
+    pub(in crate::worker) fn abandon(&mut self) -> Vec<Digest> {
+        self.clear();
+        self.short.clear();
+        self.under_way.clear();
+        std::mem::take(&mut self.entries)
+    }
+
+    /// Reserves what a task takes to be read; `false` when there is no room for it now, or others came before.
+    pub(in crate::worker) fn reserve(&self, task: &mut ReadyTask, reader: &Reader) -> bool {
+        let Work::Read(sealed) = &task.work else { return true };
+        if task.held.is_some() {
+            return true;
+        }
+        let need = need(sealed, reader);
+        if task.is_suspect() {
+            // Nothing runs beside it. Were it put off, small ones would go on without end, and it would never be alone again.
+            task.held = Some(self.budget.take(need));
+            return true;
+        }
+        if !self.thirsty.is_empty() || !self.short.is_empty() {
+            return false;
+        }
+        task.held = self.budget.try_use(need);
+        task.held.is_some()
+    }
+
+    /// Takes in a task for which there was no room. It has no permit.
+    pub(in crate::worker) fn put_off(&mut self, task: ReadyTask) {
+        self.thirsty.push_back(task);
+    }
+
+    /// Goes on with what waited for room, and returns the tasks that are to be scheduled again. `is_idle`: no command runs.
+    pub(in crate::worker) fn go_on(
+        &mut self,
+        reader: &Reader,
+        is_idle: bool,
+        may_run: impl Fn(&ReadyTask) -> bool,
+    ) -> Vec<ReadyTask> {
+        let mut admitted = Vec::new();
+        while let Some(mut part) = self.short.pop_front() {
+            let Some(Reading::Short(_, need)) = &part.reading else { continue };
+            // When all others wait as well, one of them has to go on: nothing is read, and what runs, if anything, waits for room.
+            let is_stuck = is_idle || self.budget.has_line();
+            if !part.held.try_grow(*need) {
+                if !is_stuck || !self.under_way.is_empty() {
+                    self.short.push_front(part);
+                    break;
+                }
+                part.held.grow(*need);
+            }
+            self.read_on(part, reader.clone());
+        }
+        // What was let in earlier comes first: it holds a part of the room already.
+        while self.short.is_empty()
+            && let Some(task) = self.thirsty.front()
+            && let Work::Read(sealed) = &task.work
+            && may_run(task)
+            && let Some(held) = self.budget.try_use(need(sealed, reader))
+            && let Some(mut task) = self.thirsty.pop_front()
+        {
+            task.held = Some(held);
+            admitted.push(task);
+        }
+        admitted
+    }
+
+    /// Reads a task whose turn it is, within what was reserved; it keeps its permit and its keys.
+    pub(in crate::worker) fn begin(&mut self, mut task: ReadyTask, reader: Reader) {
+        let (Work::Read(sealed), Some(held)) = (std::mem::replace(&mut task.work, Work::Reading), task.held.take())
+        else {
+            return;
+        };
+        let Sealed { mut message, origin, wire, length, answer, .. } = *sealed;
+        if answer.is_none() {
+            self.entries.push(task.context.identity.digest);
+        }
+        self.under_way.push(Box::pin(async move {
+            let body = wire.settled().await?;
+            let mut held = held;
+            let reading = tokio::task::spawn_blocking(move || {
+                let body = body.restore(&mut message, length)?;
+                let reading = reader.read_within(&message, &origin, None, &mut held);
+                Ok::<_, String>((message, origin, held, body, reading))
+            });
+            let (message, origin, held, body, reading) =
+                reading.await.map_err(|error| format!("reading a message: {error}"))??;
+            Ok::<_, String>(Part { task, message, origin, answer, held, body: Some(body), reading: Some(reading) })
+        }));
+    }
+
+    fn read_on(&mut self, part: Part, reader: Reader) {
+        self.under_way.push(Box::pin(async move {
+            let Part { task, message, origin, answer, mut held, body, reading } = part;
+            let text = if let Some(Reading::Short(text, _)) = reading { text } else { None };
+            let reading = tokio::task::spawn_blocking(move || {
+                let reading = reader.read_within(&message, &origin, text, &mut held);
+                (message, origin, held, reading)
+            });
+            let (message, origin, held, reading) =
+                reading.await.map_err(|error| format!("reading a message: {error}"))?;
+            Ok::<_, String>(Part { task, message, origin, answer, held, body, reading: Some(reading) })
+        }));
+    }
+
+    /// Waits for the next part that was read; `None` while nothing is being read. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// What waits for its turn cannot be read back: the session is lost with it.
+    pub(in crate::worker) async fn next(&mut self) -> Option<Result<Part, String>> {
+        self.under_way.next().await
+    }
+
+    /// Decides what is done with a task that was read; `None` where its values wait for room.
+    pub(in crate::worker) fn was_read(&mut self, mut part: Part, policy: &Policy) -> Option<AfterReading> {
+        let opened = match part.reading.take() {
+            Some(Reading::Done(opened)) => *opened,
+            reading => {
+                self.short.push_back(Part { reading, ..part });
+                return None;
+            }
+        };
+        let Part { task, message, origin, answer, mut held, body, .. } = part;
+        let (keys, share, entry) = (task.keys.clone(), task.share, task.context.identity.digest);
+        let was_noted = answer.is_none();
+        if let Some(place) = self.entries.iter().position(|noted| was_noted && *noted == entry) {
+            self.entries.swap_remove(place);
+        }
+        match policy.unseal(task, opened, &message, &origin, answer.as_ref().map(Known::answer)) {
+            Decision::Run(mut task) => {
+                drop(body);
+                if !task.writes {
+                    // A read waits for room for its answer: what its question takes is no work that others have to wait for.
+                    let bytes = held.bytes();
+                    held.end_work(bytes);
+                }
+                task.held = Some(held);
+                let Work::Run(command) = std::mem::replace(&mut task.work, Work::Reading) else { return None };
+                Some(AfterReading::Begin(task, command))
+            }
+            Decision::Ended(mut pending, outcome) => {
+                pending.weights.push(Weight::Held { bytes: held });
+                Some(AfterReading::Ended { pending, outcome, keys, share, noted: was_noted.then_some(entry) })
+            }
+            // Whether it is parked or sealed was decided before.
+            Decision::Park(..) | Decision::Seal(..) => None,
+        }
+    }
+}
+
+/// Returns how many bytes must be reserved before a message is read.
+fn need(sealed: &Sealed, reader: &Reader) -> u64 {
+    let back = if sealed.wire.is_spooled() { sealed.length } else { 0 };
+    back + reader.need(&sealed.message, sealed.length)
+}
