@@ -64,6 +64,19 @@ pub struct ParkedDelivery {
 #[must_use = "a publication that is not acknowledged comes back again"]
 pub struct ParkedToken(u64);
 
+impl ParkedToken {
+    /// Makes the token of a publication: its number on its channel.
+    pub const fn new(tag: u64) -> Self {
+        Self(tag)
+    }
+
+    /// Returns the number of the publication on its channel.
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
+        self.0
+    }
+}
+
 impl Parking {
     pub(super) fn new(link: &Arc<Link>) -> Self {
         Self { link: Arc::clone(link) }

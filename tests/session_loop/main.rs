@@ -8,6 +8,7 @@ mod model;
 mod random;
 mod reactions;
 mod scripted;
+mod sequential;
 mod settlement;
 mod simulation;
 mod site;

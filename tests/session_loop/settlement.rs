@@ -12,7 +12,7 @@ use crate::work;
 
 /// Returns the place of the first arrival at a queue.
 fn arrival(site: &Site, queue: &str) -> usize {
-    site.broker.change(|model| model.arrivals.iter().position(|(_, at, _)| at == queue)).unwrap()
+    site.broker.change(|model| model.arrivals.iter().position(|arrival| arrival.queue == queue)).unwrap()
 }
 
 #[test]
@@ -157,8 +157,7 @@ fn an_answer_that_is_refused_for_its_size_becomes_a_failure() {
         site.broker.change(|model| model.queue("small").mood = Mood::Refuses(406, words.to_owned()));
         site.send(&write("a", "k").replying_to(Some("small")).message());
         site.acknowledged("a").await;
-        let sizes = site.broker.change(|model| model.arrivals.iter().filter(|(_, at, _)| at == "small").count());
-        assert_eq!(sizes, 2, "the answer, and the failure in its place\n{}", site.trace());
+        assert_eq!(site.arrivals("small").len(), 2, "the answer, and the failure in its place\n{}", site.trace());
     });
 }
 

@@ -17,21 +17,31 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::model::Model;
+use crate::model::{Arrival, Model};
 use crate::scripted::Scripted;
+use crate::sequential::Sequential;
 use crate::work;
 
 /// The queue of commands.
 pub(crate) const WORK: &str = "work";
 /// The queue of answers.
 pub(crate) const REPLIES: &str = "replies";
+/// Bytes of a body up to which it is read at once.
+const LARGE: usize = 64 * 1024;
+/// The name of the worker.
+pub(crate) const NODE: &str = "filestorage@test";
 /// The time at which every run begins.
 pub(crate) const START: i64 = 1_800_000_000;
 
 /// Runs a test with a clock that stands still whenever something runs.
 pub(crate) fn with_paused_clock<T>(test: impl Future<Output = T>) -> T {
     work::forget();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
     runtime.block_on(test)
 }
 
@@ -51,20 +61,20 @@ pub(crate) struct Site {
     stop: watch::Sender<Stop>,
     worker: Option<JoinHandle<Result<Departure, worker::WorkerError>>>,
     /// Holds the journal, and is removed with the site.
-    _folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
 }
 
 impl Site {
     /// Makes a broker with its queues, and a worker that does not run yet.
     pub(crate) fn new(seed: u64) -> Self {
         let folder = folder();
-        let broker = Scripted::new(seed);
+        let broker = Scripted::new(seed).of(NODE);
         broker.change(|model| {
             model.queue(WORK);
             model.queue(REPLIES);
         });
         let options = WorkerOptions {
-            node: "filestorage@test".to_owned(),
+            node: NODE.to_owned(),
             commands: work::TABLE,
             queues: vec![WORK.to_owned()],
             default_queue: WORK.to_owned(),
@@ -72,7 +82,7 @@ impl Site {
             concurrency: 8,
             prefetch_multiplier: 4,
             accept_content: vec!["json".to_owned()],
-            results: Arc::new(Rpc::new("filestorage@test", true)),
+            results: Arc::new(Rpc::new(NODE, true)),
             result_extended: false,
             track_started: false,
             time_limit: None,
@@ -100,8 +110,36 @@ impl Site {
             engine: Engine::new(Arc::new(Memory::new()), BackendKind::Local),
             stop: watch::Sender::new(Stop::No),
             worker: None,
-            _folder: folder,
+            folder: Arc::new(folder),
         }
+    }
+
+    /// Makes a second worker on the same broker, store and folder, which does not run yet.
+    pub(crate) fn sibling(&self, node: &str) -> Self {
+        let options = WorkerOptions {
+            node: node.to_owned(),
+            results: Arc::new(Rpc::new(node, true)),
+            announcer: Announcer::new("store".to_owned()),
+            ..self.options.clone()
+        };
+        Self {
+            broker: self.broker.of(node),
+            options,
+            readiness: Readiness::new(&[Component::Broker]),
+            metrics: Metrics::new(),
+            engine: self.engine.clone(),
+            stop: watch::Sender::new(Stop::No),
+            worker: None,
+            folder: Arc::clone(&self.folder),
+        }
+    }
+
+    /// Makes a site whose worker runs, and has no right to the queues of parked publications.
+    pub(crate) fn started_without_parking() -> Self {
+        let mut site = Self::new(1);
+        site.broker.change(Model::forbid_parking);
+        site.start();
+        site
     }
 
     /// Makes a site whose worker runs.
@@ -116,8 +154,13 @@ impl Site {
         self.stop = watch::Sender::new(Stop::No);
         let (options, broker, engine) = (self.options.clone(), self.broker.clone(), self.engine.clone());
         let (metrics, readiness, stop) = (self.metrics.clone(), self.readiness.clone(), self.stop.subscribe());
-        self.worker =
-            Some(tokio::spawn(async move { worker::run(options, &broker, engine, metrics, readiness, stop).await }));
+        let worker = async move { worker::run(options, &broker, engine, metrics, readiness, stop).await };
+        // The journal is opened, and large messages are read, in a thread.
+        let (broker, node) = (self.broker.clone(), self.options.node.clone());
+        let mut is_first = true;
+        let may_block =
+            move || std::mem::take(&mut is_first) || broker.look(|model| model.holds_more_than(&node, LARGE));
+        self.worker = Some(tokio::spawn(Sequential::new(worker, may_block)));
     }
 
     /// Ends the worker between two instructions, as SIGKILL does.
@@ -126,8 +169,10 @@ impl Site {
         worker.abort();
         assert!(worker.await.unwrap_err().is_cancelled());
         self.broker.change(|model| {
-            model.note("kill");
-            model.live().into_iter().for_each(|number| model.lose(number, "the worker was killed"));
+            model.note(&format!("kill {}", self.options.node));
+            for number in model.live_of(&self.options.node) {
+                model.lose(number, "the worker was killed");
+            }
         });
     }
 
@@ -177,6 +222,11 @@ impl Site {
     /// Returns the states of the answers to a command.
     pub(crate) fn states(&self, id: &str) -> Vec<String> {
         self.answers(id).iter().map(|answer| answer["status"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Returns what arrived at a queue or was to go there, in order.
+    pub(crate) fn arrivals(&self, queue: &str) -> Vec<Arrival> {
+        self.broker.change(|model| model.arrivals.iter().filter(|arrival| arrival.queue == queue).cloned().collect())
     }
 
     pub(crate) fn trace(&self) -> String {

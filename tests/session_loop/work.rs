@@ -47,13 +47,14 @@ pub(crate) static TABLE: CommandTable = CommandTable(&[&WRITE, &READ]);
 const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Orders the calls.");
 const NUMBER: Parameter = Parameter::new("number", ParameterKind::Count, "Tells the calls of a key apart.");
 const MS: Parameter = Parameter::new("ms", ParameterKind::Count, "How long the call runs.");
+const PAD: Parameter = Parameter::new("pad", ParameterKind::Text, "Makes the message large.");
 const END: Parameter = Parameter::new("end", ParameterKind::Text, "How it ends: fails or panics.");
 
 const fn definition(task: &'static str, function: &'static str, parse: Parse) -> Definition {
     Definition {
         task,
         operation: Some(function),
-        signature: CallSignature { function, required: &[KEY, NUMBER], optional: &[], keyword_only: &[MS, END] },
+        signature: CallSignature { function, required: &[KEY, NUMBER], optional: &[], keyword_only: &[MS, END, PAD] },
         less: "less",
         walks: false,
         result: || serde_json::Value::Null,
@@ -63,13 +64,14 @@ const fn definition(task: &'static str, function: &'static str, parse: Parse) ->
 
 type Parse = fn(Arguments) -> Result<Box<dyn Command>, CommandError>;
 
-/// `test.write(key, number, *, ms, end)` takes effect once, after `ms` milliseconds.
+/// `test.write(key, number, *, ms, end, pad)` takes effect once, after `ms` milliseconds.
 static WRITE: Definition = definition("test.write", "write", |arguments| call(arguments, KeyUse::write));
-/// `test.read(key, number, *, ms, end)` has no effect.
+/// `test.read(key, number, *, ms, end, pad)` has no effect.
 static READ: Definition = definition("test.read", "read", |arguments| call(arguments, KeyUse::read));
 
 fn call(mut arguments: Arguments, used: fn(Key) -> KeyUse) -> Result<Box<dyn Command>, CommandError> {
     let key = Key::parse(&arguments.text("key")?).map_err(|error| CommandError::value_error(error.to_string()))?;
+    drop(arguments.optional_text("pad")?);
     Ok(Box::new(Call {
         key: [used(key)],
         number: arguments.optional_count("number")?.unwrap_or_default(),
