@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod model;
+mod parking;
 mod random;
 mod reactions;
 mod scripted;
+mod sent;
 mod sequential;
 mod settlement;
 mod simulation;

@@ -6,7 +6,8 @@ use filestorage::broker::METRICS_QUEUE;
 use filestorage::worker::{Departure, Stop};
 
 use crate::model::{Door, Model, Mood};
-use crate::site::{Site, WORK, after_start, is_acknowledged, read, with_paused_clock, write};
+use crate::sent::{after_start, read, write};
+use crate::site::{Site, WORK, is_acknowledged, with_paused_clock};
 use crate::work;
 
 /// A second queue of commands.

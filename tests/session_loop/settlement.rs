@@ -7,7 +7,8 @@ use filestorage::celery::message::Message;
 use filestorage::worker::{Departure, Stop};
 
 use crate::model::Mood;
-use crate::site::{REPLIES, START, Sent, Site, after_start, is_acknowledged, read, with_paused_clock, write};
+use crate::sent::{Sent, after_start, read, write};
+use crate::site::{REPLIES, START, Site, is_acknowledged, with_paused_clock};
 use crate::work;
 
 /// Returns the place of the first arrival at a queue.

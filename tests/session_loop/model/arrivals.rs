@@ -60,7 +60,7 @@ impl Model {
             let mut message = message.clone();
             message.headers.set("x-first-death-queue", name.as_str().into());
             let queue = address.routing_key.clone();
-            self.waiting.push((Duration::from_millis(step.parse().unwrap()), Waiting::Delay(queue, message)));
+            self.waiting.push((Duration::from_millis(step.parse().unwrap()), Waiting::Delay(queue, Box::new(message))));
             return Verdict::Routed;
         }
         let stored = self.stored(address, message);

@@ -34,7 +34,7 @@ pub(crate) enum Waiting {
     /// A message in this queue has waited for its time.
     Expiry(String),
     /// A message goes to this queue.
-    Delay(String, Message),
+    Delay(String, Box<Message>),
 }
 
 /// All of the broker's state.

@@ -3,7 +3,7 @@
 use filestorage::celery::message::Message;
 
 use crate::random::Random;
-use crate::site::{Sent, after_start, read, write};
+use crate::sent::{Sent, after_start, read, write};
 
 /// How long commands are sent and faults go on, in milliseconds.
 pub(super) const FAULTS: u64 = 60_000;

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::commands::{Expected, NEXT};
 use crate::model::{Model, Verdict, commands_of};
-use crate::site::{REPLIES, Site, WORK, is_acknowledged, write};
+use crate::sent::write;
+use crate::site::{REPLIES, Site, WORK, is_acknowledged};
 use crate::work;
 
 /// How long an answer is tried at least before it is given up.
