@@ -144,7 +144,7 @@ fn without_parking_commands_keep_their_slots_and_readyz_says_so() {
 #[test]
 fn what_does_not_fit_into_the_steps_keeps_its_slot() {
     with_paused_clock(async {
-        let site = with_a_full_queue(|site| site.options.parked_max_bytes = 2000);
+        let site = with_a_full_queue(|site| site.options.parked_max_bytes = 800);
         tokio::time::sleep(Duration::from_secs(300)).await;
         let acknowledged = site.broker.change(|model| model.acknowledged.len());
         assert!((1..SLOTS).contains(&acknowledged), "{acknowledged}\n{}", site.trace());
