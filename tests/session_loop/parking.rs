@@ -142,21 +142,16 @@ fn without_parking_commands_keep_their_slots_and_readyz_says_so() {
 }
 
 #[test]
-fn what_does_not_fit_into_the_steps_keeps_its_slot() {
+fn while_the_first_step_is_full_commands_keep_their_slots() {
     with_paused_clock(async {
-        let site = with_a_full_queue(|site| site.options.parked_max_bytes = 800);
+        let step = Parking::address(0).routing_key;
+        let site = with_a_full_queue(|site| site.broker.change(|model| model.queue(&step).mood = Mood::Full));
         tokio::time::sleep(Duration::from_secs(300)).await;
-        let acknowledged = site.broker.change(|model| model.acknowledged.len());
-        assert!((1..SLOTS).contains(&acknowledged), "{acknowledged}\n{}", site.trace());
-        let (delivery, parking) = (reason(&site, Component::Delivery), reason(&site, Component::Parking));
-        assert!(
-            delivery.starts_with("degraded: ") && delivery.contains("'next' takes nothing"),
-            "{delivery} {parking}"
-        );
-        assert!(
-            delivery.contains("parked_max_bytes") || parking.contains("takes nothing more"),
-            "{delivery} {parking}"
-        );
+        assert!(site.broker.change(|model| model.acknowledged.is_empty()), "{}", site.trace());
+        let reason = reason(&site, Component::Delivery);
+        assert!(reason.starts_with("unready: no slot is left") && reason.contains("'next' takes nothing"), "{reason}");
+        assert!(reason.contains("filestorage.parked.5000: its queue is full (parked_max_bytes)"), "{reason}");
+        site.broker.change(|model| model.queue(&step).mood = Mood::Takes);
         heal(&site).await;
         assert_eq!(work::runs().len(), SLOTS, "each ran once");
     });

@@ -111,8 +111,13 @@ fn an_answer_whose_queue_stays_silent_is_given_up() {
         assert!(!site.broker.change(|model| is_acknowledged(model, "a")), "{}", site.trace());
         site.acknowledged("a").await;
         let tries = site.arrivals("silent").len();
-        assert_eq!(tries, 3, "three in full
-{}", site.trace());
+        assert_eq!(
+            tries,
+            3,
+            "three in full
+{}",
+            site.trace()
+        );
         assert_eq!(work::effects().len(), 1);
     });
 }

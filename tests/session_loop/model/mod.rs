@@ -21,6 +21,9 @@ pub(crate) use names::{commands_of, name_of};
 pub(crate) use queue::{Mood, Queue, Stored};
 pub(crate) use sessions::Client;
 
+/// Bytes that all steps of parking hold where a test makes them, and not the worker.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// Why no session is given.
 #[derive(Clone, Debug)]
 pub(crate) enum Door {
@@ -121,7 +124,8 @@ impl Model {
         Duration::from_millis(self.random.between(least, most))
     }
 
+    /// Returns a queue, which is made where it is missing.
     pub(crate) fn queue(&mut self, name: &str) -> &mut Queue {
-        self.queues.entry(name.to_owned()).or_default()
+        self.queues.entry(name.to_owned()).or_insert_with(|| Self::parking_queue(name, MAX_BYTES))
     }
 }

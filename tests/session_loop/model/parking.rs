@@ -19,7 +19,7 @@ impl Model {
         self.forbidden.extend(Parking::queues());
     }
 
-    /// Returns what a queue of parked publications is made as, where `max_bytes` is the bound of all together.
+    /// Returns what a queue is made as. One of parked publications has a part of the bound, where `max_bytes` is the bound of all together.
     pub(crate) fn parking_queue(name: &str, max_bytes: u64) -> Queue {
         let Some(wait) = name.strip_prefix(PARKED_QUEUE).and_then(|name| name.strip_prefix('.')) else {
             return Queue::default();
