@@ -152,6 +152,18 @@ mod tests {
     }
 
     #[test]
+    fn a_closed_gate_opens_a_little_after_two_seconds() {
+        let gate = Gate::default();
+        let context = Context::from_waker(Waker::noop());
+        gate.arm();
+        gate.note(WINDOW);
+        for (milliseconds, is_open) in [(0, false), (1_900, false), (2_000, true)] {
+            gate.lock().closed = Instant::now().checked_sub(Duration::from_millis(milliseconds));
+            assert_eq!(gate.poll_open(&context).is_ready(), is_open, "{milliseconds}");
+        }
+    }
+
+    #[test]
     fn after_a_pause_a_little_is_read_all_the_same() {
         let gate = Gate::default();
         let context = Context::from_waker(Waker::noop());

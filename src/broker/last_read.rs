@@ -113,6 +113,21 @@ mod tests {
         assert!(last_read.silence() < PAUSE);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_a_minute_after_a_silence_is_not_late() {
+        use tokio::time::advance;
+        for (silence, is_long) in [(5_499, false), (5_500, true)] {
+            let last_read = LastRead::new();
+            advance(Duration::from_millis(silence)).await;
+            last_read.note();
+            let heard = Instant::now();
+            for (later, is_late) in [(0, is_long), (59_999, is_long), (60_000, false)] {
+                let received = heard + Duration::from_millis(later);
+                assert_eq!(last_read.late_since(received).is_some(), is_late, "{silence} {later}");
+            }
+        }
+    }
+
     #[test]
     fn what_comes_around_a_long_silence_is_late_and_what_comes_well_after_is_not() {
         let last_read = LastRead::new();

@@ -142,6 +142,17 @@ mod tests {
     }
 
     #[test]
+    fn a_prefetch_changes_once_a_second() {
+        let mut prefetch = prefetch();
+        (0..8).for_each(|_| prefetch.note(200));
+        assert_eq!(prefetch.change(100_000), Some(4608));
+        for (milliseconds, change) in [(900, None), (1_000, Some(512))] {
+            prefetch.changed = Instant::now().checked_sub(Duration::from_millis(milliseconds));
+            assert_eq!(prefetch.change(0), change, "{milliseconds}");
+        }
+    }
+
+    #[test]
     fn one_that_is_not_bounded_stays() {
         let mut prefetch = Prefetch::new(3);
         (0..100).for_each(|_| prefetch.note(1 << 30));

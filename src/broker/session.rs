@@ -189,3 +189,24 @@ impl Drop for Session {
         self.end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker_url::BrokerUrl;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_url_that_does_not_answer_has_three_seconds() {
+        // It takes connections, and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("amqp://guest:guest@{}", silent.local_addr().unwrap());
+        let options = BrokerOptions {
+            urls: BrokerUrl::parse_all(&format!("{url};{url}")).unwrap(),
+            timeout: Duration::from_secs(10),
+            ..BrokerOptions::default()
+        };
+        let begun = tokio::time::Instant::now();
+        Session::open(&options).await.unwrap_err();
+        assert_eq!(begun.elapsed().as_secs(), 13, "the last one has its time");
+    }
+}

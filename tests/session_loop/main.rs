@@ -4,6 +4,7 @@
 //! these tests know.
 #![allow(clippy::unwrap_used)]
 
+mod constants;
 mod model;
 mod parking;
 mod random;
@@ -14,4 +15,5 @@ mod sequential;
 mod settlement;
 mod simulation;
 mod site;
+mod timing;
 mod work;

@@ -125,7 +125,7 @@ fn what_is_not_taken_again_waits_longer_each_time() {
 }
 
 #[test]
-fn without_parking_commands_keep_their_slots_and_readyz_says_so() {
+fn without_parking_slots_are_kept_and_readyz_says_so() {
     with_paused_clock(async {
         let site = with_a_full_queue(|site| site.broker.change(Model::forbid_parking));
         site.send(&read("other", "k").message());
@@ -158,7 +158,7 @@ fn while_the_first_step_is_full_commands_keep_their_slots() {
 }
 
 #[test]
-fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known_then() {
+fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known() {
     with_paused_clock(async {
         let site = with_a_full_queue(|site| site.broker.change(Model::forbid_parking));
         let began = Instant::now();
@@ -175,7 +175,7 @@ fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known_then() {
 }
 
 #[test]
-fn a_kill_after_the_parking_sends_a_callback_twice_under_one_id() {
+fn a_kill_after_parking_sends_a_callback_twice_under_one_id() {
     with_paused_clock(async {
         let mut site = Site::new(1);
         site.broker.change(|model| {

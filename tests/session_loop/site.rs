@@ -9,7 +9,7 @@ use filestorage::celery::message::Message;
 use filestorage::commands::{Engine, Spool};
 use filestorage::provider::BackendKind;
 use filestorage::results::Rpc;
-use filestorage::storage::Memory;
+use filestorage::storage::{Cache, CacheOptions, Memory};
 use filestorage::telemetry::{Component, Metrics, Readiness};
 use filestorage::worker::{self, Announcer, Departure, Stop, WallClock, WorkerOptions};
 use jiff::Timestamp;
@@ -147,6 +147,12 @@ impl Site {
         let mut site = Self::new(1);
         site.start();
         site
+    }
+
+    /// Gives the worker a cache.
+    pub(crate) fn cache(&mut self) {
+        let options = CacheOptions { bytes: 1 << 20, ttl: Duration::from_secs(60) };
+        self.engine = self.engine.clone().with_cache(Some(Cache::new(options, self.metrics.clone())));
     }
 
     /// Starts the worker, again after it ended.

@@ -47,6 +47,7 @@ pub(crate) static TABLE: CommandTable = CommandTable(&[&WRITE, &READ]);
 const KEY: Parameter = Parameter::new("key", ParameterKind::Key, "Orders the calls.");
 const NUMBER: Parameter = Parameter::new("number", ParameterKind::Count, "Tells the calls of a key apart.");
 const MS: Parameter = Parameter::new("ms", ParameterKind::Count, "How long the call runs.");
+const AFTER: Parameter = Parameter::new("after", ParameterKind::Count, "How long it runs after its effect.");
 const PAD: Parameter = Parameter::new("pad", ParameterKind::Text, "Makes the message large.");
 const END: Parameter = Parameter::new("end", ParameterKind::Text, "How it ends: fails or panics.");
 
@@ -54,7 +55,12 @@ const fn definition(task: &'static str, function: &'static str, parse: Parse) ->
     Definition {
         task,
         operation: Some(function),
-        signature: CallSignature { function, required: &[KEY, NUMBER], optional: &[], keyword_only: &[MS, END, PAD] },
+        signature: CallSignature {
+            function,
+            required: &[KEY, NUMBER],
+            optional: &[],
+            keyword_only: &[MS, AFTER, END, PAD],
+        },
         less: "less",
         walks: false,
         result: || serde_json::Value::Null,
@@ -64,9 +70,9 @@ const fn definition(task: &'static str, function: &'static str, parse: Parse) ->
 
 type Parse = fn(Arguments) -> Result<Box<dyn Command>, CommandError>;
 
-/// `test.write(key, number, *, ms, end, pad)` takes effect once, after `ms` milliseconds.
+/// `test.write(key, number, *, ms, after, end, pad)` takes effect once, after `ms` milliseconds.
 static WRITE: Definition = definition("test.write", "write", |arguments| call(arguments, KeyUse::write));
-/// `test.read(key, number, *, ms, end, pad)` has no effect.
+/// `test.read(key, number, *, ms, after, end, pad)` has no effect.
 static READ: Definition = definition("test.read", "read", |arguments| call(arguments, KeyUse::read));
 
 fn call(mut arguments: Arguments, used: fn(Key) -> KeyUse) -> Result<Box<dyn Command>, CommandError> {
@@ -76,6 +82,7 @@ fn call(mut arguments: Arguments, used: fn(Key) -> KeyUse) -> Result<Box<dyn Com
         key: [used(key)],
         number: arguments.optional_count("number")?.unwrap_or_default(),
         pause: Duration::from_millis(arguments.optional_count("ms")?.unwrap_or_default()),
+        after: Duration::from_millis(arguments.optional_count("after")?.unwrap_or_default()),
         end: arguments.optional_text("end")?,
     }))
 }
@@ -85,6 +92,7 @@ struct Call {
     key: [KeyUse; 1],
     number: u64,
     pause: Duration,
+    after: Duration,
     end: Option<String>,
 }
 
@@ -114,6 +122,7 @@ impl Command for Call {
                 return ended(Err(CommandError::value_error("abandoned")));
             }
             EFFECTS.with_borrow_mut(|effects| effects.push(effect));
+            tokio::time::sleep(self.after).await;
         }
         ended(Ok(format!("{number}")))
     }

@@ -297,7 +297,12 @@ mod tests {
         let announcer = announcer();
         announcer.begin_session();
         // Ends although nothing is ever confirmed.
-        runtime().block_on(announcer.announce(&key("a")));
+        let waited = runtime().block_on(async {
+            let begun = tokio::time::Instant::now();
+            announcer.announce(&key("a")).await;
+            begun.elapsed()
+        });
+        assert_eq!(waited.as_secs(), 45);
         assert!(announcer.has_pending());
     }
 

@@ -206,6 +206,23 @@ mod tests {
         assert_eq!((fresh.origin, again.origin), (Origin::Once, Origin::Again { since: None }));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_view_of_siblings_is_twenty_milliseconds_old_at_most() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Journal::open(folder.path(), "w@h", 1 << 20, crate::worker::WallClock::default()).unwrap();
+        let (mut journal, mut sibling, mut history) = (open(), open(), History::new(false));
+        let since = Some(Timestamp::now());
+        drop(asked(&mut journal, &mut history, None, 3));
+        drop(asked(&mut journal, &mut history, since, 3));
+        sibling.started(&Identity::of(&crate::celery::message::Message::default(), false), false);
+        sibling.commit().unwrap();
+        for (milliseconds, is_seen) in [(19, false), (1, true)] {
+            tokio::time::advance(Duration::from_millis(milliseconds)).await;
+            drop(asked(&mut journal, &mut history, since, 3));
+            assert_eq!(history.came_again(), is_seen, "{milliseconds}");
+        }
+    }
+
     #[test]
     fn crashes_end_a_delivery_whenever_it_is_asked_about() {
         let folder = tempfile::tempdir().unwrap();

@@ -255,16 +255,17 @@ fn a_dead_writer_s_files_go_once_what_is_needed_of_them_is_written_elsewhere() {
 }
 
 #[test]
-fn what_the_earlier_version_took_over_is_swept_after_its_time() {
+fn what_the_earlier_version_took_over_is_swept_after_an_hour() {
     let folder = tempfile::tempdir().unwrap();
     let (adopted, log) = (folder.path().join("x.adopted"), segment::path(folder.path(), "x", 0));
     fs::write(&adopted, "").unwrap();
     fs::write(&log, "").unwrap();
-    drop(open(folder.path()));
-    assert!(adopted.exists() && log.exists());
-    File::open(&adopted).unwrap().set_modified(std::time::SystemTime::now() - 2 * KEEP_ADOPTED).unwrap();
-    drop(open(folder.path()));
-    assert!(!adopted.exists() && !log.exists());
+    for (minutes, is_kept) in [(0, true), (59, true), (61, false)] {
+        let modified = std::time::SystemTime::now() - Duration::from_secs(minutes * 60);
+        File::open(&adopted).unwrap().set_modified(modified).unwrap();
+        drop(open(folder.path()));
+        assert_eq!((adopted.exists(), log.exists()), (is_kept, is_kept), "{minutes}");
+    }
 }
 
 #[test]

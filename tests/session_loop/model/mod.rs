@@ -29,6 +29,18 @@ const MAX_BYTES: u64 = 1 << 30;
 pub(crate) enum Door {
     Open,
     Unreachable,
+    /// The broker refuses the login.
+    Refuses,
+}
+
+/// What the exchange of announcements does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    Works,
+    /// It confirms nothing.
+    Unconfirmed,
+    /// Nobody is bound to it.
+    Unbound,
 }
 
 /// What happens by itself after a while.
@@ -73,6 +85,9 @@ pub(crate) struct Model {
     pub(crate) doubtful: BTreeSet<String>,
     /// Every publication that reached the broker.
     pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) exchange: Exchange,
+    /// The delay queues cannot be reached.
+    pub(crate) delays_are_down: bool,
     /// Ids of what waits in delay queues.
     pub(crate) delayed: Vec<String>,
     /// What begins to wait.
@@ -104,6 +119,8 @@ impl Model {
             settled: Vec::new(),
             doubtful: BTreeSet::new(),
             arrivals: Vec::new(),
+            exchange: Exchange::Works,
+            delays_are_down: false,
             delayed: Vec::new(),
             waiting: Vec::new(),
             overdue: Vec::new(),

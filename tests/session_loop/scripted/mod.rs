@@ -81,6 +81,7 @@ impl Broker for Scripted {
         let door = self.lock().door.clone();
         match door {
             Door::Open => {}
+            Door::Refuses => return Err(Error::new(ErrorKind::Login, "no such user")),
             Door::Unreachable => return Err(Error::new(ErrorKind::Unreachable, "nobody answers")),
         }
         let number = self.change(|model| model.connect(&self.node));

@@ -9,7 +9,7 @@ use filestorage::broker::{
     self, Announcements, BrokerSession, ConsumeError, Consumer, DEAD_QUEUE, Error, ErrorKind, Look, METRICS_QUEUE,
     PARKED_QUEUE, ParkedSource, Parking, Presence, PublishError, QueueSpec, State,
 };
-use filestorage::celery::message::Address;
+use filestorage::celery::message::{Address, Message, Publication};
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::Scripted;
 use super::announcements::Listener;
 use super::consumer::ScriptedConsumer;
 use super::parked::ScriptedParked;
-use crate::model::{Model, Mood, Queue};
+use crate::model::{Exchange, Model, Mood, Queue};
 
 /// How long the session waits for any answer but a confirm.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -170,7 +170,9 @@ impl BrokerSession for ScriptedSession {
 
     async fn try_consumer(&self, queue: &str) -> broker::Result<()> {
         self.answer().await?;
-        if self.broker.lock().stalled.contains(queue) {
+        let mut model = self.broker.lock();
+        model.note(&format!("try {queue}"));
+        if model.stalled.contains(queue) {
             return Err(Error::new(ErrorKind::Down, "it gives no consumer"));
         }
         Ok(())
@@ -207,7 +209,8 @@ impl BrokerSession for ScriptedSession {
 
     async fn look(&self, queue: &str) -> broker::Result<Look> {
         self.answer().await?;
-        let model = self.broker.lock();
+        let mut model = self.broker.lock();
+        model.note(&format!("look {queue}"));
         Ok(match model.queues.get(queue) {
             None => Look::Missing,
             Some(found) if found.mood == Mood::Down => Look::Down("its node is down".to_owned()),
@@ -235,7 +238,12 @@ impl BrokerSession for ScriptedSession {
         let steps = (0..=24).map(|doublings| 100_u64 << doublings);
         let step = steps.take_while(|step| Duration::from_millis(*step) <= remaining).last().unwrap_or(100);
         let exchange = format!("filestorage.delay.{step}");
-        if self.broker.lock().forbidden.contains(&exchange) {
+        let mut model = self.broker.lock();
+        model.note(&format!("delay {queue}"));
+        if model.delays_are_down {
+            return Err(Error::new(ErrorKind::Down, "its node is down"));
+        }
+        if model.forbidden.contains(&exchange) {
             return Err(Error::new(ErrorKind::Denied, "no right to make it"));
         }
         Ok(Address { exchange, routing_key: queue.to_owned() })
@@ -248,7 +256,9 @@ impl BrokerSession for ScriptedSession {
 
     async fn ensure_fanout(&self) -> broker::Result<Presence> {
         self.answer().await?;
-        let is_forbidden = self.broker.lock().forbidden.contains(broker::INVALIDATIONS_EXCHANGE);
+        let mut model = self.broker.lock();
+        model.note(&format!("fanout {}", self.number));
+        let is_forbidden = model.forbidden.contains(broker::INVALIDATIONS_EXCHANGE);
         Ok(if is_forbidden { Presence::Denied("no right".to_owned()) } else { Presence::Present })
     }
 
@@ -256,9 +266,16 @@ impl BrokerSession for ScriptedSession {
         if let Err(error) = self.answer().await {
             return Err(PublishError::Lost(error.to_string()));
         }
-        let model = self.broker.lock();
-        for client in model.clients.values() {
-            client.listeners.iter().for_each(|listener| drop(listener.send(body.clone())));
+        let mut model = self.broker.lock();
+        model.note(&format!("announce {}", self.number));
+        if model.exchange == Exchange::Unconfirmed {
+            let publication =
+                Publication { address: Address::queue(""), message: Message { body, ..Message::default() } };
+            return Err(PublishError::Unconfirmed(Box::new(publication)));
+        }
+        let listeners = model.clients.values().flat_map(|client| &client.listeners);
+        for listener in listeners.filter(|_| model.exchange == Exchange::Works) {
+            drop(listener.send(body.clone()));
         }
         Ok(())
     }
