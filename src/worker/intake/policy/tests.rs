@@ -12,6 +12,7 @@ use crate::worker::delivery::destinations::{Destinations, Fault};
 use crate::worker::delivery::outbox::{DeliveryReport, Outbox};
 use crate::worker::delivery::refusal;
 use crate::worker::events;
+use crate::worker::execution::scheduler;
 
 mod keys;
 mod siblings;
