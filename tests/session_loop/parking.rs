@@ -159,8 +159,13 @@ fn while_the_first_step_is_full_commands_keep_their_slots() {
 
 #[test]
 fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known() {
-    with_paused_clock(async {
-        let site = with_a_full_queue(|site| site.broker.change(Model::forbid_parking));
+    let keeps = |is_stamped: bool| async move {
+        let site = with_a_full_queue(|site| {
+            site.broker.change(|model| {
+                model.forbid_parking();
+                model.stamps_from = model.stamps_from.filter(|_| is_stamped);
+            });
+        });
         let began = Instant::now();
         let is_back = |model: &Model| !model.doubtful.is_empty();
         site.until(700, "a delivery that is given back", is_back).await;
@@ -171,7 +176,8 @@ fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known() {
         heal(&site).await;
         assert_eq!((work::runs().len(), work::effects().len()), (SLOTS, SLOTS));
         assert!(site.broker.change(|model| model.held_for_too_long().is_empty() && model.clients.len() == 1));
-    });
+    };
+    [true, false].into_iter().for_each(|is_stamped| with_paused_clock(keeps(is_stamped)));
 }
 
 #[test]

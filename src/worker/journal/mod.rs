@@ -32,8 +32,8 @@ use tokio::time::Instant;
 use crate::worker::WallClock;
 
 use adopt::{claim, gate};
-use ledger::{Ledger, Place, Run};
-use record::{Finish, write};
+use ledger::{Answered, Ledger, Place, Run};
+use record::{Counts, Finish, write};
 use segment::{Answers, Reader, Segment};
 
 pub(super) use admission::{Admission, History, Question};
@@ -177,6 +177,20 @@ impl Journal {
         write::settled(&mut self.lines, digest);
         self.ledger.settled(digest);
         self.siblings.values_mut().for_each(|reader| reader.ledger.over_elsewhere(digest));
+    }
+
+    /// Records that a command's delivery goes back to its queue though it was answered: it comes again, here or at a sibling.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the file system answers when its answer is read again.
+    pub(super) fn given_back(&mut self, digest: Digest) -> io::Result<()> {
+        let Some(&Answered { began, counts, .. }) = self.ledger.answer(digest) else { return Ok(()) };
+        let (Some(in_hand), Some(answer)) = (counts.in_hand.checked_sub(1), self.own_answer(digest)?) else {
+            return Ok(());
+        };
+        self.write_answer(digest, began, &answer, Finish::Kept(Counts { in_hand, owed: counts.owed + 1, ..counts }));
+        Ok(())
     }
 
     fn write_answer(&mut self, digest: Digest, began: i64, answer: &str, how: Finish) {

@@ -364,6 +364,27 @@ fn each_of_several_equal_ones_is_answered_again_as_often_as_it_was_answered() {
 }
 
 #[test]
+fn a_delivery_that_was_given_back_is_answered_once_where_it_comes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for comes_to_sibling in [false, true] {
+        let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
+        let id = format!("back {comes_to_sibling}");
+        own.start(&id);
+        own.finish(&id, "1");
+        assert_eq!(own.told(&id), None, "it is in hand");
+        own.given_back(named(&id).digest).unwrap();
+        own.given_back(named("other").digest).unwrap();
+        own.commit().unwrap();
+        let receiver = if comes_to_sibling { &mut sibling } else { &mut own };
+        let recall = receiver.known(&id);
+        assert_eq!(recall.answer.as_deref(), Some("1"));
+        receiver.answered_again(&named(&id), &recall);
+        receiver.commit().unwrap();
+        assert_eq!((own.told(&id), sibling.told(&id)), (None, None), "another equal one is another");
+    }
+}
+
+#[test]
 fn a_silence_makes_doubtful_what_was_settled_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));

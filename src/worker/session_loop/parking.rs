@@ -90,6 +90,11 @@ impl SessionLoop<'_> {
                 task_id = pending.id,
                 "its queue has taken nothing for long, and nothing can be parked; the command goes back to its queue"
             );
+            if let Some(Err(error)) = pending.entry.map(|entry| self.worker.journal.given_back(entry)) {
+                tracing::error!(task_id = pending.id, %error, "the answer cannot be read; the command may run again");
+            }
+            // Whoever is given it looks there.
+            self.worker.commit_journal();
             self.consumer.give_back(ack_token).map_err(|error| error.to_string())?;
         }
         Ok(())

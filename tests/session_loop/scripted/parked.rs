@@ -1,10 +1,7 @@
 //! The parked publications that come back.
 
-use std::collections::VecDeque;
-
 use async_trait::async_trait;
 use filestorage::broker::{End, ParkedDelivery, ParkedSource, ParkedToken, State};
-use filestorage::celery::message::Message;
 
 use super::Scripted;
 
@@ -13,13 +10,6 @@ use super::Scripted;
 pub(super) struct ScriptedParked {
     pub(super) broker: Scripted,
     pub(super) number: u64,
-    /// What was handed out and not asked for yet.
-    pub(super) ready: VecDeque<ParkedDelivery>,
-}
-
-fn destination(message: &Message) -> [Option<String>; 2] {
-    ["exchange", "routing-key"]
-        .map(|name| message.headers.text(&format!("x-filestorage-parked-{name}")).map(str::to_owned))
 }
 
 #[async_trait]
@@ -32,14 +22,12 @@ impl ParkedSource for ScriptedParked {
                 return Err(End::Lost(reason.clone()));
             }
             let batch = self.broker.lock().hand_out_parked(self.number);
-            let batch = batch
-                .into_iter()
-                .map(|(tag, _, stored)| ParkedDelivery { message: stored.message, ack_token: ParkedToken::new(tag) });
-            self.ready.extend(batch);
-            // Those to several addresses are tried in an order that no seed decides.
-            if let Some(first) = self.ready.front().map(|parked| destination(&parked.message)) {
-                let others = self.ready.iter().position(|parked| destination(&parked.message) != first);
-                return Ok(self.ready.drain(..others.unwrap_or(self.ready.len())).collect());
+            if !batch.is_empty() {
+                let parked = batch.into_iter().map(|(tag, _, stored)| ParkedDelivery {
+                    message: stored.message,
+                    ack_token: ParkedToken::new(tag),
+                });
+                return Ok(parked.collect());
             }
             tokio::select! {
                 biased;

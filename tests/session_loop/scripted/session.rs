@@ -1,6 +1,5 @@
 //! One session with the broker.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -202,8 +201,7 @@ impl BrokerSession for ScriptedSession {
             }
             model.note(&format!("consume {} {PARKED_QUEUE}", self.number));
             model.clients.get_mut(&self.number).unwrap().parked = Some(usize::from(prefetch));
-            let broker = self.broker.clone();
-            Ok(Box::new(ScriptedParked { broker, number: self.number, ready: VecDeque::new() }) as _)
+            Ok(Box::new(ScriptedParked { broker: self.broker.clone(), number: self.number }) as _)
         })
     }
 

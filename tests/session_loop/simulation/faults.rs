@@ -26,7 +26,11 @@ pub(super) struct Stay {
 
 impl Stay {
     pub(super) fn draw(random: &mut Random) -> Self {
-        let (queue, mood) = ((*random.of(&[REPLIES, NEXT, METRICS_QUEUE, DEAD_QUEUE])).to_owned(), mood(random));
+        let (queue, mut mood) = (queue(random), mood(random));
+        if queue == REPLIES && mood == Mood::Silent {
+            // The third silence in a row gives all answers up, however long that took.
+            mood = Mood::Full;
+        }
         let at = Duration::from_millis(random.between(0, FAULTS));
         Self { queue, mood, at, lasts: Duration::from_secs(random.between(LONG.0, LONG.1)) }
     }

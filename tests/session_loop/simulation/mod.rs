@@ -41,7 +41,7 @@ fn sites(seed: u64, random: &mut Random) -> Vec<Site> {
         model.queue(DEAD_QUEUE);
         // docs/guarantees.md tells what the stamp is for.
         model.stamps_from = seed.is_multiple_of(2).then_some(START * 1000);
-        if random.one_in(6) && model.stamps_from.is_some() {
+        if random.one_in(6) {
             model.forbid_parking();
         }
     });
@@ -50,12 +50,6 @@ fn sites(seed: u64, random: &mut Random) -> Vec<Site> {
     }
     let sibling = (!random.one_in(3)).then(|| site.sibling(SIBLING));
     Vec::from_iter(std::iter::once(site).chain(sibling))
-}
-
-/// Tells whether a queue of this seed may take nothing for long. A delivery that is given back is answered from the journal only where it is
-/// stamped.
-fn may_stay(site: &Site) -> bool {
-    site.options.parked_max_bytes != FEW_BYTES && site.broker.look(|model| model.stamps_from.is_some())
 }
 
 /// Runs one seed to its end and returns the trace and what is wrong with it.
@@ -69,8 +63,7 @@ fn simulate(seed: u64) -> (String, Vec<String>) {
         let mut commands: Vec<_> = (0..COMMANDS).map(|number| draw(&mut random, number, is_large)).collect();
         commands.sort_by_key(|(at, ..)| *at);
         let expected: Vec<Expected> = commands.iter().map(|(.., expected)| expected.clone()).collect();
-        let stay = may_stay(&sites[0]) && random.one_in(2);
-        let stay = stay.then(|| Stay::draw(&mut random));
+        let stay = random.one_in(3).then(|| Stay::draw(&mut random));
         let stay = stay.map(|stay| tokio::spawn(stay.run(broker.clone())));
         let producer = {
             let broker = broker.clone();
