@@ -19,7 +19,7 @@ use crate::celery::message::{Address, Publication};
 
 use super::{
     AckToken, Announcements, Broadcasts, Broker, BrokerOptions, BrokerSession, Confirmation, ConsumeError, Consumer,
-    Deliveries, Delivery, End, Error, Joined, Joiner, Look, ParkedDeliveries, ParkedDelivery, ParkedSource,
+    Deliveries, Delivery, Early, End, Error, Joined, Joiner, Look, ParkedDeliveries, ParkedDelivery, ParkedSource,
     ParkedToken, Presence, Publish, PublishError, Publisher, QueueJoiner, QueueSpec, Result, Session, Settler, State,
 };
 
@@ -67,8 +67,9 @@ impl Publish for Session {
         limit: Duration,
         batch: Vec<Publication>,
         mandatory: bool,
+        early: Option<Early>,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
-        self.publisher().publish_within(limit, batch, mandatory).await
+        self.publisher().publish_within(limit, batch, mandatory, early).await
     }
 }
 
@@ -83,8 +84,9 @@ impl Publish for Publisher {
         limit: Duration,
         batch: Vec<Publication>,
         mandatory: bool,
+        early: Option<Early>,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
-        Self::publish_within(self, limit, batch, mandatory).await
+        Self::publish_within(self, limit, batch, mandatory, early).await
     }
 }
 

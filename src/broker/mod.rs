@@ -47,7 +47,7 @@ pub use gate::Inflow;
 pub use last_read::DOUBT;
 pub use options::{BrokerOptions, QueueType, Tls, TlsFiles};
 pub use parking::{PARKED_QUEUE, ParkedDeliveries, ParkedDelivery, ParkedToken, Parking};
-pub use publish::{Confirmation, PublishError, Publisher};
+pub use publish::{Confirmation, Early, EarlyWord, PublishError, Publisher};
 pub use session::Session;
 pub use state::{State, lost, within};
 pub use subscribe::{Notices, Subscription};

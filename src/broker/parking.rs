@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::{Channel, Consumer, types::FieldTable};
 
 use crate::celery::message::{Address, Field, Message};
@@ -143,6 +143,31 @@ impl Parking {
             }
         }
         Ok(presence)
+    }
+
+    /// Looks at up to `limit` parked publications, in the order of the steps; they stay where they are, and count as delivered once
+    /// more.
+    ///
+    /// # Errors
+    /// `Denied` names the missing permission; what else the broker says. The session lives on.
+    pub async fn peek(&self, limit: usize) -> Result<Vec<Message>> {
+        let link = &self.link;
+        // What it got goes back when it closes.
+        let channel = link.channel().await?;
+        let mut found = Vec::new();
+        for queue in Self::queues() {
+            while found.len() < limit {
+                let name = short("a queue's name", &queue).map_err(|text| Error::new(ErrorKind::Arguments, text))?;
+                let (what, getting) =
+                    (format!("looking into queue '{queue}'"), channel.basic_get(name, BasicGetOptions::default()));
+                let got = link.answer(&what, getting).await;
+                let got = got.map_err(|error| link.name_permission(error, "read", &format!("queue '{queue}'")))?;
+                let Some(got) = got else { break };
+                found.push(message_in(&got.delivery.properties, got.delivery.data));
+            }
+        }
+        link.answer("closing a channel", channel.close(200, "OK".into())).await?;
+        Ok(found)
     }
 
     /// Begins to take what comes back, `prefetch` unacknowledged publications at most.

@@ -1,14 +1,16 @@
 //! Publications out, confirmed.
 
 use std::{
-    collections::HashSet,
-    pin::Pin,
+    collections::{BTreeSet, HashSet, VecDeque},
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use lapin::{Channel, PublisherConfirm, message::BasicReturnMessage, options::BasicPublishOptions};
+use tokio::sync::oneshot;
 
 use crate::celery::message::{Address, Publication};
 
@@ -63,6 +65,26 @@ pub enum PublishError {
     Lost(String),
 }
 
+/// What is known of a batch before all of it is.
+#[derive(Debug, Default)]
+pub struct EarlyWord {
+    /// Positions of publications that were confirmed, and what the broker said.
+    pub confirmed: Vec<(usize, Confirmation)>,
+    /// Addresses of those of which nothing is known yet.
+    pub open: Vec<Address>,
+}
+
+/// Asks for word of a batch of which not everything is known after a while.
+#[derive(Debug)]
+pub struct Early {
+    /// How long the whole batch is waited for.
+    pub after: Duration,
+    /// Gets the word, unless everything is known by then.
+    pub word: oneshot::Sender<EarlyWord>,
+    /// Ends the wait after that: what is not known then is unconfirmed.
+    pub cut: oneshot::Receiver<()>,
+}
+
 /// Publishes over a pool of confirming channels; clones share the pool.
 #[derive(Clone, Debug)]
 pub struct Publisher {
@@ -100,7 +122,7 @@ impl Publisher {
         batch: Vec<Publication>,
         mandatory: bool,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
-        self.publish_within(self.patience(), batch, mandatory).await
+        self.publish_within(self.patience(), batch, mandatory, None).await
     }
 
     /// Returns how long a confirm is waited for: the session's time-out and half as much again, for a quorum queue confirms
@@ -119,23 +141,24 @@ impl Publisher {
         }
     }
 
-    /// Publishes as [`Publisher::publish`] does, with a wait of its own for each confirm.
+    /// Publishes as [`Publisher::publish`] does, with a wait of its own for each confirm, and gives early word where that is asked for.
     pub async fn publish_within(
         &self,
         limit: Duration,
         batch: Vec<Publication>,
         mandatory: bool,
+        early: Option<Early>,
     ) -> Vec<std::result::Result<Confirmation, PublishError>> {
         if batch.is_empty() {
             return Vec::new();
         }
         let all: Vec<&Publication> = batch.iter().collect();
-        let mut outcomes = self.attempt(limit, &all, mandatory).await;
+        let mut outcomes = self.attempt(limit, &all, mandatory, early).await;
 
         let nacked = places(&outcomes, |outcome| matches!(outcome, Outcome::Nacked));
         if !nacked.is_empty() {
             let again: Vec<&Publication> = nacked.iter().map(|place| all[*place]).collect();
-            let second = self.attempt(limit, &again, mandatory).await;
+            let second = self.attempt(limit, &again, mandatory, None).await;
             for (place, outcome) in nacked.into_iter().zip(second) {
                 outcomes[place] = outcome;
             }
@@ -149,7 +172,7 @@ impl Publisher {
                 outcomes[place] = if silent.contains(address) {
                     Outcome::Late
                 } else {
-                    self.attempt(limit, &[all[place]], mandatory).await.pop().unwrap_or_else(not_tried)
+                    self.attempt(limit, &[all[place]], mandatory, None).await.pop().unwrap_or_else(not_tried)
                 };
                 if matches!(outcomes[place], Outcome::Late) {
                     silent.insert(address);
@@ -160,7 +183,13 @@ impl Publisher {
     }
 
     /// Writes all to one channel, then waits for all confirms.
-    async fn attempt(&self, limit: Duration, batch: &[&Publication], mandatory: bool) -> Vec<Outcome> {
+    async fn attempt(
+        &self,
+        limit: Duration,
+        batch: &[&Publication],
+        mandatory: bool,
+        early: Option<Early>,
+    ) -> Vec<Outcome> {
         let loan = match self.pool.lend().await {
             Ok(loan) => loan,
             Err(error) => return vec![Outcome::Lost(error.to_string()); batch.len()],
@@ -168,7 +197,7 @@ impl Publisher {
         let Some(channel) = loan.channel() else { return vec![not_tried(); batch.len()] };
         let mut attempt = Attempt::new(&self.link, channel, limit, batch, mandatory);
         attempt.write().await;
-        attempt.confirm().await;
+        attempt.confirm(early).await;
         let Attempt { outcomes, late, .. } = attempt;
         if !late {
             loan.give_back();
@@ -198,6 +227,23 @@ fn places(outcomes: &[Outcome], wanted: impl Fn(&Outcome) -> bool) -> Vec<usize>
     outcomes.iter().enumerate().filter(|(_, outcome)| wanted(outcome)).map(|(place, _)| place).collect()
 }
 
+/// Waits until the wait is to end, for ever where nobody may end it.
+async fn wanted(cut: &mut Option<oneshot::Receiver<()>>) {
+    if let Some(asked) = cut {
+        let asked = asked.await;
+        *cut = None;
+        if asked.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+fn places_done(outcomes: &[Option<Outcome>]) -> Vec<usize> {
+    let is_done = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Done(_)));
+    outcomes.iter().enumerate().filter(|(_, outcome)| is_done(outcome)).map(|(place, _)| place).collect()
+}
+
 type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send + 'a>>;
 
 /// One batch on one channel.
@@ -206,12 +252,16 @@ struct Attempt<'a> {
     channel: &'a Channel,
     batch: &'a [&'a Publication],
     mandatory: bool,
-    /// Longest wait for a confirm: what the caller says, and a second for each MiB that has to go over the wire before.
+    /// A second for each MiB that has to go over the wire.
+    transfer: Duration,
+    /// Longest wait for a confirm: what the caller says, after the transfer.
     limit: Duration,
     /// Longest wait until something is written, which has to queue behind what other channels write.
     write_limit: Duration,
     outcomes: Vec<Option<Outcome>>,
-    confirms: Vec<(usize, PublisherConfirm)>,
+    confirms: VecDeque<(usize, PublisherConfirm)>,
+    /// What came back and is not found yet: the confirm of the publication may come later.
+    returned: Vec<BasicReturnMessage>,
     /// Failed with the channel or the connection; what that was is known once all failed.
     failed: Vec<usize>,
     refusal: Option<Reply>,
@@ -235,10 +285,12 @@ impl<'a> Attempt<'a> {
             channel,
             batch,
             mandatory,
+            transfer,
             limit: limit + transfer,
             write_limit: limit.max(link.options.timeout) + transfer,
             outcomes: vec![None; batch.len()],
-            confirms: Vec::with_capacity(batch.len()),
+            confirms: VecDeque::with_capacity(batch.len()),
+            returned: Vec::new(),
             failed: Vec::new(),
             refusal: None,
             fault: None,
@@ -286,49 +338,98 @@ impl<'a> Attempt<'a> {
     async fn sent(&mut self, sending: Vec<(usize, Sending<'a>)>) {
         for (place, publish) in sending {
             match self.link.state.patiently(self.write_limit, "a publication", publish).await {
-                Ok(Ok(confirm)) => self.confirms.push((place, confirm)),
+                Ok(Ok(confirm)) => self.confirms.push_back((place, confirm)),
                 Ok(Err(fault)) => self.fail(place, &fault),
                 Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),
             }
         }
     }
 
-    async fn confirm(&mut self) {
-        let mut returned = Vec::new();
-        for (place, confirm) in std::mem::take(&mut self.confirms) {
+    async fn confirm(&mut self, mut early: Option<Early>) {
+        let transfer = self.transfer;
+        let wait = |early: &Early| tokio::time::Instant::now() + early.after + transfer;
+        let mut cut = None;
+        let mut timer = pin!(tokio::time::sleep_until(early.as_ref().map_or_else(tokio::time::Instant::now, wait)));
+        while let Some((place, mut confirm)) = self.confirms.pop_front() {
             // Once one is late, the others have had their time, too.
             let limit = if self.late { Duration::ZERO } else { self.limit };
-            let outcome = match self.link.state.within(limit, confirm).await {
-                Ok(Some(Ok(lapin::Confirmation::Ack(message)))) => {
-                    returned.extend(message);
-                    Outcome::Done(Confirmation::Routed)
+            let state = self.link.state.clone();
+            let mut waiting = pin!(state.within(limit, &mut confirm));
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut waiting => break outcome,
+                    () = wanted(&mut cut) => break Ok(None),
+                    () = &mut timer, if early.is_some() => {
+                        if state.is_blocked() {
+                            // Nothing is confirmed then, and nobody is slow.
+                            timer.as_mut().reset(early.as_ref().map_or_else(tokio::time::Instant::now, wait));
+                        } else if let Some(Early { word, cut: wanted, .. }) = early.take() {
+                            // Whoever asked may have gone.
+                            drop(word.send(self.early_word(place)));
+                            cut = Some(wanted);
+                        }
+                    }
                 }
-                Ok(Some(Ok(lapin::Confirmation::Nack(message)))) => {
-                    returned.extend(message);
-                    Outcome::Nacked
-                }
-                Ok(Some(Ok(lapin::Confirmation::NotRequested))) => Outcome::Lost("confirms are off".to_owned()),
-                Ok(Some(Err(fault))) => {
-                    self.fail(place, &fault);
-                    continue;
-                }
+            };
+            match outcome {
+                Ok(Some(answer)) => self.take(place, answer),
                 Ok(None) => {
                     self.late = true;
-                    Outcome::Late
+                    self.outcomes[place] = Some(Outcome::Late);
                 }
-                Err(lost) => Outcome::Lost(lost.to_string()),
-            };
-            self.outcomes[place] = Some(outcome);
+                Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),
+            }
         }
-        for message in &returned {
-            self.mark_returned(message);
-        }
+        self.find_returned();
         for place in std::mem::take(&mut self.failed) {
             self.outcomes[place] = Some(match (&self.refusal, &self.fault) {
                 (Some(reply), _) => Outcome::Suspect(reply.clone()),
                 (None, Some(text)) => Outcome::Lost(text.clone()),
                 (None, None) => Outcome::Lost("the channel ended".to_owned()),
             });
+        }
+    }
+
+    /// Takes in the answer to one publication.
+    fn take(&mut self, place: usize, answer: lapin::Result<lapin::Confirmation>) {
+        self.outcomes[place] = Some(match answer {
+            Ok(lapin::Confirmation::Ack(message)) => {
+                self.returned.extend(message);
+                Outcome::Done(Confirmation::Routed)
+            }
+            Ok(lapin::Confirmation::Nack(message)) => {
+                self.returned.extend(message);
+                Outcome::Nacked
+            }
+            Ok(lapin::Confirmation::NotRequested) => Outcome::Lost("confirms are off".to_owned()),
+            Err(fault) => return self.fail(place, &fault),
+        });
+    }
+
+    /// Takes in what has been answered so far, while the publication at `waited` is waited for, and says what is known.
+    fn early_word(&mut self, waited: usize) -> EarlyWord {
+        self.sweep();
+        let known: Vec<usize> = places_done(&self.outcomes);
+        // What came back is handed to a confirm before its own or to its own: to one that is answered by now.
+        self.sweep();
+        self.find_returned();
+        let confirmed = known.into_iter().filter_map(|place| match &self.outcomes[place] {
+            Some(Outcome::Done(confirmation)) => Some((place, confirmation.clone())),
+            _ => None,
+        });
+        let open = self.confirms.iter().map(|(place, _)| *place).chain([waited]);
+        let open: BTreeSet<&Address> = open.map(|place| &self.batch[place].address).collect();
+        EarlyWord { confirmed: confirmed.collect(), open: open.into_iter().cloned().collect() }
+    }
+
+    /// Takes in every answer that is there.
+    fn sweep(&mut self) {
+        for (place, mut confirm) in std::mem::take(&mut self.confirms) {
+            match (&mut confirm).now_or_never() {
+                Some(answer) => self.take(place, answer),
+                None => self.confirms.push_back((place, confirm)),
+            }
         }
     }
 
@@ -343,9 +444,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Finds the publication that came back by what it is. The library hands a returned message to whichever confirm comes
+    /// Finds the publications that came back by what they are. The library hands a returned message to whichever confirm comes
     /// next, and the broker confirms routed ones and returned ones in any order.
-    fn mark_returned(&mut self, returned: &BasicReturnMessage) {
+    fn find_returned(&mut self) {
+        for message in std::mem::take(&mut self.returned) {
+            if !self.mark_returned(&message) {
+                self.returned.push(message);
+            }
+        }
+    }
+
+    fn mark_returned(&mut self, returned: &BasicReturnMessage) -> bool {
         let text = |text: &Option<lapin::types::ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
         let correlation_id = text(returned.properties.correlation_id());
         let message_id = text(returned.properties.message_id());
@@ -363,5 +472,6 @@ impl<'a> Attempt<'a> {
             let confirmation = Confirmation::Returned { code: returned.reply_code, text };
             self.outcomes[place] = Some(Outcome::Done(confirmation));
         }
+        place.is_some()
     }
 }

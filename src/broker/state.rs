@@ -69,6 +69,11 @@ impl StateCell {
         within(self.watch(), limit, answer).await
     }
 
+    /// Tells whether the broker blocks the session.
+    pub(super) fn is_blocked(&self) -> bool {
+        matches!(self.now(), State::Blocked(_))
+    }
+
     fn fault(&self) -> Error {
         fault(&self.now())
     }

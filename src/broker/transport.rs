@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::celery::message::{Address, Publication};
 
 use super::{
-    AckToken, Confirmation, ConsumeError, Delivery, End, Error, Look, ParkedDelivery, ParkedToken, Presence,
+    AckToken, Confirmation, ConsumeError, Delivery, Early, End, Error, Look, ParkedDelivery, ParkedToken, Presence,
     PublishError, QueueSpec, Result, State,
 };
 
@@ -34,12 +34,15 @@ pub trait Publish: fmt::Debug + Send + Sync {
     fn patience(&self) -> Duration;
 
     /// Publishes all, waits `limit` for the confirm of each, and returns one result for each, in order. What a queue does not
-    /// want comes back when `mandatory`. While the broker is blocked the clock stands.
+    /// want comes back when `mandatory`. While the broker is blocked the clock stands, and no early word is given.
+    ///
+    /// Who asks for `early` word gets it where not all is known by then; what it says of a publication stands.
     async fn publish_within(
         &self,
         limit: Duration,
         batch: Vec<Publication>,
         mandatory: bool,
+        early: Option<Early>,
     ) -> Vec<std::result::Result<Confirmation, PublishError>>;
 }
 

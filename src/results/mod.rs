@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use crate::broker::{Confirmation, Publish, PublishError};
+use crate::broker::{Confirmation, Early, Publish, PublishError};
 use crate::celery::message::Publication;
 use crate::celery::reply::{Child, Extended, ReplyTo, State};
 use crate::celery::request::TaskRequest;
@@ -65,6 +65,8 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// The batch is one call because a backend over the same broker sends it as a whole. A backend of its own confirms an answer when
     /// its store has said that it keeps the answer for as long as `result_expires` asks, and has told those who wait for it.
     ///
+    /// Who asks for `early` word gets it as [`Publish::publish_within`] gives it, at least of what goes to the broker.
+    ///
     /// An answer that was not confirmed within `limit` is [`PublishError::Unconfirmed`], also while the store is away: it is sent
     /// again, and may have been taken each time. What the store will never take is [`PublishError::Refused`]: the caller is told
     /// instead. [`PublishError::Lost`] is only the loss of the broker's session.
@@ -74,6 +76,7 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         publications: Vec<Publication>,
         answers: &[usize],
         limit: Duration,
+        early: Option<Early>,
     ) -> Vec<Result<Confirmation, PublishError>>;
 
     /// Tells whether answers go over the broker of the commands, so that an answer which that broker does not confirm in time puts the

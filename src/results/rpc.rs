@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::ResultBackend;
-use crate::broker::{Confirmation, Publish, PublishError};
+use crate::broker::{Confirmation, Early, Publish, PublishError};
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
@@ -64,8 +64,9 @@ impl ResultBackend for Rpc {
         publications: Vec<Publication>,
         _answers: &[usize],
         limit: Duration,
+        early: Option<Early>,
     ) -> Vec<Result<Confirmation, PublishError>> {
-        publisher.publish_within(limit, publications, true).await
+        publisher.publish_within(limit, publications, true, early).await
     }
 
     fn is_over_broker(&self) -> bool {
@@ -77,7 +78,7 @@ impl ResultBackend for Rpc {
         let nowhere = Address::queue(format!("filestorage.nobody-{}", Uuid::new_v4().simple()));
         let publication = Publication { address: nowhere, message: Message::default() };
         publisher
-            .publish_within(publisher.patience(), vec![publication], true)
+            .publish_within(publisher.patience(), vec![publication], true, None)
             .await
             .pop()
             .unwrap_or_else(|| Err(PublishError::Lost("the probe was not answered".to_owned())))

@@ -33,6 +33,7 @@ use own_queues::{OwnQueue, OwnQueues};
 use session_loop::{SessionEnd, SessionLoop};
 
 pub use clock::WallClock;
+pub use delivery::envelope::ParkedNote;
 pub use events::event_schema;
 pub use invalidations::Announcer;
 pub use signals::{Stop, disregard, hangups, listen};

@@ -217,7 +217,7 @@ impl<'b> SessionLoop<'b> {
                 biased;
                 Ok(()) = stop.changed() => {}
                 Ok(()) = state.changed() => blocked = self.worker.note_state(&state.borrow_and_update().clone())?,
-                Some(landed) = self.in_flight.land() => self.landed(landed)?,
+                Some(landed) = self.in_flight.land(&*self.worker.options.results) => self.landed(landed)?,
                 Some(joined) = self.tasks.join_next_with_id() => {
                     self.ended(joined);
                     while let Some(joined) = self.tasks.try_join_next_with_id() {
@@ -253,7 +253,7 @@ impl<'b> SessionLoop<'b> {
 
     fn is_idle(&self) -> bool {
         // What goes to addresses that take nothing is nobody's work.
-        self.running.is_empty() && self.intake.is_idle() && !self.outbox.has_next() && self.in_flight.is_clear()
+        self.running.is_empty() && self.intake.is_idle() && !self.outbox.has_next() && self.in_flight.is_idle()
     }
 
     /// Stops taking; what has not begun goes back with the channel.

@@ -15,7 +15,17 @@ use std::path::Path;
 const ARROWS: &[(&str, &[&str])] = &[
     ("wiring", &["broker", "broker_url", "config", "provider", "redact", "results", "storage", "telemetry"]),
     ("worker", &["broker", "celery", "commands", "json", "redact", "results", "telemetry"]),
-    ("results", &["broker::Publish", "broker::Confirmation", "broker::PublishError", "celery", "telemetry::Component"]),
+    (
+        "results",
+        &[
+            "broker::Publish",
+            "broker::Confirmation",
+            "broker::Early",
+            "broker::PublishError",
+            "celery",
+            "telemetry::Component",
+        ],
+    ),
     ("commands", &["instant", "json", "provider", "storage"]),
     ("broker", &["broker_url", "celery::message", "queue_name", "redact"]),
     ("storage", &["charset", "encryption_key", "json", "provider", "quota_rule", "redact", "telemetry"]),

@@ -185,7 +185,8 @@ def test_after_the_longest_age_a_callback_is_kept_as_dead(site):
     assert copy.headers["x-filestorage-dead-reason"] == "undeliverable"
     assert copy.headers["x-filestorage-dead-routing-key"] == FULL
     assert [[copy.headers["id"]]] == children([result])
-    assert metric(worker, "filestorage_parked_publications_total", outcome="undeliverable") == 1
+    # It is counted once the broker has confirmed the copy.
+    wait_until(lambda: metric(worker, "filestorage_parked_publications_total", outcome="undeliverable") == 1, what="the count")
     wait_until(lambda: parked(site) == 0, PATIENCE, site.queues, 0.3)
 
 

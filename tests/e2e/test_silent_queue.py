@@ -1,12 +1,14 @@
 """Reply queues that neither take nor refuse, as quorum queues without a leader do, hold up nobody but their own clients."""
 
 import json
+import time
 
 import pytest
 
 from harness import QUEUE, wait_until
 
 REPLIES = ("replies-of-the-silent", "replies-of-the-mute")
+MUTE = "callbacks-of-the-mute"
 COMMANDS = 150
 # Above all that the worker waits for such a queue before it goes on without it.
 PATIENCE = 150
@@ -65,3 +67,34 @@ def test_silent_reply_queues_hold_up_nobody_else(site, silent):
         wait_until(answered, PATIENCE, lambda: f"the last of {len(answers)} answers")
         # Others may have been given up, but none was answered in two ways.
         assert [different for different in answers.values() if len(different) > 1] == []
+
+
+def test_a_silent_callback_queue_delays_nobody(site):
+    """While others are confirmed, it is the queue that is silent and not the broker."""
+    site.raw.declare(MUTE, arguments={"x-queue-type": "quorum"})
+    queue = f'rabbit_misc:r(<<"{site.vhost}">>, queue, <<"{MUTE}">>)'
+    process = f"element(1, amqqueue:get_pid(element(2, rabbit_amqqueue:lookup({queue}))))"
+    site.broker.ctl("eval", f"sys:suspend({process}).")
+    try:
+        worker = site.start("-c", "4", "--prefetch-multiplier", "8")
+        callback = site.sig("exists", "k", immutable=True).set(queue=MUTE)
+        called = [site.send("store", f"k/{n}", n, _link=callback) for n in range(32)]
+        longest, began = 0, time.monotonic()
+        while time.monotonic() - began < 25:
+            asked = time.monotonic()
+            assert site.call("exists", "nothing") is False
+            longest = max(longest, time.monotonic() - asked)
+            time.sleep(0.02)
+        # A second, and what a busy machine adds.
+        assert longest < 3, f"{longest} s\n{worker.log()}"
+        assert all(result.get(timeout=PATIENCE)["key"] == f"k/{n}" for n, result in enumerate(called))
+        assert worker.log().count("worker ready") == 1, worker.log()
+    finally:
+        site.broker.ctl("eval", f"sys:resume({process}).")
+    expected, found = {child.id for result in called for child in result.children}, set()
+
+    def all_called():
+        found.update(message.headers["id"] for message in site.raw.drain(MUTE))
+        return found >= expected
+
+    wait_until(all_called, PATIENCE, lambda: f"{len(found)} of {len(expected)} callbacks", 0.5)

@@ -52,6 +52,7 @@ const TABLE: &[Row] = &[
     row("worker/delivery/parking.rs::HASTE", "500 ms", "the same while half of the slots are held", "half_of_the_slots_make_haste_to_park"),
     row("worker/delivery/parking.rs::LONGEST_HOLD", "600 s", "how long a command keeps its slot", "a_slot_is_kept_for_ten_minutes_and_the_answer_is_known"),
     row("worker/delivery/parking.rs::REST", "5 s", "the time between two tries to park", "nothing_is_parked_for_five_seconds_after_a_step_refused"),
+    row("worker/delivery/way.rs::SLOW", "1 s", "how long everybody waits for one address", "what_a_slow_batch_has_confirmed_is_settled_after_a_second"),
     row("worker/invalidations/mod.rs::PATIENCE", "45 s", "how long a caller waits for an announcement", "an_announcement_that_is_not_confirmed_ends_the_wait"),
     row("worker/invalidations/session.rs::HEARTBEAT", "10 s", "the time between two announcements", "a_worker_without_changes_announces_every_ten_seconds"),
     row("worker/invalidations/session.rs::CHECK_INTERVAL", "5 s", "the time between two checks that announcements come back", "what_does_not_come_back_is_missed_at_the_third_check"),

@@ -72,19 +72,38 @@ fn a_callback_waits_until_its_queue_has_room() {
 }
 
 #[test]
-fn a_silent_queue_holds_up_nobody_else() {
+fn a_silent_queue_holds_up_nobody_and_costs_no_session() {
     with_paused_clock(async {
         let site = Site::started();
         site.broker.change(|model| model.queue("next").mood = Mood::Silent);
         site.send(&write("a", "k").followed("callbacks", "next").message());
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        site.send(&write("b", "k").message());
-        site.acknowledged("b").await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        site.send(&write("b", "other").message());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(site.broker.change(|model| is_acknowledged(model, "b")), "{}", site.trace());
         assert!(!site.broker.change(|model| is_acknowledged(model, "a")), "{}", site.trace());
+        // Its callback is parked.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(site.broker.change(|model| is_acknowledged(model, "a")), "{}", site.trace());
         site.broker.change(|model| model.queue("next").mood = Mood::Takes);
-        site.acknowledged("a").await;
-        assert!(!site.messages("next").is_empty());
+        site.until(120, "the callback", |model| !model.queues["next"].messages.is_empty()).await;
         assert_eq!((site.states("a"), work::effects().len()), (vec!["SUCCESS".to_owned()], 2));
+        assert_eq!(sessions(&site), 1);
+    });
+}
+
+#[test]
+fn a_broker_that_confirms_nothing_at_all_costs_the_session() {
+    with_paused_clock(async {
+        let site = Site::started();
+        for queue in ["replies", METRICS_QUEUE, "filestorage.nobody"] {
+            site.broker.change(|model| model.queue(queue).mood = Mood::Silent);
+        }
+        site.send(&write("a", "k").message());
+        tokio::time::sleep(Duration::from_secs(14)).await;
+        assert_eq!(sessions(&site), 1);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(sessions(&site), 2, "{}", site.trace());
     });
 }
 

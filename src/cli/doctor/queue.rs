@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -14,7 +15,10 @@ use crate::broker::{
 use crate::celery::message::{Address, Field, Headers, Message, Properties, Publication};
 use crate::results::ResultBackend;
 use crate::wiring::{Code, Failure};
+use crate::worker::ParkedNote;
 
+/// Parked publications that are listed.
+const LISTED: usize = 10;
 /// The longest wait for one answer of the broker.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,7 +64,7 @@ pub(super) async fn check(
             Err(error) => report.fault("queues", code(&error), format!("{queue}: {error}"))?,
         }
     }
-    parked(report, &topology).await?;
+    parked(report, &topology, &session.parking()).await?;
     declare(report, &topology, &session.delay(), &missing).await?;
     if quorum {
         // AMQP shows neither policies nor this limit.
@@ -78,8 +82,8 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Counts what is parked, and takes nothing. AMQP shows neither sizes nor ages.
-async fn parked(report: &mut Report<'_>, topology: &Topology) -> Result<(), Failure> {
+/// Counts what is parked and lists the first of it; everything stays where it is. AMQP shows no sizes.
+async fn parked(report: &mut Report<'_>, topology: &Topology, parking: &Parking) -> Result<(), Failure> {
     let (mut counts, mut missing, mut total) = (Vec::new(), Vec::new(), 0);
     for queue in Parking::queues() {
         match topology.look(&queue).await {
@@ -106,8 +110,28 @@ async fn parked(report: &mut Report<'_>, topology: &Topology) -> Result<(), Fail
         _ => {
             let remedy =
                 "empty the queues that take nothing; `rabbitmqctl list_queues name message_bytes` shows the sizes";
-            report.note("parked", format!("{total} publications are parked: {}; {remedy}", counts.join(", ")))
+            report.note("parked", format!("{total} publications are parked: {}; {remedy}", counts.join(", ")))?;
+            list_parked(report, parking).await
         }
+    }
+}
+
+async fn list_parked(report: &mut Report<'_>, parking: &Parking) -> Result<(), Failure> {
+    let now = Timestamp::now();
+    match parking.peek(LISTED).await {
+        Ok(messages) => {
+            for message in messages {
+                match ParkedNote::read(&message, now) {
+                    Ok(ParkedNote { role, task_id, queue, since }) => {
+                        let task = task_id.map_or_else(|| "an unnamed task".to_owned(), |id| format!("task {id}"));
+                        report.note("parked", format!("{role} of {task} for '{queue}', parked since {since}"))?;
+                    }
+                    Err(why) => report.note("parked", format!("a message that cannot be read: {why}"))?,
+                }
+            }
+            Ok(())
+        }
+        Err(error) => report.note("parked", format!("what is parked cannot be listed: {error}")),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::broker::{Confirmation, PublishError};
+use tokio::time::Instant;
+
+use crate::broker::{Confirmation, EarlyWord, PublishError};
 use crate::celery::message::{Address, Publication};
 use crate::worker::delivery::fate::{Fate, Sent};
 use crate::worker::delivery::owed::{Content, Debt, Owed};
@@ -13,9 +15,12 @@ use crate::worker::own_queues::OwnQueue;
 /// What is being confirmed.
 #[derive(Debug)]
 pub(in crate::worker) struct Batch {
-    slots: Vec<Slot>,
+    /// Those that are known are taken out.
+    slots: Vec<Option<Slot>>,
     /// It has one publication, which tries this address.
     trial: Option<Address>,
+    /// Addresses of which nothing was known when early word came.
+    slow: Vec<Address>,
 }
 
 /// Whose publication is at one place of the batch.
@@ -42,6 +47,12 @@ pub(in crate::worker) struct Landed {
     pub(super) settled: Vec<Settled>,
     /// The address that was tried.
     pub(super) trial: Option<Address>,
+    /// Addresses of which nothing is known yet.
+    pub(super) slow: Vec<Address>,
+    /// What is still waited for.
+    pub(super) waiting: Vec<Debt>,
+    /// Addresses of which nothing was known before.
+    pub(super) was_slow: Vec<Address>,
     /// Its queue is missing and only somebody else can make it; in the broker's words.
     pub(super) denied: Option<String>,
     /// A queue of our own is missing or down, in the broker's words.
@@ -63,7 +74,7 @@ pub(super) fn pack(
         match content {
             Content::Publication(publication) => {
                 let kept = (!debt.role.is_answer()).then(|| publication.clone());
-                slots.push(Slot::Own(debt, kept));
+                slots.push(Some(Slot::Own(debt, kept)));
                 publications.push(*publication);
             }
             Content::Event(event) => match groups.get_mut(&event.routing_key) {
@@ -77,66 +88,104 @@ pub(super) fn pack(
             let rest = members.split_off(members.len().min(events.max(1)));
             let joined: Vec<&Event> = members.iter().map(|(_, event)| event).collect();
             if let Some(publication) = Event::join(&joined) {
-                slots.push(Slot::Events(members));
+                slots.push(Some(Slot::Events(members)));
                 publications.push(publication);
             }
             members = rest;
         }
     }
-    (Batch { slots, trial }, publications)
+    (Batch { slots, trial, slow: Vec::new() }, publications)
 }
 
 impl Batch {
     /// Returns the positions of the publications that the result backend sends.
     pub(super) fn results(&self) -> Vec<usize> {
-        let is_result = |slot: &Slot| matches!(slot, Slot::Own(debt, _) if debt.role.is_result());
+        let is_result = |slot: &Option<Slot>| matches!(slot, Some(Slot::Own(debt, _)) if debt.role.is_result());
         self.slots.iter().enumerate().filter(|(_, slot)| is_result(slot)).map(|(position, _)| position).collect()
     }
 
     /// Tells whether there is nothing in it but what may be given up.
     pub(super) fn may_be_given_up(&self) -> bool {
-        self.slots.iter().all(|slot| matches!(slot, Slot::Own(debt, _) if debt.role.is_answer()))
+        self.slots.iter().all(|slot| matches!(slot, Some(Slot::Own(debt, _)) if debt.role.is_answer()))
+    }
+
+    /// Takes in what the broker has said so far of what was sent then.
+    pub(super) fn landed_early(&mut self, word: EarlyWord, sent: Instant) -> Landed {
+        let EarlyWord { confirmed, open } = word;
+        let mut landed = Landed { slow: open.clone(), ..Landed::default() };
+        self.slow = open;
+        for (place, confirmation) in confirmed {
+            if let Some(slot) = self.slots.get_mut(place).and_then(Option::take) {
+                landed.take(slot, Ok(confirmation), Heard { is_alone: false, is_over_broker: true });
+            }
+        }
+        for slot in self.slots.iter_mut().flatten() {
+            let debts: Vec<&mut Debt> = match slot {
+                Slot::Own(debt, _) => vec![debt],
+                Slot::Events(members) => members.iter_mut().map(|(debt, _)| debt).collect(),
+            };
+            for debt in debts {
+                debt.since.get_or_insert(sent);
+                landed.waiting.push(debt.clone());
+            }
+        }
+        landed
     }
 
     /// Reads the broker's words, one for each publication in order. What was not answered is not known to be taken.
     ///
-    /// Results count as the broker's only where they go over the broker.
+    /// Results count as the broker's only where they go over the broker. `is_broker_well` says that the broker confirmed
+    /// something else meanwhile, so that it is not the broker that is silent.
     pub(in crate::worker) fn landed(
         self,
         answers: Vec<Result<Confirmation, PublishError>>,
         are_results_over_broker: bool,
+        is_broker_well: bool,
     ) -> Landed {
-        let is_trial = self.trial.is_some();
-        let mut landed = Landed { trial: self.trial, ..Landed::default() };
+        let is_alone = self.trial.is_some() || is_broker_well;
+        let mut landed = Landed { trial: self.trial, was_slow: self.slow, ..Landed::default() };
         let unanswered = || Err(PublishError::Lost("a publication was not answered".to_owned()));
         let answers = answers.into_iter().chain(std::iter::repeat_with(unanswered));
         for (slot, answer) in self.slots.into_iter().zip(answers) {
-            landed.count(&answer);
-            match slot {
-                Slot::Own(debt, kept) => {
-                    let is_over_broker = are_results_over_broker || !debt.role.is_result();
-                    let (role, is_passing, tries) = (debt.role, debt.is_passing, debt.tries);
-                    let sent = Sent { role, is_passing, is_trial, is_over_broker, tries };
-                    let (fate, content) = Fate::of(answer, sent, kept);
-                    landed.settled.push(Settled { debt, fate, content: content.map(Content::Publication) });
-                }
-                Slot::Events(members) => {
-                    let role = Role::Event;
-                    let sent = Sent { role, is_passing: false, is_trial, is_over_broker: true, tries: 0 };
-                    let (fate, _) = Fate::of(answer, sent, None);
-                    landed.settled.extend(members.into_iter().map(|(debt, event)| Settled {
-                        debt,
-                        fate: fate.clone(),
-                        content: Some(Content::Event(event)),
-                    }));
-                }
-            }
+            let Some(slot) = slot else { continue };
+            let is_result = matches!(&slot, Slot::Own(debt, _) if debt.role.is_result());
+            landed.take(slot, answer, Heard { is_alone, is_over_broker: are_results_over_broker || !is_result });
         }
         landed
     }
 }
 
+/// How the broker's word is to be understood.
+#[derive(Clone, Copy)]
+struct Heard {
+    is_alone: bool,
+    is_over_broker: bool,
+}
+
 impl Landed {
+    /// Takes in the broker's word about one publication.
+    fn take(&mut self, slot: Slot, answer: Result<Confirmation, PublishError>, heard: Heard) {
+        self.count(&answer);
+        let Heard { is_alone, is_over_broker } = heard;
+        match slot {
+            Slot::Own(debt, kept) => {
+                let (role, is_passing, tries) = (debt.role, debt.is_passing, debt.tries);
+                let sent = Sent { role, is_passing, is_alone, is_over_broker, tries };
+                let (fate, content) = Fate::of(answer, sent, kept);
+                self.settled.push(Settled { debt, fate, content: content.map(Content::Publication) });
+            }
+            Slot::Events(members) => {
+                let sent = Sent { role: Role::Event, is_passing: false, is_alone, is_over_broker, tries: 0 };
+                let (fate, _) = Fate::of(answer, sent, None);
+                self.settled.extend(members.into_iter().map(|(debt, event)| Settled {
+                    debt,
+                    fate: fate.clone(),
+                    content: Some(Content::Event(event)),
+                }));
+            }
+        }
+    }
+
     fn count(&mut self, answer: &Result<Confirmation, PublishError>) {
         match answer {
             Ok(Confirmation::Routed) => self.counts[0] += 1,

@@ -114,11 +114,11 @@ impl Destinations {
         names
     }
 
-    /// Opens the circuit of an address that took nothing from another worker, or from an earlier session: it is tried at once, and
-    /// by one publication.
-    pub(in crate::worker) fn doubt(&mut self, address: &Address) {
+    /// Opens the circuit of an address that took nothing from another worker, or has not answered yet: it is tried before more is
+    /// sent there.
+    pub(in crate::worker) fn doubt(&mut self, address: &Address, fault: Fault) {
         let now = Instant::now();
-        let doubted = Breaker { fault: Fault::Full, times: 0, last: now, next_try: now, is_parking: false };
+        let doubted = Breaker { fault, times: 0, last: now, next_try: now, is_parking: false };
         self.open.entry(address.clone()).or_insert(doubted);
     }
 
@@ -155,12 +155,12 @@ impl Destinations {
 
     /// Closes the circuit of an address that took something; tells whether it was open.
     pub(in crate::worker) fn close(&mut self, address: &Address) -> bool {
-        let was_open = self.open.remove(address).is_some();
-        if was_open {
+        let closed = self.open.remove(address);
+        if closed.as_ref().is_some_and(|breaker| breaker.times > 0) {
             let Address { exchange, routing_key } = address;
             tracing::info!(exchange, routing_key, "confirms again");
         }
-        was_open
+        closed.is_some()
     }
 }
 

@@ -107,6 +107,30 @@ impl Envelope {
     }
 }
 
+/// What a parked message says of itself, for a person.
+#[derive(Clone, Debug)]
+pub struct ParkedNote {
+    /// What it is for: `follow-up`, `reply`, `event`…
+    pub role: &'static str,
+    /// The task of the command that owes it.
+    pub task_id: Option<String>,
+    /// The routing key to which it is to go; through the default exchange the name of its queue.
+    pub queue: String,
+    /// When it was first parked.
+    pub since: Timestamp,
+}
+
+impl ParkedNote {
+    /// Reads a parked message.
+    ///
+    /// # Errors
+    /// Says what is missing or unknown.
+    pub fn read(message: &Message, now: Timestamp) -> Result<Self, String> {
+        let Envelope { role, task_id, since, publication, .. } = Envelope::open(message, now)?;
+        Ok(Self { role: text(role), task_id, queue: publication.address.routing_key, since })
+    }
+}
+
 /// Returns the name under which a header travels that the broker would write or act upon itself.
 fn hidden(name: &str) -> Option<String> {
     (is_trace(name) || is_routing(name)).then(|| format!("{PREFIX}header-{name}"))

@@ -31,8 +31,9 @@ pub(super) struct Sent {
     pub(super) role: Role,
     /// It is said in between (STARTED), and of no use later.
     pub(super) is_passing: bool,
-    /// It was sent alone to an address that is known to take nothing, so its silence says nothing of the broker.
-    pub(super) is_trial: bool,
+    /// It tries an address that takes nothing, or the broker confirmed something else meanwhile: its silence says nothing of the
+    /// broker.
+    pub(super) is_alone: bool,
     /// The broker of the session took it, not a store that keeps results elsewhere.
     pub(super) is_over_broker: bool,
     /// How often it came back.
@@ -46,7 +47,7 @@ impl Fate {
         sent: Sent,
         kept: Option<Box<Publication>>,
     ) -> (Self, Option<Box<Publication>>) {
-        let Sent { role, is_passing, is_trial, is_over_broker, tries } = sent;
+        let Sent { role, is_passing, is_alone, is_over_broker, tries } = sent;
         match answer {
             Ok(Confirmation::Routed) => (Self::Taken, None),
             Ok(Confirmation::Returned { .. }) => {
@@ -67,7 +68,7 @@ impl Fate {
             }
             Err(PublishError::Refused { code, text }) => (Self::Refused(format!("{code} {text}")), kept),
             // The whole broker is in doubt: another session finds out which address is silent.
-            Err(PublishError::Unconfirmed(publication)) if !is_trial && is_over_broker => {
+            Err(PublishError::Unconfirmed(publication)) if !is_alone && is_over_broker => {
                 (Self::Doubted(unconfirmed(&publication.address)), Some(publication))
             }
             Err(PublishError::Unconfirmed(_)) if is_passing => (Self::Taken, None),
@@ -111,7 +112,7 @@ mod tests {
         [Role::FollowUp, Role::Reply, Role::Rest, Role::Notice, Role::Dead, Role::Event, Role::Park];
 
     fn sent(role: Role) -> Sent {
-        Sent { role, is_passing: false, is_trial: false, is_over_broker: true, tries: 0 }
+        Sent { role, is_passing: false, is_alone: false, is_over_broker: true, tries: 0 }
     }
 
     fn publication() -> Box<Publication> {
@@ -184,7 +185,7 @@ mod tests {
         for role in ROLES {
             let silent = || Err(PublishError::Unconfirmed(publication()));
             assert!(matches!(fate(silent(), sent(role)), Fate::Doubted(_)));
-            let alone = Sent { is_trial: true, ..sent(role) };
+            let alone = Sent { is_alone: true, ..sent(role) };
             assert!(matches!(fate(silent(), alone), Fate::NotTaken(Fault::Silent, _)));
             let elsewhere = Sent { is_over_broker: false, ..sent(role) };
             assert!(matches!(fate(silent(), elsewhere), Fate::NotTaken(Fault::Silent, _)));

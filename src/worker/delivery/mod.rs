@@ -3,7 +3,7 @@
 pub(super) mod batch;
 pub(super) mod deferred;
 pub(super) mod destinations;
-mod envelope;
+pub(super) mod envelope;
 mod fate;
 mod held;
 pub(super) mod in_flight;

@@ -181,7 +181,7 @@ impl Outbox {
         destinations: &mut Destinations,
         is_unheard: bool,
     ) -> DeliveryReport {
-        let Landed { settled, trial, denied, away, counts } = landed;
+        let Landed { settled, trial, slow, waiting, was_slow, denied, away, counts } = landed;
         let mut report = DeliveryReport { counts, away, ..DeliveryReport::default() };
         let mut tripped: BTreeMap<Address, Fault> = BTreeMap::new();
         let mut is_taken = false;
@@ -230,6 +230,13 @@ impl Outbox {
             }
         }
         tripped.iter().for_each(|(address, fault)| destinations.trip(address, *fault));
+        slow.iter().for_each(|address| destinations.doubt(address, Fault::Silent));
+        waiting.into_iter().for_each(|mut debt| self.stall(&mut debt));
+        for address in was_slow {
+            if report.lost.is_none() && !tripped.contains_key(&address) && destinations.close(&address) {
+                report.closed.push(address);
+            }
+        }
         if let Some(address) = trial {
             if let Some(words) = denied {
                 self.deny(&address, &words, &mut report);

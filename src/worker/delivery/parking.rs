@@ -52,7 +52,7 @@ pub(in crate::worker) async fn park(
         let envelope = Envelope { role, task_id, since: parked_at.unwrap_or(now), step: *step, publication };
         Publication { address: Parking::address(*step), message: envelope.seal() }
     });
-    let mut answers = session.publish_within(session.patience(), sealed.collect(), true).await.into_iter();
+    let mut answers = session.publish_within(session.patience(), sealed.collect(), true, None).await.into_iter();
     let mut result = ParkingResult::default();
     for Parkable { mut owed, task_id, step, .. } in parkable {
         let refusal = match answers.next() {

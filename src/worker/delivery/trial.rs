@@ -65,7 +65,7 @@ impl Trial {
             patience => patience,
         };
         let session = std::sync::Arc::clone(&way.session);
-        let mut landed = way.send(batch, publications, limit).await;
+        let mut landed = way.send_alone(batch, publications, limit).await;
         for settled in landed.settled.iter_mut().filter(|settled| settled.fate == Fate::Unheard) {
             match session.look(OwnQueue::Events.name()).await {
                 Ok(Look::Down(words)) => {

@@ -36,6 +36,9 @@ impl SessionLoop<'_> {
             self.worker.commit_journal();
             self.in_flight.launch(&mut self.outbox, &self.worker.destinations, way.clone());
         }
+        if let Some(patience) = self.patience() {
+            self.in_flight.cut_slow(patience);
+        }
         self.bury_aged();
         self.park_stalled();
         self.settle()
@@ -44,7 +47,7 @@ impl SessionLoop<'_> {
     /// Returns when the loop is to go on though nothing happened.
     pub(super) fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let look = self.outbox.has_apart().then(|| self.looked.unwrap_or(now) + LOOK);
+        let look = (self.outbox.has_apart() || self.in_flight.has_slow()).then(|| self.looked.unwrap_or(now) + LOOK);
         let trial = self.in_flight.next_trial(&self.outbox, &self.worker.destinations);
         [Some(now + HUSH), look, trial].into_iter().flatten().min().unwrap_or(now)
     }

@@ -11,6 +11,7 @@ use crate::celery::message::Message;
 use crate::telemetry::{Component, ComponentState, Parked};
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::deferred::Deferred;
+use crate::worker::delivery::destinations::Fault;
 use crate::worker::delivery::owed::Owed;
 use crate::worker::delivery::parked_consumer::{ParkedConsumer, Ticket};
 use crate::worker::delivery::parking::{self, ParkingResult};
@@ -106,7 +107,7 @@ impl SessionLoop<'_> {
         for (ticket, message) in batch {
             let held = self.worker.budget.keep(message.body.len() as u64);
             let (pending, address) = unpark(ticket, &message, held, &copies);
-            address.iter().for_each(|address| self.worker.destinations.doubt(address));
+            address.iter().for_each(|address| self.worker.destinations.doubt(address, Fault::Full));
             self.outbox.push(pending);
         }
     }

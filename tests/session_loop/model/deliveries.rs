@@ -5,7 +5,7 @@ use std::time::Duration;
 use filestorage::broker::PARKED_QUEUE;
 use tokio::time::Instant;
 
-use super::sessions::Unsettled;
+use super::sessions::{Delayed, Unsettled};
 use super::{Model, Mood, Queue, Stored, commands_of, name_of};
 
 /// RabbitMQ ends the channel of a delivery that is not settled for 30 minutes; nothing shall come near that.
@@ -78,7 +78,8 @@ impl Model {
         if client.cut.is_some() {
             let held = tags.iter().filter_map(|tag| client.unsettled.get(tag));
             let ids: Vec<_> = held.map(|unsettled| name_of(&unsettled.stored.message)).collect();
-            self.note(&format!("lost ack {number} {}", ids.join(",")));
+            client.delayed.push(Delayed::Acks(tags.to_owned()));
+            self.note(&format!("delayed ack {number} {}", ids.join(",")));
             return;
         }
         let settled = tags.iter().map(|tag| client.unsettled.remove(tag).expect("a tag is settled once"));
@@ -98,7 +99,8 @@ impl Model {
     pub(crate) fn give_one_back(&mut self, number: u64, tag: u64) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         if client.cut.is_some() {
-            return self.note(&format!("lost nack {number}"));
+            client.delayed.push(Delayed::Nack(tag));
+            return self.note(&format!("delayed nack {number}"));
         }
         let unsettled = client.unsettled.remove(&tag);
         self.return_all(number, unsettled.into_iter().collect());

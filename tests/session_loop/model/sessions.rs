@@ -69,9 +69,18 @@ pub(crate) struct Client {
     pub(crate) has_parking: bool,
     /// Since when nothing comes through in either direction.
     pub(crate) cut: Option<Instant>,
+    /// What was sent meanwhile: it arrives once the session is healed, and never when it is lost.
+    pub(crate) delayed: Vec<Delayed>,
     /// Silences that are over.
     gaps: Vec<(Instant, Instant)>,
     pub(crate) listeners: Vec<mpsc::UnboundedSender<Bytes>>,
+}
+
+/// What a session sent while nothing came through.
+#[derive(Clone, Debug)]
+pub(crate) enum Delayed {
+    Acks(Vec<u64>),
+    Nack(u64),
 }
 
 impl Model {
@@ -89,6 +98,7 @@ impl Model {
             parked: None,
             has_parking: false,
             cut: None,
+            delayed: Vec::new(),
             gaps: Vec::new(),
             listeners: Vec::new(),
         };
@@ -137,6 +147,13 @@ impl Model {
                 client.cut = None;
             }
             _ => {}
+        }
+        let delayed = if is_cut { Vec::new() } else { std::mem::take(&mut client.delayed) };
+        for delayed in delayed {
+            match delayed {
+                Delayed::Acks(tags) => self.settle(number, &tags),
+                Delayed::Nack(tag) => self.give_one_back(number, tag),
+            }
         }
     }
 

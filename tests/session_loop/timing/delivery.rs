@@ -120,3 +120,24 @@ fn an_answer_is_tried_for_three_quarters_of_a_minute() {
         assert!(site.broker.look(|model| is_acknowledged(model, "a")), "{}", site.trace());
     });
 }
+
+#[test]
+fn what_a_slow_batch_has_confirmed_is_settled_after_a_second() {
+    with_paused_clock(async {
+        let site = Site::started();
+        set(&site, Mood::Silent);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        // They end together, and leave in one batch.
+        site.send(&read("a", "k").replying_to(Some(NEXT)).message());
+        site.send(&read("b", "other").message());
+        site.acknowledged("b").await;
+        assert_about(u64::try_from(began.elapsed().as_millis()).unwrap(), 1_000, &site.trace());
+        assert!(!site.broker.look(|model| is_acknowledged(model, "a")));
+        // And the next one waits for nothing.
+        let began = Instant::now();
+        site.send(&read("c", "other").message());
+        site.acknowledged("c").await;
+        assert!(began.elapsed() < Duration::from_millis(200), "{}", site.trace());
+    });
+}

@@ -39,7 +39,7 @@ impl Post {
     fn send(&mut self) -> (Vec<String>, DeliveryReport) {
         self.outbox.divert(&self.destinations);
         let (batch, sent) = self.outbox.take(100, 10);
-        let landed = batch.landed(self.words(&sent), true);
+        let landed = batch.landed(self.words(&sent), true, false);
         (routes(&sent), self.outbox.land(landed, &mut self.destinations, false))
     }
 
@@ -49,7 +49,7 @@ impl Post {
         let (at, address) = self.outbox.next_trial(&self.destinations, &HashSet::new())?;
         let owed = (at <= Instant::now()).then(|| self.outbox.take_trial(&address)).flatten()?;
         let (batch, sent) = pack(std::iter::once(owed), 1, Some(address));
-        let landed = batch.landed(self.words(&sent), true);
+        let landed = batch.landed(self.words(&sent), true, false);
         Some((routes(&sent).concat(), self.outbox.land(landed, &mut self.destinations, false)))
     }
 

@@ -133,7 +133,7 @@ impl Post {
         self.outbox.divert(&self.destinations);
         let (batch, sent) = self.outbox.take(10, events);
         let answers = sent.iter().enumerate().map(|(place, sent)| answer(place, sent)).collect();
-        let outcome = self.outbox.land(batch.landed(answers, true), &mut self.destinations, false);
+        let outcome = self.outbox.land(batch.landed(answers, true, false), &mut self.destinations, false);
         (sent, outcome)
     }
 
@@ -425,7 +425,7 @@ fn a_publication_without_a_result_leaves_its_delivery_unsettled() {
     let mut post = Post::of(stored(&mut table));
     let (batch, sent) = post.outbox.take(10, 10);
     assert_eq!(sent.len(), 2);
-    let outcome = post.outbox.land(batch.landed(vec![routed()], true), &mut post.destinations, false);
+    let outcome = post.outbox.land(batch.landed(vec![routed()], true, false), &mut post.destinations, false);
     assert!(outcome.lost.is_some() && post.outbox.take_done().is_empty());
 }
 
