@@ -97,7 +97,7 @@ impl ConsumedQueues {
         session: &OpenSession,
         joiner: &Arc<dyn QueueJoiner>,
     ) -> Vec<BoxFuture<'static, Rejoin>> {
-        let trials = self.missing.iter().map(|(queue, missing)| Trial {
+        let trials = self.missing.iter().map(|(queue, missing)| QueueTrial {
             queue: queue.clone(),
             is_stalled: matches!(missing, Missing::Stalled(_)),
             session: session.share(),
@@ -130,14 +130,14 @@ impl ConsumedQueues {
 }
 
 /// The trial of one missing queue.
-struct Trial {
+struct QueueTrial {
     queue: String,
     is_stalled: bool,
     session: Arc<dyn BrokerSession>,
     joiner: Arc<dyn QueueJoiner>,
 }
 
-impl Trial {
+impl QueueTrial {
     /// Looks at the queue again and again, and has it consumed once it is there.
     ///
     /// A queue that gave no consumer is first tried, less and less often, in a session of its own, which is spent on it. What such

@@ -1,11 +1,12 @@
 """What finished commands owe to queues that take nothing is parked in the broker: no command keeps its place for it."""
 
 import json
+import subprocess
 
 import pytest
 from celery.exceptions import NotRegistered
 
-from harness import DEAD, QUEUE, TIMEOUT, Site, failure, wait_until
+from harness import BINARY, DEAD, QUEUE, TIMEOUT, Site, failure, wait_until
 
 PARKED = "filestorage.parked"
 STEPS = [f"{PARKED}.{wait}" for wait in (5_000, 30_000, 300_000)]
@@ -90,6 +91,28 @@ def test_callbacks_to_a_full_queue_all_arrive_once(site, count):
     wait_until(lambda: parked(site) == 0, PATIENCE, site.queues, 0.3)
     assert metric(worker, "filestorage_parked_publications_total", outcome="delivered") == count
     assert site.raw.drain(FULL) == []
+
+
+@pytest.mark.full_rights("a user of `definitions` may not read the queues of the waits")
+def test_doctor_lists_what_is_parked_and_leaves_it(site):
+    worker = site.start()
+    full_queue(site)
+    result = send_with_callback(site, "k")
+    result.get(timeout=PATIENCE)
+    wait_until(lambda: parked(site) == 1, PATIENCE, site.queues, 0.3)
+    assert worker.stop() == 0
+
+    def listed():
+        done = subprocess.run(
+            [str(BINARY), "doctor", "--json"], env=site.env(), cwd=site.folder, capture_output=True, timeout=60, check=False
+        )
+        return [line["text"] for line in json.loads(done.stdout)["checks"] if line["check"] == "parked"]
+
+    for _ in range(2):
+        count, note = listed()
+        assert "1 publications are parked" in count
+        assert note.startswith(f"follow-up of task {result.id} for '{FULL}', parked since 2")
+    assert parked(site) == 1
 
 
 def test_known_to_be_full_a_queue_costs_others_nothing(site):

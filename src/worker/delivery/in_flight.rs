@@ -16,7 +16,7 @@ use crate::worker::delivery::batch::{Batch, Landed};
 use crate::worker::delivery::destinations::Destinations;
 use crate::worker::delivery::outbox::Outbox;
 use crate::worker::delivery::trial::Trial;
-use crate::worker::delivery::way::{Landing, Part, SLOW, Way};
+use crate::worker::delivery::way::{EarlyBatch, Landing, SLOW, Way};
 
 /// Addresses tried at once; everybody's batch must never wait for a channel.
 const TRIALS: usize = 4;
@@ -137,7 +137,7 @@ impl InFlightBatches {
                 self.is_busy = false;
                 batch.landed(answers, results.is_over_broker(), self.is_broker_well(sent))
             }
-            Arrival::Batch(sent, Landing::Part(Part { landed, rest, enough, probe })) => {
+            Arrival::Batch(sent, Landing::Early(EarlyBatch { landed, rest, enough, probe })) => {
                 self.is_busy = false;
                 self.slow.push((sent, enough));
                 self.tried.extend(landed.slow.iter().cloned());

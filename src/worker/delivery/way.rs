@@ -36,11 +36,11 @@ pub(super) enum Landing {
     /// Everything is known.
     Whole(Batch, Vec<Result<Confirmation, PublishError>>),
     /// Some of it is known.
-    Part(Part),
+    Early(EarlyBatch),
 }
 
 /// A batch of which some is known.
-pub(super) struct Part {
+pub(super) struct EarlyBatch {
     pub(super) landed: Landed,
     /// The rest, which is still waited for.
     pub(super) rest: BoxFuture<'static, (Batch, Vec<Result<Confirmation, PublishError>>)>,
@@ -68,7 +68,7 @@ impl Way {
             Ok(word) = first => {
                 let landed = batch.landed_early(word, sent);
                 let rest = Box::pin(async move { (batch, sending.await) });
-                Landing::Part(Part { landed, rest, enough, probe: Box::pin(probe(broker)) })
+                Landing::Early(EarlyBatch { landed, rest, enough, probe: Box::pin(probe(broker)) })
             }
         }
     }
