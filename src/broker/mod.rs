@@ -45,7 +45,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use fanout::{Broadcasts, Fanout, INVALIDATIONS_EXCHANGE};
 pub use gate::Inflow;
 pub use last_read::DOUBT;
-pub use options::{BrokerOptions, QueueType, Tls, TlsFiles};
+pub use options::{BrokerOptions, CHANNELS, QueueType, Tls, TlsFiles};
 pub use parking::{PARKED_QUEUE, ParkedDeliveries, ParkedDelivery, ParkedToken, Parking};
 pub use publish::{Confirmation, Early, EarlyWord, PublishError, Publisher};
 pub use session::Session;

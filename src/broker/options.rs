@@ -21,7 +21,7 @@ pub struct BrokerOptions {
     pub queue_type: QueueType,
     /// `x-max-priority` of the task queues this worker creates.
     pub max_priority: Option<u8>,
-    /// Confirming channels at most, and so batches on their way at once: 8.
+    /// Confirming channels at most, and so batches on their way at once: [`CHANNELS`].
     pub channels: usize,
 }
 
@@ -36,10 +36,13 @@ impl Default for BrokerOptions {
             timeout: Duration::from_secs(10),
             queue_type: QueueType::Classic,
             max_priority: None,
-            channels: 8,
+            channels: CHANNELS,
         }
     }
 }
+
+/// Confirming channels of a connection, each made when it is first needed.
+pub const CHANNELS: usize = 16;
 
 /// Certificates for `amqps`, in PEM, as [`TlsFiles::read`] found them.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -131,6 +131,9 @@ impl OwnQueues {
 
     /// Notes that a queue took something not, for this reason; what was sent there is held back.
     pub(in crate::worker) fn hold_back(&mut self, queue: OwnQueue, reason: &str) {
+        if self.standing(queue) == Standing::Refused {
+            return;
+        }
         let condition = ComponentState::Degraded(format!("{}: {reason}; held back", queue.name()));
         self.set(queue, Standing::TakesNothing, condition);
     }

@@ -394,7 +394,7 @@ impl<'b> SessionLoop<'b> {
             Deferred::Reconsider(_) => {}
             Deferred::Parked(result) => self.was_parked(result)?,
             Deferred::Refused(mut pending, role, words) => {
-                refusal::take(&self.policy, &mut pending, role, &words);
+                refusal::give_up(&self.policy, &mut pending, role, &words);
                 self.outbox.push(*pending);
             }
             Deferred::Lost(reason) => return Err(reason),

@@ -46,7 +46,7 @@ const TABLE: &[Row] = &[
     row("worker/delivery/destinations.rs::HOPE", "300 s", "how long an address is hopeless without a try", "an_answer_to_a_hopeless_address_has_a_glance_only"),
     row("worker/delivery/destinations.rs::REFUSAL_MEMORY", "60 s", "how long a refusal counts", "a_refusal_is_forgotten_after_a_minute"),
     row("worker/delivery/destinations.rs::SILENCE_MEMORY", "3600 s", "how long a silence counts", "a_silence_is_forgotten_after_an_hour"),
-    row("worker/delivery/outbox.rs::ANSWER_PATIENCE", "45 s", "how long an answer is tried at least", "an_answer_is_tried_for_three_quarters_of_a_minute"),
+    row("worker/delivery/destinations.rs::ANSWER_PATIENCE", "45 s", "how long an answer is tried at least", "an_answer_is_tried_for_three_quarters_of_a_minute"),
     row("worker/delivery/parked_consumer.rs::AGAIN", "5 s", "the time between two looks at the queues of parking", "queues_of_parking_are_looked_for_every_five_seconds"),
     row("worker/delivery/parking.rs::PATIENCE", "5 s", "how long a publication is tried before it is parked", "a_callback_is_parked_at_the_first_look_after_five_seconds"),
     row("worker/delivery/parking.rs::HASTE", "500 ms", "the same while half of the slots are held", "half_of_the_slots_make_haste_to_park"),

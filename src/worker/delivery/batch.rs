@@ -169,13 +169,12 @@ impl Landed {
         let Heard { is_alone, is_over_broker } = heard;
         match slot {
             Slot::Own(debt, kept) => {
-                let (role, is_passing, tries) = (debt.role, debt.is_passing, debt.tries);
-                let sent = Sent { role, is_passing, is_alone, is_over_broker, tries };
+                let sent = Sent { role: debt.role, is_alone, is_over_broker, tries: debt.tries };
                 let (fate, content) = Fate::of(answer, sent, kept);
                 self.settled.push(Settled { debt, fate, content: content.map(Content::Publication) });
             }
             Slot::Events(members) => {
-                let sent = Sent { role: Role::Event, is_passing: false, is_alone, is_over_broker, tries: 0 };
+                let sent = Sent { role: Role::Event, is_alone, is_over_broker, tries: 0 };
                 let (fate, _) = Fate::of(answer, sent, None);
                 self.settled.extend(members.into_iter().map(|(debt, event)| Settled {
                     debt,

@@ -13,7 +13,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(5);
 /// How long at most one is not tried that says neither yes nor no: each try may have been taken all the same.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
-/// So often in a row an address may confirm nothing before answers to it are given up.
+/// So often in a row, and for [`ANSWER_PATIENCE`], an address may confirm nothing before answers to it are given up.
 const TRIES: u8 = 3;
 /// How long a confirm is waited for then, and an address not tried: only to notice that the queue is back.
 pub(in crate::worker) const GLANCE: Duration = Duration::from_secs(1);
@@ -39,8 +39,10 @@ pub(in crate::worker) enum Fault {
 #[derive(Debug)]
 struct Breaker {
     fault: Fault,
-    /// How often in a row it took nothing.
+    /// How often in a row it took nothing; 0 while that is a guess.
     times: u8,
+    /// When it first did, in this row.
+    first: Instant,
     /// When it last took nothing.
     last: Instant,
     next_try: Instant,
@@ -48,10 +50,15 @@ struct Breaker {
     is_parking: bool,
 }
 
+/// How long an answer is tried again at least whose queue takes nothing.
+pub(in crate::worker) const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
+
 /// The addresses that take nothing; all others take what they get, as far as anybody knows. Outlives sessions.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct Destinations {
     open: BTreeMap<Address, Breaker>,
+    /// Counts how often an address was found that takes nothing.
+    changes: u64,
 }
 
 impl Destinations {
@@ -63,7 +70,8 @@ impl Destinations {
     /// Forgets what is too old to be true, and returns it.
     pub(in crate::worker) fn expire(&mut self) -> Vec<Address> {
         let is_over = |_: &Address, breaker: &mut Breaker| {
-            let memory = if breaker.fault == Fault::Silent { SILENCE_MEMORY } else { REFUSAL_MEMORY };
+            let is_silent = breaker.fault == Fault::Silent && breaker.times > 0;
+            let memory = if is_silent { SILENCE_MEMORY } else { REFUSAL_MEMORY };
             breaker.last.elapsed() >= memory
         };
         self.open.extract_if(.., is_over).map(|(address, _)| address).collect()
@@ -84,9 +92,14 @@ impl Destinations {
         self.open.get(address).map_or_else(Instant::now, |breaker| breaker.next_try)
     }
 
-    /// Returns when an address last took nothing.
+    /// Returns when an address last took nothing, where that was seen.
     pub(in crate::worker) fn last_failure(&self, address: &Address) -> Option<Instant> {
-        self.open.get(address).map(|breaker| breaker.last)
+        self.open.get(address).filter(|breaker| breaker.times > 0).map(|breaker| breaker.last)
+    }
+
+    /// Counts how often an address was found that takes nothing.
+    pub(in crate::worker) const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Notes that something for this address was parked.
@@ -118,17 +131,19 @@ impl Destinations {
     /// sent there.
     pub(in crate::worker) fn doubt(&mut self, address: &Address, fault: Fault) {
         let now = Instant::now();
-        let doubted = Breaker { fault, times: 0, last: now, next_try: now, is_parking: false };
+        let doubted = Breaker { fault, times: 0, first: now, last: now, next_try: now, is_parking: false };
         self.open.entry(address.clone()).or_insert(doubted);
+        self.changes += 1;
     }
 
     /// Opens the circuit of an address that took something not, or keeps it open for longer.
     pub(in crate::worker) fn trip(&mut self, address: &Address, fault: Fault) {
         let now = Instant::now();
-        let fresh = Breaker { fault, times: 0, last: now, next_try: now, is_parking: false };
+        let fresh = Breaker { fault, times: 0, first: now, last: now, next_try: now, is_parking: false };
+        self.changes += 1;
         let breaker = self.open.entry(address.clone()).or_insert(fresh);
-        if breaker.fault != fault {
-            (breaker.fault, breaker.times) = (fault, 0);
+        if breaker.fault != fault || breaker.times == 0 {
+            (breaker.fault, breaker.times, breaker.first) = (fault, 0, now);
         }
         breaker.times = breaker.times.saturating_add(1);
         breaker.last = now;
@@ -166,7 +181,10 @@ impl Destinations {
 
 impl Breaker {
     fn is_hopeless(&self) -> bool {
-        self.fault == Fault::Silent && self.times >= TRIES && self.last.elapsed() < HOPE
+        self.fault == Fault::Silent
+            && self.times >= TRIES
+            && self.first.elapsed() >= ANSWER_PATIENCE
+            && self.last.elapsed() < HOPE
     }
 
     /// Returns how long the address is not tried.
@@ -177,7 +195,7 @@ impl Breaker {
             Fault::Missing if self.times == 1 => Duration::ZERO,
             Fault::Missing => wait(self.times - 2).min(LONGEST_REFUSAL),
             Fault::Full => wait(self.times - 1).min(LONGEST_REFUSAL),
-            Fault::Silent if self.times >= TRIES && !self.is_parking => GLANCE,
+            Fault::Silent if self.is_hopeless() && !self.is_parking => GLANCE,
             Fault::Silent => wait(self.times - 1).min(LONGEST_SILENCE),
         }
     }
@@ -206,7 +224,7 @@ mod tests {
     async fn a_breaker_waits_longer_after_each_failure() {
         assert_eq!(waits(Fault::Full, 5), [1, 2, 4, 5, 5]);
         assert_eq!(waits(Fault::Missing, 6), [0, 1, 2, 4, 5, 5]);
-        assert_eq!(waits(Fault::Silent, 4), [1, 2, 1, 1], "answers are given up then, and the others parked");
+        assert_eq!(waits(Fault::Silent, 8), [1, 2, 4, 8, 16, 32, 60, 60]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -224,11 +242,15 @@ mod tests {
         let other = Address::queue("other");
         destinations.parked(&other);
         assert!(!destinations.is_parking(&other), "it takes everything");
-        for times in 1..=TRIES {
+        for _ in 0..TRIES {
             destinations.trip(&address(), Fault::Silent);
             assert!(destinations.is_open(&address()) && !destinations.is_open(&other));
-            assert_eq!(destinations.is_hopeless(&address()), times == TRIES);
+            assert!(!destinations.is_hopeless(&address()), "it is so for no time yet");
         }
+        tokio::time::advance(ANSWER_PATIENCE).await;
+        assert!(destinations.is_hopeless(&address()));
+        destinations.trip(&address(), Fault::Silent);
+        assert_eq!(destinations.next_try(&address()) - Instant::now(), GLANCE);
         destinations.parked(&address());
         assert!(!destinations.close(&other) && destinations.is_parking(&address()));
         destinations.trip(&address(), Fault::Full);
@@ -246,8 +268,12 @@ mod tests {
         tokio::time::advance(REFUSAL_MEMORY - Duration::from_millis(1)).await;
         assert!(destinations.expire().is_empty());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert_eq!(destinations.expire(), [full]);
-        tokio::time::advance(HOPE - REFUSAL_MEMORY - Duration::from_millis(1)).await;
+        assert_eq!(destinations.expire(), std::slice::from_ref(&full));
+        destinations.doubt(&full, Fault::Silent);
+        assert!(destinations.is_open(&full) && destinations.last_failure(&full).is_none(), "a guess is no failure");
+        tokio::time::advance(REFUSAL_MEMORY).await;
+        assert_eq!(destinations.expire(), [full], "and is forgotten soon");
+        tokio::time::advance(HOPE - 2 * REFUSAL_MEMORY - Duration::from_millis(1)).await;
         assert!(destinations.is_hopeless(&address()));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!destinations.is_hopeless(&address()));

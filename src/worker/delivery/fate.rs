@@ -29,8 +29,6 @@ pub(in crate::worker) enum Fate {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     pub(super) role: Role,
-    /// It is said in between (STARTED), and of no use later.
-    pub(super) is_passing: bool,
     /// It tries an address that takes nothing, or the broker confirmed something else meanwhile: its silence says nothing of the
     /// broker.
     pub(super) is_alone: bool,
@@ -47,14 +45,12 @@ impl Fate {
         sent: Sent,
         kept: Option<Box<Publication>>,
     ) -> (Self, Option<Box<Publication>>) {
-        let Sent { role, is_passing, is_alone, is_over_broker, tries } = sent;
+        let Sent { role, is_alone, is_over_broker, tries } = sent;
         match answer {
             Ok(Confirmation::Routed) => (Self::Taken, None),
             Ok(Confirmation::Returned { .. }) => {
                 (Self::of_returned(role, kept.as_ref().map(|kept| &kept.address), tries), kept)
             }
-            // Late, it would contradict the answer that came meanwhile.
-            Err(PublishError::Nacked(_)) if is_passing => (Self::Taken, None),
             Err(PublishError::Nacked(publication)) => {
                 (Self::NotTaken(Fault::Full, format!("{role:?}: its queue takes nothing now")), Some(publication))
             }
@@ -71,7 +67,6 @@ impl Fate {
             Err(PublishError::Unconfirmed(publication)) if !is_alone && is_over_broker => {
                 (Self::Doubted(unconfirmed(&publication.address)), Some(publication))
             }
-            Err(PublishError::Unconfirmed(_)) if is_passing => (Self::Taken, None),
             Err(PublishError::Unconfirmed(publication)) => {
                 let words = format!("{role:?}: {}", unconfirmed(&publication.address));
                 (Self::NotTaken(Fault::Silent, words), Some(publication))
@@ -112,7 +107,7 @@ mod tests {
         [Role::FollowUp, Role::Reply, Role::Rest, Role::Notice, Role::Dead, Role::Event, Role::Park];
 
     fn sent(role: Role) -> Sent {
-        Sent { role, is_passing: false, is_alone: false, is_over_broker: true, tries: 0 }
+        Sent { role, is_alone: false, is_over_broker: true, tries: 0 }
     }
 
     fn publication() -> Box<Publication> {
@@ -154,13 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nacked_is_owed_unless_it_is_passing() {
+    fn what_is_nacked_is_not_taken() {
         for role in ROLES {
             let (fate, back) = Fate::of(Err(PublishError::Nacked(publication())), sent(role), None);
             assert!(matches!(fate, Fate::NotTaken(Fault::Full, _)) && back.is_some());
         }
-        let started = Sent { is_passing: true, ..sent(Role::Reply) };
-        assert_eq!(fate(Err(PublishError::Nacked(publication())), started), Fate::Taken);
     }
 
     #[test]

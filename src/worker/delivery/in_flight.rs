@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::broker::{BATCH, Confirmation, PublishError};
+use crate::broker::{CHANNELS, Confirmation, PublishError};
 use crate::celery::message::Address;
 use crate::results::ResultBackend;
 use crate::worker::delivery::batch::{Batch, Landed};
@@ -18,13 +18,15 @@ use crate::worker::delivery::outbox::Outbox;
 use crate::worker::delivery::trial::Trial;
 use crate::worker::delivery::way::{EarlyBatch, Landing, SLOW, Way};
 
-/// Addresses tried at once; everybody's batch must never wait for a channel.
+/// Addresses tried at once.
 const TRIALS: usize = 4;
-/// Publications in one batch: of most commands a reply and an event.
-const PUBLICATIONS: usize = 2 * BATCH;
+/// Publications in one batch, beside events. RabbitMQ stops reading a whole connection once 400 messages wait in one of its channels.
+const PUBLICATIONS: usize = 384;
+/// Everybody's batch never waits for a channel: beside it, trials and slow batches there are a probe and what is being parked.
+const _: () = assert!(1 + TRIALS + SLOW_BATCHES + 2 <= CHANNELS);
 
 /// Batches of which something is still not confirmed while others leave.
-const SLOW_BATCHES: usize = 16;
+const SLOW_BATCHES: usize = 8;
 
 /// What is being confirmed.
 #[derive(Default)]
@@ -32,14 +34,25 @@ pub(in crate::worker) struct InFlightBatches {
     under_way: FuturesUnordered<BoxFuture<'static, Arrival>>,
     /// Everybody's batch is under way.
     is_busy: bool,
-    /// What ends the wait for a slow batch, and when that was sent.
-    slow: Vec<(Instant, oneshot::Sender<()>)>,
+    slow: Vec<SlowBatch>,
     /// Addresses that are being tried, or that batches wait for that are slow.
     tried: HashSet<Address>,
     /// How many of these are being tried.
     trials: usize,
-    /// When something was last confirmed.
+    /// A probe is under way.
+    is_probing: bool,
+    /// When anything was last confirmed.
     confirmed: Option<Instant>,
+    /// When something was last confirmed that a queue has.
+    routed: Option<Instant>,
+}
+
+/// A batch of which something is still waited for.
+struct SlowBatch {
+    /// When it was sent, which tells it from others.
+    sent: Instant,
+    /// Ends the wait.
+    enough: Option<oneshot::Sender<()>>,
 }
 
 /// What arrives from the broker.
@@ -116,15 +129,19 @@ impl InFlightBatches {
         }
     }
 
-    /// Ends the wait for slow batches that were sent so long ago, while the broker confirms others: what of them is not confirmed is
-    /// parked.
-    pub(in crate::worker) fn cut_slow(&mut self, patience: Duration) {
-        for (sent, enough) in &mut self.slow {
-            let is_broker_well = self.confirmed.is_some_and(|confirmed| confirmed > *sent + SLOW);
-            if is_broker_well && sent.elapsed() >= patience && !enough.is_closed() {
-                // It can be sent only once. Where nobody listens, the batch arrives anyway.
-                let (spent, _) = oneshot::channel();
-                std::mem::replace(enough, spent).send(()).unwrap_or_default();
+    /// Ends the wait for slow batches: what of them is not confirmed is parked.
+    ///
+    /// `patience` is for an address that is known to take nothing. Where only a probe was confirmed since, all queues may be slow, as
+    /// on a disk that stands still, and what is parked then arrives twice; so that takes `longest`.
+    pub(in crate::worker) fn cut_slow(&mut self, patience: Duration, longest: Duration) {
+        let (confirmed, routed) = (self.confirmed, self.routed);
+        for SlowBatch { sent, enough } in &mut self.slow {
+            let since = |at: Option<Instant>| at.is_some_and(|at| at > *sent + SLOW);
+            let is_enough =
+                since(routed) && sent.elapsed() >= patience || since(confirmed) && sent.elapsed() >= longest;
+            if let Some(enough) = enough.take_if(|_| is_enough) {
+                // Where nobody listens, the batch arrives anyway.
+                enough.send(()).unwrap_or_default();
             }
         }
     }
@@ -139,24 +156,26 @@ impl InFlightBatches {
             }
             Arrival::Batch(sent, Landing::Early(EarlyBatch { landed, rest, enough, probe })) => {
                 self.is_busy = false;
-                self.slow.push((sent, enough));
+                self.slow.push(SlowBatch { sent, enough: Some(enough) });
                 self.tried.extend(landed.slow.iter().cloned());
                 self.under_way.push(Box::pin(async move {
                     let (batch, answers) = rest.await;
                     Arrival::Slow(sent, batch, answers)
                 }));
-                self.under_way.push(Box::pin(async move { Arrival::Probe(probe.await) }));
+                if !std::mem::replace(&mut self.is_probing, true) {
+                    self.under_way.push(Box::pin(async move { Arrival::Probe(probe.await) }));
+                }
                 // What it says of the broker is as old as the batch.
                 return Some(landed);
             }
             Arrival::Slow(sent, batch, answers) => {
-                // Its wait is over: nobody listens to its end any more.
-                self.slow.retain(|(_, enough)| !enough.is_closed());
+                self.slow.retain(|slow| slow.sent != sent);
                 let landed = batch.landed(answers, results.is_over_broker(), self.is_broker_well(sent));
                 self.tried.retain(|address| !landed.was_slow.contains(address));
                 landed
             }
             Arrival::Probe(is_well) => {
+                self.is_probing = false;
                 self.confirmed = if is_well { Some(Instant::now()) } else { self.confirmed };
                 return Some(Landed::default());
             }
@@ -166,9 +185,10 @@ impl InFlightBatches {
                 landed
             }
         };
-        if landed.counts[0] + landed.counts[1] > 0 {
-            self.confirmed = Some(Instant::now());
-        }
+        let now = Some(Instant::now());
+        let [routed, returned, ..] = landed.counts;
+        self.routed = if routed > 0 { now } else { self.routed };
+        self.confirmed = if routed + returned > 0 { now } else { self.confirmed };
         Some(landed)
     }
 

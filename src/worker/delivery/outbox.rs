@@ -13,16 +13,13 @@ use tokio::time::Instant;
 use crate::celery::message::{Address, Publication};
 use crate::telemetry::{GivenUp, Parked};
 use crate::worker::delivery::batch::{Batch, Landed, Settled, pack};
-use crate::worker::delivery::destinations::{Destinations, Fault};
+use crate::worker::delivery::destinations::{ANSWER_PATIENCE, Destinations, Fault};
 use crate::worker::delivery::fate::Fate;
 use crate::worker::delivery::held::HeldCommands;
 use crate::worker::delivery::owed::{CommandNumber, Content, Debt, Owed};
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::role::{Role, own_queue};
 use crate::worker::own_queues::OwnQueue;
-
-/// How long an answer is tried again at least whose queue takes nothing.
-pub(in crate::worker) const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
 
 /// What finished commands owe, and the commands that owe it.
 #[derive(Debug, Default)]
@@ -31,6 +28,8 @@ pub(in crate::worker) struct Outbox {
     last: u64,
     /// What leaves with the next batch, in order.
     line: VecDeque<Owed>,
+    /// The state of the addresses by which the front of the line was last looked at, and its length.
+    seen: (u64, usize),
     /// What waits for addresses that take nothing.
     apart: BTreeMap<Address, VecDeque<Owed>>,
     /// Commands that owe nothing more.
@@ -120,31 +119,40 @@ impl Outbox {
         if destinations.is_empty() {
             return;
         }
-        for mut owed in std::mem::take(&mut self.line) {
-            let address = owed.content.address();
-            if !destinations.is_open(&address) {
+        // What is at the front was looked at already, unless an address was found since that takes nothing.
+        let seen = if self.seen.0 == destinations.changes() { self.seen.1.min(self.line.len()) } else { 0 };
+        for mut owed in self.line.split_off(seen) {
+            if !owed.content.is_for_open(destinations) {
                 self.line.push_back(owed);
             } else if owed.debt.is_passing {
                 self.pay(&owed.debt);
             } else {
                 self.stall(&mut owed.debt);
-                self.apart.entry(address).or_default().push_back(owed);
+                self.apart.entry(owed.content.address()).or_default().push_back(owed);
             }
         }
+        self.seen = (destinations.changes(), self.line.len());
     }
 
-    /// Takes out up to `limit` publications; at most `events` events share a message (0: no events at all).
+    /// Takes out up to `limit` publications, not counting events; at most `events` events share a message (0: no events at all).
     pub(in crate::worker) fn take(&mut self, limit: usize, events: usize) -> (Batch, Vec<Publication>) {
-        let mut taken: Vec<Owed> = self.line.drain(..self.line.len().min(limit)).collect();
+        let mut room = limit;
+        let is_over = |owed: &Owed| {
+            // Events share messages.
+            room -= usize::from(owed.debt.role != Role::Event && room > 0);
+            room == 0
+        };
+        let count = self.line.iter().position(is_over).map_or(self.line.len(), |last| last + 1);
+        let mut taken: Vec<Owed> = self.line.drain(..count).collect();
+        // The rest may be other events than those that were looked at.
+        self.seen = (self.seen.0, self.seen.1.saturating_sub(count));
         if events == 0 {
             // They are delivered to nobody.
             for owed in taken.extract_if(.., |owed| owed.debt.role == Role::Event).collect::<Vec<_>>() {
                 self.pay(&owed.debt);
             }
         }
-        for owed in taken.iter().filter(|owed| owed.debt.role == Role::Reply) {
-            self.note_reply(owed, true);
-        }
+        taken.iter().for_each(|owed| self.note_sent(owed));
         pack(taken.into_iter(), events, None)
     }
 
@@ -168,9 +176,7 @@ impl Outbox {
         if line.is_empty() {
             self.apart.remove(address);
         }
-        if let Some(owed) = owed.as_ref().filter(|owed| owed.debt.role == Role::Reply) {
-            self.note_reply(owed, true);
-        }
+        owed.iter().for_each(|owed| self.note_sent(owed));
         owed
     }
 
@@ -272,12 +278,17 @@ impl Outbox {
     /// Goes on with a command of which something was refused, after `mend` has said what it owes instead.
     pub(in crate::worker) fn mend(&mut self, refused: &Debt, mend: impl FnOnce(&mut PendingAck)) {
         let Some(pending) = self.commands.get_mut(&refused.command) else { return };
+        if refused.refusals < pending.refusals {
+            // Another refusal, of the same batch, has said already what is sent instead.
+            return self.pay(refused);
+        }
         mend(pending);
         let (command, refusals) = (refused.command, pending.refusals);
         let is_dropped = |owed: &Owed| {
             let debt = &owed.debt;
             debt.command == command && debt.refusals < refusals && !debt.role.outlives_refusal()
         };
+        self.seen.1 = 0;
         let mut dropped = extract(&mut self.line, usize::MAX, is_dropped);
         self.apart.values_mut().for_each(|line| dropped.extend(extract(line, usize::MAX, is_dropped)));
         self.apart.retain(|_, line| !line.is_empty());
@@ -286,7 +297,7 @@ impl Outbox {
     }
 
     /// Takes out what has waited apart for `patience`, or whose address is known to take nothing. What came back from its parking
-    /// waits as long as its address is being tried, as these are.
+    /// waits as long as its address is being tried, as these are, or is to be tried.
     pub(in crate::worker) fn take_parkable(
         &mut self,
         destinations: &Destinations,
@@ -294,13 +305,14 @@ impl Outbox {
         patience: Duration,
         limit: usize,
     ) -> Vec<Parkable> {
-        let mut taken = Vec::new();
+        let (mut taken, now) = (Vec::new(), Instant::now());
         for (address, line) in &mut self.apart {
             let (is_parking, is_tried) = (destinations.is_parking(address), tried.contains(address));
+            let is_due_trial = destinations.next_try(address) <= now;
             let is_due = |owed: &Owed| match &owed.debt {
                 // A command that waits for its time has no publication that could wait elsewhere.
                 Debt { role: Role::Park, .. } | Debt { is_unparkable: true, .. } => false,
-                Debt { is_returned: true, .. } => !is_tried,
+                Debt { is_returned: true, .. } => !is_tried && !is_due_trial,
                 debt => is_parking || debt.age() >= patience,
             };
             for owed in extract(line, limit - taken.len(), is_due) {
@@ -398,10 +410,21 @@ impl Outbox {
         if overdue.is_empty() {
             return Vec::new();
         }
+        self.seen.1 = 0;
         self.line.retain(|owed| !overdue.contains(&owed.debt.command));
         self.apart.values_mut().for_each(|line| line.retain(|owed| !overdue.contains(&owed.debt.command)));
         self.apart.retain(|_, line| !line.is_empty());
         overdue.iter().filter_map(|command| self.commands.remove(command)).collect()
+    }
+
+    /// Drops what came back from its parking on an earlier channel: it comes again.
+    pub(in crate::worker) fn drop_returned(&mut self) {
+        let dropped = self.commands.extract_if(|_, pending| pending.returned.is_some());
+        let dropped: HashSet<CommandNumber> = dropped.map(|(command, _)| command).collect();
+        self.seen.1 = 0;
+        self.line.retain(|owed| !dropped.contains(&owed.debt.command));
+        self.apart.values_mut().for_each(|line| line.retain(|owed| !dropped.contains(&owed.debt.command)));
+        self.apart.retain(|_, line| !line.is_empty());
     }
 
     /// Takes back what was not taken.
@@ -411,6 +434,7 @@ impl Outbox {
         if debt.role == Role::Reply {
             pending.replied = false;
         }
+        // What is said in between would, if late, contradict the answer that came meanwhile.
         if debt.is_passing || debt.refusals < pending.refusals && !debt.role.outlives_refusal() {
             return self.pay(&owed.debt);
         }
@@ -425,9 +449,11 @@ impl Outbox {
         }
     }
 
-    fn note_reply(&mut self, owed: &Owed, is_out: bool) {
-        if let Some(pending) = self.commands.get_mut(&owed.debt.command) {
-            pending.replied = is_out;
+    fn note_sent(&mut self, owed: &Owed) {
+        if owed.debt.role == Role::Reply
+            && let Some(pending) = self.commands.get_mut(&owed.debt.command)
+        {
+            pending.replied = true;
         }
     }
 

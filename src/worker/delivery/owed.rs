@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::celery::message::{Address, Publication};
+use crate::worker::delivery::destinations::Destinations;
 use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 
@@ -61,6 +62,14 @@ impl Content {
         match self {
             Self::Publication(publication) => publication.address.clone(),
             Self::Event(event) => event.address(),
+        }
+    }
+
+    /// Tells whether it goes to an address that takes nothing.
+    pub(super) fn is_for_open(&self, destinations: &Destinations) -> bool {
+        match self {
+            Self::Publication(publication) => destinations.is_open(&publication.address),
+            Self::Event(event) => destinations.is_open(&event.address()),
         }
     }
 

@@ -24,6 +24,8 @@ pub(in crate::worker) struct ParkedConsumer {
     stage: Stage,
     /// Counts the channels on which publications were taken.
     channel: u64,
+    /// Nothing could be taken when that was last tried.
+    has_failed: bool,
 }
 
 enum Stage {
@@ -39,6 +41,13 @@ pub(in crate::worker) struct Ticket {
     channel: u64,
 }
 
+impl Ticket {
+    /// Returns the number of the channel on which it came.
+    pub(in crate::worker) const fn channel(&self) -> u64 {
+        self.channel
+    }
+}
+
 impl fmt::Debug for ParkedConsumer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ParkedConsumer").field("channel", &self.channel).finish_non_exhaustive()
@@ -49,12 +58,17 @@ impl ParkedConsumer {
     /// Takes nothing before it is asked for the first publication.
     pub(in crate::worker) fn new(session: Arc<dyn BrokerSession>, max_bytes: u64, readiness: Readiness) -> Self {
         let stage = Stage::Resting(Instant::now());
-        Self { session, max_bytes, readiness, stage, channel: 0 }
+        Self { session, max_bytes, readiness, stage, channel: 0, has_failed: false }
     }
 
     /// Tells whether somebody takes back what is parked. What nobody takes back must not be parked.
     pub(in crate::worker) const fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open(_))
+    }
+
+    /// Tells whether nothing can be parked in this session, as far as anybody knows: that was tried, and failed.
+    pub(in crate::worker) const fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     /// Waits for publications that come back; while the queues cannot be consumed it says so, and tries again. Dropping the future
@@ -70,6 +84,7 @@ impl ParkedConsumer {
                 Stage::Opening(opening) => match opening.await {
                     Ok(source) => {
                         self.channel += 1;
+                        self.has_failed = false;
                         self.stage = Stage::Open(source);
                         self.readiness.set(Component::Parking, ComponentState::Ready);
                         continue;
@@ -92,6 +107,7 @@ impl ParkedConsumer {
                 "{unavailable}; what commands owe to full or missing queues is not parked, so these commands keep their slots"
             );
             self.readiness.set(Component::Parking, ComponentState::Degraded(reason));
+            self.has_failed = true;
             self.stage = Stage::Resting(Instant::now() + AGAIN);
         }
     }

@@ -41,6 +41,8 @@ pub(in crate::worker) struct PendingAck {
     pub(in crate::worker) events: Vec<Event>,
     /// What is kept instead of follow-ups whose size the broker refuses: the answer stands then.
     pub(in crate::worker) spare: Option<Box<Publication>>,
+    /// That is owed instead of them.
+    pub(super) is_spare_owed: bool,
     /// The reply is out: another one would contradict it.
     pub(in crate::worker) replied: bool,
     /// Size of the reply, for the answer to its refusal.
@@ -72,6 +74,7 @@ impl PendingAck {
             then: Vec::new(),
             events: Vec::new(),
             spare: None,
+            is_spare_owed: false,
             replied: false,
             reply_bytes: 0,
             weights: Vec::new(),
@@ -95,7 +98,8 @@ impl PendingAck {
         }
     }
 
-    /// Owes nothing more but what a refusal leaves owed.
+    /// Fails for want of what should have been confirmed first: owes nothing more but what that leaves owed. What is kept of a message
+    /// that cannot be run stays owed whatever else is refused.
     pub(in crate::worker) fn fail(&mut self) {
         self.refusals = self.refusals.saturating_add(1);
         self.awaited = 0;

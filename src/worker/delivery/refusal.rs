@@ -1,24 +1,38 @@
 //! What the broker refuses for good, and whom that is told.
 
 use crate::celery::error::Exception;
+use crate::worker::delivery::owed::Debt;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::role::Role;
 use crate::worker::intake::policy::Policy;
 
-/// Notes that the broker refuses a publication of this role, in its words, and adds what is sent instead.
-pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, role: Role, words: &str) {
+/// Notes that the broker refuses a publication, in its words, and adds what is sent instead.
+pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, debt: &Debt, words: &str) {
+    let role = debt.role;
     tracing::error!(task_id = pending.id, ?role, words, "publication refused for good");
     match role {
         // Nobody is told of these; what else the pending acknowledgement owes stays owed.
         Role::Notice | Role::Rest | Role::Dead | Role::Event => {}
+        // The answer, which says that the command failed, stands.
+        Role::FollowUp if !debt.is_first => {}
+        Role::FollowUp if pending.is_spare_owed && is_too_large(words) => {}
         Role::FollowUp if pending.spare.is_some() && is_too_large(words) => {
+            pending.is_spare_owed = true;
             pending.then.extend(pending.spare.take().map(|dead| (Role::Dead, *dead)));
         }
-        Role::Reply | Role::FollowUp | Role::Park => {
-            let exception = exception(role, pending.reply_bytes, words);
-            policy.refused(pending, &exception);
+        Role::FollowUp | Role::Park => {
+            pending.fail();
+            policy.refused(pending, &exception(role, pending.reply_bytes, words));
         }
+        Role::Reply => policy.refused(pending, &exception(role, pending.reply_bytes, words)),
     }
+}
+
+/// Notes that the broker has no place for what a command would owe, in its words, and tells the caller.
+pub(in crate::worker) fn give_up(policy: &Policy, pending: &mut PendingAck, role: Role, words: &str) {
+    tracing::error!(task_id = pending.id, ?role, words, "refused for good");
+    pending.fail();
+    policy.refused(pending, &exception(role, pending.reply_bytes, words));
 }
 
 /// Tells whether the broker refuses a message for its size: RabbitMQ's 406, or 311 of others.

@@ -42,7 +42,7 @@ impl Trial {
             match see_to_queue(&way, role, &address).await {
                 Found::Queue => {}
                 Found::Nothing { words, is_denied } => {
-                    let denied = is_denied && role == Role::FollowUp && !way.may_park;
+                    let denied = is_denied && role == Role::FollowUp && way.cannot_park;
                     let fate = if denied {
                         Fate::Refused(words.clone())
                     } else {

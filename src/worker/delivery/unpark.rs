@@ -77,7 +77,7 @@ impl DeadCopies {
     }
 
     /// What cannot be delivered is owed to the dead queue, unless nobody waits for it any more.
-    pub(in crate::worker) fn bury(
+    pub(in crate::worker) fn replace(
         &self,
         pending: &mut PendingAck,
         role: Role,

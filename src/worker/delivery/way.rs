@@ -21,8 +21,10 @@ pub(in crate::worker) struct Way {
     pub(in crate::worker) queue_type: QueueType,
     /// Events that share a message at most; 0: no events at all.
     pub(in crate::worker) events: usize,
-    /// What is not taken can be parked.
+    /// What is not taken can be parked now.
     pub(in crate::worker) may_park: bool,
+    /// It was tried, and nothing can be parked.
+    pub(in crate::worker) cannot_park: bool,
 }
 
 /// How long everybody waits for one address.

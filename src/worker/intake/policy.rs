@@ -454,8 +454,6 @@ impl Policy {
 
     /// Makes the FAILURE that replaces what the broker refused.
     pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
-        // What is kept of a message that cannot be run stays owed whatever else is refused.
-        pending.fail();
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
             let state = State::Failure(exception);
             pending.then.push((Role::Reply, self.results.answer_to(&to, &state, self.clock.now())));

@@ -7,10 +7,12 @@ use crate::telemetry;
 use crate::worker::delivery::batch::Landed;
 use crate::worker::delivery::outbox::DeliveryReport;
 use crate::worker::delivery::owed::Content;
+use crate::worker::delivery::parking;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::refusal;
 use crate::worker::delivery::role::own_queue;
 use crate::worker::delivery::way::Way;
+use crate::worker::signals::Stop;
 
 /// How often it is looked what waits for too long.
 const LOOK: Duration = Duration::from_millis(100);
@@ -19,10 +21,6 @@ impl SessionLoop<'_> {
     /// Sends what is owed, as far as it may leave, and acknowledges what owes nothing more.
     pub(super) fn send(&mut self) -> Result<(), String> {
         self.outbox.divert(&self.worker.destinations);
-        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            self.looked = Some(Instant::now());
-            self.look_at_delays()?;
-        }
         let events_on = self.worker.options.events && self.worker.own_queues.takes_events();
         let way = Way {
             session: self.session.share(),
@@ -30,17 +28,18 @@ impl SessionLoop<'_> {
             queue_type: self.worker.options.queue_type,
             events: if events_on { self.worker.options.events_max_batch } else { 0 },
             may_park: self.parking.may_park(),
+            cannot_park: self.parking.consumer.has_failed(),
         };
         while self.in_flight.may_launch(&self.outbox, &self.worker.destinations) {
             // The answer stands in the journal before its reply is published.
             self.worker.commit_journal();
             self.in_flight.launch(&mut self.outbox, &self.worker.destinations, way.clone());
         }
-        if let Some(patience) = self.patience() {
-            self.in_flight.cut_slow(patience);
+        // After the trials have left, which are taken from what waits.
+        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.looked = Some(Instant::now());
+            self.look_at_delays()?;
         }
-        self.bury_aged();
-        self.park_stalled();
         self.settle()
     }
 
@@ -61,6 +60,12 @@ impl SessionLoop<'_> {
             self.worker.metrics.record_given_up(why);
         }
         self.give_back_overdue()?;
+        if let Some(patience) = self.patience() {
+            let longest = if self.stop == Stop::No { parking::PATIENCE } else { patience };
+            self.in_flight.cut_slow(patience, longest);
+        }
+        self.keep_aged_as_dead();
+        self.park_stalled();
         self.report_held();
         Ok(())
     }
@@ -76,13 +81,13 @@ impl SessionLoop<'_> {
         if let Some((count, task_id, reason)) = not_taken {
             tracing::warn!(task_id, reason, publications = count, "held back");
         }
-        let copies = self.dead_copies();
         for (debt, words, content) in refused {
+            let copies = self.dead_copies();
             self.outbox.mend(debt, |pending| match &pending.returned {
-                None => refusal::take(&self.policy, pending, debt.role, words),
+                None => refusal::take(&self.policy, pending, debt, words),
                 Some(_) => {
                     let publication = content.as_ref().map(Content::publication);
-                    copies.bury(pending, debt.role, publication.as_ref(), words);
+                    copies.replace(pending, debt.role, publication.as_ref(), words);
                 }
             });
         }

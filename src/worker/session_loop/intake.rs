@@ -28,9 +28,11 @@ impl SessionLoop<'_> {
         }
     }
 
-    /// Tells the broker's side how many deliveries only wait for others of their kind, or for room.
+    /// Tells the broker's side how many deliveries only wait: for others of their kind, for room, or, as many again as there are slots,
+    /// for a queue that takes nothing.
     pub(super) fn count_blocked(&mut self) {
-        self.consumer.set_blocked(self.scheduler.blocked() + self.intake.readings.waiting());
+        let held = self.outbox.held().count().min(self.slots());
+        self.consumer.set_blocked(held + self.scheduler.blocked() + self.intake.readings.waiting());
     }
 
     /// The keys of a message were searched for.

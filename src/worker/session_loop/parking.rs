@@ -27,6 +27,8 @@ const NAMES: usize = 5;
 pub(super) struct ParkingState {
     session: Arc<dyn BrokerSession>,
     pub(super) consumer: ParkedConsumer,
+    /// The channel of what came back last.
+    channel: u64,
     is_under_way: bool,
     /// Until then nothing is parked, for this reason.
     rests: Option<(Instant, String)>,
@@ -40,6 +42,7 @@ impl ParkingState {
         Self {
             session: session.share(),
             consumer: ParkedConsumer::new(session.share(), options.parked_max_bytes, readiness.clone()),
+            channel: 0,
             is_under_way: false,
             rests: None,
             reported: None,
@@ -60,9 +63,15 @@ impl SessionLoop<'_> {
         if !self.parking.may_park() {
             return None;
         }
-        let patience = parking::patience(self.outbox.held().count(), self.consumer.window());
+        let patience = parking::patience(self.outbox.held().count(), self.slots());
         // What is left at the end of a stop goes back to the broker and is done again.
         Some(if self.stop == Stop::No { patience } else { Duration::ZERO })
+    }
+
+    /// Counts the deliveries that may be unsettled at once unless some of them only wait; 0 where there is no limit.
+    pub(super) fn slots(&self) -> usize {
+        let options = &self.worker.options;
+        options.concurrency.saturating_mul(usize::from(options.prefetch_multiplier))
     }
 
     /// Parks what has waited for too long.
@@ -104,6 +113,11 @@ impl SessionLoop<'_> {
     /// Takes in publications that came back from their parking; each tries its address, alone at first.
     pub(super) fn came_back(&mut self, batch: Vec<(Ticket, Message)>) {
         let copies = self.dead_copies();
+        if let Some((ticket, _)) = batch.first()
+            && std::mem::replace(&mut self.parking.channel, ticket.channel()) != ticket.channel()
+        {
+            self.outbox.drop_returned();
+        }
         for (ticket, message) in batch {
             let held = self.worker.budget.keep(message.body.len() as u64);
             let (pending, address) = unpark(ticket, &message, held, &copies);
@@ -122,15 +136,14 @@ impl SessionLoop<'_> {
     }
 
     /// Keeps what was parked for too long as dead.
-    pub(super) fn bury_aged(&mut self) {
+    pub(super) fn keep_aged_as_dead(&mut self) {
         let (now, max_age) = (self.worker.options.clock.now(), self.worker.options.parked_max_age);
-        let copies = self.dead_copies();
-        for Owed { debt, content } in
-            self.outbox.take_aged(&self.worker.destinations, self.in_flight.tried(), now, max_age)
-        {
+        let aged = self.outbox.take_aged(&self.worker.destinations, self.in_flight.tried(), now, max_age);
+        for Owed { debt, content } in aged {
+            let copies = self.dead_copies();
             let words = "its queue took nothing for as long as anything is parked (parked_max_age_seconds)";
             let publication = content.publication();
-            self.outbox.mend(&debt, |pending| copies.bury(pending, debt.role, Some(&publication), words));
+            self.outbox.mend(&debt, |pending| copies.replace(pending, debt.role, Some(&publication), words));
         }
     }
 

@@ -120,7 +120,7 @@ impl Consumer for ScriptedConsumer {
     }
 
     fn window(&self) -> usize {
-        self.full.unwrap_or(self.first)
+        self.broker.lock().clients[&self.number].consumed.iter().map(|(_, prefetch)| prefetch).sum()
     }
 
     fn give_back(&self, ack_token: &AckToken) -> broker::Result<()> {

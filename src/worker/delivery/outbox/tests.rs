@@ -203,10 +203,15 @@ async fn silence_first_doubts_the_broker_and_then_the_address() {
     assert_eq!(post.send().0, ["other"]);
     assert_eq!(post.outbox.take_done().len(), 1);
     assert!(post.try_one().is_none(), "not at once");
-    for _ in 0..2 {
-        tokio::time::advance(post.destinations.next_try(&Address::queue("silent")) - Instant::now()).await;
+    let silent = Address::queue("silent");
+    while !post.destinations.is_hopeless(&silent) {
+        tokio::time::advance(post.destinations.next_try(&silent) - Instant::now()).await;
         let (sent, report) = post.try_one().unwrap();
         assert_eq!((sent.as_str(), report.lost, report.counts), ("silent", None, [0, 0, 0, 1]), "one at a time");
+        if !post.destinations.is_hopeless(&silent) {
+            post.outbox.divert(&post.destinations);
+            assert!(post.outbox.give_up(&post.destinations).is_empty());
+        }
     }
     assert!(post.destinations.is_hopeless(&Address::queue("silent")));
     post.outbox.divert(&post.destinations);
@@ -279,6 +284,49 @@ async fn a_refusal_replaces_an_answer_that_waits_apart() {
     assert_eq!(post.send().0, ["full"], "those of the other command");
     assert_eq!(post.outbox.take_done().len(), 1);
     assert!(post.outbox.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_refusals_of_one_batch_leave_one_answer() {
+    let mut post = Post::with("refusing", refused);
+    post.outbox.push(owing(&[(Role::FollowUp, "refusing"), (Role::FollowUp, "refusing")], &[(Role::Reply, "replies")]));
+    let (_, report) = post.send();
+    assert_eq!(report.refused.len(), 2);
+    for (debt, ..) in report.refused {
+        post.outbox.mend(&debt, |pending| {
+            pending.fail();
+            pending.then.push((Role::Reply, publication("failure")));
+        });
+    }
+    assert_eq!(post.send().0, ["failure"]);
+    assert_eq!(post.outbox.take_done().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_back_is_parked_only_after_a_try() {
+    let mut post = Post::default();
+    let address = Address::queue("back");
+    post.destinations.doubt(&address, Fault::Full);
+    post.outbox.push(owing(&[], &[(Role::FollowUp, "back")]));
+    post.outbox.divert(&post.destinations);
+    post.outbox.apart.values_mut().flatten().for_each(|owed| owed.debt.is_returned = true);
+    assert!(post.parkable(10).is_empty(), "it is to be tried first");
+    post.destinations.trip(&address, Fault::Full);
+    assert_eq!(post.parkable(10).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guess_gives_no_answer_up() {
+    let mut post = Post::default();
+    post.outbox.push(reply("back"));
+    let long_ago = Instant::now();
+    tokio::time::advance(2 * ANSWER_PATIENCE).await;
+    post.destinations.doubt(&Address::queue("back"), Fault::Full);
+    post.outbox.divert(&post.destinations);
+    post.outbox.apart.values_mut().flatten().for_each(|owed| owed.debt.since = Some(long_ago));
+    assert!(post.outbox.give_up(&post.destinations).is_empty());
+    post.destinations.trip(&Address::queue("back"), Fault::Full);
+    assert_eq!(post.outbox.give_up(&post.destinations).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -393,7 +393,7 @@ fn what_the_broker_refuses_becomes_the_command_s_failure() {
     assert_eq!(sent.len(), 2);
     let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
     assert_eq!(debt.role, Role::Reply);
-    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, &debt, &words));
     let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
     assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
@@ -412,7 +412,7 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
     let (sent, outcome) = post.send(|_, _| refused(text));
     assert_eq!(routes(&sent), ["q"]);
     let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
-    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, debt.role, &words));
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, &debt, &words));
     let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
     assert_eq!(body(&sent[0])["status"], "SUCCESS");
