@@ -8,13 +8,15 @@ use filestorage::celery::message::Message;
 use serde_json::Value;
 
 use super::commands::{Expected, NEXT};
-use crate::model::{Model, Verdict, commands_of};
+use crate::model::{Arrival, Model, Verdict, commands_of};
 use crate::sent::write;
 use crate::site::{REPLIES, Site, WORK, is_acknowledged};
 use crate::work;
 
 /// How long an answer is tried at least before it is given up.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(45);
+/// The longest way to the broker and back.
+const ROUND_TRIP: Duration = Duration::from_secs(1);
 
 /// Tells whether nothing of a command is left in the broker: neither in its queue, nor with a worker, nor parked.
 pub(super) fn is_over(model: &Model, command: &Expected) -> bool {
@@ -140,7 +142,9 @@ impl Reached {
 fn was_given_up(model: &Model, id: &str) -> bool {
     let Some((settled, _)) = model.settled.iter().rev().find(|(_, of)| of == id) else { return false };
     let mut refused_since = None;
-    for arrival in model.arrivals.iter().filter(|arrival| arrival.queue == REPLIES && arrival.at <= *settled) {
+    // Of what was taken in the meantime the worker did not know yet.
+    let is_known = |arrival: &&Arrival| arrival.at + ROUND_TRIP <= *settled;
+    for arrival in model.arrivals.iter().filter(|arrival| arrival.queue == REPLIES).filter(is_known) {
         match arrival.verdict {
             Verdict::Routed => refused_since = None,
             _ => _ = refused_since.get_or_insert(arrival.at),
