@@ -119,7 +119,7 @@ impl BrokerSession for Session {
         tag_prefix: &str,
     ) -> std::result::Result<Box<dyn Consumer>, ConsumeError> {
         let (deliveries, settler) = Self::consume(self, queues, prefetch, tag_prefix).await?;
-        Ok(Box::new(Channel { deliveries, settler, begun: Arc::default() }))
+        Ok(Box::new(LapinConsumer { deliveries, settler, begun: Arc::default() }))
     }
 
     async fn try_consumer(&self, queue: &str) -> Result<()> {
@@ -195,7 +195,7 @@ impl BrokerSession for Session {
 
 /// The consuming channel of a session: deliveries and what settles them.
 #[derive(Debug)]
-struct Channel {
+struct LapinConsumer {
     deliveries: Deliveries,
     settler: Settler,
     /// Consumers of further queues that are not taken in yet.
@@ -205,13 +205,13 @@ struct Channel {
 type Begun = Arc<Mutex<BTreeMap<String, Joined>>>;
 
 #[async_trait]
-impl Consumer for Channel {
+impl Consumer for LapinConsumer {
     fn down(&self) -> &[(String, Error)] {
         self.deliveries.down()
     }
 
     fn joiner(&self) -> Arc<dyn QueueJoiner> {
-        Arc::new(ChannelJoiner { joiner: self.deliveries.joiner(), begun: Arc::clone(&self.begun) })
+        Arc::new(LapinJoiner { joiner: self.deliveries.joiner(), begun: Arc::clone(&self.begun) })
     }
 
     fn join(&mut self, queue: &str) {
@@ -254,13 +254,13 @@ impl Consumer for Channel {
 }
 
 #[derive(Debug)]
-struct ChannelJoiner {
+struct LapinJoiner {
     joiner: Joiner,
     begun: Begun,
 }
 
 #[async_trait]
-impl QueueJoiner for ChannelJoiner {
+impl QueueJoiner for LapinJoiner {
     async fn begin(&self, queue: &str) -> std::result::Result<(), ConsumeError> {
         let joined = self.joiner.join(queue).await?;
         self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.to_owned(), joined);

@@ -5,30 +5,27 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
 use futures_util::{FutureExt, Stream, future::BoxFuture};
-use lapin::{
-    Channel, Consumer,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
-    types::{FieldTable, ShortString},
-};
-use tokio::sync::{Mutex as Turn, watch};
+use lapin::{Channel, Consumer, options::BasicCancelOptions, types::ShortString};
+use tokio::sync::watch;
 
 use crate::celery::message::{Message, Origin};
 
 use super::{
     Error, ErrorKind, Result,
-    ack_tracker::AckTracker,
-    convert::{message_in, short},
+    consumer_tags::ConsumerTags,
+    convert::message_in,
     error,
     gate::{Gate, Inflow},
+    joiner::{self, ConsumeError, Joined, Joiner, Source},
     link::Link,
-    prefetch::Prefetch,
+    settler::{AckToken, Settler},
     topology,
 };
 
@@ -36,9 +33,6 @@ use super::{
 pub const BATCH: usize = 256;
 /// Bytes of bodies handed over at once, but for the last one: whoever decides about them does nothing else meanwhile.
 pub const BATCH_BYTES: usize = 1 << 20;
-
-/// What a quorum queue without a leader says to a consumer.
-const INTERNAL_ERROR: u16 = 541;
 
 /// Channels are told apart for the life of the process, so that an acknowledgement token never meets another channel's tag.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -56,60 +50,10 @@ pub struct Delivery {
     pub inflow: Inflow,
 }
 
-/// The right to settle one delivery, once; dropping it leaves the delivery with the broker, which hands it out again when
-/// the channel ends.
-#[derive(Debug)]
-#[must_use = "a dropped ack_token leaves its delivery unsettled"]
-pub struct AckToken {
-    tag: u64,
-    generation: u64,
-}
-
-impl AckToken {
-    /// Makes the token of a delivery: its number on its channel, and what tells the channel from all others.
-    pub const fn new(tag: u64, generation: u64) -> Self {
-        Self { tag, generation }
-    }
-
-    /// Returns the number of the delivery on its channel.
-    #[must_use]
-    pub const fn tag(&self) -> u64 {
-        self.tag
-    }
-
-    /// Returns what tells the delivery's channel from all others.
-    #[must_use]
-    pub const fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// Makes an acknowledgement token of no channel, for tests of what happens before settling.
-    #[cfg(test)]
-    pub(crate) const fn stray() -> Self {
-        Self::new(0, 0)
-    }
-}
-
 impl Delivery {
     /// Makes a delivery whose body counts for nothing that was read ahead.
     pub fn new(message: Message, origin: Origin, ack_token: AckToken) -> Self {
         Self { message, origin, ack_token, inflow: Inflow::default() }
-    }
-}
-
-/// Why queues are not consumed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{error}")]
-pub struct ConsumeError {
-    /// The queue that is there but gave no consumer, as a quorum queue without a majority; the session is lost with it.
-    pub stalled: Option<String>,
-    /// What the broker says.
-    pub error: Error,
-}
-
-impl From<Error> for ConsumeError {
-    fn from(error: Error) -> Self {
-        Self { stalled: None, error }
     }
 }
 
@@ -143,90 +87,19 @@ pub struct Deliveries {
     early: BTreeMap<u64, Delivery>,
     generation: u64,
     stopped: watch::Receiver<bool>,
-    tags: Arc<Tags>,
+    tags: Arc<ConsumerTags>,
     /// A consumer that takes the place of another; one at a time, since the channel's prefetch counts for the next consumer.
     swap: Option<BoxFuture<'static, Swap>>,
     /// Deliveries that only wait for others.
     blocked: usize,
 }
 
-/// One consumed queue, by one consumer.
-#[derive(Debug)]
-struct Source {
-    queue: String,
-    consumer: Consumer,
-    tag: ShortString,
-    prefetch: Prefetch,
-    /// Another consumer has taken its place.
-    is_ending: bool,
-}
-
 /// The consumer that replaces the one with this tag.
 type Swap = (ShortString, Result<(ShortString, Consumer)>);
-
-/// Tags of the consumers there are.
-#[derive(Debug)]
-struct Tags {
-    prefix: String,
-    count: AtomicU64,
-    active: Mutex<Vec<ShortString>>,
-    /// Held while a consumer begins: a prefetch counts for the consumer that follows it on the channel.
-    turn: Turn<()>,
-}
-
-impl Tags {
-    fn next(&self) -> Result<ShortString> {
-        let count = self.count.fetch_add(1, Ordering::Relaxed);
-        short("a consumer's tag", &format!("{}-{count}", self.prefix)).map_err(invalid)
-    }
-
-    fn active(&self) -> MutexGuard<'_, Vec<ShortString>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl fmt::Debug for Deliveries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Deliveries").field("sources", &self.sources).field("next", &self.next).finish_non_exhaustive()
-    }
-}
-
-/// Settles what [`Deliveries`] handed out; clones settle on the same channel.
-#[derive(Clone, Debug)]
-pub struct Settler {
-    link: Arc<Link>,
-    channel: Channel,
-    tags: Arc<Tags>,
-    generation: u64,
-    acks: Arc<Mutex<AckTracker>>,
-    stopped: Arc<watch::Sender<bool>>,
-}
-
-/// A consumer of a further queue, to be given to [`Deliveries::join`].
-#[derive(Debug)]
-pub struct Joined(Source);
-
-/// Begins to consume further queues on the channel of some [`Deliveries`], while these go on.
-#[derive(Clone, Debug)]
-pub struct Joiner {
-    link: Arc<Link>,
-    channel: Channel,
-    tags: Arc<Tags>,
-    prefetch: u16,
-}
-
-impl Joiner {
-    /// Begins to consume a queue, which is created when it is missing; what it delivers comes once the consumer is given to
-    /// [`Deliveries::join`].
-    ///
-    /// # Errors
-    /// As [`Session::consume`]; only with `Down` of a queue that is not stalled the session lives on.
-    ///
-    /// [`Session::consume`]: super::Session::consume
-    pub async fn join(&self, queue: &str) -> std::result::Result<Joined, ConsumeError> {
-        topology::ensure_task_queue(&self.link, queue).await?;
-        let source = begin_source(&self.link, &self.channel, queue, self.prefetch, &self.tags).await?;
-        Ok(Joined(source))
     }
 }
 
@@ -248,15 +121,10 @@ pub(super) async fn consume(
         return Err(error.clone().into());
     }
     let channel = link.channel().await?;
-    let tags = Arc::new(Tags {
-        prefix: tag_prefix.to_owned(),
-        count: AtomicU64::new(0),
-        active: Mutex::default(),
-        turn: Turn::default(),
-    });
+    let tags = Arc::new(ConsumerTags::new(tag_prefix));
     let mut sources = Vec::new();
     for queue in up {
-        sources.push(begin_source(link, &channel, queue, prefetch, &tags).await?);
+        sources.push(Source::begin(link, &channel, queue, prefetch, &tags).await?);
     }
     // Nobody takes anything before.
     link.gate.arm();
@@ -277,71 +145,8 @@ pub(super) async fn consume(
         swap: None,
         blocked: 0,
     };
-    let settler = Settler {
-        link: Arc::clone(link),
-        channel,
-        tags,
-        generation,
-        acks: Arc::new(Mutex::new(AckTracker::new())),
-        stopped: Arc::new(stop),
-    };
+    let settler = Settler::new(Arc::clone(link), channel, tags, generation, stop);
     Ok((deliveries, settler))
-}
-
-/// Begins to consume one queue.
-async fn begin_source(
-    link: &Link,
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
-    tags: &Tags,
-) -> std::result::Result<Source, ConsumeError> {
-    let begun = begin(link, channel, queue, prefetch, tags).await;
-    let (tag, consumer) = begun.map_err(|error| {
-        let stalled = (error.kind() == ErrorKind::Down).then(|| queue.to_owned());
-        ConsumeError { stalled, error }
-    })?;
-    Ok(Source { queue: queue.to_owned(), consumer, tag, prefetch: Prefetch::new(prefetch), is_ending: false })
-}
-
-/// Begins one consumer. A quorum queue without a majority answers a look but not this: RabbitMQ says nothing, or ends the
-/// connection with 541. That queue is `Down`, and the session is lost.
-async fn begin(
-    link: &Link,
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
-    tags: &Tags,
-) -> Result<(ShortString, Consumer)> {
-    let (name, tag) = (short("a queue's name", queue).map_err(invalid)?, tags.next()?);
-    let _turn = tags.turn.lock().await;
-    // It counts for the consumers that follow, and each has its own.
-    let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-    link.answer("setting the prefetch", qos).await?;
-    let what = format!("consuming from queue '{queue}'");
-    let limit = link.options.timeout;
-    // Before it is sent: a stop meanwhile has to end it as well. The broker takes the end of a consumer that never began.
-    tags.active().push(tag.clone());
-    let started = channel.basic_consume(name, tag.clone(), BasicConsumeOptions::default(), FieldTable::default());
-    let words = match link.within(limit, started).await? {
-        Some(Ok(consumer)) => return Ok((tag, consumer)),
-        Some(Err(fault)) => {
-            let error = error::classify(&fault);
-            if error::reply(&fault).is_none_or(|reply| reply.code != INTERNAL_ERROR) {
-                return Err(link.name_permission(error.during(&what), "read", &format!("queue '{queue}'")));
-            }
-            error.to_string()
-        }
-        None => format!("no answer within {} s", limit.as_secs_f32()),
-    };
-    let mend = "has this quorum queue lost its majority? start the nodes that hold it";
-    let error = Error::new(ErrorKind::Down, format!("{what}: {words}: {mend}"));
-    link.state.lose(error.to_string());
-    Err(error)
-}
-
-fn invalid(text: String) -> Error {
-    Error::new(ErrorKind::Arguments, text)
 }
 
 impl Deliveries {
@@ -366,11 +171,12 @@ impl Deliveries {
     #[must_use]
     pub fn joiner(&self) -> Joiner {
         let (link, channel, tags) = (Arc::clone(&self.link), self.channel.clone(), Arc::clone(&self.tags));
-        Joiner { link, channel, tags, prefetch: self.first }
+        Joiner::new(link, channel, tags, self.first)
     }
 
     /// Takes in the consumer of a further queue, whose deliveries come with those of the others.
-    pub fn join(&mut self, Joined(mut source): Joined) {
+    pub fn join(&mut self, joined: Joined) {
+        let mut source = joined.into_source();
         if let Some((full, bytes)) = self.bounds {
             source.prefetch.bound(full, bytes);
         }
@@ -485,7 +291,7 @@ impl Deliveries {
                 tracing::debug!(queue, prefetch, "prefetch changes");
                 let (link, channel, tags) = (Arc::clone(&self.link), self.channel.clone(), Arc::clone(&self.tags));
                 self.swap = Some(Box::pin(async move {
-                    let begun = begin(&link, &channel, &queue, prefetch, &tags).await;
+                    let begun = joiner::begin(&link, &channel, &queue, prefetch, &tags).await;
                     (old, begun)
                 }));
                 continue;
@@ -534,72 +340,6 @@ fn take_over(delivery: lapin::message::Delivery, queue: &str, generation: u64, g
             routing_key: delivery.routing_key.into(),
             redelivered: delivery.redelivered,
         },
-        ack_token: AckToken { tag: delivery.delivery_tag, generation },
-    }
-}
-
-impl Settler {
-    /// Acknowledges finished deliveries and returns how many: one `multiple` acknowledgement up to the oldest unfinished
-    /// delivery, single ones beyond it. Does not wait: the acknowledgements are on their way when it returns. Acknowledgement tokens of
-    /// another channel settle nothing and are not counted.
-    ///
-    /// # Errors
-    /// `Lost` when the channel is gone; the broker will deliver these again.
-    pub fn settle(&self, ack_tokens: Vec<AckToken>) -> Result<usize> {
-        let ours = ack_tokens.into_iter().filter(|ack_token| ack_token.generation == self.generation);
-        let tags: Vec<u64> = ours.map(|ack_token| ack_token.tag).collect();
-        let mut acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
-        for ack in acks.finish(&tags) {
-            // One poll queues the frame; waiting until it is written would gain nothing, it is not answered.
-            let queued = self.channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).now_or_never();
-            if let Some(Err(fault)) = queued {
-                let error = Error::lost(format!("acknowledging: {}", error::classify(&fault)));
-                self.link.state.lose(error.to_string());
-                return Err(error);
-            }
-        }
-        Ok(tags.len())
-    }
-
-    /// Gives a delivery back to its queue, which delivers it again.
-    ///
-    /// # Errors
-    /// `Lost` when the channel is gone; the broker will deliver it again.
-    pub fn give_back(&self, ack_token: &AckToken) -> Result<()> {
-        if ack_token.generation != self.generation {
-            return Ok(());
-        }
-        self.acks.lock().unwrap_or_else(PoisonError::into_inner).settled(ack_token.tag);
-        let options = BasicNackOptions { multiple: false, requeue: true };
-        if let Some(Err(fault)) = self.channel.basic_nack(ack_token.tag, options).now_or_never() {
-            let error = Error::lost(format!("giving a delivery back: {}", error::classify(&fault)));
-            self.link.state.lose(error.to_string());
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// Ends the consumers (`basic.cancel`); what was handed out can still be settled, what was not stays with the channel
-    /// until [`Settler::close`].
-    ///
-    /// # Errors
-    /// `Lost`.
-    pub async fn stop(&self) -> Result<()> {
-        self.stopped.send_replace(true);
-        let tags = self.tags.active().clone();
-        for tag in tags {
-            let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
-            self.link.answer("ending a consumer", cancelled).await?;
-        }
-        Ok(())
-    }
-
-    /// Closes the consuming channel: the broker puts everything unsettled back in its place at once.
-    ///
-    /// # Errors
-    /// `Lost`.
-    pub async fn close(&self) -> Result<()> {
-        self.stopped.send_replace(true);
-        self.link.answer("closing the consuming channel", self.channel.close(200, "OK".into())).await
+        ack_token: AckToken::new(delivery.delivery_tag, generation),
     }
 }
