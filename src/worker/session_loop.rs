@@ -1,5 +1,6 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
+mod deferred;
 mod delivery;
 mod intake;
 mod parking;
@@ -24,7 +25,6 @@ use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
-use crate::worker::delivery::deferred::{Deferred, PATIENCE};
 use crate::worker::delivery::in_flight::InFlightBatches;
 use crate::worker::delivery::outbox::Outbox;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
@@ -37,6 +37,7 @@ use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exc
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
 use crate::worker::signals::Stop;
+use deferred::{Deferred, PATIENCE};
 use parking::ParkingState;
 use waits::{looked, sleep_until};
 

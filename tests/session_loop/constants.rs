@@ -37,8 +37,6 @@ const TABLE: &[Row] = &[
     row("broker/session.rs::HASTE", "3 s", "the wait for one URL while another is untried", "a_url_that_does_not_answer_has_three_seconds"),
     row("worker/consumed_queues.rs::LOOK_AGAIN", "5 s", "the time until a consumed queue that is back is noticed", "a_consumed_queue_that_is_back_is_noticed"),
     row("worker/consumed_queues.rs::LONGEST_WAIT", "60 s", "the time between two trials of a queue without a consumer", "a_queue_without_a_consumer_is_tried_every_minute"),
-    row("worker/delivery/deferred.rs::GLANCE", "250 ms", "the time until the end of a run elsewhere is noticed", "the_end_of_a_run_elsewhere_is_noticed_at_the_next_glance"),
-    row("worker/delivery/deferred.rs::PATIENCE", "1 s", "the time between two looks at a delay queue that is down", "a_delay_queue_that_is_down_is_asked_for_once_a_second"),
     row("worker/delivery/destinations.rs::FIRST_WAIT", "1 s", "the first wait for an address that took nothing", "a_full_queue_is_tried_every_five_seconds_in_the_end"),
     row("worker/delivery/destinations.rs::LONGEST_REFUSAL", "5 s", "the time between two tries of a full queue", "a_full_queue_is_tried_every_five_seconds_in_the_end"),
     row("worker/delivery/destinations.rs::LONGEST_SILENCE", "60 s", "the time between two tries of a silent queue", "a_silent_queue_is_tried_every_minute_in_the_end"),
@@ -73,6 +71,8 @@ const TABLE: &[Row] = &[
     row("worker/session_loop.rs::SKEW", "2 s", "how far the clocks of two workers may differ", "what_a_sibling_began_two_seconds_before_a_silence_counts"),
     row("worker/session_loop.rs::FAREWELL", "3 s", "the wait for the broker at a stop", "a_close_that_is_not_answered_ends_after_the_farewell"),
     row("worker/session_loop.rs::LAST_WRITES", "5 s", "the wait for writes that took effect when a session ends", "writes_that_took_effect_are_waited_for_at_the_end"),
+    row("worker/session_loop/deferred.rs::GLANCE", "250 ms", "the time until the end of a run elsewhere is noticed", "the_end_of_a_run_elsewhere_is_noticed_at_the_next_glance"),
+    row("worker/session_loop/deferred.rs::PATIENCE", "1 s", "the time between two looks at a delay queue that is down", "a_delay_queue_that_is_down_is_asked_for_once_a_second"),
     row("worker/session_loop/delivery.rs::LOOK", "100 ms", "the time between two looks at what waits for too long", "a_callback_is_parked_at_the_first_look_after_five_seconds"),
     row("worker/session_loop/parking.rs::REPORT", "1 s", "the time between two reports of held commands", "held_commands_are_told_once_a_second"),
 ];

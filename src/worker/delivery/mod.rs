@@ -1,7 +1,6 @@
 //! From the end of a command to the broker's confirmation of everything that the command still owes.
 
 pub(super) mod batch;
-pub(super) mod deferred;
 pub(super) mod destinations;
 pub(super) mod envelope;
 mod fate;

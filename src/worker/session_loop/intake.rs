@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::SessionLoop;
+use super::deferred::{self, Read};
 use crate::broker::Delivery;
 use crate::celery::park;
 use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
-use crate::worker::delivery::deferred::{self, Read};
+
 use crate::worker::intake::admission::Next;
 use crate::worker::intake::reading::{AfterReading, Part};
 

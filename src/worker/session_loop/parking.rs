@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::SessionLoop;
+use super::deferred::Deferred;
 use crate::broker::{BrokerSession, OpenSession};
 use crate::celery::message::Message;
 use crate::telemetry::{Component, ComponentState, Parked};
 use crate::worker::context::WorkerContext;
-use crate::worker::delivery::deferred::Deferred;
 use crate::worker::delivery::destinations::Fault;
 use crate::worker::delivery::owed::Owed;
 use crate::worker::delivery::parked_consumer::{ParkedConsumer, Ticket};

@@ -3,10 +3,9 @@
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{Running, SKEW, SessionLoop, before};
+use super::{Running, SKEW, SessionLoop, before, deferred};
 use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
-use crate::worker::delivery::deferred;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
 use crate::worker::intake::policy::{ReadyTask, TaskEnd, Work};

@@ -18,13 +18,13 @@ use crate::worker::intake::policy::ReadyTask;
 use crate::worker::intake::reader::{Opened, Reader};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
-pub(in crate::worker) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a run elsewhere is over.
 const GLANCE: Duration = Duration::from_millis(250);
 
 /// What came of deferred work.
 #[derive(Debug)]
-pub(in crate::worker) enum Deferred {
+pub(super) enum Deferred {
     /// This is owed.
     Owes(Box<PendingAck>),
     /// Look at this one again: somebody else ran it.
@@ -42,7 +42,7 @@ pub(in crate::worker) enum Deferred {
 }
 
 /// Searches a message for the keys by which it is ordered.
-pub(in crate::worker) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
+pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
     // What is in another encoding is decoded whole.
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.begin_when_free(need).await) };
@@ -58,7 +58,7 @@ pub(in crate::worker) async fn search(reader: Reader, budget: Budget, delivery: 
 }
 
 /// Reads a message that tells nothing before it is read.
-pub(in crate::worker) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
+pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let mut held = budget.begin_when_free(need).await;
     let opened = tokio::task::spawn_blocking(move || {
@@ -75,19 +75,19 @@ pub(in crate::worker) async fn open(reader: Reader, budget: Budget, delivery: Bo
 
 /// What was read of a message, and what it takes.
 #[derive(Debug)]
-pub(in crate::worker) struct Read {
-    pub(in crate::worker) opened: Result<Opened, Unreadable>,
-    pub(in crate::worker) held: Held,
+pub(super) struct Read {
+    pub(super) opened: Result<Opened, Unreadable>,
+    pub(super) held: Held,
 }
 
 /// Waits a little with a task that somebody else runs.
-pub(in crate::worker) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
+pub(super) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
     tokio::time::sleep(GLANCE).await;
     Deferred::Reconsider(task)
 }
 
 /// Finds out where a message must be published to come back to `queue` at its eta.
-pub(in crate::worker) async fn park(
+pub(super) async fn park(
     session: Arc<dyn BrokerSession>,
     clock: WallClock,
     mut pending: PendingAck,
