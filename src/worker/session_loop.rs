@@ -32,8 +32,9 @@ use crate::worker::delivery::refusal;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::{Scheduler, Share};
+use crate::worker::execution::settlement::{TaskEnd, exception};
 use crate::worker::intake::admission::Intake;
-use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext, TaskEnd, exception};
+use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext};
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
 use crate::worker::signals::Stop;
@@ -284,7 +285,7 @@ impl<'b> SessionLoop<'b> {
         self.scheduler.done(&task.keys, task.share);
         self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
         let stale = task.stale();
-        let mut pending = self.policy.close(task.context, end);
+        let mut pending = self.policy.settlement.close(task.context, end);
         pending.stale = stale;
         self.post(pending);
     }
@@ -321,7 +322,7 @@ impl<'b> SessionLoop<'b> {
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let stale = std::mem::take(&mut running.stale);
         let (answer, context) = self.record(running, ended);
-        let mut pending = self.policy.close_answered(context, answer);
+        let mut pending = self.policy.settlement.close_answered(context, answer);
         pending.stale = stale;
         pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { bytes: held }));
         self.post(pending);
@@ -341,7 +342,7 @@ impl<'b> SessionLoop<'b> {
         if let Err(exception) = &result {
             tracing::info!(task_id = id, task = definition.task, %exception, "command failed");
         }
-        let answer = self.policy.answer(definition, &context, result, facts, started.elapsed());
+        let answer = self.policy.settlement.answer(definition, &context, result, facts, started.elapsed());
         // Only what wrote is answered from the journal.
         match writes.then(|| answer.write()).flatten() {
             Some(text) => self.worker.journal.finished(context.identity.digest, &text),
@@ -395,7 +396,7 @@ impl<'b> SessionLoop<'b> {
             Deferred::Reconsider(_) => {}
             Deferred::Parked(result) => self.was_parked(result)?,
             Deferred::Refused(mut pending, role, words) => {
-                refusal::give_up(&self.policy, &mut pending, role, &words);
+                refusal::give_up(&self.policy.settlement, &mut pending, role, &words);
                 self.outbox.push(*pending);
             }
             Deferred::Lost(reason) => return Err(reason),

@@ -4,10 +4,10 @@ use crate::celery::error::Exception;
 use crate::worker::delivery::owed::Debt;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::role::Role;
-use crate::worker::intake::policy::Policy;
+use crate::worker::execution::settlement::Settlement;
 
 /// Notes that the broker refuses a publication, in its words, and adds what is sent instead.
-pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, debt: &Debt, words: &str) {
+pub(in crate::worker) fn take(settlement: &Settlement, pending: &mut PendingAck, debt: &Debt, words: &str) {
     let role = debt.role;
     tracing::error!(task_id = pending.id, ?role, words, "publication refused for good");
     match role {
@@ -22,17 +22,17 @@ pub(in crate::worker) fn take(policy: &Policy, pending: &mut PendingAck, debt: &
         }
         Role::FollowUp | Role::Park => {
             pending.fail();
-            policy.refused(pending, &exception(role, pending.reply_bytes, words));
+            settlement.refused(pending, &exception(role, pending.reply_bytes, words));
         }
-        Role::Reply => policy.refused(pending, &exception(role, pending.reply_bytes, words)),
+        Role::Reply => settlement.refused(pending, &exception(role, pending.reply_bytes, words)),
     }
 }
 
 /// Notes that the broker has no place for what a command would owe, in its words, and tells the caller.
-pub(in crate::worker) fn give_up(policy: &Policy, pending: &mut PendingAck, role: Role, words: &str) {
+pub(in crate::worker) fn give_up(settlement: &Settlement, pending: &mut PendingAck, role: Role, words: &str) {
     tracing::error!(task_id = pending.id, ?role, words, "refused for good");
     pending.fail();
-    policy.refused(pending, &exception(role, pending.reply_bytes, words));
+    settlement.refused(pending, &exception(role, pending.reply_bytes, words));
 }
 
 /// Tells whether the broker refuses a message for its size: RabbitMQ's 406, or 311 of others.

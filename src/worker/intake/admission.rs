@@ -220,7 +220,7 @@ impl Intake {
         match decision {
             Decision::Ended(pending, outcome) => Some(Next::Ended(pending, outcome)),
             Decision::Park(context, message, origin, eta, inflow) => {
-                let mut pending = policy.parked(*context);
+                let mut pending = policy.settlement.parked(*context);
                 let bytes = self.budget.keep(message.body.len() as u64);
                 pending.weights.extend([Weight::Held { bytes }, Weight::Read { _bytes: inflow }]);
                 Some(Next::Park(Box::new(pending), message, origin.queue, eta))

@@ -84,7 +84,7 @@ impl SessionLoop<'_> {
         for (debt, words, content) in refused {
             let copies = self.dead_copies();
             self.outbox.mend(debt, |pending| match &pending.returned {
-                None => refusal::take(&self.policy, pending, debt, words),
+                None => refusal::take(&self.policy.settlement, pending, debt, words),
                 Some(_) => {
                     let publication = content.as_ref().map(Content::publication);
                     copies.replace(pending, debt.role, publication.as_ref(), words);

@@ -8,7 +8,6 @@ use crate::broker::Delivery;
 use crate::celery::park;
 use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
-
 use crate::worker::intake::admission::Next;
 use crate::worker::intake::reading::{AfterReading, Part};
 

@@ -8,7 +8,8 @@ use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
-use crate::worker::intake::policy::{ReadyTask, TaskEnd, Work};
+use crate::worker::execution::settlement::TaskEnd;
+use crate::worker::intake::policy::{ReadyTask, Work};
 use crate::worker::intake::sealed::Known;
 use crate::worker::journal::Admission;
 
@@ -105,7 +106,7 @@ impl SessionLoop<'_> {
 
     /// Begins a command.
     pub(super) fn begin(&mut self, task: ReadyTask, command: Box<dyn Runnable>) {
-        if let Some(pending) = self.policy.started(&task.context) {
+        if let Some(pending) = self.policy.settlement.started(&task.context) {
             self.outbox.push(pending);
         }
         let commit_guard = CommitGuard::default();

@@ -8,8 +8,9 @@ use crate::celery::message::{Field, Origin};
 use crate::commands::Facts;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::scheduler::{Schedulable as _, Share};
+use crate::worker::execution::settlement::TaskEnd;
+use crate::worker::intake::policy::LARGE;
 use crate::worker::intake::policy::tests::{Table, flatten, store, task_message};
-use crate::worker::intake::policy::{LARGE, TaskEnd};
 
 const TOTAL: u64 = 64 << 20;
 
@@ -40,8 +41,9 @@ impl Site {
     fn answered(&mut self, message: Message, result: &str, facts: &[Facts]) -> PendingAck {
         let task = self.table.ready(message, false);
         let (policy, length) = (&self.table.policy, std::time::Duration::ZERO);
-        let answer = policy.answer(task.definition, &task.context, Ok(result.to_owned()), facts.to_vec(), length);
-        policy.close(task.context, &TaskEnd::Answered(&answer))
+        let answer =
+            policy.settlement.answer(task.definition, &task.context, Ok(result.to_owned()), facts.to_vec(), length);
+        policy.settlement.close(task.context, &TaskEnd::Answered(&answer))
     }
 }
 

@@ -21,14 +21,14 @@ pub(in crate::worker) const LARGE: u64 = 1 << 20;
 pub(in crate::worker) struct TaskContext {
     pub(in crate::worker) ack_token: AckToken,
     pub(in crate::worker) request: TaskRequest,
-    pub(super) extended: Option<Extended>,
+    pub(in crate::worker) extended: Option<Extended>,
     /// What the journal knows it by.
     pub(in crate::worker) identity: Identity,
     /// When the producer sent it or else the broker took it in, in Unix milliseconds.
-    pub(super) sent: Option<i64>,
+    pub(in crate::worker) sent: Option<i64>,
     pub(in crate::worker) received: Instant,
     /// The message and how it came, where what follows the command may turn out too large to be sent.
-    pub(super) kept: Option<Box<(Message, Origin)>>,
+    pub(in crate::worker) kept: Option<Box<(Message, Origin)>>,
 }
 
 impl TaskContext {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::broker::Inflow;
+use crate::broker::{AckToken, Inflow};
 use crate::broker::{Confirmation, PublishError, QueueType};
 use crate::celery::message::Address;
 use crate::celery::message::{Field, Headers, Properties, Publication};
@@ -11,6 +11,7 @@ use crate::commands::Spool;
 use crate::worker::delivery::destinations::{Destinations, Fault};
 use crate::worker::delivery::outbox::{DeliveryReport, Outbox};
 use crate::worker::delivery::refusal;
+use crate::worker::delivery::role::Role;
 use crate::worker::events;
 use crate::worker::execution::scheduler;
 
@@ -92,13 +93,18 @@ impl Table {
 
     /// Composes the answer of a task that ended at once.
     pub(in crate::worker::intake) fn answer(&self, task: &ReadyTask, result: Result<String, Exception>) -> Answer {
-        self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::ZERO)
+        self.policy.settlement.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::ZERO)
     }
 
     fn answered(&self, task: ReadyTask, result: Result<String, Exception>) -> Vec<Publication> {
-        let answer =
-            self.policy.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::from_secs(1));
-        flatten(self.policy.close(task.context, &TaskEnd::Answered(&answer)))
+        let answer = self.policy.settlement.answer(
+            task.definition,
+            &task.context,
+            result,
+            vec![Facts::default()],
+            Duration::from_secs(1),
+        );
+        flatten(self.policy.settlement.close(task.context, &TaskEnd::Answered(&answer)))
     }
 }
 
@@ -377,7 +383,7 @@ fn nobody_is_told_who_does_not_ask() {
 fn stored(table: &mut Table) -> PendingAck {
     let task = table.ready(store(), false);
     let answer = table.answer(&task, Ok("{}".into()));
-    table.policy.close(task.context, &TaskEnd::Answered(&answer))
+    table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer))
 }
 
 fn refused(text: &str) -> Result<Confirmation, PublishError> {
@@ -393,7 +399,7 @@ fn what_the_broker_refuses_becomes_the_command_s_failure() {
     assert_eq!(sent.len(), 2);
     let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
     assert_eq!(debt.role, Role::Reply);
-    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, &debt, &words));
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy.settlement, pending, &debt, &words));
     let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies"], "the event was confirmed and is not told twice");
     assert_eq!(body(&sent[0])["result"]["exc_type"], "ValueError");
@@ -407,12 +413,12 @@ fn a_follow_up_whose_size_is_refused_leaves_the_answer_as_it_is_and_the_message_
         json!({"task": "t.next", "args": ["x".repeat(17 << 20)], "kwargs": {}, "options": {}, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
     let answer = table.answer(&task, Ok("true".into()));
-    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let mut post = Post::of(table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer)));
     let text = "PRECONDITION_FAILED - message size 17825792 is larger than configured max size 16777216";
     let (sent, outcome) = post.send(|_, _| refused(text));
     assert_eq!(routes(&sent), ["q"]);
     let [(debt, words, _)] = <[_; 1]>::try_from(outcome.refused).unwrap();
-    post.outbox.mend(&debt, |pending| refusal::take(&table.policy, pending, &debt, &words));
+    post.outbox.mend(&debt, |pending| refusal::take(&table.policy.settlement, pending, &debt, &words));
     let sent = post.flatten();
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE, "exists.succeeded"]);
     assert_eq!(body(&sent[0])["status"], "SUCCESS");
@@ -445,7 +451,7 @@ async fn a_returned_follow_up_and_event_are_seen_to() {
     let step = json!({"task": "next.task", "args": [], "kwargs": {}, "options": {"queue": "nowhere"}, "subtask_type": null, "immutable": true});
     let task = table.ready(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [step]}])), false);
     let answer = table.answer(&task, Ok("true".into()));
-    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let mut post = Post::of(table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer)));
     let returned = || Ok(Confirmation::Returned { code: 312, text: "NO_ROUTE".into() });
     let nowhere = Address::queue("nowhere");
     let (sent, _) = post.send(|_, _| returned());

@@ -8,7 +8,7 @@ use crate::celery::message::{Message, Origin};
 use crate::celery::request::Unreadable;
 use crate::telemetry::CommandOutcome;
 use crate::worker::execution::answer::Answer;
-use crate::worker::intake::policy::TaskEnd;
+use crate::worker::execution::settlement::TaskEnd;
 use crate::worker::intake::reader::{Call, Opened};
 use crate::worker::invalidations::Stale;
 
@@ -25,11 +25,11 @@ impl Policy {
         let opened = match opened {
             Ok(opened) => opened,
             Err(unreadable) => {
-                let pending = self.unreadable(task.context.ack_token, &unreadable, message, origin);
+                let pending = self.settlement.unreadable(task.context.ack_token, &unreadable, message, origin);
                 return Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered);
             }
         };
-        task.context.kept = self.kept(&opened.request, message, origin);
+        task.context.kept = self.settlement.kept(&opened.request, message, origin);
         (task.context.request, task.context.extended) = (opened.request, opened.extended);
         if let Some(answer) = answer {
             let stale = match &opened.call {
@@ -37,7 +37,7 @@ impl Policy {
                 // Only what writes is known by an answer.
                 Call::Read(Err(_)) | Call::Unknown | Call::Later => Stale::of(&task.keys, true),
             };
-            let mut pending = self.close(task.context, &TaskEnd::Answered(answer));
+            let mut pending = self.settlement.close(task.context, &TaskEnd::Answered(answer));
             pending.stale = stale;
             return Decision::Ended(Box::new(pending), CommandOutcome::Replayed);
         }

@@ -12,7 +12,7 @@ fn three() -> Vec<Facts> {
 }
 
 fn answer(table: &Table, task: &ReadyTask, facts: Vec<Facts>) -> Answer {
-    table.policy.answer(task.definition, &task.context, Ok("{}".into()), facts, Duration::from_millis(250))
+    table.policy.settlement.answer(task.definition, &task.context, Ok("{}".into()), facts, Duration::from_millis(250))
 }
 
 /// The events among these publications, alone or in a batch.
@@ -40,7 +40,7 @@ fn each_fact_is_an_event_and_a_repeated_answer_repeats_their_ids() {
     let one = answer(&table, &task, three()[..1].to_vec());
     let several = answer(&table, &task, three());
     table.run(&message, &several);
-    let alone = events(&flatten(table.policy.close(task.context, &TaskEnd::Answered(&one))));
+    let alone = events(&flatten(table.policy.settlement.close(task.context, &TaskEnd::Answered(&one))));
     table.journal.begin_session();
     let mut told = Vec::new();
     for _ in 0..2 {
@@ -68,7 +68,7 @@ async fn events_that_were_confirmed_are_not_sent_again_with_the_others() {
     let mut table = Table::new();
     let task = table.ready(store(), false);
     let answer = answer(&table, &task, three());
-    let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+    let mut post = Post::of(table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer)));
     // The reply, two events, and the third.
     let nacked = |sent: &Publication| Err(PublishError::Nacked(Box::new(sent.clone())));
     let (sent, outcome) = post.send_joined(2, |place, sent| if place == 2 { nacked(sent) } else { routed() });
@@ -134,7 +134,7 @@ fn a_key_that_failed_alone_is_told_apart() {
     for answer in [answer, again] {
         let mut table = Table::new();
         let task = table.ready(store(), false);
-        let mut post = Post::of(table.policy.close(task.context, &TaskEnd::Answered(&answer)));
+        let mut post = Post::of(table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer)));
         let (publications, _) = post.send(|_, _| routed());
         assert_eq!(routes(&publications), ["replies", "store.failed", "store.succeeded"]);
         let (failed, succeeded) = (events(&publications[1..2]), events(&publications[2..]));

@@ -127,7 +127,7 @@ fn what_is_settled_under_a_stamp_is_settled_in_the_journal() {
         task.context.identity.digest,
         Answer { outcome: Outcome::Success("{}".into()), event: None, more: Vec::new() },
     );
-    let pending = table.policy.close(task.context, &TaskEnd::Answered(&answer));
+    let pending = table.policy.settlement.close(task.context, &TaskEnd::Answered(&answer));
     assert_eq!((pending.id.as_deref(), pending.entry), (Some("id-1"), Some(entry)));
 }
 

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use super::{Policy, TaskContext};
+use super::Settlement;
 use crate::celery::error::Exception;
 use crate::commands::{CommandError, Definition, Facts};
 use crate::json::Json;
 use crate::worker::events::{EventData, EventError, EventOutcome, More};
 use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::intake::policy::TaskContext;
 
 /// Bytes of one text in an exception; Linux has no longer path.
 const LONGEST_TEXT: usize = 4096;
 
-impl Policy {
+impl Settlement {
     /// Turns what a command returned into its answer, with an event for each of its facts.
     pub(in crate::worker) fn answer(
         &self,
@@ -40,7 +41,8 @@ impl Policy {
         Answer { outcome, event, more }
     }
 
-    pub(super) fn event(
+    /// Makes the event of a command; `None` where nobody is told of it.
+    pub(in crate::worker) fn event(
         &self,
         definition: &Definition,
         context: &TaskContext,
