@@ -33,7 +33,7 @@ use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::{Scheduler, Share};
 use crate::worker::execution::settlement::{TaskEnd, exception};
-use crate::worker::intake::admission::Intake;
+use crate::worker::intake::lines::Intake;
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext};
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
@@ -237,7 +237,7 @@ impl<'b> SessionLoop<'b> {
                 // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
                 batch = self.consumer.next(), if self.stop == Stop::No && !full => match batch {
                     Ok(batch) => {
-                        self.receive(batch);
+                        self.receive(batch)?;
                         // Large ones took their time, and others are on this thread, too.
                         tokio::task::yield_now().await;
                     }
@@ -388,8 +388,8 @@ impl<'b> SessionLoop<'b> {
     fn deferred(&mut self, deferred: Deferred) -> Result<(), String> {
         match deferred {
             Deferred::Owes(pending) => self.outbox.push(*pending),
-            Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys),
-            Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened),
+            Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys)?,
+            Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened)?,
             Deferred::Found(..) | Deferred::Opened(..) => {}
             Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
             // It has not begun: it goes back with the channel.

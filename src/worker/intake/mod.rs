@@ -1,6 +1,7 @@
 //! From a delivery to the decision what is done with it.
 
-pub(super) mod admission;
+mod fault;
+pub(super) mod lines;
 pub(super) mod policy;
 pub(super) mod reader;
 pub(super) mod reading;

@@ -11,6 +11,7 @@ use crate::commands::{Budget, Command, Held, Keys};
 use crate::telemetry::CommandOutcome;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::execution::scheduler::{Schedulable as _, Share};
+use crate::worker::intake::fault::fault;
 use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
 use crate::worker::intake::reader::{Reader, Reading};
 use crate::worker::intake::sealed::{Known, Restored, Sealed};
@@ -26,24 +27,31 @@ pub(in crate::worker) struct Readings {
     /// Tasks whose turn came before there was room to read them; without a permit, their keys stay taken.
     thirsty: VecDeque<ReadyTask>,
     /// Tasks being read.
-    under_way: FuturesUnordered<BoxFuture<'static, Result<Part, String>>>,
+    under_way: FuturesUnordered<BoxFuture<'static, Result<(ReadingTask, Reading), String>>>,
     /// Tasks whose text is there and for whose values there is no room yet.
-    short: VecDeque<Part>,
+    short: VecDeque<ShortTask>,
     /// What the journal knows those by that it was told of; two equal messages may be read at once.
     entries: Vec<Digest>,
 }
 
 /// A task that is being read.
 #[derive(Debug)]
-pub(in crate::worker) struct Part {
+pub(in crate::worker) struct ReadingTask {
     task: ReadyTask,
     message: Message,
     origin: Origin,
     answer: Option<Known>,
     held: Held,
     /// What counts for the body.
-    body: Option<Restored>,
-    reading: Option<Reading>,
+    body: Restored,
+}
+
+/// A task whose values need so many bytes more than were reserved.
+#[derive(Debug)]
+struct ShortTask {
+    task: ReadingTask,
+    text: Option<Vec<u8>>,
+    need: u64,
 }
 
 /// What is done with a task that was read.
@@ -121,18 +129,17 @@ impl Readings {
         may_run: impl Fn(&ReadyTask) -> bool,
     ) -> Vec<ReadyTask> {
         let mut admitted = Vec::new();
-        while let Some(mut part) = self.short.pop_front() {
-            let Some(Reading::Short(_, need)) = &part.reading else { continue };
+        while let Some(mut short) = self.short.pop_front() {
             // When all others wait as well, one of them has to go on: nothing is read, and what runs, if anything, waits for room.
             let is_stuck = is_idle || self.budget.has_line();
-            if !part.held.try_grow(*need) {
+            if !short.task.held.try_grow(short.need) {
                 if !is_stuck || !self.under_way.is_empty() {
-                    self.short.push_front(part);
+                    self.short.push_front(short);
                     break;
                 }
-                part.held.grow(*need);
+                short.task.held.grow(short.need);
             }
-            self.read_on(part, reader.clone());
+            self.read_on(short, reader.clone());
         }
         // What was let in earlier comes first: it holds a part of the room already.
         while self.short.is_empty()
@@ -149,10 +156,13 @@ impl Readings {
     }
 
     /// Reads a task whose turn it is, within what was reserved; it keeps its permit and its keys.
-    pub(in crate::worker) fn begin(&mut self, mut task: ReadyTask, reader: Reader) {
+    ///
+    /// # Errors
+    /// The task is not to be read, or nothing was reserved: rules contradict each other, and the session is lost.
+    pub(in crate::worker) fn begin(&mut self, mut task: ReadyTask, reader: Reader) -> Result<(), String> {
         let (Work::Read(sealed), Some(held)) = (std::mem::replace(&mut task.work, Work::Reading), task.held.take())
         else {
-            return;
+            return Err(fault("a task is to be read that has no message or no room"));
         };
         let Sealed { mut message, origin, wire, length, answer, .. } = *sealed;
         if answer.is_none() {
@@ -168,42 +178,50 @@ impl Readings {
             });
             let (message, origin, held, body, reading) =
                 reading.await.map_err(|error| format!("reading a message: {error}"))??;
-            Ok::<_, String>(Part { task, message, origin, answer, held, body: Some(body), reading: Some(reading) })
+            Ok::<_, String>((ReadingTask { task, message, origin, answer, held, body }, reading))
         }));
+        Ok(())
     }
 
-    fn read_on(&mut self, part: Part, reader: Reader) {
+    fn read_on(&mut self, short: ShortTask, reader: Reader) {
         self.under_way.push(Box::pin(async move {
-            let Part { task, message, origin, answer, mut held, body, reading } = part;
-            let text = if let Some(Reading::Short(text, _)) = reading { text } else { None };
+            let ShortTask { task: ReadingTask { task, message, origin, answer, mut held, body }, text, .. } = short;
             let reading = tokio::task::spawn_blocking(move || {
                 let reading = reader.read_within(&message, &origin, text, &mut held);
                 (message, origin, held, reading)
             });
             let (message, origin, held, reading) =
                 reading.await.map_err(|error| format!("reading a message: {error}"))?;
-            Ok::<_, String>(Part { task, message, origin, answer, held, body, reading: Some(reading) })
+            Ok::<_, String>((ReadingTask { task, message, origin, answer, held, body }, reading))
         }));
     }
 
-    /// Waits for the next part that was read; `None` while nothing is being read. Dropping the future loses none.
+    /// Waits for the next task that was read, and returns it with what came of that; `None` while nothing is being read. Dropping the future loses none.
     ///
     /// # Errors
     /// What waits for its turn cannot be read back: the session is lost with it.
-    pub(in crate::worker) async fn next(&mut self) -> Option<Result<Part, String>> {
+    pub(in crate::worker) async fn next(&mut self) -> Option<Result<(ReadingTask, Reading), String>> {
         self.under_way.next().await
     }
 
     /// Decides what is done with a task that was read; `None` where its values wait for room.
-    pub(in crate::worker) fn was_read(&mut self, mut part: Part, policy: &Policy) -> Option<AfterReading> {
-        let opened = match part.reading.take() {
-            Some(Reading::Done(opened)) => *opened,
-            reading => {
-                self.short.push_back(Part { reading, ..part });
-                return None;
+    ///
+    /// # Errors
+    /// Rules contradict each other, and the session is lost: nothing is left that would settle the delivery.
+    pub(in crate::worker) fn was_read(
+        &mut self,
+        task: ReadingTask,
+        reading: Reading,
+        policy: &Policy,
+    ) -> Result<Option<AfterReading>, String> {
+        let opened = match reading {
+            Reading::Done(opened) => *opened,
+            Reading::Short(text, need) => {
+                self.short.push_back(ShortTask { task, text, need });
+                return Ok(None);
             }
         };
-        let Part { task, message, origin, answer, mut held, body, .. } = part;
+        let ReadingTask { task, message, origin, answer, mut held, body } = task;
         let (keys, share, entry) = (task.keys.clone(), task.share, task.context.identity.digest);
         let was_noted = answer.is_none();
         if let Some(place) = self.entries.iter().position(|noted| was_noted && *noted == entry) {
@@ -218,15 +236,17 @@ impl Readings {
                     held.end_work(bytes);
                 }
                 task.held = Some(held);
-                let Work::Run(command) = std::mem::replace(&mut task.work, Work::Reading) else { return None };
-                Some(AfterReading::Begin(task, command))
+                let Work::Run(command) = std::mem::replace(&mut task.work, Work::Reading) else {
+                    return Err(fault("a command is to run that was not read"));
+                };
+                Ok(Some(AfterReading::Begin(task, command)))
             }
             Decision::Ended(mut pending, outcome) => {
                 pending.weights.push(Weight::Held { bytes: held });
-                Some(AfterReading::Ended { pending, outcome, keys, share, noted: was_noted.then_some(entry) })
+                Ok(Some(AfterReading::Ended { pending, outcome, keys, share, noted: was_noted.then_some(entry) }))
             }
-            // Whether it is parked or sealed was decided before.
-            Decision::Park(..) | Decision::Seal(..) => None,
+            Decision::Park(..) => Err(fault("a task is to wait for its eta that had its turn")),
+            Decision::Seal(..) => Err(fault("a message is to be read that was read already")),
         }
     }
 }

@@ -8,12 +8,13 @@ use crate::broker::Delivery;
 use crate::celery::park;
 use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
-use crate::worker::intake::admission::Next;
-use crate::worker::intake::reading::{AfterReading, Part};
+use crate::worker::intake::lines::Next;
+use crate::worker::intake::reader::Reading;
+use crate::worker::intake::reading::{AfterReading, ReadingTask};
 
 impl SessionLoop<'_> {
     /// Takes deliveries in, in the order they came.
-    pub(super) fn receive(&mut self, batch: Vec<Delivery>) {
+    pub(super) fn receive(&mut self, batch: Vec<Delivery>) -> Result<(), String> {
         for delivery in batch {
             let kind =
                 if delivery.origin.redelivered { telemetry::Delivery::Redelivered } else { telemetry::Delivery::First };
@@ -23,9 +24,10 @@ impl SessionLoop<'_> {
                 let id = delivery.message.properties.correlation_id.as_deref();
                 tracing::debug!(task_id = id, delivery_count = ?count, "redelivered");
             }
-            let next = self.intake.receive(delivery, &self.policy, &mut self.worker.journal);
+            let next = self.intake.receive(delivery, &self.policy, &mut self.worker.journal)?;
             self.go_on(next);
         }
+        Ok(())
     }
 
     /// Tells the broker's side how many deliveries only wait: for others of their kind, for room, or, as many again as there are slots,
@@ -36,15 +38,17 @@ impl SessionLoop<'_> {
     }
 
     /// The keys of a message were searched for.
-    pub(super) fn was_found(&mut self, delivery: Delivery, keys: Option<Keys>) {
-        let next = self.intake.was_found(delivery, keys, &self.policy, &mut self.worker.journal);
+    pub(super) fn was_found(&mut self, delivery: Delivery, keys: Option<Keys>) -> Result<(), String> {
+        let next = self.intake.was_found(delivery, keys, &self.policy, &mut self.worker.journal)?;
         self.go_on(next);
+        Ok(())
     }
 
     /// A message that told nothing before was read.
-    pub(super) fn was_opened(&mut self, delivery: Delivery, Read { opened, held }: Read) {
-        let next = self.intake.was_opened(delivery, opened, held, &self.policy, &mut self.worker.journal);
+    pub(super) fn was_opened(&mut self, delivery: Delivery, Read { opened, held }: Read) -> Result<(), String> {
+        let next = self.intake.was_opened(delivery, opened, held, &self.policy, &mut self.worker.journal)?;
         self.go_on(next);
+        Ok(())
     }
 
     fn go_on(&mut self, all: impl IntoIterator<Item = Next>) {
@@ -80,8 +84,9 @@ impl SessionLoop<'_> {
     }
 
     /// Goes on with a task that was read: it runs, or has ended already.
-    pub(super) fn was_read(&mut self, part: Result<Part, String>) -> Result<(), String> {
-        match self.intake.readings.was_read(part?, &self.policy) {
+    pub(super) fn was_read(&mut self, read: Result<(ReadingTask, Reading), String>) -> Result<(), String> {
+        let (task, reading) = read?;
+        match self.intake.readings.was_read(task, reading, &self.policy)? {
             None => {}
             Some(AfterReading::Begin(task, command)) => self.begin(*task, command),
             Some(AfterReading::Ended { pending, outcome, keys, share, noted }) => {

@@ -29,7 +29,7 @@ impl SessionLoop<'_> {
             }
             if matches!(&task.work, Work::Read(sealed) if sealed.answer.is_some()) {
                 // It does not run: only what follows its answer is to be read.
-                self.intake.readings.begin(task, self.policy.reader.clone());
+                self.intake.readings.begin(task, self.policy.reader.clone())?;
                 continue;
             }
             let now = self.worker.options.clock.now();
@@ -49,7 +49,7 @@ impl SessionLoop<'_> {
                         Work::Read(sealed) => {
                             // What follows it stands in the body.
                             sealed.answer = Some(Known::new(answer, &self.worker.budget));
-                            self.intake.readings.begin(task, self.policy.reader.clone());
+                            self.intake.readings.begin(task, self.policy.reader.clone())?;
                         }
                         _ => self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer)),
                     }
@@ -88,7 +88,7 @@ impl SessionLoop<'_> {
                 Work::Run(command) => self.begin(task, command),
                 work => {
                     task.work = work;
-                    self.intake.readings.begin(task, self.policy.reader.clone());
+                    self.intake.readings.begin(task, self.policy.reader.clone())?;
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Admission by bytes: what is taken in, what it counts for, and what waits for it.
+//! Deliveries on their way in: what is read at once, what counts for it, and what waits behind it in its queue's line.
 //!
 //! One budget (`max_in_flight_bytes`) counts every byte of a command: the body that waits, the values that are made of it, and all
 //! that is composed for its end, until the broker has confirmed that.
@@ -16,6 +16,7 @@ use crate::telemetry::CommandOutcome;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
+use crate::worker::intake::fault::fault;
 use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
 use crate::worker::intake::reader::{Opened, SMALL, Size};
 use crate::worker::intake::reading::Readings;
@@ -42,12 +43,12 @@ pub(in crate::worker) struct Intake {
 struct Line {
     /// What counts for the message that is looked into.
     first: Option<Held>,
-    behind: VecDeque<Kept>,
+    behind: VecDeque<Behind>,
 }
 
 /// A delivery in a line.
 #[derive(Debug)]
-struct Kept {
+struct Behind {
     delivery: Delivery,
     _held: Held,
 }
@@ -91,35 +92,38 @@ impl Intake {
     }
 
     /// Takes a delivery in; `None` where it waits for others of its queue.
+    ///
+    /// # Errors
+    /// Rules contradict each other, and the session is lost: nothing is left that would settle the delivery.
     pub(in crate::worker) fn receive(
         &mut self,
         delivery: Delivery,
         policy: &Policy,
         journal: &mut Journal,
-    ) -> Option<Next> {
+    ) -> Result<Option<Next>, String> {
         if let Some(line) = self.lines.get_mut(&delivery.origin.queue) {
             let _held = self.budget.keep(delivery.message.body.len() as u64);
-            line.behind.push_back(Kept { delivery, _held });
-            return None;
+            line.behind.push_back(Behind { delivery, _held });
+            return Ok(None);
         }
         self.take_in(delivery, policy, journal)
     }
 
-    fn take_in(&mut self, delivery: Delivery, policy: &Policy, journal: &mut Journal) -> Option<Next> {
+    fn take_in(&mut self, delivery: Delivery, policy: &Policy, journal: &mut Journal) -> Result<Option<Next>, String> {
         let mut size = policy.reader.size(&delivery.message);
         if let Size::Small(bytes) = size {
             let held = if bytes <= TRIFLE { Some(self.budget.keep(bytes)) } else { self.budget.try_keep(bytes) };
             if let Some(held) = held {
                 let opened = policy.reader.open(&delivery.message, &delivery.origin);
-                return self.judge(delivery, opened, held, policy, journal);
+                return self.judge(delivery, opened, held, policy, journal).map(Some);
             }
             let text = body::peek(&delivery.message, SMALL);
             size = policy.reader.large(&delivery.message, text.as_ref().map(|beginning| &*beginning.text));
         }
         match size {
-            Size::Large(keys) => self.seal(delivery, keys, policy, journal),
-            Size::Hidden | Size::Small(_) => Some(Next::Search(self.look_into(delivery))),
-            Size::Old => Some(Next::Open(self.look_into(delivery))),
+            Size::Large(keys) => self.seal(delivery, keys, policy, journal).map(Some),
+            Size::Hidden | Size::Small(_) => Ok(Some(Next::Search(self.look_into(delivery)))),
+            Size::Old => Ok(Some(Next::Open(self.look_into(delivery)))),
         }
     }
 
@@ -132,20 +136,26 @@ impl Intake {
 
     /// Takes in the keys of a message that were searched for: it and what waits behind it goes on. Without keys, what waits does so
     /// until the message was read.
+    ///
+    /// # Errors
+    /// As [`Intake::receive`].
     pub(in crate::worker) fn was_found(
         &mut self,
         delivery: Delivery,
         keys: Option<Keys>,
         policy: &Policy,
         journal: &mut Journal,
-    ) -> Vec<Next> {
-        let Some(keys) = keys else { return vec![Next::Open(Box::new(delivery))] };
+    ) -> Result<Vec<Next>, String> {
+        let Some(keys) = keys else { return Ok(vec![Next::Open(Box::new(delivery))]) };
         let queue = self.looked_into(&delivery);
-        let first = self.seal(delivery, keys, policy, journal);
+        let first = self.seal(delivery, keys, policy, journal)?;
         self.advance(&queue, first, policy, journal)
     }
 
     /// Takes in a message that told nothing before it was read; what waits behind it goes on.
+    ///
+    /// # Errors
+    /// As [`Intake::receive`].
     pub(in crate::worker) fn was_opened(
         &mut self,
         delivery: Delivery,
@@ -153,9 +163,9 @@ impl Intake {
         held: Held,
         policy: &Policy,
         journal: &mut Journal,
-    ) -> Vec<Next> {
+    ) -> Result<Vec<Next>, String> {
         let queue = self.looked_into(&delivery);
-        let first = self.judge(delivery, opened, held, policy, journal);
+        let first = self.judge(delivery, opened, held, policy, journal)?;
         self.advance(&queue, first, policy, journal)
     }
 
@@ -166,16 +176,22 @@ impl Intake {
         queue.clone()
     }
 
-    fn advance(&mut self, queue: &str, first: Option<Next>, policy: &Policy, journal: &mut Journal) -> Vec<Next> {
-        let mut all: Vec<Next> = first.into_iter().collect();
+    fn advance(
+        &mut self,
+        queue: &str,
+        first: Next,
+        policy: &Policy,
+        journal: &mut Journal,
+    ) -> Result<Vec<Next>, String> {
+        let mut all = vec![first];
         let mut behind = self.lines.remove(queue).map(|line| line.behind).unwrap_or_default();
-        while let Some(delivery) = behind.pop_front().map(|kept| kept.delivery) {
-            all.extend(self.take_in(delivery, policy, journal));
+        while let Some(delivery) = behind.pop_front().map(|behind| behind.delivery) {
+            all.extend(self.take_in(delivery, policy, journal)?);
             if let Some(line) = self.lines.get_mut(queue) {
                 line.behind.append(&mut behind);
             }
         }
-        all
+        Ok(all)
     }
 
     /// Decides about a message that was read.
@@ -186,20 +202,21 @@ impl Intake {
         held: Held,
         policy: &Policy,
         journal: &mut Journal,
-    ) -> Option<Next> {
+    ) -> Result<Next, String> {
         match policy.judge(delivery, opened, journal) {
             Decision::Run(mut task) => {
                 task.note_size(held.bytes());
                 task.held = Some(held);
-                Some(Next::Schedule(task))
+                Ok(Next::Schedule(task))
             }
             other => self.ended(other, policy),
         }
     }
 
     /// Decides about a message that is read when its turn comes, and puts its body where it waits.
-    fn seal(&self, delivery: Delivery, keys: Keys, policy: &Policy, journal: &mut Journal) -> Option<Next> {
-        let outline = policy.reader.outline(&delivery.message)?;
+    fn seal(&self, delivery: Delivery, keys: Keys, policy: &Policy, journal: &mut Journal) -> Result<Next, String> {
+        let outline = policy.reader.outline(&delivery.message);
+        let outline = outline.ok_or_else(|| fault("a message without a task in its headers waits to be read"))?;
         match policy.judge(delivery, outline, journal) {
             Decision::Seal(mut task, message, origin, answer, inflow) => {
                 let length = message.body.len() as u64;
@@ -210,23 +227,23 @@ impl Intake {
                 task.note_size(if body::is_compressed(&message) { u64::MAX } else { length });
                 task.keys = keys;
                 task.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer, _keys }));
-                Some(Next::Schedule(task))
+                Ok(Next::Schedule(task))
             }
             other => self.ended(other, policy),
         }
     }
 
-    fn ended(&self, decision: Decision, policy: &Policy) -> Option<Next> {
+    fn ended(&self, decision: Decision, policy: &Policy) -> Result<Next, String> {
         match decision {
-            Decision::Ended(pending, outcome) => Some(Next::Ended(pending, outcome)),
+            Decision::Ended(pending, outcome) => Ok(Next::Ended(pending, outcome)),
             Decision::Park(context, message, origin, eta, inflow) => {
                 let mut pending = policy.settlement.parked(*context);
                 let bytes = self.budget.keep(message.body.len() as u64);
                 pending.weights.extend([Weight::Held { bytes }, Weight::Read { _bytes: inflow }]);
-                Some(Next::Park(Box::new(pending), message, origin.queue, eta))
+                Ok(Next::Park(Box::new(pending), message, origin.queue, eta))
             }
-            // What was read runs, and what was not is sealed.
-            Decision::Run(_) | Decision::Seal(..) => None,
+            Decision::Run(_) => Err(fault("a command is to run whose message was not read")),
+            Decision::Seal(..) => Err(fault("a message is to be read that was read already")),
         }
     }
 

@@ -29,7 +29,7 @@ impl Site {
     }
 
     fn receive(&mut self, message: Message, queue: &str) -> Option<Next> {
-        self.intake.receive(delivery(message, queue), &self.table.policy, &mut self.table.journal)
+        self.intake.receive(delivery(message, queue), &self.table.policy, &mut self.table.journal).unwrap()
     }
 
     /// Takes in what must be scheduled.
@@ -184,7 +184,7 @@ async fn what_waits_in_a_line_counts_and_holds_up_no_other_queue() {
     let other = site.scheduled(store(), "small");
     drop(other);
     let keys = site.table.policy.reader.search(&searched.message);
-    let all = site.intake.was_found(*searched, keys, &site.table.policy, &mut site.table.journal);
+    let all = site.intake.was_found(*searched, keys, &site.table.policy, &mut site.table.journal).unwrap();
     let [first, second] = <[Next; 2]>::try_from(all).unwrap().map(|next| scheduled(Some(next)));
     assert!(matches!(first.work, Work::Read(_)) && matches!(second.work, Work::Run(_)), "in their order");
     assert_eq!(site.budget.held(), length + second.held.as_ref().unwrap().bytes(), "nothing counts twice");
