@@ -158,7 +158,7 @@ const fn text(role: Role) -> &'static str {
         Role::Notice => "notice",
         Role::Event => "event",
         Role::Dead => "dead",
-        Role::Park => "delay",
+        Role::Delay => "delay",
     }
 }
 

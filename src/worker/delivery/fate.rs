@@ -82,7 +82,7 @@ impl Fate {
             Role::Reply | Role::Rest | Role::Notice => Self::Taken,
             Role::Event => Self::Unheard,
             // The next session makes the delay queue again, and the message comes back through its delivery.
-            Role::Park => Self::Lost("a delay queue is gone".to_owned()),
+            Role::Delay => Self::Lost("a delay queue is gone".to_owned()),
             // A queue of that name would not be bound to a named exchange.
             Role::FollowUp if is_named || tries >= MAX_TRIES => {
                 let (exchange, routing_key) =
@@ -104,7 +104,7 @@ mod tests {
     use crate::celery::message::Message;
 
     const ROLES: [Role; 7] =
-        [Role::FollowUp, Role::Reply, Role::Rest, Role::Notice, Role::Dead, Role::Event, Role::Park];
+        [Role::FollowUp, Role::Reply, Role::Rest, Role::Notice, Role::Dead, Role::Event, Role::Delay];
 
     fn sent(role: Role) -> Sent {
         Sent { role, is_alone: false, is_over_broker: true, tries: 0 }
@@ -139,7 +139,7 @@ mod tests {
             assert!(matches!(fate(returned(), sent(role)), Fate::NotTaken(Fault::Missing, _)));
         }
         assert_eq!(fate(returned(), sent(Role::Event)), Fate::Unheard);
-        assert!(is_lost(&fate(returned(), sent(Role::Park))));
+        assert!(is_lost(&fate(returned(), sent(Role::Delay))));
         let tired = Sent { tries: MAX_TRIES, ..sent(Role::FollowUp) };
         assert!(matches!(fate(returned(), tired), Fate::Refused(_)));
         assert!(matches!(fate(returned(), Sent { role: Role::Dead, ..tired }), Fate::NotTaken(..)));

@@ -311,7 +311,7 @@ impl Outbox {
             let is_due_trial = destinations.next_try(address) <= now;
             let is_due = |owed: &Owed| match &owed.debt {
                 // A command that waits for its time has no publication that could wait elsewhere.
-                Debt { role: Role::Park, .. } | Debt { is_unparkable: true, .. } => false,
+                Debt { role: Role::Delay, .. } | Debt { is_unparkable: true, .. } => false,
                 Debt { is_returned: true, .. } => !is_tried && !is_due_trial,
                 debt => is_parking || debt.age() >= patience,
             };

@@ -20,7 +20,7 @@ pub(in crate::worker) fn take(settlement: &Settlement, pending: &mut PendingAck,
             pending.is_spare_owed = true;
             pending.then.extend(pending.spare.take().map(|dead| (Role::Dead, *dead)));
         }
-        Role::FollowUp | Role::Park => {
+        Role::FollowUp | Role::Delay => {
             pending.fail();
             settlement.refused(pending, &exception(role, pending.reply_bytes, words));
         }
@@ -50,7 +50,7 @@ fn exception(role: Role, size: usize, words: &str) -> Exception {
                 format!("the broker refuses what follows this task (callback, errback or chain step): {words}").into(),
             ],
         ),
-        Role::Park => Exception::custom(
+        Role::Delay => Exception::custom(
             "kombu.exceptions",
             "OperationalError",
             vec![format!("the broker refuses to keep this task until its eta: {words}").into()],

@@ -20,7 +20,7 @@ pub(in crate::worker) enum Role {
     /// The metric event.
     Event,
     /// The message itself, put aside until its eta.
-    Park,
+    Delay,
 }
 
 impl Role {

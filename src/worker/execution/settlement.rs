@@ -266,7 +266,7 @@ impl Settlement {
     }
 
     /// Makes what a command owes that waits in the broker until its eta; where, is found out later.
-    pub(in crate::worker) fn parked(&self, context: TaskContext) -> PendingAck {
+    pub(in crate::worker) fn delayed(&self, context: TaskContext) -> PendingAck {
         let mut pending = PendingAck::new(Some(context.ack_token), None);
         pending.reply_to = self.results.recipient(&context.request);
         pending

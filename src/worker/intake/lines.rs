@@ -61,7 +61,7 @@ pub(in crate::worker) enum Next {
     /// It has ended already.
     Ended(Box<PendingAck>, CommandOutcome),
     /// It waits in the broker until its eta, and comes back to this queue.
-    Park(Box<PendingAck>, Box<Message>, String, Timestamp),
+    Delay(Box<PendingAck>, Box<Message>, String, Timestamp),
     /// Its keys are searched for: [`Intake::was_found`].
     Search(Box<Delivery>),
     /// It is read before anything behind it: [`Intake::was_opened`].
@@ -236,11 +236,11 @@ impl Intake {
     fn ended(&self, decision: Decision, policy: &Policy) -> Result<Next, String> {
         match decision {
             Decision::Ended(pending, outcome) => Ok(Next::Ended(pending, outcome)),
-            Decision::Park(context, message, origin, eta, inflow) => {
-                let mut pending = policy.settlement.parked(*context);
+            Decision::Delay(context, message, origin, eta, inflow) => {
+                let mut pending = policy.settlement.delayed(*context);
                 let bytes = self.budget.keep(message.body.len() as u64);
                 pending.weights.extend([Weight::Held { bytes }, Weight::Read { _bytes: inflow }]);
-                Ok(Next::Park(Box::new(pending), message, origin.queue, eta))
+                Ok(Next::Delay(Box::new(pending), message, origin.queue, eta))
             }
             Decision::Run(_) => Err(fault("a command is to run whose message was not read")),
             Decision::Seal(..) => Err(fault("a message is to be read that was read already")),

@@ -41,7 +41,7 @@ pub(in crate::worker) enum Decision {
     /// It is read and run when its turn comes; the journal may know its answer.
     Seal(Box<ReadyTask>, Box<Message>, Origin, Option<Box<Answer>>, Inflow),
     /// It waits in the broker until its eta.
-    Park(Box<TaskContext>, Box<Message>, Origin, Timestamp, Inflow),
+    Delay(Box<TaskContext>, Box<Message>, Origin, Timestamp, Inflow),
 }
 
 /// The rules by which a delivery runs, waits or ends; nothing here waits.
@@ -144,7 +144,7 @@ impl Policy {
             );
         }
         if let Some(eta) = context.request.eta.filter(|eta| *eta > now && !is_over) {
-            return Decision::Park(Box::new(context), Box::new(message), origin, eta, inflow);
+            return Decision::Delay(Box::new(context), Box::new(message), origin, eta, inflow);
         }
         if let Err(unsupported) = canvas::check(&context.request) {
             return self.unrunnable(context, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);

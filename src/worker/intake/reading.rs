@@ -245,7 +245,7 @@ impl Readings {
                 pending.weights.push(Weight::Held { bytes: held });
                 Ok(Some(AfterReading::Ended { pending, outcome, keys, share, noted: was_noted.then_some(entry) }))
             }
-            Decision::Park(..) => Err(fault("a task is to wait for its eta that had its turn")),
+            Decision::Delay(..) => Err(fault("a task is to wait for its eta that had its turn")),
             Decision::Seal(..) => Err(fault("a message is to be read that was read already")),
         }
     }

@@ -87,7 +87,7 @@ pub(super) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
 }
 
 /// Finds out where a message must be published to come back to `queue` at its eta.
-pub(super) async fn park(
+pub(super) async fn delay(
     session: Arc<dyn BrokerSession>,
     clock: WallClock,
     mut pending: PendingAck,
@@ -99,7 +99,7 @@ pub(super) async fn park(
         let remaining = Duration::try_from(eta.duration_since(clock.now())).unwrap_or_default();
         match session.delay_address(&queue, remaining).await {
             Ok(address) => {
-                pending.first.push((Role::Park, Publication { address, message }));
+                pending.first.push((Role::Delay, Publication { address, message }));
                 return Deferred::Owes(Box::new(pending));
             }
             Err(error) if error.kind() == ErrorKind::Down => {
@@ -107,7 +107,7 @@ pub(super) async fn park(
                 tokio::time::sleep(PATIENCE).await;
             }
             Err(error) if error.is_permanent() => {
-                return Deferred::Refused(Box::new(pending), Role::Park, error.to_string());
+                return Deferred::Refused(Box::new(pending), Role::Delay, error.to_string());
             }
             Err(error) => return Deferred::Lost(error.to_string()),
         }

@@ -59,10 +59,10 @@ impl SessionLoop<'_> {
                     self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
                     self.post(*pending);
                 }
-                Next::Park(pending, message, queue, eta) => {
+                Next::Delay(pending, message, queue, eta) => {
                     self.worker.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
                     let (session, clock) = (self.session.share(), self.worker.options.clock);
-                    self.deferred.push(Box::pin(deferred::park(session, clock, *pending, park(&message), queue, eta)));
+                    self.deferred.push(Box::pin(deferred::delay(session, clock, *pending, park(&message), queue, eta)));
                 }
                 Next::Search(delivery) => {
                     let (reader, budget) = (self.policy.reader.clone(), self.worker.budget.clone());

@@ -125,7 +125,7 @@ fn what_waits_for_its_eta_counts() {
     let mut message = store_of(50_000, false);
     message.headers.set("eta", Field::from("2999-01-01T00:00:00+00:00"));
     let length = message.body.len() as u64;
-    let Some(Next::Park(pending, ..)) = site.receive(message, "q") else { panic!() };
+    let Some(Next::Delay(pending, ..)) = site.receive(message, "q") else { panic!() };
     assert_eq!(site.budget.held(), length);
     drop(pending);
     assert_eq!(site.budget.held(), 0);

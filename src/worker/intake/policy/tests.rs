@@ -315,11 +315,11 @@ fn expired_is_revoked() {
 }
 
 #[test]
-fn a_future_eta_is_parked() {
+fn a_future_eta_is_delayed() {
     let mut table = Table::new();
     let mut message = store();
     message.headers.set("eta", Field::from("2999-01-01T00:00:00+00:00"));
-    assert!(matches!(table.decide(message, false), Decision::Park(..)));
+    assert!(matches!(table.decide(message, false), Decision::Delay(..)));
 }
 
 #[test]
