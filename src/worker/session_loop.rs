@@ -103,7 +103,7 @@ pub(super) struct SessionLoop<'b> {
     trials: FuturesUnordered<BoxFuture<'static, Rejoin>>,
     stop: Stop,
     deadline: Option<Instant>,
-    /// The broker has been silent for so long that its other consumers may have been given what is held here.
+    /// The broker has been silent for so long ([`DOUBT`]) that it may have handed the deliveries of this session to other consumers.
     is_hushed: bool,
 }
 
@@ -190,10 +190,12 @@ impl<'b> SessionLoop<'b> {
             let silence = self.session.silence();
             if self.is_hushed != (silence >= DOUBT) {
                 self.is_hushed = silence >= DOUBT;
-                // Also when it is over: what was sent meanwhile may have gone nowhere.
+                // Both when a silence begins and when it ends: the broker may not have received the acknowledgements sent before
+                // that moment, and the journal has to know that their commands may be delivered again.
                 self.worker.journal.doubt();
             }
-            // In doubt, somebody else may have been given what we hold: nothing more is begun. Nor while no answer could leave.
+            // No command begins while the broker is silent, because another worker may have been given the same delivery; nor while
+            // the broker blocks publishers or the journal is full, because no answer could leave.
             if silence < DOUBT && !blocked && !self.worker.journal.is_full() {
                 self.start_ready()?;
             }
@@ -313,10 +315,11 @@ impl<'b> SessionLoop<'b> {
         let (id, mut ended) = parted(joined);
         let Some(mut running) = self.running.remove(&id) else { return };
         self.scheduler.done(&running.keys, running.share);
-        // The value is gone, unless its message is kept; what its answer took stays until the answer is confirmed.
+        // The end of the run frees the room of the command's arguments, unless its message is kept for a dead copy. The room of
+        // the answer stays taken until the broker has confirmed the answer.
         let mut kept = running.held.take().filter(|_| running.context.keeps_message());
         if let Some(kept) = &mut kept {
-            // It is no work that others would have to wait for.
+            // A kept message counts on the budget, but no command that waits for room has to wait for its end.
             kept.end_work(kept.bytes());
         }
         let held = ended.as_mut().ok().and_then(Ended::take_held);

@@ -1,4 +1,4 @@
-//! What the journal keeps of a finished write or delete: enough to answer it again.
+//! The answer of a command: its outcome and its events. The journal keeps the answers of writes and deletes (`Kept`).
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;

@@ -102,7 +102,8 @@ impl Policy {
         };
         let stamp = identity.stamp;
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
-        // Who stamps sets both, and this one in whole seconds only.
+        // RabbitMQ's timestamp interceptor sets `timestamp`, in whole seconds, together with the header of the stamp, in
+        // milliseconds. Where both tell the same second, the stamp is the more exact one.
         let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
         let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
         let kept = self.settlement.kept(&request, &message, &origin);
@@ -118,7 +119,7 @@ impl Policy {
         match self.ask_once(&context, &mut history, journal) {
             Admission::Run { redelivered: told } => redelivered = told,
             Admission::Answer(known) => answer = Some(known),
-            // Nothing begins yet, and it is asked again then.
+            // The journal is asked again right before the command begins; until then the delivery is scheduled as any other.
             Admission::Wait => {}
             Admission::Dead { crashes } => {
                 let text = format!(

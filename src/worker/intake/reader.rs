@@ -53,7 +53,7 @@ pub(in crate::worker) enum Size {
     Small(u64),
     /// It is read when its turn comes; it is ordered by these keys.
     Large(Keys),
-    /// So is this one, once its keys were searched for.
+    /// It is read when its turn comes, and its keys are not within its beginning: the whole message is searched for them first.
     Hidden,
     /// It is read before anything behind it: all that is known of it stands in its body, or its keys are not found without that.
     Old,

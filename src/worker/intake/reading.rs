@@ -196,7 +196,8 @@ impl Readings {
         }));
     }
 
-    /// Waits for the next task that was read, and returns it with what came of that; `None` while nothing is being read. Dropping the future loses none.
+    /// Waits for the next task that was read, and returns it with what came of that; `None` while nothing is being read.
+    /// Dropping the future loses none.
     ///
     /// # Errors
     /// What waits for its turn cannot be read back: the session is lost with it.

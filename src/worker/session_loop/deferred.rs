@@ -1,4 +1,5 @@
-//! What is done later: a delivery waits for a delay queue, or to be read; a task waits for a run elsewhere.
+//! Work that the session loop waits for beside everything else: a message is searched or read, a task waits for a run
+//! elsewhere, a delay queue is looked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,8 @@ pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let mut held = budget.begin_when_free(need).await;
     let opened = tokio::task::spawn_blocking(move || {
-        // Nothing else waits for more in the middle of its work here, and this is rare.
+        // The whole message is read in one step, not first its text and then its values as in `Readings`: the room for both was
+        // taken above, and messages of this kind are rare.
         let opened = reader.open(&delivery.message, &delivery.origin);
         held.end_work(2 * delivery.message.body.len() as u64);
         (delivery, Read { opened, held })

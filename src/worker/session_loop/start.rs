@@ -38,7 +38,8 @@ impl SessionLoop<'_> {
             let was_suspect = scheduler::Schedulable::is_suspect(&task);
             match self.policy.ask_again(&mut task, late_since, &mut self.worker.journal) {
                 Admission::Run { .. } if scheduler::Schedulable::is_suspect(&task) && !was_suspect => {
-                    // It was not let in alone.
+                    // The journal tells only now that a worker died while this command ran. The scheduler released it beside others,
+                    // and has to release it again, alone.
                     let task = self.put_off(task);
                     self.scheduler.resume(task);
                     continue;
