@@ -23,7 +23,7 @@ use super::{
     convert::message_in,
     error,
     gate::{Gate, Inflow},
-    joiner::{self, ConsumeError, Joined, Joiner, Source},
+    joiner::{self, ConsumeError, ConsumedQueue, Joined, Joiner},
     link::Link,
     settler::{AckToken, Settler},
     topology,
@@ -75,7 +75,7 @@ pub enum End {
 pub struct Deliveries {
     link: Arc<Link>,
     channel: Channel,
-    sources: Vec<Source>,
+    sources: Vec<ConsumedQueue>,
     down: Vec<(String, Error)>,
     /// Unsettled deliveries a further queue begins with.
     first: u16,
@@ -124,7 +124,7 @@ pub(super) async fn consume(
     let tags = Arc::new(ConsumerTags::new(tag_prefix));
     let mut sources = Vec::new();
     for queue in up {
-        sources.push(Source::begin(link, &channel, queue, prefetch, &tags).await?);
+        sources.push(ConsumedQueue::begin(link, &channel, queue, prefetch, &tags).await?);
     }
     // Nobody takes anything before.
     link.gate.arm();
@@ -235,7 +235,7 @@ impl Deliveries {
         if let Poll::Ready(Err(end)) = self.poll_swap(cx) {
             return Poll::Ready(Err(end));
         }
-        let mut batch = Batch::default();
+        let mut batch = ReadyDeliveries::default();
         let mut place = 0;
         while let Some(source) = self.sources.get_mut(place) {
             place += 1;
@@ -305,7 +305,7 @@ impl Deliveries {
             let Some(source) = self.sources.iter_mut().find(|source| source.tag == old) else { continue };
             source.is_ending = true;
             let (queue, prefetch) = (source.queue.clone(), source.prefetch.clone());
-            self.sources.push(Source { queue, consumer, tag, prefetch, is_ending: false });
+            self.sources.push(ConsumedQueue { queue, consumer, tag, prefetch, is_ending: false });
             // One poll puts it on its way; the old consumer's end is its answer. Until then it hands over what was sent.
             drop(self.channel.basic_cancel(old, BasicCancelOptions::default()).now_or_never());
         }
@@ -314,12 +314,12 @@ impl Deliveries {
 
 /// What is handed over at once.
 #[derive(Default)]
-struct Batch {
+struct ReadyDeliveries {
     deliveries: Vec<Delivery>,
     bytes: usize,
 }
 
-impl Batch {
+impl ReadyDeliveries {
     const fn has_room(&self) -> bool {
         self.deliveries.len() < BATCH && self.bytes < BATCH_BYTES
     }

@@ -34,7 +34,7 @@ impl From<Error> for ConsumeError {
 
 /// One consumed queue, by one consumer.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct ConsumedQueue {
     pub(super) queue: String,
     pub(super) consumer: Consumer,
     pub(super) tag: ShortString,
@@ -43,7 +43,7 @@ pub(super) struct Source {
     pub(super) is_ending: bool,
 }
 
-impl Source {
+impl ConsumedQueue {
     /// Begins to consume one queue.
     pub(super) async fn begin(
         link: &Link,
@@ -65,7 +65,7 @@ impl Source {
 ///
 /// [`Deliveries::join`]: super::Deliveries::join
 #[derive(Debug)]
-pub struct Joined(Source);
+pub struct Joined(ConsumedQueue);
 
 /// Begins to consume further queues on the channel of some [`Deliveries`], while these go on.
 ///
@@ -79,7 +79,7 @@ pub struct Joiner {
 }
 
 impl Joined {
-    pub(super) fn into_source(self) -> Source {
+    pub(super) fn into_source(self) -> ConsumedQueue {
         self.0
     }
 }
@@ -99,7 +99,7 @@ impl Joiner {
     /// [`Deliveries::join`]: super::Deliveries::join
     pub async fn join(&self, queue: &str) -> std::result::Result<Joined, ConsumeError> {
         topology::ensure_task_queue(&self.link, queue).await?;
-        let source = Source::begin(&self.link, &self.channel, queue, self.prefetch, &self.tags).await?;
+        let source = ConsumedQueue::begin(&self.link, &self.channel, queue, self.prefetch, &self.tags).await?;
         Ok(Joined(source))
     }
 }

@@ -94,7 +94,7 @@ pub struct Publisher {
 
 /// What became of one publication in one try.
 #[derive(Clone, Debug)]
-enum Outcome {
+enum TryOutcome {
     Done(Confirmation),
     /// A negative confirmation.
     Nacked,
@@ -155,7 +155,7 @@ impl Publisher {
         let all: Vec<&Publication> = batch.iter().collect();
         let mut outcomes = self.attempt(limit, &all, mandatory, early).await;
 
-        let nacked = places(&outcomes, |outcome| matches!(outcome, Outcome::Nacked));
+        let nacked = places(&outcomes, |outcome| matches!(outcome, TryOutcome::Nacked));
         if !nacked.is_empty() {
             let again: Vec<&Publication> = nacked.iter().map(|place| all[*place]).collect();
             let second = self.attempt(limit, &again, mandatory, None).await;
@@ -163,18 +163,18 @@ impl Publisher {
                 outcomes[place] = outcome;
             }
         }
-        let suspects = places(&outcomes, |outcome| matches!(outcome, Outcome::Suspect(_)));
+        let suspects = places(&outcomes, |outcome| matches!(outcome, TryOutcome::Suspect(_)));
         if suspects.len() > 1 {
             let mut silent: HashSet<&Address> = HashSet::new();
             for place in suspects {
                 let address = &all[place].address;
                 // One wait for each address that says nothing is enough.
                 outcomes[place] = if silent.contains(address) {
-                    Outcome::Late
+                    TryOutcome::Late
                 } else {
                     self.attempt(limit, &[all[place]], mandatory, None).await.pop().unwrap_or_else(not_tried)
                 };
-                if matches!(outcomes[place], Outcome::Late) {
+                if matches!(outcomes[place], TryOutcome::Late) {
                     silent.insert(address);
                 }
             }
@@ -189,10 +189,10 @@ impl Publisher {
         batch: &[&Publication],
         mandatory: bool,
         early: Option<Early>,
-    ) -> Vec<Outcome> {
+    ) -> Vec<TryOutcome> {
         let loan = match self.pool.lend().await {
             Ok(loan) => loan,
-            Err(error) => return vec![Outcome::Lost(error.to_string()); batch.len()],
+            Err(error) => return vec![TryOutcome::Lost(error.to_string()); batch.len()],
         };
         let Some(channel) = loan.channel() else { return vec![not_tried(); batch.len()] };
         let mut attempt = Attempt::new(&self.link, channel, limit, batch, mandatory);
@@ -206,7 +206,7 @@ impl Publisher {
     }
 }
 
-impl Outcome {
+impl TryOutcome {
     fn into_result(self, publication: Publication) -> std::result::Result<Confirmation, PublishError> {
         match self {
             Self::Done(confirmation) => Ok(confirmation),
@@ -219,11 +219,11 @@ impl Outcome {
     }
 }
 
-fn not_tried() -> Outcome {
-    Outcome::Lost("not tried".to_owned())
+fn not_tried() -> TryOutcome {
+    TryOutcome::Lost("not tried".to_owned())
 }
 
-fn places(outcomes: &[Outcome], wanted: impl Fn(&Outcome) -> bool) -> Vec<usize> {
+fn places(outcomes: &[TryOutcome], wanted: impl Fn(&TryOutcome) -> bool) -> Vec<usize> {
     outcomes.iter().enumerate().filter(|(_, outcome)| wanted(outcome)).map(|(place, _)| place).collect()
 }
 
@@ -239,8 +239,8 @@ async fn wanted(cut: &mut Option<oneshot::Receiver<()>>) {
     std::future::pending().await
 }
 
-fn places_done(outcomes: &[Option<Outcome>]) -> Vec<usize> {
-    let is_done = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Done(_)));
+fn places_done(outcomes: &[Option<TryOutcome>]) -> Vec<usize> {
+    let is_done = |outcome: &Option<TryOutcome>| matches!(outcome, Some(TryOutcome::Done(_)));
     outcomes.iter().enumerate().filter(|(_, outcome)| is_done(outcome)).map(|(place, _)| place).collect()
 }
 
@@ -258,7 +258,7 @@ struct Attempt<'a> {
     limit: Duration,
     /// Longest wait until something is written, which has to queue behind what other channels write.
     write_limit: Duration,
-    outcomes: Vec<Option<Outcome>>,
+    outcomes: Vec<Option<TryOutcome>>,
     confirms: VecDeque<(usize, PublisherConfirm)>,
     /// What came back and is not found yet: the confirm of the publication may come later.
     returned: Vec<BasicReturnMessage>,
@@ -304,7 +304,7 @@ impl<'a> Attempt<'a> {
         for place in 0..self.batch.len() {
             match self.send(place) {
                 Ok(publish) => sending.push((place, publish)),
-                Err(text) => self.outcomes[place] = Some(Outcome::Invalid(text)),
+                Err(text) => self.outcomes[place] = Some(TryOutcome::Invalid(text)),
             }
             bytes += self.batch[place].message.body.len();
             if bytes > WINDOW {
@@ -340,7 +340,7 @@ impl<'a> Attempt<'a> {
             match self.link.state.patiently(self.write_limit, "a publication", publish).await {
                 Ok(Ok(confirm)) => self.confirms.push_back((place, confirm)),
                 Ok(Err(fault)) => self.fail(place, &fault),
-                Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),
+                Err(lost) => self.outcomes[place] = Some(TryOutcome::Lost(lost.to_string())),
             }
         }
     }
@@ -376,17 +376,17 @@ impl<'a> Attempt<'a> {
                 Ok(Some(answer)) => self.take(place, answer),
                 Ok(None) => {
                     self.late = true;
-                    self.outcomes[place] = Some(Outcome::Late);
+                    self.outcomes[place] = Some(TryOutcome::Late);
                 }
-                Err(lost) => self.outcomes[place] = Some(Outcome::Lost(lost.to_string())),
+                Err(lost) => self.outcomes[place] = Some(TryOutcome::Lost(lost.to_string())),
             }
         }
         self.find_returned();
         for place in std::mem::take(&mut self.failed) {
             self.outcomes[place] = Some(match (&self.refusal, &self.fault) {
-                (Some(reply), _) => Outcome::Suspect(reply.clone()),
-                (None, Some(text)) => Outcome::Lost(text.clone()),
-                (None, None) => Outcome::Lost("the channel ended".to_owned()),
+                (Some(reply), _) => TryOutcome::Suspect(reply.clone()),
+                (None, Some(text)) => TryOutcome::Lost(text.clone()),
+                (None, None) => TryOutcome::Lost("the channel ended".to_owned()),
             });
         }
     }
@@ -396,13 +396,13 @@ impl<'a> Attempt<'a> {
         self.outcomes[place] = Some(match answer {
             Ok(lapin::Confirmation::Ack(message)) => {
                 self.returned.extend(message);
-                Outcome::Done(Confirmation::Routed)
+                TryOutcome::Done(Confirmation::Routed)
             }
             Ok(lapin::Confirmation::Nack(message)) => {
                 self.returned.extend(message);
-                Outcome::Nacked
+                TryOutcome::Nacked
             }
-            Ok(lapin::Confirmation::NotRequested) => Outcome::Lost("confirms are off".to_owned()),
+            Ok(lapin::Confirmation::NotRequested) => TryOutcome::Lost("confirms are off".to_owned()),
             Err(fault) => return self.fail(place, &fault),
         });
     }
@@ -415,7 +415,7 @@ impl<'a> Attempt<'a> {
         self.sweep();
         self.find_returned();
         let confirmed = known.into_iter().filter_map(|place| match &self.outcomes[place] {
-            Some(Outcome::Done(confirmation)) => Some((place, confirmation.clone())),
+            Some(TryOutcome::Done(confirmation)) => Some((place, confirmation.clone())),
             _ => None,
         });
         let open = self.confirms.iter().map(|(place, _)| *place).chain([waited]);
@@ -460,7 +460,7 @@ impl<'a> Attempt<'a> {
         let message_id = text(returned.properties.message_id());
         let place = (0..self.batch.len()).find(|place| {
             let Publication { address, message } = self.batch[*place];
-            matches!(self.outcomes[*place], Some(Outcome::Done(Confirmation::Routed)))
+            matches!(self.outcomes[*place], Some(TryOutcome::Done(Confirmation::Routed)))
                 && address.exchange == returned.exchange.as_str()
                 && address.routing_key == returned.routing_key.as_str()
                 && message.properties.correlation_id == correlation_id
@@ -470,7 +470,7 @@ impl<'a> Attempt<'a> {
         if let Some(place) = place {
             let text = returned.reply_text.as_str().to_owned();
             let confirmation = Confirmation::Returned { code: returned.reply_code, text };
-            self.outcomes[place] = Some(Outcome::Done(confirmation));
+            self.outcomes[place] = Some(TryOutcome::Done(confirmation));
         }
         place.is_some()
     }

@@ -62,7 +62,7 @@ pub(super) struct SessionEnd {
 
 /// A command that runs.
 #[derive(Debug)]
-struct Running {
+struct RunningCommand {
     /// Counts the commands of the session in the order they began.
     number: u64,
     context: TaskContext,
@@ -87,7 +87,7 @@ pub(super) struct SessionLoop<'b> {
     scheduler: Scheduler<ReadyTask>,
     intake: Intake,
     tasks: JoinSet<Ended>,
-    running: HashMap<Id, Running>,
+    running: HashMap<Id, RunningCommand>,
     /// How many commands have begun.
     begun: u64,
     outbox: Outbox,
@@ -332,8 +332,8 @@ impl<'b> SessionLoop<'b> {
     }
 
     /// Writes the answer of a command down and counts it.
-    fn record(&mut self, running: Running, ended: Result<Ended, JoinError>) -> (Answer, TaskContext) {
-        let Running { context, definition, keys, writes, started, .. } = running;
+    fn record(&mut self, running: RunningCommand, ended: Result<Ended, JoinError>) -> (Answer, TaskContext) {
+        let RunningCommand { context, definition, keys, writes, started, .. } = running;
         let facts = || Facts::of_each(&keys, &self.worker.engine);
         let (result, facts) = match ended {
             Ok(Ended::Finished(finished)) => (finished.result.map_err(exception), finished.facts),

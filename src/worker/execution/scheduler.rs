@@ -42,9 +42,9 @@ impl Share {
 
 /// How many tasks of each share run.
 #[derive(Clone, Copy, Debug, Default)]
-struct Running([usize; Share::ALL.len()]);
+struct PermitsInUse([usize; Share::ALL.len()]);
 
-impl Running {
+impl PermitsInUse {
     fn sum(self) -> usize {
         self.0.iter().sum()
     }
@@ -98,7 +98,7 @@ struct Gathering<J> {
 #[derive(Debug)]
 pub(in crate::worker) struct Scheduler<J> {
     permits: usize,
-    running: Running,
+    running: PermitsInUse,
     /// A suspect runs: nothing else may.
     exclusive: bool,
     /// Tasks whose keys are free: for each share a line in the order of the places.
@@ -119,7 +119,7 @@ impl<J: Schedulable> Scheduler<J> {
     pub(in crate::worker) fn new(permits: usize) -> Self {
         Self {
             permits,
-            running: Running::default(),
+            running: PermitsInUse::default(),
             exclusive: false,
             ready: [const { VecDeque::new() }; Share::ALL.len()],
             places: (-1, 0),

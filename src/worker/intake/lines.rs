@@ -18,9 +18,9 @@ use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 use crate::worker::intake::fault::fault;
 use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
-use crate::worker::intake::reader::{Opened, SMALL, Size};
+use crate::worker::intake::reader::{OpenedMessage, SMALL, Size};
 use crate::worker::intake::reading::Readings;
-use crate::worker::intake::sealed::{Known, Sealed, Store};
+use crate::worker::intake::sealed::{BodyStore, Known, Sealed};
 use crate::worker::journal::{Digest, Journal};
 
 /// Bytes a small message may take however little is left of the budget: nothing small waits for something large.
@@ -31,16 +31,16 @@ const KEY: u64 = 128;
 /// Takes deliveries in, in the order they came: small messages are read at once, large ones when their turn comes.
 #[derive(Debug)]
 pub(in crate::worker) struct Intake {
-    store: Store,
+    store: BodyStore,
     budget: Budget,
     /// For each queue, the message that must be looked into first, and what came behind it.
-    lines: HashMap<String, Line>,
+    lines: HashMap<String, QueueLine>,
     pub(in crate::worker) readings: Readings,
 }
 
 /// What waits in a queue's line.
 #[derive(Debug)]
-struct Line {
+struct QueueLine {
     /// What counts for the message that is looked into.
     first: Option<Held>,
     behind: VecDeque<Behind>,
@@ -70,7 +70,7 @@ pub(in crate::worker) enum Next {
 
 impl Intake {
     pub(in crate::worker) fn new(budget: &Budget, spool: &Spool) -> Self {
-        let store = Store::new(budget.clone(), spool.clone());
+        let store = BodyStore::new(budget.clone(), spool.clone());
         Self { store, budget: budget.clone(), lines: HashMap::new(), readings: Readings::new(budget) }
     }
 
@@ -130,7 +130,7 @@ impl Intake {
     /// Has others of its queue wait behind a delivery.
     fn look_into(&mut self, delivery: Delivery) -> Box<Delivery> {
         let first = Some(self.budget.keep(delivery.message.body.len() as u64));
-        self.lines.insert(delivery.origin.queue.clone(), Line { first, behind: VecDeque::new() });
+        self.lines.insert(delivery.origin.queue.clone(), QueueLine { first, behind: VecDeque::new() });
         Box::new(delivery)
     }
 
@@ -159,7 +159,7 @@ impl Intake {
     pub(in crate::worker) fn was_opened(
         &mut self,
         delivery: Delivery,
-        opened: Result<Opened, Unreadable>,
+        opened: Result<OpenedMessage, Unreadable>,
         held: Held,
         policy: &Policy,
         journal: &mut Journal,
@@ -198,7 +198,7 @@ impl Intake {
     fn judge(
         &self,
         delivery: Delivery,
-        opened: Result<Opened, Unreadable>,
+        opened: Result<OpenedMessage, Unreadable>,
         held: Held,
         policy: &Policy,
         journal: &mut Journal,
@@ -221,12 +221,12 @@ impl Intake {
             Decision::Seal(mut task, message, origin, answer, inflow) => {
                 let length = message.body.len() as u64;
                 let mut message = *message;
-                let wire = self.store.keep(&mut message, inflow);
+                let body = self.store.keep(&mut message, inflow);
                 let answer = answer.map(|answer| Known::new(answer, &self.budget));
                 let _keys = self.weigh(&keys);
                 task.note_size(if body::is_compressed(&message) { u64::MAX } else { length });
                 task.keys = keys;
-                task.work = Work::Read(Box::new(Sealed { message, origin, wire, length, answer, _keys }));
+                task.work = Work::Read(Box::new(Sealed { message, origin, body, length, answer, _keys }));
                 Ok(Next::Schedule(task))
             }
             other => self.ended(other, policy),

@@ -22,7 +22,7 @@ use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::run::Limit;
 use crate::worker::execution::scheduler::Share;
 use crate::worker::execution::settlement::{Settlement, TaskEnd, exception};
-use crate::worker::intake::reader::{Call, Opened, Reader};
+use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{Admission, History, Identity, Journal};
 use crate::worker::{WallClock, WorkerOptions};
@@ -47,7 +47,7 @@ pub(in crate::worker) enum Decision {
 /// The rules by which a delivery runs, waits or ends; nothing here waits.
 #[derive(Debug)]
 pub(in crate::worker) struct Policy {
-    pub(in crate::worker) reader: Reader,
+    pub(in crate::worker) reader: MessageReader,
     /// What comes after the run, however it ends.
     pub(in crate::worker) settlement: Settlement,
     commands: CommandTable,
@@ -61,7 +61,7 @@ pub(in crate::worker) struct Policy {
 impl Policy {
     pub(in crate::worker) fn new(options: &WorkerOptions, frame_max: usize) -> Self {
         Self {
-            reader: Reader::new(
+            reader: MessageReader::new(
                 ReadOptions { accept: options.accept_content.clone(), ..ReadOptions::default() },
                 options.result_extended.then(|| options.node.clone()),
                 options.commands,
@@ -87,12 +87,12 @@ impl Policy {
     pub(in crate::worker) fn judge(
         &self,
         delivery: Delivery,
-        opened: Result<Opened, Unreadable>,
+        opened: Result<OpenedMessage, Unreadable>,
         journal: &mut Journal,
     ) -> Decision {
         let Delivery { message, origin, ack_token, inflow } = delivery;
         let identity = Identity::of(&message, journal.has_earlier());
-        let Opened { request, extended, call } = match opened {
+        let OpenedMessage { request, extended, call } = match opened {
             Ok(opened) => opened,
             Err(unreadable) => {
                 let mut pending = self.settlement.unreadable(ack_token, &unreadable, &message, &origin);
@@ -128,9 +128,9 @@ impl Policy {
                 return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
             }
         }
-        if let Some(answer) = answer.as_deref().filter(|_| !matches!(call, Call::Later)) {
+        if let Some(answer) = answer.as_deref().filter(|_| !matches!(call, TaskCall::Later)) {
             let mut pending = self.settlement.close(context, &TaskEnd::Answered(answer));
-            if let Call::Read(Ok(command)) = &call {
+            if let TaskCall::Read(Ok(command)) = &call {
                 pending.stale = Stale::of(command.keys(), command.writes());
             }
             return Decision::Ended(Box::new(pending), CommandOutcome::Replayed);
@@ -151,10 +151,10 @@ impl Policy {
             return self.unrunnable(context, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
         }
         let (keys, writes, work) = match call {
-            Call::Read(Ok(command)) => (Keys::of(command.keys()), command.writes(), Work::Run(command)),
-            Call::Read(Err(error)) => return self.misused(definition, context, error),
+            TaskCall::Read(Ok(command)) => (Keys::of(command.keys()), command.writes(), Work::Run(command)),
+            TaskCall::Read(Err(error)) => return self.misused(definition, context, error),
             // Until it is read, nobody knows.
-            Call::Later | Call::Unknown => {
+            TaskCall::Later | TaskCall::Unknown => {
                 let task = self.task(context, definition, history, redelivered);
                 return Decision::Seal(Box::new(task), Box::new(message), origin, answer, inflow);
             }

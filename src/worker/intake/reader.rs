@@ -19,7 +19,7 @@ const MOST_VALUES: u64 = 4_000_000;
 
 /// Reads deliveries.
 #[derive(Clone, Debug)]
-pub(in crate::worker) struct Reader {
+pub(in crate::worker) struct MessageReader {
     options: ReadOptions,
     /// The worker's name, where replies repeat arguments.
     extended: Option<String>,
@@ -28,16 +28,16 @@ pub(in crate::worker) struct Reader {
 
 /// A message that is a task.
 #[derive(Debug)]
-pub(in crate::worker) struct Opened {
+pub(in crate::worker) struct OpenedMessage {
     /// Without its arguments.
     pub(in crate::worker) request: TaskRequest,
     pub(in crate::worker) extended: Option<Extended>,
-    pub(in crate::worker) call: Call,
+    pub(in crate::worker) call: TaskCall,
 }
 
 /// What is to be run.
 #[derive(Debug)]
-pub(in crate::worker) enum Call {
+pub(in crate::worker) enum TaskCall {
     /// No task of ours.
     Unknown,
     /// It was read, or its arguments were refused.
@@ -62,36 +62,36 @@ pub(in crate::worker) enum Size {
 /// What came of reading a large message.
 #[derive(Debug)]
 pub(in crate::worker) enum Reading {
-    Done(Box<Result<Opened, Unreadable>>),
+    Done(Box<Result<OpenedMessage, Unreadable>>),
     /// The text is there, and its values need so many bytes more than were reserved.
     Short(Option<Vec<u8>>, u64),
 }
 
-impl Reader {
+impl MessageReader {
     pub(in crate::worker) const fn new(options: ReadOptions, extended: Option<String>, commands: CommandTable) -> Self {
         Self { options, extended, commands }
     }
 
     /// Reads a message whole.
-    pub(in crate::worker) fn open(&self, message: &Message, origin: &Origin) -> Result<Opened, Unreadable> {
+    pub(in crate::worker) fn open(&self, message: &Message, origin: &Origin) -> Result<OpenedMessage, Unreadable> {
         Ok(self.opened(read::read(message, &self.options)?, origin))
     }
 
     /// Reads its headers only; `None` where they say nothing.
-    pub(in crate::worker) fn outline(&self, message: &Message) -> Option<Result<Opened, Unreadable>> {
+    pub(in crate::worker) fn outline(&self, message: &Message) -> Option<Result<OpenedMessage, Unreadable>> {
         let request = read::outline(message, &self.options)?;
         Some(request.map(|request| {
-            let call = if self.commands.find(&request.task).is_some() { Call::Later } else { Call::Unknown };
-            Opened { request, extended: None, call }
+            let call = if self.commands.find(&request.task).is_some() { TaskCall::Later } else { TaskCall::Unknown };
+            OpenedMessage { request, extended: None, call }
         }))
     }
 
-    fn opened(&self, mut request: TaskRequest, origin: &Origin) -> Opened {
+    fn opened(&self, mut request: TaskRequest, origin: &Origin) -> OpenedMessage {
         let extended = self.extended.as_deref().map(|worker| Extended::of(&request, origin, worker));
         let (args, kwargs) = (std::mem::take(&mut request.args), std::mem::take(&mut request.kwargs));
         let definition = self.commands.find(&request.task);
-        let call = definition.map_or(Call::Unknown, |definition| Call::Read(definition.parse(args, kwargs)));
-        Opened { request, extended, call }
+        let call = definition.map_or(TaskCall::Unknown, |definition| TaskCall::Read(definition.parse(args, kwargs)));
+        OpenedMessage { request, extended, call }
     }
 
     /// Tells how a message is to be taken in, by its beginning.
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_large_call_is_ordered_by_all_keys_it_names() {
-        let reader = Reader::new(ReadOptions::default(), None, CommandTable(TABLE));
+        let reader = MessageReader::new(ReadOptions::default(), None, CommandTable(TABLE));
         let value = "x".repeat(SMALL);
         let size = |body: &str| reader.size(&message(body));
         assert!(matches!(size(r#"[["a", ["b"]], {}, {}]"#), Size::Small(_)));

@@ -13,7 +13,7 @@ use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::execution::scheduler::{Schedulable as _, Share};
 use crate::worker::intake::fault::fault;
 use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
-use crate::worker::intake::reader::{Reader, Reading};
+use crate::worker::intake::reader::{MessageReader, Reading};
 use crate::worker::intake::sealed::{Known, Restored, Sealed};
 use crate::worker::journal::Digest;
 
@@ -98,7 +98,7 @@ impl Readings {
     }
 
     /// Reserves what a task takes to be read; `false` when there is no room for it now, or others came before.
-    pub(in crate::worker) fn reserve(&self, task: &mut ReadyTask, reader: &Reader) -> bool {
+    pub(in crate::worker) fn reserve(&self, task: &mut ReadyTask, reader: &MessageReader) -> bool {
         let Work::Read(sealed) = &task.work else { return true };
         if task.held.is_some() {
             return true;
@@ -124,7 +124,7 @@ impl Readings {
     /// Goes on with what waited for room, and returns the tasks that are to be scheduled again. `is_idle`: no command runs.
     pub(in crate::worker) fn go_on(
         &mut self,
-        reader: &Reader,
+        reader: &MessageReader,
         is_idle: bool,
         may_run: impl Fn(&ReadyTask) -> bool,
     ) -> Vec<ReadyTask> {
@@ -159,17 +159,17 @@ impl Readings {
     ///
     /// # Errors
     /// The task is not to be read, or nothing was reserved: rules contradict each other, and the session is lost.
-    pub(in crate::worker) fn begin(&mut self, mut task: ReadyTask, reader: Reader) -> Result<(), String> {
+    pub(in crate::worker) fn begin(&mut self, mut task: ReadyTask, reader: MessageReader) -> Result<(), String> {
         let (Work::Read(sealed), Some(held)) = (std::mem::replace(&mut task.work, Work::Reading), task.held.take())
         else {
             return Err(fault("a task is to be read that has no message or no room"));
         };
-        let Sealed { mut message, origin, wire, length, answer, .. } = *sealed;
+        let Sealed { mut message, origin, body, length, answer, .. } = *sealed;
         if answer.is_none() {
             self.entries.push(task.context.identity.digest);
         }
         self.under_way.push(Box::pin(async move {
-            let body = wire.settled().await?;
+            let body = body.settled().await?;
             let mut held = held;
             let reading = tokio::task::spawn_blocking(move || {
                 let body = body.restore(&mut message, length)?;
@@ -183,7 +183,7 @@ impl Readings {
         Ok(())
     }
 
-    fn read_on(&mut self, short: ShortTask, reader: Reader) {
+    fn read_on(&mut self, short: ShortTask, reader: MessageReader) {
         self.under_way.push(Box::pin(async move {
             let ShortTask { task: ReadingTask { task, message, origin, answer, mut held, body }, text, .. } = short;
             let reading = tokio::task::spawn_blocking(move || {
@@ -253,7 +253,7 @@ impl Readings {
 }
 
 /// Returns how many bytes must be reserved before a message is read.
-fn need(sealed: &Sealed, reader: &Reader) -> u64 {
-    let back = if sealed.wire.is_spooled() { sealed.length } else { 0 };
+fn need(sealed: &Sealed, reader: &MessageReader) -> u64 {
+    let back = if sealed.body.is_spooled() { sealed.length } else { 0 };
     back + reader.need(&sealed.message, sealed.length)
 }

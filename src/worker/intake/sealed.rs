@@ -22,7 +22,7 @@ pub(in crate::worker) struct Sealed {
     /// Without its body where that is in a file.
     pub(in crate::worker) message: Message,
     pub(in crate::worker) origin: Origin,
-    pub(in crate::worker) wire: Wire,
+    pub(in crate::worker) body: WaitingBody,
     /// Bytes of its body.
     pub(in crate::worker) length: u64,
     /// What the journal knows as its answer; the body is read for what follows it only.
@@ -55,7 +55,7 @@ impl Known {
 
 /// Where a body is.
 #[derive(Debug)]
-pub(in crate::worker) enum Wire {
+pub(in crate::worker) enum WaitingBody {
     /// In memory, on the budget.
     Kept(Held),
     /// On its way into a file.
@@ -72,24 +72,24 @@ pub(in crate::worker) enum Spooled {
 
 /// Keeps bodies until their turn: in memory while the budget has room, else in files without a name.
 #[derive(Clone, Debug)]
-pub(in crate::worker) struct Store {
+pub(in crate::worker) struct BodyStore {
     budget: Budget,
     spool: Spool,
     writers: Arc<Semaphore>,
 }
 
-impl Store {
+impl BodyStore {
     pub(in crate::worker) fn new(budget: Budget, spool: Spool) -> Self {
         Self { budget, spool, writers: Arc::new(Semaphore::new(WRITERS)) }
     }
 
     /// Puts the body of a message where it waits.
-    pub(in crate::worker) fn keep(&self, message: &mut Message, inflow: Inflow) -> Wire {
+    pub(in crate::worker) fn keep(&self, message: &mut Message, inflow: Inflow) -> WaitingBody {
         if let Some(held) = self.budget.try_keep(message.body.len() as u64) {
-            return Wire::Kept(held);
+            return WaitingBody::Kept(held);
         }
         let (store, body) = (self.clone(), std::mem::take(&mut message.body));
-        Wire::Spooled(tokio::spawn(async move {
+        WaitingBody::Spooled(tokio::spawn(async move {
             // Nobody closes it.
             let _permit = store.writers.acquire().await;
             let write = move || {
@@ -111,7 +111,7 @@ impl Store {
     }
 }
 
-impl Wire {
+impl WaitingBody {
     /// Tells whether the body has to be read back into memory.
     pub(in crate::worker) const fn is_spooled(&self) -> bool {
         matches!(self, Self::Spooled(_))

@@ -58,7 +58,7 @@ pub(in crate::worker) enum Admission {
 
 /// How a delivery came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+enum Provenance {
     /// The broker calls it fresh, and the journals were not asked yet.
     Fresh,
     /// It is fresh, by the journals as well when it was read.
@@ -73,20 +73,20 @@ enum Origin {
 /// What is known of one delivery, from one question to the next.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::worker) struct History {
-    origin: Origin,
+    origin: Provenance,
     is_suspect: bool,
 }
 
 impl History {
     /// Begins with what the broker says of a delivery.
     pub(in crate::worker) const fn new(redelivered: bool) -> Self {
-        let origin = if redelivered { Origin::Again { since: None } } else { Origin::Fresh };
+        let origin = if redelivered { Provenance::Again { since: None } } else { Provenance::Fresh };
         Self { origin, is_suspect: false }
     }
 
     /// Tells whether the delivery came again, or may have.
     pub(in crate::worker) const fn came_again(&self) -> bool {
-        matches!(self.origin, Origin::Again { .. })
+        matches!(self.origin, Provenance::Again { .. })
     }
 
     /// Tells whether the command was running when a worker died: it must run alone.
@@ -105,14 +105,14 @@ impl Journal {
         let unreadable = |error| tracing::error!(task_id, %error, "journal cannot be read");
         history.origin = match history.origin {
             // Still a second copy, perhaps, of one that an earlier session left.
-            Origin::Fresh if self.is_open(identity).map_err(unreadable).unwrap_or_default() => {
-                Origin::Again { since: None }
+            Provenance::Fresh if self.is_open(identity).map_err(unreadable).unwrap_or_default() => {
+                Provenance::Again { since: None }
             }
-            Origin::Once => self.look_for_takers(identity, doubt(identity.stamp, late_since, now)),
-            Origin::Fresh => Origin::Once,
-            again @ Origin::Again { .. } => again,
+            Provenance::Once => self.look_for_takers(identity, doubt(identity.stamp, late_since, now)),
+            Provenance::Fresh => Provenance::Once,
+            again @ Provenance::Again { .. } => again,
         };
-        let Origin::Again { since } = history.origin else { return Admission::Run { redelivered: None } };
+        let Provenance::Again { since } = history.origin else { return Admission::Run { redelivered: None } };
         let recall = self.recall(identity, since).map_err(unreadable).unwrap_or_default();
         history.is_suspect |= recall.suspect;
         if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
@@ -139,11 +139,11 @@ impl Journal {
 
     /// Tells how a delivery came that somebody else may have begun since then, if anybody may. Of a message with a stamp every run
     /// counts, since only a message with the same id, stamp and body has its entry in the journal.
-    fn look_for_takers(&mut self, identity: &Identity, since: Option<Timestamp>) -> Origin {
-        let Some(since) = since else { return Origin::Once };
+    fn look_for_takers(&mut self, identity: &Identity, since: Option<Timestamp>) -> Provenance {
+        let Some(since) = since else { return Provenance::Once };
         self.follow_at_times();
         let is_taken = self.is_taken(identity, since) || identity.stamp.is_some() && self.is_done(identity);
-        if is_taken { Origin::Again { since: Some(since) } } else { Origin::Once }
+        if is_taken { Provenance::Again { since: Some(since) } } else { Provenance::Once }
     }
 
     /// Takes in what siblings did, unless it was just done: with a backlog it would be done for each command.
@@ -203,7 +203,7 @@ mod tests {
                 assert_eq!(redelivered, Some(Redelivered { started_at: None }));
             }
         }
-        assert_eq!((fresh.origin, again.origin), (Origin::Once, Origin::Again { since: None }));
+        assert_eq!((fresh.origin, again.origin), (Provenance::Once, Provenance::Again { since: None }));
     }
 
     #[tokio::test(start_paused = true)]

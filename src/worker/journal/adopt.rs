@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::identity::Digest;
 use super::ledger::{Answered, Crash, take_one};
 use super::record::{Finish, write};
-use super::segment::{self, Answers, News, Reader};
+use super::segment::{self, Answers, News, SegmentReader};
 use super::{Journal, KEEP_ADOPTED, KEEP_SEGMENT, at, remove};
 
 /// Bytes of copied answers after which they are written.
@@ -39,7 +39,7 @@ impl Journal {
         let mut news = Vec::new();
         for (writer, mut numbers) in writers {
             numbers.sort_unstable();
-            let reader = self.siblings.entry(writer).or_insert_with_key(|writer| Reader::new(writer));
+            let reader = self.siblings.entry(writer).or_insert_with_key(|writer| SegmentReader::new(writer));
             if reader.adopted {
                 continue;
             }

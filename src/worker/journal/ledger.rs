@@ -7,7 +7,7 @@ use super::record::{Counts, Finish, Record};
 
 /// Where the line with an answer stands: segment, offset, length without newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct AnswerPlace {
     pub(super) segment: u64,
     pub(super) offset: u64,
     pub(super) length: usize,
@@ -40,7 +40,7 @@ pub(super) struct Run {
 /// The newest answer that was given to a command, and how often it was.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answered {
-    pub(super) place: Place,
+    pub(super) place: AnswerPlace,
     /// When the command began to run, in Unix microseconds.
     pub(super) began: i64,
     pub(super) counts: Counts,
@@ -71,14 +71,14 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Takes one line in, which stands at `place`.
-    pub(super) fn fold(&mut self, record: &Record, line: Place) {
+    pub(super) fn fold(&mut self, record: &Record, line: AnswerPlace) {
         match *record {
             Record::Started { digest, at, alone, runs: None } => self.started(digest, at, alone),
             Record::Started { digest, at, alone, runs: Some(runs) } => {
                 self.running.insert(digest, Run { at, alone, runs });
             }
             Record::Finished { digest, began, stands, how } => {
-                let place = stands.map_or(line, |(offset, length)| Place {
+                let place = stands.map_or(line, |(offset, length)| AnswerPlace {
                     segment: line.segment,
                     offset,
                     length,
@@ -109,7 +109,7 @@ impl Ledger {
         run.runs += 1;
     }
 
-    pub(super) fn finished(&mut self, digest: Digest, began: i64, place: Place) {
+    pub(super) fn finished(&mut self, digest: Digest, began: i64, place: AnswerPlace) {
         self.ended(digest);
         let before = self.answers.get(&digest).map(|answered| answered.counts).unwrap_or_default();
         self.keep(digest, began, place, Counts { in_hand: before.in_hand + 1, ..before });
@@ -179,7 +179,7 @@ impl Ledger {
     }
 
     /// Takes in an answer with all that is known of it.
-    pub(super) fn keep(&mut self, digest: Digest, began: i64, place: Place, counts: Counts) {
+    pub(super) fn keep(&mut self, digest: Digest, began: i64, place: AnswerPlace, counts: Counts) {
         let answered = Answered { place, began, counts };
         self.in_hand += answered.in_hand();
         if let Some(before) = self.answers.insert(digest, answered) {
@@ -228,7 +228,7 @@ impl Ledger {
     }
 
     /// Takes in that an answer stands somewhere else now.
-    pub(super) fn moved(&mut self, digest: Digest, to: Place) {
+    pub(super) fn moved(&mut self, digest: Digest, to: AnswerPlace) {
         self.alter(digest, |answered| answered.place = to);
     }
 

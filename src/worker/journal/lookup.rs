@@ -89,10 +89,10 @@ impl Journal {
     /// Whatever the file system answers.
     pub(super) fn recall(&mut self, identity: &Identity, since: Option<Timestamp>) -> io::Result<Recall> {
         self.follow()?;
-        let runs = |reader: &segment::Reader| {
+        let runs = |reader: &segment::SegmentReader| {
             !reader.adopted && names(identity).any(|digest| reader.ledger.running.contains_key(&digest))
         };
-        let answered = |reader: &segment::Reader| {
+        let answered = |reader: &segment::SegmentReader| {
             let live = |counts: Counts| counts.in_hand > 0 || counts.settled > 0;
             let mut answers = names(identity).filter_map(|digest| reader.ledger.answer(digest));
             !reader.adopted && answers.any(|answered| live(answered.counts))

@@ -32,9 +32,9 @@ use tokio::time::Instant;
 use crate::worker::WallClock;
 
 use adopt::{claim, gate};
-use ledger::{Answered, Ledger, Place, Run};
+use ledger::{AnswerPlace, Answered, Ledger, Run};
 use record::{Counts, Finish, write};
-use segment::{Answers, Reader, Segment};
+use segment::{Answers, Segment, SegmentReader};
 
 pub(super) use admission::{Admission, History, Question};
 #[cfg(test)]
@@ -81,7 +81,7 @@ pub(super) struct Journal {
     /// The oldest first.
     older: VecDeque<Older>,
     ledger: Ledger,
-    siblings: BTreeMap<String, Reader>,
+    siblings: BTreeMap<String, SegmentReader>,
     /// Dead writers whose crash is counted here and whose files are still theirs.
     counted: BTreeSet<String>,
     /// Something in the journals is of the earlier version.
@@ -197,7 +197,7 @@ impl Journal {
         let offset = self.segment.answers_length + self.answers.len() as u64;
         let length = write::answer(&mut self.answers, digest, answer);
         write::finished(&mut self.lines, digest, began, (offset, length), how);
-        let place = Place { segment: self.number, offset, length, in_line: false };
+        let place = AnswerPlace { segment: self.number, offset, length, in_line: false };
         match how {
             Finish::Ran | Finish::Again => self.ledger.finished(digest, began, place),
             Finish::Kept(counts) => self.ledger.keep(digest, began, place, counts),
@@ -305,7 +305,7 @@ impl Journal {
             let offset = answers.len() as u64;
             let length = write::answer(&mut answers, digest, &answer);
             write::finished(&mut head, digest, answered.began, (offset, length), Finish::Kept(answered.counts));
-            carried.push((digest, Place { segment: next, offset, length, in_line: false }));
+            carried.push((digest, AnswerPlace { segment: next, offset, length, in_line: false }));
         }
         let made = Segment::create(&self.folder, &self.writer, next, &head, &answers);
         let ended = std::mem::replace(&mut self.segment, made.map_err(|error| at(&self.folder, &error))?);

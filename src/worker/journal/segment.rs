@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::identity::Digest;
-use super::ledger::{Ledger, Place};
+use super::ledger::{AnswerPlace, Ledger};
 use super::record::{self, Finish, Record};
 
 /// How much of a file is read at once.
@@ -45,7 +45,7 @@ impl<'j> Answers<'j> {
 
     /// Reads the answer at a place, if it is one to this command; `None` also when it is not there any more, or damaged: a power
     /// cut may leave anything.
-    pub(super) fn read(&mut self, place: Place, digest: Digest) -> io::Result<Option<String>> {
+    pub(super) fn read(&mut self, place: AnswerPlace, digest: Digest) -> io::Result<Option<String>> {
         if !matches!(&self.open, Some((segment, in_line, _)) if (*segment, *in_line) == (place.segment, place.in_line))
         {
             let name = if place.in_line { path } else { answers_path };
@@ -66,7 +66,7 @@ impl<'j> Answers<'j> {
 }
 
 /// Reads one answer, as [`Answers::read`] does.
-pub(super) fn answer_at(folder: &Path, writer: &str, place: Place, digest: Digest) -> io::Result<Option<String>> {
+pub(super) fn answer_at(folder: &Path, writer: &str, place: AnswerPlace, digest: Digest) -> io::Result<Option<String>> {
     Answers::new(folder, writer).read(place, digest)
 }
 
@@ -137,7 +137,7 @@ pub(super) enum News {
 
 /// Follows the segments of another writer.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct SegmentReader {
     pub(super) writer: String,
     pub(super) ledger: Ledger,
     /// Its writer is dead, and what it left running is written down elsewhere.
@@ -148,7 +148,7 @@ pub(super) struct Reader {
     offset: u64,
 }
 
-impl Reader {
+impl SegmentReader {
     pub(super) fn new(writer: &str) -> Self {
         Self {
             writer: writer.to_owned(),
@@ -236,7 +236,9 @@ impl Reader {
             Record::Session => news.push((None, News::Session)),
             _ => {}
         }
-        self.ledger
-            .fold(&record, Place { segment: self.segment, offset: self.offset, length: line.len(), in_line: true });
+        self.ledger.fold(
+            &record,
+            AnswerPlace { segment: self.segment, offset: self.offset, length: line.len(), in_line: true },
+        );
     }
 }

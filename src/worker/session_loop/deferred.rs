@@ -16,7 +16,7 @@ use crate::worker::delivery::parking::ParkingResult;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::role::Role;
 use crate::worker::intake::policy::ReadyTask;
-use crate::worker::intake::reader::{Opened, Reader};
+use crate::worker::intake::reader::{MessageReader, OpenedMessage};
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) enum Deferred {
 }
 
 /// Searches a message for the keys by which it is ordered.
-pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
+pub(super) async fn search(reader: MessageReader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
     // What is in another encoding is decoded whole.
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let held = if body::is_utf8(&delivery.message) { None } else { Some(budget.begin_when_free(need).await) };
@@ -59,7 +59,7 @@ pub(super) async fn search(reader: Reader, budget: Budget, delivery: Box<Deliver
 }
 
 /// Reads a message that tells nothing before it is read.
-pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
+pub(super) async fn open(reader: MessageReader, budget: Budget, delivery: Box<Delivery>) -> Deferred {
     let need = reader.need(&delivery.message, delivery.message.body.len() as u64);
     let mut held = budget.begin_when_free(need).await;
     let opened = tokio::task::spawn_blocking(move || {
@@ -78,7 +78,7 @@ pub(super) async fn open(reader: Reader, budget: Budget, delivery: Box<Delivery>
 /// What was read of a message, and what it takes.
 #[derive(Debug)]
 pub(super) struct Read {
-    pub(super) opened: Result<Opened, Unreadable>,
+    pub(super) opened: Result<OpenedMessage, Unreadable>,
     pub(super) held: Held,
 }
 

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{Running, SKEW, SessionLoop, before, deferred};
+use super::{RunningCommand, SKEW, SessionLoop, before, deferred};
 use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
 use crate::worker::execution::run::run;
@@ -120,7 +120,7 @@ impl SessionLoop<'_> {
         };
         let span = tracing::info_span!("command", task_id = task.context.request.id, task = task.definition.task);
         self.begun += 1;
-        let running = Running {
+        let running = RunningCommand {
             number: self.begun,
             stale: task.stale(),
             definition: task.definition,

@@ -9,7 +9,7 @@ use crate::celery::request::Unreadable;
 use crate::telemetry::CommandOutcome;
 use crate::worker::execution::answer::Answer;
 use crate::worker::execution::settlement::TaskEnd;
-use crate::worker::intake::reader::{Call, Opened};
+use crate::worker::intake::reader::{OpenedMessage, TaskCall};
 use crate::worker::invalidations::Stale;
 
 impl Policy {
@@ -17,7 +17,7 @@ impl Policy {
     pub(in crate::worker) fn unseal(
         &self,
         mut task: ReadyTask,
-        opened: Result<Opened, Unreadable>,
+        opened: Result<OpenedMessage, Unreadable>,
         message: &Message,
         origin: &Origin,
         answer: Option<&Answer>,
@@ -33,9 +33,9 @@ impl Policy {
         (task.context.request, task.context.extended) = (opened.request, opened.extended);
         if let Some(answer) = answer {
             let stale = match &opened.call {
-                Call::Read(Ok(command)) => Stale::of(command.keys(), command.writes()),
+                TaskCall::Read(Ok(command)) => Stale::of(command.keys(), command.writes()),
                 // Only what writes is known by an answer.
-                Call::Read(Err(_)) | Call::Unknown | Call::Later => Stale::of(&task.keys, true),
+                TaskCall::Read(Err(_)) | TaskCall::Unknown | TaskCall::Later => Stale::of(&task.keys, true),
             };
             let mut pending = self.settlement.close(task.context, &TaskEnd::Answered(answer));
             pending.stale = stale;
@@ -47,13 +47,13 @@ impl Policy {
             return self.unrunnable(task.context, exception, "unsupported-canvas", message, origin, inflow);
         }
         match opened.call {
-            Call::Read(Ok(command)) => {
+            TaskCall::Read(Ok(command)) => {
                 task.writes = command.writes();
                 task.writes_unnamed = task.writes && !command.keys().iter().any(|used| used.writes);
                 Decision::Run(Box::new(ReadyTask { work: Work::Run(command), ..task }))
             }
-            Call::Read(Err(error)) => self.misused(task.definition, task.context, error),
-            Call::Unknown | Call::Later => {
+            TaskCall::Read(Err(error)) => self.misused(task.definition, task.context, error),
+            TaskCall::Unknown | TaskCall::Later => {
                 let exception = Exception::not_registered(&task.context.request.task);
                 self.unrunnable(task.context, exception, "not-registered", message, origin, Inflow::default())
             }
