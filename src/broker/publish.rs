@@ -351,6 +351,11 @@ impl<'a> Attempt<'a> {
         let mut cut = None;
         let mut timer = pin!(tokio::time::sleep_until(early.as_ref().map_or_else(tokio::time::Instant::now, wait)));
         while let Some((place, mut confirm)) = self.confirms.pop_front() {
+            // Most of them are: the broker confirms many at once.
+            if let Some(answer) = (&mut confirm).now_or_never() {
+                self.take(place, answer);
+                continue;
+            }
             // Once one is late, the others have had their time, too.
             let limit = if self.late { Duration::ZERO } else { self.limit };
             let state = self.link.state.clone();

@@ -142,7 +142,8 @@ impl Destinations {
         let fresh = Breaker { fault, times: 0, first: now, last: now, next_try: now, is_parking: false };
         self.changes += 1;
         let breaker = self.open.entry(address.clone()).or_insert(fresh);
-        if breaker.fault != fault || breaker.times == 0 {
+        // After long without a try it is a new row; the last try of the old one may have taken a glance.
+        if breaker.fault != fault || breaker.times == 0 || breaker.last.elapsed() > HOPE + GLANCE {
             (breaker.fault, breaker.times, breaker.first) = (fault, 0, now);
         }
         breaker.times = breaker.times.saturating_add(1);
@@ -277,7 +278,11 @@ mod tests {
         assert!(destinations.is_hopeless(&address()));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!destinations.is_hopeless(&address()));
-        tokio::time::advance(SILENCE_MEMORY - HOPE).await;
+        tokio::time::advance(2 * GLANCE).await;
+        destinations.trip(&address(), Fault::Silent);
+        tokio::time::advance(ANSWER_PATIENCE).await;
+        assert!(!destinations.is_hopeless(&address()), "one silence is not three");
+        tokio::time::advance(SILENCE_MEMORY - ANSWER_PATIENCE).await;
         assert_eq!(destinations.expire(), [address()]);
     }
 }

@@ -55,7 +55,7 @@ fn a_silent_queue_is_tried_every_minute_in_the_end() {
 
 #[test]
 fn an_answer_to_a_hopeless_address_has_a_glance_only() {
-    for (later, patience) in [(299_000, 1_000), (301_000, 15_000)] {
+    for (later, patience) in [(299_000, 1_000), (301_000, 48_000)] {
         with_paused_clock(async {
             let site = Site::started_without_parking();
             set(&site, Mood::Silent);
