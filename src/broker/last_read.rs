@@ -98,16 +98,16 @@ impl LastRead {
 
 #[cfg(test)]
 mod tests {
-    use std::thread::sleep;
+    use tokio::time::advance;
 
     use super::*;
 
     const PAUSE: Duration = Duration::from_millis(30);
 
-    #[test]
-    fn silence_lasts_from_what_was_last_read() {
+    #[tokio::test(start_paused = true)]
+    async fn silence_lasts_from_what_was_last_read() {
         let last_read = LastRead::new();
-        sleep(PAUSE);
+        advance(PAUSE).await;
         assert!(last_read.silence() >= PAUSE);
         last_read.clone().note();
         assert!(last_read.silence() < PAUSE);
@@ -115,7 +115,6 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_comes_a_minute_after_a_silence_is_not_late() {
-        use tokio::time::advance;
         for (silence, is_long) in [(5_499, false), (5_500, true)] {
             let last_read = LastRead::new();
             advance(Duration::from_millis(silence)).await;
@@ -128,15 +127,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_comes_around_a_long_silence_is_late_and_what_comes_well_after_is_not() {
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_around_a_long_silence_is_late_and_what_comes_well_after_is_not() {
         let last_read = LastRead::new();
         let received = Instant::now();
-        sleep(PAUSE);
+        advance(PAUSE).await;
         last_read.note();
         assert_eq!(last_read.late_since(received), None, "a short silence is none");
         let silent = Instant::now();
-        sleep(2 * PAUSE);
+        advance(2 * PAUSE).await;
         last_read.clone().note_after(PAUSE);
         let heard_again = Instant::now();
         for received in [received, silent, heard_again, heard_again + LATE / 2] {
