@@ -163,6 +163,21 @@ fn while_the_first_step_is_full_commands_keep_their_slots() {
 }
 
 #[test]
+fn what_is_parked_stays_within_its_bound() {
+    const BOUND: u64 = 4000;
+    with_paused_clock(async {
+        let site = with_a_full_queue(|site| site.options.parked_max_bytes = BOUND);
+        for number in SLOTS..600 {
+            site.send(&followed(number).message());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let bytes: usize = site.broker.look(|model| model.parked().iter().map(|message| message.body.len()).sum());
+        // What is taken and not acknowledged was within the bound before.
+        assert!(bytes as u64 <= 2 * BOUND, "{bytes}");
+    });
+}
+
+#[test]
 fn a_slot_is_kept_for_ten_minutes_and_the_answer_is_known() {
     let keeps = |is_stamped: bool| async move {
         let site = with_a_full_queue(|site| {

@@ -296,13 +296,18 @@ impl Outbox {
         self.pay(refused);
     }
 
-    /// Takes out what has waited apart for `patience`, or whose address is known to take nothing. What came back from its parking
-    /// waits as long as its address is being tried, as these are, or is to be tried.
+    /// Tells whether something that came back from its parking is neither delivered nor parked again.
+    pub(in crate::worker) fn has_returned(&self) -> bool {
+        self.commands.values().any(|pending| pending.returned.is_some())
+    }
+
+    /// Takes out what has waited apart for `patience`, or whose address is known to take nothing; without any patience, only what
+    /// came back from its parking. That waits as long as its address is being tried, as these are, or is to be tried.
     pub(in crate::worker) fn take_parkable(
         &mut self,
         destinations: &Destinations,
         tried: &HashSet<Address>,
-        patience: Duration,
+        patience: Option<Duration>,
         limit: usize,
     ) -> Vec<Parkable> {
         let (mut taken, now) = (Vec::new(), Instant::now());
@@ -313,7 +318,7 @@ impl Outbox {
                 // A command that waits for its time has no publication that could wait elsewhere.
                 Debt { role: Role::Delay, .. } | Debt { is_unparkable: true, .. } => false,
                 Debt { is_returned: true, .. } => !is_tried && !is_due_trial,
-                debt => is_parking || debt.age() >= patience,
+                debt => patience.is_some_and(|patience| is_parking || debt.age() >= patience),
             };
             for owed in extract(line, limit - taken.len(), is_due) {
                 let pending = self.commands.get(&owed.debt.command);

@@ -29,9 +29,9 @@ pub(in crate::worker) struct Debt {
     /// When it was first not taken, or first waited because its address takes nothing; before it was parked as well.
     pub(super) since: Option<Instant>,
     /// It came back from its parking: nobody's slot is kept by it.
-    pub(super) is_returned: bool,
+    pub(in crate::worker) is_returned: bool,
     /// It cannot be put into the form in which it would be parked.
-    pub(super) is_unparkable: bool,
+    pub(in crate::worker) is_unparkable: bool,
 }
 
 impl Debt {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::broker::{BrokerSession, Confirmation, Parking, PublishError};
+use crate::broker::{BrokerSession, Confirmation, Look, PARKED_QUEUE, Parking, PublishError};
 use crate::celery::message::{Address, Publication};
 use crate::worker::delivery::envelope::Envelope;
 use crate::worker::delivery::outbox::Parkable;
@@ -37,23 +37,36 @@ pub(in crate::worker) struct ParkingResult {
     pub(in crate::worker) kept: Vec<Owed>,
     /// Why nothing more can be parked now.
     pub(in crate::worker) refusal: Option<String>,
+    /// Why nothing can be parked that was not before.
+    pub(in crate::worker) backlog: Option<String>,
     /// The session is lost, with the reason.
     pub(in crate::worker) lost: Option<String>,
 }
 
 /// Parks publications, confirmed.
+///
+/// The queue to which they come back has no bound. Were new ones parked while others wait there, the bound of the steps would
+/// bound nothing.
 pub(in crate::worker) async fn park(
     session: Arc<dyn BrokerSession>,
     now: Timestamp,
-    parkable: Vec<Parkable>,
+    mut parkable: Vec<Parkable>,
 ) -> ParkingResult {
+    let mut result = ParkingResult::default();
+    let is_new = |parkable: &mut Parkable| parkable.parked_at.is_none();
+    if parkable.iter().any(|parkable| parkable.parked_at.is_none()) {
+        // A lost session is told by the publishing.
+        if let Ok(Look::Present { messages: waiting @ 1.., .. }) = session.look(PARKED_QUEUE).await {
+            result.backlog = Some(format!("{PARKED_QUEUE}: {waiting} publications wait to be tried again"));
+            result.kept.extend(parkable.extract_if(.., is_new).map(|parkable| parkable.owed));
+        }
+    }
     let sealed = parkable.iter().map(|Parkable { owed, task_id, parked_at, step }| {
         let (role, task_id, publication) = (owed.debt.role, task_id.clone(), owed.content.publication());
         let envelope = Envelope { role, task_id, since: parked_at.unwrap_or(now), step: *step, publication };
         Publication { address: Parking::address(*step), message: envelope.seal() }
     });
     let mut answers = session.publish_within(session.patience(), sealed.collect(), true, None).await.into_iter();
-    let mut result = ParkingResult::default();
     for Parkable { mut owed, task_id, step, .. } in parkable {
         let refusal = match answers.next() {
             Some(Ok(Confirmation::Routed)) => {

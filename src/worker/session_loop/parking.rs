@@ -12,7 +12,7 @@ use crate::celery::message::Message;
 use crate::telemetry::{Component, ComponentState, Parked};
 use crate::worker::context::WorkerContext;
 use crate::worker::delivery::destinations::Fault;
-use crate::worker::delivery::owed::Owed;
+use crate::worker::delivery::owed::{Debt, Owed};
 use crate::worker::delivery::parked_consumer::{ParkedConsumer, Ticket};
 use crate::worker::delivery::parking::{self, ParkingResult};
 use crate::worker::delivery::unpark::{DeadCopies, unpark};
@@ -32,6 +32,9 @@ pub(super) struct ParkingState {
     is_under_way: bool,
     /// Until then nothing is parked, for this reason.
     rests: Option<(Instant, String)>,
+    /// Why something that came back could not be parked again. Nothing else is parked meanwhile: it would leave its step for
+    /// a queue that has no bound.
+    stuck: Option<String>,
     reported: Option<Instant>,
     is_ready: bool,
 }
@@ -45,6 +48,7 @@ impl ParkingState {
             channel: 0,
             is_under_way: false,
             rests: None,
+            stuck: None,
             reported: None,
             is_ready: false,
         }
@@ -52,6 +56,11 @@ impl ParkingState {
 
     /// Tells whether something can be parked now.
     pub(super) fn may_park(&mut self) -> bool {
+        self.stuck.is_none() && self.may_park_again()
+    }
+
+    /// Tells whether what came back can be parked again now.
+    fn may_park_again(&mut self) -> bool {
         self.rests.take_if(|(until, _)| *until <= Instant::now());
         self.session.is_parking_available() && self.rests.is_none() && self.consumer.is_open()
     }
@@ -79,7 +88,13 @@ impl SessionLoop<'_> {
         if self.parking.is_under_way || !self.outbox.has_apart() {
             return;
         }
-        let Some(patience) = self.patience() else { return };
+        if self.parking.stuck.is_some() && !self.outbox.has_returned() {
+            self.parking.stuck = None;
+        }
+        let patience = self.patience();
+        if patience.is_none() && !self.parking.may_park_again() {
+            return;
+        }
         let tried = self.in_flight.tried();
         let parkable = self.outbox.take_parkable(&self.worker.destinations, tried, patience, parking::BATCH);
         if !parkable.is_empty() {
@@ -149,7 +164,15 @@ impl SessionLoop<'_> {
 
     /// Goes on with commands whose publications were parked.
     pub(super) fn was_parked(&mut self, result: ParkingResult) -> Result<(), String> {
-        let ParkingResult { parked, kept, refusal, lost } = result;
+        let ParkingResult { parked, kept, refusal, backlog, lost } = result;
+        let is_returned = |debt: &Debt| debt.is_returned && !debt.is_unparkable;
+        if backlog.is_some() {
+            self.parking.stuck = backlog;
+        } else if kept.iter().any(|owed| is_returned(&owed.debt)) {
+            self.parking.stuck.clone_from(&refusal);
+        } else if parked.iter().any(|(debt, _)| is_returned(debt)) {
+            self.parking.stuck = None;
+        }
         self.parking.is_under_way = false;
         if !parked.is_empty() {
             self.worker.metrics.record_parked(Parked::Parked, parked.len() as u64);
@@ -188,8 +211,8 @@ impl SessionLoop<'_> {
         let names = self.worker.destinations.names();
         let more = if names.len() > NAMES { " and others" } else { "" };
         let names = names.into_iter().take(NAMES).collect::<Vec<_>>().join(", ");
-        let why = match &self.parking.rests {
-            Some((_, reason)) => reason.as_str(),
+        let why = match self.parking.rests.as_ref().map(|(_, reason)| reason).or(self.parking.stuck.as_ref()) {
+            Some(reason) => reason.as_str(),
             None => "`parking` says why",
         };
         let reason = format!(

@@ -54,7 +54,7 @@ impl Post {
     }
 
     fn parkable(&mut self, limit: usize) -> Vec<Owed> {
-        let taken = self.outbox.take_parkable(&self.destinations, &HashSet::new(), PATIENCE, limit);
+        let taken = self.outbox.take_parkable(&self.destinations, &HashSet::new(), Some(PATIENCE), limit);
         taken.into_iter().map(|parkable| parkable.owed).collect()
     }
 }
