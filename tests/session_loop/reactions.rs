@@ -11,10 +11,10 @@ use crate::site::{Site, WORK, is_acknowledged, with_paused_clock};
 use crate::work;
 
 /// A second queue of commands.
-const OTHER: &str = "other";
+pub(crate) const OTHER: &str = "other";
 
 /// Makes a site whose worker consumes two queues, of which the second is changed before the worker starts.
-fn with_two_queues(change: impl FnOnce(&mut Model)) -> Site {
+pub(crate) fn with_two_queues(change: impl FnOnce(&mut Model)) -> Site {
     let mut site = Site::new(1);
     site.options.queues.push(OTHER.to_owned());
     site.broker.change(|model| {

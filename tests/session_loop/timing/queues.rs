@@ -8,27 +8,14 @@ use tokio::time::Instant;
 
 use super::{assert_about, gaps, is_ready, times, until};
 use crate::model::Mood;
+use crate::reactions::{OTHER, with_two_queues};
 use crate::sent::{after_start, read};
 use crate::site::{Site, with_paused_clock};
-
-/// A second queue of commands.
-const OTHER: &str = "other";
-
-fn with_other(change: impl FnOnce(&mut crate::model::Model)) -> Site {
-    let mut site = Site::new(1);
-    site.options.queues.push(OTHER.to_owned());
-    site.broker.change(|model| {
-        model.queue(OTHER);
-        change(model);
-    });
-    site.start();
-    site
-}
 
 #[test]
 fn a_consumed_queue_that_is_back_is_noticed() {
     with_paused_clock(async {
-        let site = with_other(|model| model.queue(OTHER).mood = Mood::Down);
+        let site = with_two_queues(|model| model.queue(OTHER).mood = Mood::Down);
         site.until(5, "the session", |model| model.trace.contains("consume 1 work")).await;
         let began = Instant::now();
         site.broker.change(|model| model.queue(OTHER).mood = Mood::Takes);
@@ -42,7 +29,7 @@ fn a_consumed_queue_that_is_back_is_noticed() {
 #[test]
 fn a_queue_without_a_consumer_is_tried_every_minute() {
     with_paused_clock(async {
-        let site = with_other(|model| _ = model.stalled.insert(OTHER.to_owned()));
+        let site = with_two_queues(|model| _ = model.stalled.insert(OTHER.to_owned()));
         tokio::time::sleep(Duration::from_secs(600)).await;
         let gaps = gaps(&site.broker.look(|model| times(model, "try other")));
         for (found, expected) in gaps.iter().zip([10_000, 20_000, 40_000, 60_000, 60_000, 60_000]) {
