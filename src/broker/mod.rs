@@ -51,7 +51,7 @@ pub use joiner::{ConsumeError, Joined, Joiner};
 pub use last_read::DOUBT;
 pub use options::{BrokerOptions, CHANNELS, QueueType, Tls, TlsFiles};
 pub use parking::{PARKED_QUEUE, ParkedDeliveries, ParkedDelivery, ParkedToken, Parking};
-pub use publish::{Confirmation, Early, EarlyWord, PublishError, Publisher};
+pub use publish::{Confirmation, Early, EarlyWord, PublishError, Publisher, wanted};
 pub use session::Session;
 pub use settler::{AckToken, Settler};
 pub use state::{State, lost, within};

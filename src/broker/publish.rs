@@ -227,8 +227,8 @@ fn places(outcomes: &[TryOutcome], wanted: impl Fn(&TryOutcome) -> bool) -> Vec<
     outcomes.iter().enumerate().filter(|(_, outcome)| wanted(outcome)).map(|(place, _)| place).collect()
 }
 
-/// Waits until the wait is to end, for ever where nobody may end it.
-async fn wanted(cut: &mut Option<oneshot::Receiver<()>>) {
+/// Waits until whoever asked for [`Early`] word wants to wait no longer, for ever where nobody asked.
+pub async fn wanted(cut: &mut Option<oneshot::Receiver<()>>) {
     if let Some(asked) = cut {
         let asked = asked.await;
         *cut = None;

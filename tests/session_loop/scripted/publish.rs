@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use filestorage::broker::{self, Confirmation, Early, EarlyWord, Error, Publish, PublishError, State};
+use filestorage::broker::{self, Confirmation, Early, EarlyWord, Error, Publish, PublishError, State, wanted};
 use filestorage::celery::message::Publication;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -162,16 +162,4 @@ fn give_word(
     // Whoever asked may have gone.
     drop(word.send(said));
     Some(cut)
-}
-
-/// Waits until the wait is to end, for ever where nobody may end it.
-async fn wanted(cut: &mut Option<oneshot::Receiver<()>>) {
-    if let Some(asked) = cut {
-        let asked = asked.await;
-        *cut = None;
-        if asked.is_ok() {
-            return;
-        }
-    }
-    std::future::pending().await
 }
