@@ -25,6 +25,7 @@ use super::{
     gate::{Gate, Inflow},
     joiner::{self, ConsumeError, ConsumedQueue, Joined, Joiner},
     link::Link,
+    prefetch::Prefetch,
     settler::{AckToken, Settler},
     topology,
 };
@@ -57,12 +58,13 @@ impl Delivery {
     }
 }
 
-/// Why no further delivery comes.
+/// Why no further delivery comes, from one queue or from any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// [`Settler::stop`] or [`Settler::close`] was called.
     Stopped,
-    /// The broker ended the consumer: the queue was deleted or its node went down. The session is lost with it.
+    /// The broker ended one consumer: its queue was deleted, or the queue's node went down. Deliveries of the other queues still
+    /// come.
     Cancelled {
         /// The queue.
         queue: String,
@@ -92,10 +94,18 @@ pub struct Deliveries {
     swap: Option<BoxFuture<'static, Swap>>,
     /// Deliveries that only wait for others.
     blocked: usize,
+    /// Queues whose consumers the broker ended, and nobody was told yet.
+    cancelled: Vec<String>,
 }
 
-/// The consumer that replaces the one with this tag.
-type Swap = (ShortString, Result<(ShortString, Consumer)>);
+/// A consumer that takes the place of another of its queue.
+struct Swap {
+    /// The tag of the one before.
+    old: ShortString,
+    queue: String,
+    prefetch: Prefetch,
+    begun: Result<(ShortString, Consumer)>,
+}
 
 impl fmt::Debug for Deliveries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,6 +154,7 @@ pub(super) async fn consume(
         tags: Arc::clone(&tags),
         swap: None,
         blocked: 0,
+        cancelled: Vec::new(),
     };
     let settler = Settler::new(Arc::clone(link), channel, tags, generation, stop);
     Ok((deliveries, settler))
@@ -200,7 +211,7 @@ impl Deliveries {
     /// least one. Dropping the future loses none.
     ///
     /// # Errors
-    /// The reason why there will be no other.
+    /// The reason why there will be no other; after [`End::Cancelled`] those of the other queues come.
     pub async fn next(&mut self) -> std::result::Result<Vec<Delivery>, End> {
         let link = Arc::clone(&self.link);
         let mut stopped = self.stopped.clone();
@@ -223,10 +234,8 @@ impl Deliveries {
         if *self.stopped.borrow() {
             return Err(End::Stopped);
         }
-        match &end {
-            End::Stopped => {}
-            End::Cancelled { queue } => link.state.lose(format!("the broker ended the consumer of queue '{queue}'")),
-            End::Lost(reason) => link.state.lose(reason),
+        if let End::Lost(reason) = &end {
+            link.state.lose(reason);
         }
         Err(end)
     }
@@ -261,13 +270,19 @@ impl Deliveries {
                         let reason = format!("consuming from queue '{}': {}", source.queue, error::classify(&fault));
                         return Poll::Ready(Err(End::Lost(reason)));
                     }
-                    Poll::Ready(None) if source.is_ending => {
+                    // A channel that closes ends all its consumers in this way.
+                    Poll::Ready(None) if !self.channel.status().connected() => {
+                        return Poll::Ready(Err(End::Lost("the channel of the consumers is closed".to_owned())));
+                    }
+                    Poll::Ready(None) => {
                         place -= 1;
                         let ended = self.sources.remove(place);
                         self.tags.active().retain(|tag| *tag != ended.tag);
+                        if !ended.is_ending {
+                            self.cancelled.push(ended.queue);
+                        }
                         break;
                     }
-                    Poll::Ready(None) => return Poll::Ready(Err(End::Cancelled { queue: source.queue.clone() })),
                     Poll::Pending => break,
                 }
             }
@@ -275,7 +290,10 @@ impl Deliveries {
         if let Poll::Ready(Err(end)) = self.poll_swap(cx) {
             return Poll::Ready(Err(end));
         }
-        if batch.deliveries.is_empty() { Poll::Pending } else { Poll::Ready(Ok(batch.deliveries)) }
+        if !batch.deliveries.is_empty() {
+            return Poll::Ready(Ok(batch.deliveries));
+        }
+        self.cancelled.pop().map_or(Poll::Pending, |queue| Poll::Ready(Err(End::Cancelled { queue })))
     }
 
     /// Has a queue consumed with another prefetch where the present one is far from right.
@@ -284,30 +302,35 @@ impl Deliveries {
             let Some(swap) = &mut self.swap else {
                 let blocked = self.blocked;
                 let change = self.sources.iter_mut().filter(|source| !source.is_ending).find_map(|source| {
-                    let prefetch = source.prefetch.change(blocked)?;
-                    Some((source.queue.clone(), source.tag.clone(), prefetch))
+                    source.prefetch.change(blocked)?;
+                    Some((source.queue.clone(), source.tag.clone(), source.prefetch.clone()))
                 });
                 let Some((queue, old, prefetch)) = change else { return Poll::Pending };
-                tracing::debug!(queue, prefetch, "prefetch changes");
+                tracing::debug!(queue, prefetch = prefetch.current(), "prefetch changes");
                 let (link, channel, tags) = (Arc::clone(&self.link), self.channel.clone(), Arc::clone(&self.tags));
                 self.swap = Some(Box::pin(async move {
-                    let begun = joiner::begin(&link, &channel, &queue, prefetch, &tags).await;
-                    (old, begun)
+                    let begun = joiner::begin(&link, &channel, &queue, prefetch.current(), &tags).await;
+                    Swap { old, queue, prefetch, begun }
                 }));
                 continue;
             };
-            let (old, begun) = ready!(swap.poll_unpin(cx));
+            let Swap { old, queue, prefetch, begun } = ready!(swap.poll_unpin(cx));
             self.swap = None;
             let (tag, consumer) = match begun {
                 Ok(begun) => begun,
                 Err(error) => return Poll::Ready(Err(End::Lost(error.to_string()))),
             };
-            let Some(source) = self.sources.iter_mut().find(|source| source.tag == old) else { continue };
-            source.is_ending = true;
-            let (queue, prefetch) = (source.queue.clone(), source.prefetch.clone());
-            self.sources.push(ConsumedQueue { queue, consumer, tag, prefetch, is_ending: false });
-            // One poll puts it on its way; the old consumer's end is its answer. Until then it hands over what was sent.
-            drop(self.channel.basic_cancel(old, BasicCancelOptions::default()).now_or_never());
+            let before = self.sources.iter_mut().find(|source| source.tag == old);
+            let (to_end, source) = if let Some(before) = before {
+                before.is_ending = true;
+                (old, ConsumedQueue { queue, consumer, tag, prefetch: before.prefetch.clone(), is_ending: false })
+            } else {
+                // The broker has ended the one before meanwhile: the queue is missing, and its trial begins another consumer.
+                (tag.clone(), ConsumedQueue { queue, consumer, tag, prefetch, is_ending: true })
+            };
+            self.sources.push(source);
+            // One poll puts it on its way; the consumer's end is its answer. Until then it hands over what was sent.
+            drop(self.channel.basic_cancel(to_end, BasicCancelOptions::default()).now_or_never());
         }
     }
 }

@@ -192,7 +192,7 @@ pub trait Consumer: fmt::Debug + Send {
     /// future loses none.
     ///
     /// # Errors
-    /// The reason why there will be no other.
+    /// The reason why there will be no other; after [`End::Cancelled`] those of the other queues come.
     async fn next(&mut self) -> std::result::Result<Vec<Delivery>, End>;
 
     /// Acknowledges finished deliveries, without waiting, and returns how many. Tokens of another session settle nothing.

@@ -1,10 +1,12 @@
 //! The queues of commands that the worker should consume and does not: they are missing until a trial brings them back.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::broker::{BrokerSession, ConsumeError, Consumer, Error, ErrorKind, Look, OpenSession, QueueJoiner};
 use crate::telemetry::ComponentState;
@@ -21,12 +23,27 @@ enum Missing {
     Down(Error),
     /// It is there, but it gave no consumer, as a quorum queue without a majority. Only trying tells, and costs the session.
     Stalled(Error),
+    /// The broker ended its consumer: it was deleted, or its node went down.
+    Cancelled,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down(error) | Self::Stalled(error) => error.fmt(f),
+            Self::Cancelled => f.write_str("the broker ended its consumer"),
+        }
+    }
 }
 
 /// The consumed queues that are missing, with the reason; known beyond a session.
 #[derive(Debug, Default)]
 pub(in crate::worker) struct ConsumedQueues {
     missing: BTreeMap<String, Missing>,
+    /// How many are to be consumed.
+    wanted: usize,
+    /// When the broker last ended the consumer of a queue.
+    cancelled: BTreeMap<String, Instant>,
 }
 
 /// What a trial ended with: the queue has a consumer again, or gives none after all, and the session is lost.
@@ -51,6 +68,7 @@ impl ConsumedQueues {
         prefetch: u16,
         tag_prefix: &str,
     ) -> Result<Box<dyn Consumer>, Error> {
+        self.wanted = queues.len();
         self.missing.retain(|_, missing| matches!(missing, Missing::Stalled(_)));
         let wanted: Vec<String> = queues.iter().filter(|queue| !self.missing.contains_key(*queue)).cloned().collect();
         let mut begun = None;
@@ -84,11 +102,29 @@ impl ConsumedQueues {
         if self.missing.is_empty() {
             return ComponentState::Ready;
         }
-        let faults = self.missing.iter().map(|(queue, missing)| {
-            let (Missing::Down(error) | Missing::Stalled(error)) = missing;
-            format!("queue '{queue}' is down: {error}")
-        });
-        ComponentState::Degraded(format!("{}; it is tried again and again", faults.collect::<Vec<_>>().join("; ")))
+        let faults = self.missing.iter().map(|(queue, missing)| format!("queue '{queue}' is down: {missing}"));
+        let reason = format!("{}; it is tried again and again", faults.collect::<Vec<_>>().join("; "));
+        if self.missing.len() < self.wanted {
+            ComponentState::Degraded(reason)
+        } else {
+            ComponentState::Unready(format!("no queue is consumed: {reason}"))
+        }
+    }
+
+    /// Notes that the broker ended the consumer of a queue, and returns the trial that brings it back.
+    ///
+    /// It begins at once, unless that has just happened: what is published to a queue that was deleted is lost until it is made anew.
+    pub(in crate::worker) fn cancelled(
+        &mut self,
+        queue: &str,
+        session: &OpenSession,
+        joiner: &Arc<dyn QueueJoiner>,
+    ) -> BoxFuture<'static, Rejoin> {
+        self.missing.insert(queue.to_owned(), Missing::Cancelled);
+        let before = self.cancelled.insert(queue.to_owned(), Instant::now());
+        let is_first = before.is_none_or(|before| before.elapsed() > LONGEST_WAIT);
+        let wait = if is_first { Duration::ZERO } else { LOOK_AGAIN };
+        self.trial(queue, wait, session, joiner)
     }
 
     /// Returns one trial for each missing queue. Each lasts until the queue is consumed in this session again.
@@ -97,13 +133,24 @@ impl ConsumedQueues {
         session: &OpenSession,
         joiner: &Arc<dyn QueueJoiner>,
     ) -> Vec<BoxFuture<'static, Rejoin>> {
-        let trials = self.missing.iter().map(|(queue, missing)| QueueTrial {
-            queue: queue.clone(),
-            is_stalled: matches!(missing, Missing::Stalled(_)),
+        self.missing.keys().map(|queue| self.trial(queue, LOOK_AGAIN, session, joiner)).collect()
+    }
+
+    fn trial(
+        &self,
+        queue: &str,
+        wait: Duration,
+        session: &OpenSession,
+        joiner: &Arc<dyn QueueJoiner>,
+    ) -> BoxFuture<'static, Rejoin> {
+        let trial = QueueTrial {
+            queue: queue.to_owned(),
+            is_stalled: matches!(self.missing.get(queue), Some(Missing::Stalled(_))),
+            wait,
             session: session.share(),
             joiner: Arc::clone(joiner),
-        });
-        trials.map(|trial| Box::pin(trial.run()) as _).collect()
+        };
+        Box::pin(trial.run())
     }
 
     /// Notes what came of a trial, and returns the queue that is to be joined.
@@ -133,6 +180,8 @@ impl ConsumedQueues {
 struct QueueTrial {
     queue: String,
     is_stalled: bool,
+    /// The wait before the first look.
+    wait: Duration,
     session: Arc<dyn BrokerSession>,
     joiner: Arc<dyn QueueJoiner>,
 }
@@ -143,10 +192,10 @@ impl QueueTrial {
     /// A queue that gave no consumer is first tried, less and less often, in a session of its own, which is spent on it. What such
     /// a trial asks of the queue may be done when nobody waits for it any more, and count as another redelivery.
     async fn run(self) -> Rejoin {
-        let Self { queue, mut is_stalled, session, joiner } = self;
-        let mut wait = LOOK_AGAIN;
+        let Self { queue, mut is_stalled, mut wait, session, joiner } = self;
         loop {
             tokio::time::sleep(wait).await;
+            wait = wait.max(LOOK_AGAIN);
             match session.look(&queue).await {
                 Ok(Look::Present { .. }) => {}
                 Ok(Look::Down(_)) => continue,
@@ -192,12 +241,15 @@ mod tests {
 
     #[test]
     fn a_missing_queue_is_named_until_it_has_a_consumer() {
-        let mut queues = ConsumedQueues::default();
+        let mut queues = ConsumedQueues { wanted: 3, ..ConsumedQueues::default() };
         assert_eq!(queues.condition(), ComponentState::Ready);
         queues.missing.insert("b".to_owned(), Missing::Down(down()));
         queues.missing.insert("a".to_owned(), Missing::Stalled(down()));
         let ComponentState::Degraded(reason) = queues.condition() else { panic!("{queues:?}") };
         assert!(reason.starts_with("queue 'a' is down") && reason.contains("queue 'b' is down"), "{reason}");
+        queues.missing.insert("c".to_owned(), Missing::Cancelled);
+        let ComponentState::Unready(reason) = queues.condition() else { panic!("{queues:?}") };
+        assert!(reason.starts_with("no queue is consumed") && reason.contains("the broker ended"), "{reason}");
     }
 
     #[test]

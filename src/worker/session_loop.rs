@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use crate::broker::{Consumer, DOUBT, OpenSession};
+use crate::broker::{Consumer, DOUBT, End, OpenSession};
 use crate::celery::error::Exception;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
@@ -99,6 +99,8 @@ pub(super) struct SessionLoop<'b> {
     deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
     /// Looks for own queues that were not there.
     looking: Option<BoxFuture<'static, Looked>>,
+    /// When the broker last ended the consumer of a queue: what had come from it and has not begun comes again.
+    lost_queues: HashMap<String, Instant>,
     /// One for each consumed queue that is missing.
     trials: FuturesUnordered<BoxFuture<'static, Rejoin>>,
     stop: Stop,
@@ -126,6 +128,7 @@ impl<'b> SessionLoop<'b> {
             looked: None,
             deferred: FuturesUnordered::new(),
             looking: None,
+            lost_queues: HashMap::new(),
             trials,
             stop: Stop::No,
             deadline: None,
@@ -243,6 +246,7 @@ impl<'b> SessionLoop<'b> {
                         // Large ones took their time, and others are on this thread, too.
                         tokio::task::yield_now().await;
                     }
+                    Err(End::Cancelled { queue }) => self.cancelled(&queue),
                     Err(end) => return Err(format!("{end:?}")),
                 },
                 // Neither the broker's silence nor a deleted journal wakes anybody by itself.
@@ -378,11 +382,22 @@ impl<'b> SessionLoop<'b> {
         self.look_after_queues();
     }
 
+    /// Goes on without a queue whose consumer the broker has ended, and has it tried. What came from it and runs is answered, though
+    /// its acknowledgement may reach nobody; what has not begun is left to come again.
+    fn cancelled(&mut self, queue: &str) {
+        tracing::warn!(queue, "the broker ended the consumer of this queue");
+        self.worker.journal.queue_lost();
+        self.lost_queues.insert(queue.to_owned(), Instant::now());
+        let trial = self.worker.consumed_queues.cancelled(queue, &self.session, &self.consumer.joiner());
+        self.trials.push(trial);
+        self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
+    }
+
     /// Consumes a queue that is back, besides the others; nothing that runs or waits has to end for it.
     fn rejoined(&mut self, rejoin: Rejoin) -> Result<(), String> {
         let queue = self.worker.consumed_queues.rejoin(rejoin)?;
         // A node that is back in its cluster may hand out again what it had handed out before, without saying so.
-        self.worker.journal.reopen();
+        self.worker.journal.queue_found();
         self.consumer.join(&queue);
         self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
         Ok(())

@@ -120,6 +120,18 @@ def test_events_without_a_queue_are_lost_until_it_is_made_again(site):
 
 
 @pytest.mark.full_rights("the worker makes the queue again")
+def test_a_deleted_command_queue_ends_nothing_that_runs(site):
+    second = f"{QUEUE}.second"
+    worker = site.spawn(queues=f"{QUEUE},{second}").wait_ready()
+    with running_undisturbed(site, worker):
+        for number in range(2):
+            delete(site, second)
+            wait_until(lambda: site.queues().get(second) == (0, 0), BACK, site.queues, 0.1)
+            assert site.send("store", f"second/{number}", number, _queue=second).get(timeout=TIMEOUT)["key"]
+            wait_well(worker, "queues")
+
+
+@pytest.mark.full_rights("the worker makes the queue again")
 def test_the_next_session_declares_a_deleted_metrics_queue(site):
     worker = site.start()
     delete(site, METRICS)

@@ -117,20 +117,31 @@ fn the_session_after_a_killed_connection_gets_the_rest() {
 }
 
 #[test]
-fn a_deleted_queue_ends_the_session_and_is_made_anew() {
+fn a_deleted_queue_is_made_anew_within_the_session() {
     live(async |node, vhost| {
         let session = open(node, &vhost).await;
-        let (mut deliveries, _settler) = consume(&session, "q", 10).await;
-        let name = vhost.clone();
-        let deleted = tokio::task::spawn_blocking(move || node.ctl(&["delete_queue", "--vhost", &name, "q"]));
-        let end = tokio::time::timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap_err();
-        assert_eq!(end, End::Cancelled { queue: "q".to_owned() });
-        deleted.await.unwrap();
-        assert!(until_lost(&session).await.contains("'q'"));
-        let session = open(node, &vhost).await;
-        let (mut deliveries, _settler) = consume(&session, "q", 10).await;
-        publish(&session, vec![to("q", "1")]).await;
+        let queues = ["q".to_owned(), "other".to_owned()];
+        let (mut deliveries, settler) = session.consume(&queues, 10, "test").await.unwrap();
+        publish(&session, numbered("q", 3)).await;
+        let taken = take(&mut deliveries, 3).await;
+        for number in ["1", "2"] {
+            let name = vhost.clone();
+            let deleted = tokio::task::spawn_blocking(move || node.ctl(&["delete_queue", "--vhost", &name, "q"]));
+            let end = tokio::time::timeout(PATIENCE, deliveries.next()).await.unwrap().unwrap_err();
+            assert_eq!(end, End::Cancelled { queue: "q".to_owned() });
+            deleted.await.unwrap();
+            publish(&session, vec![to("other", number)]).await;
+            assert_eq!(bodies(&take(&mut deliveries, 1).await), [number]);
+            let joined = deliveries.joiner().join("q").await.unwrap();
+            deliveries.join(joined);
+            publish(&session, vec![to("q", number)]).await;
+            assert_eq!(bodies(&take(&mut deliveries, 1).await), [number]);
+        }
+        // Acknowledgements of what the deleted queue had handed out cost nothing.
+        settler.settle(taken.into_iter().map(|delivery| delivery.ack_token).collect()).unwrap();
+        publish(&session, vec![to("other", "3")]).await;
         take(&mut deliveries, 1).await;
+        assert_eq!(*session.watch().borrow(), State::Open);
     });
 }
 

@@ -160,6 +160,56 @@ fn a_consumed_queue_that_is_down_comes_back_within_the_session() {
 }
 
 #[test]
+fn a_consumed_queue_that_goes_away_costs_no_session() {
+    with_paused_clock(async {
+        let site = with_two_queues(|_| {});
+        site.send(&write("a", "k").message());
+        site.acknowledged("a").await;
+        // One ends while its queue is away, one when it is back.
+        for (id, ms) in [("short", 2_000), ("long", 12_000)] {
+            site.broker.change(|model| model.put(OTHER, &write(id, id).with("ms", ms).message()));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        site.broker.change(|model| model.take_down(OTHER));
+        site.send(&write("b", "k").message());
+        site.acknowledged("b").await;
+        assert!(site.readiness.is_ready(), "the other queue is consumed");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        site.broker.change(|model| {
+            model.queue(OTHER).mood = Mood::Takes;
+            model.put(OTHER, &write("c", "c").message());
+        });
+        for id in ["c", "short", "long"] {
+            site.acknowledged(id).await;
+        }
+        assert_eq!((sessions(&site), work::effects().len()), (1, 5), "{}", site.trace());
+    });
+}
+
+#[test]
+fn a_consumed_queue_that_is_deleted_is_made_anew_at_once() {
+    with_paused_clock(async {
+        let site = Site::started();
+        site.send(&write("a", "k").message());
+        site.acknowledged("a").await;
+        for id in ["b", "c"] {
+            site.broker.change(|model| {
+                model.take_down(WORK);
+                model.queues.remove(WORK);
+            });
+            let deleted = tokio::time::Instant::now();
+            site.until(10, "the queue", |model| model.queues.contains_key(WORK)).await;
+            let wait = deleted.elapsed();
+            // The first time what others send meanwhile shall not be lost; later no queue is made in a circle.
+            assert_eq!(wait < Duration::from_secs(1), id == "b", "{wait:?}");
+            site.send(&write(id, "k").message());
+            site.acknowledged(id).await;
+        }
+        assert_eq!((sessions(&site), work::effects().len()), (1, 3), "{}", site.trace());
+    });
+}
+
+#[test]
 fn a_queue_that_gives_no_consumer_is_left_out_and_tried_again() {
     with_paused_clock(async {
         let site = with_two_queues(|model| _ = model.stalled.insert(OTHER.to_owned()));

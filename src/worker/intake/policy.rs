@@ -107,7 +107,16 @@ impl Policy {
         let sent = sent.filter(|sent| stamp.is_none_or(|stamp| stamp / 1000 != *sent));
         let sent = sent.map(|seconds| seconds.saturating_mul(1000)).or(stamp);
         let kept = self.settlement.kept(&request, &message, &origin);
-        let mut context = TaskContext { ack_token, request, extended, identity, sent, received: Instant::now(), kept };
+        let mut context = TaskContext {
+            ack_token,
+            origin: origin.clone(),
+            request,
+            extended,
+            identity,
+            sent,
+            received: Instant::now(),
+            kept,
+        };
 
         let Some(definition) = self.commands.find(&context.request.task) else {
             context.extended = self.extended.then(Extended::unregistered);

@@ -17,11 +17,12 @@ mod adopt;
 mod identity;
 mod ledger;
 mod lookup;
+mod queue_loss;
 mod record;
 mod remake;
 mod segment;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,8 @@ pub(super) struct Journal {
     /// The oldest first.
     older: VecDeque<Older>,
     ledger: Ledger,
+    /// What runs and came from a queue that went away since: it may come again although this session lives.
+    returning: HashSet<Digest>,
     siblings: BTreeMap<String, SegmentReader>,
     /// Dead writers whose crash is counted here and whose files are still theirs.
     counted: BTreeSet<String>,
@@ -128,6 +131,7 @@ impl Journal {
             carried: 0,
             older: VecDeque::new(),
             ledger: Ledger::default(),
+            returning: HashSet::new(),
             siblings: BTreeMap::new(),
             counted: BTreeSet::new(),
             earlier: false,
@@ -163,11 +167,13 @@ impl Journal {
     pub(super) fn finished(&mut self, digest: Digest, answer: &str) {
         let began = self.ledger.running.get(&digest).map(|run| run.at).unwrap_or_default();
         self.write_answer(digest, began, answer, Finish::Ran);
+        self.note_return(digest);
     }
 
     /// Records that a command is over and may run again: a read, or a write that was abandoned.
     pub(super) fn ended(&mut self, digest: Digest) {
         write::ended(&mut self.lines, digest);
+        self.returning.remove(&digest);
         self.ledger.ended(digest);
         self.siblings.values_mut().for_each(|reader| reader.ledger.over_elsewhere(digest));
     }
@@ -209,6 +215,7 @@ impl Journal {
     pub(super) fn begin_session(&mut self) {
         write::session(&mut self.lines, self.clock.now().as_microsecond());
         self.ledger.begin_session();
+        self.returning.clear();
         self.open_since = Instant::now();
     }
 
@@ -216,15 +223,6 @@ impl Journal {
     pub(super) fn doubt(&mut self) {
         write::doubt(&mut self.lines, self.clock.now().as_microsecond());
         self.ledger.doubt();
-    }
-
-    /// Notes that a consumed queue is back that was missing since this session began: its node may hand out again what was
-    /// acknowledged before, and does not always say so.
-    ///
-    /// All of that was handed out in earlier sessions, and is owed or in doubt already. What was settled in this one came from other
-    /// queues, and is in no doubt: a queue that goes away during a session ends it.
-    pub(super) fn reopen(&mut self) {
-        self.open_since = Instant::now();
     }
 
     /// Records that the broker said that the session is closed: it has all acknowledgements.

@@ -403,20 +403,29 @@ fn a_silence_makes_doubtful_what_was_settled_before_it() {
 }
 
 #[test]
-fn a_queue_that_is_back_puts_nothing_of_this_session_in_doubt() {
+fn what_a_lost_queue_had_handed_out_may_come_again() {
     let folder = tempfile::tempdir().unwrap();
     let (mut own, mut sibling) = (open(folder.path()), open(folder.path()));
-    own.start("left");
-    own.finish("left", "1");
-    own.begin_session();
-    own.done("settled", "2");
+    own.done("settled", "1");
+    own.start("in hand");
+    own.finish("in hand", "2");
+    own.start("runs");
+    own.start("fails");
+    own.queue_lost();
+    own.finish("runs", "3");
+    own.end("fails");
+    // Their acknowledgements reach nobody.
+    own.settle("in hand");
+    own.settle("runs");
+    own.done("later", "4");
     own.open_since = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
-    assert!(!own.seems_a_copy("left"));
-    own.reopen();
+    assert!(!own.seems_a_copy("runs"));
+    own.queue_found();
+    assert!(own.seems_a_copy("runs"), "it may be what the queue hands out again as if it were fresh");
     own.commit().unwrap();
-    assert!(own.seems_a_copy("left"), "it may be what the queue hands out again as if it were fresh");
     for journal in [&mut own, &mut sibling] {
-        assert_eq!(journal.told("settled"), None, "it came from another queue");
+        let told = ["settled", "in hand", "runs", "fails", "later"].map(|id| journal.told(id));
+        assert_eq!(told.each_ref().map(Option::as_deref), [Some("1"), Some("2"), Some("3"), None, None]);
     }
 }
 

@@ -22,6 +22,11 @@ impl SessionLoop<'_> {
         let mut tasks = Vec::new();
         self.go_on_reading();
         while let Some(mut task) = self.scheduler.next() {
+            let lost_at = self.lost_queues.get(&task.context.origin.queue);
+            if lost_at.is_some_and(|lost_at| task.context.received <= *lost_at) {
+                self.scheduler.done(&task.keys, task.share);
+                continue;
+            }
             if !self.intake.readings.reserve(&mut task, &self.policy.reader) {
                 self.scheduler.put_off(&task);
                 self.intake.readings.put_off(task);

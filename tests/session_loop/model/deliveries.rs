@@ -82,7 +82,8 @@ impl Model {
             self.note(&format!("delayed ack {number} {}", ids.join(",")));
             return;
         }
-        let settled = tags.iter().map(|tag| client.unsettled.remove(tag).expect("a tag is settled once"));
+        let tags = tags.iter().filter(|tag| !client.void.remove(tag));
+        let settled = tags.map(|tag| client.unsettled.remove(tag).expect("a tag is settled once"));
         let settled: Vec<_> = settled.collect();
         let ids: Vec<_> = settled.iter().map(|unsettled| name_of(&unsettled.stored.message)).collect();
         self.note(&format!("ack {number} {}", ids.join(",")));
@@ -122,6 +123,23 @@ impl Model {
         let parked = client.unsettled.extract_if(.., |_, unsettled| unsettled.queue == PARKED_QUEUE);
         let parked = parked.map(|(_, unsettled)| unsettled).collect();
         self.return_all(number, parked);
+    }
+
+    /// Takes a queue's node down: its consumers end, and what they hold comes again once it is back.
+    pub(crate) fn take_down(&mut self, queue: &str) {
+        self.note(&format!("down {queue}"));
+        self.queue(queue).mood = Mood::Down;
+        for number in self.live() {
+            let Some(client) = self.clients.get_mut(&number) else { continue };
+            let before = client.consumed.len();
+            client.consumed.retain(|(consumed, _)| consumed != queue);
+            if client.consumed.len() < before {
+                client.cancelled.push(queue.to_owned());
+            }
+            let held: Vec<_> = client.unsettled.extract_if(.., |_, unsettled| unsettled.queue == queue).collect();
+            client.void.extend(held.iter().map(|(tag, _)| *tag));
+            self.return_all(number, held.into_iter().map(|(_, unsettled)| unsettled).collect());
+        }
     }
 
     fn return_all(&mut self, number: u64, all: Vec<Unsettled>) {

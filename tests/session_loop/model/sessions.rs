@@ -1,6 +1,6 @@
 //! The sessions as the broker knows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,6 +63,10 @@ pub(crate) struct Client {
     pub(super) next_tag: u64,
     /// Consumed queues with their prefetch.
     pub(crate) consumed: Vec<(String, usize)>,
+    /// Queues whose consumers the broker ended, and the session was not told yet.
+    pub(crate) cancelled: Vec<String>,
+    /// Tags whose queue was gone before they were settled.
+    pub(super) void: BTreeSet<u64>,
     /// The prefetch of parked publications, while these are consumed.
     pub(crate) parked: Option<usize>,
     /// The queues of parked publications were there when the session last looked.
@@ -95,6 +99,8 @@ impl Model {
             unsettled: BTreeMap::new(),
             next_tag: 1,
             consumed: Vec::new(),
+            cancelled: Vec::new(),
+            void: BTreeSet::new(),
             parked: None,
             has_parking: false,
             cut: None,
@@ -155,6 +161,12 @@ impl Model {
                 Delayed::Nack(tag) => self.give_one_back(number, tag),
             }
         }
+    }
+
+    /// Returns a queue whose consumer the broker ended, if the session was not told yet and hears anything.
+    pub(crate) fn tell_cancelled(&mut self, number: u64) -> Option<String> {
+        let client = self.clients.get_mut(&number)?;
+        if client.cut.is_some() { None } else { client.cancelled.pop() }
     }
 
     /// Tells how long a session heard nothing.

@@ -97,6 +97,9 @@ impl Consumer for ScriptedConsumer {
                 };
                 return Ok(batch.into_iter().map(delivery).collect());
             }
+            if let Some(queue) = self.broker.lock().tell_cancelled(self.number) {
+                return Err(End::Cancelled { queue });
+            }
             tokio::select! {
                 biased;
                 Ok(()) = state.changed() => {}

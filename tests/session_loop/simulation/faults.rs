@@ -8,7 +8,7 @@ use super::commands::{FAULTS, NEXT};
 use crate::model::{Door, Mood};
 use crate::random::Random;
 use crate::scripted::Scripted;
-use crate::site::{REPLIES, Site};
+use crate::site::{REPLIES, Site, WORK};
 
 /// The shortest and the longest time for which a queue takes nothing, in seconds.
 const LONG: (u64, u64) = (20, 2400);
@@ -66,7 +66,7 @@ pub(super) async fn fault(sites: &mut [Site], random: &mut Random) {
     let live = broker.change(|model| model.live());
     let one = (!live.is_empty()).then(|| *random.of(&live));
     let cut = |is_cut| broker.change(|model| one.into_iter().for_each(|one| model.cut(one, is_cut)));
-    match random.between(0, 9) {
+    match random.between(0, 10) {
         0 | 1 => broker.change(|model| one.into_iter().for_each(|one| model.lose(one, "connection reset"))),
         2 => {
             broker.change(|model| model.block(Some("low on memory")));
@@ -110,6 +110,11 @@ pub(super) async fn fault(sites: &mut [Site], random: &mut Random) {
             sites[index].kill().await;
             tokio::time::sleep(while_ms / 4).await;
             sites[index].start();
+        }
+        9 => {
+            broker.change(|model| model.take_down(WORK));
+            tokio::time::sleep(while_ms).await;
+            broker.change(|model| model.queue(WORK).mood = Mood::Takes);
         }
         _ => {
             let latency = (random.between(1, 20), random.between(20, 400));

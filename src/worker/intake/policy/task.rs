@@ -20,6 +20,8 @@ pub(in crate::worker) const LARGE: u64 = 1 << 20;
 #[derive(Debug)]
 pub(in crate::worker) struct TaskContext {
     pub(in crate::worker) ack_token: AckToken,
+    /// How it came.
+    pub(in crate::worker) origin: Origin,
     pub(in crate::worker) request: TaskRequest,
     pub(in crate::worker) extended: Option<Extended>,
     /// What the journal knows it by.
