@@ -148,6 +148,10 @@ impl BrokerSession for Session {
         self.topology().ensure_dead().await
     }
 
+    async fn trim_dead(&self, most: u64) -> Result<u64> {
+        Self::trim_dead(self, most).await
+    }
+
     async fn ensure_metrics(&self, max_length: u32) -> Result<Presence> {
         self.topology().ensure_metrics(max_length).await
     }

@@ -21,6 +21,9 @@ use super::{
 
 /// The queue that keeps messages that cannot be run.
 pub const DEAD_QUEUE: &str = "filestorage.dead";
+/// Failed deliveries after which a quorum queue of dead copies drops one. RabbitMQ 4 drops after 20 unless told otherwise, and
+/// everybody who looks at a copy and leaves it there counts as one.
+const DEAD_DELIVERY_LIMIT: i64 = 1_000_000;
 /// The durable topic exchange that metric events are published to.
 pub const EVENTS_EXCHANGE: &str = "filestorage.events";
 /// The queue that collects metric events by default.
@@ -166,7 +169,7 @@ impl Topology {
     /// # Errors
     /// As [`Topology::ensure_queue`].
     pub async fn ensure_dead(&self) -> Result<Presence> {
-        self.ensure_queue(&QueueSpec::durable(DEAD_QUEUE, self.link.options.queue_type)).await
+        self.ensure_queue(&dead_queue(self.link.options.queue_type)).await
     }
 
     /// Makes sure of the topic exchange `filestorage.events` and of `filestorage.metrics`, bounded to `max_length` messages
@@ -195,6 +198,16 @@ impl Topology {
             }
         }
         Ok(queue)
+    }
+}
+
+/// Describes the queue of dead copies as it is made.
+pub(super) fn dead_queue(queue_type: QueueType) -> QueueSpec {
+    let queue = QueueSpec::durable(DEAD_QUEUE, queue_type);
+    if queue_type == QueueType::Quorum {
+        queue.with("x-delivery-limit", Field::Int(DEAD_DELIVERY_LIMIT))
+    } else {
+        queue
     }
 }
 

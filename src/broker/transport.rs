@@ -111,6 +111,12 @@ pub trait BrokerSession: Publish {
     /// As [`BrokerSession::ensure_queue`].
     async fn ensure_dead(&self) -> Result<Presence>;
 
+    /// Removes the oldest dead copies above `most`, and returns how many. Several that do so at once remove none too many.
+    ///
+    /// # Errors
+    /// `Denied` names the missing permission; `Lost`, and what else the broker says.
+    async fn trim_dead(&self, most: u64) -> Result<u64>;
+
     /// Makes sure of the exchange of metric events and of the queue that collects `max_length` of them.
     ///
     /// # Errors

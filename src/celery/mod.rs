@@ -3,11 +3,12 @@
 //! In: [`message`] is the neutral envelope, [`body`] undoes compression and encodings, [`request`] makes a
 //! [`request::TaskRequest`] of both protocol versions, [`signature`] reads the tasks that a message carries along. Out:
 //! [`reply`] and [`error`] write results as Celery does, [`canvas`] makes the messages that follow a task, [`park`] and
-//! [`dead`] copy a message that is delayed or given up.
+//! [`dead`] copy a message that is delayed or given up, [`DeadCopy`] and [`replay`] read such a copy.
 
 pub mod body;
 pub mod canvas;
 mod compose;
+mod dead_copy;
 mod encode;
 pub mod error;
 mod fit;
@@ -23,4 +24,5 @@ pub mod scan;
 pub mod signature;
 mod time;
 
-pub use republish::{Death, dead, is_routing, is_trace, park};
+pub use dead_copy::{DeadCopy, NotReplayable, REPLAYS, moved, replay, replays};
+pub use republish::{Death, UNDELIVERABLE, dead, is_routing, is_trace, park};

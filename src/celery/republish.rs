@@ -53,6 +53,12 @@ pub struct Death<'a> {
     pub worker: &'a str,
 }
 
+/// The beginning of the names of all headers that this program adds to a dead copy.
+pub(super) const DEAD_PREFIX: &str = "x-filestorage-dead-";
+
+/// The reason of dead copies of publications that could not be delivered.
+pub const UNDELIVERABLE: &str = "undeliverable";
+
 /// The headers that this program adds to a dead copy.
 const ADDED: AddedHeaders<'_> = AddedHeaders {
     names: &[
@@ -83,24 +89,23 @@ const ADDED: AddedHeaders<'_> = AddedHeaders {
 /// first, and `-cut` names them. So any message can be copied.
 #[must_use]
 pub fn dead(message: &Message, origin: &Origin, death: &Death<'_>, queue: &str, frame_max: usize) -> Publication {
-    const PREFIX: &str = "x-filestorage-dead-";
     let mut copy = message.clone();
     copy.headers = message
         .headers
         .iter()
         // When a copy was replayed and is given up again, its headers describe the last time only.
-        .filter(|(name, _)| !name.starts_with(PREFIX))
+        .filter(|(name, _)| !name.starts_with(DEAD_PREFIX))
         .map(|(name, value)| {
             let name = match name {
-                "CC" => format!("{PREFIX}cc"),
-                "BCC" => format!("{PREFIX}bcc"),
-                trace if is_trace(trace) => format!("{PREFIX}{trace}"),
+                "CC" => format!("{DEAD_PREFIX}cc"),
+                "BCC" => format!("{DEAD_PREFIX}bcc"),
+                trace if is_trace(trace) => format!("{DEAD_PREFIX}{trace}"),
                 other => other.to_owned(),
             };
             (name, value.clone())
         })
         .collect();
-    let mut note = |name: &str, value: Field| copy.headers.set(format!("{PREFIX}{name}"), value);
+    let mut note = |name: &str, value: Field| copy.headers.set(format!("{DEAD_PREFIX}{name}"), value);
     note("reason", death.reason.into());
     // All headers share one frame with the original ones, so a very long name in the exception must not take that space again.
     note("exception", death.exception.to_string().chars().take(1024).collect::<String>().into());

@@ -1,9 +1,11 @@
 //! The command line: arguments, settings, exit code. Each subcommand has its file; `terminal` holds the shared parts.
 
 mod admin;
+mod broker;
 mod cleanup;
 mod config;
 mod core_dump;
+mod dead;
 mod delete;
 mod doctor;
 mod exists;
@@ -68,6 +70,7 @@ enum Command {
     Sync(sync::Arguments),
     Migrate(migrate::Arguments),
     Rotate(rotate::Arguments),
+    Dead(dead::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
@@ -145,6 +148,7 @@ fn run(
         Command::Sync(command) => block_on(interruptible(command.run(settings, output))),
         Command::Migrate(command) => block_on(command.run(settings, output)),
         Command::Rotate(command) => block_on(command.run(settings, output)),
+        Command::Dead(command) => block_on(command.run(settings, output)),
         Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),

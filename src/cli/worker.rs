@@ -258,6 +258,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         max_reply_bytes: worker.max_reply_bytes,
         max_in_flight_bytes: worker.max_in_flight_bytes.unwrap_or_else(in_flight_bytes),
         max_crashes: worker.max_crashes,
+        dead_max_messages: worker.dead_max_messages,
         grace: worker.shutdown_grace,
         journal_max_bytes: worker.journal_max_bytes,
         parked_max_bytes: worker.parked_max_bytes,

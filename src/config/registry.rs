@@ -359,6 +359,11 @@ pub static SETTINGS: &[Setting] = &[
         "5",
         "Number of crashes, while a command ran alone, after which it is given up.",
     ),
+    Setting::unset(
+        "dead_max_messages",
+        integer(1, 1 << 40),
+        "Most messages in filestorage.dead; workers remove the oldest above it, looking every 5 s. Unset keeps all.",
+    ),
     Setting::new("enable_events", SettingKind::Bool, "true", "Publishes a metric event for every finished operation."),
     Setting::new(
         "events_max_batch",

@@ -105,6 +105,8 @@ pub struct WorkerSettings {
     pub max_in_flight_bytes: Option<u64>,
     /// `max_crashes`: the number of crashes while a command ran alone after which it goes to the dead queue.
     pub max_crashes: u32,
+    /// `dead_max_messages`: the most copies that the worker leaves in `filestorage.dead`; `None` is no bound.
+    pub dead_max_messages: Option<u64>,
     /// `enable_events`: metric events are published.
     pub events: bool,
     /// `events_max_batch`: the most metric events in one message; 1 turns batches off.
@@ -213,6 +215,7 @@ impl Settings {
                 parked_max_age: values.seconds("parked_max_age_seconds")?,
                 max_in_flight_bytes: values.integer("max_in_flight_bytes"),
                 max_crashes: values.integer("max_crashes")?,
+                dead_max_messages: values.integer("dead_max_messages"),
                 events: values.bool("enable_events"),
                 events_max_batch: values.integer("events_max_batch")?,
                 shutdown_grace: values.seconds("shutdown_grace_seconds")?,

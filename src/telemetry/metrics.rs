@@ -112,6 +112,7 @@ struct Inner {
     given_up: Family<GivenUpLabel, Counter>,
     held: Gauge,
     parked: Family<ParkedLabel, Counter>,
+    dead_removed: Counter,
     session: Family<StateLabel, Gauge>,
     reconnects: Counter,
     journal: Gauge,
@@ -175,6 +176,9 @@ impl Metrics {
         }
         let help = "Publications that were parked, and what became of parked ones";
         ours.register("parked_publications", help, parked.clone());
+        let dead_removed = Counter::default();
+        let help = "Oldest dead copies that this worker removed, because they were more than dead_max_messages";
+        ours.register("dead_copies_removed", help, dead_removed.clone());
         let session = Family::<StateLabel, Gauge>::default();
         for &state in Session::ALL {
             session.get_or_create(&StateLabel { state }).set(0);
@@ -250,6 +254,7 @@ impl Metrics {
             given_up,
             held,
             parked,
+            dead_removed,
             session,
             reconnects,
             journal,
@@ -307,6 +312,11 @@ impl Metrics {
     /// Counts `count` publications that were parked, or had been parked and came to this end.
     pub fn record_parked(&self, outcome: Parked, count: u64) {
         self.0.parked.get_or_create(&ParkedLabel { outcome }).inc_by(count);
+    }
+
+    /// Counts `count` dead copies that were removed above the bound of their queue.
+    pub fn record_dead_removed(&self, count: u64) {
+        self.0.dead_removed.inc_by(count);
     }
 
     /// Records the present state of the session with the broker.

@@ -5,6 +5,7 @@ use crate::commands::{Budget, Engine};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 use crate::worker::WorkerOptions;
 use crate::worker::consumed_queues::ConsumedQueues;
+use crate::worker::dead_bound::DeadBound;
 use crate::worker::delivery::destinations::Destinations;
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
@@ -29,6 +30,8 @@ pub(super) struct WorkerContext {
     pub(super) knows_rights: bool,
     /// The task that sends and receives the announcements of changed keys in this session.
     pub(super) coherence: Option<Coherence>,
+    /// The task that removes surplus dead copies in this session.
+    pub(super) dead_bound: Option<DeadBound>,
 }
 
 impl WorkerContext {
@@ -43,6 +46,12 @@ impl WorkerContext {
             let (announcer, cache) = (self.options.announcer.clone(), self.engine.cache().cloned());
             Coherence::begin(session.share(), announcer, cache, is_shared, self.readiness.clone())
         });
+    }
+
+    /// Begins to remove the oldest dead copies above `dead_max_messages`, where that is set.
+    pub(super) fn begin_dead_bound(&mut self, session: &OpenSession) {
+        let bound = self.options.dead_max_messages;
+        self.dead_bound = bound.map(|most| DeadBound::begin(session.share(), most, self.metrics.clone()));
     }
 
     /// Says how the broker stands and returns whether it is blocked.

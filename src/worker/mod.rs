@@ -3,6 +3,7 @@
 mod clock;
 mod consumed_queues;
 mod context;
+mod dead_bound;
 mod delivery;
 mod events;
 mod execution;
@@ -86,6 +87,8 @@ pub struct WorkerOptions {
     pub max_in_flight_bytes: u64,
     /// Crashes of a worker a command may be part of.
     pub max_crashes: u32,
+    /// Dead copies that the worker leaves in their queue at most; `None` is no bound.
+    pub dead_max_messages: Option<u64>,
     /// How long a warm shutdown waits for what runs.
     pub grace: Duration,
     /// Bytes that its journal may have.
@@ -165,6 +168,7 @@ pub async fn run(
         destinations,
         knows_rights: false,
         coherence: None,
+        dead_bound: None,
     };
     let mut backoff = Backoff::new(&worker.options.node);
     let mut had_session = false;
@@ -242,6 +246,7 @@ async fn open<'b>(worker: &'b mut WorkerContext, broker: &dyn Broker) -> Result<
     may_answer(worker, &session).await?;
     worker.begin_coherence(&session).await;
     worker.own_queues.begin(OwnQueue::Dead, &*session).await?;
+    worker.begin_dead_bound(&session);
     if worker.options.events {
         worker.own_queues.begin(OwnQueue::Events, &*session).await?;
     }

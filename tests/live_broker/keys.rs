@@ -109,6 +109,7 @@ impl Site {
             max_reply_bytes: 1 << 20,
             max_in_flight_bytes: 64 << 20,
             max_crashes: 3,
+            dead_max_messages: None,
             grace: Duration::from_secs(10),
             journal_max_bytes: 64 << 20,
             parked_max_bytes: 1 << 20,

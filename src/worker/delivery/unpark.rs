@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::broker::{DEAD_QUEUE, PARKED_QUEUE};
 use crate::celery::error::Exception;
 use crate::celery::message::{Address, Message, Origin, Publication};
-use crate::celery::{Death, dead};
+use crate::celery::{Death, UNDELIVERABLE, dead};
 use crate::commands::Held;
 use crate::telemetry::Parked;
 use crate::worker::delivery::envelope::Envelope;
@@ -16,9 +16,6 @@ use crate::worker::delivery::parked_consumer::Ticket;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::returned::Returned;
 use crate::worker::delivery::role::Role;
-
-/// The reason of dead copies of publications that could not be delivered.
-const UNDELIVERABLE: &str = "undeliverable";
 
 /// By what copies for the dead queue are made.
 #[derive(Clone, Debug)]

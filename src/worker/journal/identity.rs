@@ -5,7 +5,7 @@ use std::fmt;
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::celery::message::{Field, Message};
-use crate::celery::request;
+use crate::celery::{replays, request};
 
 /// The first 128 bits of a SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,8 +52,10 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The identity of a command: id, task, retries, body, and the broker's stamp where there is one.
+/// The identity of a command: id, task, retries, body, how often it was replayed from the dead queue, and the broker's stamp
+/// where there is one.
 ///
+/// A replay is a command of its own: neither the crashes nor the answers of the earlier one are its own.
 /// It is told by headers and the body as it came, before anything is decoded. Of protocol 1, whose names stand in the
 /// body, the body's digest says it all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +96,12 @@ impl Identity {
         if let Some(stamp) = stamp {
             context.update(&stamp.to_be_bytes());
         }
-        let earlier = earlier.then(|| match stamp {
+        let replays = replays(message);
+        if replays > 0 {
+            context.update(b"replays");
+            context.update(&replays.to_be_bytes());
+        }
+        let earlier = (earlier && replays == 0).then(|| match stamp {
             Some(stamp) => Digest::earlier(&format!("{id}@{stamp}.{:08x}", crc32c::crc32c(&message.body))),
             None => Digest::earlier(id),
         });
@@ -132,6 +139,12 @@ mod tests {
             message("at", "", 0, "x", None),
             message("", "at", 0, "x", None),
         ];
+        let mut all = all.to_vec();
+        all.extend([1, 2].map(|replays| {
+            let mut replayed = message("a", "t", 0, "x", None);
+            replayed.headers.set(crate::celery::REPLAYS, Field::Int(replays));
+            replayed
+        }));
         let digests: std::collections::BTreeSet<_> =
             all.iter().map(|message| Identity::of(message, false).digest).collect();
         assert_eq!(digests.len(), all.len());

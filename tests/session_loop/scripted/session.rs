@@ -227,6 +227,15 @@ impl BrokerSession for ScriptedSession {
         self.ensure(DEAD_QUEUE).await
     }
 
+    async fn trim_dead(&self, most: u64) -> broker::Result<u64> {
+        self.answer().await?;
+        Ok(self.broker.change(|model| {
+            let Some(queue) = model.queues.get_mut(DEAD_QUEUE) else { return 0 };
+            let surplus = queue.messages.len().saturating_sub(usize::try_from(most).unwrap_or(usize::MAX));
+            queue.messages.drain(..surplus).count() as u64
+        }))
+    }
+
     async fn ensure_metrics(&self, _max_length: u32) -> broker::Result<Presence> {
         self.ensure(METRICS_QUEUE).await
     }

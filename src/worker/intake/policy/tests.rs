@@ -47,6 +47,7 @@ impl Table {
             max_reply_bytes: 1000,
             max_in_flight_bytes: 256 << 20,
             max_crashes: 3,
+            dead_max_messages: None,
             grace: Duration::from_secs(1),
             journal_max_bytes: 256 << 20,
             parked_max_bytes: 1 << 20,
