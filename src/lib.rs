@@ -21,7 +21,7 @@
 //! | `wiring` | builds storage stack, buckets and broker options from the settings |
 //! | [`cli`] | the command line, one file or folder for each subcommand |
 //! | [`redact`] | hides secrets in every text that is shown |
-//! | [`broker_url`], [`encryption_key`], [`provider`], [`queue_name`], [`quota_rule`] | rules for the broker's URL, encryption keys, the names of buckets, the names of queues and quotas |
+//! | [`broker_url`], [`redis_url`], [`encryption_key`], [`provider`], [`queue_name`], [`quota_rule`] | rules for the URLs of brokers and result backends, encryption keys, the names of buckets, the names of queues and quotas |
 //! | [`charset`], [`instant`] | charsets, dates and times as Python writes them |
 //!
 //! Inside [`storage`]:
@@ -44,15 +44,15 @@
 //!
 //! ```text
 //! main, cli  ─► everything
-//! wiring     ─► broker, broker_url, config, provider, redact, results, storage, telemetry
+//! wiring     ─► broker, broker_url, config, provider, redact, redis_url, results, storage, telemetry
 //! worker     ─► broker, celery, commands, json, redact, results, telemetry
-//! results    ─► broker::{Publisher, Confirmation, PublishError}, celery, telemetry::Component
+//! results    ─► broker::{Publisher, Confirmation, PublishError}, celery, json, redis_url, telemetry::Component
 //! commands   ─► instant, json, provider, storage
 //! broker     ─► broker_url, celery::message, queue_name, redact
 //! storage    ─► charset, encryption_key, json, provider, quota_rule, redact, telemetry
 //! celery     ─► charset, instant, json
-//! config     ─► broker_url, encryption_key, provider, queue_name, quota_rule, redact
-//! broker_url, telemetry ─► redact
+//! config     ─► broker_url, encryption_key, provider, queue_name, quota_rule, redact, redis_url
+//! broker_url, redis_url, telemetry ─► redact
 //! charset, encryption_key, instant, json, provider, queue_name, quota_rule, redact ─► nothing
 //! ```
 //!
@@ -88,6 +88,7 @@ pub mod provider;
 pub mod queue_name;
 pub mod quota_rule;
 pub mod redact;
+pub mod redis_url;
 pub mod results;
 pub mod storage;
 pub mod telemetry;

@@ -1,4 +1,4 @@
-//! Creates the result messages of the `rpc://` backend, exactly as Celery writes them.
+//! Creates the results of tasks, exactly as Celery writes them, and the messages of the `rpc://` backend.
 
 use std::fmt::Write as _;
 
@@ -175,7 +175,7 @@ pub fn reply_to(
     options: &ReplyOptions,
     now: Timestamp,
 ) -> Publication {
-    publication(to, body(to, state, extended, options, now), options)
+    publication(to, text(to, state, extended, options, now), options)
 }
 
 fn publication(to: &ReplyTo, body: String, options: &ReplyOptions) -> Publication {
@@ -197,7 +197,9 @@ fn publication(to: &ReplyTo, body: String, options: &ReplyOptions) -> Publicatio
     }
 }
 
-fn body(
+/// Creates the text of a result message, which a store of results keeps as well.
+#[must_use]
+pub fn text(
     to: &ReplyTo,
     state: &State<'_>,
     extended: Option<&Extended>,

@@ -109,11 +109,18 @@ impl TaskRequest {
     /// Returns the address of the answer, or `None` when no answer is wanted.
     #[must_use]
     pub fn reply_address(&self) -> Option<ReplyTo> {
+        self.reply_to.as_ref()?;
+        self.recipient()
+    }
+
+    /// Returns the recipient of an answer that is kept under the task id, or `None` when no answer is wanted.
+    #[must_use]
+    pub fn recipient(&self) -> Option<ReplyTo> {
         if self.ignore_result {
             return None;
         }
         Some(ReplyTo {
-            queue: self.reply_to.clone()?,
+            queue: self.reply_to.clone().unwrap_or_default(),
             task_id: self.id.clone(),
             correlation_id: self.correlation_id.clone(),
             group: self.group.clone(),

@@ -14,8 +14,8 @@ use crate::config::{Flag, Inputs, JOURNAL, Settings};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager, note_end};
 use crate::wiring::{
-    Bucket, BucketMonitor, Code, Failure, Secrets, broker_options, expand, folders, health_report, in_flight_bytes,
-    queue_type, result_backend, stack,
+    Bucket, BucketMonitor, Code, Failure, Results, Secrets, broker_options, expand, folders, health_report,
+    in_flight_bytes, queue_type, stack,
 };
 use crate::worker::{self, Announcer, Departure, Stop, WallClock, WorkerError, WorkerOptions};
 
@@ -85,14 +85,14 @@ impl Arguments {
 /// The runtime has one thread besides the blocking pool, because a second thread slows small commands down.
 pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> {
     warn_of_descriptors(settings.worker.concurrency);
-    let options = worker_options(settings)?;
+    let (options, results) = worker_options(settings)?;
     let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(settings.worker.concurrency + SPARE_THREADS)
         .build()
         .map_err(|error| Failure::new(Code::Io, format!("cannot start a runtime: {error}")))?;
-    let outcome = runtime.block_on(supervised(settings, inputs, options, broker));
+    let outcome = runtime.block_on(supervised(settings, inputs, options, broker, results));
     note_end();
     // Operations that a cold stop left on the blocking pool must not delay the end of the process.
     runtime.shutdown_background();
@@ -119,14 +119,16 @@ async fn supervised(
     inputs: Inputs,
     options: WorkerOptions,
     broker: BrokerOptions,
+    results: Results,
 ) -> Result<Code, Failure> {
     let no_signals = |error| Failure::new(Code::Io, format!("cannot listen for signals: {error}"));
     let mut stop = worker::listen().map_err(no_signals)?;
     let readiness = Readiness::new(&[Component::Broker, Component::Storage]);
     let manager = ServiceManager::find(|name| inputs.variable(name).map(OsStr::to_owned));
-    let secrets = Secrets::new(inputs, broker, readiness.clone());
+    let secrets = Secrets::new(inputs, broker, results.shared_url(), readiness.clone());
     worker::disregard().map_err(no_signals)?;
     tokio::spawn(secrets.clone().watch(worker::hangups().map_err(no_signals)?));
+    tokio::spawn(results.watch(readiness.clone()));
     let work = serve(settings, options, secrets, readiness.clone(), stop.clone());
     match manager {
         Ok(Some(manager)) => {
@@ -235,11 +237,12 @@ async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
     }
 }
 
-fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
+fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failure> {
     let (queue, worker) = (&settings.queue, &settings.worker);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node = expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
-    Ok(WorkerOptions {
+    let results = Results::new(worker, &node)?;
+    let options = WorkerOptions {
         commands: CommandTable::default(),
         queues: queue.queues.clone(),
         default_queue: queue.default_queue.clone(),
@@ -247,7 +250,7 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         concurrency: worker.concurrency,
         prefetch_multiplier: worker.prefetch_multiplier,
         accept_content: worker.accept_content.clone(),
-        results: result_backend(worker, &node),
+        results: Arc::clone(&results.backend),
         node,
         result_extended: worker.result_extended,
         track_started: worker.track_started,
@@ -268,7 +271,8 @@ fn worker_options(settings: &Settings) -> Result<WorkerOptions, Failure> {
         is_shared: settings.storage.bucket().is_some(),
         announcer: Announcer::new(folders::store_id(&settings.storage)),
         clock: WallClock::default(),
-    })
+    };
+    Ok((options, results))
 }
 
 impl From<BindError> for Failure {

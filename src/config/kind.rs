@@ -7,6 +7,7 @@ use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
 use crate::queue_name::{self, MAX_BYTES, NOT_RESERVED};
 use crate::quota_rule::QuotaRule;
+use crate::redis_url::ResultUrl;
 
 /// The kind of value that a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +59,8 @@ pub enum SettingKind {
     Content,
     /// AMQP URLs joined by `;`.
     BrokerUrls,
+    /// The URL of a result backend.
+    ResultUrl,
     /// Encryption keys joined by commas.
     EncryptionKeys,
     /// Quotas joined by `;`.
@@ -114,6 +117,7 @@ impl SettingKind {
             Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
             Self::Content => "json; other serializers are not available".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
+            Self::ResultUrl => "rpc://, or a redis:// or rediss:// URL".to_owned(),
             Self::Quotas => {
                 "prefix=bytes or prefix=bytes,objects, joined by `;`, with sizes like 500MB or 10GiB".to_owned()
             }
@@ -158,6 +162,7 @@ impl SettingKind {
             Self::Queue => queue_name::can_be_declared(text).then(|| Parsed::Text(text.to_owned())),
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
+            Self::ResultUrl => ResultUrl::parse(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::Quotas => QuotaRule::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::EncryptionKeys => EncryptionKey::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
@@ -170,6 +175,9 @@ impl SettingKind {
     pub(super) fn flaw(self, raw: &Raw) -> Option<String> {
         if self == Self::EncryptionKeys {
             return EncryptionKey::parse_all(&raw.show()).err().map(|fault| fault.to_string());
+        }
+        if self == Self::ResultUrl {
+            return ResultUrl::parse(raw.show().trim()).err().map(|fault| fault.to_string());
         }
         if self == Self::Quotas {
             let text = match raw {

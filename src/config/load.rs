@@ -173,7 +173,9 @@ fn check(setting: &Setting, raw: &Raw) -> Result<super::kind::Parsed, String> {
                 format!("must be {allowed}; did you mean {word}?")
             }
             _ => match setting.kind.flaw(raw) {
-                Some(why) if setting.kind == SettingKind::BrokerUrls => format!("must be {allowed}; {why}"),
+                Some(why) if matches!(setting.kind, SettingKind::BrokerUrls | SettingKind::ResultUrl) => {
+                    format!("must be {allowed}; {why}")
+                }
                 Some(why) => format!("{why}; it must be {allowed}"),
                 None => format!("must be {allowed}"),
             },

@@ -280,12 +280,18 @@ pub static SETTINGS: &[Setting] = &[
     ),
     Setting::new("celery_accept_content", SettingKind::Content, "json", "Serializers of messages that are read."),
     Setting::new(
-        "celery_result_expires",
-        SettingKind::Seconds { max: 3650 * DAY },
-        "86400",
-        "Time that results are kept; reply queues belong to the clients, which set this time themselves.",
+        "celery_result_backend",
+        SettingKind::ResultUrl,
+        "rpc://",
+        "Where answers go: `rpc://` to the reply queues of the clients, `redis://` or `rediss://` into a Redis, as Celery's own backend writes them.",
     )
-    .availability(Availability::Idle),
+    .secrecy(Secrecy::Urls),
+    Setting::new(
+        "celery_result_expires",
+        SettingKind::Pause { max: 3650 * DAY },
+        "86400",
+        "Seconds that a Redis keeps a result, 0 for ever; reply queues belong to the clients, which set this time themselves.",
+    ),
     Setting::new(
         "celery_result_persistent",
         SettingKind::Bool,

@@ -81,6 +81,10 @@ pub struct WorkerSettings {
     pub prefetch_multiplier: u16,
     /// `celery_accept_content`: the serializers whose messages are read.
     pub accept_content: Vec<String>,
+    /// `celery_result_backend`, with its password.
+    pub result_backend: Secret,
+    /// `celery_result_expires`: how long a store keeps results; zero means for ever.
+    pub result_expires: Duration,
     /// `celery_result_persistent`: replies survive a restart of the broker.
     pub result_persistent: bool,
     /// `celery_result_extended`: replies carry name, arguments, worker, queue.
@@ -203,6 +207,8 @@ impl Settings {
                 concurrency: values.integer("celery_worker_concurrency")?,
                 prefetch_multiplier: values.integer("celery_worker_prefetch_multiplier")?,
                 accept_content: values.list("celery_accept_content")?.to_vec(),
+                result_backend: Secret::new(values.text("celery_result_backend")?),
+                result_expires: values.seconds("celery_result_expires")?,
                 result_persistent: values.bool("celery_result_persistent"),
                 result_extended: values.bool("celery_result_extended"),
                 track_started: values.bool("celery_task_track_started"),

@@ -5,10 +5,12 @@
 //! arrived. This room knows neither queue nor storage; every other room may use it.
 
 mod parse;
+mod python;
 pub mod typed;
 mod write;
 
 pub use parse::{Error, ErrorKind, MAX_DEPTH, ParseLimits, check, parse};
+pub use python::as_python;
 pub use write::{text_len, write_string};
 
 /// One JSON value as Python's `json` module reads it.

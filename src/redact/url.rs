@@ -43,8 +43,10 @@ pub(super) fn hide(text: &str) -> Option<String> {
     (less != text).then_some(less)
 }
 
+/// Tells whether a URL is that of a broker, or of a Redis, whose passwords are as unruly.
 fn is_broker(scheme: &str) -> bool {
-    scheme.to_ascii_lowercase().contains("amqp")
+    let scheme = scheme.to_ascii_lowercase();
+    scheme.contains("amqp") || scheme.contains("redis")
 }
 
 /// Shows the part of a URL behind `://`, with logins and queries hidden.

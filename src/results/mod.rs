@@ -1,7 +1,8 @@
 //! Where the answers of commands go, apart from the transport by which the commands come.
 //!
-//! [`Rpc`] sends them to the queues of the clients, over the broker of the commands.
+//! [`Rpc`] sends them to the queues of the clients, over the broker of the commands. [`Redis`] keeps them in a Redis.
 
+mod redis;
 mod rpc;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::celery::reply::{Child, Extended, ReplyTo, State};
 use crate::celery::request::TaskRequest;
 use crate::telemetry::Component;
 
+pub use redis::{Redis, SharedUrl};
 pub use rpc::Rpc;
 
 /// A place that takes the answers of commands.
@@ -25,7 +27,7 @@ pub use rpc::Rpc;
 /// a composed answer is all that sending it needs.
 ///
 /// An answer is a [`Publication`]. Its address tells answers apart that wait for different recipients: one address that takes
-/// nothing holds up no other. A store of keys puts the key there, and the text to be stored into the body.
+/// nothing holds up no other. A store, which takes them all or none, has one address for all, and the key in a header.
 #[async_trait]
 pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Returns the recipient of the answer to a request, or `None` when no answer is wanted.

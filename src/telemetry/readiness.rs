@@ -20,6 +20,8 @@ pub enum Component {
     DeadQueue,
     /// The delivery of what finished commands owe to queues that take nothing.
     Delivery,
+    /// The store of results, where answers do not go over the broker.
+    Results,
     /// The queues of parked publications.
     Parking,
     /// The announcements of changed keys to other workers.
@@ -46,6 +48,7 @@ impl Component {
             Self::Events => "events",
             Self::DeadQueue => "dead_queue",
             Self::Delivery => "delivery",
+            Self::Results => "results",
             Self::Parking => "parking",
             Self::Invalidations => "invalidations",
             Self::Cache => "cache",

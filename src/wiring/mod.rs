@@ -22,5 +22,5 @@ pub(crate) use self::failure::{Code, Failure};
 pub(crate) use self::health::health_report;
 pub(crate) use self::memory_limit::in_flight_bytes;
 pub(crate) use self::node_name::expand;
-pub(crate) use self::results::result_backend;
+pub(crate) use self::results::Results;
 pub(crate) use self::secrets::Secrets;

@@ -2,10 +2,65 @@
 
 use std::sync::Arc;
 
+use super::failure::{Code, Failure};
 use crate::config::WorkerSettings;
-use crate::results::{ResultBackend, Rpc};
+use crate::redis_url::{RedisUrl, ResultUrl};
+use crate::results::{Redis, ResultBackend, Rpc, SharedUrl};
+use crate::telemetry::{Component, ComponentState, Readiness};
 
-/// Builds the place that takes the answers of the node with this name.
-pub(crate) fn result_backend(settings: &WorkerSettings, node: &str) -> Arc<dyn ResultBackend> {
-    Arc::new(Rpc::new(node, settings.result_persistent))
+/// The place that takes the answers of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Results {
+    /// What the worker knows of it.
+    pub(crate) backend: Arc<dyn ResultBackend>,
+    redis: Option<(Redis, SharedUrl)>,
+}
+
+impl Results {
+    /// Builds the place that takes the answers of the node with this name.
+    pub(crate) fn new(settings: &WorkerSettings, node: &str) -> Result<Self, Failure> {
+        let url = result_url(settings).map_err(|why| Failure::new(Code::Configuration, why))?;
+        Ok(match url {
+            ResultUrl::Rpc => Self { backend: Arc::new(Rpc::new(node, settings.result_persistent)), redis: None },
+            ResultUrl::Redis(url) => {
+                let url = SharedUrl::new(url);
+                let redis = Redis::new(node, url.clone(), settings.result_expires);
+                Self { backend: Arc::new(redis.clone()), redis: Some((redis, url)) }
+            }
+        })
+    }
+
+    /// Returns the URL of the store of results, where there is one, as it may change with the file that holds it.
+    pub(crate) fn shared_url(&self) -> Option<SharedUrl> {
+        self.redis.as_ref().map(|(_, url)| url.clone())
+    }
+
+    /// Keeps `/readyz` true of the store of results, where there is one.
+    pub(crate) async fn watch(self, readiness: Readiness) {
+        let Some((redis, _)) = self.redis else { return };
+        let report = |found: Result<(), String>| {
+            let state = match found {
+                Ok(()) => ComponentState::Ready,
+                Err(why) => ComponentState::Degraded(format!(
+                    "{} takes no results, which are kept and sent again: {why}",
+                    redis.url()
+                )),
+            };
+            readiness.set(Component::Results, state);
+        };
+        redis.watch(report).await;
+    }
+}
+
+/// Parses the URL of the result backend; the error says what is wrong and never repeats the login.
+fn result_url(settings: &WorkerSettings) -> Result<ResultUrl, String> {
+    ResultUrl::parse(settings.result_backend.expose().trim()).map_err(|fault| format!("celery_result_backend: {fault}"))
+}
+
+/// Parses the URL of the store of results; the backend itself cannot change while the worker runs.
+pub(super) fn redis_url(settings: &WorkerSettings) -> Result<RedisUrl, String> {
+    match result_url(settings)? {
+        ResultUrl::Redis(url) => Ok(url),
+        ResultUrl::Rpc => Err("celery_result_backend: another backend takes a restart of the worker".to_owned()),
+    }
 }

@@ -9,8 +9,10 @@ use tokio::signal::unix::Signal;
 use tokio::time::MissedTickBehavior;
 
 use super::broker::{broker_urls, tls_files};
+use super::results::redis_url;
 use crate::broker::BrokerOptions;
 use crate::config::{self, Inputs, Settings};
+use crate::results::SharedUrl;
 use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// The time between two checks whether the files are there.
@@ -27,6 +29,8 @@ struct Inner {
     inputs: Inputs,
     readiness: Readiness,
     broker: Mutex<BrokerOptions>,
+    /// The URL of the store of results, where there is one.
+    results: Option<SharedUrl>,
 }
 
 /// The result of reading all files once.
@@ -39,9 +43,9 @@ struct Reading {
 }
 
 impl Secrets {
-    /// Creates the record of secrets; `broker` holds the options that were read from `inputs` at the start.
-    pub(crate) fn new(inputs: Inputs, broker: BrokerOptions, readiness: Readiness) -> Self {
-        Self(Arc::new(Inner { inputs, readiness, broker: Mutex::new(broker) }))
+    /// Creates the record of secrets; `broker` and `results` hold what was read from `inputs` at the start.
+    pub(crate) fn new(inputs: Inputs, broker: BrokerOptions, results: Option<SharedUrl>, readiness: Readiness) -> Self {
+        Self(Arc::new(Inner { inputs, readiness, broker: Mutex::new(broker), results }))
     }
 
     /// Reads the files and returns the options for the next session. Blocks while it reads.
@@ -89,14 +93,29 @@ impl Secrets {
                 Err(failure) => reading.faults.push(failure.message),
             }
         }
+        if let Some(shared) = &self.0.results
+            && !faults.0.iter().any(|fault| fault.setting.starts_with("celery_result_backend"))
+        {
+            match redis_url(&loaded.settings.worker) {
+                Ok(url) => {
+                    if shared.set(url) {
+                        reading.changed.push("celery_result_backend");
+                    }
+                }
+                Err(why) => reading.faults.push(why),
+            }
+        }
         match tls_files(queue).read() {
             Ok(tls) => reading.note("broker_tls_…", &mut broker.tls, tls),
             Err(error) => reading.faults.push(error.to_string()),
         }
         drop(broker);
         // All other settings were valid at the start and are not read again.
-        let of_files =
-            |name: &str| name.starts_with("celery_broker_url") || name.to_ascii_lowercase().ends_with("_file");
+        let of_files = |name: &str| {
+            name.starts_with("celery_broker_url")
+                || name.starts_with("celery_result_backend")
+                || name.to_ascii_lowercase().ends_with("_file")
+        };
         reading.faults.extend(faults.0.iter().filter(|fault| of_files(&fault.setting)).map(ToString::to_string));
         if let Some(file) = &storage.gcs.credentials
             && let Err(why) = is_json(file)

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::broker::{Backoff, Broker, Error, ErrorKind, OpenSession, QueueType};
+use crate::broker::{Backoff, Broker, Error, ErrorKind, OpenSession, PublishError, QueueType};
 use crate::commands::{Budget, CommandTable, Engine, Spool};
 use crate::results::ResultBackend;
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
@@ -286,7 +286,16 @@ async fn open<'b>(worker: &'b mut WorkerContext, broker: &dyn Broker) -> Result<
 /// Makes sure that this user may answer: without that every command would be done and none answered.
 async fn may_answer(worker: &WorkerContext, session: &OpenSession) -> Result<(), Error> {
     let (results, publisher) = (&worker.options.results, session.share());
-    let probed = session.may_answer(results.probe(&*publisher)).await;
+    let probed = if results.is_over_broker() {
+        session.may_answer(results.probe(&*publisher)).await
+    } else {
+        results.probe(&*publisher).await.map_err(|fault| match fault {
+            PublishError::Refused { text, .. } => {
+                Error::new(ErrorKind::Denied, format!("no result can be kept: {text}; {}", results.remedy()))
+            }
+            other => Error::lost(format!("no result can be kept: {other}")),
+        })
+    };
     if let Some(component) = results.component() {
         let state =
             probed.as_ref().map_or_else(|error| ComponentState::Unready(error.to_string()), |()| ComponentState::Ready);

@@ -13,7 +13,10 @@ use std::path::Path;
 ///
 /// A name with a path means that module only.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("wiring", &["broker", "broker_url", "config", "provider", "redact", "results", "storage", "telemetry"]),
+    (
+        "wiring",
+        &["broker", "broker_url", "config", "provider", "redact", "redis_url", "results", "storage", "telemetry"],
+    ),
     ("worker", &["broker", "celery", "commands", "json", "redact", "results", "telemetry"]),
     (
         "results",
@@ -21,8 +24,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "broker::Publish",
             "broker::Confirmation",
             "broker::Early",
+            "broker::EarlyWord",
             "broker::PublishError",
             "celery",
+            "json",
+            "redis_url",
             "telemetry::Component",
         ],
     ),
@@ -31,7 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("storage", &["charset", "encryption_key", "json", "provider", "quota_rule", "redact", "telemetry"]),
     ("celery", &["charset", "instant", "json"]),
     ("broker_url", &["redact"]),
-    ("config", &["broker_url", "encryption_key", "provider", "queue_name", "quota_rule", "redact"]),
+    ("redis_url", &["redact"]),
+    ("config", &["broker_url", "encryption_key", "provider", "queue_name", "quota_rule", "redact", "redis_url"]),
     ("charset", &[]),
     ("encryption_key", &[]),
     ("instant", &[]),

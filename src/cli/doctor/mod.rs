@@ -21,7 +21,7 @@ use crate::config::{Faults, Loaded, Settings, StorageSettings};
 use crate::provider::Provider;
 use crate::storage::{Backend as _, ErrorKind, Local, Page};
 use crate::telemetry::Metrics;
-use crate::wiring::{Bucket, Code, Creation, Failure, broker_options, folders, result_backend, stack};
+use crate::wiring::{Bucket, Code, Creation, Failure, Results, broker_options, folders, stack};
 
 /// The longest wait for one answer of a bucket.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Fail
     match broker_options(&settings.queue, "doctor") {
         Ok(options) => {
             let is_shared = settings.storage.bucket().is_some();
-            let results = result_backend(&settings.worker, "doctor");
+            let results = Results::new(&settings.worker, "doctor")?.backend;
             queue::check(report, options, &settings.queue.queues, settings.worker.events, is_shared, &*results).await
         }
         Err(failure) => report.fault("broker", failure.code, failure.message),

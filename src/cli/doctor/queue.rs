@@ -174,11 +174,22 @@ async fn publish(report: &mut Report<'_>, session: &Session, results: &dyn Resul
     // A broker with an alarm accepts no message until the alarm is over.
     let Ok(probed) = tokio::time::timeout(TIMEOUT, results.probe(&publisher)).await else {
         let why = format!("{:?}", session.state());
-        let remedy = "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there";
+        let remedy = if results.is_over_broker() {
+            "if it is blocked, `rabbitmqctl status` names the alarm: free memory or disk there"
+        } else {
+            "start the store of results, or correct CELERY_RESULT_BACKEND"
+        };
         return report.fault("publish", Code::Unavailable, format!("nothing is taken ({why}); {remedy}"));
     };
     match probed {
         Ok(()) => report.fine("publish", "this user may answer commands"),
+        Err(PublishError::Refused { text, .. }) if !results.is_over_broker() => {
+            report.fault("publish", Code::Configuration, format!("{text}; {}", results.remedy()))
+        }
+        Err(PublishError::Lost(text)) if !results.is_over_broker() => {
+            let remedy = "start it, or correct CELERY_RESULT_BACKEND";
+            report.fault("publish", Code::Unavailable, format!("no result can be kept: {text}; {remedy}"))
+        }
         Err(PublishError::Refused { code, text }) => {
             let remedy = results.remedy();
             report.fault("publish", Code::Configuration, format!("the broker answered {code} {text}; {remedy}"))

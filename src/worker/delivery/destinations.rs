@@ -33,6 +33,8 @@ pub(in crate::worker) enum Fault {
     Missing,
     /// Its queue says neither yes nor no, as one without a leader does.
     Silent,
+    /// The store of results does not confirm. It is there for everybody: what it shall keep is never given up.
+    Away,
 }
 
 /// An open circuit: what goes there waits apart from everything else, and one publication at a time tries the address.
@@ -162,6 +164,7 @@ impl Destinations {
                     Fault::Full => "refused by its queue, which may be full",
                     Fault::Missing => "its queue is missing or down",
                     Fault::Silent => "not confirmed",
+                    Fault::Away => "not confirmed by the store of results",
                 };
                 tracing::warn!(exchange, routing_key, "{why}; what goes there is sent apart");
             }
@@ -195,7 +198,7 @@ impl Breaker {
             // It is made, or looked for, before anything else is sent there.
             Fault::Missing if self.times == 1 => Duration::ZERO,
             Fault::Missing => wait(self.times - 2).min(LONGEST_REFUSAL),
-            Fault::Full => wait(self.times - 1).min(LONGEST_REFUSAL),
+            Fault::Full | Fault::Away => wait(self.times - 1).min(LONGEST_REFUSAL),
             Fault::Silent if self.is_hopeless() && !self.is_parking => GLANCE,
             Fault::Silent => wait(self.times - 1).min(LONGEST_SILENCE),
         }
@@ -224,6 +227,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_breaker_waits_longer_after_each_failure() {
         assert_eq!(waits(Fault::Full, 5), [1, 2, 4, 5, 5]);
+        assert_eq!(waits(Fault::Away, 5), [1, 2, 4, 5, 5]);
         assert_eq!(waits(Fault::Missing, 6), [0, 1, 2, 4, 5, 5]);
         assert_eq!(waits(Fault::Silent, 8), [1, 2, 4, 8, 16, 32, 60, 60]);
     }

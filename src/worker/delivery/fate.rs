@@ -67,6 +67,10 @@ impl Fate {
             Err(PublishError::Unconfirmed(publication)) if !is_alone && is_over_broker => {
                 (Self::Doubted(unconfirmed(&publication.address)), Some(publication))
             }
+            Err(PublishError::Unconfirmed(publication)) if !is_over_broker => {
+                let words = format!("{role:?}: the store of results did not confirm");
+                (Self::NotTaken(Fault::Away, words), Some(publication))
+            }
             Err(PublishError::Unconfirmed(publication)) => {
                 let words = format!("{role:?}: {}", unconfirmed(&publication.address));
                 (Self::NotTaken(Fault::Silent, words), Some(publication))
@@ -181,7 +185,7 @@ mod tests {
             let alone = Sent { is_alone: true, ..sent(role) };
             assert!(matches!(fate(silent(), alone), Fate::NotTaken(Fault::Silent, _)));
             let elsewhere = Sent { is_over_broker: false, ..sent(role) };
-            assert!(matches!(fate(silent(), elsewhere), Fate::NotTaken(Fault::Silent, _)));
+            assert!(matches!(fate(silent(), elsewhere), Fate::NotTaken(Fault::Away, _)));
             assert!(is_lost(&fate(Err(PublishError::Lost("gone".into())), alone)));
         }
     }

@@ -377,6 +377,9 @@ impl Outbox {
         let mut dropped = Vec::new();
         for (address, line) in &mut self.apart {
             let Some(failed) = destinations.last_failure(address) else { continue };
+            if destinations.fault(address) == Some(Fault::Away) {
+                continue;
+            }
             let patience = if destinations.is_hopeless(address) { Duration::ZERO } else { ANSWER_PATIENCE };
             // It, or another one while it waited, was not taken.
             let is_over = |owed: &Owed| {

@@ -1,0 +1,204 @@
+//! One connection to a Redis, made again when it is lost, with a limit on every wait.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _, Pipeline,
+    RedisConnectionInfo, TlsCertificates, Value,
+};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::fault::Fault;
+use crate::redis_url::RedisUrl;
+
+/// How long a connection may take to be made, with TLS and the login.
+const CONNECT: Duration = Duration::from_secs(4);
+/// How long the answers to one pipeline are waited for. A Redis that takes longer for a few writes stands still.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The URL of a Redis, which changes with the file that holds it; clones share it.
+#[derive(Clone, Debug)]
+pub struct SharedUrl(Arc<Mutex<RedisUrl>>);
+
+impl SharedUrl {
+    /// Shares a URL.
+    #[must_use]
+    pub fn new(url: RedisUrl) -> Self {
+        Self(Arc::new(Mutex::new(url)))
+    }
+
+    /// Returns the URL.
+    #[must_use]
+    pub fn get(&self) -> RedisUrl {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the URL, for connections that are made from now on; tells whether it is another one.
+    pub fn set(&self, url: RedisUrl) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_other = *kept != url;
+        *kept = url;
+        is_other
+    }
+}
+
+/// The connection, and what was last wrong with it; clones share both.
+#[derive(Clone, Debug)]
+pub(super) struct Store(Arc<Inner>);
+
+struct Inner {
+    url: SharedUrl,
+    /// Held while a connection is made, so that one is made at a time.
+    connection: tokio::sync::Mutex<Connection>,
+    fault: Mutex<Option<Fault>>,
+    faulted: Notify,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Connection {
+    /// Counts the connections that were made.
+    number: u64,
+    open: Option<MultiplexedConnection>,
+}
+
+impl Store {
+    pub(super) fn new(url: SharedUrl) -> Self {
+        Self(Arc::new(Inner {
+            url,
+            connection: tokio::sync::Mutex::default(),
+            fault: Mutex::default(),
+            faulted: Notify::new(),
+        }))
+    }
+
+    /// Sends a pipeline and returns one value for each of its commands; a refused command is a value, too.
+    ///
+    /// The connection is closed when it answers not, or answers that this login may do nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no answer. The commands may have been executed all the same.
+    pub(super) async fn run(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        let outcome = self.answers(pipeline).await;
+        if let Err(fault) = &outcome {
+            self.note(fault);
+        }
+        outcome
+    }
+
+    async fn answers(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        loop {
+            let (is_new, number, mut connection) = self.connection().await?;
+            let sent = timeout(ANSWER, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
+            let (fault, is_closed) = match sent {
+                Ok(Ok(values)) => match values.iter().find_map(Fault::of_login) {
+                    None => return Ok(values),
+                    Some(fault) => (fault, false),
+                },
+                Ok(Err(error)) => (Fault::of(&error), error.is_connection_dropped()),
+                Err(_) => (Fault::silent(ANSWER), false),
+            };
+            let mut kept = self.0.connection.lock().await;
+            if kept.number == number {
+                kept.open = None;
+            }
+            // A server that was restarted has closed the connection long ago: that is found out by the next use.
+            if is_new || !is_closed {
+                return Err(fault);
+            }
+        }
+    }
+
+    /// Returns the connection, its number, and whether it was just made.
+    async fn connection(&self) -> Result<(bool, u64, MultiplexedConnection), Fault> {
+        let mut kept = self.0.connection.lock().await;
+        if let Some(open) = &kept.open {
+            return Ok((false, kept.number, open.clone()));
+        }
+        let url = self.0.url.get();
+        let made = timeout(CONNECT, connect(&url)).await.unwrap_or_else(|_| Err(Fault::silent(CONNECT)))?;
+        tracing::debug!(%url, "connected to the Redis of the results");
+        kept.number += 1;
+        kept.open = Some(made.clone());
+        Ok((true, kept.number, made))
+    }
+
+    /// Notes what is wrong, and wakes whoever watches.
+    pub(super) fn note(&self, fault: &Fault) {
+        let mut kept = self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref() != Some(fault) {
+            tracing::warn!(url = %self.0.url.get(), %fault, "the Redis of the results takes nothing");
+            *kept = Some(fault.clone());
+        }
+        self.0.faulted.notify_one();
+    }
+
+    /// Notes that it takes what it gets.
+    pub(super) fn note_taken(&self) {
+        if self.0.fault.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            tracing::info!(url = %self.0.url.get(), "the Redis of the results takes results again");
+        }
+    }
+
+    /// Waits until something is wrong that nobody waited for yet.
+    pub(super) async fn faulted(&self) {
+        self.0.faulted.notified().await;
+    }
+
+    pub(super) fn url(&self) -> RedisUrl {
+        self.0.url.get()
+    }
+}
+
+async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, Fault> {
+    let client = client(url).await?;
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER));
+    client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| Fault::of(&error))
+}
+
+async fn client(url: &RedisUrl) -> Result<Client, Fault> {
+    let (host, port) = (url.host().to_owned(), url.port());
+    let address = match url.tls() {
+        None => ConnectionAddr::Tcp(host, port),
+        Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+    };
+    let mut login = RedisConnectionInfo::default().set_db(url.database());
+    if let Some(user) = url.user() {
+        login = login.set_username(user);
+    }
+    if let Some(password) = url.password() {
+        login = login.set_password(password);
+    }
+    let info = address.into_connection_info().map_err(|error| Fault::of(&error))?.set_redis_settings(login);
+    let Some(tls) = url.tls().cloned() else {
+        return Client::open(info).map_err(|error| Fault::of(&error));
+    };
+    // The system's certificates are read, too; a disk may be slow.
+    let built = tokio::task::spawn_blocking(move || {
+        let root_cert = tls.authorities.as_deref().map(read).transpose()?;
+        let client_tls = match &tls.identity {
+            Some((certificate, key)) => {
+                Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+            }
+            None => None,
+        };
+        let certificates = TlsCertificates { client_tls, root_cert };
+        Client::build_with_tls(info, certificates).map_err(|error| Fault::of(&error))
+    });
+    built.await.unwrap_or_else(|error| Err(Fault::passing(format!("reading certificates: {error}"))))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Fault> {
+    fs::read(file).map_err(|error| Fault::passing(format!("the file {} cannot be read: {error}", file.display())))
+}

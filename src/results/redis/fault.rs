@@ -1,0 +1,118 @@
+//! What a Redis said instead of taking a result: whether that passes, and what a person does.
+
+use std::time::Duration;
+
+use redis::{ErrorKind, RedisError, Value};
+
+/// The words of a server with which it refuses whatever this login sends.
+const LOGIN: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
+
+/// Why a Redis did not take what it was sent. What was sent is kept, whatever it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{words}")]
+pub(super) struct Fault {
+    words: String,
+    /// A person has to change the login or the URL; waiting does not help.
+    is_login: bool,
+}
+
+impl Fault {
+    /// A fault that may pass by itself.
+    pub(super) const fn passing(words: String) -> Self {
+        Self { words, is_login: false }
+    }
+
+    /// It said nothing for so long.
+    pub(super) fn silent(limit: Duration) -> Self {
+        Self::passing(format!("it did not answer within {} s", limit.as_secs()))
+    }
+
+    /// Reads an error of the connection.
+    pub(super) fn of(error: &RedisError) -> Self {
+        if error.is_timeout() {
+            return Self::passing("it did not answer in time".to_owned());
+        }
+        if error.kind() == ErrorKind::AuthenticationFailed {
+            return Self { words: explain("WRONGPASS", "it refuses the login"), is_login: true };
+        }
+        let code = error.code().unwrap_or_default();
+        Self { words: explain(code, &error.to_string()), is_login: LOGIN.contains(&code) }
+    }
+
+    /// Reads the answer to one command; `None` when it was executed.
+    pub(super) fn of_value(value: &Value) -> Option<Self> {
+        let error = match value {
+            Value::ServerError(error) => error,
+            Value::Array(values) => return values.iter().find_map(Self::of_value),
+            // EXEC of a transaction that was not executed.
+            Value::Nil => return Some(Self::passing("it did not execute a transaction".to_owned())),
+            _ => return None,
+        };
+        let (code, detail) = (error.code(), error.details().unwrap_or_default());
+        Some(Self { words: explain(code, &format!("{code} {detail}")), is_login: LOGIN.contains(&code) })
+    }
+
+    /// Reads the answer to one command as [`Fault::of_value`] does, where it refuses whatever this login sends.
+    pub(super) fn of_login(value: &Value) -> Option<Self> {
+        match value {
+            Value::ServerError(_) | Value::Array(_) => Self::of_value(value).filter(|fault| fault.is_login),
+            _ => None,
+        }
+    }
+
+    /// Tells whether a person has to change the login.
+    pub(super) const fn is_login(&self) -> bool {
+        self.is_login
+    }
+}
+
+/// Adds what a person does about the words of a server.
+fn explain(code: &str, words: &str) -> String {
+    let mend = match code {
+        "OOM" => "it has no memory left: raise maxmemory, or let it evict with maxmemory-policy volatile-ttl",
+        "READONLY" => "it is a replica: name the primary in CELERY_RESULT_BACKEND",
+        "MISCONF" => "it cannot write its snapshot to disk: see its log",
+        "LOADING" => "it still reads its data",
+        "NOAUTH" | "WRONGPASS" => "correct the user and password in CELERY_RESULT_BACKEND",
+        "NOPERM" => {
+            "let its user do +get +getrange +mget +set +setex +expire +del +incr +publish +multi +exec +eval +evalsha and \
+             the rest of @sortedset, @list and @set on celery-* with ACL SETUSER"
+        }
+        _ => return words.to_owned(),
+    };
+    format!("{words}; {mend}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: &str) -> Fault {
+        let error = redis::make_extension_error(code.to_owned(), Some("words".to_owned()));
+        Fault::of(&error)
+    }
+
+    #[test]
+    fn only_a_login_needs_a_person_first() {
+        for code in ["NOAUTH", "WRONGPASS", "NOPERM"] {
+            assert!(refused(code).is_login(), "{code}");
+        }
+        for code in ["OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "MASTERDOWN", "ERR", "NOREPLICAS"] {
+            assert!(!refused(code).is_login(), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_a_person_does_is_said() {
+        for (code, mend) in [("OOM", "maxmemory"), ("READONLY", "primary"), ("WRONGPASS", "CELERY_RESULT_BACKEND")] {
+            assert!(refused(code).to_string().contains(mend), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_transaction_is_as_good_as_its_worst_command() {
+        assert_eq!(Fault::of_value(&Value::Okay), None);
+        assert_eq!(Fault::of_value(&Value::Array(vec![Value::Okay, Value::Int(0)])), None);
+        assert!(Fault::of_value(&Value::Nil).is_some(), "not executed");
+    }
+}
