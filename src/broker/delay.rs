@@ -36,6 +36,11 @@ impl Delay {
         Self { link: Arc::clone(link) }
     }
 
+    /// Returns the names of all delay queues; each has an exchange of its name.
+    pub fn names() -> impl Iterator<Item = String> {
+        (0..=DOUBLINGS).map(|doublings| name(FIRST << doublings))
+    }
+
     /// Returns where to publish, with `mandatory`, what shall be back in `queue` after `remaining`: it comes back then or
     /// earlier, and is then published again for the rest. Only a rest below 100 ms takes 100 ms.
     ///
@@ -43,7 +48,7 @@ impl Delay {
     /// `Denied` when the delay queue is missing and may not be created; `Down`, `Arguments`, `Lost`.
     pub async fn address(&self, queue: &str, remaining: Duration) -> Result<Address> {
         let step = step(remaining);
-        let name = format!("filestorage.delay.{step}");
+        let name = self::name(step);
         if !self.is_known(step) {
             self.ensure(&name, step).await?;
             self.link.delays.lock().unwrap_or_else(PoisonError::into_inner).insert(step);
@@ -79,8 +84,8 @@ impl Delay {
         }
         let topology = Topology::new(&self.link);
         let mut missing = 0;
-        for doublings in 0..=DOUBLINGS {
-            let look = topology.look(&format!("filestorage.delay.{}", FIRST << doublings)).await?;
+        for name in Self::names() {
+            let look = topology.look(&name).await?;
             missing += u32::from(look == Look::Missing);
         }
         let (user, vhost) = (self.link.url.user(), self.link.url.vhost());
@@ -128,6 +133,10 @@ impl Delay {
         }
         Ok(())
     }
+}
+
+fn name(step: u64) -> String {
+    format!("filestorage.delay.{step}")
 }
 
 /// The largest step that is not longer than `remaining`, in milliseconds; the smallest for less.

@@ -121,7 +121,7 @@ impl QueueSpec {
 /// Looks at queues and exchanges and creates the missing ones.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
 }
 
 impl Topology {

@@ -13,6 +13,7 @@ mod filled_quota;
 mod healthcheck;
 mod list;
 mod migrate;
+mod queues;
 mod retrieve;
 mod rotate;
 mod schema;
@@ -71,6 +72,7 @@ enum Command {
     Migrate(migrate::Arguments),
     Rotate(rotate::Arguments),
     Dead(dead::Arguments),
+    Queues(queues::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
     Healthcheck(healthcheck::Arguments),
@@ -149,6 +151,7 @@ fn run(
         Command::Migrate(command) => block_on(command.run(settings, output)),
         Command::Rotate(command) => block_on(command.run(settings, output)),
         Command::Dead(command) => block_on(command.run(settings, output)),
+        Command::Queues(command) => block_on(interruptible(command.run(settings, output))),
         Command::Doctor(command) => block_on(command.run(&loaded, &faults, output)),
         Command::Config(command) => command.run(&loaded, output),
         Command::Schema(command) => command.run(output),
