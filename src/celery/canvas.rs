@@ -83,6 +83,31 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     if request.chord.is_some() {
         return Err(unsupported(&request.task, "is a member of a chord, which the rpc result backend cannot join"));
     }
+    check_follow_ups(request)
+}
+
+/// Checks the same where the result backend joins chords.
+///
+/// # Errors
+///
+/// [`Unsupported`] also when the body of the chord cannot be published.
+pub fn check_member(request: &TaskRequest) -> Result<(), Unsupported> {
+    if let Some(chord) = &request.chord {
+        let body = Signature::read(chord.clone());
+        let body =
+            body.map_err(|why| unsupported(&request.task, &format!("is a member of a chord whose body {why}")))?;
+        if request.group.is_none() {
+            return Err(unsupported(&request.task, "is a member of a chord and of no group"));
+        }
+        if !matches!(body.first_kind(), SignatureKind::Task | SignatureKind::Chain) {
+            let cause = "is a member of a chord whose body is a group or a chord, which this worker cannot start";
+            return Err(unsupported(&request.task, cause));
+        }
+    }
+    check_follow_ups(request)
+}
+
+fn check_follow_ups(request: &TaskRequest) -> Result<(), Unsupported> {
     for signature in request.callbacks.iter().chain(request.chain.last()) {
         startable(&request.task, signature)?;
     }

@@ -27,6 +27,23 @@ pub struct CanvasOptions {
     pub max_bytes: usize,
 }
 
+impl CanvasOptions {
+    /// Bytes of all messages that follow one task at most.
+    const LONGEST: usize = 64 << 20;
+
+    /// Makes the options of a node; `max_bytes` is the most that it has in flight.
+    #[must_use]
+    pub fn new(default_queue: &str, node: &str, max_bytes: u64) -> Self {
+        Self {
+            default_queue: default_queue.to_owned(),
+            origin: node.to_owned(),
+            // The same after a restart, so that what is published again is the same message.
+            reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, node.as_bytes()).to_string(),
+            max_bytes: usize::try_from(max_bytes).unwrap_or(usize::MAX).min(Self::LONGEST),
+        }
+    }
+}
+
 /// The values that all messages of one finished task share.
 pub(super) struct ComposeContext<'a> {
     /// The first argument of signatures that are not immutable.

@@ -7,6 +7,7 @@
 
 pub mod body;
 pub mod canvas;
+pub mod chord;
 mod compose;
 mod dead_copy;
 mod encode;

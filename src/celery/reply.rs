@@ -287,7 +287,7 @@ fn write_rest(
 }
 
 impl Revocation {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Revoked => "revoked",

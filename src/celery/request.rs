@@ -26,7 +26,7 @@ impl Default for ReadOptions {
 }
 
 /// One call of a task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskRequest {
     /// The version of the protocol of the message: 2 or 1.
     pub protocol: u8,

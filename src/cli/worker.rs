@@ -241,7 +241,7 @@ fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failu
     let (queue, worker) = (&settings.queue, &settings.worker);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let node = expand(&worker.name, &host).map_err(|why| Failure::new(Code::Configuration, why))?;
-    let results = Results::new(worker, &node)?;
+    let results = Results::new(settings, &node)?;
     let options = WorkerOptions {
         commands: CommandTable::default(),
         queues: queue.queues.clone(),

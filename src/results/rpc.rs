@@ -11,6 +11,7 @@ use crate::broker::{Confirmation, Early, Publish, PublishError};
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
+use crate::json::Json;
 use crate::telemetry::Component;
 
 /// The reply queues of clients, on the broker of the commands.
@@ -56,6 +57,14 @@ impl ResultBackend for Rpc {
 
     fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication {
         reply::reply_to(to, state, None, &self.replies, now)
+    }
+
+    fn joins_chords(&self) -> bool {
+        false
+    }
+
+    fn part(&self, _request: &TaskRequest, _chord: &Json, _state: &State<'_>) -> Option<Publication> {
+        None
     }
 
     async fn send(

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::failure::{Code, Failure};
-use crate::config::WorkerSettings;
+use super::memory_limit::in_flight_bytes;
+use crate::config::{Settings, WorkerSettings};
 use crate::redis_url::{RedisUrl, ResultUrl};
 use crate::results::{Redis, ResultBackend, Rpc, SharedUrl};
 use crate::telemetry::{Component, ComponentState, Readiness};
@@ -18,13 +19,15 @@ pub(crate) struct Results {
 
 impl Results {
     /// Builds the place that takes the answers of the node with this name.
-    pub(crate) fn new(settings: &WorkerSettings, node: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(settings: &Settings, node: &str) -> Result<Self, Failure> {
+        let Settings { worker: settings, queue, .. } = settings;
         let url = result_url(settings).map_err(|why| Failure::new(Code::Configuration, why))?;
         Ok(match url {
             ResultUrl::Rpc => Self { backend: Arc::new(Rpc::new(node, settings.result_persistent)), redis: None },
             ResultUrl::Redis(url) => {
                 let url = SharedUrl::new(url);
-                let redis = Redis::new(node, url.clone(), settings.result_expires);
+                let max_bytes = settings.max_in_flight_bytes.unwrap_or_else(in_flight_bytes);
+                let redis = Redis::new(node, url.clone(), settings.result_expires, &queue.default_queue, max_bytes);
                 Self { backend: Arc::new(redis.clone()), redis: Some((redis, url)) }
             }
         })

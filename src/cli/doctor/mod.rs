@@ -91,7 +91,7 @@ async fn broker(report: &mut Report<'_>, settings: &Settings) -> Result<(), Fail
     match broker_options(&settings.queue, "doctor") {
         Ok(options) => {
             let is_shared = settings.storage.bucket().is_some();
-            let results = Results::new(&settings.worker, "doctor")?.backend;
+            let results = Results::new(settings, "doctor")?.backend;
             queue::check(report, options, &settings.queue.queues, settings.worker.events, is_shared, &*results).await
         }
         Err(failure) => report.fault("broker", failure.code, failure.message),

@@ -1,5 +1,6 @@
 //! One batch over two ways: answers go to the Redis, everything else to the broker, at the same time.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl Parts {
 
     /// Sends the rest to the broker while `keeping` sees to the answers; returns what became of both.
     ///
-    /// Who asks for early word gets it of both: the answers stand for `place`. An end of the wait ends it for both.
+    /// Who asks for early word gets it of both. An end of the wait ends it for both.
     pub(super) async fn send(
         &self,
         publisher: &dyn Publish,
@@ -68,7 +69,6 @@ impl Parts {
         keeping: impl Future<Output = Vec<Kept>>,
         limit: Duration,
         early: Option<Early>,
-        place: &Address,
     ) -> (Answers, Vec<Kept>) {
         let mut keeping = pin!(async { timeout(limit, keeping).await.unwrap_or_default() });
         let Some(Early { after, word, mut cut }) = early else {
@@ -115,20 +115,14 @@ impl Parts {
                 && (heard.is_some() || sent.is_some())
                 && let Some(word) = word.take()
             {
-                let so_far = self.so_far(sent.as_ref(), kept.as_ref(), heard.take(), place);
+                let so_far = self.so_far(sent.as_ref(), kept.as_ref(), heard.take());
                 word.send(so_far).unwrap_or_default();
             }
         }
         (sent.unwrap_or_default(), kept.unwrap_or_default())
     }
 
-    fn so_far(
-        &self,
-        sent: Option<&Answers>,
-        kept: Option<&Vec<Kept>>,
-        heard: Option<EarlyWord>,
-        place: &Address,
-    ) -> EarlyWord {
+    fn so_far(&self, sent: Option<&Answers>, kept: Option<&Vec<Kept>>, heard: Option<EarlyWord>) -> EarlyWord {
         let EarlyWord { confirmed, mut open } = heard.unwrap_or_default();
         let mut confirmed: Vec<_> =
             confirmed.into_iter().filter_map(|(at, answer)| Some((*self.rest_at.get(at)?, answer))).collect();
@@ -139,8 +133,10 @@ impl Parts {
                 let of_answers = kept.iter().zip(&self.answers_at).filter(|(kept, _)| **kept == Kept::Yes);
                 confirmed.extend(of_answers.map(|(_, at)| (*at, Confirmation::Routed)));
             }
-            None if !self.answers.is_empty() => open.push(place.clone()),
-            None => {}
+            None => {
+                let places: BTreeSet<&Address> = self.answers.iter().map(|answer| &answer.address).collect();
+                open.extend(places.into_iter().cloned());
+            }
         }
         EarlyWord { confirmed, open }
     }

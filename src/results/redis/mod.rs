@@ -1,5 +1,6 @@
 //! Celery's backend `redis://`: each answer is kept in a Redis under the id of its task, and those who wait are told.
 
+mod chords;
 mod connection;
 mod fault;
 mod join;
@@ -16,10 +17,12 @@ use self::fault::Fault;
 use self::join::Parts;
 use super::ResultBackend;
 use crate::broker::{Confirmation, Early, Publish, PublishError};
+use crate::celery::canvas::CanvasOptions;
+use crate::celery::chord::Part;
 use crate::celery::message::{Address, Headers, Message, Properties, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
-use crate::json::as_python;
+use crate::json::{Json, as_python};
 use crate::redis_url::RedisUrl;
 use crate::telemetry::Component;
 
@@ -28,6 +31,8 @@ pub use self::connection::SharedUrl;
 /// The routing key that stands for the Redis: no queue can have this name. All answers have this address, because a Redis takes
 /// them all or none.
 const PLACE: &str = "amq.redis results";
+/// The beginning of the routing keys that stand for chords, before the id of the group: one that cannot be joined holds up nothing else.
+const CHORD_PLACE: &str = "amq.redis chord ";
 /// The header of an answer that names its key.
 const KEY: &str = "redis-key";
 /// The beginning of the keys of results, and of the channels on which those who wait are told.
@@ -49,6 +54,7 @@ pub struct Redis {
     expires: Option<u64>,
     store: Store,
     place: Address,
+    canvas: CanvasOptions,
 }
 
 /// What became of one answer.
@@ -63,12 +69,14 @@ enum Kept {
 }
 
 impl Redis {
-    /// Answers in the name of this node; `expires` is how long a result is kept, in whole seconds, of which none means for ever.
+    /// Answers in the name of this node; `expires` is how long a result is kept, in whole seconds, of which none means for ever. Bodies
+    /// of chords that name no queue go to `default_queue`, with `max_bytes` at most.
     #[must_use]
-    pub fn new(node: impl Into<String>, url: SharedUrl, expires: Duration) -> Self {
-        let replies = ReplyOptions { worker: node.into(), pid: std::process::id(), persistent: true };
+    pub fn new(node: &str, url: SharedUrl, expires: Duration, default_queue: &str, max_bytes: u64) -> Self {
+        let canvas = CanvasOptions::new(default_queue, node, max_bytes);
+        let replies = ReplyOptions { worker: node.to_owned(), pid: std::process::id(), persistent: true };
         let expires = Some(expires.as_secs()).filter(|seconds| *seconds > 0);
-        Self { replies, expires, store: Store::new(url), place: Address::queue(PLACE) }
+        Self { replies, expires, store: Store::new(url), place: Address::queue(PLACE), canvas }
     }
 
     /// Returns the URL for people, without its login.
@@ -133,13 +141,13 @@ impl Redis {
     /// Keeps answers, and returns what became of each.
     ///
     /// A result that is a success stays, as Celery does it: a late state of another run never replaces it.
-    async fn keep(&self, answers: &[Publication]) -> Vec<Kept> {
-        let mut kept: Vec<Kept> = answers.iter().map(fits).collect();
+    async fn keep(&self, answers: &[&Publication]) -> Vec<Kept> {
+        let mut kept: Vec<Kept> = answers.iter().map(|answer| fits(answer)).collect();
         let open = |kept: &[Kept]| -> Vec<usize> { (0..kept.len()).filter(|&at| kept[at] == Kept::Unknown).collect() };
         let places = open(&kept);
         let mut look = Pipeline::new();
         for &at in &places {
-            look.cmd("GETRANGE").arg(key(&answers[at])).arg(0).arg(SUCCESS.len() - 1);
+            look.cmd("GETRANGE").arg(key(answers[at])).arg(0).arg(SUCCESS.len() - 1);
         }
         if places.is_empty() {
             return kept;
@@ -162,7 +170,7 @@ impl Redis {
         let mut write = Pipeline::new();
         write.cmd("MULTI");
         for &at in &places {
-            let (key, body) = (key(&answers[at]), &answers[at].message.body[..]);
+            let (key, body) = (key(answers[at]), &answers[at].message.body[..]);
             match self.expires {
                 Some(seconds) => write.cmd("SETEX").arg(key).arg(seconds).arg(body),
                 None => write.cmd("SET").arg(key).arg(body),
@@ -192,6 +200,22 @@ impl Redis {
         kept
     }
 
+    /// Keeps answers and then counts members of chords, whose bodies may look at what was kept; returns what became of each.
+    async fn keep_and_count(&self, publisher: &dyn Publish, publications: &[Publication]) -> Vec<Kept> {
+        let is_answer = |publication: &&Publication| !is_part(publication);
+        let answers: Vec<&Publication> = publications.iter().filter(is_answer).collect();
+        let members: Vec<_> = publications
+            .iter()
+            .filter(|&publication| is_part(publication))
+            .map(|part| Part::read(&part.message))
+            .collect();
+        let mut answers = self.keep(&answers).await.into_iter();
+        let mut members =
+            if members.is_empty() { Vec::new() } else { self.count(publisher, &members).await }.into_iter();
+        let next = |publication: &Publication| if is_part(publication) { members.next() } else { answers.next() };
+        publications.iter().map(next).map(|kept| kept.unwrap_or(Kept::Unknown)).collect()
+    }
+
     fn note(&self, value: &Value) {
         if let Some(fault) = Fault::of_value(value) {
             self.store.note(&fault);
@@ -218,7 +242,13 @@ fn fits(answer: &Publication) -> Kept {
 
 /// Tells whether this backend keeps a publication.
 fn is_kept_here(publication: &Publication) -> bool {
-    publication.address.exchange.is_empty() && publication.address.routing_key == PLACE
+    let Address { exchange, routing_key } = &publication.address;
+    exchange.is_empty() && (routing_key == PLACE || routing_key.starts_with(CHORD_PLACE))
+}
+
+/// Tells whether a publication counts a member of a chord.
+fn is_part(publication: &Publication) -> bool {
+    publication.address.routing_key.starts_with(CHORD_PLACE)
 }
 
 /// Says what became of an answer in the words of the trait.
@@ -262,6 +292,16 @@ impl ResultBackend for Redis {
         self.publication(to, &reply::text(to, state, None, &self.replies, now))
     }
 
+    fn joins_chords(&self) -> bool {
+        true
+    }
+
+    fn part(&self, request: &TaskRequest, chord: &Json, state: &State<'_>) -> Option<Publication> {
+        let part = Part::of(request, chord, state)?;
+        let address = Address::queue(format!("{CHORD_PLACE}{}", part.group));
+        Some(Publication { address, message: part.to_message() })
+    }
+
     async fn send(
         &self,
         publisher: &dyn Publish,
@@ -277,7 +317,8 @@ impl ResultBackend for Redis {
         if parts.answers.is_empty() {
             return publisher.publish_within(limit, rest, true, early).await;
         }
-        let (sent, kept) = parts.send(publisher, rest, self.keep(&parts.answers), limit, early, &self.place).await;
+        let (sent, kept) =
+            parts.send(publisher, rest, self.keep_and_count(publisher, &parts.answers), limit, early).await;
         parts.joined(sent, kept, outcome)
     }
 

@@ -9,7 +9,7 @@ use crate::redis_url::ResultUrl;
 
 fn redis() -> Redis {
     let Ok(ResultUrl::Redis(url)) = ResultUrl::parse("redis://127.0.0.1:1/0") else { panic!("a URL of a Redis") };
-    Redis::new("w@h", SharedUrl::new(url), Duration::from_secs(60))
+    Redis::new("w@h", SharedUrl::new(url), Duration::from_secs(60), "filestorage", 1 << 20)
 }
 
 /// A command in a group, of a producer that has no reply queue.
@@ -138,7 +138,7 @@ async fn sent(
     };
     let begun = tokio::time::Instant::now();
     let broker = Slow(broker);
-    let sending = parts.send(&broker, rest, keeping, Duration::from_secs(20), early, &redis.place);
+    let sending = parts.send(&broker, rest, keeping, Duration::from_secs(20), early);
     let cutting = async {
         match cut_after {
             Some(after) => tokio::time::sleep(after).await,

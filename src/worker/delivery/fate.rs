@@ -93,7 +93,9 @@ impl Fate {
                     address.map_or(("", ""), |address| (&address.exchange, &address.routing_key));
                 Self::Refused(format!("312 NO_ROUTE - exchange {exchange:?} routes {routing_key:?} to no queue"))
             }
-            Role::FollowUp | Role::Dead => Self::NotTaken(Fault::Missing, format!("{role:?}: no queue is there")),
+            Role::FollowUp | Role::Part | Role::Dead => {
+                Self::NotTaken(Fault::Missing, format!("{role:?}: no queue is there"))
+            }
         }
     }
 }
@@ -107,8 +109,8 @@ mod tests {
     use super::*;
     use crate::celery::message::Message;
 
-    const ROLES: [Role; 7] =
-        [Role::FollowUp, Role::Reply, Role::Rest, Role::Notice, Role::Dead, Role::Event, Role::Delay];
+    const ROLES: [Role; 8] =
+        [Role::FollowUp, Role::Reply, Role::Rest, Role::Part, Role::Notice, Role::Dead, Role::Event, Role::Delay];
 
     fn sent(role: Role) -> Sent {
         Sent { role, is_alone: false, is_over_broker: true, tries: 0 }

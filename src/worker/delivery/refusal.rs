@@ -12,7 +12,7 @@ pub(in crate::worker) fn take(settlement: &Settlement, pending: &mut PendingAck,
     tracing::error!(task_id = pending.id, ?role, words, "publication refused for good");
     match role {
         // Nobody is told of these; what else the pending acknowledgement owes stays owed.
-        Role::Notice | Role::Rest | Role::Dead | Role::Event => {}
+        Role::Notice | Role::Rest | Role::Part | Role::Dead | Role::Event => {}
         // The answer, which says that the command failed, stands.
         Role::FollowUp if !debt.is_first => {}
         Role::FollowUp if pending.is_spare_owed && is_too_large(words) => {}
@@ -55,9 +55,11 @@ fn exception(role: Role, size: usize, words: &str) -> Exception {
             "OperationalError",
             vec![format!("the broker refuses to keep this task until its eta: {words}").into()],
         ),
-        Role::Reply | Role::Rest | Role::Notice | Role::Dead | Role::Event => Exception::value_error(format!(
-            "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
+        Role::Reply | Role::Rest | Role::Part | Role::Notice | Role::Dead | Role::Event => {
+            Exception::value_error(format!(
+                "the broker refuses the answer of {size} bytes: {words}; ask for less (offset, length, limit, start_after) \
              or raise the broker's max_message_size"
-        )),
+            ))
+        }
     }
 }

@@ -15,6 +15,8 @@ pub(in crate::worker) enum Role {
     Rest,
     /// The event's copy for the queue the producer named.
     Notice,
+    /// What counts the member of a chord, and lets the body follow the last one.
+    Part,
     /// The copy in the dead-letter queue.
     Dead,
     /// The metric event.
@@ -31,12 +33,12 @@ impl Role {
 
     /// Tells whether the result backend sends it.
     pub(super) const fn is_result(self) -> bool {
-        matches!(self, Self::Reply | Self::Rest)
+        matches!(self, Self::Reply | Self::Rest | Self::Part)
     }
 
     /// Tells whether it stays owed when the command turns out to have failed because something else of it was refused.
     pub(super) const fn outlives_refusal(self) -> bool {
-        matches!(self, Self::Rest | Self::Dead | Self::Event)
+        matches!(self, Self::Rest | Self::Part | Self::Dead | Self::Event)
     }
 }
 

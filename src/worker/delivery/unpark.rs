@@ -49,8 +49,8 @@ pub(in crate::worker) fn unpark(
             let age = Duration::try_from(copies.now.duration_since(parked_at)).unwrap_or_default();
             returned.parked_at = parked_at;
             returned.since = since.checked_sub(age).unwrap_or(since);
-            // An answer has no time for longer waits.
-            returned.step = if role.is_answer() { 0 } else { step.saturating_add(1) };
+            // An answer has no time for longer waits, nor has the body of a chord.
+            returned.step = if role.is_answer() || role == Role::Part { 0 } else { step.saturating_add(1) };
             returned.end = Some(Parked::Delivered);
             pending.id = task_id;
             address = Some(publication.address.clone());

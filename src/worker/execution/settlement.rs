@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::broker::{AckToken, DEAD_QUEUE};
-use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Withheld};
+use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Unsupported, Withheld};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin, Publication};
 use crate::celery::reply::{Child, ReplyTo, Revocation, State};
@@ -28,8 +28,6 @@ use finished::failure_of;
 /// Reason of a copy whose command was answered and whose follow-ups are too large to be sent.
 const TOO_LARGE: &str = "follow-ups-too-large";
 
-/// Bytes of all messages that follow one command; never more than may be in flight.
-const LONGEST_FOLLOW: usize = 64 << 20;
 /// The least that brokers take as one message unless told otherwise; RabbitMQ 4's default.
 const LEAST_MESSAGE: usize = 16 << 20;
 
@@ -64,13 +62,7 @@ impl Settlement {
         Self {
             results: Arc::clone(&options.results),
             node: options.node.clone(),
-            canvas: CanvasOptions {
-                default_queue: options.default_queue.clone(),
-                origin: options.node.clone(),
-                // The same after a restart, so that what is published again is the same message.
-                reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, options.node.as_bytes()).to_string(),
-                max_bytes: usize::try_from(options.max_in_flight_bytes).unwrap_or(usize::MAX).min(LONGEST_FOLLOW),
-            },
+            canvas: CanvasOptions::new(&options.default_queue, &options.node, options.max_in_flight_bytes),
             track_started: options.track_started,
             events: options.events,
             max_reply_bytes: options.max_reply_bytes,
@@ -88,6 +80,11 @@ impl Settlement {
     ) -> Option<Box<(Message, Origin)>> {
         canvas::may_outgrow(request, self.max_reply_bytes, LEAST_MESSAGE.min(self.canvas.max_bytes))
             .then(|| Box::new((message.clone(), origin.clone())))
+    }
+
+    /// Checks, before a task runs, whether what follows it can be sent.
+    pub(in crate::worker) fn check(&self, request: &TaskRequest) -> Result<(), Unsupported> {
+        if self.results.joins_chords() { canvas::check_member(request) } else { canvas::check(request) }
     }
 
     /// What becomes of a message that is no task: an answer where one can be addressed, and a dead copy.
@@ -142,13 +139,20 @@ impl Settlement {
 
     /// The settlement table: what an end owes before its delivery is acknowledged. The result of a success is given apart.
     fn owe(&self, context: TaskContext, end: &TaskEnd<'_>, result: String) -> PendingAck {
-        let TaskContext { ack_token, request, extended, identity, kept, .. } = context;
+        let TaskContext { ack_token, mut request, extended, identity, kept, .. } = context;
         let now = self.clock.now();
         let mut pending = PendingAck::new(Some(ack_token), Some(request.id.clone()));
         pending.entry = Some(identity.digest);
         pending.reply_to = self.results.recipient(&request);
+        // Who counts members of chords is told of each end, before anything else is made of the request.
+        let chord = request.chord.take_if(|_| self.results.joins_chords());
+        let request = request;
         let answer = |state: &State<'_>| {
             self.results.answer(&request, state, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
+        };
+        let part = |state: &State<'_>| {
+            let chord = chord.as_ref()?;
+            self.results.part(&request, chord, state).map(|part| (Role::Part, part))
         };
         let success = |result, children: &[Child]| {
             self.results.success(&request, result, children, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
@@ -160,6 +164,7 @@ impl Settlement {
                 match follow {
                     Ok(AfterSuccess { withheld: Some(withheld), .. }) => {
                         let why = self.withheld(&mut pending, &request, kept.as_deref(), &withheld, now);
+                        pending.then.extend(part(&State::Success { result: &result, children: &[] }));
                         pending.then.extend(success(result, &[]));
                         let rest =
                             canvas::fail_rest(&request, &|to| self.results.answer_to(to, &State::Failure(&why), now));
@@ -171,19 +176,28 @@ impl Settlement {
                             Box::new(self.dead(&kept.0, &kept.1, &why, TOO_LARGE, now))
                         });
                         pending.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
+                        pending.then.extend(part(&State::Success { result: &result, children: &[] }));
                         pending.then.extend(success(result, &follow.children));
                     }
-                    Err(unsupported) => pending.then.extend(answer(&State::Failure(&unsupported.exception()))),
+                    Err(unsupported) => {
+                        pending.then.extend(part(&State::Failure(&unsupported.exception())));
+                        pending.then.extend(answer(&State::Failure(&unsupported.exception())));
+                    }
                 }
                 self.tell(&mut pending, &request, &identity, answered, now);
             }
             TaskEnd::Answered(answered @ Answer { outcome: Outcome::Failure(exception), .. }) => {
+                pending.then.extend(part(&State::Failure(exception)));
                 pending.then.extend(answer(&State::Failure(exception)));
                 self.after_failure(&mut pending, &request, &identity, exception, kept.as_deref(), now);
                 self.tell(&mut pending, &request, &identity, answered, now);
             }
-            TaskEnd::Expired => pending.then.extend(answer(&State::Revoked(Revocation::Expired))),
+            TaskEnd::Expired => {
+                pending.then.extend(part(&State::Revoked(Revocation::Expired)));
+                pending.then.extend(answer(&State::Revoked(Revocation::Expired)));
+            }
             TaskEnd::Unrunnable { exception, reason, message, origin } => {
+                pending.then.extend(part(&State::Failure(exception)));
                 pending.then.extend(answer(&State::Failure(exception)));
                 if *reason != "not-registered" {
                     // It is kept as one that cannot be run already.

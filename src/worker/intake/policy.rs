@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::broker::{DEAD_QUEUE, Delivery, Inflow};
-use crate::celery::canvas;
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::Extended;
@@ -156,7 +155,7 @@ impl Policy {
         if let Some(eta) = context.request.eta.filter(|eta| *eta > now && !is_over) {
             return Decision::Delay(Box::new(context), Box::new(message), origin, eta, inflow);
         }
-        if let Err(unsupported) = canvas::check(&context.request) {
+        if let Err(unsupported) = self.settlement.check(&context.request) {
             return self.unrunnable(context, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
         }
         let (keys, writes, work) = match call {

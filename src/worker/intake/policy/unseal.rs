@@ -2,7 +2,6 @@
 
 use super::{Decision, Policy, ReadyTask, Work};
 use crate::broker::Inflow;
-use crate::celery::canvas;
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::request::Unreadable;
@@ -41,7 +40,7 @@ impl Policy {
             pending.stale = stale;
             return Decision::Ended(Box::new(pending), CommandOutcome::Replayed);
         }
-        if let Err(unsupported) = canvas::check(&task.context.request) {
+        if let Err(unsupported) = self.settlement.check(&task.context.request) {
             let inflow = Inflow::default();
             let exception = unsupported.exception();
             return self.unrunnable(task.context, exception, "unsupported-canvas", message, origin, inflow);

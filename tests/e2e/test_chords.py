@@ -1,0 +1,265 @@
+"""Chords over a Redis: members, bodies and failures, by our workers, by Python workers, and by both together."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from celery import chord
+from celery.exceptions import ChordError
+
+from conftest import full_rights
+from harness import QUEUE, TIMEOUT, wait_until
+from redis_server import RedisServer, RedisSite
+
+PEER = """
+import sys
+from celery import Celery
+app = Celery("peer", broker=sys.argv[1], backend=sys.argv[2])
+app.conf.update(task_default_queue="peer", worker_enable_remote_control=False, worker_hijack_root_logger=False)
+
+@app.task(name="peer.echo")
+def echo(value):
+    return value
+
+@app.task(name="peer.total")
+def total(values):
+    return {"all": values}
+
+@app.task(name="peer.fail")
+def fail(*args):
+    raise KeyError("peer")
+
+app.worker_main(["worker", "-P", "solo", "-l", "warning", "-n", "peer@%h", "--without-gossip", "--without-mingle",
+                 "--without-heartbeat"])
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def shared(broker, server, tmp_path_factory):
+    """A site with one of our workers and a Python worker, on queues of their own."""
+    folder = tmp_path_factory.mktemp("shared")
+    site = RedisSite(broker, folder, server, full_rights=True)
+    script = folder / "peer.py"
+    script.write_text(PEER)
+    with open(folder / "peer.log", "ab") as log:
+        peer = subprocess.Popen([sys.executable, str(script), broker.url(site.vhost), server.url], stdout=log, stderr=log, cwd=folder)
+    try:
+        worker = site.start()
+        yield site
+        worker.assert_alive()
+    finally:
+        peer.kill()
+        peer.wait()
+        site.close()
+
+
+@pytest.fixture
+def own(request, broker, tmp_path):
+    """A site on a Redis of its own."""
+    server = RedisServer(tmp_path / "redis")
+    site = RedisSite(broker, tmp_path, server, full_rights(request))
+    yield site
+    site.close()
+    server.close()
+
+
+def peer(site, task, *args):
+    return site.app.signature(f"peer.{task}", args=args, queue="peer")
+
+
+def ours(site, task, *args, **options):
+    return site.app.signature(f"filestorage.{task}", args=args, queue=QUEUE, **options)
+
+
+def pointers(site, key, count):
+    """Keys whose values are the names of other keys, whose values are numbers."""
+    for n in range(count):
+        site.call("store", f"{key}/{n}", n)
+        site.call("store", f"{key}/p{n}", f"{key}/{n}")
+    return [f"{key}/p{n}" for n in range(count)]
+
+
+def left(site, result):
+    """The keys of a chord that are still there but for the note that it is done."""
+    group = result.parent.id
+    return sorted(key.decode() for key in site.server.client.scan_iter(f"celery-taskset-meta-{group}*") if not key.endswith(b".c"))
+
+
+def test_our_members_and_our_body(shared, key):
+    names = pointers(shared, key, 5)
+    result = chord([ours(shared, "retrieve", name) for name in names], ours(shared, "retrieve_many")).apply_async()
+    assert [entry["result"] for entry in result.get(timeout=TIMEOUT)] == [0, 1, 2, 3, 4]
+    assert result.parent.get(timeout=TIMEOUT) == [f"{key}/{n}" for n in range(5)]
+    wait_until(lambda: not left(shared, result), what="the keys of the chord are removed")
+
+
+def test_values_of_all_kinds_reach_the_body(shared, key):
+    values = ["é", b"\xff", None, 2**70, {"a": [1.5]}]
+    for n, value in enumerate(values):
+        shared.call("store", f"{key}/{n}", value)
+    members = [ours(shared, "retrieve", f"{key}/{n}") for n in range(len(values))]
+    assert chord(members, peer(shared, "total")).apply_async().get(timeout=60) == {"all": values}
+
+
+def test_members_of_both_kinds_of_workers(shared, key):
+    names = pointers(shared, key, 3)
+    for body in [ours(shared, "retrieve_many"), peer(shared, "total")]:
+        members = [ours(shared, "retrieve", names[0]), peer(shared, "echo", f"{key}/1"), ours(shared, "retrieve", names[2])]
+        found = chord(members, body).apply_async().get(timeout=60)
+        if body.task == "peer.total":
+            assert found == {"all": [f"{key}/{n}" for n in range(3)]}
+        else:
+            assert [entry["result"] for entry in found] == [0, 1, 2]
+
+
+def test_a_body_followed_by_others(shared, key):
+    names = pointers(shared, key, 2)
+    members = [ours(shared, "retrieve", name) for name in names]
+    result = (chord(members, peer(shared, "total")) | peer(shared, "echo")).apply_async()
+    assert result.get(timeout=60) == {"all": [f"{key}/0", f"{key}/1"]}
+    result = (chord(members, ours(shared, "retrieve_many")) | peer(shared, "echo")).apply_async()
+    assert [entry["ok"] for entry in result.get(timeout=60)] == [True, True]
+
+
+def test_a_member_that_ignores_its_result_counts(shared, key):
+    names = pointers(shared, key, 2)
+    members = [ours(shared, "retrieve", name, options={"ignore_result": True}) for name in names]
+    assert chord(members, peer(shared, "total")).apply_async().get(timeout=60) == {"all": [f"{key}/0", f"{key}/1"]}
+
+
+def told(site, failing, errors):
+    """The error of a chord with a failing member, and what its errback was told."""
+    body = peer(site, "total").set(queue="nobody").on_error(site.app.signature("errback", queue=errors))
+    result = chord([ours(site, "exists", "x"), failing], body).apply_async()
+    wait_until(result.ready, 60, "the body fails")
+    message = site.raw.get(errors)
+    assert type(result.result) is ChordError
+    return str(result.result), json.loads(message.body)[0], result.id
+
+
+def test_a_failing_member_fails_the_body_as_in_python(shared):
+    for queue in ["nobody", "errors-1", "errors-2", "errors-3"]:
+        shared.raw.declare(queue)
+    for failing, text, errors in [
+        (ours(shared, "retrieve", "../bad"), "raised ValueError(", "errors-1"),
+        (ours(shared, "verify", "not there"), "raised FileNotFoundError(2, 'No such file or directory')", "errors-2"),
+        (peer(shared, "fail"), "raised KeyError('peer')", "errors-3"),
+    ]:
+        error, args, body = told(shared, failing, errors)
+        assert error.startswith("Dependency ") and text in error, error
+        assert args == [body], "the errback is told whose failure it is"
+    assert shared.raw.count("nobody") == 0, "no body runs"
+
+
+def test_a_chain_within_a_header(shared, key):
+    from celery import chain
+
+    names = pointers(shared, key, 2)
+    members = [chain(ours(shared, "retrieve", names[0]), ours(shared, "retrieve")), ours(shared, "retrieve", names[1])]
+    assert chord(members, peer(shared, "total")).apply_async().get(timeout=60) == {"all": [0, f"{key}/1"]}
+
+
+def test_a_group_within_a_header(shared, key):
+    from celery import group
+
+    names = pointers(shared, key, 3)
+    nested = [group(ours(shared, "retrieve", names[0]), ours(shared, "retrieve", names[1])), ours(shared, "retrieve", names[2])]
+    found = chord(nested, peer(shared, "total")).apply_async().get(timeout=60)["all"]
+    assert sorted(found) == [f"{key}/{n}" for n in range(3)]
+
+
+def test_a_body_that_cannot_be_started_fails_the_members(shared, key):
+    from celery import group
+
+    result = chord([ours(shared, "exists", key)], group(peer(shared, "echo"), peer(shared, "echo")))
+    header = result.apply_async().parent
+    with pytest.raises(NotImplementedError):
+        header.get(timeout=TIMEOUT)
+
+
+def test_two_hundred_members_have_one_body(own, key):
+    for name in ["a", "b"]:
+        own.spawn(name=name, METRICS_PORT="0")
+    for worker in own.workers:
+        worker.wait_ready()
+    own.raw.declare("bodies")
+    body = own.app.signature("nobody.runs.this", queue="bodies")
+    chord([ours(own, "store", f"{key}/{n}", n) for n in range(200)], body).apply_async()
+    message = own.raw.get("bodies", 60)
+    results = json.loads(message.body)[0][0]
+    assert [receipt["key"] for receipt in results] == [f"{key}/{n}" for n in range(200)]
+    wait_until(lambda: own.queues()[QUEUE] == (0, 0), 60, "all is acknowledged")
+    assert own.raw.count("bodies") == 0, "one body"
+
+
+def member(own, key, task_id, index, group, queue="bodies"):
+    body = {"task": "nobody.runs.this", "args": [], "kwargs": {}, "options": {"task_id": f"body-{group}", "queue": queue},
+            "subtask_type": None, "immutable": False}
+    own.raw.command(
+        "filestorage.exists", [key], task_id=task_id, headers={"group": group, "group_index": index}, embed={"chord": body}
+    )
+
+
+def test_a_member_that_comes_twice_counts_once(own, key):
+    own.start()
+    own.raw.declare("bodies")
+    own.server.client.set("celery-taskset-meta-g.s", 2)
+    for _ in range(3):
+        member(own, key, "one", 0, "g")
+    wait_until(lambda: own.queues()[QUEUE] == (0, 0), what="all is acknowledged")
+    assert own.raw.count("bodies") == 0
+    member(own, key, "two", 1, "g")
+    assert json.loads(own.raw.get("bodies").body)[0] == [[False, False]]
+    member(own, key, "two", 1, "g")
+    wait_until(lambda: own.queues()[QUEUE] == (0, 0), what="all is acknowledged")
+    assert own.raw.count("bodies") == 0, "a late member starts nothing again"
+
+
+def test_the_claim_of_a_dead_worker_is_taken_over(own, key):
+    own.start()
+    own.raw.declare("bodies")
+    own.server.client.set("celery-taskset-meta-g.s", 1)
+    own.server.client.set("celery-taskset-meta-g.c", "somebody else", ex=8)
+    begun = time.monotonic()
+    member(own, key, "one", 0, "g")
+    assert json.loads(own.raw.get("bodies", 60).body)[0] == [[False]]
+    assert time.monotonic() - begun > 5, "a worker that lives has its time"
+
+
+def test_a_body_waits_for_its_queue(own, key):
+    own.start()
+    own.server.client.set("celery-taskset-meta-g.s", 1)
+    member(own, key, "one", 0, "g", queue="later")
+    time.sleep(1)
+    assert own.call("exists", key) is False, "other commands go on"
+    own.raw.declare("later")
+    assert json.loads(own.raw.get("later", 60).body)[0] == [[False]]
+
+
+@pytest.mark.parametrize("victim", ["worker", "redis"])
+def test_a_kill_amid_a_chord(own, key, victim):
+    worker = own.spawn(name="same")
+    worker.wait_ready()
+    own.raw.declare("bodies")
+    body = own.app.signature("nobody.runs.this", queue="bodies")
+    chord([ours(own, "store", f"{key}/{n}", n) for n in range(150)], body).apply_async()
+    wait_until(lambda: len(own.object_files()) > 20, what="some members are done")
+    if victim == "worker":
+        worker.kill()
+        own.spawn(name="same").wait_ready()
+    else:
+        own.server.kill()
+        time.sleep(2)
+        own.server.start()
+    results = json.loads(own.raw.get("bodies", 90).body)[0][0]
+    assert [receipt["key"] for receipt in results] == [f"{key}/{n}" for n in range(150)]
+    wait_until(lambda: own.queues()[QUEUE] == (0, 0), 90, "all is acknowledged")
