@@ -20,8 +20,21 @@ pub struct AfterSuccess {
     pub publications: Vec<Publication>,
     /// The children for [`super::reply::State::Success`].
     pub children: Vec<Child>,
+    /// The headers of chords that are started: their sizes must be known before their members run.
+    pub chords: Vec<Header>,
     /// The reason why no follow-up was made: together they would be too large.
     pub withheld: Option<Withheld>,
+}
+
+/// The header of a chord that is started.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// The id of its group.
+    pub group: String,
+    /// The number of its members.
+    pub size: usize,
+    /// The signature of the body, as its members have it.
+    pub body: Json,
 }
 
 /// The follow-ups of a failure, which are published in order, after the FAILURE reply of the task.
@@ -83,7 +96,7 @@ pub fn check(request: &TaskRequest) -> Result<(), Unsupported> {
     if request.chord.is_some() {
         return Err(unsupported(&request.task, "is a member of a chord, which the rpc result backend cannot join"));
     }
-    check_follow_ups(request)
+    check_follow_ups(request, false)
 }
 
 /// Checks the same where the result backend joins chords.
@@ -99,17 +112,14 @@ pub fn check_member(request: &TaskRequest) -> Result<(), Unsupported> {
         if request.group.is_none() {
             return Err(unsupported(&request.task, "is a member of a chord and of no group"));
         }
-        if !matches!(body.first_kind(), SignatureKind::Task | SignatureKind::Chain) {
-            let cause = "is a member of a chord whose body is a group or a chord, which this worker cannot start";
-            return Err(unsupported(&request.task, cause));
-        }
+        startable(&request.task, &body, true)?;
     }
-    check_follow_ups(request)
+    check_follow_ups(request, true)
 }
 
-fn check_follow_ups(request: &TaskRequest) -> Result<(), Unsupported> {
+fn check_follow_ups(request: &TaskRequest, starts_groups: bool) -> Result<(), Unsupported> {
     for signature in request.callbacks.iter().chain(request.chain.last()) {
-        startable(&request.task, signature)?;
+        startable(&request.task, signature, starts_groups)?;
     }
     let carried =
         request.callbacks.iter().chain(&request.errbacks).chain(&request.chain).map(Signature::tasks).sum::<usize>();
@@ -127,8 +137,9 @@ fn check_follow_ups(request: &TaskRequest) -> Result<(), Unsupported> {
 /// Each of them is held in memory and published before the message can be acknowledged.
 const MAX_CARRIED: usize = 1000;
 
-fn startable(task: &str, signature: &Signature) -> Result<(), Unsupported> {
+fn startable(task: &str, signature: &Signature, starts_groups: bool) -> Result<(), Unsupported> {
     match signature.first_kind() {
+        SignatureKind::Group | SignatureKind::Chord if starts_groups => startable_group(task, signature),
         SignatureKind::Task | SignatureKind::Chain => Ok(()),
         SignatureKind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
         SignatureKind::Chord => {
@@ -161,7 +172,11 @@ pub fn after_success(
     if request.callbacks.is_empty() && request.chain.is_empty() && request.chord.is_none() {
         return Ok(AfterSuccess::default());
     }
-    check(request)?;
+    if options.starts_groups {
+        check_follow_ups(request, true)?
+    } else {
+        check(request)?
+    }
     let withheld = Withheld::of(request, follow_up_size::after_success(request, result.len()), options);
     if withheld.is_some() {
         return Ok(AfterSuccess { withheld, ..AfterSuccess::default() });
@@ -177,9 +192,16 @@ pub fn after_success(
         [] => {}
         [one] => after.publish(one, None, &context, new_id),
         several => {
-            let (publications, child) = group(several.iter(), &context, new_id);
-            after.publications.extend(publications);
-            after.children.push(child);
+            let is_one = |callback: &&Signature| !is_group(callback);
+            for group in several.iter().filter(|callback| is_group(callback)) {
+                after.publish(group, None, &context, new_id);
+            }
+            if several.iter().any(|callback| is_one(&callback)) {
+                let id = new_id();
+                let (publications, child) = group(several.iter().filter(is_one), id, None, &context, new_id);
+                after.publications.extend(publications);
+                after.children.push(child);
+            }
         }
     }
     if let Some((next, rest)) = request.chain.split_last() {
@@ -197,11 +219,117 @@ impl AfterSuccess {
         context: &ComposeContext<'_>,
         new_id: &mut dyn FnMut() -> String,
     ) {
+        match signature.kind {
+            SignatureKind::Group => {
+                let id = signature.text("task_id").map_or_else(&mut *new_id, str::to_owned);
+                let members = members(signature).unwrap_or_default();
+                let (publications, child) = group(members.iter(), id, rest, context, new_id);
+                self.publications.extend(publications);
+                self.children.push(child);
+                return;
+            }
+            SignatureKind::Chord => return self.publish_chord(signature, rest, context, new_id),
+            SignatureKind::Chain if is_group(signature) => {
+                let mut steps = flatten(signature.clone()).into_iter();
+                let Some(first) = steps.next() else { return };
+                let (mut behind, _) = named(steps, context, new_id);
+                behind.reverse();
+                let rest: Vec<_> = rest.unwrap_or_default().iter().cloned().chain(behind).collect();
+                return self.publish(&first, Some(&rest), context, new_id);
+            }
+            SignatureKind::Task | SignatureKind::Chain => {}
+        }
         let direct = MessageRole { group: None, direct: signature.kind == SignatureKind::Task };
         let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
         self.children.push(Child::Task(sent.head));
         self.publications.push(sent.publication);
     }
+
+    /// Adds the messages of the members of a chord. What would follow the chord follows its body.
+    fn publish_chord(
+        &mut self,
+        signature: &Signature,
+        rest: Option<&[Signature]>,
+        context: &ComposeContext<'_>,
+        new_id: &mut dyn FnMut() -> String,
+    ) {
+        let (Some(mut members), Some(mut body)) = (members(signature), body(signature)) else { return };
+        let header = signature.kwarg("header").and_then(|header| header.get("options"));
+        let id =
+            header.and_then(|options| options.get("task_id")).and_then(Json::as_text).or(signature.text("task_id"));
+        let id = id.filter(|id| !id.is_empty()).map_or_else(&mut *new_id, str::to_owned);
+        for (name, value) in [("root_id", context.root_id), ("group_id", &id)] {
+            body.set(name, value.into());
+        }
+        if body.text("task_id").is_none() {
+            body.set("task_id", new_id().into());
+        }
+        if body.option("reply_to").is_none() {
+            body.set("reply_to", context.options.reply_to.as_str().into());
+        }
+        if let Some(rest) = rest {
+            body.set("chain", Json::Array(rest.iter().map(Signature::to_json).collect()));
+        }
+        for name in ["link", "link_error"] {
+            extend(&mut body, name, signature.option(name));
+        }
+        let body = body.to_json();
+        members.iter_mut().for_each(|member| member.set("chord", body.clone()));
+        let (publications, child) = group(members.iter(), id.clone(), None, context, new_id);
+        self.chords.push(Header { group: id, size: publications.len(), body });
+        self.publications.extend(publications);
+        self.children.push(child);
+    }
+}
+
+/// Tells whether the first thing that a signature starts is a group or a chord.
+fn is_group(signature: &Signature) -> bool {
+    matches!(signature.first_kind(), SignatureKind::Group | SignatureKind::Chord)
+}
+
+/// Reads the members of a group, or of the header of a chord; those of groups inside stand for these. `None` where one cannot be read.
+fn members(signature: &Signature) -> Option<Vec<Signature>> {
+    let name = if signature.kind == SignatureKind::Chord { "header" } else { "tasks" };
+    let list = match signature.kwarg(name)? {
+        group @ Json::Object(_) => group.get("kwargs")?.get("tasks")?,
+        list => list,
+    };
+    let mut found = Vec::new();
+    for member in list.as_array()? {
+        let member = Signature::read(member.clone()).ok()?;
+        match member.kind {
+            SignatureKind::Group => found.extend(members(&member)?),
+            SignatureKind::Chain if flatten(member.clone()).is_empty() => {}
+            _ => found.push(member),
+        }
+    }
+    Some(found)
+}
+
+/// Reads the body of a chord.
+fn body(signature: &Signature) -> Option<Signature> {
+    Signature::read(signature.kwarg("body")?.clone()).ok()
+}
+
+/// Checks a group or chord that a signature starts first: members are tasks, and chains that begin and end with one.
+fn startable_group(task: &str, signature: &Signature) -> Result<(), Unsupported> {
+    if signature.kind == SignatureKind::Chain {
+        let first = flatten(signature.clone()).into_iter().next();
+        return first.map_or(Ok(()), |first| startable_group(task, &first));
+    }
+    let is_plain = |member: &Signature| {
+        let steps = flatten(member.clone());
+        let ends = [steps.first(), steps.last()];
+        ends.iter().all(|step| step.is_some_and(|step| step.kind == SignatureKind::Task))
+    };
+    match members(signature) {
+        Some(members) if !members.is_empty() && members.iter().all(is_plain) => {}
+        _ => return Err(unsupported(task, "is followed by a group whose members this worker cannot start")),
+    }
+    if signature.kind == SignatureKind::Chord && body(signature).is_none() {
+        return Err(unsupported(task, "is followed by a chord whose body cannot be read"));
+    }
+    Ok(())
 }
 
 /// The message of one signature, with the ids of the tasks of the signature.
@@ -219,9 +347,6 @@ fn send(
     context: &ComposeContext<'_>,
     new_id: &mut dyn FnMut() -> String,
 ) -> Option<Sent> {
-    let id_of = |signature: &Signature, new_id: &mut dyn FnMut() -> String| {
-        signature.text("task_id").map_or_else(new_id, str::to_owned)
-    };
     if signature.kind == SignatureKind::Task {
         let head = id_of(signature, new_id);
         return Some(Sent { publication: message(signature, &head, role, rest, context), head, tail: Vec::new() });
@@ -229,20 +354,7 @@ fn send(
     let mut steps = flatten(signature.clone()).into_iter();
     let first = steps.next()?;
     let head = id_of(&first, new_id);
-    let mut tail = Vec::new();
-    let mut behind: Vec<Signature> = Vec::new();
-    for mut step in steps {
-        if step.kind == SignatureKind::Task {
-            let id = id_of(&step, new_id);
-            step.set("task_id", id.as_str().into());
-            step.set("root_id", context.root_id.into());
-            if step.option("reply_to").is_none() {
-                step.set("reply_to", context.options.reply_to.as_str().into());
-            }
-            tail.push(id);
-        }
-        behind.push(step);
-    }
+    let (mut behind, tail) = named(steps, context, new_id);
     // Of a chain in a group, only the last step is a member of the group.
     let role = match (role.group, behind.last_mut()) {
         (Some((group, index)), Some(last)) => {
@@ -255,6 +367,32 @@ fn send(
     behind.reverse();
     let chain: Vec<_> = rest.unwrap_or_default().iter().cloned().chain(behind).collect();
     Some(Sent { publication: message(&first, &head, role, Some(&chain), context), head, tail })
+}
+
+fn id_of(signature: &Signature, new_id: &mut dyn FnMut() -> String) -> String {
+    signature.text("task_id").map_or_else(new_id, str::to_owned)
+}
+
+/// Gives an id to each task of the steps that wait, and returns the steps with these ids.
+fn named(
+    steps: impl Iterator<Item = Signature>,
+    context: &ComposeContext<'_>,
+    new_id: &mut dyn FnMut() -> String,
+) -> (Vec<Signature>, Vec<String>) {
+    let (mut named, mut ids) = (Vec::new(), Vec::new());
+    for mut step in steps {
+        if step.kind == SignatureKind::Task {
+            let id = id_of(&step, new_id);
+            step.set("task_id", id.as_str().into());
+            step.set("root_id", context.root_id.into());
+            if step.option("reply_to").is_none() {
+                step.set("reply_to", context.options.reply_to.as_str().into());
+            }
+            ids.push(id);
+        }
+        named.push(step);
+    }
+    (named, ids)
 }
 
 /// Resolves a chain, and the chains inside it, into its steps; each option of the chain goes to the steps that it concerns.
@@ -311,15 +449,16 @@ fn extend(signature: &mut Signature, name: &str, more: Option<&Json>) {
 /// Creates the messages of a new group of tasks and chains.
 fn group<'s>(
     members: impl Iterator<Item = &'s Signature>,
+    id: String,
+    rest: Option<&[Signature]>,
     context: &ComposeContext<'_>,
     new_id: &mut dyn FnMut() -> String,
 ) -> (Vec<Publication>, Child) {
-    let id = new_id();
     let mut publications = Vec::new();
     let mut children = Vec::new();
     for member in members {
         let role = MessageRole { group: Some((&id, publications.len())), direct: false };
-        let Some(sent) = send(member, role, None, context, new_id) else { continue };
+        let Some(sent) = send(member, role, rest, context, new_id) else { continue };
         publications.push(sent.publication);
         children.push(if sent.tail.is_empty() {
             Child::Task(sent.head)
@@ -355,8 +494,8 @@ pub fn after_failure(
 ) -> AfterFailure {
     let mut after = AfterFailure { answers: fail_rest(request, answer), ..AfterFailure::default() };
     let (plain, other): (Vec<_>, Vec<_>) =
-        request.errbacks.iter().partition(|errback| startable(&request.task, errback).is_ok());
-    after.unsupported = other.first().and_then(|errback| startable(&request.task, errback).err());
+        request.errbacks.iter().partition(|errback| startable(&request.task, errback, false).is_ok());
+    after.unsupported = other.first().and_then(|errback| startable(&request.task, errback, false).err());
     let errbacks = request.errbacks.iter().map(Signature::tasks).sum::<usize>();
     if errbacks > MAX_CARRIED {
         after.unsupported = Some(Unsupported(format!("{errbacks} errbacks are more than {MAX_CARRIED}: none is sent")));
@@ -367,7 +506,8 @@ pub fn after_failure(
         json::write_string(&mut text, &request.id);
         let first = First { text: &text, value: Json::Text(request.id.clone()) };
         let context = context(request, first, options, now);
-        after.publications.extend(group(plain.into_iter(), &context, new_id).0);
+        let id = new_id();
+        after.publications.extend(group(plain.into_iter(), id, None, &context, new_id).0);
     }
     after
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::canvas::{self, AfterFailure, CanvasOptions};
+use super::canvas::{self, AfterFailure, AfterSuccess, CanvasOptions, Header};
 use super::error::Exception;
 use super::message::{Field, Headers, Message, Properties, Publication};
 use super::reply::{ReplyTo, State};
@@ -16,10 +16,12 @@ const GROUP: &str = "chord-group";
 const INDEX: &str = "chord-index";
 /// The header of a part that names the first task of its workflow.
 const ROOT: &str = "chord-root";
+/// The header of a part with the size of the header of the chord, where it tells that.
+const SIZE: &str = "chord-size";
 /// The header of a part that names its task.
 const TASK: &str = "chord-task";
 
-/// The end of one member of the header of a chord, which is counted.
+/// The end of one member of the header of a chord, which is counted; or the size of a header, when it is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The id of the header.
@@ -30,8 +32,10 @@ pub struct Part {
     pub task_id: String,
     /// The id of the first task of the workflow.
     root_id: Option<String>,
-    /// What is counted: `[1, id, state, result]`, as Celery writes it.
+    /// What is counted: `[1, id, state, result]`, as Celery writes it; empty for a size.
     pub value: String,
+    /// The number of members, of a header that is started.
+    pub size: Option<i64>,
     /// The signature of the body, as JSON text.
     chord: String,
 }
@@ -50,6 +54,8 @@ pub enum HeaderResult {
 pub struct AfterHeader {
     /// The body, or its errbacks.
     pub publications: Vec<Publication>,
+    /// The sizes of headers that the body starts, to be told before.
+    pub sizes: Vec<Part>,
     /// The failure of the body and of what would have followed it.
     pub answers: Vec<Publication>,
 }
@@ -82,8 +88,28 @@ impl Part {
             task_id: request.id.clone(),
             root_id: request.root_id.clone(),
             value: as_python(&value),
+            size: None,
             chord: chord.compact(),
         })
+    }
+
+    /// Makes the part that tells the size of a header which a request starts.
+    #[must_use]
+    pub fn of_header(request: &TaskRequest, header: &Header) -> Self {
+        let root_id = request.root_id.as_ref().unwrap_or(&request.id);
+        Self::sized(&request.id, root_id, header)
+    }
+
+    fn sized(task_id: &str, root_id: &str, header: &Header) -> Self {
+        Self {
+            group: header.group.clone(),
+            index: None,
+            task_id: task_id.to_owned(),
+            root_id: Some(root_id.to_owned()),
+            value: String::new(),
+            size: Some(i64::try_from(header.size).unwrap_or(i64::MAX)),
+            chord: header.body.compact(),
+        }
     }
 
     /// Writes the part as a message, which may be kept in a broker until it is counted.
@@ -94,6 +120,7 @@ impl Part {
         headers.set(TASK, self.task_id.as_str().into());
         headers.set(INDEX, self.index.map_or(Field::Void, Field::Int));
         headers.set(ROOT, self.root_id.as_deref().map_or(Field::Void, Field::from));
+        headers.set(SIZE, self.size.map_or(Field::Void, Field::Int));
         let properties = Properties { delivery_mode: Some(2), ..Properties::default() };
         // Neither text has a line break of its own.
         Message { properties, headers, body: format!("{}\n{}", self.value, self.chord).into() }
@@ -104,13 +131,14 @@ impl Part {
     pub fn read(message: &Message) -> Option<Self> {
         let text = |name: &str| message.headers.text(name).map(str::to_owned);
         let (value, chord) = std::str::from_utf8(&message.body).ok()?.split_once('\n')?;
-        let index = match message.headers.get(INDEX) {
-            Some(Field::Int(index)) => Some(*index),
+        let number = |name: &str| match message.headers.get(name) {
+            Some(Field::Int(number)) => Some(*number),
             _ => None,
         };
         Some(Self {
             group: text(GROUP)?,
-            index,
+            index: number(INDEX),
+            size: number(SIZE),
             task_id: text(TASK)?,
             root_id: text(ROOT),
             value: value.to_owned(),
@@ -132,7 +160,11 @@ impl Part {
         let exception = match joined {
             HeaderResult::Failed(exception) => exception,
             HeaderResult::Results(results) => match self.body(&results, options, now) {
-                Ok(publications) => return AfterHeader { publications, answers: Vec::new() },
+                Ok(AfterSuccess { publications, chords, .. }) => {
+                    let root_id = self.root_id.as_ref().unwrap_or(&self.task_id);
+                    let sizes = chords.iter().map(|header| Self::sized(&self.task_id, root_id, header)).collect();
+                    return AfterHeader { publications, sizes, answers: Vec::new() };
+                }
                 Err(why) => chord_error(format!("Callback error: {why}")),
             },
         };
@@ -145,7 +177,7 @@ impl Part {
         Signature::read(parsed)
     }
 
-    fn body(&self, results: &str, options: &CanvasOptions, now: Timestamp) -> Result<Vec<Publication>, String> {
+    fn body(&self, results: &str, options: &CanvasOptions, now: Timestamp) -> Result<AfterSuccess, String> {
         let unreadable = |why: String| Exception::value_error(format!("the body {why}")).to_string();
         let request = TaskRequest {
             id: self.task_id.clone(),
@@ -156,15 +188,15 @@ impl Part {
         };
         let after = canvas::after_success(&request, results, options, now, &mut self.ids());
         let after = after.map_err(|unsupported| unsupported.exception().to_string())?;
-        match after.withheld {
+        match &after.withheld {
             Some(withheld) => Err(Exception::value_error(withheld.to_string()).to_string()),
-            None => Ok(after.publications),
+            None => Ok(after),
         }
     }
 
     fn failed(
         &self,
-        mut body: Signature,
+        body: Signature,
         exception: &Exception,
         options: &CanvasOptions,
         answer: &dyn Fn(&ReplyTo, &Exception) -> Publication,
@@ -184,16 +216,16 @@ impl Part {
         };
         let mut chain = list(body.option("chain"));
         let errbacks = list(body.option("link_error"));
-        if body.kind == SignatureKind::Chain {
-            // Whoever waits for one of its steps is told, too.
-            chain.extend(body.take_steps().into_iter().rev());
+        if body.kind != SignatureKind::Task {
+            // Whoever waits for one of its tasks is told, too.
+            chain.push(body.clone());
         }
         let request = TaskRequest { id, task: body.task, errbacks, chain, ..TaskRequest::default() };
         let told = |to: &ReplyTo| answer(to, exception);
         let AfterFailure { mut answers, publications, .. } =
             canvas::after_failure(&request, options, &told, now, &mut self.ids());
         answers.insert(0, answer(&to, exception));
-        AfterHeader { publications, answers }
+        AfterHeader { publications, sizes: Vec::new(), answers }
     }
 
     /// Creates ids of tasks that have none: always the same ones for a chord.
@@ -271,7 +303,7 @@ mod tests {
     }
 
     fn options() -> CanvasOptions {
-        CanvasOptions::new("q", "w@h", 1 << 20)
+        CanvasOptions::new("q", "w@h", 1 << 20, true)
     }
 
     /// An answer that says to whom it goes and what it says.
@@ -368,7 +400,7 @@ mod tests {
     #[test]
     fn a_body_that_cannot_be_sent_fails() {
         for (chord, why) in [
-            (r#"{"task":"b","subtask_type":"group","kwargs":{"tasks":[{"task":"t"}]}}"#, "NotImplementedError"),
+            (r#"{"task":"b","subtask_type":"group","kwargs":{"tasks":[]}}"#, "NotImplementedError"),
             (r#"{"task":"b","args":[],"options":{"task_id":"body","priority":"x"}}"#, ""),
         ] {
             let part = part(&SUCCESS, chord);

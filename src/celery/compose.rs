@@ -25,6 +25,8 @@ pub struct CanvasOptions {
     pub reply_to: String,
     /// The most bytes of all messages together that follow one task.
     pub max_bytes: usize,
+    /// Tells whether groups and chords are started, which takes a result backend that joins chords.
+    pub starts_groups: bool,
 }
 
 impl CanvasOptions {
@@ -33,13 +35,14 @@ impl CanvasOptions {
 
     /// Makes the options of a node; `max_bytes` is the most that it has in flight.
     #[must_use]
-    pub fn new(default_queue: &str, node: &str, max_bytes: u64) -> Self {
+    pub fn new(default_queue: &str, node: &str, max_bytes: u64, starts_groups: bool) -> Self {
         Self {
             default_queue: default_queue.to_owned(),
             origin: node.to_owned(),
             // The same after a restart, so that what is published again is the same message.
             reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, node.as_bytes()).to_string(),
             max_bytes: usize::try_from(max_bytes).unwrap_or(usize::MAX).min(Self::LONGEST),
+            starts_groups,
         }
     }
 }

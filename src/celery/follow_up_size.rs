@@ -15,7 +15,11 @@ const MESSAGE_OVERHEAD: usize = 4096;
 pub(super) fn after_success(request: &TaskRequest, result: usize) -> usize {
     let callbacks = request.callbacks.iter().map(|callback| message(callback, result));
     let step = request.chain.split_last().map_or(0, |(next, rest)| {
-        rest.iter().fold(message(next, result), |sum, waiting| sum.saturating_add(written(waiting)))
+        let waiting = rest.iter().map(written).fold(0, usize::saturating_add);
+        // Each member of a group or chord takes the rest along.
+        let is_group = matches!(next.first_kind(), SignatureKind::Group | SignatureKind::Chord);
+        let times = if is_group { next.tasks() } else { 1 };
+        message(next, result).saturating_add(waiting.saturating_mul(times))
     });
     callbacks.fold(step, usize::saturating_add)
 }
@@ -26,7 +30,17 @@ pub(super) fn errbacks(request: &TaskRequest) -> usize {
 }
 
 fn message(signature: &Signature, first: usize) -> usize {
-    let size = if signature.kind == SignatureKind::Chain {
+    let size = if matches!(signature.first_kind(), SignatureKind::Group | SignatureKind::Chord) {
+        // Each member has the result and the body with all that follows it.
+        let carried = if signature.kind == SignatureKind::Group {
+            0
+        } else {
+            signature.kwarg("body").map_or_else(|| written(signature), Json::compact_len)
+        };
+        let each =
+            carried.saturating_add(members(&signature.options)).saturating_add(first).saturating_add(MESSAGE_OVERHEAD);
+        written(signature).saturating_add(each.saturating_mul(signature.tasks()))
+    } else if signature.kind == SignatureKind::Chain {
         chain(&signature.kwargs, &signature.options).bytes
     } else {
         written(signature)

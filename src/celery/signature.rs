@@ -2,7 +2,7 @@
 
 use super::encode::{write_list, write_members};
 use super::options::{self, option};
-use crate::json::{Json, write_string};
+use crate::json::{self, Json, ParseLimits, write_string};
 
 /// A signature that was read and checked; its unknown members are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,18 @@ impl Signature {
             tasks = first.get("kwargs").and_then(|kwargs| kwargs.get("tasks"));
         }
         kind
+    }
+
+    /// Returns a named argument; null counts as absent.
+    pub(super) fn kwarg(&self, name: &str) -> Option<&Json> {
+        option(&self.kwargs, name)
+    }
+
+    /// Returns the signature as a tree.
+    pub(super) fn to_json(&self) -> Json {
+        let mut text = String::new();
+        self.write_json(&mut text);
+        json::parse(text.as_bytes(), ParseLimits::default()).unwrap_or(Json::Null)
     }
 
     /// Returns an option by name; null counts as absent.

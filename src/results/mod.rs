@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use crate::broker::{Confirmation, Early, Publish, PublishError};
+use crate::celery::chord::Part;
 use crate::celery::message::Publication;
 use crate::celery::reply::{Child, Extended, ReplyTo, State};
 use crate::celery::request::TaskRequest;
-use crate::json::Json;
 use crate::telemetry::Component;
 
 pub use redis::{Redis, SharedUrl};
@@ -65,10 +65,11 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
     /// Tells whether the backend counts the members of chords, and sends the body once all have ended.
     fn joins_chords(&self) -> bool;
 
-    /// Composes what counts a member of a chord that ended in a state; `None` where chords are not joined, and for a state that is no
-    /// end. `chord` is the body. It belongs to this backend like an answer, is never given up, and is confirmed once it counts, and
-    /// once what follows the last member is confirmed.
-    fn part(&self, request: &TaskRequest, chord: &Json, state: &State<'_>) -> Option<Publication>;
+    /// Composes what counts a member of a chord, or tells the size of its header; `None` where chords are not joined.
+    ///
+    /// It belongs to this backend like an answer, is never given up, and is confirmed once it counts, and once what follows the last
+    /// member is confirmed.
+    fn part(&self, part: &Part) -> Option<Publication>;
 
     /// Sends what finished commands owe, and returns one result for each publication, in their order.
     ///

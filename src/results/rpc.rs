@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::ResultBackend;
 use crate::broker::{Confirmation, Early, Publish, PublishError};
+use crate::celery::chord::Part;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
-use crate::json::Json;
 use crate::telemetry::Component;
 
 /// The reply queues of clients, on the broker of the commands.
@@ -63,7 +63,7 @@ impl ResultBackend for Rpc {
         false
     }
 
-    fn part(&self, _request: &TaskRequest, _chord: &Json, _state: &State<'_>) -> Option<Publication> {
+    fn part(&self, _part: &Part) -> Option<Publication> {
         None
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod workflows;
+
 use filestorage::celery::canvas::{
     AfterFailure, AfterSuccess, CanvasOptions, Unsupported, after_failure, after_success, may_outgrow,
 };
@@ -43,6 +45,7 @@ fn options() -> CanvasOptions {
         origin: "w@h".to_owned(),
         reply_to: "own".to_owned(),
         max_bytes: 1 << 20,
+        starts_groups: false,
     }
 }
 

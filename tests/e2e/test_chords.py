@@ -177,13 +177,50 @@ def test_a_group_within_a_header(shared, key):
     assert sorted(found) == [f"{key}/{n}" for n in range(3)]
 
 
-def test_a_body_that_cannot_be_started_fails_the_members(shared, key):
+def test_a_group_is_a_body(shared, key):
     from celery import group
 
-    result = chord([ours(shared, "exists", key)], group(peer(shared, "echo"), peer(shared, "echo")))
-    header = result.apply_async().parent
-    with pytest.raises(NotImplementedError):
-        header.get(timeout=TIMEOUT)
+    names = pointers(shared, key, 2)
+    body = group(peer(shared, "echo"), ours(shared, "retrieve_many"))
+    found = chord([ours(shared, "retrieve", name) for name in names], body).apply_async().get(timeout=60)
+    assert found[0] == [f"{key}/0", f"{key}/1"] and [entry["result"] for entry in found[1]] == [0, 1]
+
+
+def test_a_group_between_two_steps(shared, key):
+    from celery import chain, group
+
+    pointers(shared, key, 1)
+    first, members = ours(shared, "retrieve", f"{key}/p0"), group(ours(shared, "retrieve"), peer(shared, "echo"))
+    result = chain(first, members, peer(shared, "total"), peer(shared, "echo")).apply_async()
+    assert result.get(timeout=60) == {"all": [0, f"{key}/0"]}
+    result = chain(first, members).apply_async()
+    assert result.get(timeout=60) == [0, f"{key}/0"]
+
+
+def test_chords_one_after_another(shared, key):
+    from celery import chain, group
+
+    names = pointers(shared, key, 2)
+    result = chain(
+        group(ours(shared, "retrieve", name) for name in names),
+        group(ours(shared, "retrieve_many"), peer(shared, "echo")),
+        peer(shared, "total"),
+    ).apply_async()
+    found = result.get(timeout=60)["all"]
+    assert [entry["result"] for entry in found[0]] == [0, 1] and found[1] == [f"{key}/0", f"{key}/1"]
+
+
+def test_a_chord_in_a_link(own, key):
+    own.start()
+    own.raw.declare("bodies")
+    own.call("store", key, "value")
+    linked = chord([ours(own, "exists"), ours(own, "exists", "other", immutable=True)], own.app.signature("body", queue="bodies"))
+    first = ours(own, "retrieve", key)
+    first.link(linked)
+    result = first.apply_async()
+    assert result.get(timeout=TIMEOUT) == "value"
+    assert json.loads(own.raw.get("bodies").body)[0] == [[False, False]]
+    assert [[member.id for member in child.results] for child in result.children] and len(result.children[0].results) == 2
 
 
 def test_two_hundred_members_have_one_body(own, key):

@@ -15,6 +15,7 @@ fn publishing(origin: &str) -> CanvasOptions {
         origin: origin.to_owned(),
         reply_to: WORKERS_OWN_QUEUE.to_owned(),
         max_bytes: 1 << 20,
+        starts_groups: false,
     }
 }
 

@@ -23,7 +23,8 @@ const DONE: u64 = 300;
 /// How many results a group may have inside one another.
 const DEPTH: usize = 32;
 
-/// Counts a member once, and claims the chord for its last one.
+/// Counts a member once, or tells the size of a header, and claims the chord once all members are counted. A group that is used again
+/// begins anew with its size.
 ///
 /// The keys, values and claims are those of `CHORD_PART_RETURN_LUA` in Celery 5.7. Beyond that, whoever holds the claim gets it again:
 /// a body whose publication was not confirmed is published again. A claim of another worker is told apart (2), so that
@@ -32,11 +33,17 @@ const COUNT: &str = "
 local jkey, tkey, skey, dkey, gkey, ckey = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local tid, value, score = ARGV[1], ARGV[2], ARGV[3]
 local expires, claim_expires, claim_token = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local new_size = ARGV[7]
 if redis.call('GET', ckey) == 'done' then
-    return {-1, 0}
+    if new_size == '' then
+        return {-1, 0}
+    end
+    redis.call('DEL', ckey)
 end
 local member = tid .. ':' .. score
-if redis.call('SISMEMBER', dkey, member) == 0 then
+if new_size ~= '' then
+    redis.call('SET', skey, new_size)
+elseif redis.call('SISMEMBER', dkey, member) == 0 then
     redis.call('ZADD', jkey, score, value)
     redis.call('SADD', dkey, member)
 end
@@ -101,7 +108,7 @@ impl Redis {
             pipeline.cmd("EVAL").arg(COUNT).arg(6);
             pipeline.arg(key(".j")).arg(key(".t")).arg(key(".s")).arg(key(".d")).arg(key("")).arg(key(".c"));
             pipeline.arg(&part.task_id).arg(&part.value).arg(score).arg(self.expires.unwrap_or(0));
-            pipeline.arg(CLAIM).arg(self.token(part));
+            pipeline.arg(CLAIM).arg(self.token(part)).arg(part.size.map_or_else(String::new, |size| size.to_string()));
         }
         let Ok(values) = self.store.run(&pipeline).await else { return kept };
         for ((at, part), value) in known.into_iter().zip(&values) {
@@ -138,11 +145,16 @@ impl Redis {
         let has_failed = matches!(joined, HeaderResult::Failed(_));
         let now = Timestamp::now();
         let answer = |to: &_, exception: &_| self.answer_to(to, &State::Failure(exception), now);
-        let AfterHeader { publications, answers } = part.ended(joined, &self.canvas, &answer, now);
+        let AfterHeader { publications, sizes, answers } = part.ended(joined, &self.canvas, &answer, now);
         if has_failed {
             tracing::info!(group = part.group, "a chord has failed");
         }
         if !self.keep(&answers.iter().collect::<Vec<_>>()).await.iter().all(|kept| *kept == Kept::Yes) {
+            return Kept::Unknown;
+        }
+        // Their members may end at once.
+        let sizes: Vec<_> = sizes.into_iter().map(Some).collect();
+        if !Box::pin(self.count(publisher, &sizes)).await.iter().all(|kept| *kept == Kept::Yes) {
             return Kept::Unknown;
         }
         if !publications.is_empty() {

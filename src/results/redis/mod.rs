@@ -22,7 +22,7 @@ use crate::celery::chord::Part;
 use crate::celery::message::{Address, Headers, Message, Properties, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
-use crate::json::{Json, as_python};
+use crate::json::as_python;
 use crate::redis_url::RedisUrl;
 use crate::telemetry::Component;
 
@@ -73,7 +73,7 @@ impl Redis {
     /// of chords that name no queue go to `default_queue`, with `max_bytes` at most.
     #[must_use]
     pub fn new(node: &str, url: SharedUrl, expires: Duration, default_queue: &str, max_bytes: u64) -> Self {
-        let canvas = CanvasOptions::new(default_queue, node, max_bytes);
+        let canvas = CanvasOptions::new(default_queue, node, max_bytes, true);
         let replies = ReplyOptions { worker: node.to_owned(), pid: std::process::id(), persistent: true };
         let expires = Some(expires.as_secs()).filter(|seconds| *seconds > 0);
         Self { replies, expires, store: Store::new(url), place: Address::queue(PLACE), canvas }
@@ -296,8 +296,7 @@ impl ResultBackend for Redis {
         true
     }
 
-    fn part(&self, request: &TaskRequest, chord: &Json, state: &State<'_>) -> Option<Publication> {
-        let part = Part::of(request, chord, state)?;
+    fn part(&self, part: &Part) -> Option<Publication> {
         let address = Address::queue(format!("{CHORD_PLACE}{}", part.group));
         Some(Publication { address, message: part.to_message() })
     }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use crate::broker::{AckToken, DEAD_QUEUE};
 use crate::celery::canvas::{self, AfterSuccess, CanvasOptions, Unsupported, Withheld};
+use crate::celery::chord::Part;
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin, Publication};
 use crate::celery::reply::{Child, ReplyTo, Revocation, State};
@@ -62,7 +63,12 @@ impl Settlement {
         Self {
             results: Arc::clone(&options.results),
             node: options.node.clone(),
-            canvas: CanvasOptions::new(&options.default_queue, &options.node, options.max_in_flight_bytes),
+            canvas: CanvasOptions::new(
+                &options.default_queue,
+                &options.node,
+                options.max_in_flight_bytes,
+                options.results.joins_chords(),
+            ),
             track_started: options.track_started,
             events: options.events,
             max_reply_bytes: options.max_reply_bytes,
@@ -151,8 +157,8 @@ impl Settlement {
             self.results.answer(&request, state, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
         };
         let part = |state: &State<'_>| {
-            let chord = chord.as_ref()?;
-            self.results.part(&request, chord, state).map(|part| (Role::Part, part))
+            let part = Part::of(&request, chord.as_ref()?, state)?;
+            self.results.part(&part).map(|part| (Role::Part, part))
         };
         let success = |result, children: &[Child]| {
             self.results.success(&request, result, children, extended.as_ref(), now).map(|reply| (Role::Reply, reply))
@@ -175,6 +181,9 @@ impl Settlement {
                             let why = Exception::value_error("the broker refuses the size of what follows this task");
                             Box::new(self.dead(&kept.0, &kept.1, &why, TOO_LARGE, now))
                         });
+                        let headers = follow.chords.iter().map(|header| Part::of_header(&request, header));
+                        let sizes = headers.filter_map(|part| self.results.part(&part));
+                        pending.first.extend(sizes.map(|size| (Role::Part, size)));
                         pending.first.extend(follow.publications.into_iter().map(|next| (Role::FollowUp, next)));
                         pending.then.extend(part(&State::Success { result: &result, children: &[] }));
                         pending.then.extend(success(result, &follow.children));
