@@ -1,4 +1,5 @@
-//! Decodes the body of a message: checks the content type, undoes compression and content encoding.
+//! Decodes the body of a message: checks the content type, undoes compression and content encoding, and makes JSON of the other
+//! serializers.
 //!
 //! Besides the layer `encoded` of the storage, this is the only place with raw decoders. Each decoder stops at a limit, so
 //! that a small message cannot fill the memory.
@@ -10,6 +11,9 @@ use base64::Engine as _;
 
 use super::message::{Field, Message};
 use super::scan::{Found, Scan, Sought};
+use super::serializer::Serializer;
+use super::text_form::Broken;
+use super::{msgpack, yaml};
 use crate::charset::Charset;
 use crate::json::MAX_DEPTH;
 
@@ -42,14 +46,14 @@ pub enum Error {
     Decode(String),
 }
 
-/// Decodes a JSON body: undoes compression and content encoding.
+/// Decodes a body: undoes compression and content encoding, and turns MessagePack and YAML into JSON.
 ///
-/// `accept` holds names of serializers as Celery's `accept_content` does; only `json` can be read. The returned bytes should
-/// be JSON in UTF-8, which the JSON parser checks.
+/// `accept` holds names or content types of serializers as Celery's `accept_content` does; `json`, `msgpack` and `yaml` can be
+/// read. The returned bytes should be JSON in UTF-8, which the JSON parser checks.
 ///
 /// # Errors
 ///
-/// [`Error::Disallowed`] for any content type but `application/json`, and for this one when `json` is not accepted.
+/// [`Error::Disallowed`] for the content type of any other serializer, and for these when they are not accepted.
 /// [`Error::Decode`] for an unknown compression or encoding, for bytes that are not valid in it, and for too large a body.
 pub fn decode<'m, S: AsRef<str>>(message: &'m Message, accept: &[S], limits: Limits) -> Result<Cow<'m, [u8]>, Error> {
     allow(message.properties.content_type.as_deref(), accept)?;
@@ -66,6 +70,12 @@ fn text(message: &Message, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
         Some(Field::Text(codec)) => Cow::Owned(decompress(codec, &message.body, limit)?),
         Some(_) => return Err(Error::Decode("the compression header is not a text; name the codec".to_owned())),
     };
+    let serializer = serializer(message);
+    if serializer == Serializer::Msgpack {
+        return msgpack::to_json(&plain, limit)
+            .map(Cow::Owned)
+            .map_err(|broken| unreadable(serializer, &broken, limit));
+    }
     let text = unencode(message.properties.content_encoding.as_deref().unwrap_or("utf-8"), plain)?;
     if text.len() > limit {
         return Err(too_large(limit));
@@ -73,13 +83,33 @@ fn text(message: &Message, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
     if text.starts_with(b"\xef\xbb\xbf") {
         return Err(Error::Decode("the body begins with a byte order mark; send UTF-8 without one".to_owned()));
     }
+    if serializer == Serializer::Yaml {
+        let text = std::str::from_utf8(&text).map_err(|_| Broken::Form("it is not UTF-8"));
+        let text = text.and_then(|text| yaml::to_json(text, limit));
+        return text.map(Cow::Owned).map_err(|broken| unreadable(serializer, &broken, limit));
+    }
     Ok(text)
+}
+
+/// Returns the serializer of a body; JSON where the content type names no other one that can be read.
+fn serializer(message: &Message) -> Serializer {
+    message.properties.content_type.as_deref().and_then(Serializer::of_content_type).unwrap_or_default()
+}
+
+fn unreadable(serializer: Serializer, broken: &Broken, limit: usize) -> Error {
+    if *broken == Broken::TooLong {
+        return too_large(limit);
+    }
+    Error::Decode(format!("the body is not readable {}: {broken}", serializer.name()))
 }
 
 fn allow<S: AsRef<str>>(content_type: Option<&str>, accept: &[S]) -> Result<(), Error> {
     let accepts = |name: &str| accept.iter().any(|accepted| accepted.as_ref() == name);
+    let known = content_type.and_then(Serializer::of_content_type);
+    if known.is_some_and(|known| accepts(known.name()) || accepts(known.content_type())) {
+        return Ok(());
+    }
     let name = match content_type {
-        Some("application/json") if accepts("json") || accepts("application/json") => return Ok(()),
         Some("application/json") => "json",
         Some("application/x-python-serialize" | "application/x-pickle") => "pickle",
         Some("application/x-yaml" | "text/yaml") => "yaml",
@@ -88,8 +118,12 @@ fn allow<S: AsRef<str>>(content_type: Option<&str>, accept: &[S]) -> Result<(), 
         None => "missing",
     };
     // The error has kombu's words, so that a search for them finds kombu's documentation.
+    let accept_it = match known {
+        Some(known) => format!(", or let the worker read it (celery_accept_content = 'json,{}')", known.name()),
+        None => String::new(),
+    };
     Err(Error::Disallowed(format!(
-        "refusing to deserialize disallowed content of type {name} ({}); send application/json (task_serializer = 'json')",
+        "refusing to deserialize disallowed content of type {name} ({}); send application/json (task_serializer = 'json'){accept_it}",
         content_type.unwrap_or("none")
     )))
 }
@@ -153,9 +187,19 @@ pub fn is_compressed(message: &Message) -> bool {
     matches!(message.headers.get("compression"), Some(Field::Text(codec)) if !codec.is_empty())
 }
 
-/// Tells whether the content encoding is UTF-8 or leaves the bytes as they are, so that the decompressed bytes are the text.
+/// Tells whether the body is JSON by its content type.
+#[must_use]
+pub fn is_json(message: &Message) -> bool {
+    serializer(message) == Serializer::Json
+}
+
+/// Tells whether the body is JSON whose content encoding is UTF-8 or leaves the bytes as they are, so that the decompressed bytes
+/// are the text.
 #[must_use]
 pub fn is_utf8(message: &Message) -> bool {
+    if !is_json(message) {
+        return false;
+    }
     let encoding = message.properties.content_encoding.as_deref().unwrap_or("utf-8");
     ["utf-8", "utf8", "binary", "us-ascii", "ascii", ""].iter().any(|name| encoding.eq_ignore_ascii_case(name))
 }
@@ -342,6 +386,10 @@ mod tests {
             let error = decode(&message(Some(codec), None, bomb), JSON, small()).unwrap_err();
             assert!(error.to_string().contains("larger than 65536 bytes"), "{codec}: {error}");
         }
+        // 8 MiB of spaces.
+        let brotli = [203, 255, 255, 63, 248, 37, 64, 226, 177, 64, 32, 247, 254, 111].as_slice();
+        let error = decode(&message(Some("application/x-brotli"), None, brotli), JSON, small()).unwrap_err();
+        assert!(error.to_string().contains("larger than 65536 bytes"), "{error}");
         let error = decode(&message(Some("application/x-lz4"), None, "x"), JSON, small()).unwrap_err();
         assert!(error.to_string().contains("unknown"), "{error}");
         assert!(decode(&message(None, None, vec![b' '; 1 << 17]), JSON, small()).is_err());
@@ -382,6 +430,30 @@ mod tests {
         ] {
             assert!(matches!(decode(&message(None, encoding, body), JSON, small()), Err(Error::Decode(_))));
         }
+    }
+
+    #[test]
+    fn other_serializers_are_read_as_json_within_the_same_limit() {
+        let of = |content_type: &str, body: Bytes, compression: Option<&str>| {
+            let mut message = message(compression, Some("binary"), body);
+            message.properties.content_type = Some(content_type.to_owned());
+            decode(&message, &["msgpack", "application/x-yaml"], small()).map(|text| text.into_owned())
+        };
+        assert_eq!(of("application/x-msgpack", Bytes::from_static(b"\x92\x01\xc0"), None).unwrap(), b"[1,null]");
+        assert_eq!(of("application/x-yaml", Bytes::from_static(b"- 1\n- ~\n"), None).unwrap(), b"[1,null]");
+        for (codec, body) in compressed(b"\x92\x01\xc0") {
+            assert_eq!(of("application/x-msgpack", body.into(), Some(codec)).unwrap(), b"[1,null]", "{codec}");
+        }
+        // Each byte becomes five.
+        let mut wide = vec![0xdd, 0, 0, 0x40, 0];
+        wide.extend([0xc0; 1 << 14]);
+        let error = of("application/x-msgpack", wide.into(), None).unwrap_err();
+        assert!(error.to_string().contains("larger than 65536 bytes"), "{error}");
+        for (content_type, body) in [("application/x-msgpack", &b"\xc1"[..]), ("application/x-yaml", b"\xff")] {
+            assert!(matches!(of(content_type, body.into(), None), Err(Error::Decode(_))), "{content_type}");
+        }
+        assert!(matches!(of("application/json", "1".into(), None), Err(Error::Disallowed(_))));
+        assert!(matches!(of("text/yaml", "1".into(), None), Err(Error::Disallowed(_))));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Celery's protocol as data: synchronous, no I/O, no queue, no storage.
 //!
-//! In: [`message`] is the neutral envelope, [`body`] undoes compression and encodings, [`request`] makes a
+//! In: [`message`] is the neutral envelope, [`body`] undoes compression, encodings and other serializers than JSON, [`request`] makes a
 //! [`request::TaskRequest`] of both protocol versions, [`signature`] reads the tasks that a message carries along. Out:
 //! [`reply`] and [`error`] write results as Celery does, [`canvas`] makes the messages that follow a task, [`park`] and
 //! [`dead`] copy a message that is delayed or given up, [`DeadCopy`] and [`replay`] read such a copy.
@@ -15,6 +15,7 @@ pub mod error;
 mod fit;
 mod follow_up_size;
 pub mod message;
+mod msgpack;
 mod options;
 pub mod read;
 pub mod reply;
@@ -22,8 +23,12 @@ pub mod repr;
 mod republish;
 pub mod request;
 pub mod scan;
+mod serializer;
 pub mod signature;
+mod text_form;
 mod time;
+mod yaml;
 
 pub use dead_copy::{DeadCopy, NotReplayable, REPLAYS, moved, replay, replays};
 pub use republish::{Death, UNDELIVERABLE, dead, is_routing, is_trace, park};
+pub use serializer::Serializer;

@@ -13,7 +13,7 @@ use crate::json::Json;
 /// The content types and sizes of messages that are read.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
-    /// The names of the accepted serializers, as in Celery's `accept_content`; only `json` can be read.
+    /// The names of the accepted serializers, as in Celery's `accept_content`: `json`, `msgpack`, `yaml`.
     pub accept: Vec<String>,
     /// The limits of a body: size and depth of nesting.
     pub limits: Limits,

@@ -55,7 +55,7 @@ pub enum SettingKind {
     Queues,
     /// One queue name.
     Queue,
-    /// Names of serializers joined by commas; only JSON is allowed.
+    /// Names of serializers joined by commas: JSON, MessagePack, YAML.
     Content,
     /// AMQP URLs joined by `;`.
     BrokerUrls,
@@ -115,7 +115,7 @@ impl SettingKind {
             Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
             Self::Queues => format!("queue names of 1 to {MAX_BYTES} bytes joined by commas, {NOT_RESERVED}"),
             Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
-            Self::Content => "json; other serializers are not available".to_owned(),
+            Self::Content => "json, msgpack and yaml, joined by commas (never pickle, which runs code of whoever sends a message: set task_serializer = \"json\" in the producer)".to_owned(),
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
             Self::ResultUrl => "rpc://, or a redis:// or rediss:// URL".to_owned(),
             Self::Quotas => {
@@ -233,7 +233,11 @@ impl SettingKind {
                 }
                 true
             }
-            Self::Content => items.iter().all(|item| matches!(item.as_str(), "json" | "application/json")),
+            Self::Content => items.iter().all(|item| {
+                let names =
+                    ["json", "application/json", "msgpack", "application/x-msgpack", "yaml", "application/x-yaml"];
+                names.contains(&item.as_str())
+            }),
             Self::Paths => items.iter().all(|item| std::path::Path::new(item).is_absolute()),
             Self::BrokerUrls => items.iter().all(|item| BrokerUrl::parse_all(item).is_ok()),
             _ => false,
@@ -362,7 +366,9 @@ mod tests {
         assert_eq!(SettingKind::Queues.parse(&Raw::List(vec!["a,b".to_owned()])), list(&["a,b"]));
         assert_eq!(SettingKind::Bool.parse(&Raw::List(vec!["true".to_owned()])), None);
         assert_eq!(parse(SettingKind::Content, "json"), list(&["json"]));
+        assert_eq!(parse(SettingKind::Content, "json, msgpack,yaml"), list(&["json", "msgpack", "yaml"]));
         assert_eq!(parse(SettingKind::Content, "json,pickle"), None);
+        assert!(SettingKind::Content.allowed().contains("task_serializer"));
         assert_eq!(parse(SettingKind::Paths, "/a:/b"), list(&["/a", "/b"]));
         assert_eq!(parse(SettingKind::Paths, "/a:b"), None);
         let urls = "amqp://guest:guest@localhost:5672//;amqps://b/v";

@@ -293,6 +293,12 @@ pub static SETTINGS: &[Setting] = &[
         "Seconds that a Redis keeps a result, 0 for ever; reply queues belong to the clients, which set this time themselves.",
     ),
     Setting::new(
+        "celery_result_serializer",
+        SettingKind::Choice(&["json", "msgpack", "yaml"]),
+        "json",
+        "Serializer of answers in reply queues, which the clients must accept; answers in a Redis are JSON.",
+    ),
+    Setting::new(
         "celery_result_persistent",
         SettingKind::Bool,
         "true",

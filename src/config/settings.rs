@@ -85,6 +85,8 @@ pub struct WorkerSettings {
     pub result_backend: Secret,
     /// `celery_result_expires`: how long a store keeps results; zero means for ever.
     pub result_expires: Duration,
+    /// `celery_result_serializer`: the name of the serializer of replies.
+    pub result_serializer: String,
     /// `celery_result_persistent`: replies survive a restart of the broker.
     pub result_persistent: bool,
     /// `celery_result_extended`: replies carry name, arguments, worker, queue.
@@ -209,6 +211,7 @@ impl Settings {
                 accept_content: values.list("celery_accept_content")?.to_vec(),
                 result_backend: Secret::new(values.text("celery_result_backend")?),
                 result_expires: values.seconds("celery_result_expires")?,
+                result_serializer: values.text("celery_result_serializer")?.to_owned(),
                 result_persistent: values.bool("celery_result_persistent"),
                 result_extended: values.bool("celery_result_extended"),
                 track_started: values.bool("celery_task_track_started"),

@@ -21,6 +21,8 @@ use crate::telemetry::Component;
 pub use redis::{Redis, SharedUrl};
 pub use rpc::Rpc;
 
+pub use crate::celery::Serializer;
+
 /// A place that takes the answers of commands.
 ///
 /// The worker composes an answer when a command ends, sends it, and acknowledges the command once the answer is confirmed. What is

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::ResultBackend;
 use crate::broker::{Confirmation, Early, Publish, PublishError};
+use crate::celery::Serializer;
 use crate::celery::chord::Part;
 use crate::celery::message::{Address, Message, Publication};
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
@@ -18,13 +19,25 @@ use crate::telemetry::Component;
 #[derive(Clone, Debug)]
 pub struct Rpc {
     replies: ReplyOptions,
+    serializer: Serializer,
 }
 
 impl Rpc {
     /// Answers in the name of this node; `persistent` answers survive a restart of the broker.
     #[must_use]
     pub fn new(node: impl Into<String>, persistent: bool) -> Self {
-        Self { replies: ReplyOptions { worker: node.into(), pid: std::process::id(), persistent } }
+        let replies = ReplyOptions { worker: node.into(), pid: std::process::id(), persistent };
+        Self { replies, serializer: Serializer::Json }
+    }
+
+    /// Writes the answers with this serializer, which their clients must accept.
+    #[must_use]
+    pub fn with_serializer(self, serializer: Serializer) -> Self {
+        Self { serializer, ..self }
+    }
+
+    fn encoded(&self, answer: Publication) -> Publication {
+        Publication { message: self.serializer.encode(answer.message), ..answer }
     }
 }
 
@@ -41,7 +54,7 @@ impl ResultBackend for Rpc {
         extended: Option<&Extended>,
         now: Timestamp,
     ) -> Option<Publication> {
-        reply::reply(request, state, extended, &self.replies, now)
+        reply::reply(request, state, extended, &self.replies, now).map(|answer| self.encoded(answer))
     }
 
     fn success(
@@ -52,11 +65,11 @@ impl ResultBackend for Rpc {
         extended: Option<&Extended>,
         now: Timestamp,
     ) -> Option<Publication> {
-        reply::success(request, result, children, extended, &self.replies, now)
+        reply::success(request, result, children, extended, &self.replies, now).map(|answer| self.encoded(answer))
     }
 
     fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication {
-        reply::reply_to(to, state, None, &self.replies, now)
+        self.encoded(reply::reply_to(to, state, None, &self.replies, now))
     }
 
     fn joins_chords(&self) -> bool {

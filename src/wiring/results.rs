@@ -6,7 +6,7 @@ use super::failure::{Code, Failure};
 use super::memory_limit::in_flight_bytes;
 use crate::config::{Settings, WorkerSettings};
 use crate::redis_url::{RedisUrl, ResultUrl};
-use crate::results::{Redis, ResultBackend, Rpc, SharedUrl};
+use crate::results::{Redis, ResultBackend, Rpc, Serializer, SharedUrl};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
 /// The place that takes the answers of a node.
@@ -22,8 +22,16 @@ impl Results {
     pub(crate) fn new(settings: &Settings, node: &str) -> Result<Self, Failure> {
         let Settings { worker: settings, queue, .. } = settings;
         let url = result_url(settings).map_err(|why| Failure::new(Code::Configuration, why))?;
+        let serializer = Serializer::of_name(&settings.result_serializer).unwrap_or_default();
+        if serializer != Serializer::Json && matches!(url, ResultUrl::Redis(_)) {
+            let why = "celery_result_serializer: answers in a Redis are written as JSON only; set it to json, in the clients as well";
+            return Err(Failure::new(Code::Configuration, why));
+        }
         Ok(match url {
-            ResultUrl::Rpc => Self { backend: Arc::new(Rpc::new(node, settings.result_persistent)), redis: None },
+            ResultUrl::Rpc => {
+                let rpc = Rpc::new(node, settings.result_persistent).with_serializer(serializer);
+                Self { backend: Arc::new(rpc), redis: None }
+            }
             ResultUrl::Redis(url) => {
                 let url = SharedUrl::new(url);
                 let max_bytes = settings.max_in_flight_bytes.unwrap_or_else(in_flight_bytes);

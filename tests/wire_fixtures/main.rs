@@ -16,7 +16,7 @@ use filestorage::celery::request::{ReadOptions, TaskRequest};
 use filestorage::json::{Json, ParseLimits, parse};
 
 /// The recorded messages that this program does not read or write yet, by name or `prefix_*`, with the reason.
-const NOT_YET: [(&str, &str); 10] = [
+const NOT_YET: [(&str, &str); 8] = [
     ("control_*", "remote control"),
     ("event_*", "task and worker events"),
     ("worker_retry_delayed", "republishing for a retry; the message is read"),
@@ -24,9 +24,7 @@ const NOT_YET: [(&str, &str); 10] = [
     ("worker_retry_republish_chain", "republishing for a retry; the message is read"),
     ("worker_retry_republish_options", "republishing for a retry; the message is read"),
     ("result_custom_state", "a state of a Python task's own"),
-    ("result_failure_pickle", "results are written in JSON only"),
-    ("result_started_msgpack_persistent", "results are written in JSON only"),
-    ("result_success_msgpack_persistent", "results are written in JSON only"),
+    ("result_failure_pickle", "pickles are not written"),
 ];
 
 fn not_yet(name: &str) -> bool {

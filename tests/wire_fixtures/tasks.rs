@@ -65,6 +65,24 @@ fn every_task_is_read() {
 }
 
 #[test]
+fn other_serializers_are_read_where_they_are_accepted() {
+    let accept = ["json", "msgpack", "yaml"].map(str::to_owned).to_vec();
+    let options = ReadOptions { accept, ..ReadOptions::default() };
+    for name in REFUSED {
+        let message = load(name).message;
+        if name == "task_v2_pickle" {
+            assert_eq!(read(&message, &options).unwrap_err().what, Fault::ContentDisallowed);
+            continue;
+        }
+        let request = read(&message, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let shown: Vec<_> = request.args.iter().filter_map(Json::as_text).map(|text| format!("'{text}'")).collect();
+        let argsrepr = request.argsrepr.unwrap();
+        assert!(!shown.is_empty() && shown.iter().all(|text| argsrepr.contains(text.as_str())), "{name}: {argsrepr}");
+        assert_eq!(Some(&request.id), message.properties.correlation_id.as_ref(), "{name}");
+    }
+}
+
+#[test]
 fn tasks_say_what_they_were_sent_with() {
     let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
     assert_eq!(task("task_v2_eta").eta, at("2030-01-01T21:34:05Z"));

@@ -98,7 +98,12 @@ impl MessageReader {
     pub(in crate::worker) fn size(&self, message: &Message) -> Size {
         let is_compressed = body::is_compressed(message);
         if !is_compressed && message.body.len() <= SMALL {
-            return Size::Small(cost(&message.body));
+            return Size::Small(if body::is_json(message) {
+                cost(&message.body)
+            } else {
+                // Each byte of another serializer may be a value.
+                (2 + VALUE) * message.body.len() as u64
+            });
         }
         let beginning = body::peek(message, SMALL);
         if let Some(beginning) = beginning.as_ref().filter(|beginning| beginning.is_whole) {
