@@ -15,12 +15,13 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 
-use crate::celery::message::{Address, Publication};
+use crate::celery::message::{Address, Message, Publication};
 
 use super::{
-    AckToken, Announcements, Broadcasts, Broker, BrokerOptions, BrokerSession, Confirmation, ConsumeError, Consumer,
-    Deliveries, Delivery, Early, End, Error, Joined, Joiner, Look, ParkedDeliveries, ParkedDelivery, ParkedSource,
-    ParkedToken, Presence, Publish, PublishError, Publisher, QueueJoiner, QueueSpec, Result, Session, Settler, State,
+    AckToken, Announcements, Broadcasts, Broker, BrokerOptions, BrokerSession, BrokerUrl, Confirmation, ConsumeError,
+    Consumer, Deliveries, Delivery, Early, End, Error, Exchange, Joined, Joiner, Look, NoticeSource, Notices,
+    ParkedDeliveries, ParkedDelivery, ParkedSource, ParkedToken, Presence, Publish, PublishError, Publisher,
+    QueueJoiner, QueueSpec, Result, Session, Settler, State, Subscription,
 };
 
 /// How long a trial waits for a consumer, about as long as RabbitMQ itself: whenever the queue is back meanwhile, it is noticed.
@@ -94,6 +95,10 @@ impl Publish for Publisher {
 impl BrokerSession for Session {
     fn address(&self) -> String {
         self.url().to_string()
+    }
+
+    fn url(&self) -> Option<&BrokerUrl> {
+        Some(Self::url(self))
     }
 
     fn watch(&self) -> watch::Receiver<State> {
@@ -188,6 +193,14 @@ impl BrokerSession for Session {
         Ok(Box::new(self.fanout().listen().await?))
     }
 
+    async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn NoticeSource>> {
+        Ok(Box::new(Self::subscribe(self, subscription).await?))
+    }
+
+    async fn notify(&self, exchange: &Exchange, publications: Vec<Publication>) -> Result<()> {
+        Self::notify(self, exchange, publications).await
+    }
+
     async fn close(&self) -> bool {
         Self::close(self).await
     }
@@ -226,6 +239,10 @@ impl Consumer for LapinConsumer {
 
     fn adapt_prefetch(&mut self, full: u16, bytes: u64) {
         self.deliveries.adapt_prefetch(full, bytes);
+    }
+
+    fn leave(&mut self, queue: &str) {
+        self.deliveries.leave(queue);
     }
 
     fn set_blocked(&mut self, count: usize) {
@@ -280,6 +297,13 @@ impl ParkedSource for ParkedDeliveries {
 
     fn acknowledge(&self, ack_token: &ParkedToken) {
         Self::acknowledge(self, ack_token);
+    }
+}
+
+#[async_trait]
+impl NoticeSource for Notices {
+    async fn next(&mut self) -> std::result::Result<Message, End> {
+        Self::next(self).await.map(|(message, _)| message)
     }
 }
 

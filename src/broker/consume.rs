@@ -195,6 +195,15 @@ impl Deliveries {
         self.sources.push(source);
     }
 
+    /// Ends the consumers of a queue; what was sent by then is still handed over.
+    pub fn leave(&mut self, queue: &str) {
+        for source in self.sources.iter_mut().filter(|source| source.queue == queue && !source.is_ending) {
+            source.is_ending = true;
+            // One poll puts it on its way; the consumer's end is its answer.
+            drop(self.channel.basic_cancel(source.tag.clone(), BasicCancelOptions::default()).now_or_never());
+        }
+    }
+
     /// Counts the deliveries that may be unsettled at once, over all queues; 0 where there is no limit.
     #[must_use]
     pub fn window(&self) -> usize {

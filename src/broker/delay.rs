@@ -20,6 +20,8 @@ use super::{
     topology,
 };
 
+/// The beginning of the names of delay queues and of their exchanges.
+pub const DELAY_PREFIX: &str = "filestorage.delay.";
 /// The smallest step, in milliseconds.
 const FIRST: u64 = 100;
 /// Doublings of the smallest step: the largest is 19 days.
@@ -63,7 +65,7 @@ impl Delay {
     /// `Lost`, and what else the broker says.
     pub async fn lack(&self) -> Result<Option<String>> {
         // Digits, as the names of the queues themselves have, which a right may be granted for.
-        let name = format!("filestorage.delay.{}", Uuid::new_v4().as_u128());
+        let name = format!("{DELAY_PREFIX}{}", Uuid::new_v4().as_u128());
         let spec = QueueSpec {
             durable: false,
             exclusive: true,
@@ -136,7 +138,7 @@ impl Delay {
 }
 
 fn name(step: u64) -> String {
-    format!("filestorage.delay.{step}")
+    format!("{DELAY_PREFIX}{step}")
 }
 
 /// The largest step that is not longer than `remaining`, in milliseconds; the smallest for less.

@@ -25,6 +25,7 @@ mod keepalive;
 mod lapin_workarounds;
 mod last_read;
 mod link;
+mod notify;
 mod options;
 mod parking;
 mod pem;
@@ -46,7 +47,7 @@ pub use backoff::Backoff;
 pub use connector::Connector;
 pub use consume::{BATCH, BATCH_BYTES, Deliveries, Delivery, End};
 pub use dead::{DeadMessage, DeadReader, DeadToken};
-pub use delay::Delay;
+pub use delay::{DELAY_PREFIX, Delay};
 pub use error::{Error, ErrorKind, Result};
 pub use fanout::{Broadcasts, Fanout, INVALIDATIONS_EXCHANGE};
 pub use gate::Inflow;
@@ -62,4 +63,6 @@ pub use state::{State, lost, within};
 pub use subscribe::{Notices, Subscription};
 pub use topology::{DEAD_QUEUE, EVENTS_EXCHANGE, METRICS_QUEUE};
 pub use topology::{Exchange, ExchangeType, Look, Presence, QueueSpec, Topology};
-pub use transport::{Announcements, Broker, BrokerSession, Consumer, OpenSession, ParkedSource, Publish, QueueJoiner};
+pub use transport::{
+    Announcements, Broker, BrokerSession, Consumer, NoticeSource, OpenSession, ParkedSource, Publish, QueueJoiner,
+};

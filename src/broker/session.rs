@@ -6,9 +6,11 @@ use futures_util::FutureExt;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Notices, Parking, Publisher, Result,
-    Settler, State, Subscription, Topology, consume, link::Link, subscribe,
+    BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Exchange, Notices, Parking, Publisher,
+    Result, Settler, State, Subscription, Topology, consume, link::Link, subscribe,
 };
+
+use crate::celery::message::Publication;
 
 /// Longest wait for one URL while another is untried.
 const HASTE: Duration = Duration::from_secs(3);
@@ -126,12 +128,21 @@ impl Session {
         consume::consume(&self.link, queues, prefetch, tag_prefix).await
     }
 
-    /// Listens on a queue of our own: declares exchange and queue, binds and consumes without acknowledgement.
+    /// Listens on a queue of this session: declares exchange and queue, binds and consumes without acknowledgement, on the connection
+    /// that publishes. The other one is not read while nobody takes commands.
     ///
     /// # Errors
     /// `Denied` when the user may not declare it, and what else the broker says; the session lives on.
     pub async fn subscribe(&self, subscription: &Subscription) -> Result<Notices> {
         subscribe::subscribe(&self.link, subscription).await
+    }
+
+    /// Sends messages that may be lost to an exchange, which is made when it is missing. Nothing is confirmed.
+    ///
+    /// # Errors
+    /// Why they were not handed over; the session lives on but for `Lost`.
+    pub async fn notify(&self, exchange: &Exchange, publications: Vec<Publication>) -> Result<()> {
+        self.link.notifier.notify(&self.link, exchange, publications).await
     }
 
     /// Returns the publishing half.

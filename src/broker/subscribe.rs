@@ -30,8 +30,7 @@ pub struct Subscription {
 #[derive(Debug)]
 pub struct Notices {
     link: Arc<Link>,
-    /// Keeps the channel open.
-    _channel: Channel,
+    channel: Channel,
     consumer: Consumer,
     queue: String,
 }
@@ -43,7 +42,7 @@ pub(super) async fn subscribe(link: &Arc<Link>, subscription: &Subscription) -> 
         Presence::Down(text) => return Err(Error::new(ErrorKind::Down, text)),
         Presence::Denied(text) => return Err(Error::new(ErrorKind::Denied, text)),
     }
-    let channel = link.channel().await?;
+    let channel = link.answer("opening a channel", link.publishing.create_channel()).await?;
     topology::declare_queue(link, &channel, queue).await?;
     topology::bind(link, &channel, &queue.name, &exchange.name, routing_key).await?;
     let name = short("a queue's name", &queue.name).map_err(|text| Error::new(ErrorKind::Arguments, text))?;
@@ -53,14 +52,14 @@ pub(super) async fn subscribe(link: &Arc<Link>, subscription: &Subscription) -> 
         .answer(&format!("consuming from queue '{}'", queue.name), started)
         .await
         .map_err(|error| link.name_permission(error, "read", &format!("queue '{}'", queue.name)))?;
-    Ok(Notices { link: Arc::clone(link), _channel: channel, consumer, queue: queue.name.clone() })
+    Ok(Notices { link: Arc::clone(link), channel, consumer, queue: queue.name.clone() })
 }
 
 impl Notices {
     /// Waits for the next message; dropping the future loses none.
     ///
     /// # Errors
-    /// The reason why there will be no other; the session is lost with it.
+    /// The reason why there will be no other; the session may live on.
     pub async fn next(&mut self) -> std::result::Result<(Message, Origin), End> {
         let next = tokio::select! {
             biased;
@@ -69,7 +68,6 @@ impl Notices {
         };
         match next {
             Some(Ok(delivery)) => {
-                drop(self.link.gate.inflow(delivery.data.len()));
                 let origin = Origin {
                     queue: self.queue.clone(),
                     exchange: delivery.exchange.into(),
@@ -79,14 +77,15 @@ impl Notices {
                 Ok((message_in(&delivery.properties, delivery.data), origin))
             }
             Some(Err(fault)) => {
-                let reason = format!("listening on queue '{}': {}", self.queue, error::classify(&fault));
-                self.link.state.lose(&*reason);
-                Err(End::Lost(reason))
+                Err(End::Lost(format!("listening on queue '{}': {}", self.queue, error::classify(&fault))))
             }
-            None => {
-                self.link.state.lose(format!("the broker ended the consumer of queue '{}'", self.queue));
-                Err(End::Cancelled { queue: self.queue.clone() })
-            }
+            None => Err(End::Cancelled { queue: self.queue.clone() }),
         }
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        Link::done(&self.channel);
     }
 }

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 
-use crate::celery::message::{Address, Publication};
+use crate::celery::message::{Address, Message, Publication};
 
 use super::{
-    AckToken, Confirmation, ConsumeError, Delivery, Early, End, Error, Look, ParkedDelivery, ParkedToken, Presence,
-    PublishError, QueueSpec, Result, State,
+    AckToken, BrokerUrl, Confirmation, ConsumeError, Delivery, Early, End, Error, Exchange, Look, ParkedDelivery,
+    ParkedToken, Presence, PublishError, QueueSpec, Result, State, Subscription,
 };
 
 /// Opens sessions with a broker, one after another.
@@ -54,6 +54,9 @@ pub trait Publish: fmt::Debug + Send + Sync {
 pub trait BrokerSession: Publish {
     /// Returns the broker's address for the log, without secrets.
     fn address(&self) -> String;
+
+    /// Returns the URL that answered; `None` where there is no such thing.
+    fn url(&self) -> Option<&BrokerUrl>;
 
     /// Returns the state of the session, and all later ones.
     fn watch(&self) -> watch::Receiver<State>;
@@ -168,6 +171,18 @@ pub trait BrokerSession: Publish {
     /// `Denied` names the missing permission; `Missing`, `Full` and `Lost` as the broker says.
     async fn listen(&self) -> Result<Box<dyn Announcements>>;
 
+    /// Begins to take in what reaches a queue of this session.
+    ///
+    /// # Errors
+    /// `Denied` names the missing permission; `Down` where another session has a queue of this name, and what else the broker says.
+    async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn NoticeSource>>;
+
+    /// Sends messages that may be lost to an exchange, which is made when it is missing. Nothing is confirmed.
+    ///
+    /// # Errors
+    /// Why they were not handed over; the session lives on but for `Lost`.
+    async fn notify(&self, exchange: &Exchange, publications: Vec<Publication>) -> Result<()>;
+
     /// Closes the session in order; what is unsettled goes back to its place. Tells whether the broker said that it is
     /// closed: it has everything that was sent to it then.
     async fn close(&self) -> bool;
@@ -190,6 +205,9 @@ pub trait Consumer: fmt::Debug + Send {
 
     /// Lets each queue's prefetch follow the sizes of its deliveries, within `full` deliveries and `bytes` of bodies.
     fn adapt_prefetch(&mut self, full: u16, bytes: u64);
+
+    /// Ends the consumers of a queue; what it has handed out can still be settled.
+    fn leave(&mut self, queue: &str);
 
     /// Tells how many deliveries only wait for others of their kind: others of another kind shall be seen all the same.
     fn set_blocked(&mut self, count: usize);
@@ -260,6 +278,16 @@ pub trait Announcements: fmt::Debug + Send {
     /// # Errors
     /// The reason why there will be no other; the session may live on.
     async fn next(&mut self) -> std::result::Result<Bytes, String>;
+}
+
+/// What reaches a queue of this session alone.
+#[async_trait]
+pub trait NoticeSource: fmt::Debug + Send {
+    /// Waits for the next message; dropping the future loses none.
+    ///
+    /// # Errors
+    /// The reason why there will be no other; the session may live on.
+    async fn next(&mut self) -> std::result::Result<Message, End>;
 }
 
 /// A session that ends when this is dropped, whoever still holds a part of it.

@@ -9,9 +9,11 @@ pub mod body;
 pub mod canvas;
 pub mod chord;
 mod compose;
+pub mod control;
 mod dead_copy;
 mod encode;
 pub mod error;
+pub mod event;
 mod fit;
 mod follow_up_size;
 pub mod message;
@@ -31,4 +33,5 @@ mod yaml;
 
 pub use dead_copy::{DeadCopy, NotReplayable, REPLAYS, moved, replay, replays};
 pub use republish::{Death, UNDELIVERABLE, dead, is_routing, is_trace, park};
+pub use repr::{display, write_display};
 pub use serializer::Serializer;

@@ -1,6 +1,6 @@
 //! Writes values as Python's `repr` does: exactly for messages, in Celery's short form for `argsrepr` and `kwargsrepr`.
 
-use crate::json::{Json, typed};
+use crate::json::{Json, ParseLimits, parse, typed};
 
 /// The longest short repr in characters, without closing brackets.
 const MAX_CHARS: isize = 1024;
@@ -12,6 +12,24 @@ pub(super) fn python(value: &Json) -> String {
     let mut out = String::new();
     write_python(&mut out, value);
     out
+}
+
+/// Appends a text as Python shows it.
+pub fn write_display(out: &mut String, text: &str) {
+    quote(out, text);
+}
+
+/// Returns a text as Python shows it.
+pub(super) fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    quote(&mut out, text);
+    out
+}
+
+/// Writes a JSON text as Python shows the value; `None` for what is no JSON.
+#[must_use]
+pub fn display(text: &str) -> Option<String> {
+    parse(text.as_bytes(), ParseLimits::default()).ok().map(|value| python(&value))
 }
 
 fn write_python(out: &mut String, value: &Json) {

@@ -136,7 +136,7 @@ fn run(
     }
     let settings = &loaded.settings;
     match arguments.command {
-        Command::Worker(_) => worker::run(settings, inputs),
+        Command::Worker(_) => worker::run(&loaded, inputs),
         Command::Store(command) => block_on(interruptible(command.run(settings, output))),
         Command::Retrieve(command) => block_on(command.run(settings, output)),
         Command::Delete(command) => block_on(command.run(settings, output)),

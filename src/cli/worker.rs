@@ -10,14 +10,14 @@ use tokio::task::JoinSet;
 
 use crate::broker::{BrokerOptions, Connector};
 use crate::commands::CommandTable;
-use crate::config::{Flag, Inputs, JOURNAL, Settings};
+use crate::config::{Flag, Inputs, JOURNAL, Loaded, Settings, Source};
 use crate::storage::{Engine, descriptor_limit, descriptors_wanted};
 use crate::telemetry::{Admin, BindError, Component, ComponentState, Metrics, Readiness, ServiceManager, note_end};
 use crate::wiring::{
     Bucket, BucketMonitor, Code, Failure, Results, Secrets, broker_options, expand, folders, health_report,
     in_flight_bytes, queue_type, stack,
 };
-use crate::worker::{self, Announcer, Departure, Stop, WallClock, WorkerError, WorkerOptions};
+use crate::worker::{self, Announcer, Departure, ShownSettings, Stop, WallClock, WorkerError, WorkerOptions};
 
 /// The blocking threads besides one for each command: an abandoned operation may occupy its thread for a while.
 const SPARE_THREADS: usize = 64;
@@ -83,9 +83,11 @@ impl Arguments {
 /// Runs the worker until it stops.
 ///
 /// The runtime has one thread besides the blocking pool, because a second thread slows small commands down.
-pub(super) fn run(settings: &Settings, inputs: Inputs) -> Result<Code, Failure> {
+pub(super) fn run(loaded: &Loaded, inputs: Inputs) -> Result<Code, Failure> {
+    let settings = &loaded.settings;
     warn_of_descriptors(settings.worker.concurrency);
     let (options, results) = worker_options(settings)?;
+    let options = WorkerOptions { shown: shown(loaded), ..options };
     let broker = broker_options(&settings.queue, &options.node)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -163,9 +165,6 @@ async fn serve(
     };
     let stack::Stack { engine, bucket } =
         stack::stack(&settings.storage, &metrics, Arc::new(options.announcer.clone())).await?;
-    if settings.worker.send_task_events {
-        tracing::info!("celery_worker_send_task_events is set, but this version sends no task events");
-    }
     let _serving = match admin {
         Some(admin) => {
             let health = health_report(engine.clone(), readiness.clone());
@@ -237,6 +236,12 @@ async fn end_when_cold(mut stop: watch::Receiver<Stop>) {
     }
 }
 
+/// Returns what remote control shows of the settings; secrets are hidden.
+fn shown(loaded: &Loaded) -> ShownSettings {
+    let rows = loaded.effective.iter();
+    ShownSettings::new(rows.map(|row| (row.name.as_str(), row.value.as_deref(), row.source == Source::Default)))
+}
+
 fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failure> {
     let (queue, worker) = (&settings.queue, &settings.worker);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -256,6 +261,9 @@ fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failu
         track_started: worker.track_started,
         time_limit: worker.time_limit,
         soft_time_limit: worker.soft_time_limit,
+        task_events: worker.send_task_events,
+        remote_control: worker.remote_control,
+        shown: ShownSettings::default(),
         events: worker.events,
         events_max_batch: worker.events_max_batch,
         max_reply_bytes: worker.max_reply_bytes,

@@ -62,6 +62,11 @@ impl CommandTable {
     pub fn find(self, task: &str) -> Option<&'static Definition> {
         self.0.iter().find(|definition| definition.task == task).copied()
     }
+
+    /// Walks the names of all tasks.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().map(|definition| definition.task)
+    }
 }
 
 impl Default for CommandTable {
@@ -114,7 +119,22 @@ pub struct Definition {
     pub parse: fn(Arguments) -> Result<Box<dyn Command>, CommandError>,
 }
 
+/// The tasks whose results are values, metadata of values, or rights to them.
+const UNSHOWN: [&str; 5] = [
+    "filestorage.retrieve",
+    "filestorage.retrieve_many",
+    "filestorage.stat",
+    "filestorage.signed_url",
+    "filestorage.outcome",
+];
+
 impl Definition {
+    /// Tells whether results of the task may be shown to monitors: they hold no value and no secret.
+    #[must_use]
+    pub fn shows_result(&self) -> bool {
+        !UNSHOWN.contains(&self.task)
+    }
+
     /// Returns the positions of the keys in a call. The worker orders calls by these keys.
     #[must_use]
     pub fn key_places(&self) -> KeyPlaces {

@@ -321,15 +321,13 @@ pub static SETTINGS: &[Setting] = &[
         SettingKind::Seconds { max: 365 * DAY },
         "After this time a command fails with SoftTimeLimitExceeded.",
     ),
-    Setting::new("celery_worker_send_task_events", SettingKind::Bool, "false", "Sends Celery's task events.")
-        .availability(Availability::Idle),
+    Setting::new("celery_worker_send_task_events", SettingKind::Bool, "false", "Sends Celery's task events."),
     Setting::new(
         "celery_worker_enable_remote_control",
         SettingKind::Bool,
         "true",
         "Answers `celery inspect` and `control`.",
-    )
-    .availability(Availability::Idle),
+    ),
     Setting::new(
         "worker_name",
         SettingKind::Text,

@@ -99,6 +99,8 @@ pub struct WorkerSettings {
     pub soft_time_limit: Option<Duration>,
     /// `celery_worker_send_task_events`.
     pub send_task_events: bool,
+    /// `celery_worker_enable_remote_control`.
+    pub remote_control: bool,
     /// `max_reply_bytes`: a larger answer becomes a `ValueError`.
     pub max_reply_bytes: usize,
     /// `journal_max_bytes`: the largest size of the journal of one worker.
@@ -218,6 +220,7 @@ impl Settings {
                 time_limit: values.seconds("celery_task_time_limit"),
                 soft_time_limit: values.seconds("celery_task_soft_time_limit"),
                 send_task_events: values.bool("celery_worker_send_task_events"),
+                remote_control: values.bool("celery_worker_enable_remote_control"),
                 max_reply_bytes: values.integer("max_reply_bytes")?,
                 journal_max_bytes: values.integer("journal_max_bytes")?,
                 parked_max_bytes: values.integer("parked_max_bytes")?,

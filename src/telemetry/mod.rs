@@ -16,5 +16,6 @@ pub use labels::{
 };
 pub use logs::{LogError, LogFormat, init as init_logs, note_end};
 pub use metrics::{InFlight, Metrics};
+pub use process::{ProcessUsage, process_usage};
 pub use readiness::{Component, ComponentState, Readiness};
 pub use service_manager::{NotifyError, ServiceManager};

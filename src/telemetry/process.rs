@@ -50,21 +50,48 @@ impl Collector for ProcessCollector {
     }
 }
 
+/// What the process has used of the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessUsage {
+    /// Time in the program.
+    pub user: Duration,
+    /// Time in the kernel.
+    pub system: Duration,
+    /// The most resident memory so far, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// Returns what the process has used; zeros where the system does not tell.
+#[must_use]
+pub fn process_usage() -> ProcessUsage {
+    let [user, system] = cpu_times().unwrap_or_default().map(Duration::from_secs_f64);
+    ProcessUsage { user, system, peak_bytes: status_bytes("VmHWM:").unwrap_or_default() as u64 }
+}
+
 /// Returns the user and system time of the process in seconds.
+fn cpu_seconds() -> Option<f64> {
+    cpu_times().map(|[user, system]| user + system)
+}
+
+/// Returns the user and the system time of the process in seconds.
 ///
 /// The kernel writes both in hundredths of a second, independent of its own tick.
-fn cpu_seconds() -> Option<f64> {
+fn cpu_times() -> Option<[f64; 2]> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the name of the program in parentheses, and may hold spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some((user + system) / 100.0)
+    Some([user / 100.0, system / 100.0])
 }
 
 /// Returns the size of the resident set in bytes.
 fn resident_bytes() -> Option<f64> {
+    status_bytes("VmRSS:")
+}
+
+fn status_bytes(name: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes * 1024.0)
 }

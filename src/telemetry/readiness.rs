@@ -28,6 +28,8 @@ pub enum Component {
     Invalidations,
     /// The cache of a bucket, which needs what other workers announce.
     Cache,
+    /// The queue of requests of remote control.
+    RemoteControl,
     /// The storage engine.
     Storage,
     /// The worker's journal of commands.
@@ -52,6 +54,7 @@ impl Component {
             Self::Parking => "parking",
             Self::Invalidations => "invalidations",
             Self::Cache => "cache",
+            Self::RemoteControl => "remote_control",
             Self::Storage => "storage",
             Self::Journal => "journal",
             Self::Secrets => "secrets",

@@ -25,6 +25,8 @@ enum Missing {
     Stalled(Error),
     /// The broker ended its consumer: it was deleted, or its node went down.
     Cancelled,
+    /// It is new, and was not tried yet.
+    Added,
 }
 
 impl fmt::Display for Missing {
@@ -32,6 +34,7 @@ impl fmt::Display for Missing {
         match self {
             Self::Down(error) | Self::Stalled(error) => error.fmt(f),
             Self::Cancelled => f.write_str("the broker ended its consumer"),
+            Self::Added => f.write_str("it is new, and is being looked for"),
         }
     }
 }
@@ -127,6 +130,23 @@ impl ConsumedQueues {
         self.trial(queue, wait, session, joiner)
     }
 
+    /// Has a further queue consumed, and returns the trial that brings it.
+    pub(in crate::worker) fn add(
+        &mut self,
+        queue: &str,
+        session: &OpenSession,
+        joiner: &Arc<dyn QueueJoiner>,
+    ) -> BoxFuture<'static, Rejoin> {
+        self.wanted += 1;
+        self.missing.insert(queue.to_owned(), Missing::Added);
+        self.trial(queue, Duration::ZERO, session, joiner)
+    }
+
+    /// Forgets a queue that is not to be consumed any more.
+    pub(in crate::worker) fn forget(&mut self, queue: &str) {
+        self.missing.remove(queue);
+    }
+
     /// Returns one trial for each missing queue. Each lasts until the queue is consumed in this session again.
     pub(in crate::worker) fn trials(
         &self,
@@ -153,17 +173,16 @@ impl ConsumedQueues {
         Box::pin(trial.run())
     }
 
-    /// Notes what came of a trial, and returns the queue that is to be joined.
+    /// Notes what came of a trial, and returns the queue that is to be joined; `None` where it is not to be consumed any more.
     ///
     /// # Errors
     ///
     /// Why the session is lost; a queue that gives no consumer is left out of the next one.
-    pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<String, String> {
+    pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<Option<String>, String> {
         match consumer {
             Ok(()) => {
                 tracing::info!(queue, "consumed again");
-                self.missing.remove(&queue);
-                Ok(queue)
+                Ok(self.missing.remove(&queue).map(|_| queue))
             }
             Err(error) => {
                 let reason = error.to_string();

@@ -10,6 +10,8 @@ use crate::worker::delivery::destinations::Destinations;
 use crate::worker::invalidations::Coherence;
 use crate::worker::journal::Journal;
 use crate::worker::own_queues::OwnQueues;
+use crate::worker::remote::{Monitor, TaskLimits};
+use crate::worker::signals::Stop;
 
 /// What outlives a session.
 #[derive(Debug)]
@@ -26,6 +28,14 @@ pub(super) struct WorkerContext {
     pub(super) own_queues: OwnQueues,
     /// Which of the queues to be consumed are missing.
     pub(super) consumed_queues: ConsumedQueues,
+    /// What monitors are told.
+    pub(super) monitor: Monitor,
+    /// Why they are not, where that was said.
+    pub(super) unheard: Option<String>,
+    /// The limits of single tasks.
+    pub(super) limits: TaskLimits,
+    /// What remote control asked for.
+    pub(super) shutdown: Stop,
     /// Whether this user may make delay queues was looked at.
     pub(super) knows_rights: bool,
     /// The task that sends and receives the announcements of changed keys in this session.

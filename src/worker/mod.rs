@@ -11,6 +11,7 @@ mod intake;
 mod invalidations;
 mod journal;
 mod own_queues;
+mod remote;
 mod session_loop;
 mod signals;
 
@@ -31,12 +32,14 @@ use context::WorkerContext;
 use delivery::destinations::Destinations;
 use journal::Journal;
 use own_queues::{OwnQueue, OwnQueues};
+use remote::{Monitor, TaskLimits};
 use session_loop::{SessionEnd, SessionLoop};
 
 pub use clock::WallClock;
 pub use delivery::envelope::ParkedNote;
 pub use events::event_schema;
 pub use invalidations::Announcer;
+pub use remote::ShownSettings;
 pub use signals::{Stop, disregard, hangups, listen};
 
 /// Unsettled deliveries a queue begins with, whose sizes are not known yet.
@@ -77,6 +80,12 @@ pub struct WorkerOptions {
     pub time_limit: Option<Duration>,
     /// Soft limit of commands that bring none.
     pub soft_time_limit: Option<Duration>,
+    /// Celery's events about tasks are published.
+    pub task_events: bool,
+    /// Remote control is answered.
+    pub remote_control: bool,
+    /// What remote control shows of the settings.
+    pub shown: ShownSettings,
     /// Metric events are published.
     pub events: bool,
     /// Events in one message at most.
@@ -107,6 +116,16 @@ pub struct WorkerOptions {
     pub announcer: Announcer,
     /// The time of day.
     pub clock: WallClock,
+}
+
+impl WorkerOptions {
+    /// Returns how many deliveries and bytes of bodies each of so many queues may have unacknowledged.
+    fn prefetch(&self, queues: usize) -> (u16, u64) {
+        let prefetch = self.concurrency.saturating_mul(usize::from(self.prefetch_multiplier));
+        // AMQP's count has 16 bits, and 0 is no limit.
+        let prefetch = u16::try_from(prefetch).ok().filter(|prefetch| *prefetch > 0).unwrap_or(u16::MAX);
+        (prefetch, self.max_in_flight_bytes / PREFETCHED / queues.max(1) as u64)
+    }
 }
 
 /// How a worker that was told to stop left.
@@ -156,6 +175,7 @@ pub async fn run(
     let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
     let destinations = Destinations::default();
     let budget = Budget::new(options.max_in_flight_bytes);
+    let monitor = Monitor::new(&options.node, options.task_events, options.clock);
     let mut worker = WorkerContext {
         options,
         engine,
@@ -164,6 +184,10 @@ pub async fn run(
         metrics,
         own_queues: OwnQueues::new(readiness.clone()),
         consumed_queues: ConsumedQueues::default(),
+        monitor,
+        unheard: None,
+        limits: TaskLimits::default(),
+        shutdown: Stop::No,
         readiness,
         destinations,
         knows_rights: false,
@@ -191,7 +215,7 @@ pub async fn run(
                 let SessionEnd { lost, left_work } = session_loop.work(&mut stop).await;
                 match lost {
                     // A session that ends during the drain leaves its work behind as well.
-                    _ if *stop.borrow() != Stop::No => return Ok(departure(left_work)),
+                    _ if *stop.borrow() != Stop::No || worker.shutdown != Stop::No => return Ok(departure(left_work)),
                     None => return Ok(departure(left_work)),
                     Some(reason) => reason,
                 }
@@ -256,16 +280,14 @@ async fn open<'b>(worker: &'b mut WorkerContext, broker: &dyn Broker) -> Result<
         tracing::warn!(lack, "a permission is missing");
     }
     worker.journal.begin_session();
-    let prefetch = worker.options.concurrency.saturating_mul(usize::from(worker.options.prefetch_multiplier));
-    // AMQP's count has 16 bits, and 0 is no limit.
-    let prefetch = u16::try_from(prefetch).ok().filter(|prefetch| *prefetch > 0).unwrap_or(u16::MAX);
+    let (prefetch, bytes) = worker.options.prefetch(worker.options.queues.len());
     let WorkerContext { options, consumed_queues, .. } = &mut *worker;
     let queues = options.queues.len().max(1);
     // While several are begun one after another, nobody takes what the first ones send.
     let first = if queues == 1 { FIRST_PREFETCH } else { (FIRST_PREFETCH / 2 / queues).max(1) };
     let first = prefetch.min(u16::try_from(first).unwrap_or(1));
     let mut consumer = consumed_queues.consume(&*session, &options.queues, first, &options.node).await?;
-    consumer.adapt_prefetch(prefetch, options.max_in_flight_bytes / PREFETCHED / queues as u64);
+    consumer.adapt_prefetch(prefetch, bytes);
     let condition = consumed_queues.condition();
     if let ComponentState::Degraded(reason) = &condition {
         tracing::warn!(reason, "not all queues are consumed");

@@ -1,5 +1,6 @@
 //! One session's work: the conductor of every command, from its delivery to its acknowledgement.
 
+mod control;
 mod deferred;
 mod delivery;
 mod intake;
@@ -16,11 +17,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::broker::{Consumer, DOUBT, End, OpenSession};
 use crate::celery::error::Exception;
+use crate::celery::event::WorkerEvent;
+use crate::celery::message::Publication;
+use crate::celery::reply::Revocation;
 use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
@@ -37,10 +41,11 @@ use crate::worker::intake::lines::Intake;
 use crate::worker::intake::policy::{Policy, ReadyTask, TaskContext};
 use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
+use crate::worker::remote::Pidbox;
 use crate::worker::signals::Stop;
 use deferred::{Deferred, PATIENCE};
 use parking::ParkingState;
-use waits::{looked, sleep_until};
+use waits::{looked, notified, sleep_until};
 
 /// A broker that has said nothing for so long may be cut off: what ends is written down at once, for siblings to find.
 const HUSH: Duration = Duration::from_secs(1);
@@ -75,6 +80,10 @@ struct RunningCommand {
     stale: Stale,
     started: Instant,
     held: Option<Held>,
+    /// Ends its run.
+    handle: AbortHandle,
+    /// It was stopped by a signal of this number.
+    terminated: Option<i32>,
     _in_flight: telemetry::InFlight,
 }
 
@@ -93,6 +102,12 @@ pub(super) struct SessionLoop<'b> {
     outbox: Outbox,
     in_flight: InFlightBatches,
     parking: ParkingState,
+    /// Requests of remote control.
+    pidbox: Pidbox,
+    /// Answers to them.
+    replies: Vec<Publication>,
+    /// What monitors and those who asked are being told.
+    notifying: Option<BoxFuture<'static, Option<String>>>,
     /// When it was last looked what waits for too long.
     looked: Option<Instant>,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
@@ -112,11 +127,23 @@ pub(super) struct SessionLoop<'b> {
 impl<'b> SessionLoop<'b> {
     pub(super) fn new(worker: &'b mut WorkerContext, session: OpenSession, consumer: Box<dyn Consumer>) -> Self {
         let trials = worker.consumed_queues.trials(&session, &consumer.joiner()).into_iter().collect();
+        let mut policy = Policy::new(&worker.options, session.frame_max());
+        policy.set_limits(worker.limits.clone());
+        worker.monitor.forget();
+        worker.monitor.worker(WorkerEvent::Online, 0);
         Self {
-            policy: Policy::new(&worker.options, session.frame_max()),
+            policy,
             scheduler: Scheduler::new(worker.options.concurrency),
             intake: Intake::new(&worker.budget, &worker.options.spool),
             parking: ParkingState::new(&session, worker),
+            pidbox: Pidbox::new(
+                session.share(),
+                &worker.options.node,
+                worker.options.remote_control,
+                worker.readiness.clone(),
+            ),
+            replies: Vec::new(),
+            notifying: None,
             worker,
             session,
             consumer,
@@ -152,6 +179,9 @@ impl<'b> SessionLoop<'b> {
         }
         self.abandon().await;
         let mut closed = false;
+        if lost.is_none() {
+            self.say_goodbye().await;
+        }
         // A cold or late stop says no farewell: the broker requeues what a closed socket leaves behind.
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
         if lost.is_none() && self.stop != Stop::Cold && !late {
@@ -181,7 +211,7 @@ impl<'b> SessionLoop<'b> {
         let mut blocked = self.worker.note_state(&state.borrow_and_update().clone())?;
         self.look_after_queues();
         loop {
-            let asked = *stop.borrow();
+            let asked = (*stop.borrow()).max(self.worker.shutdown);
             if asked > self.stop {
                 self.begin_stop(asked, stop).await;
                 // What was asked meanwhile counts as seen and would wake nobody.
@@ -203,6 +233,8 @@ impl<'b> SessionLoop<'b> {
                 self.start_ready()?;
             }
             self.send()?;
+            let beat = self.worker.monitor.beat(self.running.len());
+            self.notify();
             // Either nothing else will write the last lines for us, which must not look open after a crash; or the flight
             // may never land, and a sibling that is given what ended here meanwhile must find its answer.
             if self.in_flight.is_clear() || silence > HUSH {
@@ -218,7 +250,7 @@ impl<'b> SessionLoop<'b> {
                 }
             }
             self.count_blocked();
-            let (deadline, wake) = (self.deadline, self.next_wake());
+            let (deadline, wake) = (self.deadline, self.next_wake().min(beat));
             let full = self.worker.journal.is_full();
             tokio::select! {
                 biased;
@@ -238,6 +270,8 @@ impl<'b> SessionLoop<'b> {
                     self.looked(looked);
                 }
                 Some(rejoin) = self.trials.next(), if self.stop == Stop::No => self.rejoined(rejoin)?,
+                request = self.pidbox.next() => self.control(&request),
+                failed = notified(&mut self.notifying) => self.notified(failed),
                 batch = self.parking.consumer.next(), if self.stop == Stop::No => self.came_back(batch),
                 // While the broker blocks as well: what is on its way is kept where the budget wants it, and nothing is begun.
                 batch = self.consumer.next(), if self.stop == Stop::No && !full => match batch {
@@ -299,6 +333,9 @@ impl<'b> SessionLoop<'b> {
     /// Hands over what a command owes. Over a bucket, the other workers are first told which values its earlier run may have
     /// changed; those of a local store compare files.
     fn post(&mut self, mut pending: PendingAck) {
+        if let Some(news) = pending.news.take() {
+            self.worker.monitor.ended(&news);
+        }
         self.intake.count(&mut pending);
         let stale = std::mem::take(&mut pending.stale);
         if stale.is_none() || !self.worker.options.is_shared {
@@ -328,10 +365,27 @@ impl<'b> SessionLoop<'b> {
         }
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let stale = std::mem::take(&mut running.stale);
+        if let (Some(signum), Err(_)) = (running.terminated, &ended) {
+            return self.was_terminated(running, signum, stale);
+        }
         let (answer, context) = self.record(running, ended);
         let mut pending = self.policy.settlement.close_answered(context, answer);
         pending.stale = stale;
         pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { bytes: held }));
+        self.post(pending);
+    }
+
+    /// Takes in that a command was stopped before it took effect.
+    fn was_terminated(&mut self, running: RunningCommand, signum: i32, stale: Stale) {
+        let context = running.context;
+        tracing::info!(task_id = context.request.id, task = running.definition.task, signum, "terminated");
+        self.worker.journal.ended(context.identity.digest);
+        self.worker.monitor.terminated(&context.request, signum);
+        let outcome = CommandOutcome::Revoked;
+        let command = Command::from_task(running.definition.task);
+        self.worker.metrics.record_command(command, outcome, context.received.elapsed());
+        let mut pending = self.policy.settlement.close(context, &TaskEnd::Revoked(Revocation::Terminated));
+        pending.stale = stale;
         self.post(pending);
     }
 
@@ -355,9 +409,16 @@ impl<'b> SessionLoop<'b> {
             Some(text) => self.worker.journal.finished(context.identity.digest, &text),
             None => self.worker.journal.ended(context.identity.digest),
         }
+        let (request, ran) = (&context.request, started.elapsed());
         let outcome = match &answer.outcome {
-            Outcome::Success(_) => CommandOutcome::Succeeded,
-            Outcome::Failure(_) => CommandOutcome::Failed,
+            Outcome::Success(result) => {
+                self.worker.monitor.succeeded(request, result, definition.shows_result(), ran);
+                CommandOutcome::Succeeded
+            }
+            Outcome::Failure(exception) => {
+                self.worker.monitor.failed(request, exception);
+                CommandOutcome::Failed
+            }
         };
         self.worker.metrics.record_command(Command::from_task(definition.task), outcome, context.received.elapsed());
         (answer, context)
@@ -395,7 +456,13 @@ impl<'b> SessionLoop<'b> {
 
     /// Consumes a queue that is back, besides the others; nothing that runs or waits has to end for it.
     fn rejoined(&mut self, rejoin: Rejoin) -> Result<(), String> {
-        let queue = self.worker.consumed_queues.rejoin(rejoin)?;
+        let joined = rejoin.queue.clone();
+        let Some(queue) = self.worker.consumed_queues.rejoin(rejoin)? else {
+            // It was given up meanwhile.
+            self.consumer.join(&joined);
+            self.consumer.leave(&joined);
+            return Ok(());
+        };
         // A node that is back in its cluster may hand out again what it had handed out before, without saying so.
         self.worker.journal.queue_found();
         self.consumer.join(&queue);

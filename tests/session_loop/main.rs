@@ -9,6 +9,7 @@ mod model;
 mod parking;
 mod random;
 mod reactions;
+mod remote;
 mod scripted;
 mod sent;
 mod sequential;

@@ -11,7 +11,7 @@ use filestorage::provider::BackendKind;
 use filestorage::results::Rpc;
 use filestorage::storage::{Cache, CacheOptions, Memory};
 use filestorage::telemetry::{Component, Metrics, Readiness};
-use filestorage::worker::{self, Announcer, Departure, Stop, WallClock, WorkerOptions};
+use filestorage::worker::{self, Announcer, Departure, ShownSettings, Stop, WallClock, WorkerOptions};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -87,6 +87,9 @@ impl Site {
             track_started: false,
             time_limit: None,
             soft_time_limit: None,
+            task_events: false,
+            remote_control: true,
+            shown: ShownSettings::default(),
             events: true,
             events_max_batch: 256,
             max_reply_bytes: 1 << 20,

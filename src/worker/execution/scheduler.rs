@@ -192,6 +192,26 @@ impl<J: Schedulable> Scheduler<J> {
         Some(task)
     }
 
+    /// Returns how many tasks may run at once.
+    pub(in crate::worker) const fn permits(&self) -> usize {
+        self.permits
+    }
+
+    /// Sets how many tasks may run at once; what runs beyond that goes on to its end.
+    pub(in crate::worker) const fn set_permits(&mut self, permits: usize) {
+        self.permits = permits;
+    }
+
+    /// Walks the tasks that wait for their turn, those whose keys are free first.
+    pub(in crate::worker) fn waiting(&self) -> impl Iterator<Item = &J> {
+        let ready = self.ready.iter().flatten().map(|ready| &ready.task);
+        let behind = self.busy.values().flatten().filter_map(|waiter| match waiter {
+            Waiter::Whole(task) => Some(task),
+            Waiter::Part(_) => None,
+        });
+        ready.chain(behind).chain(self.gathering.values().map(|gathering| &gathering.task))
+    }
+
     /// Counts the tasks that only wait for others of their kind: of their keys, or of their share.
     pub(in crate::worker) fn blocked(&self) -> usize {
         self.behind + self.beyond_share()

@@ -21,6 +21,7 @@ use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::intake::policy::TaskContext;
 use crate::worker::journal::Identity;
+use crate::worker::remote::News;
 use crate::worker::{WallClock, WorkerOptions};
 
 pub(in crate::worker) use finished::exception;
@@ -37,8 +38,8 @@ const LEAST_MESSAGE: usize = 16 << 20;
 pub(in crate::worker) enum TaskEnd<'a> {
     /// With an answer: it ran, or its arguments were refused, or the journal knows it.
     Answered(&'a Answer),
-    /// It was not run in time.
-    Expired,
+    /// It was not run in time, was revoked before it ran, or was stopped.
+    Revoked(Revocation),
     /// It cannot be run: answered, and kept in the dead queue.
     Unrunnable { exception: Exception, reason: &'static str, message: &'a Message, origin: &'a Origin },
 }
@@ -201,11 +202,15 @@ impl Settlement {
                 self.after_failure(&mut pending, &request, &identity, exception, kept.as_deref(), now);
                 self.tell(&mut pending, &request, &identity, answered, now);
             }
-            TaskEnd::Expired => {
-                pending.then.extend(part(&State::Revoked(Revocation::Expired)));
-                pending.then.extend(answer(&State::Revoked(Revocation::Expired)));
+            TaskEnd::Revoked(revocation) => {
+                pending.then.extend(part(&State::Revoked(*revocation)));
+                pending.then.extend(answer(&State::Revoked(*revocation)));
+                // Of what ran, the monitors were told.
+                pending.news = (*revocation != Revocation::Terminated)
+                    .then(|| Box::new(News::revoked(&request, *revocation == Revocation::Expired)));
             }
             TaskEnd::Unrunnable { exception, reason, message, origin } => {
+                pending.news = Some(Box::new(News::failed(&request, exception)));
                 pending.then.extend(part(&State::Failure(exception)));
                 pending.then.extend(answer(&State::Failure(exception)));
                 if *reason != "not-registered" {
@@ -289,9 +294,9 @@ impl Settlement {
     }
 
     /// Makes what a command owes that waits in the broker until its eta; where, is found out later.
-    pub(in crate::worker) fn delayed(&self, context: TaskContext) -> PendingAck {
-        let mut pending = PendingAck::new(Some(context.ack_token), None);
-        pending.reply_to = self.results.recipient(&context.request);
+    pub(in crate::worker) fn delayed(&self, ack_token: AckToken, request: &TaskRequest) -> PendingAck {
+        let mut pending = PendingAck::new(Some(ack_token), None);
+        pending.reply_to = self.results.recipient(request);
         pending
     }
 

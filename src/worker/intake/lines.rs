@@ -9,15 +9,15 @@ use jiff::Timestamp;
 
 use crate::broker::Delivery;
 use crate::celery::body;
-use crate::celery::message::Message;
-use crate::celery::request::Unreadable;
+use crate::celery::message::{Message, Origin};
+use crate::celery::request::{TaskRequest, Unreadable};
 use crate::commands::{Budget, Held, Keys, Spool};
 use crate::telemetry::CommandOutcome;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 use crate::worker::intake::fault::fault;
-use crate::worker::intake::policy::{Decision, Policy, ReadyTask, Work};
+use crate::worker::intake::policy::{Decision, Policy, ReadyTask, TaskContext, Work};
 use crate::worker::intake::reader::{OpenedMessage, SMALL, Size};
 use crate::worker::intake::reading::Readings;
 use crate::worker::intake::sealed::{BodyStore, Known, Sealed};
@@ -60,12 +60,22 @@ pub(in crate::worker) enum Next {
     Schedule(Box<ReadyTask>),
     /// It has ended already.
     Ended(Box<PendingAck>, CommandOutcome),
-    /// It waits in the broker until its eta, and comes back to this queue.
-    Delay(Box<PendingAck>, Box<Message>, String, Timestamp),
+    /// It waits in the broker until its eta.
+    Delay(Box<DelayedTask>),
     /// Its keys are searched for: [`Intake::was_found`].
     Search(Box<Delivery>),
     /// It is read before anything behind it: [`Intake::was_opened`].
     Open(Box<Delivery>),
+}
+
+/// A task that waits in the broker until its eta, and comes back to its queue.
+#[derive(Debug)]
+pub(in crate::worker) struct DelayedTask {
+    pub(in crate::worker) pending: PendingAck,
+    pub(in crate::worker) request: TaskRequest,
+    pub(in crate::worker) message: Message,
+    pub(in crate::worker) origin: Origin,
+    pub(in crate::worker) eta: Timestamp,
 }
 
 impl Intake {
@@ -237,10 +247,11 @@ impl Intake {
         match decision {
             Decision::Ended(pending, outcome) => Ok(Next::Ended(pending, outcome)),
             Decision::Delay(context, message, origin, eta, inflow) => {
-                let mut pending = policy.settlement.delayed(*context);
+                let TaskContext { ack_token, request, .. } = *context;
+                let mut pending = policy.settlement.delayed(ack_token, &request);
                 let bytes = self.budget.keep(message.body.len() as u64);
                 pending.weights.extend([Weight::Held { bytes }, Weight::Read { _bytes: inflow }]);
-                Ok(Next::Delay(Box::new(pending), message, origin.queue, eta))
+                Ok(Next::Delay(Box::new(DelayedTask { pending, request, message: *message, origin, eta })))
             }
             Decision::Run(_) => Err(fault("a command is to run whose message was not read")),
             Decision::Seal(..) => Err(fault("a message is to be read that was read already")),

@@ -9,10 +9,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::broker::{DEAD_QUEUE, Delivery, Inflow};
+use crate::broker::{DEAD_QUEUE, DELAY_PREFIX, Delivery, Inflow};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
-use crate::celery::reply::Extended;
+use crate::celery::reply::{Extended, Revocation};
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
 use crate::commands::{self, CommandTable, Definition, Facts, Keys, Redelivered};
 use crate::telemetry::CommandOutcome;
@@ -23,7 +23,8 @@ use crate::worker::execution::scheduler::Share;
 use crate::worker::execution::settlement::{Settlement, TaskEnd, exception};
 use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
 use crate::worker::invalidations::Stale;
-use crate::worker::journal::{Admission, History, Identity, Journal};
+use crate::worker::journal::{Admission, History, Identity, Journal, Revocations};
+use crate::worker::remote::{News, TaskLimits};
 use crate::worker::{WallClock, WorkerOptions};
 
 #[cfg(test)]
@@ -53,8 +54,26 @@ pub(in crate::worker) struct Policy {
     extended: bool,
     hard: Option<Duration>,
     soft: Option<Duration>,
+    limits: TaskLimits,
     max_crashes: u32,
     clock: WallClock,
+}
+
+/// Tells whether a message comes from a delay queue of ours.
+pub(in crate::worker) fn was_delayed(message: &Message) -> bool {
+    message.headers.text("x-first-death-queue").is_some_and(|queue| queue.starts_with(DELAY_PREFIX))
+}
+
+/// Tells why a task must not begin, if it must not.
+pub(in crate::worker) fn revocation(
+    request: &TaskRequest,
+    now: Timestamp,
+    revocations: &mut Revocations,
+) -> Option<Revocation> {
+    if request.expires.is_some_and(|expires| expires <= now) {
+        return Some(Revocation::Expired);
+    }
+    revocations.contains(request).then_some(Revocation::Revoked)
 }
 
 impl Policy {
@@ -70,6 +89,7 @@ impl Policy {
             extended: options.result_extended,
             hard: options.time_limit,
             soft: options.soft_time_limit,
+            limits: TaskLimits::default(),
             max_crashes: options.max_crashes,
             clock: options.clock,
         }
@@ -109,6 +129,8 @@ impl Policy {
         let mut context = TaskContext {
             ack_token,
             origin: origin.clone(),
+            was_delayed: was_delayed(&message),
+            priority: message.properties.priority,
             request,
             extended,
             identity,
@@ -146,11 +168,9 @@ impl Policy {
         // What has an answer is over, whatever else may be said of it; a large one is read for what follows it only.
         let is_over = answer.is_some();
         let now = self.clock.now();
-        if !is_over && context.request.expires.is_some_and(|expires| expires <= now) {
-            return Decision::Ended(
-                Box::new(self.settlement.close(context, &TaskEnd::Expired)),
-                CommandOutcome::Revoked,
-            );
+        if !is_over && let Some(revocation) = revocation(&context.request, now, &mut journal.revocations) {
+            let pending = self.settlement.close(context, &TaskEnd::Revoked(revocation));
+            return Decision::Ended(Box::new(pending), CommandOutcome::Revoked);
         }
         if let Some(eta) = context.request.eta.filter(|eta| *eta > now && !is_over) {
             return Decision::Delay(Box::new(context), Box::new(message), origin, eta, inflow);
@@ -196,6 +216,7 @@ impl Policy {
             limit,
             redelivered,
             history,
+            promised: None,
             waits_since: None,
         }
     }
@@ -203,13 +224,26 @@ impl Policy {
     fn misused(&self, definition: &Definition, context: TaskContext, error: commands::CommandError) -> Decision {
         let outcome = Outcome::Failure(exception(error));
         let event = self.settlement.event(definition, &context, &outcome, Facts::default(), 0.0);
+        let news = match &outcome {
+            Outcome::Failure(exception) => Some(Box::new(News::failed(&context.request, exception))),
+            Outcome::Success(_) => None,
+        };
         let answer = Answer { outcome, event, more: Vec::new() };
-        Decision::Ended(Box::new(self.settlement.close(context, &TaskEnd::Answered(&answer))), CommandOutcome::Failed)
+        let mut pending = self.settlement.close(context, &TaskEnd::Answered(&answer));
+        pending.news = news;
+        Decision::Ended(Box::new(pending), CommandOutcome::Failed)
+    }
+
+    /// Takes over the limits that remote control has set.
+    pub(in crate::worker) fn set_limits(&mut self, limits: TaskLimits) {
+        self.limits = limits;
     }
 
     fn limit(&self, request: &TaskRequest) -> Option<Limit> {
-        let hard = request.time_limit.or(self.hard).map(Limit::Hard);
-        let soft = request.soft_time_limit.or(self.soft).map(Limit::Soft);
+        let set = self.limits.times(&request.task);
+        let (hard, soft) = set.map_or((self.hard, self.soft), |set| (set.hard, set.soft));
+        let hard = request.time_limit.or(hard).map(Limit::Hard);
+        let soft = request.soft_time_limit.or(soft).map(Limit::Soft);
         [soft, hard].into_iter().flatten().min_by_key(Limit::after)
     }
 

@@ -20,6 +20,7 @@ mod lookup;
 mod queue_loss;
 mod record;
 mod remake;
+mod revocations;
 mod segment;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -41,6 +42,7 @@ pub(super) use admission::{Admission, History, Question};
 #[cfg(test)]
 pub(super) use admission::{LONGEST_WAIT, SESSION_WAIT};
 pub(super) use identity::{Digest, Identity};
+pub(super) use revocations::{Revocations, Revoked};
 
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
 /// Answers whose acknowledgement got lost are no more than one prefetch.
@@ -85,6 +87,8 @@ pub(super) struct Journal {
     /// What runs and came from a queue that went away since: it may come again although this session lives.
     returning: HashSet<Digest>,
     siblings: BTreeMap<String, SegmentReader>,
+    /// What must not run.
+    pub(super) revocations: Revocations,
     /// Dead writers whose crash is counted here and whose files are still theirs.
     counted: BTreeSet<String>,
     /// Something in the journals is of the earlier version.
@@ -133,6 +137,7 @@ impl Journal {
             ledger: Ledger::default(),
             returning: HashSet::new(),
             siblings: BTreeMap::new(),
+            revocations: Revocations::open(folder, clock),
             counted: BTreeSet::new(),
             earlier: false,
             open_since: Instant::now(),

@@ -8,7 +8,8 @@ use crate::broker::Delivery;
 use crate::celery::park;
 use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
-use crate::worker::intake::lines::Next;
+use crate::worker::intake::lines::{DelayedTask, Next};
+use crate::worker::intake::policy::{TaskContext, was_delayed};
 use crate::worker::intake::reader::Reading;
 use crate::worker::intake::reading::{AfterReading, ReadingTask};
 
@@ -54,15 +55,33 @@ impl SessionLoop<'_> {
     fn go_on(&mut self, all: impl IntoIterator<Item = Next>) {
         for next in all {
             match next {
-                Next::Schedule(task) => self.scheduler.submit(*task),
+                Next::Schedule(task) => {
+                    let TaskContext { request, was_delayed, .. } = &task.context;
+                    // A retry is received anew, as by a Python worker.
+                    if !was_delayed || request.retries > 0 {
+                        self.worker.monitor.received(request, &task.keys, None);
+                    }
+                    self.scheduler.submit(*task);
+                }
                 Next::Ended(pending, outcome) => {
                     self.worker.metrics.record_command(Command::Other, outcome, Duration::ZERO);
                     self.post(*pending);
                 }
-                Next::Delay(pending, message, queue, eta) => {
+                Next::Delay(task) => {
+                    let DelayedTask { pending, request, message, origin, eta } = *task;
+                    if !was_delayed(&message) {
+                        self.worker.monitor.received(&request, &[], Some(eta));
+                    }
                     self.worker.metrics.record_command(Command::Other, CommandOutcome::Parked, Duration::ZERO);
                     let (session, clock) = (self.session.share(), self.worker.options.clock);
-                    self.deferred.push(Box::pin(deferred::delay(session, clock, *pending, park(&message), queue, eta)));
+                    self.deferred.push(Box::pin(deferred::delay(
+                        session,
+                        clock,
+                        pending,
+                        park(&message),
+                        origin.queue,
+                        eta,
+                    )));
                 }
                 Next::Search(delivery) => {
                     let (reader, budget) = (self.policy.reader.clone(), self.worker.budget.clone());

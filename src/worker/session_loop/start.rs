@@ -3,13 +3,14 @@
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{RunningCommand, SKEW, SessionLoop, before, deferred};
+use super::deferred::{self, Deferred};
+use super::{RunningCommand, SKEW, SessionLoop, before};
 use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
 use crate::worker::execution::settlement::TaskEnd;
-use crate::worker::intake::policy::{ReadyTask, Work};
+use crate::worker::intake::policy::{ReadyTask, Work, revocation};
 use crate::worker::intake::sealed::Known;
 use crate::worker::journal::Admission;
 
@@ -78,8 +79,16 @@ impl SessionLoop<'_> {
                     continue;
                 }
             }
-            if task.context.request.expires.is_some_and(|expires| expires <= now) {
-                self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Expired);
+            if let Some(revocation) = revocation(&task.context.request, now, &mut self.worker.journal.revocations) {
+                self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Revoked(revocation));
+                continue;
+            }
+            if let Some(wait) = self.worker.limits.wait(task.definition.task, &mut task.promised) {
+                let task = self.put_off(task);
+                self.deferred.push(Box::pin(async move {
+                    tokio::time::sleep(wait).await;
+                    Deferred::Reconsider(Box::new(task))
+                }));
                 continue;
             }
             self.worker.journal.started(&task.context.identity, scheduler::Schedulable::is_suspect(&task));
@@ -115,6 +124,8 @@ impl SessionLoop<'_> {
         if let Some(pending) = self.policy.settlement.started(&task.context) {
             self.outbox.push(pending);
         }
+        self.worker.monitor.count(task.definition.task);
+        self.worker.monitor.started(&task.context.request);
         let commit_guard = CommitGuard::default();
         let context = Context {
             operation_id: task.context.identity.digest.to_string(),
@@ -125,7 +136,12 @@ impl SessionLoop<'_> {
         };
         let span = tracing::info_span!("command", task_id = task.context.request.id, task = task.definition.task);
         self.begun += 1;
+        let work = run(command, self.worker.engine.clone(), context, task.limit);
+        let handle = self.tasks.spawn(work.instrument(span));
+        let id = handle.id();
         let running = RunningCommand {
+            handle,
+            terminated: None,
             number: self.begun,
             stale: task.stale(),
             definition: task.definition,
@@ -138,8 +154,6 @@ impl SessionLoop<'_> {
             _in_flight: self.worker.metrics.command_in_flight(),
             context: task.context,
         };
-        let work = run(command, self.worker.engine.clone(), context, task.limit);
-        let handle = self.tasks.spawn(work.instrument(span));
-        self.running.insert(handle.id(), running);
+        self.running.insert(id, running);
     }
 }

@@ -13,6 +13,14 @@ pub(in crate::worker) async fn looked(looking: &mut Option<BoxFuture<'static, Lo
     }
 }
 
+/// Waits until what is told was sent, for ever where nothing is; returns why it was not.
+pub(in crate::worker) async fn notified(notifying: &mut Option<BoxFuture<'static, Option<String>>>) -> Option<String> {
+    match notifying {
+        Some(notifying) => notifying.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits until a deadline, for ever where there is none.
 pub(in crate::worker) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {

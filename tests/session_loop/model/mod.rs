@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use filestorage::celery::message::Message;
+use filestorage::celery::message::{Message, Publication};
 use tokio::time::Instant;
 
 use crate::random::Random;
@@ -85,6 +85,12 @@ pub(crate) struct Model {
     pub(crate) doubtful: BTreeSet<String>,
     /// Every publication that reached the broker.
     pub(crate) arrivals: Vec<Arrival>,
+    /// What may be lost is taken; otherwise whoever sends it waits for ever.
+    pub(crate) takes_notices: bool,
+    /// Another session has the queues of requests.
+    pub(crate) locked: bool,
+    /// What may be lost, and was sent: events for monitors and answers to remote control.
+    pub(crate) notices: Vec<(Instant, Publication)>,
     pub(crate) exchange: Exchange,
     /// The delay queues cannot be reached.
     pub(crate) delays_are_down: bool,
@@ -119,6 +125,9 @@ impl Model {
             settled: Vec::new(),
             doubtful: BTreeSet::new(),
             arrivals: Vec::new(),
+            takes_notices: true,
+            locked: false,
+            notices: Vec::new(),
             exchange: Exchange::Works,
             delays_are_down: false,
             delayed: Vec::new(),

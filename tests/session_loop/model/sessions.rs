@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use filestorage::broker::State;
+use filestorage::celery::message::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -78,6 +79,8 @@ pub(crate) struct Client {
     /// Silences that are over.
     gaps: Vec<(Instant, Instant)>,
     pub(crate) listeners: Vec<mpsc::UnboundedSender<Bytes>>,
+    /// Where requests of remote control go.
+    pub(crate) controls: Vec<mpsc::UnboundedSender<Message>>,
 }
 
 /// What a session sent while nothing came through.
@@ -107,6 +110,7 @@ impl Model {
             delayed: Vec::new(),
             gaps: Vec::new(),
             listeners: Vec::new(),
+            controls: Vec::new(),
         };
         self.clients.insert(number, client);
         self.note(&format!("open {number} {node}"));

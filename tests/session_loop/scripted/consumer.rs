@@ -67,6 +67,14 @@ impl Consumer for ScriptedConsumer {
         self.set_blocked(0);
     }
 
+    fn leave(&mut self, queue: &str) {
+        self.broker.change(|model| {
+            model.note(&format!("leave {} {queue}", self.number));
+            let client = model.clients.get_mut(&self.number).unwrap();
+            client.consumed.retain(|(consumed, _)| consumed != queue);
+        });
+    }
+
     fn set_blocked(&mut self, count: usize) {
         let Some(full) = self.full else { return };
         let mut model = self.broker.lock();

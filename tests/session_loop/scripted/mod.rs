@@ -2,6 +2,7 @@
 
 mod announcements;
 mod consumer;
+mod notices;
 mod parked;
 mod publish;
 mod session;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use filestorage::broker::{
     self, Announcements, BrokerSession, ConsumeError, Consumer, DEAD_QUEUE, Error, ErrorKind, Look, METRICS_QUEUE,
-    PARKED_QUEUE, ParkedSource, Parking, Presence, PublishError, QueueSpec, State,
+    NoticeSource, PARKED_QUEUE, ParkedSource, Parking, Presence, PublishError, QueueSpec, State, Subscription,
 };
 use filestorage::celery::message::{Address, Message, Publication};
 use futures_util::future::BoxFuture;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Scripted;
 use super::announcements::Listener;
 use super::consumer::ScriptedConsumer;
+use super::notices::ScriptedNotices;
 use super::parked::ScriptedParked;
 use crate::model::{Exchange, Model, Mood, Queue};
 
@@ -120,6 +121,10 @@ impl ScriptedSession {
 impl BrokerSession for ScriptedSession {
     fn address(&self) -> String {
         "scripted".to_owned()
+    }
+
+    fn url(&self) -> Option<&broker::BrokerUrl> {
+        None
     }
 
     fn watch(&self) -> watch::Receiver<State> {
@@ -292,6 +297,39 @@ impl BrokerSession for ScriptedSession {
         let (sender, listener) = mpsc::unbounded_channel();
         self.broker.change(|model| model.clients.get_mut(&self.number).unwrap().listeners.push(sender));
         Ok(Box::new(Listener { listener, state: self.state() }))
+    }
+
+    async fn subscribe(&self, subscription: &Subscription) -> broker::Result<Box<dyn NoticeSource>> {
+        self.answer().await?;
+        let mut model = self.broker.lock();
+        let queue = &subscription.queue.name;
+        model.note(&format!("subscribe {} {queue}", self.number));
+        if model.forbidden.contains(queue) {
+            return Err(Error::new(ErrorKind::Denied, format!("no right to make {queue}")));
+        }
+        if model.locked {
+            return Err(Error::new(ErrorKind::Down, format!("{queue} is locked")));
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        model.clients.get_mut(&self.number).unwrap().controls.push(sender);
+        drop(model);
+        Ok(Box::new(ScriptedNotices { receiver, state: self.state() }))
+    }
+
+    async fn notify(&self, exchange: &broker::Exchange, publications: Vec<Publication>) -> broker::Result<()> {
+        self.pass().await?;
+        if !self.broker.lock().takes_notices {
+            std::future::pending::<()>().await;
+        }
+        self.broker.change(|model| {
+            if model.forbidden.contains(&exchange.name) {
+                return Err(Error::new(ErrorKind::Denied, format!("no right to make {}", exchange.name)));
+            }
+            if model.clients[&self.number].cut.is_none() {
+                model.notices.extend(publications.into_iter().map(|publication| (Instant::now(), publication)));
+            }
+            Ok(())
+        })
     }
 
     async fn close(&self) -> bool {

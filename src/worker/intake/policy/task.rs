@@ -12,6 +12,7 @@ use crate::worker::execution::scheduler::{Schedulable, Share};
 use crate::worker::intake::sealed::Sealed;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{History, Identity};
+use crate::worker::remote::limits::PromisedStart;
 
 /// Bytes from which on a command moves a large value, and may have a part of the permits only.
 pub(in crate::worker) const LARGE: u64 = 1 << 20;
@@ -22,6 +23,10 @@ pub(in crate::worker) struct TaskContext {
     pub(in crate::worker) ack_token: AckToken,
     /// How it came.
     pub(in crate::worker) origin: Origin,
+    /// It was in a delay queue of ours before; monitors know it.
+    pub(in crate::worker) was_delayed: bool,
+    /// The priority of its message.
+    pub(in crate::worker) priority: Option<u8>,
     pub(in crate::worker) request: TaskRequest,
     pub(in crate::worker) extended: Option<Extended>,
     /// What the journal knows it by.
@@ -59,6 +64,8 @@ pub(in crate::worker) struct ReadyTask {
     pub(in crate::worker) redelivered: Option<Redelivered>,
     /// What is known of its delivery; the journals are asked again right before it runs.
     pub(super) history: History,
+    /// When it may begin, where its task has a rate limit.
+    pub(in crate::worker) promised: Option<PromisedStart>,
     /// Since when it waits for the end of a run elsewhere.
     pub(super) waits_since: Option<Instant>,
 }

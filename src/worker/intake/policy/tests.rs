@@ -29,6 +29,9 @@ impl Table {
     pub(in crate::worker::intake) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = WorkerOptions {
+            task_events: false,
+            remote_control: true,
+            shown: crate::worker::ShownSettings::default(),
             node: "w@h".into(),
             commands: CommandTable::default(),
             queues: vec!["q".into()],
