@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{
     BrokerOptions, BrokerUrl, Error, ErrorKind, LoginMethod, Result, State, Tls, error, gate::Gate, keepalive,
-    lapin_workarounds::open_stream, last_read::LastRead, notify::Notifier, state::StateCell, url,
+    lapin_workarounds::open_stream, last_read::LastRead, state::StateCell, url,
 };
 use crate::queue_name::RESERVED_PREFIX;
 
@@ -45,7 +45,6 @@ pub(super) struct Link {
     pub(super) delays: Mutex<HashSet<u64>>,
     /// The queues of parked publications are there.
     pub(super) parking: AtomicBool,
-    pub(super) notifier: Notifier,
 }
 
 impl fmt::Debug for Link {
@@ -66,8 +65,7 @@ impl Link {
         let last_read = [last_read, publishing_heard];
         let (url, options) = (url.clone(), options.clone());
         let (delays, parking) = (Mutex::default(), AtomicBool::default());
-        let notifier = Notifier::default();
-        let link = Self { consuming, publishing, last_read, gate, state, url, options, delays, parking, notifier };
+        let link = Self { consuming, publishing, last_read, gate, state, url, options, delays, parking };
         // What is handed out comes here, so here silence matters; a blocked broker does not even read the other connection.
         keepalive::keep(link.channel().await?, link.last_read[0].clone(), link.state.clone());
         Ok(link)

@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     BrokerOptions, BrokerUrl, ConsumeError, Delay, Deliveries, Error, ErrorKind, Exchange, Notices, Parking, Publisher,
-    Result, Settler, State, Subscription, Topology, consume, link::Link, subscribe,
+    Result, Settler, State, Subscription, Topology, consume, link::Link, notify::Notifier, subscribe,
 };
 
 use crate::celery::message::Publication;
@@ -20,6 +20,7 @@ const HASTE: Duration = Duration::from_secs(3);
 pub struct Session {
     pub(super) link: Arc<Link>,
     publisher: Publisher,
+    notifier: Notifier,
 }
 
 impl Session {
@@ -48,7 +49,7 @@ impl Session {
                     *next = place + 1;
                     let link = Arc::new(link);
                     let publisher = Publisher::new(&link)?;
-                    return Ok(Self { link, publisher });
+                    return Ok(Self { link, publisher, notifier: Notifier::default() });
                 }
                 Err(fault) if options.is_default => {
                     faults.push(fault.noting("CELERY_BROKER_URL is not set, so its default was tried"));
@@ -142,7 +143,7 @@ impl Session {
     /// # Errors
     /// Why they were not handed over; the session lives on but for `Lost`.
     pub async fn notify(&self, exchange: &Exchange, publications: Vec<Publication>) -> Result<()> {
-        self.link.notifier.notify(&self.link, exchange, publications).await
+        self.notifier.notify(&self.link, exchange, publications).await
     }
 
     /// Returns the publishing half.

@@ -32,6 +32,5 @@ mod time;
 mod yaml;
 
 pub use dead_copy::{DeadCopy, NotReplayable, REPLAYS, moved, replay, replays};
-pub use republish::{Death, UNDELIVERABLE, dead, is_routing, is_trace, park};
 pub use repr::{display, write_display};
 pub use serializer::Serializer;

@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::broker::{BrokerSession, ErrorKind};
 use crate::telemetry::Metrics;
 
 /// How often the queue is looked at. A look costs one channel; until the next one the queue may exceed its bound.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
-/// How often removals are logged at most.
-const REPORT: Duration = Duration::from_secs(60);
+/// Looks after which removals are logged again at the earliest.
+const LOOKS_A_REPORT: u32 = 12;
 
 /// The task that removes surplus dead copies in one session; dropping it ends the task.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl DeadBound {
 }
 
 async fn keep(session: Arc<dyn BrokerSession>, most: u64, metrics: Metrics) {
-    let (mut unreported, mut reported) = (0, None::<Instant>);
+    let (mut unreported, mut quiet) = (0, 0);
     loop {
         match session.trim_dead(most).await {
             Ok(removed) => {
@@ -43,9 +42,10 @@ async fn keep(session: Arc<dyn BrokerSession>, most: u64, metrics: Metrics) {
                 return;
             }
         }
-        if unreported > 0 && reported.is_none_or(|reported| reported.elapsed() >= REPORT) {
+        quiet = u32::saturating_sub(quiet, 1);
+        if unreported > 0 && quiet == 0 {
             tracing::warn!(removed = unreported, dead_max_messages = most, "the oldest dead copies were removed");
-            (unreported, reported) = (0, Some(Instant::now()));
+            (unreported, quiet) = (0, LOOKS_A_REPORT);
         }
         tokio::time::sleep(LOOK).await;
     }

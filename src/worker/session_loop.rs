@@ -333,7 +333,7 @@ impl<'b> SessionLoop<'b> {
     /// Hands over what a command owes. Over a bucket, the other workers are first told which values its earlier run may have
     /// changed; those of a local store compare files.
     fn post(&mut self, mut pending: PendingAck) {
-        if let Some(news) = pending.news.take() {
+        if let Some(news) = pending.unrun.take() {
             self.worker.monitor.ended(&news);
         }
         self.intake.count(&mut pending);

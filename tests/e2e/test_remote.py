@@ -63,6 +63,13 @@ def shape(value, depth=3):
     return type(value).__name__
 
 
+def start(site, *args):
+    """Starts a worker and waits until it answers: its queue of requests is there a moment after it takes commands."""
+    worker = site.start(*args)
+    wait_until(lambda: ask(site, "ping"), 20, "an answer")
+    return worker
+
+
 class Listener:
     """Takes in all events of all workers."""
 
@@ -98,7 +105,7 @@ def listener(site):
 
 
 def test_inspect_and_control_find_the_worker(site):
-    worker = site.start()
+    worker = start(site)
     inspect = site.app.control.inspect(timeout=2)
     assert list(inspect.ping().values()) == [{"ok": "pong"}]
     name = next(iter(inspect.ping()))
@@ -119,7 +126,7 @@ def test_inspect_and_control_find_the_worker(site):
 @pytest.mark.parametrize("command", ["ping", "status", "stats", "active", "reserved", "scheduled", "revoked", "registered",
                                      "active_queues", "conf", "report", "clock", "query_task a b"])
 def test_the_command_line_of_celery_reads_the_answers(site, command):
-    site.start()
+    start(site)
     env = {**os.environ, "PEER_BROKER_URL": site.broker.url(site.vhost), "PYTHONPATH": str(HERE)}
     words = ["status"] if command == "status" else ["inspect", *command.split()]
     done = subprocess.run([sys.executable, "-m", "celery", "-A", "peer", *words, "--timeout", "3"], env=env, cwd=HERE,
@@ -138,7 +145,7 @@ DIFFERENCES = {
 
 
 def test_answers_have_the_shapes_of_a_python_worker(site, capsys):
-    site.start()
+    start(site)
     rows = []
     with python_worker(site):
         wait_until(lambda: len(ask(site, "ping")) == 2, 30, "two workers")
@@ -182,7 +189,7 @@ def test_answers_have_the_shapes_of_a_python_worker(site, capsys):
 
 
 def test_events_have_the_fields_of_a_python_worker(site, listener):
-    site.start("-E")
+    start(site, "-E")
     with python_worker(site, "-E"):
         names = lambda: {event["hostname"] for event in listener.events if event["type"] == "worker-heartbeat"}
         wait_until(lambda: len(names()) == 2, 30, names, 0.2)
@@ -212,7 +219,7 @@ def test_events_have_the_fields_of_a_python_worker(site, listener):
 
 
 def test_without_the_flag_tasks_are_silent_until_asked_for(site, listener):
-    site.start()
+    start(site)
     wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in listener.events), 20, "a heartbeat")
     first = site.send("exists", "k")
     first.get(timeout=TIMEOUT)
@@ -224,7 +231,7 @@ def test_without_the_flag_tasks_are_silent_until_asked_for(site, listener):
 
 
 def test_a_revoked_command_never_runs(site):
-    worker = site.start()
+    worker = start(site)
     parked = site.send("store", "parked", 1, _countdown=8)
     with site.held_writes("k"):
         running, waiting = site.send("store", "k", 1), site.send("store", "k", 2)
@@ -236,13 +243,13 @@ def test_a_revoked_command_never_runs(site):
     assert isinstance(failure(waiting), TaskRevokedError)
     # It is remembered when the worker comes back.
     worker.stop()
-    site.start()
+    start(site)
     assert isinstance(failure(parked), TaskRevokedError)
     assert site.call("exists", "parked") is False
 
 
 def test_terminate_ends_a_write_before_it_takes_effect(site):
-    site.start()
+    start(site)
     with site.held_writes("k"):
         result = site.send("store", "k", 1)
         wait_until(lambda: len(ours(ask(site, "active"))) == 1, 20, "one that runs")
@@ -253,7 +260,7 @@ def test_terminate_ends_a_write_before_it_takes_effect(site):
 
 
 def test_control_answers_while_the_worker_is_busy(site):
-    site.start()
+    start(site)
     results = [site.send("store", f"k/{number}", "x" * 200) for number in range(2000)]
     waits = []
     for _ in range(20):
@@ -272,7 +279,7 @@ def ask_first(site):
 
 
 def test_shutdown_by_remote_control_is_orderly(site):
-    worker = site.start()
+    worker = start(site)
     with site.held_writes("k"):
         result = site.send("store", "k", 1)
         wait_until(lambda: len(ours(ask(site, "active"))) == 1, 20, "one that runs")
@@ -283,7 +290,7 @@ def test_shutdown_by_remote_control_is_orderly(site):
 
 
 def test_a_second_worker_of_the_same_name_says_so(site):
-    site.start()
+    start(site)
     second = site.spawn().wait_ready()
     reason = lambda: json.loads(second.http("/readyz")[1])["components"].get("remote_control", {}).get("reason") or ""
     wait_until(lambda: "another worker" in reason(), 20, reason)
@@ -291,8 +298,7 @@ def test_a_second_worker_of_the_same_name_says_so(site):
 
 
 def test_malformed_requests_change_nothing(site):
-    worker = site.start()
-    wait_until(lambda: ask(site, "ping"), 20, "an answer")
+    worker = start(site)
     for body in [b"", b"\xff", b"[]", b"{", b'{"method": 5}', b'{"method": "shutdown", "destination": 5}',
                  b'{"method": "shutdown", "pattern": "(", "matcher": "pcre"}', b'{"method": "ping", "reply_to": []}',
                  b"[" * 100_000, b'{"method": "revoke", "arguments": []}']:

@@ -10,7 +10,7 @@ use crate::worker::delivery::role::Role;
 use crate::worker::events::Event;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::Digest;
-use crate::worker::remote::News;
+use crate::worker::remote::UnrunTask;
 
 /// What counts for something in memory; dropping it says that it is gone.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(in crate::worker) struct PendingAck {
     /// What counts for it until it owes nothing more.
     pub(in crate::worker) weights: Vec<Weight>,
     /// What monitors are told of a task that did not run.
-    pub(in crate::worker) news: Option<Box<News>>,
+    pub(in crate::worker) unrun: Option<Box<UnrunTask>>,
     /// What other workers are told before it leaves: whoever wrote it may have died before that.
     pub(in crate::worker) stale: Stale,
     /// How many of its publications the outbox has.
@@ -81,7 +81,7 @@ impl PendingAck {
             replied: false,
             reply_bytes: 0,
             weights: Vec::new(),
-            news: None,
+            unrun: None,
             stale: Stale::default(),
             outstanding: 0,
             awaited: 0,

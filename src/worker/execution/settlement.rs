@@ -21,7 +21,7 @@ use crate::worker::events::Event;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::intake::policy::TaskContext;
 use crate::worker::journal::Identity;
-use crate::worker::remote::News;
+use crate::worker::remote::UnrunTask;
 use crate::worker::{WallClock, WorkerOptions};
 
 pub(in crate::worker) use finished::exception;
@@ -206,11 +206,11 @@ impl Settlement {
                 pending.then.extend(part(&State::Revoked(*revocation)));
                 pending.then.extend(answer(&State::Revoked(*revocation)));
                 // Of what ran, the monitors were told.
-                pending.news = (*revocation != Revocation::Terminated)
-                    .then(|| Box::new(News::revoked(&request, *revocation == Revocation::Expired)));
+                pending.unrun = (*revocation != Revocation::Terminated)
+                    .then(|| Box::new(UnrunTask::revoked(&request, *revocation == Revocation::Expired)));
             }
             TaskEnd::Unrunnable { exception, reason, message, origin } => {
-                pending.news = Some(Box::new(News::failed(&request, exception)));
+                pending.unrun = Some(Box::new(UnrunTask::failed(&request, exception)));
                 pending.then.extend(part(&State::Failure(exception)));
                 pending.then.extend(answer(&State::Failure(exception)));
                 if *reason != "not-registered" {

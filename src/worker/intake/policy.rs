@@ -24,7 +24,7 @@ use crate::worker::execution::settlement::{Settlement, TaskEnd, exception};
 use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{Admission, History, Identity, Journal, Revocations};
-use crate::worker::remote::{News, TaskLimits};
+use crate::worker::remote::{TaskLimits, UnrunTask};
 use crate::worker::{WallClock, WorkerOptions};
 
 #[cfg(test)]
@@ -225,12 +225,12 @@ impl Policy {
         let outcome = Outcome::Failure(exception(error));
         let event = self.settlement.event(definition, &context, &outcome, Facts::default(), 0.0);
         let news = match &outcome {
-            Outcome::Failure(exception) => Some(Box::new(News::failed(&context.request, exception))),
+            Outcome::Failure(exception) => Some(Box::new(UnrunTask::failed(&context.request, exception))),
             Outcome::Success(_) => None,
         };
         let answer = Answer { outcome, event, more: Vec::new() };
         let mut pending = self.settlement.close(context, &TaskEnd::Answered(&answer));
-        pending.news = news;
+        pending.unrun = news;
         Decision::Ended(Box::new(pending), CommandOutcome::Failed)
     }
 

@@ -99,7 +99,7 @@ impl QueueInfo<'_> {
 
 /// The numbers of the worker.
 #[derive(Debug)]
-pub(in crate::worker) struct Stats<'s> {
+pub(in crate::worker) struct WorkerStats<'s> {
     pub(in crate::worker) totals: &'s BTreeMap<&'static str, u64>,
     pub(in crate::worker) clock: u64,
     pub(in crate::worker) uptime: Duration,
@@ -111,7 +111,7 @@ pub(in crate::worker) struct Stats<'s> {
     pub(in crate::worker) broker: &'s str,
 }
 
-impl Stats<'_> {
+impl WorkerStats<'_> {
     pub(in crate::worker) fn write(&self, out: &mut String) {
         let pid = std::process::id();
         out.push_str("{\"total\":{");

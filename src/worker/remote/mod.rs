@@ -6,9 +6,9 @@ mod monitor;
 mod pidbox;
 mod shown;
 
-pub(super) use inspect::{QueueInfo, Stats, TaskInfo};
+pub(super) use inspect::{QueueInfo, TaskInfo, WorkerStats};
 pub(super) use limits::TaskLimits;
-pub(super) use monitor::{Monitor, News};
+pub(super) use monitor::{Monitor, UnrunTask};
 pub(super) use pidbox::Pidbox;
 pub use shown::ShownSettings;
 pub(super) use shown::broker_info;

@@ -28,28 +28,28 @@ const LONGEST_RESULT: usize = 512;
 
 /// What a task comes to without having run.
 #[derive(Clone, Debug)]
-pub(in crate::worker) struct News {
+pub(in crate::worker) struct UnrunTask {
     id: String,
     name: String,
-    end: NewsEnd,
+    end: UnrunEnd,
 }
 
 #[derive(Clone, Debug)]
-enum NewsEnd {
+enum UnrunEnd {
     Failed { exception: String, traceback: Option<String> },
     Revoked { is_expired: bool },
 }
 
-impl News {
+impl UnrunTask {
     /// Tells that a task failed before it ran.
     pub(in crate::worker) fn failed(request: &TaskRequest, exception: &Exception) -> Self {
-        let end = NewsEnd::Failed { exception: exception.text(), traceback: exception.traceback(&request.task) };
+        let end = UnrunEnd::Failed { exception: exception.text(), traceback: exception.traceback(&request.task) };
         Self { id: request.id.clone(), name: name(request).to_owned(), end }
     }
 
     /// Tells that a task was revoked, or that its time had passed.
     pub(in crate::worker) fn revoked(request: &TaskRequest, is_expired: bool) -> Self {
-        Self { id: request.id.clone(), name: name(request).to_owned(), end: NewsEnd::Revoked { is_expired } }
+        Self { id: request.id.clone(), name: name(request).to_owned(), end: UnrunEnd::Revoked { is_expired } }
     }
 }
 
@@ -196,12 +196,12 @@ impl Monitor {
     }
 
     /// Tells what a task came to that did not run.
-    pub(in crate::worker) fn ended(&mut self, news: &News) {
+    pub(in crate::worker) fn ended(&mut self, news: &UnrunTask) {
         match &news.end {
-            NewsEnd::Failed { exception, traceback } => {
+            UnrunEnd::Failed { exception, traceback } => {
                 self.tell(&news.id, &TaskEvent::Failed { exception, traceback: traceback.as_deref() });
             }
-            NewsEnd::Revoked { is_expired } => {
+            UnrunEnd::Revoked { is_expired } => {
                 self.tell(&news.id, &TaskEvent::Revoked { terminated: false, signum: None, expired: *is_expired });
             }
         }

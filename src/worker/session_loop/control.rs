@@ -14,7 +14,7 @@ use crate::json::write_string;
 use crate::worker::intake::policy::TaskContext;
 use crate::worker::journal::Revoked;
 use crate::worker::remote::limits::TimeLimits;
-use crate::worker::remote::{QueueInfo, Stats, TaskInfo};
+use crate::worker::remote::{QueueInfo, TaskInfo, WorkerStats};
 use crate::worker::signals::Stop;
 
 /// Answers that wait to be sent at most.
@@ -166,7 +166,7 @@ impl SessionLoop<'_> {
 
     fn stats(&self) -> String {
         let options = &self.worker.options;
-        let stats = Stats {
+        let stats = WorkerStats {
             totals: self.worker.monitor.totals(),
             clock: self.worker.monitor.clock(),
             uptime: self.worker.monitor.uptime(),

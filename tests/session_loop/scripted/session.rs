@@ -235,6 +235,7 @@ impl BrokerSession for ScriptedSession {
     async fn trim_dead(&self, most: u64) -> broker::Result<u64> {
         self.answer().await?;
         Ok(self.broker.change(|model| {
+            model.note("trim");
             let Some(queue) = model.queues.get_mut(DEAD_QUEUE) else { return 0 };
             let surplus = queue.messages.len().saturating_sub(usize::try_from(most).unwrap_or(usize::MAX));
             queue.messages.drain(..surplus).count() as u64

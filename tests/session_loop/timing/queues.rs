@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{assert_about, gaps, is_ready, times, until};
 use crate::model::Mood;
 use crate::reactions::{OTHER, with_two_queues};
-use crate::sent::{after_start, read};
+use crate::sent::{Sent, after_start, read};
 use crate::site::{Site, with_paused_clock};
 
 #[test]
@@ -52,6 +52,23 @@ fn an_own_queue_that_is_back_is_noticed_after_five_seconds() {
         assert!(!is_ready(&site, Component::DeadQueue));
         until(began, 5_050).await;
         assert!(is_ready(&site, Component::DeadQueue), "{}", site.trace());
+    });
+}
+
+#[test]
+fn dead_copies_above_their_bound_go_every_five_seconds() {
+    with_paused_clock(async {
+        let mut site = Site::new(1);
+        site.options.dead_max_messages = Some(2);
+        site.start();
+        for number in 0..5 {
+            site.send(&Sent::new("no.such_task", &format!("c{number}"), "k").message());
+        }
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(site.messages(DEAD_QUEUE).len(), 2);
+        let gaps = gaps(&site.broker.look(|model| times(model, "trim")));
+        assert!(gaps.len() >= 5, "{gaps:?}");
+        gaps.iter().for_each(|gap| assert_about(*gap, 5_000, &site.trace()));
     });
 }
 
