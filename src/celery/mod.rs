@@ -33,4 +33,5 @@ mod yaml;
 
 pub use dead_copy::{DeadCopy, NotReplayable, REPLAYS, moved, replay, replays};
 pub use repr::{display, write_display};
+pub use republish::{Death, UNDELIVERABLE, dead, is_routing, is_trace, park};
 pub use serializer::Serializer;
