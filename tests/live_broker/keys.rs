@@ -91,6 +91,9 @@ impl Site {
         let engine = Engine::new(Arc::new(Memory::new()), BackendKind::Local);
         let (stop, stopped) = watch::channel(Stop::No);
         let options = WorkerOptions {
+            task_events: false,
+            remote_control: true,
+            shown: filestorage::worker::ShownSettings::default(),
             node: format!("worker@{vhost}"),
             commands: table(),
             queues: vec!["work".to_owned()],
