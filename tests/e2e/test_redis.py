@@ -56,6 +56,14 @@ def test_a_value_comes_back_by_the_redis(shared, key, value):
     assert shared.call("retrieve", key) == value
 
 
+def test_many_large_results_at_once(shared, key):
+    values = [str(n) * (3 << 20) for n in range(8)]
+    for n, value in enumerate(values):
+        shared.call("store", f"{key}/{n}", value)
+    waiting = [shared.send("retrieve", f"{key}/{n}") for n in range(8)]
+    assert [result.get(timeout=60) for result in waiting] == values
+
+
 def test_an_exception_is_raised_as_itself(shared):
     result = shared.send("retrieve", "../bad")
     assert type(failure(result)) is ValueError
@@ -293,6 +301,33 @@ def test_a_wrong_password_ends_the_start_and_is_never_shown(request, broker, tmp
         site.env = lambda **extra: {**env, **extra}
         worker = site.start()
         assert worker.stop() == 0
+    finally:
+        site.close()
+        server.close()
+
+
+def test_results_go_over_tls_and_certificates_are_checked(request, broker, tmp_path):
+    import socket
+
+    from certificates import Authority
+
+    authority, other = Authority(tmp_path, "authority"), Authority(tmp_path, "other")
+    certificate, private = authority.sign("redis", hosts=["localhost", "127.0.0.1"])
+    own_certificate, own_key = authority.sign("worker")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tls = f"--tls-port {port} --tls-cert-file {certificate} --tls-key-file {private} --tls-ca-cert-file {authority.file}"
+    server = RedisServer(tmp_path / "redis", tls)
+    site = RedisSite(broker, tmp_path, server, full_rights(request))
+    try:
+        url = f"rediss://localhost:{port}/0?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={{}}&ssl_certfile={own_certificate}&ssl_keyfile={own_key}"
+        worker = site.start(CELERY_RESULT_BACKEND=url.format(authority.file))
+        assert site.call("exists", "key") is False
+        assert worker.stop() == 0
+        distrustful = site.spawn(CELERY_RESULT_BACKEND=url.format(other.file))
+        wait_until(lambda: "certificate" in distrustful.http("/readyz")[1], what=lambda: distrustful.log())
+        assert not distrustful.ready()
     finally:
         site.close()
         server.close()

@@ -20,6 +20,8 @@ use crate::redis_url::RedisUrl;
 const CONNECT: Duration = Duration::from_secs(4);
 /// How long the answers to one pipeline are waited for. A Redis that takes longer for a few writes stands still.
 const ANSWER: Duration = Duration::from_secs(5);
+/// What a slow network carries in a second; so much longer a large pipeline is waited for.
+const SLOWEST: usize = 2 << 20;
 
 /// The URL of a Redis, which changes with the file that holds it; clones share it.
 #[derive(Clone, Debug)]
@@ -98,16 +100,20 @@ impl Store {
     }
 
     async fn answers(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Fault> {
+        let arguments = pipeline.cmd_iter().flat_map(redis::Cmd::args_iter);
+        let bytes: usize =
+            arguments.map(|argument| if let redis::Arg::Simple(bytes) = argument { bytes.len() } else { 0 }).sum();
+        let limit = ANSWER + Duration::from_secs((bytes / SLOWEST) as u64);
         loop {
             let (is_new, number, mut connection) = self.connection().await?;
-            let sent = timeout(ANSWER, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
+            let sent = timeout(limit, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
             let (fault, is_closed) = match sent {
                 Ok(Ok(values)) => match values.iter().find_map(Fault::of_login) {
                     None => return Ok(values),
                     Some(fault) => (fault, false),
                 },
                 Ok(Err(error)) => (Fault::of(&error), error.is_connection_dropped()),
-                Err(_) => (Fault::silent(ANSWER), false),
+                Err(_) => (Fault::silent(limit), false),
             };
             let mut kept = self.0.connection.lock().await;
             if kept.number == number {
@@ -163,7 +169,7 @@ impl Store {
 
 async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, Fault> {
     let client = client(url).await?;
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER));
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| Fault::of(&error))
 }
 

@@ -39,6 +39,8 @@ const KEY: &str = "redis-key";
 const PREFIX: &str = "celery-task-meta-";
 /// The most bytes of a value.
 const LONGEST_VALUE: usize = 512 << 20;
+/// Bytes of answers that are written in one transaction.
+const AT_ONCE: usize = 8 << 20;
 /// The beginning of a result that no later state replaces.
 const SUCCESS: &str = r#"{"status": "SUCCESS""#;
 /// How often it is looked whether an idle Redis still answers.
@@ -163,13 +165,32 @@ impl Redis {
                 _ => {}
             }
         }
-        let places = open(&kept);
-        if places.is_empty() {
-            return kept;
+        let mut places = &open(&kept)[..];
+        while let Some((&first, rest)) = places.split_first() {
+            // What is written at once is in memory three times.
+            let mut bytes = answers[first].message.body.len();
+            let has_room = |at: &&usize| {
+                bytes += answers[**at].message.body.len();
+                bytes <= AT_ONCE
+            };
+            let count = 1 + rest.iter().take_while(has_room).count();
+            let (some, others) = places.split_at(count);
+            if !self.write(answers, some, &mut kept).await {
+                return kept;
+            }
+            places = others;
         }
+        if kept.iter().all(|kept| *kept == Kept::Yes) {
+            self.store.note_taken();
+        }
+        kept
+    }
+
+    /// Writes some of the answers in one transaction, and notes what became of them; tells whether there was an answer at all.
+    async fn write(&self, answers: &[&Publication], places: &[usize], kept: &mut [Kept]) -> bool {
         let mut write = Pipeline::new();
         write.cmd("MULTI");
-        for &at in &places {
+        for &at in places {
             let (key, body) = (key(answers[at]), &answers[at].message.body[..]);
             match self.expires {
                 Some(seconds) => write.cmd("SETEX").arg(key).arg(seconds).arg(body),
@@ -178,7 +199,7 @@ impl Redis {
             write.cmd("PUBLISH").arg(key).arg(body);
         }
         write.cmd("EXEC");
-        let Ok(mut values) = self.store.run(&write).await else { return kept };
+        let Ok(mut values) = self.store.run(&write).await else { return false };
         match values.pop() {
             Some(Value::Array(outcomes)) => {
                 for (&at, outcome) in places.iter().zip(outcomes.chunks(2)) {
@@ -194,10 +215,7 @@ impl Redis {
             }
             None => {}
         }
-        if kept.iter().all(|kept| *kept == Kept::Yes) {
-            self.store.note_taken();
-        }
-        kept
+        true
     }
 
     /// Keeps answers and then counts members of chords, whose bodies may look at what was kept; returns what became of each.
