@@ -115,7 +115,10 @@ impl SettingKind {
             Self::Buckets => "buckets as gs://name or s3://name, whole and joined by commas".to_owned(),
             Self::Queues => format!("queue names of 1 to {MAX_BYTES} bytes joined by commas, {NOT_RESERVED}"),
             Self::Queue => format!("a queue name of 1 to {MAX_BYTES} bytes, {NOT_RESERVED}"),
-            Self::Content => "json, msgpack and yaml, joined by commas (never pickle, which runs code of whoever sends a message: set task_serializer = \"json\" in the producer)".to_owned(),
+            Self::Content => {
+                "json, msgpack or yaml, several joined by commas; pickle runs code of whoever sends it, so set task_serializer = \"json\" in the producer"
+                    .to_owned()
+            }
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
             Self::ResultUrl => "rpc://, or a redis:// or rediss:// URL".to_owned(),
             Self::Quotas => {

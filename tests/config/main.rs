@@ -186,7 +186,8 @@ fn every_fault_is_listed_with_setting_value_source_and_rule() {
         "celery_worker_concurrency = \"0\" (environment CELERY_WORKER_CONCURRENCY): \
          must be a whole number from 1 to 4096",
         "celery_accept_content (environment CELERY_ACCEPT_CONTENT): \
-         must be json, msgpack and yaml, joined by commas (never pickle, which runs code of whoever sends a message: set task_serializer = \"json\" in the producer)",
+         must be json, msgpack or yaml, several joined by commas; \
+         pickle runs code of whoever sends it, so set task_serializer = \"json\" in the producer",
         "metrics_port = \"70000\" (flag --metrics-port): must be a whole number from 0 to 65535",
     ] {
         assert!(faults.iter().any(|found| found == fault), "{fault}\nin {faults:#?}");

@@ -104,11 +104,13 @@ impl Arguments {
                     break;
                 }
             };
-            if filter.takes(&found, now, accept) && wanted.takes(&found) {
-                run.take(found, held, self.force).await?;
+            let done = if filter.takes(&found, now, accept) && wanted.takes(&found) {
+                run.take(found, held, self.force).await
             } else {
-                run.walk.keep(&found.message, held).await?;
-            }
+                run.walk.keep(&found.message, held).await
+            };
+            // What was replayed by then is told all the same.
+            run.stopped = run.stopped.or(done.err());
         }
         let missing = wanted.missing();
         run.finish(&missing).await
