@@ -42,7 +42,6 @@ const TABLE: &[Row] = &[
     row("worker/consumed_queues.rs::LOOK_AGAIN", "5 s", "the time until a consumed queue that is back is noticed", "a_consumed_queue_that_is_back_is_noticed"),
     row("worker/consumed_queues.rs::LONGEST_WAIT", "60 s", "the time between two trials of a queue without a consumer", "a_queue_without_a_consumer_is_tried_every_minute"),
     row("worker/dead_bound.rs::LOOK", "5 s", "the time until the bound of dead copies is kept", "dead_copies_above_their_bound_go_every_five_seconds"),
-    row("worker/dead_bound.rs::LOOK", "5 s", "the time between two looks at the bound of dead copies", "test_the_oldest_go_above_the_bound"),
     row("worker/delivery/destinations.rs::FIRST_WAIT", "1 s", "the first wait for an address that took nothing", "a_full_queue_is_tried_every_five_seconds_in_the_end"),
     row("worker/delivery/destinations.rs::LONGEST_REFUSAL", "5 s", "the time between two tries of a full queue", "a_full_queue_is_tried_every_five_seconds_in_the_end"),
     row("worker/delivery/destinations.rs::LONGEST_SILENCE", "60 s", "the time between two tries of a silent queue", "a_silent_queue_is_tried_every_minute_in_the_end"),
