@@ -24,6 +24,7 @@ pub mod reply;
 pub mod repr;
 mod republish;
 pub mod request;
+pub mod retry;
 pub mod scan;
 mod serializer;
 pub mod signature;

@@ -115,7 +115,13 @@ impl Reader<'_> {
         let named = |error: Unreadable, request: &TaskRequest| self.named(error, request);
         // Protocol 1 has in its body what protocol 2 has in headers. The members are read as headers.
         let fields = ["group", "group_index", "retries", "eta", "expires", "timelimit"];
-        let headers: Headers = fields.iter().map(|name| ((*name).to_owned(), field(&take(name)))).collect();
+        let mut headers: Headers = fields.iter().map(|name| ((*name).to_owned(), field(&take(name)))).collect();
+        // A retry of ours has them as headers, which Celery lays over the body, too.
+        for name in ["retries", "eta"] {
+            if let Some(value) = self.message.headers.get(name) {
+                headers.set(name, value.clone());
+            }
+        }
         self.headers(&headers, &mut request).map_err(|error| named(error, &request))?;
         request.metrics_reply_to = given(self.message.headers.get("metrics_reply_to"));
         self.arguments(take("args"), take("kwargs"), &mut request).map_err(|error| named(error, &request))?;

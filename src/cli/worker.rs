@@ -268,6 +268,7 @@ fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failu
         events_max_batch: worker.events_max_batch,
         max_reply_bytes: worker.max_reply_bytes,
         max_in_flight_bytes: worker.max_in_flight_bytes.unwrap_or_else(in_flight_bytes),
+        message_max_retries: worker.message_max_retries,
         max_crashes: worker.max_crashes,
         dead_max_messages: worker.dead_max_messages,
         grace: worker.shutdown_grace,

@@ -62,6 +62,12 @@ impl CommandError {
         Self { exception, args: vec![Json::Text(text.into())], transient: false }
     }
 
+    /// Tells whether the backend could not be reached, after all retries and without a fallback: the command may be tried again later.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.transient && self.exception == ExceptionClass::StorageUnavailable
+    }
+
     /// Makes a `TypeError`.
     pub fn type_error(text: impl Into<String>) -> Self {
         Self::with_text(ExceptionClass::TypeError, text)

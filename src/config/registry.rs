@@ -364,6 +364,12 @@ pub static SETTINGS: &[Setting] = &[
         "Longest time that a callback, event or dead copy is parked; then it goes to filestorage.dead.",
     ),
     Setting::new(
+        "message_max_retries",
+        integer(0, 1000),
+        "3",
+        "How often a command runs again whose bucket is unreachable while no fallback serves; a header `max_retries` of the message goes before.",
+    ),
+    Setting::new(
         "max_crashes",
         integer(1, 1000),
         "5",

@@ -111,6 +111,8 @@ pub struct WorkerSettings {
     pub parked_max_age: Duration,
     /// `max_in_flight_bytes`: the most bytes of commands in memory at once; `None` derives it from the memory limit.
     pub max_in_flight_bytes: Option<u64>,
+    /// `message_max_retries`: the most retries of a message whose storage is unreachable.
+    pub message_max_retries: u32,
     /// `max_crashes`: the number of crashes while a command ran alone after which it goes to the dead queue.
     pub max_crashes: u32,
     /// `dead_max_messages`: the most copies that the worker leaves in `filestorage.dead`; `None` is no bound.
@@ -226,6 +228,7 @@ impl Settings {
                 parked_max_bytes: values.integer("parked_max_bytes")?,
                 parked_max_age: values.seconds("parked_max_age_seconds")?,
                 max_in_flight_bytes: values.integer("max_in_flight_bytes"),
+                message_max_retries: values.integer("message_max_retries")?,
                 max_crashes: values.integer("max_crashes")?,
                 dead_max_messages: values.integer("dead_max_messages"),
                 events: values.bool("enable_events"),

@@ -103,6 +103,8 @@ label_values! {
         DeadLettered = "dead_lettered",
         /// The command was put into a delay queue until its eta.
         Parked = "parked",
+        /// The command failed because the storage is unreachable, and was put into a delay queue for another attempt.
+        Retried = "retried",
         /// The command was answered from the journal and not run again.
         Replayed = "replayed",
         /// The command was given up without an answer, because the session was lost or the worker stops; the broker

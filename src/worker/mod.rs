@@ -94,6 +94,8 @@ pub struct WorkerOptions {
     pub max_reply_bytes: usize,
     /// Bytes of commands held in memory at once.
     pub max_in_flight_bytes: u64,
+    /// How often a command runs again whose storage is unreachable, where its message says nothing.
+    pub message_max_retries: u32,
     /// Crashes of a worker a command may be part of.
     pub max_crashes: u32,
     /// Dead copies that the worker leaves in their queue at most; `None` is no bound.

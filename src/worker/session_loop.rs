@@ -5,6 +5,7 @@ mod deferred;
 mod delivery;
 mod intake;
 mod parking;
+mod retry;
 mod start;
 mod waits;
 
@@ -25,7 +26,7 @@ use crate::celery::error::Exception;
 use crate::celery::event::WorkerEvent;
 use crate::celery::message::Publication;
 use crate::celery::reply::Revocation;
-use crate::commands::{CommitGuard, Definition, Facts, Held, Keys};
+use crate::commands::{CommitGuard, Definition, Facts, Finished, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
@@ -365,6 +366,15 @@ impl<'b> SessionLoop<'b> {
         }
         let held = ended.as_mut().ok().and_then(Ended::take_held);
         let stale = std::mem::take(&mut running.stale);
+        let ended = match ended {
+            Ok(Ended::Finished(Finished { result: Err(error), .. }))
+                if error.is_outage() && running.context.message.is_some() =>
+            {
+                let message = running.context.message.take().unwrap_or_default();
+                return self.retry(running, &message, error);
+            }
+            ended => ended,
+        };
         if let (Some(signum), Err(_)) = (running.terminated, &ended) {
             return self.was_terminated(running, signum, stale);
         }

@@ -308,8 +308,9 @@ class BucketSite(Site):
                 "AWS_ACCESS_KEY_ID": self.server.worker_access_key,
                 "AWS_SECRET_ACCESS_KEY": self.server.worker_secret_key,
             }
-        # An attempt at a server on this machine takes milliseconds; what hangs is given up soon.
-        return super().env(**{"TIMEOUT_SECONDS": 5, **bucket, **extra})
+        # An attempt at a server on this machine takes milliseconds; what hangs is given up soon. Most tests want to see the failure
+        # that others only see after minutes; test_message_retry.py shows what comes before it.
+        return super().env(**{"TIMEOUT_SECONDS": 5, "MESSAGE_MAX_RETRIES": 0, **bucket, **extra})
 
     def health(self, worker=None):
         """What `/health` says."""

@@ -92,6 +92,7 @@ impl Site {
         let (stop, stopped) = watch::channel(Stop::No);
         let options = WorkerOptions {
             task_events: false,
+            message_max_retries: 3,
             remote_control: true,
             shown: filestorage::worker::ShownSettings::default(),
             node: format!("worker@{vhost}"),

@@ -84,8 +84,10 @@ const TABLE: &[Row] = &[
     row("worker/session_loop.rs::LAST_WRITES", "5 s", "the wait for writes that took effect when a session ends", "writes_that_took_effect_are_waited_for_at_the_end"),
     row("worker/session_loop/control.rs::GOODBYE", "1 s", "the wait for the last word to monitors", "a_last_word_that_nobody_takes_is_given_up"),
     row("worker/session_loop/deferred.rs::GLANCE", "250 ms", "the time until the end of a run elsewhere is noticed", "the_end_of_a_run_elsewhere_is_noticed_at_the_next_glance"),
+    row("worker/session_loop/retry.rs::WAITS", "10 s, 300 s", "the wait before a command runs again", "waits_double_up_to_five_minutes"),
     row("worker/session_loop/deferred.rs::PATIENCE", "1 s", "the time between two looks at a delay queue that is down", "a_delay_queue_that_is_down_is_asked_for_once_a_second"),
     row("worker/session_loop/delivery.rs::LOOK", "100 ms", "the time between two looks at what waits for too long", "a_callback_is_parked_at_the_first_look_after_five_seconds"),
+    row("worker/session_loop/deferred.rs::OUTAGE_LOOK", "1 s", "the time until a bucket that is back is noticed", "test_an_outage_uses_up_no_retries"),
     row("worker/session_loop/parking.rs::REPORT", "1 s", "the time between two reports of held commands", "held_commands_are_told_once_a_second"),
 ];
 

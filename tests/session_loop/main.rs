@@ -10,6 +10,7 @@ mod parking;
 mod random;
 mod reactions;
 mod remote;
+mod retry;
 mod scripted;
 mod sent;
 mod sequential;

@@ -306,6 +306,25 @@ fn a_rate_limit_holds_and_ends_at_once() {
 }
 
 #[test]
+fn what_waits_for_its_rate_keeps_no_delivery_for_long() {
+    with_paused_clock(async {
+        let site = Site::started();
+        let limit = json!({"task_name": "test.write", "rate_limit": "1/h"});
+        ask(&site, "rate_limit", limit).await;
+        site.send(&write("a", "a").message());
+        site.send(&write("b", "b").message());
+        site.acknowledged("a").await;
+        // The broker ends the channel of a delivery that is not settled for half an hour.
+        for _ in 0..120 {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(site.broker.change(|model| model.held_for_too_long()), Vec::<String>::new());
+        }
+        assert_eq!((site.states("b"), work::effects().len()), (vec!["SUCCESS".to_owned()], 2));
+        assert_eq!(site.broker.change(|model| model.clients.len()), 1);
+    });
+}
+
+#[test]
 fn a_time_limit_holds_for_commands_that_bring_none() {
     with_paused_clock(async {
         let site = Site::started();

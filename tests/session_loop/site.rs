@@ -88,6 +88,7 @@ impl Site {
             time_limit: None,
             soft_time_limit: None,
             task_events: false,
+            message_max_retries: 3,
             remote_control: true,
             shown: ShownSettings::default(),
             events: true,

@@ -10,6 +10,7 @@ use filestorage::commands::{
     Arguments, CallSignature, Command, CommandError, CommandTable, Context, Definition, Engine, Facts, Finished, Key,
     KeyUse, Parameter, ParameterKind,
 };
+use filestorage::storage::{Error, ErrorKind, Operation};
 
 thread_local! {
     static EFFECTS: RefCell<Vec<Effect>> = const { RefCell::new(Vec::new()) };
@@ -41,6 +42,11 @@ pub(crate) fn runs() -> Vec<u64> {
     RUNS.with_borrow(Clone::clone)
 }
 
+/// Returns how often a command has begun.
+fn attempts(number: u64) -> usize {
+    runs().iter().filter(|run| **run == number).count()
+}
+
 /// The tasks of the tests.
 pub(crate) static TABLE: CommandTable = CommandTable(&[&WRITE, &READ]);
 
@@ -49,7 +55,7 @@ const NUMBER: Parameter = Parameter::new("number", ParameterKind::Count, "Tells 
 const MS: Parameter = Parameter::new("ms", ParameterKind::Count, "How long the call runs.");
 const AFTER: Parameter = Parameter::new("after", ParameterKind::Count, "How long it runs after its effect.");
 const PAD: Parameter = Parameter::new("pad", ParameterKind::Text, "Makes the message large.");
-const END: Parameter = Parameter::new("end", ParameterKind::Text, "How it ends: fails or panics.");
+const END: Parameter = Parameter::new("end", ParameterKind::Text, "How it ends: fails, panics, or `away 2` times.");
 
 const fn definition(task: &'static str, function: &'static str, parse: Parse) -> Definition {
     Definition {
@@ -112,6 +118,12 @@ impl Command for Call {
         match self.end.as_deref() {
             Some("fails") => return ended(Err(CommandError::value_error("as asked"))),
             Some("panics") => panic!("as asked"),
+            // As often as the text says: `away 2`.
+            Some(end) if end.strip_prefix("away ").is_some_and(|times| attempts(number) <= times.parse().unwrap()) => {
+                let error =
+                    Error::new(ErrorKind::Unavailable, Operation::Store, Some(&self.key[0].key), "the bucket is away");
+                return ended(Err(error.into()));
+            }
             _ => {}
         }
         let effect = Effect { operation: context.operation_id, key, number };

@@ -23,10 +23,13 @@ const NOT_YET: [(&str, &str); 11] = [
     ("event_worker_elect", "this worker takes no part in elections"),
     ("event_worker_elect_ack", "this worker takes no part in elections"),
     ("event_worker_heartbeat_requested", "a heartbeat that was asked for has all fields of the others"),
-    ("worker_retry_delayed", "republishing for a retry; the message is read"),
-    ("worker_retry_republish", "republishing for a retry; the message is read"),
-    ("worker_retry_republish_chain", "republishing for a retry; the message is read"),
-    ("worker_retry_republish_options", "republishing for a retry; the message is read"),
+    ("worker_retry_delayed", "a Python worker's own retry; ours is the message as it came, with other headers"),
+    ("worker_retry_republish", "a Python worker's own retry; ours is the message as it came, with other headers"),
+    ("worker_retry_republish_chain", "a Python worker's own retry; ours is the message as it came, with other headers"),
+    (
+        "worker_retry_republish_options",
+        "a Python worker's own retry; ours is the message as it came, with other headers",
+    ),
     ("result_custom_state", "a state of a Python task's own"),
     ("result_failure_pickle", "pickles are not written"),
 ];

@@ -190,6 +190,12 @@ impl Engine {
         self.0.quota.as_ref()
     }
 
+    /// Tells whether the bucket cannot be reached and no fallback serves in its place.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.fallback().is_none() && self.breaker().is_some_and(|breaker| breaker.state() != BreakerState::Closed)
+    }
+
     /// Returns the breaker of the bucket, where there is one.
     #[must_use]
     pub fn breaker(&self) -> Option<&Breaker> {

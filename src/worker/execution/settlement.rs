@@ -300,6 +300,16 @@ impl Settlement {
         pending
     }
 
+    /// Makes what a command owes that will run again: its caller is told once its message waits in the broker.
+    pub(in crate::worker) fn retried(&self, context: TaskContext, exception: &Exception) -> PendingAck {
+        let TaskContext { ack_token, request, extended, .. } = context;
+        let mut pending = PendingAck::new(Some(ack_token), Some(request.id.clone()));
+        pending.reply_to = self.results.recipient(&request);
+        let answer = self.results.answer(&request, &State::Retry(exception), extended.as_ref(), self.clock.now());
+        pending.then.extend(answer.map(|answer| (Role::Reply, answer)));
+        pending
+    }
+
     /// Makes the FAILURE that replaces what the broker refused.
     pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {

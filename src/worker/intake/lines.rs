@@ -215,6 +215,10 @@ impl Intake {
     ) -> Result<Next, String> {
         match policy.judge(delivery, opened, journal) {
             Decision::Run(mut task) => {
+                let held = match &task.context.message {
+                    Some(message) => self.budget.keep(held.bytes() + message.body.len() as u64),
+                    None => held,
+                };
                 task.note_size(held.bytes());
                 task.held = Some(held);
                 Ok(Next::Schedule(task))

@@ -14,6 +14,7 @@ use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::{Extended, Revocation};
 use crate::celery::request::{ReadOptions, TaskRequest, Unreadable};
+use crate::celery::retry::{FirstAttempt, max_retries};
 use crate::commands::{self, CommandTable, Definition, Facts, Keys, Redelivered};
 use crate::telemetry::CommandOutcome;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
@@ -55,6 +56,10 @@ pub(in crate::worker) struct Policy {
     hard: Option<Duration>,
     soft: Option<Duration>,
     limits: TaskLimits,
+    /// The values are in a bucket.
+    is_remote: bool,
+    /// Retries of a message whose header says nothing.
+    max_retries: u32,
     max_crashes: u32,
     clock: WallClock,
 }
@@ -90,6 +95,8 @@ impl Policy {
             hard: options.time_limit,
             soft: options.soft_time_limit,
             limits: TaskLimits::default(),
+            is_remote: options.is_shared,
+            max_retries: options.message_max_retries,
             max_crashes: options.max_crashes,
             clock: options.clock,
         }
@@ -136,6 +143,8 @@ impl Policy {
             identity,
             sent,
             received: Instant::now(),
+            first_attempt: FirstAttempt::of(&message),
+            message: None,
             kept,
         };
 
@@ -189,6 +198,7 @@ impl Policy {
         };
         let streams = matches!(&work, Work::Run(command) if command.streams());
         let mut task = self.task(context, definition, history, redelivered);
+        task.context.message = self.may_retry(&task.context.request, &message).then(|| Box::new(message));
         if streams {
             // What it moves may have any size.
             task.note_size(u64::MAX);
@@ -232,6 +242,11 @@ impl Policy {
         let mut pending = self.settlement.close(context, &TaskEnd::Answered(&answer));
         pending.unrun = news;
         Decision::Ended(Box::new(pending), CommandOutcome::Failed)
+    }
+
+    /// Tells whether a command may have to run again because the storage is unreachable.
+    pub(in crate::worker) fn may_retry(&self, request: &TaskRequest, message: &Message) -> bool {
+        self.is_remote && request.retries < max_retries(message).unwrap_or(self.max_retries)
     }
 
     /// Takes over the limits that remote control has set.

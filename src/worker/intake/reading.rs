@@ -231,6 +231,10 @@ impl Readings {
         match policy.unseal(task, opened, &message, &origin, answer.as_ref().map(Known::answer)) {
             Decision::Run(mut task) => {
                 drop(body);
+                if policy.may_retry(&task.context.request, &message) {
+                    held.grow(held.bytes() + message.body.len() as u64);
+                    task.context.message = Some(Box::new(message));
+                }
                 if !task.writes {
                     // A read waits for room for its answer: what its question takes is no work that others have to wait for.
                     let bytes = held.bytes();

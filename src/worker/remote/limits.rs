@@ -30,8 +30,10 @@ pub(in crate::worker) struct TimeLimits {
 struct Rate {
     every: Duration,
     text: String,
-    /// When the next command may begin.
+    /// When the next command may begin that has no promise yet.
     next: Instant,
+    /// Before this time none may begin, whatever was promised.
+    free_at: Instant,
     /// How many had to wait.
     waited: u64,
 }
@@ -50,7 +52,8 @@ impl TaskLimits {
         match limit {
             RateLimit::None => _ = self.rates.remove(task),
             RateLimit::Every(every) => {
-                self.rates.insert(task, Rate { every, text, next: Instant::now(), waited: 0 });
+                let now = Instant::now();
+                self.rates.insert(task, Rate { every, text, next: now, free_at: now, waited: 0 });
             }
         }
     }
@@ -99,7 +102,21 @@ impl TaskLimits {
                 *promised.insert(PromisedStart { at, changes })
             }
         };
-        (start.at > now).then(|| (start.at - now).min(LOOK))
+        let at = start.at.max(rate.free_at);
+        if at > now {
+            return Some((at - now).min(LOOK));
+        }
+        rate.free_at = now + rate.every;
+        None
+    }
+
+    /// Takes a promise back: the command comes again, and its place in time is free.
+    pub(in crate::worker) fn release(&mut self, task: &'static str, promised: Option<PromisedStart>) {
+        if let (Some(rate), Some(start)) = (self.rates.get_mut(task), promised)
+            && start.changes == self.changes
+        {
+            rate.next = rate.next.min(start.at);
+        }
     }
 }
 
@@ -122,6 +139,23 @@ mod tests {
         assert_eq!(limits.rates().collect::<Vec<_>>(), [("a", "2.5/s", 3)]);
         limits.set_rate("a", RateLimit::None, String::new());
         assert_eq!(limits.wait("a", &mut promises[3]), None, "who waits is released");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_is_given_back_is_given_again_and_the_rate_holds() {
+        let mut limits = TaskLimits::default();
+        let mut promises = [None; 3];
+        limits.set_rate("a", RateLimit::Every(Duration::from_secs(10)), "6/m".to_owned());
+        assert_eq!(promises.each_mut().map(|promise| limits.wait("a", promise))[0], None);
+        limits.release("a", promises[1]);
+        let mut again = None;
+        assert!(limits.wait("a", &mut again).is_some());
+        assert_eq!(again, promises[1]);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(limits.wait("a", &mut again), None);
+        tokio::time::advance(Duration::from_secs(9)).await;
+        let mut other = again;
+        assert!(limits.wait("a", &mut other).is_some(), "nine seconds after the last one");
     }
 
     #[tokio::test(start_paused = true)]

@@ -190,6 +190,14 @@ impl Monitor {
         }
     }
 
+    /// Tells that a command failed and will run again.
+    pub(in crate::worker) fn retried(&mut self, request: &TaskRequest, exception: &Exception) {
+        if self.is_on {
+            let (text, traceback) = (exception.text(), exception.traceback(&request.task));
+            self.task(&request.id, &TaskEvent::Retried { exception: &text, traceback: traceback.as_deref() });
+        }
+    }
+
     /// Tells that a command that ran was stopped by a signal of this number.
     pub(in crate::worker) fn terminated(&mut self, request: &TaskRequest, signum: i32) {
         self.tell(&request.id, &TaskEvent::Revoked { terminated: true, signum: Some(signum), expired: false });

@@ -23,6 +23,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a run elsewhere is over.
 const GLANCE: Duration = Duration::from_millis(250);
 
+/// How often it is looked whether a bucket is reachable again.
+const OUTAGE_LOOK: Duration = Duration::from_secs(1);
+
 /// What came of deferred work.
 #[derive(Debug)]
 pub(super) enum Deferred {
@@ -85,6 +88,12 @@ pub(super) struct Read {
 /// Waits a little with a task that somebody else runs.
 pub(super) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
     tokio::time::sleep(GLANCE).await;
+    Deferred::Reconsider(task)
+}
+
+/// Waits a little with a task whose bucket is unreachable.
+pub(super) async fn wait_for_storage(task: Box<ReadyTask>) -> Deferred {
+    tokio::time::sleep(OUTAGE_LOOK).await;
     Deferred::Reconsider(task)
 }
 

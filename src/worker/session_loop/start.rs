@@ -7,6 +7,7 @@ use super::deferred::{self, Deferred};
 use super::{RunningCommand, SKEW, SessionLoop, before};
 use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
+use crate::worker::delivery::parking::LONGEST_HOLD;
 use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
 use crate::worker::execution::settlement::TaskEnd;
@@ -83,7 +84,21 @@ impl SessionLoop<'_> {
                 self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Revoked(revocation));
                 continue;
             }
+            if self.waits_for_storage(&task) {
+                if task.context.received.elapsed() >= LONGEST_HOLD {
+                    self.give_back(&task)?;
+                    continue;
+                }
+                let task = self.put_off(task);
+                self.deferred.push(Box::pin(deferred::wait_for_storage(Box::new(task))));
+                continue;
+            }
             if let Some(wait) = self.worker.limits.wait(task.definition.task, &mut task.promised) {
+                if task.context.received.elapsed() >= LONGEST_HOLD {
+                    self.worker.limits.release(task.definition.task, task.promised);
+                    self.give_back(&task)?;
+                    continue;
+                }
                 let task = self.put_off(task);
                 self.deferred.push(Box::pin(async move {
                     tokio::time::sleep(wait).await;
@@ -110,6 +125,18 @@ impl SessionLoop<'_> {
         Ok(())
     }
 
+    /// Gives a delivery back that has waited for so long that the broker would end its channel; it comes again.
+    fn give_back(&mut self, task: &ReadyTask) -> Result<(), String> {
+        self.scheduler.done(&task.keys, task.share);
+        self.consumer.give_back(&task.context.ack_token).map_err(|error| error.to_string())
+    }
+
+    /// Tells whether a task would fail only because the bucket is unreachable, and nothing may serve in its place.
+    fn waits_for_storage(&self, task: &ReadyTask) -> bool {
+        let may_wait = self.worker.options.message_max_retries > 0;
+        may_wait && task.definition.operation.is_some() && self.worker.engine.is_away()
+    }
+
     /// Takes back the permit of a task that cannot begin yet, and the room to read it.
     fn put_off(&mut self, mut task: ReadyTask) -> ReadyTask {
         self.scheduler.put_off(&task);
@@ -128,7 +155,10 @@ impl SessionLoop<'_> {
         self.worker.monitor.started(&task.context.request);
         let commit_guard = CommitGuard::default();
         let context = Context {
-            operation_id: task.context.identity.digest.to_string(),
+            operation_id: match &task.context.first_attempt {
+                Some(first) => first.identity.clone(),
+                None => task.context.identity.digest.to_string(),
+            },
             redelivered: task.redelivered,
             commit_guard: commit_guard.clone(),
             max_reply_bytes: Some(self.worker.options.max_reply_bytes),

@@ -6,12 +6,26 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Policy, ReadyTask, TaskContext};
+use crate::celery::retry::FirstAttempt;
+use crate::commands::Redelivered;
 use crate::worker::journal::{Admission, History, Journal, Question};
+
+/// Lets a retry that may run look at the object first: what was written since its first attempt is newer.
+fn with_first(admission: Admission, first: Option<&FirstAttempt>) -> Admission {
+    match (admission, first) {
+        (Admission::Run { redelivered }, Some(first)) => {
+            let known = redelivered.and_then(|again| again.started_at);
+            let started_at = Some(known.map_or(first.began, |known| known.min(first.began)));
+            Admission::Run { redelivered: Some(Redelivered { started_at }) }
+        }
+        (admission, _) => admission,
+    }
+}
 
 impl Policy {
     /// Asks whether a delivery may run that was just read.
     pub(super) fn ask_once(&self, context: &TaskContext, history: &mut History, journal: &mut Journal) -> Admission {
-        journal.admit(self.question(context, history, None, None))
+        with_first(journal.admit(self.question(context, history, None, None)), context.first_attempt.as_ref())
     }
 
     /// Asks again right before a task begins. `late_since` is since when the broker was silent, if it may have given the delivery to
@@ -25,6 +39,7 @@ impl Policy {
         let waited = task.waits_since.map_or(Duration::ZERO, |since| since.elapsed());
         let waited = task.writes.then_some(waited);
         let admission = journal.admit(self.question(&task.context, &mut task.history, late_since, waited));
+        let admission = with_first(admission, task.context.first_attempt.as_ref());
         match &admission {
             Admission::Run { redelivered } => task.redelivered = *redelivered,
             Admission::Wait => {

@@ -6,6 +6,7 @@ use crate::broker::AckToken;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::Extended;
 use crate::celery::request::TaskRequest;
+use crate::celery::retry::FirstAttempt;
 use crate::commands::{Command, Definition, Held, KeyUse, Keys, Redelivered};
 use crate::worker::execution::run::Limit;
 use crate::worker::execution::scheduler::{Schedulable, Share};
@@ -34,6 +35,10 @@ pub(in crate::worker) struct TaskContext {
     /// When the producer sent it or else the broker took it in, in Unix milliseconds.
     pub(in crate::worker) sent: Option<i64>,
     pub(in crate::worker) received: Instant,
+    /// What a retry knows of the first attempt.
+    pub(in crate::worker) first_attempt: Option<FirstAttempt>,
+    /// Its message, where the command may have to run again because the storage is unreachable.
+    pub(in crate::worker) message: Option<Box<Message>>,
     /// The message and how it came, where what follows the command may turn out too large to be sent.
     pub(in crate::worker) kept: Option<Box<(Message, Origin)>>,
 }

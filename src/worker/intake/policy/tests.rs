@@ -30,6 +30,7 @@ impl Table {
         let folder = tempfile::tempdir().unwrap();
         let options = WorkerOptions {
             task_events: false,
+            message_max_retries: 3,
             remote_control: true,
             shown: crate::worker::ShownSettings::default(),
             node: "w@h".into(),
