@@ -73,6 +73,12 @@ impl CommandError {
         Self::with_text(ExceptionClass::TypeError, text)
     }
 
+    /// Makes an `OSError` about a fault of the file system that has no number.
+    pub fn io_error(text: impl Into<String>) -> Self {
+        let args = vec![EIO.into(), Json::Text(text.into())];
+        Self { exception: ExceptionClass::OsError, args, transient: false }
+    }
+
     /// Makes a `ValueError`.
     pub fn value_error(text: impl Into<String>) -> Self {
         Self::with_text(ExceptionClass::ValueError, text)

@@ -17,6 +17,7 @@ mod hints;
 mod keys;
 mod list_keys;
 mod many;
+mod outcome;
 mod retrieve;
 mod schemas;
 mod signed_url;
@@ -32,6 +33,7 @@ use async_trait::async_trait;
 
 pub use arguments::{Arguments, CallSignature, Parameter, ParameterKind};
 pub use error::{CommandError, ExceptionClass};
+pub use outcome::{CommandOutcomeReport, KnownOutcomes, OutcomeState, Outcomes};
 pub use hints::Hints;
 pub use keys::{KeyArgument, KeyPlaces, KeyUse, Keys};
 pub use schemas::schemas;
@@ -91,6 +93,7 @@ pub static COMMANDS: &[&Definition] = &[
     &many::EXISTS,
     &many::RETRIEVE,
     &many::STORE,
+    &outcome::DEFINITION,
     &retrieve::DEFINITION,
     &signed_url::DEFINITION,
     &stat::DEFINITION,
@@ -203,6 +206,8 @@ pub struct Context {
     pub max_reply_bytes: Option<usize>,
     /// The byte budget that counts the bytes of a large answer.
     pub budget: Option<Budget>,
+    /// What knows the outcomes of earlier commands.
+    pub outcomes: KnownOutcomes,
 }
 
 /// The outcome of a command.

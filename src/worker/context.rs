@@ -1,7 +1,7 @@
 //! What all sessions of a worker share.
 
 use crate::broker::{OpenSession, State};
-use crate::commands::{Budget, Engine};
+use crate::commands::{Budget, Engine, KnownOutcomes};
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 use crate::worker::WorkerOptions;
 use crate::worker::consumed_queues::ConsumedQueues;
@@ -21,6 +21,8 @@ pub(super) struct WorkerContext {
     /// Bytes of commands in memory.
     pub(super) budget: Budget,
     pub(super) journal: Journal,
+    /// What commands may ask the journals.
+    pub(super) outcomes: KnownOutcomes,
     pub(super) metrics: Metrics,
     pub(super) readiness: Readiness,
     pub(super) destinations: Destinations,

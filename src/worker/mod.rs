@@ -23,14 +23,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::broker::{Backoff, Broker, Error, ErrorKind, OpenSession, PublishError, QueueType};
-use crate::commands::{Budget, CommandTable, Engine, Spool};
+use crate::commands::{Budget, CommandTable, Engine, KnownOutcomes, Spool};
 use crate::results::ResultBackend;
 use crate::telemetry::{self, Component, ComponentState, Metrics, Readiness};
 
 use consumed_queues::ConsumedQueues;
 use context::WorkerContext;
 use delivery::destinations::Destinations;
-use journal::Journal;
+use journal::{Journal, JournalOutcomes};
 use own_queues::{OwnQueue, OwnQueues};
 use remote::{Monitor, TaskLimits};
 use session_loop::{SessionEnd, SessionLoop};
@@ -177,12 +177,14 @@ pub async fn run(
     let journal = opening.await.map_err(std::io::Error::other).flatten().map_err(WorkerError::Journal)?;
     let destinations = Destinations::default();
     let budget = Budget::new(options.max_in_flight_bytes);
+    let outcomes = KnownOutcomes(Some(Arc::new(JournalOutcomes::new(&options.journal))));
     let monitor = Monitor::new(&options.node, options.task_events, options.clock);
     let mut worker = WorkerContext {
         options,
         engine,
         budget,
         journal,
+        outcomes,
         metrics,
         own_queues: OwnQueues::new(readiness.clone()),
         consumed_queues: ConsumedQueues::default(),

@@ -17,6 +17,7 @@ mod adopt;
 mod identity;
 mod ledger;
 mod lookup;
+mod outcomes;
 mod queue_loss;
 mod record;
 mod remake;
@@ -42,6 +43,7 @@ pub(super) use admission::{Admission, History, Question};
 #[cfg(test)]
 pub(super) use admission::{LONGEST_WAIT, SESSION_WAIT};
 pub(super) use identity::{Digest, Identity};
+pub(super) use outcomes::JournalOutcomes;
 pub(super) use revocations::{Revocations, Revoked};
 
 /// A segment's size after which the next begins; the one before it stays, so that the last 8 to 16 MiB can be read.
@@ -177,7 +179,7 @@ impl Journal {
 
     /// Records that a command is over and may run again: a read, or a write that was abandoned.
     pub(super) fn ended(&mut self, digest: Digest) {
-        write::ended(&mut self.lines, digest);
+        write::ended(&mut self.lines, digest, self.clock.now().as_microsecond());
         self.returning.remove(&digest);
         self.ledger.ended(digest);
         self.siblings.values_mut().for_each(|reader| reader.ledger.over_elsewhere(digest));
@@ -207,7 +209,7 @@ impl Journal {
     fn write_answer(&mut self, digest: Digest, began: i64, answer: &str, how: Finish) {
         let offset = self.segment.answers_length + self.answers.len() as u64;
         let length = write::answer(&mut self.answers, digest, answer);
-        write::finished(&mut self.lines, digest, began, (offset, length), how);
+        write::finished(&mut self.lines, digest, (began, Some(self.clock.now().as_microsecond())), (offset, length), how);
         let place = AnswerPlace { segment: self.number, offset, length, in_line: false };
         match how {
             Finish::Ran | Finish::Again => self.ledger.finished(digest, began, place),
@@ -307,7 +309,7 @@ impl Journal {
             let Some(answer) = source.read(answered.place, digest)? else { continue };
             let offset = answers.len() as u64;
             let length = write::answer(&mut answers, digest, &answer);
-            write::finished(&mut head, digest, answered.began, (offset, length), Finish::Kept(answered.counts));
+            write::finished(&mut head, digest, (answered.began, None), (offset, length), Finish::Kept(answered.counts));
             carried.push((digest, AnswerPlace { segment: next, offset, length, in_line: false }));
         }
         let made = Segment::create(&self.folder, &self.writer, next, &head, &answers);

@@ -233,7 +233,7 @@ pub(super) mod write {
     pub(in super::super) fn finished(
         out: &mut Vec<u8>,
         digest: Digest,
-        began: i64,
+        (began, at): (i64, Option<i64>),
         (offset, length): (u64, usize),
         how: Finish,
     ) {
@@ -244,7 +244,9 @@ pub(super) mod write {
                 format!(",\"counts\":[{in_hand},{owed},{settled},{doubtful}]")
             }
         };
-        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began}{how},\"stands\":[{offset},{length}]}}");
+        // For people, and for `filestorage.outcome`.
+        let at = at.map(|at| format!(",\"at\":{at}")).unwrap_or_default();
+        line!(out, "{{\"finish\":\"{digest}\",\"began\":{began}{at}{how},\"stands\":[{offset},{length}]}}");
     }
 
     /// Writes a line of the file of answers and returns its length. `answer` is JSON text without line breaks.
@@ -254,8 +256,8 @@ pub(super) mod write {
         out.len() - begin - 1
     }
 
-    pub(in super::super) fn ended(out: &mut Vec<u8>, digest: Digest) {
-        line!(out, "{{\"end\":\"{digest}\"}}");
+    pub(in super::super) fn ended(out: &mut Vec<u8>, digest: Digest, at: i64) {
+        line!(out, "{{\"end\":\"{digest}\",\"at\":{at}}}");
     }
 
     pub(in super::super) fn settled(out: &mut Vec<u8>, digest: Digest) {
@@ -305,13 +307,13 @@ mod tests {
         let mut out = Vec::new();
         write::heading(&mut out, "w@h");
         write::started(&mut out, &identity, -5, true);
-        write::finished(&mut out, digest, 9, (7, 8), Finish::Ran);
-        write::ended(&mut out, digest);
+        write::finished(&mut out, digest, (9, Some(10)), (7, 8), Finish::Ran);
+        write::ended(&mut out, digest, 11);
         write::settled(&mut out, digest);
         write::crashed(&mut out, digest, 3, 7);
-        write::finished(&mut out, digest, 9, (7, 8), Finish::Again);
+        write::finished(&mut out, digest, (9, Some(10)), (7, 8), Finish::Again);
         let counts = Counts { in_hand: 1, owed: 2, settled: 3, doubtful: 4 };
-        write::finished(&mut out, digest, 9, (7, 8), Finish::Kept(counts));
+        write::finished(&mut out, digest, (9, None), (7, 8), Finish::Kept(counts));
         write::runs(&mut out, digest, 1, false, 2);
         write::repeated(&mut out, digest);
         write::session(&mut out, 1);

@@ -43,7 +43,7 @@ enum UnrunEnd {
 impl UnrunTask {
     /// Tells that a task failed before it ran.
     pub(in crate::worker) fn failed(request: &TaskRequest, exception: &Exception) -> Self {
-        let end = UnrunEnd::Failed { exception: exception.text(), traceback: exception.traceback(&request.task) };
+        let end = UnrunEnd::Failed { exception: exception.to_string(), traceback: exception.traceback(&request.task) };
         Self { id: request.id.clone(), name: name(request).to_owned(), end }
     }
 
@@ -185,7 +185,7 @@ impl Monitor {
     /// Tells that a command failed for good.
     pub(in crate::worker) fn failed(&mut self, request: &TaskRequest, exception: &Exception) {
         if self.is_on {
-            let (text, traceback) = (exception.text(), exception.traceback(&request.task));
+            let (text, traceback) = (exception.to_string(), exception.traceback(&request.task));
             self.task(&request.id, &TaskEvent::Failed { exception: &text, traceback: traceback.as_deref() });
         }
     }
@@ -193,7 +193,7 @@ impl Monitor {
     /// Tells that a command failed and will run again.
     pub(in crate::worker) fn retried(&mut self, request: &TaskRequest, exception: &Exception) {
         if self.is_on {
-            let (text, traceback) = (exception.text(), exception.traceback(&request.task));
+            let (text, traceback) = (exception.to_string(), exception.traceback(&request.task));
             self.task(&request.id, &TaskEvent::Retried { exception: &text, traceback: traceback.as_deref() });
         }
     }

@@ -163,6 +163,7 @@ impl SessionLoop<'_> {
             commit_guard: commit_guard.clone(),
             max_reply_bytes: Some(self.worker.options.max_reply_bytes),
             budget: Some(self.worker.budget.clone()),
+            outcomes: self.worker.outcomes.clone(),
         };
         let span = tracing::info_span!("command", task_id = task.context.request.id, task = task.definition.task);
         self.begun += 1;
