@@ -330,11 +330,11 @@ impl Deliveries {
                 Err(error) => return Poll::Ready(Err(End::Lost(error.to_string()))),
             };
             let before = self.sources.iter_mut().find(|source| source.tag == old);
-            let (to_end, source) = if let Some(before) = before {
+            let (to_end, source) = if let Some(before) = before.filter(|before| !before.is_ending) {
                 before.is_ending = true;
                 (old, ConsumedQueue { queue, consumer, tag, prefetch: before.prefetch.clone(), is_ending: false })
             } else {
-                // The broker has ended the one before meanwhile: the queue is missing, and its trial begins another consumer.
+                // The one before was ended meanwhile: the queue is not to be consumed any more, or is missing and has a trial.
                 (tag.clone(), ConsumedQueue { queue, consumer, tag, prefetch, is_ending: true })
             };
             self.sources.push(source);

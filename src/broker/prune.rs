@@ -10,6 +10,8 @@ use super::{
     topology::{DEAD_QUEUE, EVENTS_EXCHANGE, METRICS_QUEUE},
 };
 
+use crate::queue_name;
+
 /// What came of a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemovalOutcome {
@@ -30,6 +32,16 @@ impl Topology {
     /// Returns the names of all exchanges that workers declare.
     pub fn own_exchanges() -> impl Iterator<Item = String> {
         Delay::names().chain([EVENTS_EXCHANGE, INVALIDATIONS_EXCHANGE].map(str::to_owned))
+    }
+
+    /// Tells whether a queue of this name may hold commands: the name can be declared, and is of nothing that workers or Celery declare
+    /// for themselves.
+    #[must_use]
+    pub fn may_hold_commands(queue: &str) -> bool {
+        let is_of_one_connection = queue.starts_with(INVALIDATIONS_EXCHANGE)
+            || queue.starts_with("celeryev.")
+            || queue.ends_with("celery.pidbox");
+        queue_name::can_be_declared(queue) && !is_of_one_connection && Self::own_queues().all(|own| own != queue)
     }
 
     /// Tells whether an exchange is there; needs no permission.

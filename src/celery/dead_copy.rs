@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use super::message::{Address, Field, Headers, Message, Publication};
 use super::republish::{DEAD_PREFIX, UNDELIVERABLE, is_trace};
 use super::request;
+use super::retry::is_of_retry;
 use crate::instant;
 
 /// The header that counts how often a message was replayed from the dead queue.
@@ -170,7 +171,7 @@ pub fn replay(message: &Message, force: bool) -> Result<Publication, NotReplayab
                     headers.set(name, value.clone());
                 }
             }
-            None if is_trace(name) => {}
+            None if is_trace(name) || is_of_retry(name) => {}
             None => headers.set(name, value.clone()),
         }
     }

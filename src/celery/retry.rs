@@ -10,8 +10,8 @@ use super::time::iso;
 const FIRST_ATTEMPT: &str = "x-filestorage-first-attempt";
 /// What the first attempt wrote as its identity.
 const FIRST_IDENTITY: &str = "x-filestorage-first-identity";
-/// The longest identity.
-const LONGEST_IDENTITY: usize = 64;
+/// The length of an identity, which is hexadecimal.
+const IDENTITY: usize = 32;
 
 /// What a retry knows of the first attempt of its command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,9 +27,18 @@ impl FirstAttempt {
     #[must_use]
     pub fn of(message: &Message) -> Option<Self> {
         let Some(Field::Int(began)) = message.headers.get(FIRST_ATTEMPT) else { return None };
-        let identity = message.headers.text(FIRST_IDENTITY).filter(|identity| identity.len() <= LONGEST_IDENTITY)?;
+        if !matches!(message.headers.get("retries"), Some(Field::Int(1..))) {
+            return None;
+        }
+        let is_identity = |text: &&str| text.len() == IDENTITY && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let identity = message.headers.text(FIRST_IDENTITY).filter(is_identity)?;
         Some(Self { began: Timestamp::from_microsecond(*began).ok()?, identity: identity.to_owned() })
     }
+}
+
+/// Tells whether a header is of a retry, and means nothing once the message is a command of its own.
+pub(super) fn is_of_retry(name: &str) -> bool {
+    name == FIRST_ATTEMPT || name == FIRST_IDENTITY
 }
 
 /// Returns how many retries a producer grants by the header `max_retries`; `None` where it says nothing.
@@ -67,7 +76,10 @@ mod tests {
         message.properties.reply_to = Some("me".to_owned());
         message.properties.expiration = Some("1".to_owned());
         assert_eq!(FirstAttempt::of(&message), None);
-        let first = FirstAttempt { began: "2026-01-02T03:04:05.000006Z".parse().unwrap(), identity: "ab".to_owned() };
+        let first = FirstAttempt {
+            began: "2026-01-02T03:04:05.000006Z".parse().unwrap(),
+            identity: "0123456789abcdef".repeat(2),
+        };
         let next = retry(&message, 2, "2026-01-02T03:05:00Z".parse().unwrap(), &first);
         assert_eq!(FirstAttempt::of(&next), Some(first));
         assert_eq!(next.headers.get("retries"), Some(&Field::Int(2)));

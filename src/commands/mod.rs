@@ -33,9 +33,9 @@ use async_trait::async_trait;
 
 pub use arguments::{Arguments, CallSignature, Parameter, ParameterKind};
 pub use error::{CommandError, ExceptionClass};
-pub use outcome::{CommandOutcomeReport, KnownOutcomes, OutcomeState, Outcomes};
 pub use hints::Hints;
 pub use keys::{KeyArgument, KeyPlaces, KeyUse, Keys};
+pub use outcome::{CommandOutcomeReport, KnownOutcomes, OutcomeState, Outcomes};
 pub use schemas::schemas;
 
 pub use crate::storage::{Budget, Cache, CommitGuard, Engine, Held, Invalidation, Key, Redelivered, Spool};

@@ -1,6 +1,6 @@
 //! The queues of commands that the worker should consume and does not: they are missing until a trial brings them back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub(in crate::worker) struct ConsumedQueues {
     missing: BTreeMap<String, Missing>,
     /// How many are to be consumed.
     wanted: usize,
+    /// Those with a trial under way.
+    trying: BTreeSet<String>,
     /// When the broker last ended the consumer of a queue.
     cancelled: BTreeMap<String, Instant>,
 }
@@ -114,7 +116,7 @@ impl ConsumedQueues {
         }
     }
 
-    /// Notes that the broker ended the consumer of a queue, and returns the trial that brings it back.
+    /// Notes that the broker ended the consumer of a queue, and returns the trial that brings it back; `None` where one is under way.
     ///
     /// It begins at once, unless that has just happened: what is published to a queue that was deleted is lost until it is made anew.
     pub(in crate::worker) fn cancelled(
@@ -122,37 +124,50 @@ impl ConsumedQueues {
         queue: &str,
         session: &OpenSession,
         joiner: &Arc<dyn QueueJoiner>,
-    ) -> BoxFuture<'static, Rejoin> {
+    ) -> Option<BoxFuture<'static, Rejoin>> {
         self.missing.insert(queue.to_owned(), Missing::Cancelled);
         let before = self.cancelled.insert(queue.to_owned(), Instant::now());
         let is_first = before.is_none_or(|before| before.elapsed() > LONGEST_WAIT);
         let wait = if is_first { Duration::ZERO } else { LOOK_AGAIN };
-        self.trial(queue, wait, session, joiner)
+        self.try_once(queue, wait, session, joiner)
     }
 
-    /// Has a further queue consumed, and returns the trial that brings it.
+    /// Has a further queue consumed, and returns the trial that brings it; `None` where one is under way.
     pub(in crate::worker) fn add(
         &mut self,
         queue: &str,
         session: &OpenSession,
         joiner: &Arc<dyn QueueJoiner>,
-    ) -> BoxFuture<'static, Rejoin> {
+    ) -> Option<BoxFuture<'static, Rejoin>> {
         self.wanted += 1;
         self.missing.insert(queue.to_owned(), Missing::Added);
-        self.trial(queue, Duration::ZERO, session, joiner)
+        self.try_once(queue, Duration::ZERO, session, joiner)
+    }
+
+    /// Returns the trial of a queue that has none.
+    fn try_once(
+        &mut self,
+        queue: &str,
+        wait: Duration,
+        session: &OpenSession,
+        joiner: &Arc<dyn QueueJoiner>,
+    ) -> Option<BoxFuture<'static, Rejoin>> {
+        self.trying.insert(queue.to_owned()).then(|| self.trial(queue, wait, session, joiner))
     }
 
     /// Forgets a queue that is not to be consumed any more.
     pub(in crate::worker) fn forget(&mut self, queue: &str) {
+        self.wanted = self.wanted.saturating_sub(1);
         self.missing.remove(queue);
     }
 
     /// Returns one trial for each missing queue. Each lasts until the queue is consumed in this session again.
     pub(in crate::worker) fn trials(
-        &self,
+        &mut self,
         session: &OpenSession,
         joiner: &Arc<dyn QueueJoiner>,
     ) -> Vec<BoxFuture<'static, Rejoin>> {
+        self.trying = self.missing.keys().cloned().collect();
         self.missing.keys().map(|queue| self.trial(queue, LOOK_AGAIN, session, joiner)).collect()
     }
 
@@ -179,6 +194,7 @@ impl ConsumedQueues {
     ///
     /// Why the session is lost; a queue that gives no consumer is left out of the next one.
     pub(in crate::worker) fn rejoin(&mut self, Rejoin { queue, consumer }: Rejoin) -> Result<Option<String>, String> {
+        self.trying.remove(&queue);
         match consumer {
             Ok(()) => {
                 tracing::info!(queue, "consumed again");
@@ -186,7 +202,7 @@ impl ConsumedQueues {
             }
             Err(error) => {
                 let reason = error.to_string();
-                if error.kind() == ErrorKind::Down {
+                if error.kind() == ErrorKind::Down && self.missing.contains_key(&queue) {
                     self.missing.insert(queue, Missing::Stalled(error));
                 }
                 Err(reason)

@@ -26,7 +26,7 @@ use crate::celery::error::Exception;
 use crate::celery::event::WorkerEvent;
 use crate::celery::message::Publication;
 use crate::celery::reply::Revocation;
-use crate::commands::{CommitGuard, Definition, Facts, Finished, Held, Keys};
+use crate::commands::{CommitGuard, Definition, Engine, Facts, Finished, Held, Keys};
 use crate::telemetry::{self, Command, CommandOutcome, Component, ComponentState};
 use crate::worker::consumed_queues::Rejoin;
 use crate::worker::context::WorkerContext;
@@ -81,11 +81,20 @@ struct RunningCommand {
     stale: Stale,
     started: Instant,
     held: Option<Held>,
+    /// When an earlier run of it began.
+    began_before: Option<Timestamp>,
     /// Ends its run.
     handle: AbortHandle,
     /// It was stopped by a signal of this number.
     terminated: Option<i32>,
     _in_flight: telemetry::InFlight,
+}
+
+impl RunningCommand {
+    /// Returns what its event tells of its keys where it did nothing.
+    fn facts(&self, engine: &Engine) -> Vec<Facts> {
+        Facts::of_each(&self.keys, engine)
+    }
 }
 
 /// One session at work.
@@ -368,10 +377,10 @@ impl<'b> SessionLoop<'b> {
         let stale = std::mem::take(&mut running.stale);
         let ended = match ended {
             Ok(Ended::Finished(Finished { result: Err(error), .. }))
-                if error.is_outage() && running.context.message.is_some() =>
+                if error.is_outage() && running.context.message.is_some() && running.terminated.is_none() =>
             {
                 let message = running.context.message.take().unwrap_or_default();
-                return self.retry(running, &message, error);
+                return self.retry(running, &message, error, stale);
             }
             ended => ended,
         };
@@ -460,7 +469,12 @@ impl<'b> SessionLoop<'b> {
         self.worker.journal.queue_lost();
         self.lost_queues.insert(queue.to_owned(), Instant::now());
         let trial = self.worker.consumed_queues.cancelled(queue, &self.session, &self.consumer.joiner());
-        self.trials.push(trial);
+        self.trials.extend(trial);
+        self.report_queues();
+    }
+
+    /// Says how the consumed queues stand.
+    fn report_queues(&self) {
         self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
     }
 
@@ -476,7 +490,10 @@ impl<'b> SessionLoop<'b> {
         // A node that is back in its cluster may hand out again what it had handed out before, without saying so.
         self.worker.journal.queue_found();
         self.consumer.join(&queue);
-        self.worker.readiness.set(Component::Queues, self.worker.consumed_queues.condition());
+        if !self.worker.options.queues.contains(&queue) {
+            self.worker.options.queues.push(queue);
+        }
+        self.report_queues();
         Ok(())
     }
 
@@ -489,6 +506,7 @@ impl<'b> SessionLoop<'b> {
             Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
             // It has not begun: it goes back with the channel.
             Deferred::Reconsider(_) => {}
+            Deferred::Retried(command, way) => self.retried(*command, way),
             Deferred::Parked(result) => self.was_parked(result)?,
             Deferred::Refused(mut pending, role, words) => {
                 refusal::give_up(&self.policy.settlement, &mut pending, role, &words);

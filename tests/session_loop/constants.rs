@@ -68,6 +68,7 @@ const TABLE: &[Row] = &[
     row("worker/journal/lookup.rs::OPEN", "60 s", "how long after a session a fresh message may be a second copy", "a_second_copy_that_is_called_fresh_is_known_for_a_minute"),
     row("worker/journal/mod.rs::KEEP_ADOPTED", "3600 s", "how long adopted files of the earlier version stay", "what_the_earlier_version_took_over_is_swept_after_an_hour"),
     row("worker/journal/mod.rs::KEEP_SEGMENT", "120 s", "how long answers are kept, and the loss of a journal told", "a_journal_that_was_deleted_is_told_for_two_minutes"),
+    row("worker/journal/revocations.rs::FRESH", "86400 s", "how long what is revoked again is not written again", "what_is_revoked_again_is_written_once_a_day"),
     row("worker/journal/revocations.rs::KEEP", "2592000 s", "how long a revocation is remembered", "the_oldest_are_forgotten_and_old_ones_do_not_count"),
     row("worker/journal/revocations.rs::LOOK", "1 s", "the time until a revocation of another worker is known", "what_is_revoked_is_known_after_a_restart_and_to_siblings"),
     row("worker/mod.rs::GOOD_SESSION", "10 s", "the life of a session after which waits begin anew", "a_session_of_ten_seconds_was_a_good_one"),

@@ -357,8 +357,37 @@ fn a_queue_is_consumed_and_left_as_it_is_told() {
         site.broker.change(|model| model.lose_all("the broker went down"));
         site.broker.change(|model| model.put(OTHER, &write("b", "k").message()));
         site.acknowledged("b").await;
+        for own in [
+            "filestorage.dead",
+            "filestorage.delay.100",
+            "filestorage.parked",
+            "amq.rabbitmq.reply-to",
+            "",
+            "x.celery.pidbox",
+        ] {
+            let refused = ask(&site, "add_consumer", json!({"queue": own})).await;
+            assert!(refused["error"].as_str().unwrap().contains("no name"), "{own}: {refused}");
+        }
         let bound = ask(&site, "add_consumer", json!({"queue": "x", "exchange": "y", "exchange_type": "topic"})).await;
         assert!(bound["error"].as_str().unwrap().contains("binds none"), "{bound}");
+    });
+}
+
+#[test]
+fn a_queue_that_is_added_twice_is_consumed_once() {
+    with_paused_clock(async {
+        let site = with_two_queues(|model| model.queue(OTHER).mood = crate::model::Mood::Down);
+        for method in ["cancel_consumer", "add_consumer", "cancel_consumer", "add_consumer"] {
+            ask(&site, method, json!({"queue": OTHER})).await;
+        }
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        site.broker.change(|model| model.queue(OTHER).mood = crate::model::Mood::Takes);
+        site.broker.change(|model| model.put(OTHER, &write("a", "k").message()));
+        site.acknowledged("a").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(site.trace().matches(&format!("consume 1 {OTHER}")).count(), 1, "{}", site.trace());
+        site.broker.change(|model| model.put(OTHER, &write("b", "k").message()));
+        site.acknowledged("b").await;
     });
 }
 

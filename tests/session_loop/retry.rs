@@ -73,6 +73,23 @@ fn a_retry_that_expires_meanwhile_is_revoked() {
 }
 
 #[test]
+fn a_command_that_may_not_wait_in_the_broker_fails_as_before() {
+    with_paused_clock(async {
+        let site = remote();
+        site.broker.change(|model| {
+            model.queue("next");
+            let exchanges = (0..=24).map(|doublings| format!("filestorage.delay.{}", 100_u64 << doublings));
+            model.forbidden.extend(exchanges);
+        });
+        site.send(&write("a", "k").with("end", "away 1").followed("errbacks", "next").message());
+        assert_eq!(states(&site, "a").await, ["FAILURE"]);
+        assert_eq!(site.answers("a")[0]["result"]["exc_type"], "StorageUnavailable");
+        site.acknowledged("a").await;
+        assert_eq!(site.messages("next").len(), 1);
+    });
+}
+
+#[test]
 fn a_retry_outlives_the_worker() {
     with_paused_clock(async {
         let mut site = remote();

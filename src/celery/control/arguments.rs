@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use crate::json::Json;
 
+/// The longest time between two starts of a task.
+const LONGEST_SPAN: Duration = Duration::from_secs(7 * 86_400);
+/// The longest text of a rate in bytes.
+const LONGEST_RATE: usize = 32;
+
 /// The named arguments of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arguments(pub(super) Vec<(String, Json)>);
@@ -96,6 +101,7 @@ impl RateLimit {
     pub fn read(value: Option<&Json>) -> Result<Self, String> {
         let (count, span) = match value {
             None => (0.0, 1.0),
+            Some(Json::Text(text)) if text.len() > LONGEST_RATE => return Err("it is too long".to_owned()),
             Some(Json::Text(text)) => {
                 let (count, unit) = text.split_once('/').unwrap_or((text, "s"));
                 let span = match unit {
@@ -115,8 +121,8 @@ impl RateLimit {
         if count == 0.0 {
             return Ok(Self::None);
         }
-        let every = Duration::try_from_secs_f64(span / count).map_err(|_| format!("{count} is no rate"))?;
-        Ok(Self::Every(every))
+        let every = Duration::try_from_secs_f64(span / count).ok().filter(|every| *every <= LONGEST_SPAN);
+        every.map(Self::Every).ok_or_else(|| format!("{count} is less than one a week"))
     }
 }
 

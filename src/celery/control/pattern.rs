@@ -3,19 +3,25 @@
 use regex::{Regex, RegexBuilder};
 
 /// The most memory that one pattern may take, in bytes.
-const LONGEST: usize = 1 << 16;
+const MOST_MEMORY: usize = 1 << 16;
+/// The longest pattern in bytes: what it takes before its memory is known grows with its length.
+const LONGEST: usize = 512;
 
 /// Tells whether a pattern names a node. `matcher` is `glob`, which matches the whole name, or `pcre`, which matches its beginning.
 ///
 /// # Errors
 /// The pattern or the matcher is none.
 pub(super) fn matches(node: &str, pattern: &str, matcher: &str) -> Result<bool, String> {
+    if pattern.len() > LONGEST {
+        return Err(format!("its pattern has more than {LONGEST} bytes"));
+    }
     let expression = match matcher {
         "glob" => glob(pattern),
         "pcre" => format!("^(?:{pattern})"),
         _ => return Err("its matcher is neither glob nor pcre".to_owned()),
     };
-    let compiled = RegexBuilder::new(&expression).size_limit(LONGEST).dot_matches_new_line(matcher == "glob").build();
+    let compiled =
+        RegexBuilder::new(&expression).size_limit(MOST_MEMORY).dot_matches_new_line(matcher == "glob").build();
     compiled.map(|pattern: Regex| pattern.is_match(node)).map_err(|_| format!("its pattern is no {matcher}"))
 }
 
@@ -85,5 +91,6 @@ mod tests {
         assert!(matches("files@host", "(", "pcre").is_err());
         assert!(matches("files@host", "((a{100}){100}){100}", "pcre").is_err(), "its memory is bounded");
         assert!(matches("files@host", "a", "shell").is_err());
+        assert!(matches("files@host", &"\\w".repeat(300), "pcre").is_err(), "its length is bounded");
     }
 }

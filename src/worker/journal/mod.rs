@@ -209,7 +209,13 @@ impl Journal {
     fn write_answer(&mut self, digest: Digest, began: i64, answer: &str, how: Finish) {
         let offset = self.segment.answers_length + self.answers.len() as u64;
         let length = write::answer(&mut self.answers, digest, answer);
-        write::finished(&mut self.lines, digest, (began, Some(self.clock.now().as_microsecond())), (offset, length), how);
+        write::finished(
+            &mut self.lines,
+            digest,
+            (began, Some(self.clock.now().as_microsecond())),
+            (offset, length),
+            how,
+        );
         let place = AnswerPlace { segment: self.number, offset, length, in_line: false };
         match how {
             Finish::Ran | Finish::Again => self.ledger.finished(digest, began, place),

@@ -79,12 +79,7 @@ fn search(folder: &Path, task_id: &str) -> io::Result<CommandOutcomeReport> {
         }
     }
     let Some((digest, run)) = runs.into_iter().max_by_key(|(_, run)| run.began) else {
-        return Ok(CommandOutcomeReport {
-            state: OutcomeState::Unknown,
-            task: None,
-            finished_at: None,
-            answer: None,
-        });
+        return Ok(CommandOutcomeReport { state: OutcomeState::Unknown, task: None, finished_at: None, answer: None });
     };
     let text = match &run.answer {
         Some((writer, place)) => segment::answer_at(folder, writer, *place, digest)?,
@@ -119,8 +114,7 @@ fn take_in(runs: &mut HashMap<Digest, FoundRun>, line: &str, needle: &str, write
                 && began >= run.began
             {
                 run.is_over = true;
-                run.answer =
-                    Some((writer.to_owned(), AnswerPlace { segment: number, offset, length, in_line: false }));
+                run.answer = Some((writer.to_owned(), AnswerPlace { segment: number, offset, length, in_line: false }));
                 if how == Finish::Ran {
                     run.ended_at = time_of(line);
                 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::adopt::gate;
 use super::at;
 use crate::celery::message::Field;
 use crate::celery::request::{LONGEST_ID, TaskRequest};
@@ -23,9 +22,11 @@ use crate::worker::WallClock;
 const MOST: usize = 50_000;
 /// How long one is remembered. Celery forgets after three hours, also what was to run a day later.
 const KEEP: Duration = Duration::from_secs(30 * 86_400);
+/// How long what was revoked is not written again when it is revoked again.
+const FRESH: Duration = Duration::from_secs(86_400);
 /// How often it is looked whether another worker has written.
 const LOOK: Duration = Duration::from_secs(1);
-/// Bytes from which on the file is written anew when it is opened.
+/// Bytes from which on the file is written anew.
 const LONG: u64 = 4 << 20;
 
 /// What was revoked.
@@ -99,22 +100,36 @@ impl Revocations {
     /// It is not written, so a restart forgets it.
     pub(in super::super) fn revoke(&mut self, all: impl IntoIterator<Item = Revoked>) -> io::Result<()> {
         let now = self.clock.now().as_microsecond();
-        let mut lines = Vec::new();
+        // Behind what an interrupted write may have left of a line.
+        let mut lines = vec![b'\n'];
         for what in all.into_iter().filter(Revoked::is_possible) {
+            if self.knows(&what) {
+                continue;
+            }
             let line = Line { what, at: now };
             serde_json::to_writer(&mut lines, &line)?;
             lines.push(b'\n');
             self.insert(line.what, now);
         }
-        if lines.is_empty() {
+        if lines.len() == 1 {
             return Ok(());
         }
         fs::create_dir_all(&self.folder).map_err(|error| at(&self.folder, &error))?;
-        let _gate = gate(&self.folder)?;
+        let lock = self.lock()?;
         let path = self.path();
         let appended =
             OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| file.write_all(&lines));
-        appended.map_err(|error| at(&path, &error))
+        appended.map_err(|error| at(&path, &error))?;
+        drop(lock);
+        self.shorten()
+    }
+
+    /// Waits for the lock of the file, which nobody holds for longer than it takes to write it.
+    fn lock(&self) -> io::Result<File> {
+        let path = self.folder.join("revoked.lock");
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let locked = opened.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|error| at(&path, &error))
     }
 
     /// Tells whether a task is revoked, by its id or one of its stamps.
@@ -133,6 +148,12 @@ impl Revocations {
                 let values = request.stamps.get(header).map(values).unwrap_or_default();
                 values.into_iter().any(|value| is_known(&Revoked::Stamp { header: header.clone(), value }))
             })
+    }
+
+    /// Tells whether this was revoked lately enough not to be written again.
+    pub(in super::super) fn knows(&self, what: &Revoked) -> bool {
+        let recent = self.clock.now().as_microsecond() - i64::try_from(FRESH.as_micros()).unwrap_or(i64::MAX);
+        self.known.get(what).is_some_and(|at| *at >= recent)
     }
 
     /// Returns the revoked ids, the oldest first.
@@ -213,7 +234,7 @@ impl Revocations {
         if self.read.1 < LONG {
             return Ok(());
         }
-        let _gate = gate(&self.folder)?;
+        let _lock = self.lock()?;
         self.follow()?;
         let since = self.since();
         let mut lines = Vec::new();
@@ -312,7 +333,24 @@ mod tests {
         revocations.insert(id("old"), old);
         assert!(!revocations.contains(&request("old", None)));
         let whole = fs::read_to_string(folder.path().join("revoked")).unwrap();
-        assert_eq!(whole.lines().next(), Some(format!(r#"{{"revoke":"0","at":{}}}"#, revocations.order[0].1).as_str()));
+        assert_eq!(whole.lines().nth(1), Some(format!(r#"{{"revoke":"0","at":{}}}"#, revocations.order[0].1).as_str()));
+    }
+
+    #[test]
+    fn what_is_revoked_again_is_written_once_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut revocations = Revocations::open(folder.path(), WallClock::default());
+        for _ in 0..100 {
+            revocations.revoke([id("a"), id("b")]).unwrap();
+        }
+        let lines = || {
+            fs::read_to_string(folder.path().join("revoked")).unwrap().lines().filter(|line| !line.is_empty()).count()
+        };
+        assert_eq!(lines(), 2);
+        let old = revocations.clock.now().as_microsecond() - i64::try_from(FRESH.as_micros()).unwrap() - 1;
+        revocations.insert(id("a"), old);
+        revocations.revoke([id("a"), id("b")]).unwrap();
+        assert_eq!(lines(), 3);
     }
 
     #[test]

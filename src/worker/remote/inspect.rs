@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::limits::TaskLimits;
-use super::monitor::{name, shown_keys};
+use super::monitor::{MOST_KEYS, name, shown_keys};
 use crate::commands::KeyUse;
 use crate::json::write_string;
 use crate::worker::intake::policy::TaskContext;
@@ -63,7 +63,7 @@ impl TaskInfo<'_> {
             }
             many => {
                 out.push_str("\"keys\":[");
-                for (index, used) in many.iter().enumerate() {
+                for (index, used) in many.iter().take(MOST_KEYS).enumerate() {
                     out.push_str(if index > 0 { "," } else { "" });
                     write_string(out, used.key.as_str());
                 }

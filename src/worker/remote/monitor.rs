@@ -22,7 +22,7 @@ const BATCH: usize = 256;
 /// Events that wait to be sent at most. What exceeds that is lost: monitors never hold a command up.
 const MOST: usize = 8192;
 /// Keys of a command that are shown at most.
-const MOST_KEYS: usize = 8;
+pub(super) const MOST_KEYS: usize = 8;
 /// The longest result that is shown, in bytes; of a longer one the size is.
 const LONGEST_RESULT: usize = 512;
 

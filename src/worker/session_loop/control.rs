@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::SessionLoop;
-use crate::broker::{Exchange, ExchangeType};
+use crate::broker::{Exchange, ExchangeType, Topology};
 use crate::celery::control::{Arguments, ControlReply, ControlRequest, REPLY_EXCHANGE, RateLimit};
 use crate::celery::event::{EVENT_EXCHANGE, WorkerEvent};
 use crate::commands::{Definition, KeyUse};
@@ -17,8 +17,12 @@ use crate::worker::remote::limits::TimeLimits;
 use crate::worker::remote::{QueueInfo, TaskInfo, WorkerStats};
 use crate::worker::signals::Stop;
 
-/// Answers that wait to be sent at most.
-const MOST_REPLIES: usize = 1024;
+/// Bytes of answers that wait to be sent at most.
+const MOST_REPLIES: usize = 16 << 20;
+/// The longest answer in bytes.
+const LONGEST_REPLY: usize = 4 << 20;
+/// Queues that are consumed at most where remote control adds them.
+const MOST_QUEUES: usize = 64;
 /// Commands in flight that may be asked for at most.
 const MOST_PERMITS: usize = 65_535;
 /// The number of the signal that terminates a task unless another is named.
@@ -37,12 +41,19 @@ impl SessionLoop<'_> {
         self.worker.monitor.hear(request.clock);
         let reply = self.carry_out(request);
         let (Some(to), Some(reply)) = (&request.reply_to, reply) else { return };
-        if self.replies.len() >= MOST_REPLIES {
+        let clock = self.worker.monitor.tick();
+        let node = &self.worker.options.node;
+        let mut reply = reply.publication(node, to, clock);
+        if reply.message.body.len() > LONGEST_REPLY {
+            let error = format!("the answer has more than {LONGEST_REPLY} bytes");
+            reply = ControlReply::Error(error).publication(node, to, clock);
+        }
+        let waiting: usize = self.replies.iter().map(|reply| reply.message.body.len()).sum();
+        if waiting + reply.message.body.len() > MOST_REPLIES {
             tracing::warn!(method = request.method, "too many answers to remote control wait; this one is not given");
             return;
         }
-        let clock = self.worker.monitor.tick();
-        self.replies.push(reply.publication(&self.worker.options.node, to, clock));
+        self.replies.push(reply);
     }
 
     fn carry_out(&mut self, request: &ControlRequest) -> Option<ControlReply> {
@@ -190,8 +201,7 @@ impl SessionLoop<'_> {
         if let Some(table) = arguments.get("revoked").and_then(|revoked| revoked.as_object()) {
             ids.extend(table.iter().map(|(id, _)| id.clone()));
         }
-        let known = self.worker.journal.revocations.ids();
-        self.remember(ids.into_iter().filter(|id| !known.contains(id)).map(|revoke| Revoked::Id { revoke }));
+        self.remember(ids.into_iter().map(|revoke| Revoked::Id { revoke }));
         let ids = list(&self.worker.journal.revocations.ids());
         let clock = self.worker.monitor.tick();
         Some(ControlReply::Value(format!("{{\"revoked\":{ids},\"clock\":{clock}}}")))
@@ -341,9 +351,12 @@ impl SessionLoop<'_> {
     }
 
     fn add_consumer(&mut self, arguments: &Arguments) -> ControlReply {
-        let Some(queue) = arguments.text("queue").filter(|queue| !queue.is_empty() && queue.len() <= 255) else {
-            return ControlReply::Error("queue is no name of 1 to 255 bytes".to_owned());
+        let Some(queue) = arguments.text("queue").filter(|queue| Topology::may_hold_commands(queue)) else {
+            return ControlReply::Error("queue is no name of a queue of commands".to_owned());
         };
+        if self.worker.options.queues.len() >= MOST_QUEUES {
+            return ControlReply::Error(format!("{MOST_QUEUES} queues are consumed already"));
+        }
         let exchange = arguments.text("exchange").unwrap_or(queue);
         let kind = arguments.text("exchange_type").unwrap_or("direct");
         if exchange != queue || kind != "direct" {
@@ -356,10 +369,10 @@ impl SessionLoop<'_> {
         if self.worker.options.queues.iter().any(|known| known == queue) {
             return ControlReply::Ok(format!("already consuming from {queue}"));
         }
-        self.worker.options.queues.push(queue.to_owned());
         let trial = self.worker.consumed_queues.add(queue, &self.session, &self.consumer.joiner());
-        self.trials.push(trial);
-        tracing::info!(queue, "consumed, as told by remote control");
+        self.trials.extend(trial);
+        self.report_queues();
+        tracing::info!(queue, "to be consumed, as told by remote control");
         ControlReply::Ok(format!("add consumer {queue}"))
     }
 
@@ -370,6 +383,7 @@ impl SessionLoop<'_> {
         self.worker.options.queues.retain(|known| known != queue);
         self.worker.consumed_queues.forget(queue);
         self.consumer.leave(queue);
+        self.report_queues();
         tracing::info!(queue, "not consumed any more, as told by remote control");
         ControlReply::Ok(format!("no longer consuming from {queue}"))
     }

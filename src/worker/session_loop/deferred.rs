@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::RunningCommand;
 use crate::broker::{BrokerSession, Delivery, ErrorKind};
 use crate::celery::body;
-use crate::celery::message::{Message, Publication};
+use crate::celery::message::{Address, Message, Publication};
 use crate::celery::request::Unreadable;
-use crate::commands::{Budget, Held, Keys};
+use crate::commands::{Budget, CommandError, Held, Keys};
 use crate::worker::WallClock;
 use crate::worker::delivery::parking::ParkingResult;
 use crate::worker::delivery::pending_ack::PendingAck;
 use crate::worker::delivery::role::Role;
 use crate::worker::intake::policy::ReadyTask;
 use crate::worker::intake::reader::{MessageReader, OpenedMessage};
+use crate::worker::invalidations::Stale;
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,12 +39,24 @@ pub(super) enum Deferred {
     Found(Box<Delivery>, Option<Keys>),
     /// This was read.
     Opened(Box<Delivery>, Box<Read>),
+    /// A command runs again by this way; without one it fails.
+    Retried(Box<RetryingCommand>, Option<Address>),
     /// What came of parking.
     Parked(ParkingResult),
     /// Nobody will ever take this part of it.
     Refused(Box<PendingAck>, Role, String),
     /// The session is lost.
     Lost(String),
+}
+
+/// A command that is to run again, while its way through the delay queues is looked for.
+#[derive(Debug)]
+pub(super) struct RetryingCommand {
+    pub(super) running: RunningCommand,
+    pub(super) error: CommandError,
+    pub(super) stale: Stale,
+    pub(super) next: Message,
+    pub(super) eta: Timestamp,
 }
 
 /// Searches a message for the keys by which it is ordered.
@@ -119,6 +133,29 @@ pub(super) async fn delay(
             }
             Err(error) if error.is_permanent() => {
                 return Deferred::Refused(Box::new(pending), Role::Delay, error.to_string());
+            }
+            Err(error) => return Deferred::Lost(error.to_string()),
+        }
+    }
+}
+
+/// Finds out where a message must be published to come back at its eta.
+pub(super) async fn find_way(
+    session: Arc<dyn BrokerSession>,
+    clock: WallClock,
+    command: Box<RetryingCommand>,
+) -> Deferred {
+    loop {
+        let remaining = Duration::try_from(command.eta.duration_since(clock.now())).unwrap_or_default();
+        match session.delay_address(&command.running.context.origin.queue, remaining).await {
+            Ok(address) => return Deferred::Retried(command, Some(address)),
+            Err(error) if error.kind() == ErrorKind::Down => {
+                tracing::warn!(%error, "delay queue is down; held back");
+                tokio::time::sleep(PATIENCE).await;
+            }
+            Err(error) if error.is_permanent() => {
+                tracing::warn!(%error, "a command cannot wait in the broker, and fails");
+                return Deferred::Retried(command, None);
             }
             Err(error) => return Deferred::Lost(error.to_string()),
         }

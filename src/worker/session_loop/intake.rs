@@ -8,8 +8,9 @@ use crate::broker::Delivery;
 use crate::celery::park;
 use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
+use crate::worker::execution::settlement::TaskEnd;
 use crate::worker::intake::lines::{DelayedTask, Next};
-use crate::worker::intake::policy::{TaskContext, was_delayed};
+use crate::worker::intake::policy::{TaskContext, revocation, was_delayed};
 use crate::worker::intake::reader::Reading;
 use crate::worker::intake::reading::{AfterReading, ReadingTask};
 
@@ -107,7 +108,17 @@ impl SessionLoop<'_> {
         let (task, reading) = read?;
         match self.intake.readings.was_read(task, reading, &self.policy)? {
             None => {}
-            Some(AfterReading::Begin(task, command)) => self.begin(*task, command),
+            Some(AfterReading::Begin(task, command)) => {
+                let now = self.worker.options.clock.now();
+                // It may have been revoked, or its time may have passed, while it was read.
+                match revocation(&task.context.request, now, &mut self.worker.journal.revocations) {
+                    Some(revocation) => {
+                        self.worker.journal.ended(task.context.identity.digest);
+                        self.pass_over(*task, CommandOutcome::Revoked, &TaskEnd::Revoked(revocation));
+                    }
+                    None => self.begin(*task, command),
+                }
+            }
             Some(AfterReading::Ended { pending, outcome, keys, share, noted }) => {
                 noted.into_iter().for_each(|entry| self.worker.journal.ended(entry));
                 self.scheduler.done(&keys, share);

@@ -133,8 +133,14 @@ impl SessionLoop<'_> {
 
     /// Tells whether a task would fail only because the bucket is unreachable, and nothing may serve in its place.
     fn waits_for_storage(&self, task: &ReadyTask) -> bool {
-        let may_wait = self.worker.options.message_max_retries > 0;
-        may_wait && task.definition.operation.is_some() && self.worker.engine.is_away()
+        // What has no retry left is told at once, and a signature needs no bucket.
+        let may_wait = match &task.work {
+            Work::Read(sealed) => self.policy.may_retry(&task.context.request, &sealed.message),
+            _ => task.context.message.is_some(),
+        };
+        may_wait
+            && task.definition.operation.is_some_and(|operation| operation != "signed_url")
+            && self.worker.engine.is_away()
     }
 
     /// Takes back the permit of a task that cannot begin yet, and the room to read it.
@@ -182,6 +188,7 @@ impl SessionLoop<'_> {
             commit_guard,
             started: Instant::now(),
             held: task.held,
+            began_before: task.redelivered.and_then(|again| again.started_at),
             _in_flight: self.worker.metrics.command_in_flight(),
             context: task.context,
         };
