@@ -34,7 +34,7 @@ use crate::worker::delivery::in_flight::InFlightBatches;
 use crate::worker::delivery::outbox::Outbox;
 use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::refusal;
-use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::execution::answer::{Answer, KeptCommand, Outcome};
 use crate::worker::execution::run::{Ended, Limit, panic_text};
 use crate::worker::execution::scheduler::{Scheduler, Share};
 use crate::worker::execution::settlement::{TaskEnd, exception};
@@ -424,7 +424,9 @@ impl<'b> SessionLoop<'b> {
         }
         let answer = self.policy.settlement.answer(definition, &context, result, facts, started.elapsed());
         // Only what wrote is answered from the journal.
-        match writes.then(|| answer.write()).flatten() {
+        let at = self.worker.options.clock.now().as_microsecond();
+        let kept = || KeptCommand { id: id.to_owned(), task: definition.task.to_owned(), at };
+        match writes.then(|| answer.write(Some(kept()))).flatten() {
             Some(text) => self.worker.journal.finished(context.identity.digest, &text),
             None => self.worker.journal.ended(context.identity.digest),
         }

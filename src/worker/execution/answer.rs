@@ -39,6 +39,13 @@ pub(in crate::worker) struct Answer {
 /// How an answer stands in the journal. An earlier worker on the same folder reads it as well, without the events of further keys.
 #[derive(Serialize, Deserialize)]
 struct Kept {
+    /// Which command it was given to, for whoever asks by the id. Named one by one, since a raw value cannot be read beside a flattened one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<i64>,
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     result: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +54,18 @@ struct Kept {
     /// The first fact stands in the event, and so it is written as it was when a command had one key at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     more: Vec<More>,
+}
+
+/// Which command an answer was given to, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(in crate::worker) struct KeptCommand {
+    /// Task id.
+    pub(in crate::worker) id: String,
+    /// Its name.
+    pub(in crate::worker) task: String,
+    /// When it ended, in Unix microseconds.
+    pub(in crate::worker) at: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,9 +80,20 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawVal
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
+impl KeptCommand {
+    /// Reads which command an answer was given to; `None` where the earlier version wrote it.
+    pub(in crate::worker) fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok().filter(|command: &Self| command.at != 0)
+    }
+}
+
 impl Answer {
     /// Writes the answer as one line of JSON; `None` for a result that is not plain JSON, which no write returns.
-    pub(in crate::worker) fn write(&self) -> Option<String> {
+    pub(in crate::worker) fn write(&self, command: Option<KeptCommand>) -> Option<String> {
+        let (id, task, at) = match command {
+            Some(KeptCommand { id, task, at }) => (Some(id), Some(task), Some(at)),
+            None => (None, None, None),
+        };
         let raw = |text: String| RawValue::from_string(text).ok();
         let (result, exception) = match &self.outcome {
             Outcome::Success(result) => (Some(raw(result.clone())?), None),
@@ -76,7 +106,7 @@ impl Answer {
                 (None, Some(kept))
             }
         };
-        let kept = Kept { result, exception, event: self.event.clone(), more: self.more.clone() };
+        let kept = Kept { id, task, at, result, exception, event: self.event.clone(), more: self.more.clone() };
         serde_json::to_string(&kept).ok()
     }
 
@@ -108,7 +138,11 @@ mod tests {
             Outcome::Failure(Exception::os_error(28, "No space left on device", "a\"b")),
             Outcome::Failure(Exception::custom("filestorage.exceptions", "PreconditionFailed", vec!["x".into()])),
         ] {
-            let text = Answer { outcome: outcome.clone(), event: None, more: Vec::new() }.write().unwrap();
+            let command = KeptCommand { id: "i".to_owned(), task: "t".to_owned(), at: 7 };
+            let text = Answer { outcome: outcome.clone(), event: None, more: Vec::new() }
+                .write(Some(command.clone()))
+                .unwrap();
+            assert_eq!(KeptCommand::read(&text), Some(command));
             assert!(!text.contains('\n'));
             assert_eq!(Answer::read(&text).unwrap().outcome, outcome);
         }

@@ -10,11 +10,10 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::identity::Digest;
-use super::ledger::AnswerPlace;
-use super::record::{Finish, Record};
+use super::record::Record;
 use super::{at, segment};
 use crate::commands::{CommandOutcomeReport, OutcomeState, Outcomes};
-use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::execution::answer::{Answer, KeptCommand, Outcome};
 
 /// Searches the journals of a folder.
 #[derive(Debug)]
@@ -22,15 +21,21 @@ pub(in crate::worker) struct JournalOutcomes {
     folder: PathBuf,
 }
 
-/// A run of a command under the id that is searched for.
+/// The newest that is known of the commands under an id.
+#[derive(Debug, Default)]
+struct Newest {
+    /// Runs by their entries: when it began, the task, whether it is over, and when it ended.
+    runs: HashMap<Digest, FoundRun>,
+    /// The newest answer: when it was given, and its text.
+    answer: Option<(KeptCommand, String)>,
+}
+
 #[derive(Debug)]
 struct FoundRun {
     began: i64,
     task: String,
-    ended_at: Option<i64>,
     is_over: bool,
-    /// The writer of the answer, and where it stands.
-    answer: Option<(String, AnswerPlace)>,
+    ended_at: Option<i64>,
 }
 
 impl JournalOutcomes {
@@ -51,7 +56,7 @@ impl Outcomes for JournalOutcomes {
 fn search(folder: &Path, task_id: &str) -> io::Result<CommandOutcomeReport> {
     let mut id = String::new();
     crate::json::write_string(&mut id, task_id);
-    let needle = format!(",\"id\":{id},");
+    let needle = format!("\"id\":{id},");
     let mut writers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(|error| at(folder, &error))? {
         let name = entry?.file_name();
@@ -59,75 +64,100 @@ fn search(folder: &Path, task_id: &str) -> io::Result<CommandOutcomeReport> {
             writers.entry(writer.to_owned()).or_default().push(number);
         }
     }
-    let mut runs: HashMap<Digest, FoundRun> = HashMap::new();
+    let mut newest = Newest::default();
     for (writer, mut numbers) in writers {
         numbers.sort_unstable();
         for number in numbers {
-            let path = segment::path(folder, &writer, number);
-            let file = match File::open(&path) {
-                Ok(file) => file,
-                // It was dropped meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(at(&path, &error)),
-            };
-            let mut lines = BufReader::with_capacity(128 * 1024, file);
-            let mut line = String::new();
-            while lines.read_line(&mut line).map_err(|error| at(&path, &error))? > 0 {
-                take_in(&mut runs, line.trim_end(), &needle, &writer, number);
-                line.clear();
-            }
+            each_line(&segment::path(folder, &writer, number), |line| newest.take_line(line, &needle))?;
+            each_line(&segment::answers_path(folder, &writer, number), |line| {
+                newest.take_answer(line, &needle, task_id)
+            })?;
         }
     }
-    let Some((digest, run)) = runs.into_iter().max_by_key(|(_, run)| run.began) else {
-        return Ok(CommandOutcomeReport { state: OutcomeState::Unknown, task: None, finished_at: None, answer: None });
-    };
-    let text = match &run.answer {
-        Some((writer, place)) => segment::answer_at(folder, writer, *place, digest)?,
-        None => None,
-    };
-    let finished_at = run.ended_at.and_then(|at| Timestamp::from_microsecond(at).ok());
-    Ok(CommandOutcomeReport {
-        state: if run.is_over { OutcomeState::Done } else { OutcomeState::Running },
-        task: Some(run.task),
-        finished_at: finished_at.map(|at| format!("{at:.6}")),
-        answer: text.as_deref().and_then(Answer::read).and_then(|answer| shown(&answer.outcome)),
-    })
+    Ok(newest.report())
 }
 
-/// Takes in one line. A line that tells of another command says nothing, and most do: they are not parsed.
-fn take_in(runs: &mut HashMap<Digest, FoundRun>, line: &str, needle: &str, writer: &str, number: u64) {
-    let is_start = line.starts_with("{\"start\":") && line.contains(needle);
-    if !is_start && runs.is_empty() {
-        return;
-    }
-    match Record::read(line.as_bytes()) {
-        Some(Record::Started { digest, at, .. }) if is_start => {
-            let task = serde_json::from_str::<Value>(line).ok();
-            let task = task.as_ref().and_then(|line| line["task"].as_str()).unwrap_or_default().to_owned();
-            let run = FoundRun { began: at, task, ended_at: None, is_over: false, answer: None };
-            if runs.get(&digest).is_none_or(|known| known.began <= at) {
-                runs.insert(digest, run);
-            }
+/// Goes through the lines of a file; one that is gone meanwhile has none.
+fn each_line(path: &Path, mut take: impl FnMut(&str)) -> io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at(path, &error)),
+    };
+    let mut lines = BufReader::with_capacity(128 * 1024, file);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).map_err(|error| at(path, &error))? > 0 {
+        // What a power cut left says nothing.
+        if let Ok(text) = std::str::from_utf8(&line) {
+            take(text.trim_end());
         }
-        Some(Record::Finished { digest, began, stands: Some((offset, length)), how }) => {
-            if let Some(run) = runs.get_mut(&digest)
-                && began >= run.began
-            {
-                run.is_over = true;
-                run.answer = Some((writer.to_owned(), AnswerPlace { segment: number, offset, length, in_line: false }));
-                if how == Finish::Ran {
-                    run.ended_at = time_of(line);
+        line.clear();
+    }
+    Ok(())
+}
+
+impl Newest {
+    /// Takes in one line. A line that tells of another command says nothing, and most do: they are not parsed.
+    fn take_line(&mut self, line: &str, needle: &str) {
+        let is_start = line.starts_with("{\"start\":") && line.contains(needle);
+        if !is_start && self.runs.is_empty() {
+            return;
+        }
+        match Record::read(line.as_bytes()) {
+            Some(Record::Started { digest, at, .. }) if is_start => {
+                let task = serde_json::from_str::<Value>(line).ok();
+                let task = task.as_ref().and_then(|line| line["task"].as_str()).unwrap_or_default().to_owned();
+                if self.runs.get(&digest).is_none_or(|known| known.began <= at) {
+                    self.runs.insert(digest, FoundRun { began: at, task, is_over: false, ended_at: None });
                 }
             }
+            Some(Record::Finished { digest, .. } | Record::Ended { digest }) => {
+                if let Some(run) = self.runs.get_mut(&digest)
+                    && !run.is_over
+                {
+                    (run.is_over, run.ended_at) = (true, time_of(line));
+                }
+            }
+            _ => {}
         }
-        Some(Record::Ended { digest }) => {
-            if let Some(run) = runs.get_mut(&digest)
-                && !run.is_over
-            {
-                (run.is_over, run.ended_at) = (true, time_of(line));
+    }
+
+    /// Takes in one line of a file of answers: a digest, and the answer.
+    fn take_answer(&mut self, line: &str, needle: &str, task_id: &str) {
+        if !line.contains(needle) {
+            return;
+        }
+        if let Some((_, text)) = line.split_once(' ')
+            && let Some(command) = KeptCommand::read(text).filter(|command| command.id == task_id)
+            && self.answer.as_ref().is_none_or(|(known, _)| known.at <= command.at)
+        {
+            self.answer = Some((command, text.to_owned()));
+        }
+    }
+
+    fn report(self) -> CommandOutcomeReport {
+        let run = self.runs.into_values().max_by_key(|run| run.began);
+        let instant = |at: i64| Timestamp::from_microsecond(at).ok().map(|at| format!("{at:.6}"));
+        match (run, self.answer) {
+            // Nothing ran since.
+            (run, Some((command, text))) if run.as_ref().is_none_or(|run| run.began <= command.at) => {
+                CommandOutcomeReport {
+                    state: OutcomeState::Done,
+                    task: Some(command.task),
+                    finished_at: instant(command.at),
+                    answer: Answer::read(&text).and_then(|answer| shown(&answer.outcome)),
+                }
+            }
+            (Some(run), _) => CommandOutcomeReport {
+                state: if run.is_over { OutcomeState::Done } else { OutcomeState::Running },
+                task: Some(run.task),
+                finished_at: run.ended_at.and_then(instant),
+                answer: None,
+            },
+            (None, _) => {
+                CommandOutcomeReport { state: OutcomeState::Unknown, task: None, finished_at: None, answer: None }
             }
         }
-        _ => {}
     }
 }
 
@@ -166,8 +196,10 @@ mod tests {
         Identity::of(&Message { headers, body: body.to_owned().into(), ..Message::default() }, false)
     }
 
-    fn answer(outcome: Outcome) -> String {
-        Answer { outcome, event: None, more: Vec::new() }.write().unwrap()
+    fn answer(id: &str, outcome: Outcome) -> String {
+        let at = WallClock::default().now().as_microsecond();
+        let command = KeptCommand { id: id.to_owned(), task: "filestorage.store".to_owned(), at };
+        Answer { outcome, event: None, more: Vec::new() }.write(Some(command)).unwrap()
     }
 
     #[test]
@@ -179,7 +211,8 @@ mod tests {
         assert_eq!((unknown.state, unknown.task), (OutcomeState::Unknown, None));
         let (first, second, read) = (identity("a", "1"), identity("a", "2"), identity("r\"", "3"));
         own.started(&first, false);
-        own.finished(first.digest, &answer(Outcome::Success("{\"key\":\"k\"}".to_owned())));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        own.finished(first.digest, &answer("a", Outcome::Success("{\"key\":\"k\"}".to_owned())));
         own.started(&read, false);
         own.ended(read.digest);
         own.commit().unwrap();
@@ -196,9 +229,16 @@ mod tests {
         sibling.started(&second, false);
         sibling.commit().unwrap();
         assert_eq!(search(folder.path(), "a").unwrap().state, OutcomeState::Running);
-        sibling.finished(second.digest, &answer(Outcome::Failure(Exception::value_error("no"))));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        sibling.finished(second.digest, &answer("a", Outcome::Failure(Exception::value_error("no"))));
         sibling.settled(second.digest);
         sibling.commit().unwrap();
+        let found = search(folder.path(), "a").unwrap();
+        assert_eq!(found.answer.unwrap()["result"]["exc_type"], "ValueError");
+        // Whoever takes over from a dead worker keeps its answers.
+        drop(sibling);
+        drop(own);
+        let _next = open();
         let found = search(folder.path(), "a").unwrap();
         assert_eq!(found.answer.unwrap()["result"]["exc_type"], "ValueError");
         assert_eq!(search(folder.path(), "").unwrap().state, OutcomeState::Unknown);

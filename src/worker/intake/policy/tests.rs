@@ -93,7 +93,7 @@ impl Table {
     pub(in crate::worker::intake) fn run(&mut self, message: &Message, answer: &Answer) {
         let identity = Identity::of(message, false);
         self.journal.started(&identity, false);
-        self.journal.finished(identity.digest, &answer.write().unwrap());
+        self.journal.finished(identity.digest, &answer.write(None).unwrap());
     }
 
     /// Composes the answer of a task that ended at once.

@@ -112,11 +112,11 @@ fn an_earlier_worker_reads_the_first_fact_and_is_not_troubled_by_the_others() {
     }
     let mut table = Table::new();
     let task = table.ready(store(), false);
-    let text = answer(&table, &task, three()).write().unwrap();
+    let text = answer(&table, &task, three()).write(None).unwrap();
     let read = Answer::read(&text).unwrap();
     assert_eq!(read.event.as_ref().map(|event| &event.facts), three().first());
     assert!(read.more.iter().map(|more| &more.facts).eq(&three()[1..]));
-    assert_eq!(read.write().unwrap(), text);
+    assert_eq!(read.write(None).unwrap(), text);
     let earlier: Earlier = serde_json::from_str(&text).unwrap();
     assert_eq!((earlier.result, earlier.event.unwrap().facts), (json!({}), three().remove(0)));
 }
@@ -130,7 +130,7 @@ fn a_key_that_failed_alone_is_told_apart() {
         facts[place].failure = Some(commands::CommandError::value_error(text));
     }
     let answer = answer(&table, &task, facts);
-    let again = Answer::read(&answer.write().unwrap()).unwrap();
+    let again = Answer::read(&answer.write(None).unwrap()).unwrap();
     for answer in [answer, again] {
         let mut table = Table::new();
         let task = table.ready(store(), false);
@@ -159,7 +159,7 @@ fn answers_of_the_version_with_one_key_are_read_and_written_as_they_were() {
     assert_eq!(lines.len(), 2);
     for line in &lines {
         let (_, text) = line.split_once(' ').unwrap();
-        assert_eq!(Answer::read(text).unwrap().write().unwrap(), text);
+        assert_eq!(Answer::read(text).unwrap().write(None).unwrap(), text);
     }
     let message = |name: &str, id: &str, body: Value| {
         let mut message = task_message(name, &body);

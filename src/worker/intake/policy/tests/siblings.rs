@@ -23,7 +23,7 @@ fn elsewhere(table: &Table, answer: Option<&Answer>) -> Journal {
     let identity = Identity::of(&store(), false);
     sibling.started(&identity, false);
     if let Some(answer) = answer {
-        sibling.finished(identity.digest, &answer.write().unwrap());
+        sibling.finished(identity.digest, &answer.write(None).unwrap());
     }
     sibling.commit().unwrap();
     sibling
@@ -54,7 +54,7 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     let mut finished = elsewhere(&table, Some(&answer));
     table.journal.follow().unwrap();
     let mut task = table.ready(store(), false);
-    assert_eq!(reconsidered(&mut task, Some(silent), &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, Some(silent), &mut table).unwrap().write(None), answer.write(None));
     finished.settled(Identity::of(&store(), false).digest);
     finished.close_session();
     finished.commit().unwrap();
@@ -71,7 +71,11 @@ fn what_a_sibling_began_during_a_silence_is_redelivered_though_the_broker_could_
     assert!(reconsidered(&mut task, None, &mut table).is_none(), "nor is it when that is looked at again");
     let other = table.answer(&task, Ok("{\"n\":2}".into()));
     let _finished = elsewhere(&table, Some(&other));
-    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), other.write(), "the later one counts");
+    assert_eq!(
+        reconsidered(&mut task, None, &mut table).unwrap().write(None),
+        other.write(None),
+        "the later one counts"
+    );
 }
 
 /// The same message as a broker hands it out that stamps what comes in.
@@ -90,11 +94,11 @@ fn an_old_message_with_a_stamp_is_known_again_and_another_under_its_id_is_not() 
     let answer = table.answer(&task, Ok("{\"n\":1}".into()));
     let mut sibling = Journal::open(table._folder.path(), "sibling@h", 256 << 20, WallClock::default()).unwrap();
     sibling.started(&task.context.identity, false);
-    sibling.finished(task.context.identity.digest, &answer.write().unwrap());
+    sibling.finished(task.context.identity.digest, &answer.write(None).unwrap());
     sibling.settled(task.context.identity.digest);
     sibling.commit().unwrap();
     table.journal.follow().unwrap();
-    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(None), answer.write(None));
 
     let mut twin = message;
     twin.body = task_message("filestorage.store", &json!([["k", "another value"], {}, {}])).body;
@@ -116,7 +120,7 @@ fn a_worker_knows_a_stamped_message_again_that_it_answered_itself() {
         table.run(&message, &answer);
         table.journal.settled(Identity::of(&message, false).digest);
     }
-    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(None), answer.write(None));
 }
 
 #[test]
@@ -141,7 +145,7 @@ fn what_is_redelivered_is_looked_up_again_before_it_runs() {
     assert!(matches!(asked(&mut task, None, &mut table), Admission::Wait), "whether its session holds will show");
     sibling.begin_session();
     sibling.commit().unwrap();
-    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(), answer.write());
+    assert_eq!(reconsidered(&mut task, None, &mut table).unwrap().write(None), answer.write(None));
 }
 
 #[test]
