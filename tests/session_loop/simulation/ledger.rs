@@ -137,10 +137,14 @@ impl Reached {
     }
 }
 
-/// Tells whether the queue of answers had taken nothing for so long, when the last message about a command was acknowledged, that its
-/// answer may be given up.
+/// Tells whether the answer of a command may be given up when the last message about the command was acknowledged: the queue of answers had
+/// taken nothing for so long, or the answer was parked for so long, each try of which may have met another fault.
 fn was_given_up(model: &Model, id: &str) -> bool {
     let Some((settled, _)) = model.settled.iter().rev().find(|(_, of)| of == id) else { return false };
+    let parked = model.settled.iter().find(|(_, of)| of == id).map(|(first, _)| *settled - *first);
+    if parked.is_some_and(|parked| parked >= ANSWER_PATIENCE) {
+        return true;
+    }
     let mut refused_since = None;
     // Of what was taken in the meantime the worker did not know yet.
     let is_known = |arrival: &&Arrival| arrival.at + ROUND_TRIP <= *settled;
