@@ -45,7 +45,9 @@ def end_session(site, wire, worker, how):
             wire.cut()
         case "closed channel":
             close = "{'channel.close', 406, <<\"test\">>, 0, 0}"
-            one = "proplists:get_value(vhost, rabbit_channel:info(P)) == V, proplists:get_value(consumer_count, rabbit_channel:info(P)) > 0"
+            # Channels end while they are looked at.
+            info = "Info <- [catch rabbit_channel:info(P)], is_list(Info)"
+            one = f"{info}, proplists:get_value(vhost, Info) == V, proplists:get_value(consumer_count, Info) > 0"
             channels = f"V = <<\"{site.vhost}\">>, [rabbit_channel:send_command(P, {close}) || P <- rabbit_channel:list_local(), {one}]."
             site.broker.ctl("eval", channels)
     return worker
