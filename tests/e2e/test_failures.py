@@ -186,7 +186,7 @@ def check_dead(message, why):
 
 
 @pytest.mark.parametrize(
-    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.outcome", "filestorage", "filestorage.store_"]
+    "task", ["filestorage.nope", "tasks.add", "celery.chord", "filestorage.outcomes", "filestorage", "filestorage.store_"]
 )
 def test_an_unknown_task_is_not_registered_and_kept(shared, task):
     result = shared.app.send_task(task, ("a",), {"b": 1})
