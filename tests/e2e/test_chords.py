@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from celery import chord
@@ -158,6 +159,70 @@ def test_a_failing_member_fails_the_body_as_in_python(shared):
         assert error.startswith("Dependency ") and text in error, error
         assert args == [body], "the errback is told whose failure it is"
     assert shared.raw.count("nobody") == 0, "no body runs"
+
+
+def doomed(site, task, count, name, **options):
+    """A chord of members of ours that never begin, with its body, and the ids of those members."""
+    ids = [f"{name}-{n}" for n in range(count)]
+    value = "x" * (200 << 10)
+    members = [ours(site, task, f"{name}/{n}", value).set(task_id=task_id, **options) for n, task_id in enumerate(ids)]
+    return ids, chord([ours(site, "exists", "x"), *members], peer(site, "total").set(queue="nobody"))
+
+
+def past():
+    return datetime.now(timezone.utc) - timedelta(seconds=1)
+
+
+def fails_as_chord(site, result, text):
+    wait_until(result.ready, 60, "the body fails")
+    assert type(result.result) is ChordError and text in str(result.result), result.result
+    wait_until(lambda: site.queues()[QUEUE] == (0, 0), 60, "all is acknowledged")
+    assert site.raw.count("nobody") == 0, "no body runs"
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_large_members_that_expire_fail_the_body(shared, key, count):
+    shared.raw.declare("nobody")
+    ids, workflow = doomed(shared, "store", count, key, expires=past())
+    result = workflow.apply_async()
+    fails_as_chord(shared, result, "raised TaskRevokedError('expired')")
+    assert {shared.app.AsyncResult(task_id).state for task_id in ids} == {"REVOKED"}
+    # As a Python worker says it, and as we say it of a small one.
+    for member in [peer(shared, "echo", 1), ours(shared, "exists", "x")]:
+        result = chord([ours(shared, "exists", "x"), member.set(expires=past())], peer(shared, "total").set(queue="nobody")).apply_async()
+        fails_as_chord(shared, result, "raised TaskRevokedError('expired')")
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_large_members_that_are_revoked_fail_the_body(shared, key, count):
+    shared.raw.declare("nobody")
+    ids, workflow = doomed(shared, "store", count, key)
+    shared.app.control.revoke(ids, reply=True)
+    fails_as_chord(shared, workflow.apply_async(), "raised TaskRevokedError('revoked')")
+    assert {shared.app.AsyncResult(task_id).state for task_id in ids} == {"REVOKED"}
+    assert not any(shared.call("exists", f"{key}/{n}") for n in range(count)), "none ran"
+
+
+def test_a_large_member_that_no_worker_knows_fails_the_body(shared, key):
+    shared.raw.declare("nobody")
+    body = peer(shared, "total").set(queue="nobody")
+    result = chord([ours(shared, "exists", "x"), ours(shared, "unheard", "x" * (200 << 10))], body).apply_async()
+    fails_as_chord(shared, result, "raised NotRegistered('filestorage.unheard')")
+
+
+@pytest.mark.full_rights("the application asks the workers for their replies")
+def test_large_members_revoked_while_they_wait_fail_the_body(own, key):
+    """They were received: the worker finds them revoked when their turn comes."""
+    own.start(CELERY_WORKER_CONCURRENCY="1")
+    own.raw.declare("nobody")
+    with own.held_writes(f"{key}/held"):
+        held = own.send("store", f"{key}/held", 1)
+        ids, workflow = doomed(own, "store", 5, key)
+        result = workflow.apply_async()
+        wait_until(lambda: own.queues()[QUEUE][0] == 0 and own.queues()[QUEUE][1] >= 6, what="they were received")
+        own.app.control.revoke(ids, reply=True)
+    held.get(timeout=TIMEOUT)
+    fails_as_chord(own, result, "raised TaskRevokedError('revoked')")
 
 
 def test_a_chain_within_a_header(shared, key):

@@ -94,6 +94,11 @@ impl Settlement {
         if self.results.joins_chords() { canvas::check_member(request) } else { canvas::check(request) }
     }
 
+    /// Tells whether somebody else than the caller has to be told however a task ends, by what stands in its body.
+    pub(in crate::worker) fn awaits_end(&self, request: &TaskRequest) -> bool {
+        self.results.joins_chords() && request.group.is_some()
+    }
+
     /// What becomes of a message that is no task: an answer where one can be addressed, and a dead copy.
     pub(in crate::worker) fn unreadable(
         &self,

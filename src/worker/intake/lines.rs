@@ -232,15 +232,15 @@ impl Intake {
         let outline = policy.reader.outline(&delivery.message);
         let outline = outline.ok_or_else(|| fault("a message without a task in its headers waits to be read"))?;
         match policy.judge(delivery, outline, journal) {
-            Decision::Seal(mut task, message, origin, answer, inflow) => {
+            Decision::Seal(mut task, message, origin, end, inflow) => {
                 let length = message.body.len() as u64;
                 let mut message = *message;
                 let body = self.store.keep(&mut message, inflow);
-                let answer = answer.map(|answer| Known::new(answer, &self.budget));
+                let end = end.map(|end| Known::new(end, &self.budget));
                 let _keys = self.weigh(&keys);
                 task.note_size(if body::is_compressed(&message) { u64::MAX } else { length });
                 task.keys = keys;
-                task.work = Work::Read(Box::new(Sealed { message, origin, body, length, answer, _keys }));
+                task.work = Work::Read(Box::new(Sealed { message, origin, body, length, end, _keys }));
                 Ok(Next::Schedule(task))
             }
             other => self.ended(other, policy),

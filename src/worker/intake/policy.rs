@@ -23,6 +23,7 @@ use crate::worker::execution::run::Limit;
 use crate::worker::execution::scheduler::Share;
 use crate::worker::execution::settlement::{Settlement, TaskEnd, exception};
 use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
+use crate::worker::intake::sealed::KnownEnd;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{Admission, History, Identity, Journal, Revocations};
 use crate::worker::remote::{TaskLimits, UnrunTask};
@@ -39,8 +40,8 @@ pub(in crate::worker) enum Decision {
     Run(Box<ReadyTask>),
     /// It has ended already.
     Ended(Box<PendingAck>, CommandOutcome),
-    /// It is read and run when its turn comes; the journal may know its answer.
-    Seal(Box<ReadyTask>, Box<Message>, Origin, Option<Box<Answer>>, Inflow),
+    /// It is read when its turn comes, and runs then, unless it has ended in this way already.
+    Seal(Box<ReadyTask>, Box<Message>, Origin, Option<KnownEnd>, Inflow),
     /// It waits in the broker until its eta.
     Delay(Box<TaskContext>, Box<Message>, Origin, Timestamp, Inflow),
 }
@@ -79,6 +80,13 @@ pub(in crate::worker) fn revocation(
         return Some(Revocation::Expired);
     }
     revocations.contains(request).then_some(Revocation::Revoked)
+}
+
+/// The failure of a command of which workers died.
+fn crashed(crashes: u32) -> Exception {
+    Exception::worker_lost(format!(
+        "worker exited prematurely: the command was running alone in {crashes} crashes of a worker; it is kept in {DEAD_QUEUE}"
+    ))
 }
 
 impl Policy {
@@ -154,20 +162,29 @@ impl Policy {
             return self.unrunnable(context, exception, "not-registered", &message, &origin, inflow);
         };
         let mut history = History::new(origin.redelivered);
+        let is_unread = matches!(call, TaskCall::Later);
         let (mut answer, mut redelivered) = (None, None);
         match self.ask_once(&context, &mut history, journal) {
             Admission::Run { redelivered: told } => redelivered = told,
             Admission::Answer(known) => answer = Some(known),
             // The journal is asked again right before the command begins; until then the delivery is scheduled as any other.
             Admission::Wait => {}
-            Admission::Dead { crashes } => {
-                let text = format!(
-                    "worker exited prematurely: the command was running alone in {crashes} crashes of a worker; it is kept in {DEAD_QUEUE}"
+            // It is read for what follows its failure. Where a worker died of that, too, it is not read again.
+            Admission::Dead { crashes } if is_unread && crashes == self.max_crashes => {
+                let task = self.task(context, definition, history, None);
+                return Decision::Seal(
+                    Box::new(task),
+                    Box::new(message),
+                    origin,
+                    Some(KnownEnd::Crashed(crashes)),
+                    inflow,
                 );
-                return self.unrunnable(context, Exception::worker_lost(text), "crashed", &message, &origin, inflow);
+            }
+            Admission::Dead { crashes } => {
+                return self.unrunnable(context, crashed(crashes), "crashed", &message, &origin, inflow);
             }
         }
-        if let Some(answer) = answer.as_deref().filter(|_| !matches!(call, TaskCall::Later)) {
+        if let Some(answer) = answer.as_deref().filter(|_| !is_unread) {
             let mut pending = self.settlement.close(context, &TaskEnd::Answered(answer));
             if let TaskCall::Read(Ok(command)) = &call {
                 pending.stale = Stale::of(command.keys(), command.writes());
@@ -178,6 +195,11 @@ impl Policy {
         let is_over = answer.is_some();
         let now = self.clock.now();
         if !is_over && let Some(revocation) = revocation(&context.request, now, &mut journal.revocations) {
+            if is_unread && self.settlement.awaits_end(&context.request) {
+                let task = self.task(context, definition, history, redelivered);
+                let end = Some(KnownEnd::Revoked(revocation));
+                return Decision::Seal(Box::new(task), Box::new(message), origin, end, inflow);
+            }
             let pending = self.settlement.close(context, &TaskEnd::Revoked(revocation));
             return Decision::Ended(Box::new(pending), CommandOutcome::Revoked);
         }
@@ -193,7 +215,8 @@ impl Policy {
             // Until it is read, nobody knows.
             TaskCall::Later | TaskCall::Unknown => {
                 let task = self.task(context, definition, history, redelivered);
-                return Decision::Seal(Box::new(task), Box::new(message), origin, answer, inflow);
+                let end = answer.map(KnownEnd::Answered);
+                return Decision::Seal(Box::new(task), Box::new(message), origin, end, inflow);
             }
         };
         let streams = matches!(&work, Work::Run(command) if command.streams());

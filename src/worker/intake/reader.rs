@@ -55,7 +55,7 @@ pub(in crate::worker) enum Size {
     Large(Keys),
     /// It is read when its turn comes, and its keys are not within its beginning: the whole message is searched for them first.
     Hidden,
-    /// It is read before anything behind it: all that is known of it stands in its body, or its keys are not found without that.
+    /// It is read before anything behind it: what has to be known of it stands in its body, or its keys are not found without that.
     Old,
 }
 
@@ -117,6 +117,10 @@ impl MessageReader {
         let Some(Ok(outline)) = self.outline(message) else {
             return if message.headers.get("task").is_some() { Size::Large(Keys::None) } else { Size::Old };
         };
+        if self.commands.find(&outline.request.task).is_none() && outline.request.group.is_some() {
+            // It ends at once, and its chord is named in its body.
+            return Size::Old;
+        }
         match self.places(&outline.request.task) {
             KeyPlaces::Nowhere => Size::Large(Keys::None),
             KeyPlaces::Anywhere => Size::Old,

@@ -40,7 +40,7 @@ pub(in crate::worker) struct ReadingTask {
     task: ReadyTask,
     message: Message,
     origin: Origin,
-    answer: Option<Known>,
+    end: Option<Known>,
     held: Held,
     /// What counts for the body.
     body: Restored,
@@ -164,8 +164,8 @@ impl Readings {
         else {
             return Err(fault("a task is to be read that has no message or no room"));
         };
-        let Sealed { mut message, origin, body, length, answer, .. } = *sealed;
-        if answer.is_none() {
+        let Sealed { mut message, origin, body, length, end, .. } = *sealed;
+        if is_noted(end.as_ref()) {
             self.entries.push(task.context.identity.digest);
         }
         self.under_way.push(Box::pin(async move {
@@ -178,21 +178,21 @@ impl Readings {
             });
             let (message, origin, held, body, reading) =
                 reading.await.map_err(|error| format!("reading a message: {error}"))??;
-            Ok::<_, String>((ReadingTask { task, message, origin, answer, held, body }, reading))
+            Ok::<_, String>((ReadingTask { task, message, origin, end, held, body }, reading))
         }));
         Ok(())
     }
 
     fn read_on(&mut self, short: ShortTask, reader: MessageReader) {
         self.under_way.push(Box::pin(async move {
-            let ShortTask { task: ReadingTask { task, message, origin, answer, mut held, body }, text, .. } = short;
+            let ShortTask { task: ReadingTask { task, message, origin, end, mut held, body }, text, .. } = short;
             let reading = tokio::task::spawn_blocking(move || {
                 let reading = reader.read_within(&message, &origin, text, &mut held);
                 (message, origin, held, reading)
             });
             let (message, origin, held, reading) =
                 reading.await.map_err(|error| format!("reading a message: {error}"))?;
-            Ok::<_, String>((ReadingTask { task, message, origin, answer, held, body }, reading))
+            Ok::<_, String>((ReadingTask { task, message, origin, end, held, body }, reading))
         }));
     }
 
@@ -222,13 +222,13 @@ impl Readings {
                 return Ok(None);
             }
         };
-        let ReadingTask { task, message, origin, answer, mut held, body } = task;
+        let ReadingTask { task, message, origin, end, mut held, body } = task;
         let (keys, share, entry) = (task.keys.clone(), task.share, task.context.identity.digest);
-        let was_noted = answer.is_none();
+        let was_noted = is_noted(end.as_ref());
         if let Some(place) = self.entries.iter().position(|noted| was_noted && *noted == entry) {
             self.entries.swap_remove(place);
         }
-        match policy.unseal(task, opened, &message, &origin, answer.as_ref().map(Known::answer)) {
+        match policy.unseal(task, opened, &message, &origin, end.as_ref().map(Known::end)) {
             Decision::Run(mut task) => {
                 drop(body);
                 if policy.may_retry(&task.context.request, &message) {
@@ -254,6 +254,11 @@ impl Readings {
             Decision::Seal(..) => Err(fault("a message is to be read that was read already")),
         }
     }
+}
+
+/// Tells whether the journal knows of a task that is read: it runs, or may have crashed the worker before.
+fn is_noted(end: Option<&Known>) -> bool {
+    end.is_none_or(Known::is_noted)
 }
 
 /// Returns how many bytes must be reserved before a message is read.

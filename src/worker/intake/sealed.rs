@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::broker::Inflow;
 use crate::celery::message::{Message, Origin};
+use crate::celery::reply::Revocation;
 use crate::commands::{Budget, Held, Spool};
 use crate::worker::execution::answer::{Answer, Outcome};
 
@@ -25,31 +26,50 @@ pub(in crate::worker) struct Sealed {
     pub(in crate::worker) body: WaitingBody,
     /// Bytes of its body.
     pub(in crate::worker) length: u64,
-    /// What the journal knows as its answer; the body is read for what follows it only.
-    pub(in crate::worker) answer: Option<Known>,
+    /// How it has ended already; the body is read for what follows that only.
+    pub(in crate::worker) end: Option<Known>,
     /// What its keys count for, where it has several.
     pub(in crate::worker) _keys: Option<Held>,
 }
 
-/// An answer from the journal that waits for its body, on the budget.
+/// How a task has ended that does not run; what follows its end stands in its body, which was not read.
+#[derive(Debug)]
+pub(in crate::worker) enum KnownEnd {
+    /// The journal knows its answer.
+    Answered(Box<Answer>),
+    /// It must not begin, and its chord waits for it.
+    Revoked(Revocation),
+    /// It was running alone in so many crashes of a worker. That it is read is noted in the journal, so that a worker dies of that at most once.
+    Crashed(u32),
+}
+
+/// An end that waits for its body, on the budget.
 #[derive(Debug)]
 pub(in crate::worker) struct Known {
-    answer: Box<Answer>,
+    end: KnownEnd,
     _held: Held,
 }
 
 impl Known {
-    pub(in crate::worker) fn new(answer: Box<Answer>, budget: &Budget) -> Self {
-        let bytes = match &answer.outcome {
-            Outcome::Success(result) => result.len() as u64,
-            // Its texts are short.
-            Outcome::Failure(_) => 0,
+    pub(in crate::worker) fn new(end: KnownEnd, budget: &Budget) -> Self {
+        let bytes = match &end {
+            KnownEnd::Answered(answer) => match &answer.outcome {
+                Outcome::Success(result) => result.len() as u64,
+                // Its texts are short.
+                Outcome::Failure(_) => 0,
+            },
+            KnownEnd::Revoked(_) | KnownEnd::Crashed(_) => 0,
         };
-        Self { answer, _held: budget.keep(bytes) }
+        Self { end, _held: budget.keep(bytes) }
     }
 
-    pub(in crate::worker) const fn answer(&self) -> &Answer {
-        &self.answer
+    pub(in crate::worker) const fn end(&self) -> &KnownEnd {
+        &self.end
+    }
+
+    /// Tells whether the journal is told that the message is being read.
+    pub(in crate::worker) const fn is_noted(&self) -> bool {
+        matches!(self.end, KnownEnd::Crashed(_))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::worker::execution::run::run;
 use crate::worker::execution::scheduler;
 use crate::worker::execution::settlement::TaskEnd;
 use crate::worker::intake::policy::{ReadyTask, Work, revocation};
-use crate::worker::intake::sealed::Known;
+use crate::worker::intake::sealed::{Known, KnownEnd};
 use crate::worker::journal::Admission;
 
 impl SessionLoop<'_> {
@@ -34,8 +34,14 @@ impl SessionLoop<'_> {
                 self.intake.readings.put_off(task);
                 continue;
             }
-            if matches!(&task.work, Work::Read(sealed) if sealed.answer.is_some()) {
-                // It does not run: only what follows its answer is to be read.
+            if let Work::Read(sealed) = &task.work
+                && let Some(end) = &sealed.end
+            {
+                // It does not run: only what follows its end is to be read.
+                if end.is_noted() {
+                    self.worker.journal.started(&task.context.identity, scheduler::Schedulable::is_suspect(&task));
+                    self.worker.commit_journal();
+                }
                 self.intake.readings.begin(task, self.policy.reader.clone())?;
                 continue;
             }
@@ -56,7 +62,7 @@ impl SessionLoop<'_> {
                     match &mut task.work {
                         Work::Read(sealed) => {
                             // What follows it stands in the body.
-                            sealed.answer = Some(Known::new(answer, &self.worker.budget));
+                            sealed.end = Some(Known::new(KnownEnd::Answered(answer), &self.worker.budget));
                             self.intake.readings.begin(task, self.policy.reader.clone())?;
                         }
                         _ => self.pass_over(task, CommandOutcome::Replayed, &TaskEnd::Answered(&answer)),
@@ -81,7 +87,13 @@ impl SessionLoop<'_> {
                 }
             }
             if let Some(revocation) = revocation(&task.context.request, now, &mut self.worker.journal.revocations) {
-                self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Revoked(revocation));
+                match &mut task.work {
+                    Work::Read(sealed) if self.policy.settlement.awaits_end(&task.context.request) => {
+                        sealed.end = Some(Known::new(KnownEnd::Revoked(revocation), &self.worker.budget));
+                        self.intake.readings.begin(task, self.policy.reader.clone())?;
+                    }
+                    _ => self.pass_over(task, CommandOutcome::Revoked, &TaskEnd::Revoked(revocation)),
+                }
                 continue;
             }
             if self.waits_for_storage(&task) {

@@ -166,7 +166,7 @@ async fn an_answer_that_waits_for_its_body_counts() {
     site.table.journal.begin_session();
     let task = site.scheduled(message, "q");
     let Work::Read(sealed) = &task.work else { panic!("{task:?}") };
-    assert!(sealed.answer.is_some());
+    assert!(sealed.end.is_some());
     assert_eq!(site.budget.held(), length + 5_002);
     drop(task);
     assert_eq!(site.budget.held(), 0);

@@ -96,6 +96,16 @@ impl Table {
         self.journal.finished(identity.digest, &answer.write(None).unwrap());
     }
 
+    /// Notes that a worker died while a task was running alone.
+    fn crash(&mut self, task: &ReadyTask) {
+        let folder = self._folder.path().to_owned();
+        self.journal.started(&task.context.identity, true);
+        self.journal.commit().unwrap();
+        self.journal = Journal::open(&folder, "other", 256 << 20, WallClock::default()).unwrap();
+        // The one before was dropped only now: its death is seen by the next.
+        self.journal = Journal::open(&folder, "next", 256 << 20, WallClock::default()).unwrap();
+    }
+
     /// Composes the answer of a task that ended at once.
     pub(in crate::worker::intake) fn answer(&self, task: &ReadyTask, result: Result<String, Exception>) -> Answer {
         self.policy.settlement.answer(task.definition, &task.context, result, vec![Facts::default()], Duration::ZERO)
@@ -350,19 +360,45 @@ fn a_redelivered_finished_write_is_answered_again() {
 #[test]
 fn a_command_that_crashed_too_often_is_given_up() {
     let mut table = Table::new();
-    let folder = table._folder.path().to_owned();
     for crash in 0..3 {
         let task = table.ready(store(), true);
         assert_eq!(scheduler::Schedulable::is_suspect(&task), crash >= 1, "{crash}");
-        table.journal.started(&task.context.identity, true);
-        table.journal.commit().unwrap();
-        table.journal = Journal::open(&folder, "other", 256 << 20, WallClock::default()).unwrap();
-        // The one before was dropped only now: its death is seen by the next.
-        table.journal = Journal::open(&folder, "next", 256 << 20, WallClock::default()).unwrap();
+        table.crash(&task);
     }
     let (sent, _) = table.end(store(), true);
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
     assert_eq!(body(&sent[0])["result"]["exc_type"], "WorkerLostError");
+}
+
+#[test]
+fn a_large_command_that_crashed_too_often_is_read_once_for_what_follows_it() {
+    let mut table = Table::new();
+    let link = json!({"task": "e", "args": [], "kwargs": {}, "options": {"queue": "errors"}, "subtask_type": null});
+    let body = json!([["k", "x".repeat(100_000)], {}, {"errbacks": [link]}]);
+    let message = task_message("filestorage.store", &body);
+    let unread = |table: &mut Table| {
+        let origin = Origin { queue: "q".into(), routing_key: "q".into(), redelivered: true, ..Origin::default() };
+        let outline = table.policy.reader.outline(&message).unwrap();
+        let delivery =
+            Delivery { message: message.clone(), origin, ack_token: AckToken::stray(), inflow: Inflow::default() };
+        table.policy.judge(delivery, outline, &mut table.journal)
+    };
+    for _ in 0..3 {
+        let Decision::Seal(task, _, _, None, _) = unread(&mut table) else { panic!() };
+        table.crash(&task);
+    }
+    let Decision::Seal(task, message_to_read, origin, Some(end), _) = unread(&mut table) else { panic!() };
+    assert!(scheduler::Schedulable::is_suspect(&*task), "it is read alone");
+    table.crash(&task);
+    let opened = table.policy.reader.open(&message_to_read, &origin);
+    let Decision::Ended(pending, CommandOutcome::DeadLettered) =
+        table.policy.unseal(*task, opened, &message_to_read, &origin, Some(&end))
+    else {
+        panic!()
+    };
+    assert_eq!(routes(&flatten(*pending)), ["replies", "errors", DEAD_QUEUE]);
+    let Decision::Ended(pending, CommandOutcome::DeadLettered) = unread(&mut table) else { panic!() };
+    assert_eq!(routes(&flatten(*pending)), ["replies", DEAD_QUEUE], "whoever died of the reading is the last one");
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn a_large_answer_from_the_journal_tells_its_keys_again() {
     let opened = table.policy.reader.open(&message, &Origin::default());
     let mut task = table.ready(task_message("filestorage.store", &json!([["k", "w"], {}, {}])), true);
     task.work = Work::Reading;
-    match table.policy.unseal(task, opened, &message, &Origin::default(), Some(&answer())) {
+    match table.policy.unseal(task, opened, &message, &Origin::default(), Some(&KnownEnd::Answered(Box::new(answer()))))
+    {
         Decision::Ended(pending, CommandOutcome::Replayed) => assert_eq!(pending.stale, k()),
         other => panic!("{other:?}"),
     }
@@ -69,7 +70,13 @@ fn a_large_export_that_was_read_may_have_changed_all() {
         let opened = table.policy.reader.open(&message, &Origin::default());
         let mut task = table.ready(store(), true);
         task.work = Work::Reading;
-        match table.policy.unseal(task, opened, &message, &Origin::default(), answer.as_ref()) {
+        match table.policy.unseal(
+            task,
+            opened,
+            &message,
+            &Origin::default(),
+            answer.map(|answer| KnownEnd::Answered(Box::new(answer))).as_ref(),
+        ) {
             Decision::Ended(pending, CommandOutcome::Replayed) => assert_eq!(pending.stale, Stale::All),
             Decision::Run(task) => assert_eq!(task.stale(), Stale::All),
             other => panic!("{other:?}"),
