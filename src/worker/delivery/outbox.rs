@@ -381,10 +381,10 @@ impl Outbox {
                 continue;
             }
             let patience = if destinations.is_hopeless(address) { Duration::ZERO } else { ANSWER_PATIENCE };
-            // It, or another one while it waited, was not taken.
+            // It, or another one, was not taken at the end of its patience: another worker may have found meanwhile that the queue takes again.
             let is_over = |owed: &Owed| {
                 let Debt { role, since, .. } = &owed.debt;
-                role.is_answer() && since.is_some_and(|since| since.elapsed() >= patience && since < failed)
+                role.is_answer() && since.is_some_and(|since| since < failed && failed - since >= patience)
             };
             let is_silent = destinations.fault(address) == Some(Fault::Silent);
             for owed in extract(line, usize::MAX, is_over) {

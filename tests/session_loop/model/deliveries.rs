@@ -119,6 +119,11 @@ impl Model {
     /// Ends the consumer of parked publications; what it holds goes back.
     pub(crate) fn give_back_parked(&mut self, number: u64) {
         let Some(client) = self.clients.get_mut(&number) else { return };
+        if client.cut.is_some() && client.state.lost().is_none() {
+            // It arrives after the acknowledgements before it.
+            client.delayed.push(Delayed::CloseParked);
+            return;
+        }
         client.parked = None;
         let parked = client.unsettled.extract_if(.., |_, unsettled| unsettled.queue == PARKED_QUEUE);
         let parked = parked.map(|(_, unsettled)| unsettled).collect();

@@ -88,6 +88,8 @@ pub(crate) struct Client {
 pub(crate) enum Delayed {
     Acks(Vec<u64>),
     Nack(u64),
+    /// The consumer of parked publications is closed.
+    CloseParked,
 }
 
 impl Model {
@@ -163,6 +165,7 @@ impl Model {
             match delayed {
                 Delayed::Acks(tags) => self.settle(number, &tags),
                 Delayed::Nack(tag) => self.give_one_back(number, tag),
+                Delayed::CloseParked => self.give_back_parked(number),
             }
         }
     }

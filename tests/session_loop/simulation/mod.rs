@@ -97,6 +97,12 @@ fn simulate(seed: u64) -> (String, Vec<String>) {
     })
 }
 
+/// Returns what is wrong with a seed, a panic included.
+fn judged(seed: u64) -> Vec<String> {
+    let ended = std::panic::catch_unwind(|| simulate(seed).1);
+    ended.unwrap_or_else(|_| vec!["it panics, see above".to_owned()])
+}
+
 /// Returns the seeds that are tried.
 fn seeds() -> RangeInclusive<u64> {
     let Ok(text) = std::env::var("SESSION_LOOP_SEEDS") else { return SEEDS };
@@ -116,7 +122,7 @@ fn nothing_is_lost_or_done_twice_whatever_happens() {
     let halves = std::thread::scope(|scope| {
         let half = |skipped: usize| {
             let seeds = seeds.clone().skip(skipped).step_by(2);
-            move || seeds.map(|seed| (seed, simulate(seed).1)).collect::<Vec<_>>()
+            move || seeds.map(|seed| (seed, judged(seed))).collect::<Vec<_>>()
         };
         let threads = [scope.spawn(half(0)), scope.spawn(half(1))];
         threads.map(|thread| thread.join().unwrap())
