@@ -45,6 +45,7 @@ def peers(executables, programs):
 
     known = [
         Peer("limit", "limit: bare confirming lapin consumer", [executables["limit"], "bench.limit"], stores=False),
+        Peer("limit-files", "limit, with bare files", [executables["limit"], "bench.limit-files"]),
         Peer("filestorage", "filestorage", worker, events=True),
         Peer("no-events", "filestorage, events off", worker, {"ENABLE_EVENTS": "false"}),
         Peer("uncompressed", "filestorage, compression off", worker, {"ENABLE_COMPRESSION": "false"}, events=True),
@@ -71,6 +72,7 @@ class Running:
             "CELERY_BROKER_URL": broker,
             "CELERY_TASK_DEFAULT_QUEUE": self.queue,
             "LOCAL_STORAGE_PATH": str(folder),
+            **({"LIMIT_FOLDER": str(folder)} if peer.name == "limit-files" else {}),
             "METRICS_PORT": str(free_port()),
             "PYTHONDONTWRITEBYTECODE": "1",
             **peer.environment,
