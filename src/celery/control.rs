@@ -129,13 +129,7 @@ impl ControlReply {
             Self::Error(text) => word(&mut body, "error", text),
         }
         body.push('}');
-        let properties = Properties {
-            content_type: Some("application/json".to_owned()),
-            content_encoding: Some("utf-8".to_owned()),
-            delivery_mode: Some(1),
-            priority: Some(0),
-            ..Properties::default()
-        };
+        let properties = Properties::json(false);
         let mut headers = Headers::default();
         headers.set("ticket", Field::Text(to.ticket.clone()));
         headers.set("clock", Field::Int(i64::try_from(clock).unwrap_or(i64::MAX)));

@@ -225,13 +225,7 @@ impl EventSource {
     }
 
     fn publication(&self, routing_key: &str, body: String) -> Publication {
-        let properties = Properties {
-            content_type: Some("application/json".to_owned()),
-            content_encoding: Some("utf-8".to_owned()),
-            delivery_mode: Some(1),
-            priority: Some(0),
-            ..Properties::default()
-        };
+        let properties = Properties::json(false);
         let mut headers = Headers::default();
         headers.set("hostname", Field::Text(self.hostname.clone()));
         Publication {

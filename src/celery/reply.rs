@@ -183,13 +183,9 @@ fn publication(to: &ReplyTo, body: String, options: &ReplyOptions) -> Publicatio
         address: Address::queue(to.queue.as_str()),
         message: Message {
             properties: Properties {
-                content_type: Some("application/json".to_owned()),
-                content_encoding: Some("utf-8".to_owned()),
-                delivery_mode: Some(if options.persistent { 2 } else { 1 }),
-                priority: Some(0),
                 // AMQP cannot carry a longer id. Clients match the result by the `task_id` in the body.
                 correlation_id: Some(to.correlation_id.clone()).filter(|id| id.len() <= MAX_SHORT),
-                ..Properties::default()
+                ..Properties::json(options.persistent)
             },
             headers: Headers::default(),
             body: Bytes::from(body),

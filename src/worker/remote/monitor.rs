@@ -30,7 +30,6 @@ const LONGEST_RESULT: usize = 512;
 #[derive(Clone, Debug)]
 pub(in crate::worker) struct UnrunTask {
     id: String,
-    name: String,
     end: UnrunEnd,
 }
 
@@ -44,12 +43,12 @@ impl UnrunTask {
     /// Tells that a task failed before it ran.
     pub(in crate::worker) fn failed(request: &TaskRequest, exception: &Exception) -> Self {
         let end = UnrunEnd::Failed { exception: exception.to_string(), traceback: exception.traceback(&request.task) };
-        Self { id: request.id.clone(), name: name(request).to_owned(), end }
+        Self { id: request.id.clone(), end }
     }
 
     /// Tells that a task was revoked, or that its time had passed.
     pub(in crate::worker) fn revoked(request: &TaskRequest, is_expired: bool) -> Self {
-        Self { id: request.id.clone(), name: name(request).to_owned(), end: UnrunEnd::Revoked { is_expired } }
+        Self { id: request.id.clone(), end: UnrunEnd::Revoked { is_expired } }
     }
 }
 
@@ -213,7 +212,6 @@ impl Monitor {
                 self.tell(&news.id, &TaskEvent::Revoked { terminated: false, signum: None, expired: *is_expired });
             }
         }
-        tracing::trace!(task_id = news.id, task = news.name, "ended without a run");
     }
 
     fn tell(&mut self, id: &str, event: &TaskEvent<'_>) {
