@@ -1,4 +1,6 @@
-//! Parses the URL of a Redis in `CELERY_RESULT_BACKEND` by the rules of kombu and Celery, for the settings and for connections.
+//! Parses the URL of a Redis in `CELERY_RESULT_BACKEND`, and its options, by the rules of kombu and Celery, for the settings and for connections.
+
+mod options;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,6 +8,8 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 
 use crate::redact;
+
+pub use options::{RedisLayout, RedisOptions, SentinelLogin};
 
 /// The port of Redis.
 const PORT: u16 = 6379;
@@ -25,8 +29,7 @@ const IGNORED: [&str; 10] = [
 ];
 
 /// The schemes of Celery's other result backends, which may be repeated when they are refused: no other word may.
-const OTHER_SCHEMES: [&str; 14] = [
-    "sentinel",
+const OTHER_SCHEMES: [&str; 13] = [
     "socket",
     "redis+socket",
     "db",
@@ -47,11 +50,34 @@ const OTHER_SCHEMES: [&str; 14] = [
 pub struct RedisUrl {
     /// TLS, where the scheme is `rediss`.
     tls: Option<RedisTls>,
-    host: String,
-    port: u16,
+    /// The server, or the first sentinel.
+    node: RedisNode,
     user: Option<String>,
     password: Option<String>,
     database: i64,
+    sentinels: Option<Box<Sentinels>>,
+}
+
+/// The address of a server or of a sentinel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisNode {
+    /// The host name or address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// The sentinels that know which server is the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sentinels {
+    /// Their addresses, at least one.
+    pub nodes: Vec<RedisNode>,
+    /// The name of the primary.
+    pub master_name: String,
+    /// The login at the sentinels.
+    pub login: SentinelLogin,
+    /// How many other sentinels a sentinel must know that is believed.
+    pub min_other: u64,
 }
 
 /// How a connection over TLS checks the server, and who it says it is.
@@ -68,7 +94,7 @@ pub struct RedisTls {
 pub enum ResultUrl {
     /// `rpc://`: to the reply queues of the clients.
     Rpc,
-    /// `redis://` or `rediss://`: into a Redis.
+    /// `redis://`, `rediss://` or `sentinel://`: into a Redis.
     Redis(RedisUrl),
 }
 
@@ -82,13 +108,35 @@ fn wrong<T>(text: impl Into<String>) -> Result<T, RedisUrlError> {
 }
 
 impl ResultUrl {
-    /// Parses `CELERY_RESULT_BACKEND`.
+    /// Parses `CELERY_RESULT_BACKEND`, with the options of `CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ResultUrl::parse`], and sentinels need the name of the primary.
+    pub fn with_options(text: &str, options: &RedisOptions) -> Result<Self, RedisUrlError> {
+        let mut url = Self::parse(text)?;
+        if let Self::Redis(RedisUrl { sentinels: Some(sentinels), .. }) = &mut url {
+            let Some(master_name) = options.master_name.clone() else {
+                return wrong(
+                    r#"sentinels need the name of the primary: celery_result_backend_transport_options = '{"master_name": "mymaster"}'"#,
+                );
+            };
+            sentinels.master_name = master_name;
+            sentinels.login = options.sentinel_login.clone();
+            sentinels.min_other = options.min_other_sentinels;
+        }
+        Ok(url)
+    }
+
+    /// Parses `CELERY_RESULT_BACKEND` alone, which does not say whom sentinels are asked for.
     ///
     /// - `rpc://` has no other part.
     /// - Of a Redis, user and password are percent-decoded, and either may be missing. The host is `localhost` and the port 6379
     ///   unless named. The path, or else the option `virtual_host`, is the number of the database, 0 unless named.
     /// - `ssl_cert_reqs`, `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile` are options of `rediss` only. The server's
     ///   certificate is always checked.
+    /// - `sentinel://host:port` is a sentinel, and several are joined by `;`. User, password and database are those of the Redis, and
+    ///   stand in the first one. The name of the primary is one of the options.
     /// - Other options of redis-py are accepted without effect.
     ///
     /// # Errors
@@ -107,15 +155,34 @@ impl ResultUrl {
             "rpc" => wrong("rpc:// has no other part: answers go over the broker of the commands"),
             "redis" => RedisUrl::parse(rest, None).map(Self::Redis),
             "rediss" => RedisUrl::parse(rest, Some(RedisTls::default())).map(Self::Redis),
+            "sentinel" => RedisUrl::parse_sentinels(text).map(Self::Redis),
             other => {
                 let named = if OTHER_SCHEMES.contains(&other) { format!(" {other:?}") } else { String::new() };
-                wrong(format!("the scheme{named} is not supported: use rpc, redis or rediss"))
+                wrong(format!("the scheme{named} is not supported: use rpc, redis, rediss or sentinel"))
             }
         }
     }
 }
 
 impl RedisUrl {
+    fn parse_sentinels(text: &str) -> Result<Self, RedisUrlError> {
+        let (mut first, mut nodes) = (None, Vec::new());
+        for url in text.split(';').map(str::trim).filter(|url| !url.is_empty()) {
+            let url = match url.split_once("://") {
+                Some((scheme, rest)) if scheme.eq_ignore_ascii_case("sentinel") => Self::parse(rest, None)?,
+                _ => return wrong("behind each ';' stands sentinel://host:port"),
+            };
+            nodes.push(url.node.clone());
+            first.get_or_insert(url);
+        }
+        let Some(first) = first else { return wrong("it names no sentinel") };
+        let login = SentinelLogin::default();
+        Ok(Self {
+            sentinels: Some(Box::new(Sentinels { nodes, master_name: String::new(), login, min_other: 0 })),
+            ..first
+        })
+    }
+
     fn parse(rest: &str, mut tls: Option<RedisTls>) -> Result<Self, RedisUrlError> {
         if rest.contains(|character: char| character.is_whitespace() || character.is_control()) {
             return wrong("it holds a blank or a line break: a blank in a password is written %20");
@@ -145,7 +212,9 @@ impl RedisUrl {
                 ("virtual_host", _) if database.is_empty() => value.trim_matches('/').clone_into(&mut database),
                 ("virtual_host", _) => {}
                 ("ssl_cert_reqs" | "ssl_ca_certs" | "ssl_certfile" | "ssl_keyfile", None) => {
-                    return wrong(format!("the option {name} asks for TLS: the scheme is rediss then"));
+                    return wrong(format!(
+                        "the option {name} asks for TLS: the scheme is rediss then, and sentinels are not asked over TLS"
+                    ));
                 }
                 ("ssl_cert_reqs", Some(_)) => match value {
                     // For the side that connects both mean the same.
@@ -188,7 +257,7 @@ impl RedisUrl {
             return wrong("the port is not a number (a '/', '?', '@' or ':' in a password is written in percent)");
         };
         let host = decode(host, "host")?.unwrap_or_else(|| "localhost".to_owned());
-        Ok(Self { tls, host, port, user, password, database })
+        Ok(Self { tls, node: RedisNode { host, port }, user, password, database, sentinels: None })
     }
 
     /// Returns TLS, where the scheme is `rediss`.
@@ -197,16 +266,16 @@ impl RedisUrl {
         self.tls.as_ref()
     }
 
-    /// Returns the host name.
+    /// Returns the address of the server; with sentinels, that of the first of them.
     #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
+    pub const fn node(&self) -> &RedisNode {
+        &self.node
     }
 
-    /// Returns the port.
+    /// Returns the sentinels that know the server, where they are asked.
     #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn sentinels(&self) -> Option<&Sentinels> {
+        self.sentinels.as_deref()
     }
 
     /// Returns the user, where one is named.
@@ -241,9 +310,22 @@ fn decode(text: &str, what: &str) -> Result<Option<String>, RedisUrlError> {
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        let Some(sentinels) = &self.sentinels else {
+            let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+            return write!(f, "{scheme}://{}/{}", self.node, self.database);
+        };
+        for (index, node) in sentinels.nodes.iter().enumerate() {
+            let separator = if index > 0 { ";" } else { "" };
+            write!(f, "{separator}sentinel://{node}/{}", self.database)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RedisNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{scheme}://{open}{}{close}:{}/{}", self.host, self.port, self.database)
+        write!(f, "{open}{}{close}:{}", self.host, self.port)
     }
 }
 
@@ -275,6 +357,7 @@ mod tests {
             ("redis://h?virtual_host=4&socket_timeout=3", "redis://h:6379/4", None, None),
             ("redis://h/5?virtual_host=4", "redis://h:6379/5", None, None),
             ("rediss://h/0", "rediss://h:6379/0", None, None),
+            ("sentinel://:p@h:1/2;sentinel://i:3", "sentinel://h:1/2;sentinel://i:3/2", None, Some("p")),
         ] {
             let url = redis(text);
             assert_eq!(url.to_string(), shown, "{text}");
@@ -283,6 +366,18 @@ mod tests {
         for text in ["rpc://", "rpc", "RPC:///"] {
             assert_eq!(ResultUrl::parse(text), Ok(ResultUrl::Rpc), "{text}");
         }
+    }
+
+    #[test]
+    fn sentinels_need_the_name_of_the_primary() {
+        let text = "sentinel://h:1;sentinel://i:2";
+        let options = RedisOptions::default();
+        assert!(ResultUrl::with_options(text, &options).unwrap_err().to_string().contains("master_name"));
+        assert!(ResultUrl::with_options("redis://h", &options).is_ok());
+        let options = RedisOptions { master_name: Some("m".to_owned()), min_other_sentinels: 1, ..options };
+        let Ok(ResultUrl::Redis(url)) = ResultUrl::with_options(text, &options) else { panic!() };
+        let sentinels = url.sentinels().unwrap();
+        assert_eq!((sentinels.nodes.len(), sentinels.master_name.as_str(), sentinels.min_other), (2, "m", 1));
     }
 
     #[test]
@@ -314,6 +409,9 @@ mod tests {
             "redis://u:hunt er2@h",
             "redis://u:hunter2#@h",
             "redis://u:a/hunter2@h",
+            "sentinel://h;redis://u:hunter2@h",
+            "sentinel://h;hunter2",
+            "sentinel://h?ssl_ca_certs=hunter2",
         ] {
             let fault = ResultUrl::parse(text).unwrap_err().to_string();
             assert!(!fault.contains("hunter2"), "{fault}");

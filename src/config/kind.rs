@@ -7,7 +7,7 @@ use crate::encryption_key::EncryptionKey;
 use crate::provider::Provider;
 use crate::queue_name::{self, MAX_BYTES, NOT_RESERVED};
 use crate::quota_rule::QuotaRule;
-use crate::redis_url::ResultUrl;
+use crate::redis_url::{RedisOptions, ResultUrl};
 
 /// The kind of value that a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,6 +61,8 @@ pub enum SettingKind {
     BrokerUrls,
     /// The URL of a result backend.
     ResultUrl,
+    /// The options of a result backend, as a JSON object.
+    ResultOptions,
     /// Encryption keys joined by commas.
     EncryptionKeys,
     /// Quotas joined by `;`.
@@ -120,7 +122,8 @@ impl SettingKind {
                     .to_owned()
             }
             Self::BrokerUrls => "amqp:// or amqps:// URLs, several joined by `;`".to_owned(),
-            Self::ResultUrl => "rpc://, or a redis:// or rediss:// URL".to_owned(),
+            Self::ResultUrl => "rpc://, a redis:// or rediss:// URL, or sentinel:// URLs joined by `;`".to_owned(),
+            Self::ResultOptions => "a JSON object".to_owned(),
             Self::Quotas => {
                 "prefix=bytes or prefix=bytes,objects, joined by `;`, with sizes like 500MB or 10GiB".to_owned()
             }
@@ -166,6 +169,7 @@ impl SettingKind {
             Self::Queues | Self::Content | Self::Buckets => list(text, ',').and_then(|items| self.check_list(items)),
             Self::Paths => list(text, ':').and_then(|items| self.check_list(items)),
             Self::ResultUrl => ResultUrl::parse(text).ok().map(|_| Parsed::Text(text.to_owned())),
+            Self::ResultOptions => RedisOptions::parse(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::Quotas => QuotaRule::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::EncryptionKeys => EncryptionKey::parse_all(text).ok().map(|_| Parsed::Text(text.to_owned())),
             Self::BrokerUrls => self.check_list(urls(text)).filter(|urls| *urls != Parsed::List(Vec::new())),
@@ -181,6 +185,9 @@ impl SettingKind {
         }
         if self == Self::ResultUrl {
             return ResultUrl::parse(raw.show().trim()).err().map(|fault| fault.to_string());
+        }
+        if self == Self::ResultOptions {
+            return RedisOptions::parse(&raw.show()).err();
         }
         if self == Self::Quotas {
             let text = match raw {

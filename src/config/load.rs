@@ -173,7 +173,12 @@ fn check(setting: &Setting, raw: &Raw) -> Result<super::kind::Parsed, String> {
                 format!("must be {allowed}; did you mean {word}?")
             }
             _ => match setting.kind.flaw(raw) {
-                Some(why) if matches!(setting.kind, SettingKind::BrokerUrls | SettingKind::ResultUrl) => {
+                Some(why)
+                    if matches!(
+                        setting.kind,
+                        SettingKind::BrokerUrls | SettingKind::ResultUrl | SettingKind::ResultOptions
+                    ) =>
+                {
                     format!("must be {allowed}; {why}")
                 }
                 Some(why) => format!("{why}; it must be {allowed}"),
@@ -252,7 +257,9 @@ fn from_table(
             None
         }
         (Some(value), None) => {
-            let Some(raw) = raw_of(value) else {
+            let is_object = setting.kind == SettingKind::ResultOptions && value.is_table();
+            let object = is_object.then(|| serde_json::to_string(value).ok()).flatten().map(Raw::Text);
+            let Some(raw) = object.or_else(|| raw_of(value)) else {
                 let message = format!("must be {}, not a {}", setting.kind.allowed(), value.type_str());
                 faults.push(SettingFault { setting: setting.name.to_owned(), value: None, source, message });
                 return None;
@@ -301,7 +308,11 @@ fn read_secret(setting: &Setting, path: &Path, source: Source, faults: &mut Vec<
             None
         }
         Ok(lines) => {
-            let separator = if setting.secrecy == Secrecy::Urls { ";" } else { "," };
+            let separator = match (setting.kind, setting.secrecy) {
+                (SettingKind::ResultOptions, _) => " ",
+                (_, Secrecy::Urls) => ";",
+                _ => ",",
+            };
             Some(Found { raw: Raw::Text(lines.join(separator)), source, file: Some(path.to_owned()) })
         }
         Err(error) => {

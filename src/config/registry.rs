@@ -283,9 +283,15 @@ pub static SETTINGS: &[Setting] = &[
         "celery_result_backend",
         SettingKind::ResultUrl,
         "rpc://",
-        "Where answers go: `rpc://` to the reply queues of the clients, `redis://` or `rediss://` into a Redis, as Celery's own backend writes them.",
+        "Where answers go: `rpc://` to the reply queues of the clients, `redis://`, `rediss://` or `sentinel://` into a Redis, as Celery's own backend writes them.",
     )
     .secrecy(Secrecy::Urls),
+    Setting::unset(
+        "celery_result_backend_transport_options",
+        SettingKind::ResultOptions,
+        "Celery's options of a Redis for results: `global_keyprefix`, `result_chord_ordered`, `master_name`, `min_other_sentinels`, and `sentinel_kwargs` with `username` and `password`; in the file also a table.",
+    )
+    .secrecy(Secrecy::Secret),
     Setting::new(
         "celery_result_expires",
         SettingKind::Pause { max: 3650 * DAY },

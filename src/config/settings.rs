@@ -83,6 +83,8 @@ pub struct WorkerSettings {
     pub accept_content: Vec<String>,
     /// `celery_result_backend`, with its password.
     pub result_backend: Secret,
+    /// `celery_result_backend_transport_options`: a JSON object, with the password of the sentinels.
+    pub result_options: Secret,
     /// `celery_result_expires`: how long a store keeps results; zero means for ever.
     pub result_expires: Duration,
     /// `celery_result_serializer`: the name of the serializer of replies.
@@ -214,6 +216,7 @@ impl Settings {
                 prefetch_multiplier: values.integer("celery_worker_prefetch_multiplier")?,
                 accept_content: values.list("celery_accept_content")?.to_vec(),
                 result_backend: Secret::new(values.text("celery_result_backend")?),
+                result_options: Secret::new(values.text("celery_result_backend_transport_options").unwrap_or_default()),
                 result_expires: values.seconds("celery_result_expires")?,
                 result_serializer: values.text("celery_result_serializer")?.to_owned(),
                 result_persistent: values.bool("celery_result_persistent"),

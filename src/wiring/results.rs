@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::failure::{Code, Failure};
 use super::memory_limit::in_flight_bytes;
 use crate::config::{Settings, WorkerSettings};
-use crate::redis_url::{RedisUrl, ResultUrl};
+use crate::redis_url::{RedisOptions, RedisUrl, ResultUrl};
 use crate::results::{Redis, ResultBackend, Rpc, Serializer, SharedUrl};
 use crate::telemetry::{Component, ComponentState, Readiness};
 
@@ -21,7 +21,9 @@ impl Results {
     /// Builds the place that takes the answers of the node with this name.
     pub(crate) fn new(settings: &Settings, node: &str) -> Result<Self, Failure> {
         let Settings { worker: settings, queue, .. } = settings;
-        let url = result_url(settings).map_err(|why| Failure::new(Code::Configuration, why))?;
+        let refused = |why| Failure::new(Code::Configuration, why);
+        let url = result_url(settings).map_err(refused)?;
+        let layout = options(settings).map_err(refused)?.layout;
         let serializer = Serializer::of_name(&settings.result_serializer).unwrap_or_default();
         if serializer != Serializer::Json && matches!(url, ResultUrl::Redis(_)) {
             let why = "celery_result_serializer: answers in a Redis are written as JSON only; set it to json, in the clients as well";
@@ -35,7 +37,8 @@ impl Results {
             ResultUrl::Redis(url) => {
                 let url = SharedUrl::new(url);
                 let max_bytes = settings.max_in_flight_bytes.unwrap_or_else(in_flight_bytes);
-                let redis = Redis::new(node, url.clone(), settings.result_expires, &queue.default_queue, max_bytes);
+                let redis = Redis::new(node, url.clone(), settings.result_expires, &queue.default_queue, max_bytes)
+                    .with_layout(layout);
                 Self { backend: Arc::new(redis.clone()), redis: Some((redis, url)) }
             }
         })
@@ -65,7 +68,13 @@ impl Results {
 
 /// Parses the URL of the result backend; the error says what is wrong and never repeats the login.
 fn result_url(settings: &WorkerSettings) -> Result<ResultUrl, String> {
-    ResultUrl::parse(settings.result_backend.expose().trim()).map_err(|fault| format!("celery_result_backend: {fault}"))
+    let (url, options) = (settings.result_backend.expose().trim(), options(settings)?);
+    ResultUrl::with_options(url, &options).map_err(|fault| format!("celery_result_backend: {fault}"))
+}
+
+fn options(settings: &WorkerSettings) -> Result<RedisOptions, String> {
+    RedisOptions::parse(settings.result_options.expose())
+        .map_err(|why| format!("celery_result_backend_transport_options: {why}"))
 }
 
 /// Parses the URL of the store of results; the backend itself cannot change while the worker runs.

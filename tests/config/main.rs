@@ -552,3 +552,23 @@ fn encryption_needs_keys_that_are_keys() {
         assert!(!wrong[0].contains("hunter2") && !wrong[0].contains("aHVu"), "{wrong:?}");
     }
 }
+
+#[test]
+fn options_of_results_are_json_or_a_table() {
+    let options = |text: &str| from_file(text).unwrap().settings.worker.result_options.expose().to_owned();
+    let table =
+        options("[celery_result_backend_transport_options]\nglobal_keyprefix = \"a\"\nresult_chord_ordered = false");
+    assert_eq!(table, r#"{"global_keyprefix":"a","result_chord_ordered":false}"#);
+    let text = options(r#"celery_result_backend_transport_options = '{"master_name": "m"}'"#);
+    assert_eq!(text, r#"{"master_name": "m"}"#);
+    let loaded =
+        from_file("celery_result_backend_transport_options = { sentinel_kwargs = { password = 'hunter2' } }").unwrap();
+    assert!(!format!("{:?}", effective(&loaded, "celery_result_backend_transport_options")).contains("hunter2"));
+    let refused = lines(from_file("celery_result_backend_transport_options = { hunter2 = 1 }"));
+    assert!(refused[0].contains("option that is not supported") && !refused[0].contains("hunter2"), "{refused:?}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "{\n  \"master_name\": \"m\",\n  \"min_other_sentinels\": 1\n}\n").unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let loaded = from_environment(&[("CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS_FILE", &path)]).unwrap();
+    assert!(loaded.settings.worker.result_options.expose().contains("\"min_other_sentinels\": 1"));
+}

@@ -6,6 +6,7 @@ import pytest
 
 from buckets import BucketSite, GcsServer, S3Server
 from harness import BINARY, LEAST_PRIVILEGE, Broker, Site
+from redis_server import RedisServer, RedisSite
 
 
 def pytest_sessionstart(session):
@@ -49,6 +50,24 @@ def bucket_site(request, broker, gcs, tmp_path):
     site = BucketSite(broker, tmp_path, gcs, full_rights=full_rights(request))
     yield site
     site.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A Redis that the tests of one file share; none of them stops it."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own(request, broker, tmp_path):
+    """A site on a Redis of its own, which the test may stop and kill."""
+    server = RedisServer(tmp_path / "redis")
+    site = RedisSite(broker, tmp_path, server, full_rights(request))
+    yield site
+    site.close()
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,22 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from celery import chord
 from celery.exceptions import ChordError
 
-from conftest import full_rights
 from harness import QUEUE, TIMEOUT, wait_until
-from redis_server import RedisServer, RedisSite
+from redis_server import RedisSite
 
 PEER = """
-import sys
+import json, sys
 from celery import Celery
 app = Celery("peer", broker=sys.argv[1], backend=sys.argv[2])
-app.conf.update(task_default_queue="peer", worker_enable_remote_control=False, worker_hijack_root_logger=False)
+app.conf.update(task_default_queue="peer", worker_enable_remote_control=False, worker_hijack_root_logger=False,
+                result_backend_transport_options=json.loads(sys.argv[3]))
 
 @app.task(name="peer.echo")
 def echo(value):
@@ -37,40 +38,32 @@ app.worker_main(["worker", "-P", "solo", "-l", "warning", "-n", "peer@%h", "--wi
 """
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = RedisServer()
-    yield server
-    server.close()
+@contextmanager
+def peer_worker(site):
+    """Runs a Python worker on the queue `peer`."""
+    script = site.folder / "peer.py"
+    script.write_text(PEER)
+    command = [sys.executable, str(script), site.broker.url(site.vhost), site.server.url, json.dumps(site.options)]
+    with open(site.folder / "peer.log", "ab") as log:
+        worker = subprocess.Popen(command, stdout=log, stderr=log, cwd=site.folder)
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 @pytest.fixture(scope="module")
 def shared(broker, server, tmp_path_factory):
     """A site with one of our workers and a Python worker, on queues of their own."""
-    folder = tmp_path_factory.mktemp("shared")
-    site = RedisSite(broker, folder, server, full_rights=True)
-    script = folder / "peer.py"
-    script.write_text(PEER)
-    with open(folder / "peer.log", "ab") as log:
-        peer = subprocess.Popen([sys.executable, str(script), broker.url(site.vhost), server.url], stdout=log, stderr=log, cwd=folder)
+    site = RedisSite(broker, tmp_path_factory.mktemp("shared"), server, full_rights=True)
     try:
-        worker = site.start()
-        yield site
-        worker.assert_alive()
+        with peer_worker(site):
+            worker = site.start()
+            yield site
+            worker.assert_alive()
     finally:
-        peer.kill()
-        peer.wait()
         site.close()
-
-
-@pytest.fixture
-def own(request, broker, tmp_path):
-    """A site on a Redis of its own."""
-    server = RedisServer(tmp_path / "redis")
-    site = RedisSite(broker, tmp_path, server, full_rights(request))
-    yield site
-    site.close()
-    server.close()
 
 
 def peer(site, task, *args):
@@ -92,7 +85,7 @@ def pointers(site, key, count):
 def left(site, result):
     """The keys of a chord that are still there but for the note that it is done."""
     group = result.parent.id
-    return sorted(key.decode() for key in site.server.client.scan_iter(f"celery-taskset-meta-{group}*") if not key.endswith(b".c"))
+    return sorted(key.decode() for key in site.server.client.scan_iter(f"*celery-taskset-meta-{group}*") if not key.endswith(b".c"))
 
 
 def test_our_members_and_our_body(shared, key):
@@ -223,6 +216,40 @@ def test_large_members_revoked_while_they_wait_fail_the_body(own, key):
         own.app.control.revoke(ids, reply=True)
     held.get(timeout=TIMEOUT)
     fails_as_chord(own, result, "raised TaskRevokedError('revoked')")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"global_keyprefix": "app1"}, {"result_chord_ordered": False}, {"global_keyprefix": "app2:", "result_chord_ordered": False}],
+    ids=["prefix", "unordered", "both"],
+)
+def test_options_mean_what_they_mean_to_a_python_worker(broker, server, tmp_path, key, options):
+    site = RedisSite(broker, tmp_path, server, full_rights=True, options=options)
+    try:
+        with peer_worker(site):
+            site.start()
+            names = pointers(site, key, 6)
+            for first, second in [(ours, peer), (peer, ours)]:
+                members = [
+                    (first if n % 2 else second)(site, "retrieve" if (first if n % 2 else second) is ours else "echo", names[n])
+                    for n in range(6)
+                ]
+                result = chord(members, peer(site, "total")).apply_async()
+                found = result.get(timeout=60)["all"]
+                of_peer = {n for n in range(6) if (first if n % 2 else second) is peer}
+                expected = [names[n] if n in of_peer else f"{key}/{n}" for n in range(6)]
+                assert (found if options.get("result_chord_ordered", True) else sorted(found)) == (
+                    expected if options.get("result_chord_ordered", True) else sorted(expected)
+                )
+                wait_until(lambda: not left(site, result), what="the keys of the chord are removed")
+                prefix = {"app1": "app1_"}.get(options.get("global_keyprefix"), options.get("global_keyprefix", ""))
+                assert server.client.exists(f"{prefix}celery-task-meta-{result.id}")
+                assert server.client.exists(f"{prefix}celery-taskset-meta-{result.parent.id}.c")
+            site.raw.declare("errors")
+            error, _, _ = told(site, ours(site, "retrieve", "../bad"), "errors")
+            assert "raised ValueError(" in error
+    finally:
+        site.close()
 
 
 def test_a_chain_within_a_header(shared, key):

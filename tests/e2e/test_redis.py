@@ -15,13 +15,6 @@ from redis_server import PREFIX, RedisServer, RedisSite
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def shared(request, broker, server, tmp_path_factory):
     """A site with a running worker that the tests share which do nothing to the Redis."""
     site = RedisSite(broker, tmp_path_factory.mktemp("shared"), server, full_rights(request))
@@ -38,16 +31,6 @@ def site(request, broker, server, tmp_path):
     site = RedisSite(broker, tmp_path, server, full_rights(request))
     yield site
     site.close()
-
-
-@pytest.fixture
-def own(request, broker, tmp_path):
-    """A site on a Redis of its own, which the test may stop and kill."""
-    server = RedisServer(tmp_path / "redis")
-    site = RedisSite(broker, tmp_path, server, full_rights(request))
-    yield site
-    site.close()
-    server.close()
 
 
 @pytest.mark.parametrize("value", ["text", b"bytes \xff", {"a": [1, b"x", "é"]}, None, 2**70, [1.5, float("inf")]], ids=repr)

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::super::ResultBackend as _;
 use super::fault::Fault;
-use super::{Kept, PREFIX, Redis};
+use super::{Kept, Redis};
 use crate::broker::{Confirmation, Publish};
 use crate::celery::chord::{AfterHeader, HeaderResult, Part, chord_error, dependency, join};
 use crate::celery::reply::State;
@@ -26,28 +26,37 @@ const DEPTH: usize = 32;
 /// Counts a member once, or tells the size of a header, and claims the chord once all members are counted. A group that is used again
 /// begins anew with its size.
 ///
-/// The keys, values and claims are those of `CHORD_PART_RETURN_LUA` in Celery 5.7. Beyond that, whoever holds the claim gets it again:
+/// The keys, values and claims are those of `CHORD_PART_RETURN_LUA` in Celery 5.7. A chord stays as the first worker laid it out.
+/// Beyond that, whoever holds the claim gets it again:
 /// a body whose publication was not confirmed is published again. A claim of another worker is told apart (2), so that
 /// a member which comes again outlives a worker that died with the claim.
 const COUNT: &str = "
 local jkey, tkey, skey, dkey, gkey, ckey = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local tid, value, score = ARGV[1], ARGV[2], ARGV[3]
 local expires, claim_expires, claim_token = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local new_size = ARGV[7]
+local new_size, ordered = ARGV[7], ARGV[8]
 if redis.call('GET', ckey) == 'done' then
     if new_size == '' then
         return {-1, 0}
     end
     redis.call('DEL', ckey)
 end
+local kind = redis.call('TYPE', jkey).ok
+if kind ~= 'none' then
+    ordered = kind == 'zset' and '1' or '0'
+end
 local member = tid .. ':' .. score
 if new_size ~= '' then
     redis.call('SET', skey, new_size)
 elseif redis.call('SISMEMBER', dkey, member) == 0 then
-    redis.call('ZADD', jkey, score, value)
+    if ordered == '1' then
+        redis.call('ZADD', jkey, score, value)
+    else
+        redis.call('RPUSH', jkey, value)
+    end
     redis.call('SADD', dkey, member)
 end
-local readycount = redis.call('ZCOUNT', jkey, '-inf', '+inf')
+local readycount = ordered == '1' and redis.call('ZCARD', jkey) or redis.call('LLEN', jkey)
 if expires > 0 then
     for _, key in ipairs({jkey, tkey, skey, dkey, gkey}) do
         redis.call('EXPIRE', key, expires)
@@ -67,6 +76,14 @@ if size and readycount == tonumber(size) + tonumber(totaldiff or 0) then
     end
 end
 return {readycount, claimed}
+";
+
+/// Reads what was counted, in either layout.
+const COUNTED: &str = "
+if redis.call('TYPE', KEYS[1]).ok == 'list' then
+    return redis.call('LRANGE', KEYS[1], 0, -1)
+end
+return redis.call('ZRANGE', KEYS[1], 0, -1)
 ";
 
 /// Ends a chord whose claim is still held: `CHORD_CLEANUP_LUA` of Celery 5.7.
@@ -103,12 +120,13 @@ impl Redis {
         }
         let mut pipeline = Pipeline::new();
         for (_, part) in &known {
-            let key = |suffix: &str| key(part, suffix);
+            let key = |suffix: &str| self.chord_key(part, suffix);
             let score = part.index.map_or_else(|| "+inf".to_owned(), |index| index.to_string());
             pipeline.cmd("EVAL").arg(COUNT).arg(6);
             pipeline.arg(key(".j")).arg(key(".t")).arg(key(".s")).arg(key(".d")).arg(key("")).arg(key(".c"));
             pipeline.arg(&part.task_id).arg(&part.value).arg(score).arg(self.expires.unwrap_or(0));
             pipeline.arg(CLAIM).arg(self.token(part)).arg(part.size.map_or_else(String::new, |size| size.to_string()));
+            pipeline.arg(u8::from(self.layout.is_ordered));
         }
         let Ok(values) = self.store.run(&pipeline).await else { return kept };
         for ((at, part), value) in known.into_iter().zip(&values) {
@@ -123,6 +141,11 @@ impl Redis {
             };
         }
         kept
+    }
+
+    /// Returns a key of the chord of a member.
+    fn chord_key(&self, part: &Part, suffix: &str) -> String {
+        format!("{}{GROUP}{}{suffix}", self.layout.key_prefix, part.group)
     }
 
     /// Names the claim of a member on this node, which has it again after a restart.
@@ -175,8 +198,12 @@ impl Redis {
             }
         }
         let mut pipeline = Pipeline::new();
-        pipeline.cmd("EVAL").arg(CLEAN_UP).arg(5).arg(key(part, ".c"));
-        pipeline.arg(key(part, ".j")).arg(key(part, ".t")).arg(key(part, ".s")).arg(key(part, ".d"));
+        pipeline.cmd("EVAL").arg(CLEAN_UP).arg(5).arg(self.chord_key(part, ".c"));
+        pipeline
+            .arg(self.chord_key(part, ".j"))
+            .arg(self.chord_key(part, ".t"))
+            .arg(self.chord_key(part, ".s"))
+            .arg(self.chord_key(part, ".d"));
         pipeline.arg(self.token(part)).arg(DONE);
         // What is left behind expires, and a member that comes again sends the body again, with the same id.
         match self.store.run(&pipeline).await {
@@ -188,7 +215,13 @@ impl Redis {
     /// Joins what was counted; `None` while a result of a nested group is awaited.
     async fn joined(&self, part: &Part) -> Result<Option<HeaderResult>, Fault> {
         let mut pipeline = Pipeline::new();
-        pipeline.cmd("GET").arg(key(part, "")).cmd("ZRANGE").arg(key(part, ".j")).arg(0).arg(-1);
+        pipeline
+            .cmd("GET")
+            .arg(self.chord_key(part, ""))
+            .cmd("EVAL")
+            .arg(COUNTED)
+            .arg(1)
+            .arg(self.chord_key(part, ".j"));
         let values = self.store.run(&pipeline).await?;
         match values.as_slice() {
             [Value::BulkString(saved), _] => self.nested(saved).await,
@@ -220,7 +253,7 @@ impl Redis {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("MGET");
         for id in &ids {
-            pipeline.arg(format!("{PREFIX}{id}"));
+            pipeline.arg(self.task_key(id));
         }
         let values = self.store.run(&pipeline).await?;
         let Some(Value::Array(found)) = values.first() else {
@@ -254,11 +287,6 @@ fn counted(value: &Value) -> Result<Counted, Fault> {
         other => Err(Fault::of_value(other)
             .unwrap_or_else(|| Fault::passing("it answered the count of a chord with something else".to_owned()))),
     }
-}
-
-/// Returns a key of the chord of a member.
-fn key(part: &Part, suffix: &str) -> String {
-    format!("{GROUP}{}{suffix}", part.group)
 }
 
 /// Collects the ids of the tasks in a saved result `[[id, parent], null or [member…]]`; tells whether it is one.

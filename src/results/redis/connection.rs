@@ -8,18 +8,21 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo as _, Pipeline,
-    RedisConnectionInfo, TlsCertificates, Value,
+    RedisConnectionInfo, TlsCertificates, Value, cmd,
 };
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::fault::Fault;
-use crate::redis_url::RedisUrl;
+use super::sentinel;
+use crate::redis_url::{RedisNode, RedisUrl};
 
 /// How long a connection may take to be made, with TLS and the login.
 const CONNECT: Duration = Duration::from_secs(4);
 /// How long the answers to one pipeline are waited for. A Redis that takes longer for a few writes stands still.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a replica of a primary that sentinels name may take to have what was written, in milliseconds.
+const REPLICATED: u64 = 1000;
 /// What a slow network carries in a second; so much longer a large pipeline is waited for.
 const SLOWEST: usize = 2 << 20;
 
@@ -71,7 +74,18 @@ impl std::fmt::Debug for Inner {
 struct Connection {
     /// Counts the connections that were made.
     number: u64,
-    open: Option<MultiplexedConnection>,
+    open: Option<Open>,
+}
+
+/// An open connection.
+#[derive(Clone)]
+struct Open {
+    stream: MultiplexedConnection,
+    /// Where it leads.
+    node: RedisNode,
+    /// What is written is confirmed once a replica has it, too. Only of a primary that sentinels name: when it dies, a replica takes
+    /// its place with what it has.
+    has_replicas: bool,
 }
 
 impl Store {
@@ -105,10 +119,10 @@ impl Store {
             arguments.map(|argument| if let redis::Arg::Simple(bytes) = argument { bytes.len() } else { 0 }).sum();
         let limit = ANSWER + Duration::from_secs((bytes / SLOWEST) as u64);
         loop {
-            let (is_new, number, mut connection) = self.connection().await?;
-            let sent = timeout(limit, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
-            let (fault, is_closed) = match sent {
-                Ok(Ok(values)) => match values.iter().find_map(Fault::of_login) {
+            let (is_new, number, mut open) = self.connection().await?;
+            let (fault, is_closed) = match timeout(limit, open.send(pipeline)).await {
+                Ok(Ok(values)) => match values.iter().find_map(Fault::of_connection) {
+                    None if open.has_replicas => return open.replicated(limit).await.map(|()| values),
                     None => return Ok(values),
                     Some(fault) => (fault, false),
                 },
@@ -126,15 +140,39 @@ impl Store {
         }
     }
 
+    /// Asks the sentinels, where there are any, whether the connection still leads to the primary, and the primary for its replicas.
+    /// While no sentinel answers, an open connection stays in use.
+    pub(super) async fn look_again(&self) {
+        let url = self.0.url.get();
+        let Some(sentinels) = url.sentinels() else { return };
+        let Ok(primary) = sentinel::primary(sentinels).await else { return };
+        let mut kept = self.0.connection.lock().await;
+        let Some(open) = &mut kept.open else { return };
+        let asked = timeout(ANSWER, sentinel::has_replicas(&mut open.stream)).await;
+        match asked {
+            Ok(Ok(has_replicas)) if open.node == primary => open.has_replicas = has_replicas,
+            _ => kept.open = None,
+        }
+    }
+
     /// Returns the connection, its number, and whether it was just made.
-    async fn connection(&self) -> Result<(bool, u64, MultiplexedConnection), Fault> {
+    async fn connection(&self) -> Result<(bool, u64, Open), Fault> {
         let mut kept = self.0.connection.lock().await;
         if let Some(open) = &kept.open {
             return Ok((false, kept.number, open.clone()));
         }
         let url = self.0.url.get();
-        let made = timeout(CONNECT, connect(&url)).await.unwrap_or_else(|_| Err(Fault::silent(CONNECT)))?;
-        tracing::debug!(%url, "connected to the Redis of the results");
+        let node = match url.sentinels() {
+            Some(sentinels) => sentinel::primary(sentinels).await?,
+            None => url.node().clone(),
+        };
+        let connecting = async {
+            let mut stream = connect(&url, &node).await?;
+            let has_replicas = url.sentinels().is_some() && sentinel::has_replicas(&mut stream).await?;
+            Ok(Open { stream, node: node.clone(), has_replicas })
+        };
+        let made = timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(Fault::silent(CONNECT)))?;
+        tracing::debug!(%url, %node, made.has_replicas, "connected to the Redis of the results");
         kept.number += 1;
         kept.open = Some(made.clone());
         Ok((true, kept.number, made))
@@ -167,14 +205,33 @@ impl Store {
     }
 }
 
-async fn connect(url: &RedisUrl) -> Result<MultiplexedConnection, Fault> {
-    let client = client(url).await?;
+impl Open {
+    async fn send(&mut self, pipeline: &Pipeline) -> redis::RedisResult<Vec<Value>> {
+        self.stream.send_packed_commands(pipeline, 0, pipeline.len()).await
+    }
+
+    /// Waits until a replica has what was written on this connection.
+    async fn replicated(&mut self, limit: Duration) -> Result<(), Fault> {
+        let wait = cmd("WAIT").arg(1).arg(REPLICATED).to_owned();
+        match timeout(limit, self.stream.send_packed_command(&wait)).await {
+            Ok(Ok(Value::Int(1..))) => Ok(()),
+            Ok(Ok(Value::Int(_))) => Err(Fault::passing("no replica has confirmed what was written".to_owned())),
+            Ok(Ok(value)) => Err(Fault::of_value(&value)
+                .unwrap_or_else(|| Fault::passing("it does not say which replicas have what was written".to_owned()))),
+            Ok(Err(error)) => Err(Fault::of(&error)),
+            Err(_) => Err(Fault::silent(limit)),
+        }
+    }
+}
+
+async fn connect(url: &RedisUrl, node: &RedisNode) -> Result<MultiplexedConnection, Fault> {
+    let client = client(url, node).await?;
     let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| Fault::of(&error))
 }
 
-async fn client(url: &RedisUrl) -> Result<Client, Fault> {
-    let (host, port) = (url.host().to_owned(), url.port());
+async fn client(url: &RedisUrl, node: &RedisNode) -> Result<Client, Fault> {
+    let RedisNode { host, port } = node.clone();
     let address = match url.tls() {
         None => ConnectionAddr::Tcp(host, port),
         Some(_) => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, Value};
 
+use crate::redis_url::RedisNode;
+
 /// The words of a server with which it refuses whatever this login sends.
 const LOGIN: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
 
@@ -52,12 +54,20 @@ impl Fault {
         Some(Self { words: explain(code, &format!("{code} {detail}")), is_login: LOGIN.contains(&code) })
     }
 
-    /// Reads the answer to one command as [`Fault::of_value`] does, where it refuses whatever this login sends.
-    pub(super) fn of_login(value: &Value) -> Option<Self> {
+    /// Reads the answer to one command as [`Fault::of_value`] does, where another connection may do better: the server refuses
+    /// whatever this login sends, or is no primary any more.
+    pub(super) fn of_connection(value: &Value) -> Option<Self> {
         match value {
-            Value::ServerError(_) | Value::Array(_) => Self::of_value(value).filter(|fault| fault.is_login),
+            Value::ServerError(error) if error.code() == "READONLY" => Self::of_value(value),
+            Value::ServerError(_) => Self::of_value(value).filter(|fault| fault.is_login),
+            Value::Array(values) => values.iter().find_map(Self::of_connection),
             _ => None,
         }
+    }
+
+    /// Says which sentinel it was.
+    pub(super) fn of_sentinel(self, node: &RedisNode) -> Self {
+        Self { words: format!("the sentinel {node}: {}", self.words), ..self }
     }
 
     /// Tells whether a person has to change the login.
@@ -70,12 +80,12 @@ impl Fault {
 fn explain(code: &str, words: &str) -> String {
     let mend = match code {
         "OOM" => "it has no memory left: raise maxmemory, or let it evict with maxmemory-policy volatile-ttl",
-        "READONLY" => "it is a replica: name the primary in CELERY_RESULT_BACKEND",
+        "READONLY" => "it is a replica: name the primary, or its sentinels, in CELERY_RESULT_BACKEND",
         "MISCONF" => "it cannot write its snapshot to disk: see its log",
         "LOADING" => "it still reads its data",
         "NOAUTH" | "WRONGPASS" => "correct the user and password in CELERY_RESULT_BACKEND",
         "NOPERM" => {
-            "let its user do +get +getrange +mget +set +setex +expire +del +incr +publish +multi +exec +eval +evalsha and \
+            "let its user do +get +getrange +mget +set +setex +expire +exists +del +type +publish +multi +exec +eval +evalsha and \
              the rest of @sortedset, @list and @set on celery-* with ACL SETUSER"
         }
         _ => return words.to_owned(),

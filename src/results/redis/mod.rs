@@ -4,6 +4,7 @@ mod chords;
 mod connection;
 mod fault;
 mod join;
+mod sentinel;
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::celery::message::{Address, Headers, Message, Properties, Publication}
 use crate::celery::reply::{self, Child, Extended, ReplyOptions, ReplyTo, State};
 use crate::celery::request::TaskRequest;
 use crate::json::as_python;
-use crate::redis_url::RedisUrl;
+use crate::redis_url::{RedisLayout, RedisUrl};
 use crate::telemetry::Component;
 
 pub use self::connection::SharedUrl;
@@ -57,6 +58,7 @@ pub struct Redis {
     store: Store,
     place: Address,
     canvas: CanvasOptions,
+    layout: RedisLayout,
 }
 
 /// What became of one answer.
@@ -78,7 +80,25 @@ impl Redis {
         let canvas = CanvasOptions::new(default_queue, node, max_bytes, true);
         let replies = ReplyOptions { worker: node.to_owned(), pid: std::process::id(), persistent: true };
         let expires = Some(expires.as_secs()).filter(|seconds| *seconds > 0);
-        Self { replies, expires, store: Store::new(url), place: Address::queue(PLACE), canvas }
+        Self {
+            replies,
+            expires,
+            store: Store::new(url),
+            place: Address::queue(PLACE),
+            canvas,
+            layout: RedisLayout::default(),
+        }
+    }
+
+    /// Lays out keys and chords in this way, which all clients and workers must share.
+    #[must_use]
+    pub fn with_layout(self, layout: RedisLayout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// Returns the key of the result of a task.
+    fn task_key(&self, id: &str) -> String {
+        format!("{}{PREFIX}{id}", self.layout.key_prefix)
     }
 
     /// Returns the URL for people, without its login.
@@ -107,7 +127,8 @@ impl Redis {
 
     /// Writes, publishes and runs a script, each as an answer would; nobody receives anything.
     async fn check(&self) -> Result<(), Fault> {
-        let key = format!("{PREFIX}filestorage-check-{}", Uuid::new_v4().simple());
+        self.store.look_again().await;
+        let key = self.task_key(&format!("filestorage-check-{}", Uuid::new_v4().simple()));
         let mut pipeline = Pipeline::new();
         pipeline.cmd("GETRANGE").arg(&key).arg(0).arg(0);
         pipeline.cmd("MULTI").cmd("SETEX").arg(&key).arg(1).arg("").cmd("PUBLISH").arg(&key).arg("").cmd("EXEC");
@@ -127,7 +148,7 @@ impl Redis {
 
     fn publication(&self, to: &ReplyTo, body: &str) -> Publication {
         let mut headers = Headers::default();
-        headers.set(KEY, format!("{PREFIX}{}", to.task_id).as_str().into());
+        headers.set(KEY, self.task_key(&to.task_id).as_str().into());
         let properties = Properties {
             content_type: Some("application/json".to_owned()),
             content_encoding: Some("utf-8".to_owned()),
