@@ -74,7 +74,7 @@ pub fn may_outgrow(request: &TaskRequest, result: usize, most: usize) -> bool {
     follow_up_size::after_success(request, result).max(follow_up_size::errbacks(request)) > most
 }
 
-/// A workflow that this worker cannot continue, because it would have to start a group or a chord.
+/// A workflow that this worker cannot continue, because of a chord, or of a group with members that are no plain tasks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unsupported(String);
@@ -117,9 +117,9 @@ pub fn check_member(request: &TaskRequest) -> Result<(), Unsupported> {
     check_follow_ups(request, true)
 }
 
-fn check_follow_ups(request: &TaskRequest, starts_groups: bool) -> Result<(), Unsupported> {
+fn check_follow_ups(request: &TaskRequest, joins_chords: bool) -> Result<(), Unsupported> {
     for signature in request.callbacks.iter().chain(request.chain.last()) {
-        startable(&request.task, signature, starts_groups)?;
+        startable(&request.task, signature, joins_chords)?;
     }
     let carried =
         request.callbacks.iter().chain(&request.errbacks).chain(&request.chain).map(Signature::tasks).sum::<usize>();
@@ -137,19 +137,27 @@ fn check_follow_ups(request: &TaskRequest, starts_groups: bool) -> Result<(), Un
 /// Each of them is held in memory and published before the message can be acknowledged.
 const MAX_CARRIED: usize = 1000;
 
-fn startable(task: &str, signature: &Signature, starts_groups: bool) -> Result<(), Unsupported> {
+fn startable(task: &str, signature: &Signature, joins_chords: bool) -> Result<(), Unsupported> {
     match signature.first_kind() {
-        SignatureKind::Group | SignatureKind::Chord if starts_groups => startable_group(task, signature),
         SignatureKind::Task | SignatureKind::Chain => Ok(()),
-        SignatureKind::Group => Err(unsupported(task, "is followed by a group, which this worker cannot start")),
-        SignatureKind::Chord => {
+        SignatureKind::Chord if !joins_chords => {
             Err(unsupported(task, "is followed by a chord, which the rpc result backend does not support"))
         }
+        SignatureKind::Group | SignatureKind::Chord => startable_group(task, signature),
+    }
+}
+
+/// Checks an errback: a task, a chain that begins with one, or a group of these.
+fn sendable_errback(task: &str, errback: &Signature) -> Result<(), Unsupported> {
+    match (errback.kind, errback.first_kind()) {
+        (SignatureKind::Group, _) => startable_group(task, errback),
+        (_, SignatureKind::Task | SignatureKind::Chain) => Ok(()),
+        _ => Err(unsupported(task, "has an errback that begins with a chord, or is a chain that begins with a group")),
     }
 }
 
 fn unsupported(task: &str, cause: &str) -> Unsupported {
-    Unsupported(format!("task {task} {cause}; use plain tasks and chains as callbacks and steps"))
+    Unsupported(format!("task {task} {cause}; use tasks, chains and groups of these as callbacks and steps"))
 }
 
 /// Creates the messages that follow a success.
@@ -161,7 +169,7 @@ fn unsupported(task: &str, cause: &str) -> Unsupported {
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when a callback or the next step is a group or chord, or the task is a member of a chord.
+/// [`Unsupported`] when a callback or the next step is a chord, or the task is a member of one, and the result backend joins none.
 pub fn after_success(
     request: &TaskRequest,
     result: &str,
@@ -172,7 +180,7 @@ pub fn after_success(
     if request.callbacks.is_empty() && request.chain.is_empty() && request.chord.is_none() {
         return Ok(AfterSuccess::default());
     }
-    if options.starts_groups {
+    if options.joins_chords {
         check_follow_ups(request, true)?
     } else {
         check(request)?
@@ -186,7 +194,8 @@ pub fn after_success(
         json::ParseLimits { depth: Limits::default().depth, ..json::ParseLimits::default() },
     );
     let first = First { text: result, value: shown.unwrap_or_else(|_| Json::from("...")) };
-    let context = context(request, first, options, now);
+    let mut context = context(request, first, options, now);
+    context.priority = request.priority.filter(|_| options.inherits_priority);
     let mut after = AfterSuccess::default();
     match request.callbacks.as_slice() {
         [] => {}
@@ -224,8 +233,10 @@ impl AfterSuccess {
                 let id = signature.text("task_id").map_or_else(&mut *new_id, str::to_owned);
                 let members = members(signature).unwrap_or_default();
                 let (publications, child) = group(members.iter(), id, rest, context, new_id);
-                self.publications.extend(publications);
-                self.children.push(child);
+                if !publications.is_empty() {
+                    self.publications.extend(publications);
+                    self.children.push(child);
+                }
                 return;
             }
             SignatureKind::Chord => return self.publish_chord(signature, rest, context, new_id),
@@ -241,7 +252,9 @@ impl AfterSuccess {
         }
         let direct = MessageRole { group: None, direct: signature.kind == SignatureKind::Task };
         let Some(sent) = send(signature, direct, rest, context, new_id) else { return };
-        self.children.push(Child::Task(sent.head));
+        if signature.option("add_to_parent") != Some(&Json::Bool(false)) {
+            self.children.push(Child::Task(sent.head));
+        }
         self.publications.push(sent.publication);
     }
 
@@ -323,7 +336,11 @@ fn startable_group(task: &str, signature: &Signature) -> Result<(), Unsupported>
         ends.iter().all(|step| step.is_some_and(|step| step.kind == SignatureKind::Task))
     };
     match members(signature) {
-        Some(members) if !members.is_empty() && members.iter().all(is_plain) => {}
+        // Nothing would join a header without members.
+        Some(members) if members.is_empty() && signature.kind == SignatureKind::Chord => {
+            return Err(unsupported(task, "is followed by a chord whose header is empty"));
+        }
+        Some(members) if members.iter().all(is_plain) => {}
         _ => return Err(unsupported(task, "is followed by a group whose members this worker cannot start")),
     }
     if signature.kind == SignatureKind::Chord && body(signature).is_none() {
@@ -476,7 +493,7 @@ fn context<'a>(
     now: Timestamp,
 ) -> ComposeContext<'a> {
     let root_id = request.root_id.as_deref().unwrap_or(&request.id);
-    ComposeContext { first, parent_id: &request.id, root_id, options, now }
+    ComposeContext { first, parent_id: &request.id, root_id, options, now, priority: None }
 }
 
 /// Creates the messages that follow a failure.
@@ -493,9 +510,14 @@ pub fn after_failure(
     new_id: &mut dyn FnMut() -> String,
 ) -> AfterFailure {
     let mut after = AfterFailure { answers: fail_rest(request, answer), ..AfterFailure::default() };
-    let (plain, other): (Vec<_>, Vec<_>) =
-        request.errbacks.iter().partition(|errback| startable(&request.task, errback, false).is_ok());
-    after.unsupported = other.first().and_then(|errback| startable(&request.task, errback, false).err());
+    let (sendable, other): (Vec<_>, Vec<_>) =
+        request.errbacks.iter().partition(|errback| sendable_errback(&request.task, errback).is_ok());
+    after.unsupported = other.first().and_then(|errback| sendable_errback(&request.task, errback).err());
+    let members = |errback: &Signature| match errback.kind {
+        SignatureKind::Group => members(errback).unwrap_or_default(),
+        _ => vec![errback.clone()],
+    };
+    let plain: Vec<_> = sendable.into_iter().flat_map(members).collect();
     let errbacks = request.errbacks.iter().map(Signature::tasks).sum::<usize>();
     if errbacks > MAX_CARRIED {
         after.unsupported = Some(Unsupported(format!("{errbacks} errbacks are more than {MAX_CARRIED}: none is sent")));
@@ -507,7 +529,7 @@ pub fn after_failure(
         let first = First { text: &text, value: Json::Text(request.id.clone()) };
         let context = context(request, first, options, now);
         let id = new_id();
-        after.publications.extend(group(plain.into_iter(), id, None, &context, new_id).0);
+        after.publications.extend(group(plain.iter(), id, None, &context, new_id).0);
     }
     after
 }

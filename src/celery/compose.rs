@@ -25,8 +25,10 @@ pub struct CanvasOptions {
     pub reply_to: String,
     /// The most bytes of all messages together that follow one task.
     pub max_bytes: usize,
-    /// Tells whether groups and chords are started, which takes a result backend that joins chords.
-    pub starts_groups: bool,
+    /// Tells whether chords are started, which takes a result backend that joins them.
+    pub joins_chords: bool,
+    /// Tells whether what follows the success of a task has the priority of the task.
+    pub inherits_priority: bool,
 }
 
 impl CanvasOptions {
@@ -35,14 +37,15 @@ impl CanvasOptions {
 
     /// Makes the options of a node; `max_bytes` is the most that it has in flight.
     #[must_use]
-    pub fn new(default_queue: &str, node: &str, max_bytes: u64, starts_groups: bool) -> Self {
+    pub fn new(default_queue: &str, node: &str, max_bytes: u64, joins_chords: bool) -> Self {
         Self {
             default_queue: default_queue.to_owned(),
             origin: node.to_owned(),
             // The same after a restart, so that what is published again is the same message.
             reply_to: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, node.as_bytes()).to_string(),
             max_bytes: usize::try_from(max_bytes).unwrap_or(usize::MAX).min(Self::LONGEST),
-            starts_groups,
+            joins_chords,
+            inherits_priority: false,
         }
     }
 }
@@ -59,6 +62,8 @@ pub(super) struct ComposeContext<'a> {
     pub(super) options: &'a CanvasOptions,
     /// The present time.
     pub(super) now: Timestamp,
+    /// The priority of the messages, whatever their signatures say.
+    pub(super) priority: Option<u8>,
 }
 
 /// The argument that the finished task passes to the next.
@@ -94,7 +99,7 @@ pub(super) fn message(
     for (name, value) in signature.option("headers").and_then(Json::as_object).unwrap_or_default() {
         headers.set(name.as_str(), field(value));
     }
-    let whole = |name: &str| signature.option(name).and_then(Json::as_i64);
+    let own = signature.option("priority").and_then(Json::as_i64).map(|priority| priority.clamp(0, 255) as u8);
     let delivery_mode = match signature.option("delivery_mode") {
         Some(Json::Text(mode)) if mode == "transient" => 1,
         Some(mode) if mode.as_i64() == Some(1) => 1,
@@ -107,7 +112,7 @@ pub(super) fn message(
                 content_type: Some("application/json".to_owned()),
                 content_encoding: Some("utf-8".to_owned()),
                 delivery_mode: Some(delivery_mode),
-                priority: Some(whole("priority").map_or(0, |priority| priority.clamp(0, 255) as u8)),
+                priority: Some(context.priority.or(own).unwrap_or(0)),
                 correlation_id: Some(signature.text("correlation_id").unwrap_or(id).to_owned()),
                 // Celery also names a queue where the signature names none.
                 reply_to: Some(signature.text("reply_to").unwrap_or(&context.options.reply_to).to_owned()),
@@ -129,7 +134,10 @@ fn headers(signature: &Signature, id: &str, role: MessageRole<'_>, context: &Com
     let text = |name: &str| signature.text(name).map_or(Field::Void, Field::from);
     let any = |name: &str| signature.option(name).map_or(Field::Void, field);
     let count = |name: &str| Field::Int(signature.option(name).and_then(Json::as_i64).unwrap_or(0));
-    let args = if signature.immutable && role.direct {
+    let args = if let Some(shown) = signature.text("argsrepr") {
+        // What a producer hides from logs and monitors.
+        shown.to_owned()
+    } else if signature.immutable && role.direct {
         repr::args_list(&signature.args)
     } else {
         let first = (!signature.immutable).then_some(&context.first.value);
@@ -162,8 +170,11 @@ fn headers(signature: &Signature, id: &str, role: MessageRole<'_>, context: &Com
         ("root_id", context.root_id.into()),
         ("parent_id", context.parent_id.into()),
         ("argsrepr", args.into()),
-        ("kwargsrepr", repr::kwargs(&signature.kwargs).into()),
-        ("origin", context.options.origin.as_str().into()),
+        (
+            "kwargsrepr",
+            signature.text("kwargsrepr").map_or_else(|| repr::kwargs(&signature.kwargs).into(), Field::from),
+        ),
+        ("origin", signature.text("origin").unwrap_or(&context.options.origin).into()),
         ("ignore_result", any("ignore_result")),
         ("replaced_task_nesting", count("replaced_task_nesting")),
         ("stamped_headers", if stamped.is_empty() { Field::Void } else { Field::List(stamped) }),

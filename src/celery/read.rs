@@ -161,6 +161,7 @@ impl Reader<'_> {
             metrics_reply_to: None,
             replaced_task_nesting: 0,
             origin: None,
+            priority: self.message.properties.priority,
         }
     }
 

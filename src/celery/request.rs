@@ -86,6 +86,8 @@ pub struct TaskRequest {
     pub replaced_task_nesting: i64,
     /// The node name of the publisher.
     pub origin: Option<String>,
+    /// The priority of the message.
+    pub priority: Option<u8>,
 }
 
 /// The address of the answer to one task, with the ids that the answer repeats.

@@ -258,6 +258,7 @@ fn worker_options(settings: &Settings) -> Result<(WorkerOptions, Results), Failu
         results: Arc::clone(&results.backend),
         node,
         result_extended: worker.result_extended,
+        inherit_parent_priority: worker.inherit_parent_priority,
         track_started: worker.track_started,
         time_limit: worker.time_limit,
         soft_time_limit: worker.soft_time_limit,

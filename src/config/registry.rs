@@ -316,6 +316,12 @@ pub static SETTINGS: &[Setting] = &[
         "false",
         "Replies carry name, arguments, worker and queue.",
     ),
+    Setting::new(
+        "celery_task_inherit_parent_priority",
+        SettingKind::Bool,
+        "false",
+        "Callbacks and steps of a chain have the priority of the command before them.",
+    ),
     Setting::new("celery_task_track_started", SettingKind::Bool, "false", "Answers STARTED when a command begins."),
     Setting::unset(
         "celery_task_time_limit",

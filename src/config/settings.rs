@@ -93,6 +93,8 @@ pub struct WorkerSettings {
     pub result_persistent: bool,
     /// `celery_result_extended`: replies carry name, arguments, worker, queue.
     pub result_extended: bool,
+    /// `celery_task_inherit_parent_priority`: callbacks and steps have the priority of their command.
+    pub inherit_parent_priority: bool,
     /// `celery_task_track_started`: a STARTED reply is sent when a command begins.
     pub track_started: bool,
     /// `celery_task_time_limit`: the longest time that a command may run.
@@ -221,6 +223,7 @@ impl Settings {
                 result_serializer: values.text("celery_result_serializer")?.to_owned(),
                 result_persistent: values.bool("celery_result_persistent"),
                 result_extended: values.bool("celery_result_extended"),
+                inherit_parent_priority: values.bool("celery_task_inherit_parent_priority"),
                 track_started: values.bool("celery_task_track_started"),
                 time_limit: values.seconds("celery_task_time_limit"),
                 soft_time_limit: values.seconds("celery_task_soft_time_limit"),

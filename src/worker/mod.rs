@@ -74,6 +74,8 @@ pub struct WorkerOptions {
     pub results: Arc<dyn ResultBackend>,
     /// Replies repeat name, arguments and so on.
     pub result_extended: bool,
+    /// Callbacks and steps of a chain have the priority of the command before them.
+    pub inherit_parent_priority: bool,
     /// A STARTED reply says that a command runs.
     pub track_started: bool,
     /// Hard limit of commands that bring none.

@@ -45,7 +45,8 @@ fn options() -> CanvasOptions {
         origin: "w@h".to_owned(),
         reply_to: "own".to_owned(),
         max_bytes: 1 << 20,
-        starts_groups: false,
+        joins_chords: false,
+        inherits_priority: false,
     }
 }
 
@@ -147,21 +148,22 @@ fn callbacks_come_before_the_next_step() {
 }
 
 #[test]
-fn groups_and_chords_are_refused_where_they_would_start() {
-    for (kind, words) in [("group", "followed by a group"), ("chord", "followed by a chord")] {
-        let complex = format!(r#"{{"task": "celery.{kind}", "subtask_type": "{kind}", "kwargs": {{"tasks": []}}}}"#);
-        let chain =
-            format!(r#"{{"task": "celery.chain", "subtask_type": "chain", "kwargs": {{"tasks": [{complex}]}}}}"#);
-        for first in [&complex, &chain] {
-            for embed in
-                [format!(r#"{{"chain": [{first}]}}"#), format!(r#"{{"callbacks": [{{"task": "a"}}, {first}]}}"#)]
-            {
-                assert!(success(&embed).unwrap_err().to_string().contains(words), "{embed}");
-            }
+fn chords_are_refused_where_they_would_start() {
+    let chord = r#"{"task": "celery.chord", "subtask_type": "chord", "kwargs": {"header": [{"task": "h"}], "body": {"task": "b"}}}"#;
+    let of = |kind: &str| {
+        format!(r#"{{"task": "celery.{kind}", "subtask_type": "{kind}", "kwargs": {{"tasks": [{chord}]}}}}"#)
+    };
+    for (first, words) in [
+        (chord.to_owned(), "followed by a chord"),
+        (of("chain"), "followed by a chord"),
+        (of("group"), "group whose members"),
+    ] {
+        for embed in [format!(r#"{{"chain": [{first}]}}"#), format!(r#"{{"callbacks": [{{"task": "a"}}, {first}]}}"#)] {
+            assert!(success(&embed).unwrap_err().to_string().contains(words), "{embed}");
         }
         // Behind the next step somebody else may be able to start it.
-        let later = success(&format!(r#"{{"chain": [{complex}, {{"task": "s"}}]}}"#)).unwrap();
-        assert_eq!(chain_of(&later.publications[0])[0].0, format!("celery.{kind}"));
+        let later = success(&format!(r#"{{"chain": [{first}, {{"task": "s"}}]}}"#)).unwrap();
+        assert!(chain_of(&later.publications[0])[0].0.starts_with("celery."));
     }
     assert!(success(r#"{"chord": {"task": "x"}}"#).unwrap_err().to_string().contains("member of a chord"));
 }
@@ -237,6 +239,38 @@ fn signatures_choose_their_times_and_properties() {
 }
 
 #[test]
+fn what_a_signature_shows_instead_of_its_arguments_is_kept() {
+    let shown = sent(r#"{"argsrepr": "(secret)", "kwargsrepr": "{}", "origin": "somebody"}"#).message.headers;
+    let [args, kwargs, origin] = ["argsrepr", "kwargsrepr", "origin"].map(|name| shown.text(name));
+    assert_eq!((args, kwargs, origin), (Some("(secret)"), Some("{}"), Some("somebody")));
+    let alone = success(r#"{"callbacks": [{"task": "a", "options": {"add_to_parent": false}}]}"#).unwrap();
+    assert_eq!((alone.publications.len(), alone.children.len()), (1, 0));
+}
+
+#[test]
+fn a_priority_is_inherited_where_that_is_wanted() {
+    let mut request = parent(
+        r#"{"callbacks": [{"task": "a", "options": {"priority": 2}}, {"task": "b"}], "chain": [{"task": "c"}],
+        "errbacks": [{"task": "d", "options": {"priority": 2}}, {"task": "e"}]}"#,
+    );
+    request.priority = Some(7);
+    for (inherits_priority, expected) in [(false, [2, 0, 0, 2, 0]), (true, [7, 7, 7, 2, 0])] {
+        let options = CanvasOptions { inherits_priority, ..options() };
+        let after = after_success(&request, "1", &options, Timestamp::UNIX_EPOCH, &mut counting()).unwrap();
+        let answer = |_: &ReplyTo| Publication { address: Address::queue("q"), message: Message::default() };
+        let failed = after_failure(&request, &options, &answer, Timestamp::UNIX_EPOCH, &mut counting());
+        let sent = after.publications.iter().chain(&failed.publications);
+        assert_eq!(sent.map(|sent| sent.message.properties.priority.unwrap()).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn an_empty_group_is_nothing() {
+    let group = r#"{"task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": []}}"#;
+    assert_eq!(success(&format!(r#"{{"chain": [{group}]}}"#)).unwrap(), AfterSuccess::default());
+}
+
+#[test]
 fn a_failure_reaches_all_who_wait() {
     let member = |id: &str| format!(r#"{{"task": "m", "options": {{"task_id": "{id}", "reply_to": "client"}}}}"#);
     let mut request = parent(&format!(
@@ -264,13 +298,16 @@ fn a_failure_reaches_all_who_wait() {
 #[test]
 fn errbacks_that_can_be_sent_are_sent() {
     let request = parent(&format!(
-        r#"{{"errbacks": [{{"task": "celery.group", "subtask_type": "group", "kwargs": {{"tasks": []}}}}, {{"task": "e"}}, {NESTED}]}}"#
+        r#"{{"errbacks": [{{"task": "celery.chord", "subtask_type": "chord", "kwargs": {{"header": [], "body": {{"task": "c"}}}}}}, {{"task": "e"}},
+            {{"task": "celery.group", "subtask_type": "group", "kwargs": {{"tasks": [{{"task": "m"}}, {{"task": "n"}}]}}}}, {NESTED}]}}"#
     ));
     let after = failure(&request);
     assert!(after.unsupported.is_some());
     let tasks: Vec<_> = after.publications.iter().map(|sent| sent.message.headers.text("task").unwrap()).collect();
-    assert_eq!(tasks, ["e", "b"]);
-    assert_eq!(body(&after.publications[1]).as_array().unwrap()[0].compact(), r#"["parent","own"]"#);
+    assert_eq!(tasks, ["e", "m", "n", "b"]);
+    let places: Vec<_> = after.publications.iter().map(|sent| sent.message.headers.get("group_index")).collect();
+    assert_eq!(places[..3], [0, 1, 2].map(Field::Int).each_ref().map(Some));
+    assert_eq!(body(&after.publications[3]).as_array().unwrap()[0].compact(), r#"["parent","own"]"#);
 }
 
 #[test]

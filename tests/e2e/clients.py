@@ -1,4 +1,4 @@
-"""The Celery clients of earlier years, each in a virtual environment of its own under `target/clients`."""
+"""Programs beside the pinned ones, each in a virtual environment of its own under `target/clients`: Celery clients of earlier years."""
 
 import fcntl
 import shutil
@@ -37,22 +37,27 @@ def environment(release):
     newest, packages = CLIENTS[release]
     if packages is None:
         return sys.executable
-    folder = ROOT / "target" / "clients" / release
+    base = python_up_to(newest)
+    if base is None:
+        raise RuntimeError(f"Celery {release} needs a Python of 3.{newest} or older, and none was found")
+    return packaged(release, base, packages)
+
+
+def packaged(name, base, packages):
+    """The Python of the environment of this name, with these packages of PyPI, made once."""
+    folder = ROOT / "target" / "clients" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     made, wanted = folder / "requirements.installed", "\n".join(packages)
     python = folder / "bin" / "python"
-    with open(folder.with_suffix(".lock"), "ab") as lock:
+    with open(f"{folder}.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if made.exists() and made.read_text() == wanted and subprocess.run([python, "-c", ""], check=False).returncode == 0:
             return str(python)
-        base = python_up_to(newest)
-        if base is None:
-            raise RuntimeError(f"Celery {release} needs a Python of 3.{newest} or older, and none was found")
         shutil.rmtree(folder, ignore_errors=True)
         for command in ([base, "-m", "venv", folder], [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages]):
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
             if done.returncode != 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                raise RuntimeError(f"Celery {release} cannot be installed here: {(done.stdout + done.stderr).strip()[-300:]}")
+                raise RuntimeError(f"{packages[0]} cannot be installed here: {(done.stdout + done.stderr).strip()[-300:]}")
         made.write_text(wanted)
     return str(python)

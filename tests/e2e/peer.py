@@ -7,6 +7,7 @@ from celery import Celery
 
 app = Celery("peer", broker=os.environ["PEER_BROKER_URL"], backend="rpc://")
 app.conf.task_default_queue = os.environ.get("PEER_QUEUE", "peer")
+app.conf.task_inherit_parent_priority = bool(os.environ.get("PEER_INHERIT_PRIORITY"))
 app.conf.broker_connection_retry_on_startup = True
 
 

@@ -8,6 +8,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery import chain, group
 
 from harness import DEAD, QUEUE, TIMEOUT, failure, wait_until
+from test_remote import python_worker
 
 
 def pointers(site, key, value):
@@ -124,21 +125,31 @@ def test_members_of_a_group_are_commands_like_any_other(shared, key):
     assert [receipt["key"] for receipt in receipts] == [f"{key}/{n}" for n in range(10)]
 
 
+def test_a_group_behind_a_command_gets_its_result(shared, key):
+    shared.call("store", key, key + "/x")
+    steps = chain(shared.sig("retrieve", key), group(shared.sig("store", 1), shared.sig("exists"), shared.sig("stat", immutable=True, key=key)))
+    stored, exists, stat = steps.apply_async().get(timeout=TIMEOUT)
+    assert stored["key"] == key + "/x" and stat["key"] == key
+    assert exists in (True, False)  # members have no order
+    shared.send("retrieve", key, _link=group(shared.sig("store", "by a link", if_absent=False))).get(timeout=TIMEOUT)
+    wait_until(lambda: shared.call("retrieve", key + "/x") == "by a link", what="the group in a link")
+
+
 def signature(task, kind=None, **kwargs):
     return {"task": task, "args": [], "kwargs": kwargs, "options": {}, "subtask_type": kind, "immutable": False}
 
 
 PLAIN = signature("filestorage.exists")
-GROUP = signature("celery.group", "group", tasks=[PLAIN, PLAIN])
 CHORD = signature("celery.chord", "chord", header=[PLAIN], body=PLAIN, kwargs={})
+GROUP = signature("celery.group", "group", tasks=[PLAIN, CHORD])
 
 
 @pytest.mark.parametrize(
     "embed",
-    [{"chain": [GROUP]}, {"chain": [CHORD]}, {"callbacks": [GROUP]}, {"callbacks": [CHORD]}, {"chord": PLAIN}],
-    ids=["group in a chain", "chord in a chain", "group as callback", "chord as callback", "member of a chord"],
+    [{"chain": [CHORD]}, {"callbacks": [CHORD]}, {"chain": [GROUP]}, {"chord": PLAIN}],
+    ids=["chord in a chain", "chord as callback", "chord in a group", "member of a chord"],
 )
-def test_a_group_or_chord_inside_is_refused_and_kept(shared, key, embed):
+def test_a_chord_inside_is_refused_and_kept(shared, key, embed):
     reply = shared.raw.reply_queue()
     task_id = shared.raw.command("exists", [key], reply_to=reply, embed=embed)
     answer = shared.raw.get(reply).json
@@ -256,3 +267,29 @@ def test_a_time_limit_ends_the_command_and_nothing_of_it_stays(shared, key, opti
 
 def test_time_limits_that_are_not_reached_change_nothing(shared, key):
     assert shared.send("store", key, 1, _time_limit=30, _soft_time_limit=20).get(timeout=TIMEOUT)["key"] == key
+
+
+@pytest.mark.full_rights("a Python worker declares its queues itself")
+def test_chains_go_from_python_to_this_worker_and_back(site):
+    site.start()
+    app = site.client(task_routes={"filestorage.*": {"queue": QUEUE}, "peer.*": {"queue": "peer"}})
+    with python_worker(site):
+        for number in range(200):
+            site.send("store", f"pointer/{number}", f"value/{number}", _ignore_result=True)
+        step = lambda task, *args, **options: app.signature(task, args=args, queue="peer" if task.startswith("peer") else QUEUE, **options)
+        # Each step takes the result of the one before: a name, what it points to, the same again, and what that holds.
+        steps = [
+            chain(step("peer.echo", f"pointer/{number}"), step("filestorage.retrieve"), step("peer.echo"), step("filestorage.store", number))
+            for number in range(200)
+        ]
+        results = [whole.apply_async() for whole in steps]
+        assert [result.get(timeout=2 * TIMEOUT)["key"] for result in results] == [f"value/{number}" for number in range(200)]
+        assert all(result.parent.get(timeout=TIMEOUT) == f"value/{number}" for number, result in enumerate(results))
+        # A failure in the middle reaches who waits for the end, whichever worker failed.
+        for first, expected in [("../bad", ValueError), ("missing", TypeError)]:
+            failing = chain(step("peer.echo", first), step("filestorage.retrieve"), step("peer.echo"), step("filestorage.store", 1))
+            assert type(failure(failing.apply_async())) is expected
+        mixed = chain(step("filestorage.exists", "x"), step("peer.fail", immutable=True), step("filestorage.exists", "y", immutable=True))
+        assert type(failure(mixed.apply_async())) is ValueError
+    app.close()
+    assert sorted(site.call("list_keys", prefix="value/", limit=1000)) == sorted(f"value/{number}" for number in range(200))

@@ -197,6 +197,7 @@ def test_events_have_the_fields_of_a_python_worker(site, listener):
         for own, task, args, kwargs in [
             (True, "filestorage.store", ["k", "top secret"], {}), (True, "filestorage.retrieve", ["k"], {}),
             (True, "filestorage.copy", ["missing", "k2"], {}), (False, "peer.echo", [1], {}), (False, "peer.fail", [], {}),
+            (True, "filestorage.exists", ["../no key"], {}),
         ]:
             result = site.app.send_task(task, args, kwargs, queue=QUEUE if own else "peer")
             ids[task] = result.id
@@ -206,6 +207,8 @@ def test_events_have_the_fields_of_a_python_worker(site, listener):
         for own, other, kinds in [
             ("filestorage.store", "peer.echo", ["task-received", "task-started", "task-succeeded"]),
             ("filestorage.copy", "peer.fail", ["task-received", "task-started", "task-failed"]),
+            # What ours does not even begin, a Python worker finds out by running it.
+            ("filestorage.exists", "peer.fail", ["task-received", "task-started", "task-failed"]),
         ]:
             assert [event["type"] for event in listener.of(ids[own])] == kinds
             for kind in kinds:

@@ -105,6 +105,7 @@ impl Site {
             accept_content: vec!["json".to_owned()],
             results: Arc::new(filestorage::results::Rpc::new(format!("worker@{vhost}"), false)),
             result_extended: false,
+            inherit_parent_priority: false,
             track_started: false,
             time_limit: None,
             soft_time_limit: None,

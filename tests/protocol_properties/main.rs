@@ -177,7 +177,8 @@ fn exercise(message: &Message) {
         origin: "w@h".to_owned(),
         reply_to: "own".to_owned(),
         max_bytes: 1 << 20,
-        starts_groups: false,
+        joins_chords: false,
+        inherits_priority: false,
     };
     let mut count = 0;
     let mut new_id = || {
@@ -312,7 +313,7 @@ proptest! {
         parent.headers.set("task", "first".into());
         parent.headers.set("id", "parent".into());
         let parent = read(&parent, &ReadOptions::default()).unwrap();
-        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned(), max_bytes: 1 << 20, starts_groups: false };
+        let publishing = CanvasOptions { default_queue: "q".to_owned(), origin: "w@h".to_owned(), reply_to: "own".to_owned(), max_bytes: 1 << 20, joins_chords: false, inherits_priority: false };
         let mut no_id = || unreachable!("every step brings its id");
         let result_text = result.compact();
         let after = canvas::after_success(&parent, &result_text, &publishing, Timestamp::UNIX_EPOCH, &mut no_id).unwrap();

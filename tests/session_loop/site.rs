@@ -84,6 +84,7 @@ impl Site {
             accept_content: vec!["json".to_owned()],
             results: Arc::new(Rpc::new(NODE, true)),
             result_extended: false,
+            inherit_parent_priority: false,
             track_started: false,
             time_limit: None,
             soft_time_limit: None,

@@ -15,7 +15,8 @@ fn publishing(origin: &str) -> CanvasOptions {
         origin: origin.to_owned(),
         reply_to: WORKERS_OWN_QUEUE.to_owned(),
         max_bytes: 1 << 20,
-        starts_groups: false,
+        joins_chords: false,
+        inherits_priority: false,
     }
 }
 
@@ -255,15 +256,30 @@ fn errbacks_are_celery_s() {
 }
 
 #[test]
-fn a_group_behind_a_task_is_not_yet_started() {
-    let parent = task("task_v2_chain_then_group");
-    let unsupported = canvas::check(&parent).unwrap_err();
-    let after = canvas::after_success(&parent, "1", &publishing("x"), Timestamp::now(), &mut ids(&[]));
-    assert_eq!(after.unwrap_err(), unsupported);
-    assert_eq!(unsupported.exception().exc_type(), "NotImplementedError");
-    assert!(unsupported.to_string().contains("files.store is followed by a group"), "{unsupported}");
-    // The members, once published by another worker, are ordinary tasks.
-    for name in ["worker_group_after_task_1", "worker_group_after_task_2"] {
-        assert_eq!(task(name).task, "files.append");
-    }
+fn a_group_behind_a_task_is_started() {
+    assert_eq!(canvas::check(&task("task_v2_chain_then_group")), Ok(()));
+    let names = ["worker_group_after_task_1", "worker_group_after_task_2"];
+    let recorded = names.map(load);
+    let headers = &recorded[0].message.headers;
+    let member = |place: usize| {
+        let properties = &recorded[place].message.properties;
+        let [id, queue] = [&properties.correlation_id, &properties.reply_to].map(|text| text.as_deref().unwrap());
+        format!(
+            r#"{{"task": "files.append", "args": ["-g{}"], "kwargs": {{}}, "options": {{"task_id": "{id}", "reply_to": "{queue}",
+            "group_index": {place}}}, "subtask_type": null, "immutable": false}}"#,
+            place + 1
+        )
+    };
+    let chain = format!(
+        r#"[[], {{}}, {{"chain": [{{"task": "celery.group", "args": [], "kwargs": {{"tasks": [{}, {}]}}, "options": {{"task_id": "{}",
+        "root_id": null, "parent_id": null}}, "subtask_type": "group", "immutable": false}}]}}]"#,
+        member(0),
+        member(1),
+        headers.text("group").unwrap()
+    );
+    let parent = request(headers.text("parent_id").unwrap(), None, headers.text("root_id"), "client", &chain);
+    let options = publishing(headers.text("origin").unwrap());
+    let after = canvas::after_success(&parent, STORED_EMPTY, &options, Timestamp::now(), &mut ids(&[])).unwrap();
+    assert_eq!(after.publications.len(), 2);
+    after.publications.iter().zip(names).for_each(|(ours, name)| same_task(ours, name));
 }

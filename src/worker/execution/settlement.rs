@@ -64,12 +64,15 @@ impl Settlement {
         Self {
             results: Arc::clone(&options.results),
             node: options.node.clone(),
-            canvas: CanvasOptions::new(
-                &options.default_queue,
-                &options.node,
-                options.max_in_flight_bytes,
-                options.results.joins_chords(),
-            ),
+            canvas: CanvasOptions {
+                inherits_priority: options.inherit_parent_priority,
+                ..CanvasOptions::new(
+                    &options.default_queue,
+                    &options.node,
+                    options.max_in_flight_bytes,
+                    options.results.joins_chords(),
+                )
+            },
             track_started: options.track_started,
             events: options.events,
             max_reply_bytes: options.max_reply_bytes,

@@ -26,7 +26,7 @@ use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
 use crate::worker::intake::sealed::KnownEnd;
 use crate::worker::invalidations::Stale;
 use crate::worker::journal::{Admission, History, Identity, Journal, Revocations};
-use crate::worker::remote::{TaskLimits, UnrunTask};
+use crate::worker::remote::{Arrival, TaskLimits, UnrunTask};
 use crate::worker::{WallClock, WorkerOptions};
 
 #[cfg(test)]
@@ -181,7 +181,9 @@ impl Policy {
                 );
             }
             Admission::Dead { crashes } => {
-                return self.unrunnable(context, crashed(crashes), "crashed", &message, &origin, inflow);
+                let arrival = Arrival::of(&context.request, context.was_delayed);
+                let dead = self.unrunnable(context, crashed(crashes), "crashed", &message, &origin, inflow);
+                return arrived(dead, arrival);
             }
         }
         if let Some(answer) = answer.as_deref().filter(|_| !is_unread) {
@@ -207,11 +209,19 @@ impl Policy {
             return Decision::Delay(Box::new(context), Box::new(message), origin, eta, inflow);
         }
         if let Err(unsupported) = self.settlement.check(&context.request) {
-            return self.unrunnable(context, unsupported.exception(), "unsupported-canvas", &message, &origin, inflow);
+            let arrival = Arrival::of(&context.request, context.was_delayed);
+            let exception = unsupported.exception();
+            return arrived(
+                self.unrunnable(context, exception, "unsupported-canvas", &message, &origin, inflow),
+                arrival,
+            );
         }
         let (keys, writes, work) = match call {
             TaskCall::Read(Ok(command)) => (Keys::of(command.keys()), command.writes(), Work::Run(command)),
-            TaskCall::Read(Err(error)) => return self.misused(definition, context, error),
+            TaskCall::Read(Err(error)) => {
+                let arrival = Arrival::of(&context.request, context.was_delayed);
+                return arrived(self.misused(definition, context, error), arrival);
+            }
             // Until it is read, nobody knows.
             TaskCall::Later | TaskCall::Unknown => {
                 let task = self.task(context, definition, history, redelivered);
@@ -301,6 +311,16 @@ impl Policy {
         pending.weights.push(Weight::Read { _bytes: inflow });
         Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered)
     }
+}
+
+/// Has the arrival of a task told before its end.
+fn arrived(mut decision: Decision, arrival: Option<Arrival>) -> Decision {
+    if let Decision::Ended(pending, _) = &mut decision
+        && let Some(news) = &mut pending.unrun
+    {
+        news.arrived(arrival);
+    }
+    decision
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod shown;
 
 pub(super) use inspect::{QueueInfo, TaskInfo, WorkerStats};
 pub(super) use limits::TaskLimits;
-pub(super) use monitor::{Monitor, UnrunTask};
+pub(super) use monitor::{Arrival, Monitor, UnrunTask};
 pub(super) use pidbox::Pidbox;
 pub use shown::ShownSettings;
 pub(super) use shown::broker_info;

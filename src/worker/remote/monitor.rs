@@ -31,6 +31,30 @@ const LONGEST_RESULT: usize = 512;
 pub(in crate::worker) struct UnrunTask {
     id: String,
     end: UnrunEnd,
+    arrival: Option<Arrival>,
+}
+
+/// What monitors have to be told of the arrival of a task that ends at once: they know the name of a task by that event only.
+#[derive(Clone, Debug)]
+pub(in crate::worker) struct Arrival {
+    name: String,
+    root_id: Option<String>,
+    parent_id: Option<String>,
+    retries: u32,
+    expires: Option<Timestamp>,
+}
+
+impl Arrival {
+    /// Notes what is told of a task; `None` for one whose arrival was told before it was delayed.
+    pub(in crate::worker) fn of(request: &TaskRequest, was_delayed: bool) -> Option<Self> {
+        (!was_delayed || request.retries > 0).then(|| Self {
+            name: name(request).to_owned(),
+            root_id: request.root_id.clone(),
+            parent_id: request.parent_id.clone(),
+            retries: request.retries,
+            expires: request.expires,
+        })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -43,12 +67,17 @@ impl UnrunTask {
     /// Tells that a task failed before it ran.
     pub(in crate::worker) fn failed(request: &TaskRequest, exception: &Exception) -> Self {
         let end = UnrunEnd::Failed { exception: exception.to_string(), traceback: exception.traceback(&request.task) };
-        Self { id: request.id.clone(), end }
+        Self { id: request.id.clone(), end, arrival: None }
+    }
+
+    /// Has its arrival and its beginning told as well: a Python worker finds the fault by running the task.
+    pub(in crate::worker) fn arrived(&mut self, arrival: Option<Arrival>) {
+        self.arrival = arrival;
     }
 
     /// Tells that a task was revoked, or that its time had passed.
     pub(in crate::worker) fn revoked(request: &TaskRequest, is_expired: bool) -> Self {
-        Self { id: request.id.clone(), end: UnrunEnd::Revoked { is_expired } }
+        Self { id: request.id.clone(), end: UnrunEnd::Revoked { is_expired }, arrival: None }
     }
 }
 
@@ -204,6 +233,20 @@ impl Monitor {
 
     /// Tells what a task came to that did not run.
     pub(in crate::worker) fn ended(&mut self, news: &UnrunTask) {
+        if let Some(arrival) = &news.arrival {
+            let event = TaskEvent::Received {
+                name: &arrival.name,
+                args: "()",
+                kwargs: &shown_keys(&[]),
+                root_id: arrival.root_id.as_deref(),
+                parent_id: arrival.parent_id.as_deref(),
+                retries: arrival.retries,
+                eta: None,
+                expires: arrival.expires,
+            };
+            self.tell(&news.id, &event);
+            self.tell(&news.id, &TaskEvent::Started);
+        }
         match &news.end {
             UnrunEnd::Failed { exception, traceback } => {
                 self.tell(&news.id, &TaskEvent::Failed { exception, traceback: traceback.as_deref() });

@@ -43,6 +43,7 @@ impl Table {
             accept_content: vec!["json".into()],
             results: std::sync::Arc::new(crate::results::Rpc::new("w@h", true)),
             result_extended: false,
+            inherit_parent_priority: false,
             track_started: false,
             time_limit: None,
             soft_time_limit: None,
@@ -310,10 +311,11 @@ fn what_cannot_be_run_is_answered_and_kept() {
 }
 
 #[test]
-fn a_group_inside_is_not_implemented() {
+fn a_chord_inside_is_not_implemented() {
     let mut table = Table::new();
-    let group = json!({"task": "celery.group", "args": [], "kwargs": {"tasks": []}, "options": {}, "subtask_type": "group", "immutable": false});
-    let (sent, _) = table.end(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [group]}])), false);
+    let plain = json!({"task": "filestorage.exists"});
+    let chord = json!({"task": "celery.chord", "kwargs": {"header": [plain], "body": plain}, "subtask_type": "chord"});
+    let (sent, _) = table.end(task_message("filestorage.exists", &json!([["k"], {}, {"chain": [chord]}])), false);
     assert_eq!(routes(&sent), ["replies", DEAD_QUEUE]);
     assert_eq!(body(&sent[0])["result"]["exc_type"], "NotImplementedError");
 }
