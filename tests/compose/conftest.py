@@ -10,7 +10,7 @@ import images as catalogue
 from harness import BINARY
 from stack import FIGURES, Stack, figure, seconds
 
-PORTS = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "GCS_PORT", "WORKER_PORT", "S3_PORT", "WORKER_S3_PORT")
+PORTS = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "GCS_PORT", "WORKER_PORT", "S3_PORT", "WORKER_S3_PORT", "REDIS_PORT")
 
 
 def pytest_sessionstart(session):

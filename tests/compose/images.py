@@ -17,6 +17,7 @@ PUBLIC = {
     "GCS_EMULATOR_IMAGE": ("fsouza/fake-gcs-server:1.54.0", "gcs"),
     "S3_IMAGE": ("chrislusf/seaweedfs:4.48", "s3"),
     "PYTHON_IMAGE": ("python:3.13-slim", "python"),
+    "REDIS_IMAGE": ("redis:8-alpine", "redis"),
 }
 # The generation before: a test that runs on it puts it in the place of RABBITMQ_IMAGE.
 OLDER = {"RABBITMQ3_IMAGE": ("rabbitmq:3-management", "rabbitmq3")}
