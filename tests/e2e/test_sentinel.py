@@ -59,6 +59,23 @@ def test_a_failover_amid_load_loses_no_result(watched, key, how):
             wait_until(lambda: (watched.server.meta(result.id) or {}).get("status") == "SUCCESS", 60, lambda: worker.log()[-3000:])
 
 
+def test_a_result_waits_for_a_replica(watched, key):
+    worker = watched.start()
+    watched.call("store", key, 1)
+    # Looked for every five seconds.
+    wait_until(lambda: watched.server.servers[0].client.info("replication")["connected_slaves"] == 1, what="the replica is connected")
+    watched.server.servers[1].pause()
+    result = watched.post("exists", key)
+    assert "no replica has confirmed" in watched.wait_degraded(worker)
+    ready, unsettled = watched.queues()[QUEUE]
+    parked = sum(sum(counts) for name, counts in watched.queues().items() if name.startswith("filestorage.parked"))
+    assert ready + unsettled + parked >= 1, "it is not confirmed"
+    watched.server.servers[1].resume()
+    wait_until(lambda: (watched.server.meta(result.id) or {}).get("status") == "SUCCESS", 60, lambda: worker.log()[-3000:])
+    watched.wait_mended(worker)
+    wait_until(lambda: watched.queues()[QUEUE] == (0, 0), 60, "all is acknowledged")
+
+
 def test_sentinels_without_a_primary_are_named(watched, key):
     worker = watched.spawn(CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS='{"master_name": "another"}')
     wait_until(lambda: "the sentinel 127.0.0.1:" in worker.http("/readyz")[1], what=lambda: worker.log())

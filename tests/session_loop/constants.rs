@@ -37,6 +37,8 @@ const TABLE: &[Row] = &[
     row("broker/session.rs::HASTE", "3 s", "the wait for one URL while another is untried", "a_url_that_does_not_answer_has_three_seconds"),
     row("results/redis/connection.rs::CONNECT", "4 s", "how long a connection to a Redis may take", "a_redis_that_does_not_greet_has_four_seconds"),
     row("results/redis/connection.rs::ANSWER", "5 s", "how long the answers of a Redis are waited for", "a_redis_that_does_not_answer_has_five_seconds"),
+    row("results/redis/connection.rs::REPLICATED", "1 s", "how long a replica may take to have a result", "test_a_result_waits_for_a_replica"),
+    row("results/redis/sentinel.rs::ASK", "2 s", "how long a sentinel may take to answer", "a_sentinel_that_does_not_answer_has_two_seconds"),
     row("results/redis/mod.rs::CHECK", "5 s", "the time between two checks of an idle Redis", "an_idle_redis_is_checked_every_five_seconds"),
     row("results/redis/mod.rs::TROUBLE", "1 s", "the time between two checks of a Redis that takes nothing", "an_idle_redis_is_checked_every_five_seconds"),
     row("worker/consumed_queues.rs::LOOK_AGAIN", "5 s", "the time until a consumed queue that is back is noticed", "a_consumed_queue_that_is_back_is_noticed"),

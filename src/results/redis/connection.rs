@@ -21,8 +21,8 @@ use crate::redis_url::{RedisNode, RedisUrl};
 const CONNECT: Duration = Duration::from_secs(4);
 /// How long the answers to one pipeline are waited for. A Redis that takes longer for a few writes stands still.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a replica of a primary that sentinels name may take to have what was written, in milliseconds.
-const REPLICATED: u64 = 1000;
+/// How long a replica of a primary that sentinels name may take to have what was written.
+const REPLICATED: Duration = Duration::from_secs(1);
 /// What a slow network carries in a second; so much longer a large pipeline is waited for.
 const SLOWEST: usize = 2 << 20;
 
@@ -212,7 +212,7 @@ impl Open {
 
     /// Waits until a replica has what was written on this connection.
     async fn replicated(&mut self, limit: Duration) -> Result<(), Fault> {
-        let wait = cmd("WAIT").arg(1).arg(REPLICATED).to_owned();
+        let wait = cmd("WAIT").arg(1).arg(REPLICATED.as_secs() * 1000).to_owned();
         match timeout(limit, self.stream.send_packed_command(&wait)).await {
             Ok(Ok(Value::Int(1..))) => Ok(()),
             Ok(Ok(Value::Int(_))) => Err(Fault::passing("no replica has confirmed what was written".to_owned())),

@@ -82,10 +82,23 @@ pub(super) async fn has_replicas(connection: &mut MultiplexedConnection) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis_url::SentinelLogin;
 
     fn state(flags: &str, others: &str) -> HashMap<String, String> {
         let fields = [("ip", "h"), ("port", "1"), ("flags", flags), ("num-other-sentinels", others)];
         fields.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    #[tokio::test]
+    async fn a_sentinel_that_does_not_answer_has_two_seconds() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let node = RedisNode { host: "127.0.0.1".to_owned(), port: silent.local_addr().unwrap().port() };
+        let (nodes, login) = (vec![node.clone(), node], SentinelLogin::default());
+        let sentinels = Sentinels { nodes, master_name: "m".to_owned(), login, min_other: 0 };
+        let begun = tokio::time::Instant::now();
+        let fault = primary(&sentinels).await.unwrap_err().to_string();
+        assert!(fault.starts_with("the sentinel 127.0.0.1:"), "{fault}");
+        assert!((ASK..Duration::from_millis(3500)).contains(&begun.elapsed()), "all are asked at once");
     }
 
     #[test]
