@@ -11,6 +11,7 @@ mod waits;
 
 use std::collections::HashMap;
 use std::panic;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -44,7 +45,7 @@ use crate::worker::invalidations::Stale;
 use crate::worker::own_queues::{self, Looked};
 use crate::worker::remote::Pidbox;
 use crate::worker::signals::Stop;
-use deferred::{Deferred, PATIENCE};
+use deferred::{AnswerToCompose, Deferred, PATIENCE};
 use parking::ParkingState;
 use waits::{looked, notified, sleep_until};
 
@@ -122,6 +123,8 @@ pub(super) struct SessionLoop<'b> {
     looked: Option<Instant>,
     /// Pending acknowledgements whose queue is being seen to, or that wait for it.
     deferred: FuturesUnordered<BoxFuture<'static, Deferred>>,
+    /// Large answers that are being composed.
+    composing: usize,
     /// Looks for own queues that were not there.
     looking: Option<BoxFuture<'static, Looked>>,
     /// When the broker last ended the consumer of a queue: what had come from it and has not begun comes again.
@@ -164,6 +167,7 @@ impl<'b> SessionLoop<'b> {
             in_flight: InFlightBatches::default(),
             looked: None,
             deferred: FuturesUnordered::new(),
+            composing: 0,
             looking: None,
             lost_queues: HashMap::new(),
             trials,
@@ -305,7 +309,11 @@ impl<'b> SessionLoop<'b> {
 
     fn is_idle(&self) -> bool {
         // What goes to addresses that take nothing is nobody's work.
-        self.running.is_empty() && self.intake.is_idle() && !self.outbox.has_next() && self.in_flight.is_idle()
+        self.running.is_empty()
+            && self.composing == 0
+            && self.intake.is_idle()
+            && !self.outbox.has_next()
+            && self.in_flight.is_idle()
     }
 
     /// Stops taking; what has not begun goes back with the channel.
@@ -388,10 +396,14 @@ impl<'b> SessionLoop<'b> {
             return self.was_terminated(running, signum, stale);
         }
         let (answer, context) = self.record(running, ended);
-        let mut pending = self.policy.settlement.close_answered(context, answer);
-        pending.stale = stale;
-        pending.weights.extend([kept, held].into_iter().flatten().map(|held| Weight::Held { bytes: held }));
-        self.post(pending);
+        let held = [kept, held].into_iter().flatten().map(|held| Weight::Held { bytes: held }).collect();
+        let ended = AnswerToCompose { context, answer, stale, held };
+        if ended.is_large() {
+            self.composing += 1;
+            self.deferred.push(Box::pin(deferred::compose(Arc::clone(&self.policy.settlement), ended)));
+        } else {
+            self.post(ended.compose(&self.policy.settlement));
+        }
     }
 
     /// Takes in that a command was stopped before it took effect.
@@ -502,6 +514,10 @@ impl<'b> SessionLoop<'b> {
     fn deferred(&mut self, deferred: Deferred) -> Result<(), String> {
         match deferred {
             Deferred::Owes(pending) => self.outbox.push(*pending),
+            Deferred::Composed(pending) => {
+                self.composing -= 1;
+                self.post(*pending);
+            }
             Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys)?,
             Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened)?,
             Deferred::Found(..) | Deferred::Opened(..) => {}

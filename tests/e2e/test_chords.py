@@ -18,7 +18,7 @@ PEER = """
 import json, sys
 from celery import Celery
 app = Celery("peer", broker=sys.argv[1], backend=sys.argv[2])
-app.conf.update(task_default_queue="peer", worker_enable_remote_control=False, worker_hijack_root_logger=False,
+app.conf.update(task_default_queue=sys.argv[4], worker_enable_remote_control=False, worker_hijack_root_logger=False,
                 result_backend_transport_options=json.loads(sys.argv[3]))
 
 @app.task(name="peer.echo")
@@ -33,17 +33,21 @@ def total(values):
 def fail(*args):
     raise KeyError("peer")
 
+@app.task(name="filestorage.retrieve")
+def retrieve(key):
+    return "value of " + key
+
 app.worker_main(["worker", "-P", "solo", "-l", "warning", "-n", "peer@%h", "--without-gossip", "--without-mingle",
                  "--without-heartbeat"])
 """
 
 
 @contextmanager
-def peer_worker(site):
-    """Runs a Python worker on the queue `peer`."""
+def peer_worker(site, queue="peer"):
+    """Runs a Python worker on a queue of its own, or on ours."""
     script = site.folder / "peer.py"
     script.write_text(PEER)
-    command = [sys.executable, str(script), site.broker.url(site.vhost), site.server.url, json.dumps(site.options)]
+    command = [sys.executable, str(script), site.broker.url(site.vhost), site.server.url, json.dumps(site.options), queue]
     with open(site.folder / "peer.log", "ab") as log:
         worker = subprocess.Popen(command, stdout=log, stderr=log, cwd=site.folder)
     try:
@@ -392,3 +396,38 @@ def test_a_kill_amid_a_chord(own, key, victim):
     results = json.loads(own.raw.get("bodies", 90).body)[0][0]
     assert [receipt["key"] for receipt in results] == [f"{key}/{n}" for n in range(150)]
     wait_until(lambda: own.queues()[QUEUE] == (0, 0), 90, "all is acknowledged")
+
+
+@pytest.mark.full_rights("the Python worker declares what it likes")
+def test_a_hundred_chords_while_one_of_three_workers_is_killed(own, key):
+    """Two of our workers and a Python worker take from the same queue. Each chord sends its body with the right results; one that is
+    sent again has the same id and the same results."""
+    names = [f"{key}/{n}" for n in range(20)]
+    victim = own.start(name="a")
+    for name in names:
+        own.call("store", name, f"value of {name}")
+    own.spawn(name="b", METRICS_PORT="0").wait_ready()
+    own.raw.declare("bodies")
+    with peer_worker(own, QUEUE):
+        consumers = lambda: own.raw.channel.queue_declare(QUEUE, passive=True).consumer_count  # noqa: E731
+        wait_until(lambda: consumers() == 3, 60, "all three workers take from the queue")
+        body, chords = own.app.signature("nobody.runs.this", queue="bodies"), []
+        is_killed = False
+        for n in range(100):
+            chords.append(chord([ours(own, "retrieve", name) for name in names], body).apply_async())
+            if n >= 40 and not is_killed and own.queues()[QUEUE][1] > 0:
+                victim.kill()
+                is_killed = True
+        assert is_killed, "members were under way"
+        bodies = []
+        deadline = time.monotonic() + 90
+        while len({message.headers["id"] for message in bodies}) < 100 and time.monotonic() < deadline:
+            bodies.append(own.raw.get("bodies", 60))
+        wait_until(lambda: own.queues()[QUEUE] == (0, 0), 60, "all is acknowledged")
+        bodies += [own.raw.get("bodies") for _ in range(own.raw.count("bodies"))]
+    assert {message.headers["id"] for message in bodies} == {result.id for result in chords}
+    assert all(json.loads(message.body)[0] == [[f"value of {name}" for name in names]] for message in bodies)
+    print(f"{len(bodies)} bodies of 100 chords with 20 members")
+    # Only the body of a chord whose last member the victim had may be sent again.
+    assert len(bodies) <= 105
+    assert not [left(own, result) for result in chords if left(own, result)]

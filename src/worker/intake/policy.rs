@@ -4,6 +4,7 @@ mod ask;
 mod task;
 mod unseal;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -51,7 +52,7 @@ pub(in crate::worker) enum Decision {
 pub(in crate::worker) struct Policy {
     pub(in crate::worker) reader: MessageReader,
     /// What comes after the run, however it ends.
-    pub(in crate::worker) settlement: Settlement,
+    pub(in crate::worker) settlement: Arc<Settlement>,
     commands: CommandTable,
     extended: bool,
     hard: Option<Duration>,
@@ -97,7 +98,7 @@ impl Policy {
                 options.result_extended.then(|| options.node.clone()),
                 options.commands,
             ),
-            settlement: Settlement::new(options, frame_max),
+            settlement: Arc::new(Settlement::new(options, frame_max)),
             commands: options.commands,
             extended: options.result_extended,
             hard: options.time_limit,

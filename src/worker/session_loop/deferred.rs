@@ -14,10 +14,12 @@ use crate::celery::request::Unreadable;
 use crate::commands::{Budget, CommandError, Held, Keys};
 use crate::worker::WallClock;
 use crate::worker::delivery::parking::ParkingResult;
-use crate::worker::delivery::pending_ack::PendingAck;
+use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::role::Role;
-use crate::worker::intake::policy::ReadyTask;
-use crate::worker::intake::reader::{MessageReader, OpenedMessage};
+use crate::worker::execution::answer::{Answer, Outcome};
+use crate::worker::execution::settlement::Settlement;
+use crate::worker::intake::policy::{ReadyTask, TaskContext};
+use crate::worker::intake::reader::{MessageReader, OpenedMessage, SMALL};
 use crate::worker::invalidations::Stale;
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
@@ -33,6 +35,8 @@ const OUTAGE_LOOK: Duration = Duration::from_secs(1);
 pub(super) enum Deferred {
     /// This is owed.
     Owes(Box<PendingAck>),
+    /// The answer of a command was composed.
+    Composed(Box<PendingAck>),
     /// Look at this one again: somebody else ran it.
     Reconsider(Box<ReadyTask>),
     /// This is ordered by these keys; `None` when it must be read to know them.
@@ -57,6 +61,39 @@ pub(super) struct RetryingCommand {
     pub(super) stale: Stale,
     pub(super) next: Message,
     pub(super) eta: Timestamp,
+}
+
+/// A command that has ended, and whose answer is to be composed.
+#[derive(Debug)]
+pub(super) struct AnswerToCompose {
+    pub(super) context: TaskContext,
+    pub(super) answer: Answer,
+    pub(super) stale: Stale,
+    /// What counts on the budget until the answer has arrived.
+    pub(super) held: Vec<Weight>,
+}
+
+impl AnswerToCompose {
+    /// Tells whether composing takes its time.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(&self.answer.outcome, Outcome::Success(result) if result.len() > SMALL)
+    }
+
+    /// Composes what the end of the command owes.
+    pub(super) fn compose(self, settlement: &Settlement) -> PendingAck {
+        let mut pending = settlement.close_answered(self.context, self.answer);
+        pending.stale = self.stale;
+        pending.weights.extend(self.held);
+        pending
+    }
+}
+
+/// Composes a large answer: a serializer, a result backend and what follows the command may each read the whole result.
+pub(super) async fn compose(settlement: Arc<Settlement>, ended: AnswerToCompose) -> Deferred {
+    match tokio::task::spawn_blocking(move || ended.compose(&settlement)).await {
+        Ok(pending) => Deferred::Composed(Box::new(pending)),
+        Err(error) => Deferred::Lost(format!("composing an answer: {error}")),
+    }
 }
 
 /// Searches a message for the keys by which it is ordered.
