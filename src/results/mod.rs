@@ -48,7 +48,9 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         state: &State<'_>,
         extended: Option<&Extended>,
         now: Timestamp,
-    ) -> Option<Publication>;
+    ) -> Option<Publication> {
+        self.recipient(request).map(|to| self.answer_to(&to, state, extended, now))
+    }
 
     /// Composes the answer of a success as [`ResultBackend::answer`] does, in the memory of the result.
     fn success(
@@ -60,9 +62,9 @@ pub trait ResultBackend: fmt::Debug + Send + Sync {
         now: Timestamp,
     ) -> Option<Publication>;
 
-    /// Composes an answer for a recipient whose request is not at hand: it could not be read, or waits in a chain, or its first
+    /// Composes an answer for a recipient, whose request may not be at hand: it could not be read, or waits in a chain, or its first
     /// answer was refused.
-    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication;
+    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, extended: Option<&Extended>, now: Timestamp) -> Publication;
 
     /// Tells whether the backend counts the members of chords, and sends the body once all have ended.
     fn joins_chords(&self) -> bool;

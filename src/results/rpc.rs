@@ -47,16 +47,6 @@ impl ResultBackend for Rpc {
         request.reply_address()
     }
 
-    fn answer(
-        &self,
-        request: &TaskRequest,
-        state: &State<'_>,
-        extended: Option<&Extended>,
-        now: Timestamp,
-    ) -> Option<Publication> {
-        reply::reply(request, state, extended, &self.replies, now).map(|answer| self.encoded(answer))
-    }
-
     fn success(
         &self,
         request: &TaskRequest,
@@ -68,8 +58,8 @@ impl ResultBackend for Rpc {
         reply::success(request, result, children, extended, &self.replies, now).map(|answer| self.encoded(answer))
     }
 
-    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication {
-        self.encoded(reply::reply_to(to, state, None, &self.replies, now))
+    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, extended: Option<&Extended>, now: Timestamp) -> Publication {
+        self.encoded(reply::reply_to(to, state, extended, &self.replies, now))
     }
 
     fn joins_chords(&self) -> bool {
@@ -152,7 +142,7 @@ mod tests {
             rpc.answer(&request, &State::Started, None, now).unwrap(),
             rpc.success(&request, "1".to_owned(), &[], None, now).unwrap(),
             rpc.answer(&request, &failure, None, now).unwrap(),
-            rpc.answer_to(&to, &failure, now),
+            rpc.answer_to(&to, &failure, None, now),
         ];
         for answer in &answers {
             assert_eq!(answer.address, Address::queue("replies"));

@@ -167,7 +167,7 @@ impl Redis {
         };
         let has_failed = matches!(joined, HeaderResult::Failed(_));
         let now = Timestamp::now();
-        let answer = |to: &_, exception: &_| self.answer_to(to, &State::Failure(exception), now);
+        let answer = |to: &_, exception: &_| self.answer_to(to, &State::Failure(exception), None, now);
         let AfterHeader { publications, sizes, answers } = part.ended(joined, &self.canvas, &answer, now);
         if has_failed {
             tracing::info!(group = part.group, "a chord has failed");

@@ -305,17 +305,6 @@ impl ResultBackend for Redis {
         request.recipient()
     }
 
-    fn answer(
-        &self,
-        request: &TaskRequest,
-        state: &State<'_>,
-        extended: Option<&Extended>,
-        now: Timestamp,
-    ) -> Option<Publication> {
-        let to = self.recipient(request)?;
-        Some(self.publication(&to, &reply::text(&to, state, extended, &self.replies, now)))
-    }
-
     fn success(
         &self,
         request: &TaskRequest,
@@ -327,8 +316,8 @@ impl ResultBackend for Redis {
         self.answer(request, &State::Success { result: &result, children }, extended, now)
     }
 
-    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, now: Timestamp) -> Publication {
-        self.publication(to, &reply::text(to, state, None, &self.replies, now))
+    fn answer_to(&self, to: &ReplyTo, state: &State<'_>, extended: Option<&Extended>, now: Timestamp) -> Publication {
+        self.publication(to, &reply::text(to, state, extended, &self.replies, now))
     }
 
     fn joins_chords(&self) -> bool {

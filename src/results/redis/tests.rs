@@ -53,7 +53,7 @@ fn results_are_what_celery_keeps() {
             .contains("{\"exc_type\": \"ValueError\", \"exc_message\": [\"x\"], \"exc_module\": \"builtins\"}")
     );
     let to = redis.recipient(&request(false)).unwrap();
-    assert_eq!(redis.answer_to(&to, &failure, now), failed, "the answer that replaces a refused one is the same");
+    assert_eq!(redis.answer_to(&to, &failure, None, now), failed, "the answer that replaces a refused one is the same");
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Settlement {
         let now = self.clock.now();
         let mut pending = PendingAck::new(Some(ack_token), None);
         if let Some(to) = &unreadable.reply {
-            let answer = self.results.answer_to(to, &State::Failure(&exception), now);
+            let answer = self.results.answer_to(to, &State::Failure(&exception), None, now);
             pending.then.push((Role::Reply, answer));
             pending.reply_to = Some(ReplyTo::clone(to));
         }
@@ -181,8 +181,9 @@ impl Settlement {
                         let why = self.withheld(&mut pending, &request, kept.as_deref(), &withheld, now);
                         pending.then.extend(part(&State::Success { result: &result, children: &[] }));
                         pending.then.extend(success(result, &[]));
-                        let rest =
-                            canvas::fail_rest(&request, &|to| self.results.answer_to(to, &State::Failure(&why), now));
+                        let rest = canvas::fail_rest(&request, &|to| {
+                            self.results.answer_to(to, &State::Failure(&why), None, now)
+                        });
                         pending.then.extend(rest.into_iter().map(|answer| (Role::Rest, answer)));
                     }
                     Ok(follow) => {
@@ -241,7 +242,7 @@ impl Settlement {
         now: Timestamp,
     ) {
         let mut ids = ids(identity);
-        let answer = |to: &ReplyTo| self.results.answer_to(to, &State::Failure(exception), now);
+        let answer = |to: &ReplyTo| self.results.answer_to(to, &State::Failure(exception), None, now);
         let follow = canvas::after_failure(request, &self.canvas, &answer, now, &mut ids);
         if let Some(unsupported) = follow.unsupported {
             tracing::warn!(task_id = request.id, %unsupported, "errback not sent");
@@ -322,7 +323,7 @@ impl Settlement {
     pub(in crate::worker) fn refused(&self, pending: &mut PendingAck, exception: &Exception) {
         if let Some(to) = pending.reply_to.take().filter(|_| !pending.replied) {
             let state = State::Failure(exception);
-            pending.then.push((Role::Reply, self.results.answer_to(&to, &state, self.clock.now())));
+            pending.then.push((Role::Reply, self.results.answer_to(&to, &state, None, self.clock.now())));
         }
     }
 }
