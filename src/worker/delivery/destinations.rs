@@ -94,9 +94,9 @@ impl Destinations {
         self.open.get(address).map_or_else(Instant::now, |breaker| breaker.next_try)
     }
 
-    /// Returns when an address last took nothing, where that was seen.
-    pub(in crate::worker) fn last_failure(&self, address: &Address) -> Option<Instant> {
-        self.open.get(address).filter(|breaker| breaker.times > 0).map(|breaker| breaker.last)
+    /// Returns since when an address has taken nothing, and when that was last seen; nothing where it was not seen.
+    pub(in crate::worker) fn failures(&self, address: &Address) -> Option<(Instant, Instant)> {
+        self.open.get(address).filter(|breaker| breaker.times > 0).map(|breaker| (breaker.first, breaker.last))
     }
 
     /// Counts how often an address was found that takes nothing.
@@ -275,7 +275,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(destinations.expire(), std::slice::from_ref(&full));
         destinations.doubt(&full, Fault::Silent);
-        assert!(destinations.is_open(&full) && destinations.last_failure(&full).is_none(), "a guess is no failure");
+        assert!(destinations.is_open(&full) && destinations.failures(&full).is_none(), "a guess is no failure");
         tokio::time::advance(REFUSAL_MEMORY).await;
         assert_eq!(destinations.expire(), [full], "and is forgotten soon");
         tokio::time::advance(HOPE - 2 * REFUSAL_MEMORY - Duration::from_millis(1)).await;

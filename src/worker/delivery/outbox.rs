@@ -376,17 +376,20 @@ impl Outbox {
         let mut given_up = Vec::new();
         let mut dropped = Vec::new();
         for (address, line) in &mut self.apart {
-            let Some(failed) = destinations.last_failure(address) else { continue };
+            let Some((first, last)) = destinations.failures(address) else { continue };
             if destinations.fault(address) == Some(Fault::Away) {
                 continue;
             }
             let patience = if destinations.is_hopeless(address) { Duration::ZERO } else { ANSWER_PATIENCE };
-            // It, or another one, was not taken at the end of its patience: another worker may have found meanwhile that the queue takes again.
-            let is_over = |owed: &Owed| {
-                let Debt { role, since, .. } = &owed.debt;
-                role.is_answer() && since.is_some_and(|since| since < failed && failed - since >= patience)
-            };
             let is_silent = destinations.fault(address) == Some(Fault::Silent);
+            // It, or another one, was not taken at the end of its patience: another worker may have found meanwhile that the queue takes
+            // again. Where a queue refuses, patience begins anew once it takes anything; a silent one is known as such some time later.
+            // What came back from its parking is tried apart from all that.
+            let is_over = |owed: &Owed| {
+                let Debt { role, since, is_returned, .. } = &owed.debt;
+                let from = since.map(|since| if *is_returned || is_silent { since } else { since.max(first) });
+                role.is_answer() && from.is_some_and(|from| from < last && last - from >= patience)
+            };
             for owed in extract(line, usize::MAX, is_over) {
                 given_up.push(if is_silent { GivenUp::Silent } else { GivenUp::Full });
                 let task_id = self.commands.get(&owed.debt.command).and_then(|pending| pending.id.as_deref());

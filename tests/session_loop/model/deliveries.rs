@@ -82,9 +82,14 @@ impl Model {
             self.note(&format!("delayed ack {number} {}", ids.join(",")));
             return;
         }
-        let tags = tags.iter().filter(|tag| !client.void.remove(tag));
-        let settled = tags.map(|tag| client.unsettled.remove(tag).expect("a tag is settled once"));
-        let settled: Vec<_> = settled.collect();
+        let (mut settled, mut unknown) = (Vec::new(), Vec::new());
+        for tag in tags.iter().filter(|tag| !client.void.remove(tag)) {
+            match client.unsettled.remove(tag) {
+                Some(unsettled) => settled.push(unsettled),
+                None => unknown.push(*tag),
+            }
+        }
+        assert!(unknown.is_empty(), "session {number} settles {unknown:?} again\n{}", self.trace);
         let ids: Vec<_> = settled.iter().map(|unsettled| name_of(&unsettled.stored.message)).collect();
         self.note(&format!("ack {number} {}", ids.join(",")));
         for (unsettled, id) in settled.iter().zip(ids) {

@@ -144,6 +144,8 @@ impl Model {
         self.note(&format!("lost {number} {reason}"));
         self.give_back(number);
         let client = self.clients.get_mut(&number).unwrap();
+        // What was under way ends with the connection.
+        client.delayed.clear();
         client.state.set(&State::Lost(reason.to_owned()));
     }
 

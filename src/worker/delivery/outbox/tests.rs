@@ -117,6 +117,25 @@ async fn a_refused_answer_is_tried_for_45_s_and_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_patience_of_an_answer_begins_anew_when_its_queue_takes_another() {
+    let mut post = Post::with("full", nacked);
+    post.outbox.push(reply("full"));
+    let waits_for = async |post: &mut Post, seconds: u64| {
+        for _ in 0..seconds {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            post.send();
+            post.try_one();
+        }
+        post.outbox.give_up(&post.destinations).len()
+    };
+    post.send();
+    assert_eq!(waits_for(&mut post, 40).await, 0);
+    assert!(post.destinations.close(&Address::queue("full")), "it took another one");
+    assert_eq!(waits_for(&mut post, 40).await, 0);
+    assert_eq!(waits_for(&mut post, 11).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_must_not_be_lost_is_never_given_up() {
     let mut post = Post::with("full", nacked);
     post.outbox.push(owing(&[], &[(Role::Dead, "full"), (Role::FollowUp, "full")]));
@@ -325,6 +344,9 @@ async fn a_guess_gives_no_answer_up() {
     post.outbox.divert(&post.destinations);
     post.outbox.apart.values_mut().flatten().for_each(|owed| owed.debt.since = Some(long_ago));
     assert!(post.outbox.give_up(&post.destinations).is_empty());
+    post.destinations.trip(&Address::queue("back"), Fault::Full);
+    assert!(post.outbox.give_up(&post.destinations).is_empty(), "its queue took nothing once");
+    tokio::time::advance(ANSWER_PATIENCE).await;
     post.destinations.trip(&Address::queue("back"), Fault::Full);
     assert_eq!(post.outbox.give_up(&post.destinations).len(), 1);
 }
