@@ -521,9 +521,7 @@ impl<'b> SessionLoop<'b> {
             Deferred::Found(delivery, keys) if self.stop == Stop::No => self.was_found(*delivery, keys)?,
             Deferred::Opened(delivery, opened) if self.stop == Stop::No => self.was_opened(*delivery, *opened)?,
             Deferred::Found(..) | Deferred::Opened(..) => {}
-            Deferred::Reconsider(task) if self.stop == Stop::No => self.scheduler.resume(*task),
-            // It has not begun: it goes back with the channel.
-            Deferred::Reconsider(_) => {}
+            Deferred::Reconsider(number) => self.scheduler.wake(number),
             Deferred::Retried(command, way) => self.retried(*command, way),
             Deferred::Parked(result) => self.was_parked(result)?,
             Deferred::Refused(mut pending, role, words) => {

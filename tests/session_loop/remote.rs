@@ -297,11 +297,17 @@ fn a_rate_limit_holds_and_ends_at_once() {
             site.send(&write(id, id).message());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+        let reserved = ask(&site, "reserved", json!({})).await;
+        let ids: Vec<_> = reserved.as_array().unwrap().iter().map(|task| task["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["d", "e", "f"], "what waits for its rate is shown");
+        let told = ask(&site, "revoke", json!({"task_id": "e"})).await;
+        assert_eq!(told["ok"], "tasks {'e'} flagged as revoked (e waits)");
         let off = json!({"task_name": "test.write", "rate_limit": 0});
         assert_eq!(ask(&site, "rate_limit", off).await, json!({"ok": "rate limit disabled successfully"}));
         let lifted = Instant::now();
         site.acknowledged("f").await;
         assert!(lifted.elapsed() < Duration::from_secs(2), "{:?}", lifted.elapsed());
+        assert_eq!(site.states("e"), ["REVOKED"]);
     });
 }
 

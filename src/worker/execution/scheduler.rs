@@ -1,7 +1,7 @@
 //! Which command runs next: permits and their shares, order per key, keys in turn, suspects alone.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::commands::{Key, KeyUse};
 
@@ -111,7 +111,9 @@ pub(in crate::worker) struct Scheduler<J> {
     busy: HashMap<Key, VecDeque<Waiter<J>>>,
     /// Tasks of several keys that stand behind others, by their numbers.
     gathering: HashMap<u64, Gathering<J>>,
-    /// Number of the next task of several keys.
+    /// Tasks that were released and wait for something else than keys and permits, by their numbers.
+    resting: BTreeMap<u64, J>,
+    /// Number of the last task that got one.
     number: u64,
 }
 
@@ -126,6 +128,7 @@ impl<J: Schedulable> Scheduler<J> {
             behind: 0,
             busy: HashMap::new(),
             gathering: HashMap::new(),
+            resting: BTreeMap::new(),
             number: 0,
         }
     }
@@ -202,14 +205,14 @@ impl<J: Schedulable> Scheduler<J> {
         self.permits = permits;
     }
 
-    /// Walks the tasks that wait for their turn, those whose keys are free first.
+    /// Walks the tasks that wait, first those that were released once, then those whose keys are free.
     pub(in crate::worker) fn waiting(&self) -> impl Iterator<Item = &J> {
         let ready = self.ready.iter().flatten().map(|ready| &ready.task);
         let behind = self.busy.values().flatten().filter_map(|waiter| match waiter {
             Waiter::Whole(task) => Some(task),
             Waiter::Part(_) => None,
         });
-        ready.chain(behind).chain(self.gathering.values().map(|gathering| &gathering.task))
+        self.resting.values().chain(ready).chain(behind).chain(self.gathering.values().map(|gathering| &gathering.task))
     }
 
     /// Counts the tasks that only wait for others of their kind: of their keys, or of their share.
@@ -229,6 +232,21 @@ impl<J: Schedulable> Scheduler<J> {
             && running < self.permits
             && !self.running.is_used_up(task.share(), self.permits)
             && (running == 0 || !task.is_suspect())
+    }
+
+    /// Keeps a task that cannot begin yet and takes back its permit; its keys stay taken. Returns its number for [`Scheduler::wake`].
+    pub(in crate::worker) fn rest(&mut self, task: J) -> u64 {
+        self.put_off(&task);
+        self.number += 1;
+        self.resting.insert(self.number, task);
+        self.number
+    }
+
+    /// Lets a task go on that rests; it is the next of its share.
+    pub(in crate::worker) fn wake(&mut self, number: u64) {
+        if let Some(task) = self.resting.remove(&number) {
+            self.resume(task);
+        }
     }
 
     /// Takes back the permit of a task that cannot begin yet; its keys stay taken until it is given to [`Scheduler::resume`] and done.
@@ -282,6 +300,7 @@ impl<J: Schedulable> Scheduler<J> {
         self.behind = 0;
         self.busy.clear();
         self.gathering.clear();
+        self.resting.clear();
     }
 }
 

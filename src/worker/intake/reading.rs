@@ -79,6 +79,11 @@ impl Readings {
         self.under_way.is_empty() && self.short.is_empty()
     }
 
+    /// Walks the tasks that wait for room without a permit.
+    pub(in crate::worker) fn put_off_tasks(&self) -> impl Iterator<Item = &ReadyTask> {
+        self.thirsty.iter()
+    }
+
     /// Counts the tasks that wait for room without a permit.
     pub(in crate::worker) fn waiting(&self) -> usize {
         self.thirsty.len()

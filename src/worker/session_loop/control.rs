@@ -11,7 +11,7 @@ use crate::celery::control::{Arguments, ControlReply, ControlRequest, REPLY_EXCH
 use crate::celery::event::{EVENT_EXCHANGE, WorkerEvent};
 use crate::commands::{Definition, KeyUse};
 use crate::json::write_string;
-use crate::worker::intake::policy::TaskContext;
+use crate::worker::intake::policy::{ReadyTask, TaskContext};
 use crate::worker::journal::Revoked;
 use crate::worker::remote::limits::TimeLimits;
 use crate::worker::remote::{QueueInfo, TaskInfo, WorkerStats};
@@ -132,8 +132,13 @@ impl SessionLoop<'_> {
         written(infos, |info, out| info.write(out, is_safe))
     }
 
+    /// Walks the tasks that are here and have not begun.
+    fn waiting(&self) -> impl Iterator<Item = &ReadyTask> {
+        self.scheduler.waiting().chain(self.intake.readings.put_off_tasks())
+    }
+
     fn reserved(&self) -> String {
-        let infos = self.scheduler.waiting().map(|task| self.info(&task.context, &task.keys, None));
+        let infos = self.waiting().map(|task| self.info(&task.context, &task.keys, None));
         written(infos, |info, out| info.write(out, false))
     }
 
@@ -152,7 +157,7 @@ impl SessionLoop<'_> {
         for running in self.running.values().filter(|running| is_asked(&running.context)) {
             push("active", &self.info(&running.context, &running.keys, Some(running.started)));
         }
-        for task in self.scheduler.waiting().filter(|task| is_asked(&task.context)) {
+        for task in self.waiting().filter(|task| is_asked(&task.context)) {
             push("reserved", &self.info(&task.context, &task.keys, None));
         }
         out.push('}');
@@ -217,7 +222,7 @@ impl SessionLoop<'_> {
         if self.running.values().any(|running| is_meant(&running.context)) {
             return Some(Whereabouts::Running);
         }
-        self.scheduler.waiting().any(|task| is_meant(&task.context)).then_some(Whereabouts::Waiting)
+        self.waiting().any(|task| is_meant(&task.context)).then_some(Whereabouts::Waiting)
     }
 
     fn revoke(&mut self, arguments: &Arguments, is_terminated: bool) -> ControlReply {

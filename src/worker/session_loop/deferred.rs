@@ -18,17 +18,16 @@ use crate::worker::delivery::pending_ack::{PendingAck, Weight};
 use crate::worker::delivery::role::Role;
 use crate::worker::execution::answer::{Answer, Outcome};
 use crate::worker::execution::settlement::Settlement;
-use crate::worker::intake::policy::{ReadyTask, TaskContext};
+use crate::worker::intake::policy::TaskContext;
 use crate::worker::intake::reader::{MessageReader, OpenedMessage, SMALL};
 use crate::worker::invalidations::Stale;
 
 /// How long what hangs on an unreachable queue waits before it is tried again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a run elsewhere is over.
-const GLANCE: Duration = Duration::from_millis(250);
-
+pub(super) const GLANCE: Duration = Duration::from_millis(250);
 /// How often it is looked whether a bucket is reachable again.
-const OUTAGE_LOOK: Duration = Duration::from_secs(1);
+pub(super) const OUTAGE_LOOK: Duration = Duration::from_secs(1);
 
 /// What came of deferred work.
 #[derive(Debug)]
@@ -37,8 +36,8 @@ pub(super) enum Deferred {
     Owes(Box<PendingAck>),
     /// The answer of a command was composed.
     Composed(Box<PendingAck>),
-    /// Look at this one again: somebody else ran it.
-    Reconsider(Box<ReadyTask>),
+    /// Look at the task that rests under this number again.
+    Reconsider(u64),
     /// This is ordered by these keys; `None` when it must be read to know them.
     Found(Box<Delivery>, Option<Keys>),
     /// This was read.
@@ -136,16 +135,10 @@ pub(super) struct Read {
     pub(super) held: Held,
 }
 
-/// Waits a little with a task that somebody else runs.
-pub(super) async fn stand_by(task: Box<ReadyTask>) -> Deferred {
-    tokio::time::sleep(GLANCE).await;
-    Deferred::Reconsider(task)
-}
-
-/// Waits a little with a task whose bucket is unreachable.
-pub(super) async fn wait_for_storage(task: Box<ReadyTask>) -> Deferred {
-    tokio::time::sleep(OUTAGE_LOOK).await;
-    Deferred::Reconsider(task)
+/// Lets a task rest for so long.
+pub(super) async fn rest(number: u64, time: Duration) -> Deferred {
+    tokio::time::sleep(time).await;
+    Deferred::Reconsider(number)
 }
 
 /// Finds out where a message must be published to come back to `queue` at its eta.

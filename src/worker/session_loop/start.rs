@@ -1,9 +1,11 @@
 //! Beginning what may run.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::deferred::{self, Deferred};
+use super::deferred::{self, GLANCE, OUTAGE_LOOK};
 use super::{RunningCommand, SKEW, SessionLoop, before};
 use crate::commands::{Command as Runnable, CommitGuard, Context};
 use crate::telemetry::CommandOutcome;
@@ -53,8 +55,8 @@ impl SessionLoop<'_> {
                 Admission::Run { .. } if scheduler::Schedulable::is_suspect(&task) && !was_suspect => {
                     // The journal tells only now that a worker died while this command ran. The scheduler released it beside others,
                     // and has to release it again, alone.
-                    let task = self.put_off(task);
-                    self.scheduler.resume(task);
+                    let number = self.scheduler.rest(without_room(task));
+                    self.scheduler.wake(number);
                     continue;
                 }
                 Admission::Run { .. } => {}
@@ -70,8 +72,7 @@ impl SessionLoop<'_> {
                     continue;
                 }
                 Admission::Wait => {
-                    let task = self.put_off(task);
-                    self.deferred.push(Box::pin(deferred::stand_by(Box::new(task))));
+                    self.rest(task, GLANCE);
                     continue;
                 }
                 Admission::Dead { crashes } => {
@@ -101,8 +102,7 @@ impl SessionLoop<'_> {
                     self.give_back(&task)?;
                     continue;
                 }
-                let task = self.put_off(task);
-                self.deferred.push(Box::pin(deferred::wait_for_storage(Box::new(task))));
+                self.rest(task, OUTAGE_LOOK);
                 continue;
             }
             if let Some(wait) = self.worker.limits.wait(task.definition.task, &mut task.promised) {
@@ -111,11 +111,7 @@ impl SessionLoop<'_> {
                     self.give_back(&task)?;
                     continue;
                 }
-                let task = self.put_off(task);
-                self.deferred.push(Box::pin(async move {
-                    tokio::time::sleep(wait).await;
-                    Deferred::Reconsider(Box::new(task))
-                }));
+                self.rest(task, wait);
                 continue;
             }
             self.worker.journal.started(&task.context.identity, scheduler::Schedulable::is_suspect(&task));
@@ -155,13 +151,10 @@ impl SessionLoop<'_> {
             && self.worker.engine.is_away()
     }
 
-    /// Takes back the permit of a task that cannot begin yet, and the room to read it.
-    fn put_off(&mut self, mut task: ReadyTask) -> ReadyTask {
-        self.scheduler.put_off(&task);
-        if matches!(task.work, Work::Read(_)) {
-            task.held = None;
-        }
-        task
+    /// Looks at a task again after a while that cannot begin yet.
+    fn rest(&mut self, task: ReadyTask, time: Duration) {
+        let number = self.scheduler.rest(without_room(task));
+        self.deferred.push(Box::pin(deferred::rest(number, time)));
     }
 
     /// Begins a command.
@@ -206,4 +199,12 @@ impl SessionLoop<'_> {
         };
         self.running.insert(id, running);
     }
+}
+
+/// Gives back the room to read a task that cannot begin yet.
+fn without_room(mut task: ReadyTask) -> ReadyTask {
+    if matches!(task.work, Work::Read(_)) {
+        task.held = None;
+    }
+    task
 }
