@@ -20,7 +20,7 @@ docs: ## builds the book into target/book and prints the path of its first page
 	@deploy/need python && python=$$(tests/e2e/venv) && "$$python" docs/build
 
 bench: ## measures commands/s, latency, CPU and memory beside Celery's own workers
-	@deploy/need rust broker processes && python=$$(deploy/need --python) && "$$python" benches/run
+	@deploy/need rust broker redis processes && python=$$(deploy/need --python) && "$$python" benches/run
 
 image: ## builds the container image from source; FILESTORAGE_IMAGE names it, RUST_IMAGE and RUNTIME_IMAGE its bases
 	@deploy/image/build
@@ -33,6 +33,6 @@ dist: ## builds what is handed out, into target/dist: program, units, documents,
 	@deploy/dist
 
 clean: ## stops the development servers and removes everything that was built
-	@for server in dev-broker dev-gcs dev-s3; do deploy/$$server stop; done
+	@for server in dev-broker dev-gcs dev-redis dev-s3; do deploy/$$server stop; done
 	@deploy/stop-servers
 	cargo clean

@@ -24,18 +24,20 @@ class Report:
         self.small = defaultdict(dict)
         self.many = defaultdict(dict)
         self.codecs = []
+        self.features = defaultdict(list)
+        self.pings = []
         self.faults = []
 
     def add(self, place, peer, operation, round_number, result):
         self.results[place, peer, operation][round_number] = result
-        self._judge(f"{peer} {operation} on {place}", result)
+        self.judge(f"{peer} {operation} on {place}", result)
 
     def add_start(self, peer, seconds, idle_bytes, alone_ms):
         self.starts[peer].append((seconds, idle_bytes, alone_ms))
 
     def add_sweep(self, name, result):
         self.sweep[name].append(result)
-        self._judge(f"store with {name}", result)
+        self.judge(f"store with {name}", result)
 
     def add_reference(self, place, mebibytes, result):
         self.references[place] = (mebibytes, result)
@@ -44,18 +46,21 @@ class Report:
 
     def add_inline(self, peer, operation, round_number, result):
         self.inline[peer, operation][round_number] = result
-        self._judge(f"{peer} {operation} of 8 MiB", result)
+        self.judge(f"{peer} {operation} of 8 MiB", result)
 
     def add_many(self, place, name, round_number, result):
         self.many[place, name][round_number] = result
-        self._judge(f"{name} on {place}, round {round_number + 1}", result)
+        self.judge(f"{name} on {place}, round {round_number + 1}", result)
 
     def add_small(self, distance, name, round_number, result):
         self.small[distance, name][round_number] = result
         if name != "bare":
-            self._judge(f"stores in a bucket {distance}", result)
+            self.judge(f"stores in a bucket {distance}", result)
 
-    def _judge(self, what, result):
+    def add_feature(self, name, rate, ratio=None):
+        self.features[name].append((rate, ratio))
+
+    def judge(self, what, result):
         if result["errors"] or result["unexpected"]:
             self.faults.append(
                 f"{what}: {result['errors']} failed, {result['unexpected']} answered twice or unasked;"
@@ -73,6 +78,7 @@ class Report:
         self._print_many()
         self._print_small()
         self._print_codecs()
+        self._print_features()
         self._print_load()
         for fault in self.faults:
             print(f"\n**FAULT** {fault}")
@@ -219,6 +225,18 @@ class Report:
             times = [f"{half['cpu_microseconds']:,.0f}" for half in halves]
             share = f"{result['stored'] / result['size']:.1%}"
             row([f"{result['size']:,}", result["codec"], share, *rates, *times])
+
+    def _print_features(self):
+        if self.features:
+            print("\n### Celery's features, 200-byte stores on tmpfs\n")
+            row(["", "stores/s", "times the row named"])
+            row(["---", "--:", "--:"])
+        for name, rounds in self.features.items():
+            ratios = [ratio for _, ratio in rounds if ratio is not None]
+            row([name, f"{median(rate for rate, _ in rounds):,.0f}", f"{median(ratios):.2f}" if ratios else ""])
+        if self.pings:
+            longest, middle = max(self.pings), median(self.pings)
+            print(f"\n`celery control ping` with 256 stores in flight: {len(self.pings)} answers, median {middle:.0f} ms, longest {longest:.0f} ms.")
 
     def _print_load(self):
         fast = [

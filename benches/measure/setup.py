@@ -13,7 +13,7 @@ BENCHES = ROOT / "benches"
 WORK = ROOT / "target" / "bench"
 
 # aiecs' own list of requirements is some forty distributions; its FileStorage imports these two.
-PYTHON_PACKAGES = ["celery==5.7.0", "aiofiles==25.1.0", "prometheus_client==0.26.0"]
+PYTHON_PACKAGES = ["celery==5.7.0", "redis==8.1.0", "aiofiles==25.1.0", "prometheus_client==0.26.0"]
 PYTHON_CLASS = "aiecs==2.2.0"
 
 

@@ -8,7 +8,7 @@ import os
 
 from celery import Celery
 
-app = Celery("peer", broker=os.environ["CELERY_BROKER_URL"], backend="rpc://")
+app = Celery("peer", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ.get("CELERY_RESULT_BACKEND", "rpc://"))
 app.conf.update(
     task_default_queue=os.environ["CELERY_TASK_DEFAULT_QUEUE"],
     task_acks_late=True,
