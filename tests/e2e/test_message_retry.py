@@ -1,6 +1,7 @@
 """Commands whose bucket is away and has no fallback run again: none is lost, none undoes what is newer."""
 
 import json
+import os
 import time
 
 import pytest
@@ -37,24 +38,29 @@ def ends(taken):
 
 
 def test_an_outage_uses_up_no_retries(gcs_site):
+    """FILESTORAGE_TEST_OUTAGE, as 600/5000, makes the outage longer: seconds and commands."""
+    # At least longer than all retries together would take.
+    seconds, count = (int(part) for part in os.environ.get("FILESTORAGE_TEST_OUTAGE", "45/1000").split("/"))
     site = gcs_site
     site.start(**SETTINGS)
     assert site.call("store", "before", 1)["key"] == "before"
     answers, taken = site.raw.reply_queue(), {}
     site.proxy.down("refuse")
-    ids = {site.raw.command("store", [f"k/{n}", f"value {n}"], reply_to=answers): n for n in range(1000)}
-    # Longer than all retries together would take.
-    time.sleep(45)
+    ids = {site.raw.command("store", [f"k/{n}", f"value {n}"], reply_to=answers): n for n in range(count)}
+    time.sleep(seconds)
     replies(site, answers, taken)
     assert not ends(taken), "nothing is given up"
     began = sum(len(found) for found in taken.values())
     assert began <= 3 * 64, f"{began} attempts: only what had begun when the outage was noticed is tried again"
     site.proxy.up()
-    wait_until(lambda: len(ends(replies(site, answers, taken))) == len(ids), 120, lambda: f"{len(ends(taken))} of {len(ids)}", 0.5)
+    began_again, limit = time.monotonic(), 120 + count // 10
+    wait_until(lambda: len(ends(replies(site, answers, taken))) == len(ids), limit, lambda: f"{len(ends(taken))} of {len(ids)}", 0.5)
+    late = time.monotonic() - began_again
+    print(f"outage of {seconds} s, {count} commands: {began} attempts meanwhile, all answered {late:.0f} s after its end")
     assert {found[-1]["status"] for found in taken.values()} == {"SUCCESS"}
     assert all(found[-1]["result"]["key"] == f"k/{ids[id]}" for id, found in taken.items())
-    assert site.names() == sorted(["before", *(f"k/{n}" for n in range(1000))])
-    for n in (0, 500, 999):
+    assert site.names() == sorted(["before", *(f"k/{n}" for n in range(count))])
+    for n in (0, count // 2, count - 1):
         assert site.call("retrieve", f"k/{n}") == f"value {n}"
 
 
