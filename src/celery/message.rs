@@ -1,6 +1,9 @@
 //! One AMQP message as plain data, independent of the library that receives and sends it.
 
 use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::instant;
 
 /// One AMQP message: properties, headers, body.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +27,12 @@ impl Message {
             Field::Int(stamp) => Some(*stamp),
             _ => None,
         }
+    }
+
+    /// Returns the header `eta`, which a message of protocol 1 does not have.
+    #[must_use]
+    pub fn eta(&self) -> Option<Timestamp> {
+        instant::read(self.headers.text("eta")?)
     }
 
     /// Returns the size, in bytes, of the frame that holds properties and headers, as this program writes it.

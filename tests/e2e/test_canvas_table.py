@@ -30,9 +30,9 @@ def group(*tasks, **options):
     return sig("celery.group", kind="group", kwargs={"tasks": list(tasks)}, **options)
 
 
-def ids(*names):
-    """Options of a signature that a client has frozen."""
-    return {"task_id": str(uuid.uuid5(uuid.NAMESPACE_OID, names[0])), "reply_to": "REPLY"}
+def ids(name):
+    """Options of a signature that a client has frozen; each command that is sent puts an id of its own in the place of the name."""
+    return {"task_id": f"ID<{name}>", "reply_to": "REPLY"}
 
 
 FROZEN = ids("first")
@@ -53,9 +53,9 @@ OPTIONS = {
     "serializer": {"serializer": "json"},
     "serializer msgpack": {"serializer": "msgpack"},
     "compression": {"compression": "gzip"},
-    "countdown": {"countdown": 100},
+    "countdown": {"countdown": 600},
     "eta": {"eta": LATER},
-    "expires, seconds": {"expires": 100},
+    "expires, seconds": {"expires": 600},
     "expires, a date": {"expires": LATER},
     "time_limit": {"time_limit": 9},
     "soft_time_limit": {"soft_time_limit": 4.5},
@@ -157,40 +157,25 @@ def cases(inherited):
             yield f"member with {name}", {}, {}, {"chain": [group(sig("sink.a", **options), B)]}, False
 
 
-class Side:
-    """One of the two workers, what is sent to it and what it publishes."""
+class Command:
+    """One command that was sent, and what came of it: answers, and the messages in each queue in their order."""
 
-    def __init__(self, site, name, queue):
-        self.site, self.name, self.queue = site, name, queue
-        self.default, self.other = f"{name}-default", f"{name}-other"
-        for declared in (self.default, self.other):
-            site.raw.declare(declared)
-        site.raw.channel.queue_bind(self.other, "amq.direct", self.other)
-        self.reply = site.raw.reply_queue()
+    def __init__(self, side):
+        self.side, self.id, self.sent, self.frozen = side, str(uuid.uuid4()), time.time(), {}
+        self.found = {"answer": [], "to the default queue": [], "to the queue OTHER": []}
 
-    def send(self, headers, properties, embed, fails):
-        """Sends a command that returns VALUE, or fails with a ValueError."""
-        names = {"REPLY": self.reply, "OTHER": self.other}
-        embed = json.loads(re.sub("REPLY|OTHER", lambda match: names[match[0]], json.dumps(embed)))
-        self.id, self.sent = str(uuid.uuid4()), time.time()
-        ours = {True: ("filestorage.retrieve", ["../bad"]), False: ("filestorage.retrieve", ["value"])}
-        theirs = {True: ("peer.fail", []), False: ("peer.echo", [VALUE])}
-        task, args = (ours if self.name == "ours" else theirs)[fails]
-        properties = {"correlation_id": self.id, "reply_to": self.reply, "content_type": "application/json", "content_encoding": "utf-8",
-                      **properties}
-        properties = {key: value for key, value in properties.items() if value is not None}
-        whole = {"callbacks": None, "errbacks": None, "chain": None, "chord": None, **embed}
-        self.site.raw.publish(json.dumps([args, {}, whole]), {"task": task, "id": self.id, "lang": "py", **headers}, self.queue, **properties)
+    def count(self):
+        return sum(map(len, self.found.values()))
 
-    def take(self, found):
-        """Adds what has come: the answers, and the messages in each queue, in their order."""
-        for name, queue in [("answer", self.reply), ("to the default queue", self.default), ("to the queue OTHER", self.other)]:
-            found.setdefault(name, []).extend(self.site.raw.drain(queue))
-        return sum(map(len, found.values()))
+    def place(self, text):
+        """What stands in a message of this command instead of a placeholder."""
+        if text.startswith("ID<"):
+            return self.frozen.setdefault(text, str(uuid.uuid4()))
+        return {"REPLY": self.side.reply, "OTHER": self.side.other}[text]
 
-    def shown(self, found):
+    def shown(self):
         """The messages without what differs each time: ids are numbered as they come, times are told from the sending on."""
-        numbers = {}
+        numbers, side = {}, self.side
 
         def tidy(value, key=None):
             if isinstance(value, dict):
@@ -201,12 +186,15 @@ class Side:
                 return value.isoformat()
             if not isinstance(value, str):
                 return value
-            for text, name in [(self.id, "ID"), (self.reply, "REPLY"), (self.default, "DEFAULT"), (self.other, "OTHER")]:
+            frozen = [(id, name) for name, id in self.frozen.items()]
+            for text, name in [(LATER, "LATER"), (self.id, "ID"), (side.reply, "REPLY"), (side.default, "DEFAULT"), (side.other, "OTHER"), *frozen]:
                 value = value.replace(text, name)
-            value = ISO.sub(lambda at: f"T+{round((datetime.fromisoformat(at[0]).timestamp() - self.sent) / 10) * 10}", value)
+            value = ISO.sub(lambda at: f"T+{round((datetime.fromisoformat(at[0]).timestamp() - self.sent) / 60) * 60}", value)
             value = UUID.sub(lambda id: numbers.setdefault(id[0], f"id {len(numbers) + 1}"), value)
             if key == "expiration":
-                value = f"{round(int(value) / 10_000) * 10} s"
+                # Of a date, what is left when the message is made, up to a minute after the command was sent.
+                is_date = abs(self.sent + int(value) / 1000 - datetime.fromisoformat(LATER).timestamp()) < 60
+                value = "LATER" if is_date else value
             if key == "origin" and "@" in value and "elsewhere" not in value:
                 value = "NODE"
             return value
@@ -223,8 +211,45 @@ class Side:
             return tidy({"address": where, "properties": properties, "headers": headers, "body": body})
 
         # Answers are told by their task: of several, the order is not promised.
-        answers = sorted(found["answer"], key=lambda message: (message.json["task_id"] != self.id, message.json["task_id"]))
-        return {name: [one(message) for message in (answers if name == "answer" else messages)] for name, messages in found.items()}
+        names = {id: name for name, id in self.frozen.items()}
+        answers = sorted(self.found["answer"], key=lambda message: names.get(message.json["task_id"], ""))
+        return {name: [one(message) for message in (answers if name == "answer" else messages)] for name, messages in self.found.items()}
+
+
+class Side:
+    """One of the two workers: what is sent to it, and what it publishes."""
+
+    def __init__(self, site, name, queue):
+        self.site, self.name, self.queue, self.commands = site, name, queue, []
+        self.default, self.other = f"{name}-default", f"{name}-other"
+        for declared in (self.default, self.other):
+            site.raw.declare(declared)
+        site.raw.channel.queue_bind(self.other, "amq.direct", self.other)
+        self.reply = site.raw.reply_queue()
+
+    def send(self, headers, properties, embed, fails):
+        """Sends a command that returns VALUE, or fails with a ValueError."""
+        command = Command(self)
+        whole = {"callbacks": None, "errbacks": None, "chain": None, "chord": None, **embed}
+        whole = json.loads(re.sub(r"REPLY|OTHER|ID<\w+>", lambda match: command.place(match[0]), json.dumps(whole)))
+        ours = {True: ("filestorage.retrieve", ["../bad"]), False: ("filestorage.retrieve", ["value"])}
+        theirs = {True: ("peer.fail", []), False: ("peer.echo", [VALUE])}
+        task, args = (ours if self.name == "ours" else theirs)[fails]
+        properties = {"correlation_id": command.id, "reply_to": self.reply, "content_type": "application/json",
+                      "content_encoding": "utf-8", **properties}
+        properties = {key: value for key, value in properties.items() if value is not None}
+        self.site.raw.publish(json.dumps([args, {}, whole]), {"task": task, "id": command.id, "lang": "py", **headers}, self.queue, **properties)
+        self.commands.append(command)
+
+    def take(self):
+        """Hands each message that has come to its command; returns their number."""
+        of = {id: command for command in self.commands for id in (command.id, *command.frozen.values())}
+        taken = 0
+        for name, queue in [("answer", self.reply), ("to the default queue", self.default), ("to the queue OTHER", self.other)]:
+            for message in self.site.raw.drain(queue):
+                taken += 1
+                of[message.json["task_id"] if name == "answer" else message.headers["parent_id"]].found[name].append(message)
+        return taken
 
 
 def differences(ours, theirs, path=""):
@@ -266,26 +291,26 @@ def test_what_follows_is_what_a_python_worker_publishes(site, inherited, capsys,
     rows, unexplained = [], []
     with python_worker(site):
         sides = [Side(site, "ours", "filestorage"), Side(site, "theirs", "peer")]
-        for case, headers, properties, embed, fails in cases(inherited):
+        names = []
+        for case, *command in cases(inherited):
+            names.append(case)
             for side in sides:
-                side.send(headers, properties, embed, fails)
-            found = [{}, {}]
-            counts, quiet = [0, 0], time.monotonic()
-            began = time.monotonic()
-            while time.monotonic() < quiet + 0.08 or (not all(counts) and time.monotonic() < began + 5):
-                now = [side.take(taken) for side, taken in zip(sides, found)]
-                if now != counts:
-                    counts, quiet = now, time.monotonic()
-                time.sleep(0.01)
-            own, other = (side.shown(taken) for side, taken in zip(sides, found))
+                side.send(*command)
+        began = quiet = time.monotonic()
+        while time.monotonic() < quiet + 2:
+            if sum(side.take() for side in sides) or not all(one.count() for side in sides for one in side.commands):
+                quiet = time.monotonic()
+            assert quiet < began + 90, [(one.side.name, case) for side in sides for case, one in zip(names, side.commands) if not one.count()]
+            time.sleep(0.1)
+        for case, own, other in zip(names, *(side.commands for side in sides)):
             why = []
-            for path, ours, theirs in differences(own, other):
+            for path, ours, theirs in differences(own.shown(), other.shown()):
                 known = reason(case, path)
                 if known is None:
                     unexplained.append(f"{case}: {path}: ours {json.dumps(ours)[:300]}, a Python worker's {json.dumps(theirs)[:300]}")
                 elif known not in why:
                     why.append(known)
-            rows.append((case, "; ".join(why) or "same", counts))
+            rows.append((case, "; ".join(why) or "same", (own.count(), other.count())))
     with capsys.disabled():
         print()
         for case, same, (own, other) in rows:

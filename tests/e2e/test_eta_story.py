@@ -1,4 +1,8 @@
-"""2,000 commands with a countdown live through a killed worker and a restarted broker: each runs once, each is answered."""
+"""2,000 commands with a countdown live through a killed worker and a restarted broker: each runs once, each is answered.
+
+The broker stops while none of them moves from one queue to another. RabbitMQ moves dead letters of classic queues without
+confirmations: one that moves in the moment of the stop may be lost, or be there twice.
+"""
 
 import json
 import time
@@ -10,8 +14,16 @@ import pytest
 from harness import QUEUE, wait_until
 
 COMMANDS = 2000
-SPREAD = 30  # seconds over which they come due
+# Seconds after which they come due, one half and the other. The first queue of the second half lets go after 25.6 s.
+FIRST, SECOND = range(6, 16), range(28, 40)
 IN_FLIGHT = 64 * 8  # what the broker hands out at once, by default
+
+
+def lost(site, keys):
+    """Says which commands have no answer, and whether they ran."""
+    answered = {message.json["task_id"] for message in site.raw.drain("answers")}
+    held = {name: counts for name, counts in site.queues().items() if any(counts)}
+    return {key: f"{id} stored: {site.call('exists', key)}" for id, key in keys.items() if id not in answered} | held
 
 
 def test_two_thousand_countdowns_outlive_a_kill_and_a_restart(site, capsys):
@@ -23,24 +35,25 @@ def test_two_thousand_countdowns_outlive_a_kill_and_a_restart(site, capsys):
     keys, due = {}, {}
     for number in range(COMMANDS):
         # In bursts, so that some run whenever it is that the worker is killed.
-        countdown = 6 + number % SPREAD
+        half = FIRST if number < COMMANDS // 2 else SECOND
+        countdown = half[number % len(half)]
         at = datetime.now(timezone.utc) + timedelta(seconds=countdown)
         id = site.send("store", f"eta/{number}", number, _countdown=countdown, _reply_to="answers").id
         keys[id], due[f"eta/{number}"] = f"eta/{number}", at
     began = time.monotonic()
-    wait_until(lambda: answered() > COMMANDS // 4, 60, lambda: f"a quarter of the answers: {answered()}")
+    wait_until(lambda: answered() > COMMANDS // 6, 60, lambda: f"a sixth of the answers: {answered()}")
     worker.kill()
     at_kill = answered()
     # Commands come due while nobody consumes.
     time.sleep(3)
     worker = site.start()
-    wait_until(lambda: answered() > COMMANDS // 2, 60, lambda: f"half of the answers: {answered()}")
+    wait_until(lambda: answered() >= COMMANDS // 2, 60, lambda: f"half of the answers: {answered()}")
     at_restart = answered()
     site.broker.restart()
     site.reconnect()
     worker.wait_ready(60)
     settled = lambda: answered() >= COMMANDS and site.queues()[QUEUE] == (0, 0)
-    wait_until(settled, 60, lambda: f"all answers: {answered()}, {site.queues()}", 0.5)
+    wait_until(settled, 60, lambda: lost(site, keys), 0.5)
     took = time.monotonic() - began
     # One more that comes twice would come now.
     time.sleep(2)
@@ -51,7 +64,8 @@ def test_two_thousand_countdowns_outlive_a_kill_and_a_restart(site, capsys):
     assert answers.keys() == keys.keys()
     doubled = {id: told for id, told in answers.items() if len(told) > 1}
     # The second is the first again, with the same receipt: its command did not run again.
-    assert all(json.dumps(one["result"]) == json.dumps(told[0]["result"]) for told in doubled.values() for one in told)
+    differ = [told for told in doubled.values() if any(one["result"] != told[0]["result"] for one in told)]
+    assert not differ, json.dumps(differ)
     assert all(len(told) <= 3 for told in doubled.values()) and len(doubled) <= 2 * IN_FLIGHT
     receipts = {told[0]["result"]["key"]: told[0]["result"] for told in answers.values()}
     assert {id: told[0]["result"]["key"] for id, told in answers.items()} == keys
@@ -69,5 +83,5 @@ def test_two_thousand_countdowns_outlive_a_kill_and_a_restart(site, capsys):
     assert not left, left
     with capsys.disabled():
         times = Counter(len(told) for told in answers.values())
-        print(f"\n  {COMMANDS} countdowns over {SPREAD} s: killed after {at_kill} answers, broker restarted after {at_restart}, all answered")
+        print(f"\n  {COMMANDS} countdowns of {FIRST[0]} to {SECOND[-1]} s: killed after {at_kill} answers, broker restarted after {at_restart}, all answered")
         print(f"  {took:.0f} s after the last was sent; answered once {times[1]}, twice under the same id {times[2]}, run twice 0, early 0")

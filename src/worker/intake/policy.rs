@@ -135,7 +135,7 @@ impl Policy {
                 return Decision::Ended(Box::new(pending), CommandOutcome::DeadLettered);
             }
         };
-        let stamp = identity.stamp;
+        let stamp = message.stamp();
         let sent = message.properties.timestamp.and_then(|sent| i64::try_from(sent).ok());
         // RabbitMQ's timestamp interceptor sets `timestamp`, in whole seconds, together with the header of the stamp, in
         // milliseconds. Where both tell the same second, the stamp is the more exact one.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::Journal;
 use super::identity::Identity;
+use super::lookup::Recall;
 use crate::commands::Redelivered;
 use crate::worker::execution::answer::Answer;
 
@@ -112,7 +113,13 @@ impl Journal {
             Provenance::Fresh => Provenance::Once,
             again @ Provenance::Again { .. } => again,
         };
-        let Provenance::Again { since } = history.origin else { return Admission::Run { redelivered: None } };
+        let Provenance::Again { since } = history.origin else {
+            let twin =
+                if identity.may_be_doubled { self.recall(identity, None).map_err(unreadable).ok() } else { None };
+            return twin.map_or(Admission::Run { redelivered: None }, |recall| {
+                self.admit_delayed(identity, task_id, waited, &recall)
+            });
+        };
         let recall = self.recall(identity, since).map_err(unreadable).unwrap_or_default();
         history.is_suspect |= recall.suspect;
         if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
@@ -135,6 +142,25 @@ impl Journal {
         // the first.
         let is_told = recall.started_at.is_some() || !recall.another;
         Admission::Run { redelivered: is_told.then_some(Redelivered { started_at: recall.started_at }) }
+    }
+
+    /// Decides about a command from a delay queue, of which there may be two, whatever became of the other.
+    fn admit_delayed(
+        &mut self,
+        identity: &Identity,
+        task_id: &str,
+        waited: Option<Duration>,
+        recall: &Recall,
+    ) -> Admission {
+        if let Some(answer) = recall.answer.as_deref().and_then(Answer::read) {
+            tracing::info!(task_id, "delayed twice; answered again from the journal");
+            self.answered_again(identity, recall);
+            return Admission::Answer(Box::new(answer));
+        }
+        match waited {
+            Some(waited) if recall.runs_elsewhere && waited < LONGEST_WAIT => Admission::Wait,
+            _ => Admission::Run { redelivered: None },
+        }
     }
 
     /// Tells how a delivery came that somebody else may have begun since then, if anybody may. Of a message with a stamp every run

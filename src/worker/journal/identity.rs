@@ -4,6 +4,7 @@ use std::fmt;
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use crate::broker::DELAY_PREFIX;
 use crate::celery::message::{Field, Message};
 use crate::celery::{replays, request};
 
@@ -69,8 +70,10 @@ pub(in crate::worker) struct Identity {
     pub(super) retries: i64,
     /// Digest of the body.
     pub(super) body: Digest,
-    /// When the broker took it in, in Unix milliseconds.
+    /// When the broker took it in, in Unix milliseconds; else, of a message from a delay queue, its `eta`.
     pub(in crate::worker) stamp: Option<i64>,
+    /// It comes from a delay queue, where it may have been twice.
+    pub(in crate::worker) may_be_doubled: bool,
     /// What stands for it in journals of the earlier version, where there are any.
     pub(super) earlier: Option<Digest>,
 }
@@ -84,7 +87,8 @@ impl Identity {
             Some(Field::Int(retries)) => *retries,
             _ => 0,
         };
-        let stamp = message.stamp();
+        let delayed = delayed_until(message).filter(|_| retries == 0);
+        let stamp = message.stamp().or(delayed);
         let body = Digest::of(&message.body);
         let mut context = Context::new(&SHA256);
         for text in [id, task] {
@@ -105,8 +109,27 @@ impl Identity {
             Some(stamp) => Digest::earlier(&format!("{id}@{stamp}.{:08x}", crc32c::crc32c(&message.body))),
             None => Digest::earlier(id),
         });
-        Self { digest: Digest::finish(context), id: id.into(), task: task.into(), retries, body, stamp, earlier }
+        let may_be_doubled = delayed.is_some();
+        Self {
+            digest: Digest::finish(context),
+            id: id.into(),
+            task: task.into(),
+            retries,
+            body,
+            stamp,
+            earlier,
+            may_be_doubled,
+        }
     }
+}
+
+/// Returns the `eta` of a message that comes from a delay queue, in Unix milliseconds.
+///
+/// A message is published to a delay queue and then acknowledged where it came from. A worker or broker that ends between the two
+/// leaves two of it, and neither is called redelivered. The `eta` tells them from another command of the same id and body.
+fn delayed_until(message: &Message) -> Option<i64> {
+    message.headers.text("x-first-death-queue").filter(|queue| queue.starts_with(DELAY_PREFIX))?;
+    message.eta().map(jiff::Timestamp::as_millisecond)
 }
 
 #[cfg(test)]
