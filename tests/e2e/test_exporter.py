@@ -47,11 +47,13 @@ def exporter(site):
                 found[key] = found.get(key, 0) + float(value)
         return found
 
-    wait_until(lambda: read() is not None, 40, lambda: (site.folder / "exporter.log").read_text()[-2000:], 0.3)
-    yield read
-    process.terminate()
-    process.wait(20)
-    log.close()
+    try:
+        wait_until(lambda: read() is not None, 40, lambda: (site.folder / "exporter.log").read_text()[-2000:], 0.3)
+        yield read
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
 
 
 def test_it_counts_the_commands_of_this_worker(site, exporter, capsys):
