@@ -58,6 +58,8 @@ pub(super) struct Store(Arc<Inner>);
 
 struct Inner {
     url: SharedUrl,
+    /// A key that a new connection writes and nobody reads.
+    touched: String,
     /// Held while a connection is made, so that one is made at a time.
     connection: tokio::sync::Mutex<Connection>,
     fault: Mutex<Option<Fault>>,
@@ -89,13 +91,18 @@ struct Open {
 }
 
 impl Store {
-    pub(super) fn new(url: SharedUrl) -> Self {
+    pub(super) fn new(url: SharedUrl, touched: String) -> Self {
         Self(Arc::new(Inner {
             url,
+            touched,
             connection: tokio::sync::Mutex::default(),
             fault: Mutex::default(),
             faulted: Notify::new(),
         }))
+    }
+
+    pub(super) fn shared_url(&self) -> SharedUrl {
+        self.0.url.clone()
     }
 
     /// Sends a pipeline and returns one value for each of its commands; a refused command is a value, too.
@@ -169,6 +176,9 @@ impl Store {
         let connecting = async {
             let mut stream = connect(&url, &node).await?;
             let has_replicas = url.sentinels().is_some() && sentinel::has_replicas(&mut stream).await?;
+            if has_replicas {
+                touch(&mut stream, &self.0.touched).await?;
+            }
             Ok(Open { stream, node: node.clone(), has_replicas })
         };
         let made = timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(Fault::silent(CONNECT)))?;
@@ -222,6 +232,12 @@ impl Open {
             Err(_) => Err(Fault::silent(limit)),
         }
     }
+}
+
+/// Writes something on a new connection. `WAIT` asks for the last write of its own connection, and where there was none it confirms
+/// what an earlier connection wrote without a look at the replicas.
+async fn touch(stream: &mut MultiplexedConnection, key: &str) -> Result<(), Fault> {
+    cmd("SETEX").arg(key).arg(1).arg("").query_async(stream).await.map_err(|error| Fault::of(&error))
 }
 
 async fn connect(url: &RedisUrl, node: &RedisNode) -> Result<MultiplexedConnection, Fault> {

@@ -67,7 +67,13 @@ impl Fault {
 
     /// Says which sentinel it was.
     pub(super) fn of_sentinel(self, node: &RedisNode) -> Self {
-        Self { words: format!("the sentinel {node}: {}", self.words), ..self }
+        let mut words = self.words;
+        if self.is_login {
+            // What is to be done at the Redis does not help here.
+            let said = words.split_once("; ").map_or(words.as_str(), |(said, _)| said);
+            words = format!("{said}; correct sentinel_kwargs in CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS");
+        }
+        Self { words: format!("the sentinel {node}: {words}"), ..self }
     }
 
     /// Tells whether a person has to change the login.
@@ -85,8 +91,9 @@ fn explain(code: &str, words: &str) -> String {
         "LOADING" => "it still reads its data",
         "NOAUTH" | "WRONGPASS" => "correct the user and password in CELERY_RESULT_BACKEND",
         "NOPERM" => {
-            "let its user do +get +getrange +mget +set +setex +expire +exists +del +type +publish +multi +exec +eval +evalsha and \
-             the rest of @sortedset, @list and @set on celery-* with ACL SETUSER"
+            "let its user do +get +getrange +mget +set +setex +expire +exists +del +type +publish +multi +exec +eval +evalsha \
+             +script|load, with sentinels +role +wait, and the rest of @sortedset, @list and @set, on celery-* behind its \
+             global_keyprefix, with ACL SETUSER"
         }
         _ => return words.to_owned(),
     };
@@ -100,6 +107,17 @@ mod tests {
     fn refused(code: &str) -> Fault {
         let error = redis::make_extension_error(code.to_owned(), Some("words".to_owned()));
         Fault::of(&error)
+    }
+
+    #[test]
+    fn the_login_of_a_sentinel_is_another_one() {
+        let node = RedisNode { host: "h".to_owned(), port: 1 };
+        let fault = refused("WRONGPASS").of_sentinel(&node);
+        assert!(
+            fault.is_login()
+                && fault.to_string().ends_with("correct sentinel_kwargs in CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS")
+        );
+        assert!(!fault.to_string().contains("password in CELERY_RESULT_BACKEND"), "{fault}");
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Redis {
         Self {
             replies,
             expires,
-            store: Store::new(url),
+            store: Store::new(url, touched("")),
             place: Address::queue(PLACE),
             canvas,
             layout: RedisLayout::default(),
@@ -93,7 +93,7 @@ impl Redis {
     /// Lays out keys and chords in this way, which all clients and workers must share.
     #[must_use]
     pub fn with_layout(self, layout: RedisLayout) -> Self {
-        Self { layout, ..self }
+        Self { store: Store::new(self.store.shared_url(), touched(&layout.key_prefix)), layout, ..self }
     }
 
     /// Returns the key of the result of a task.
@@ -361,12 +361,17 @@ impl ResultBackend for Redis {
     }
 
     fn remedy(&self) -> &'static str {
-        "correct CELERY_RESULT_BACKEND, or what the Redis grants its user"
+        "correct CELERY_RESULT_BACKEND and its transport options, or what the Redis grants its user"
     }
 
     fn component(&self) -> Option<Component> {
         Some(Component::Results)
     }
+}
+
+/// Returns the key that a new connection writes.
+fn touched(key_prefix: &str) -> String {
+    format!("{key_prefix}{PREFIX}filestorage-connection")
 }
 
 #[cfg(test)]

@@ -22,14 +22,16 @@ pub(super) async fn primary(sentinels: &Sentinels) -> Result<RedisNode, Fault> {
         asked.map_err(|fault| fault.of_sentinel(node))
     });
     let mut asked: FuturesUnordered<_> = asked.collect();
-    let mut last = Fault::passing("no sentinel is named".to_owned());
+    let mut told: Option<Fault> = None;
     while let Some(answer) = asked.next().await {
         match answer {
             Ok(primary) => return Ok(primary),
-            Err(fault) => last = fault,
+            // A wrong login is the reason only where all of them refuse it.
+            Err(fault) if told.is_none() || !fault.is_login() => told = Some(fault),
+            Err(_) => {}
         }
     }
-    Err(last)
+    Err(told.unwrap_or_else(|| Fault::passing("no sentinel is named".to_owned())))
 }
 
 async fn ask(node: &RedisNode, sentinels: &Sentinels) -> Result<RedisNode, Fault> {

@@ -221,7 +221,7 @@ async fn waited(answers: usize) -> Duration {
     let url = format!("redis://{}/0", listener.local_addr().unwrap());
     let serving = tokio::spawn(reticent(listener, answers));
     let Ok(ResultUrl::Redis(url)) = ResultUrl::parse(&url) else { panic!("a URL of a Redis") };
-    let store = Store::new(SharedUrl::new(url));
+    let store = Store::new(SharedUrl::new(url), "touched".to_owned());
     let mut pipeline = Pipeline::new();
     pipeline.cmd("PING");
     let begun = tokio::time::Instant::now();
