@@ -87,7 +87,7 @@ impl Identity {
             Some(Field::Int(retries)) => *retries,
             _ => 0,
         };
-        let delayed = delayed_until(message).filter(|_| retries == 0);
+        let delayed = delayed_until(message);
         let stamp = message.stamp().or(delayed);
         let body = Digest::of(&message.body);
         let mut context = Context::new(&SHA256);
