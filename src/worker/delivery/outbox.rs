@@ -384,10 +384,17 @@ impl Outbox {
             let is_silent = destinations.fault(address) == Some(Fault::Silent);
             // It, or another one, was not taken at the end of its patience: another worker may have found meanwhile that the queue takes
             // again. Where a queue refuses, patience begins anew once it takes anything; a silent one is known as such some time later.
-            // What came back from its parking is tried apart from all that.
+            // What came back from its parking is tried at least once since then.
+            let commands = &self.commands;
             let is_over = |owed: &Owed| {
-                let Debt { role, since, is_returned, .. } = &owed.debt;
-                let from = since.map(|since| if *is_returned || is_silent { since } else { since.max(first) });
+                let Debt { role, since, command, .. } = &owed.debt;
+                let returned = commands.get(command).and_then(|pending| pending.returned.as_ref());
+                let from = match (since, returned) {
+                    (Some(since), Some(returned)) if returned.came < last => Some(*since),
+                    (_, Some(_)) => None,
+                    (Some(since), None) if is_silent => Some(*since),
+                    (since, None) => since.map(|since| since.max(first)),
+                };
                 role.is_answer() && from.is_some_and(|from| from < last && last - from >= patience)
             };
             for owed in extract(line, usize::MAX, is_over) {

@@ -92,9 +92,7 @@ impl Reached {
             faults.push(format!("{id} ran though it had expired"));
         }
         let effects = self.effects.get(&number).copied().unwrap_or_default();
-        // Without a stamp, nothing tells that two messages are copies of one that waited for its eta.
-        let has_copies = command.waits && is_doubtful && model.stamps_from.is_none();
-        if effects != usize::from(command.writes) && !(command.writes && has_copies && effects > 1) {
+        if effects != usize::from(command.writes) {
             faults.push(format!("{id} took effect {effects} times"));
         }
         let of = |queue: &BTreeMap<String, Vec<Message>>| queue.get(id).cloned().unwrap_or_default();
