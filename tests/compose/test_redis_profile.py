@@ -26,11 +26,11 @@ def test_a_client_gets_its_answers_from_the_redis(stacks):
         assert chord(members, body).apply_async().get(timeout=30) is True
         # What was kept outlives a kill, and what comes then is kept as well.
         stack.compose("kill", "-s", "KILL", "redis")
-        sent = app.send_task("filestorage.exists", ["a"], ignore_result=True)
+        sent = app.send_task("filestorage.retrieve", ["a"])
         stack.up("redis")
         stack.wait_healthy("redis")
         wait_until(lambda: client.exists(f"celery-task-meta-{result.id}"), 30, "what was kept is there")
-        assert sent.id and call(app, "retrieve", "a") == "b"
+        assert sent.get(timeout=60) == "b" and call(app, "retrieve", "a") == "b"
     finally:
         client.close()
         app.close()
