@@ -7,6 +7,7 @@ pub use super::compose::CanvasOptions;
 use super::compose::{ComposeContext, First, MessageRole, message};
 use super::error::Exception;
 use super::follow_up_size;
+use super::group_options;
 use super::message::Publication;
 use super::reply::{Child, ReplyTo};
 use super::request::TaskRequest;
@@ -231,8 +232,13 @@ impl AfterSuccess {
         match signature.kind {
             SignatureKind::Group => {
                 let id = signature.text("task_id").map_or_else(&mut *new_id, str::to_owned);
-                let members = members(signature).unwrap_or_default();
-                let (publications, child) = group(members.iter(), id, rest, context, new_id);
+                let mut members = members(signature).unwrap_or_default();
+                group_options::to_members(signature, &mut members);
+                // The steps that wait behind the group take the place of those in its own option.
+                let own =
+                    signature.option("chain").filter(|_| rest.is_none()).map(|own| Signature::read_list(own.clone()));
+                let own = own.transpose().unwrap_or_default();
+                let (publications, child) = group(members.iter(), id, rest.or(own.as_deref()), context, new_id);
                 if !publications.is_empty() {
                     self.publications.extend(publications);
                     self.children.push(child);
@@ -271,11 +277,19 @@ impl AfterSuccess {
         let id =
             header.and_then(|options| options.get("task_id")).and_then(Json::as_text).or(signature.text("task_id"));
         let id = id.filter(|id| !id.is_empty()).map_or_else(&mut *new_id, str::to_owned);
-        for (name, value) in [("root_id", context.root_id), ("group_id", &id)] {
-            body.set(name, value.into());
+        group_options::to_members(signature, &mut members);
+        group_options::to_body(signature, &mut body);
+        body.set("root_id", context.root_id.into());
+        if let Some(priority) = context.priority {
+            body.set("priority", i64::from(priority).into());
+        }
+        // A body that is a member of a group itself stays one.
+        if body.option("group_id").is_none() {
+            body.set("group_id", id.as_str().into());
         }
         if body.text("task_id").is_none() {
-            body.set("task_id", new_id().into());
+            let id = signature.text("task_id").map_or_else(&mut *new_id, str::to_owned);
+            body.set("task_id", id.into());
         }
         if body.option("reply_to").is_none() {
             body.set("reply_to", context.options.reply_to.as_str().into());

@@ -31,14 +31,18 @@ pub(super) fn errbacks(request: &TaskRequest) -> usize {
 
 fn message(signature: &Signature, first: usize) -> usize {
     let size = if matches!(signature.first_kind(), SignatureKind::Group | SignatureKind::Chord) {
-        // Each member has the result and the body with all that follows it.
-        let carried = if signature.kind == SignatureKind::Group {
-            0
-        } else {
-            signature.kwarg("body").map_or_else(|| written(signature), Json::compact_len)
+        // Each member has the result, the options of the group, and the body with all that follows it, which has the options too.
+        let own = members(&signature.options);
+        let carried = match signature.kind {
+            SignatureKind::Group => own,
+            SignatureKind::Chord => {
+                let body = signature.kwarg("body").map_or_else(|| written(signature), Json::compact_len);
+                body.saturating_add(own.saturating_mul(2))
+            }
+            // The group or chord that begins the chain stands inside it with its options.
+            _ => own.saturating_add(written(signature).saturating_mul(2)),
         };
-        let each =
-            carried.saturating_add(members(&signature.options)).saturating_add(first).saturating_add(MESSAGE_OVERHEAD);
+        let each = carried.saturating_add(first).saturating_add(MESSAGE_OVERHEAD);
         written(signature).saturating_add(each.saturating_mul(signature.tasks()))
     } else if signature.kind == SignatureKind::Chain {
         chain(&signature.kwargs, &signature.options).bytes

@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 mod fit;
 mod follow_up_size;
+mod group_options;
 pub mod message;
 mod msgpack;
 mod options;

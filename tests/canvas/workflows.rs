@@ -144,6 +144,47 @@ fn what_follows_a_chord_follows_its_body() {
 }
 
 #[test]
+fn the_options_of_a_chord_are_those_of_its_header_and_body() {
+    let options = r#"{"queue": "other", "countdown": 60, "priority": 5, "time_limit": 9, "group_id": "outer", "task_id": "id", "link": [{"task": "l"}]}"#;
+    let after = started(&parent(&format!(r#"{{"callbacks": [{}]}}"#, chord(options))));
+    assert_eq!(after.publications.len(), 2);
+    for sent in &after.publications {
+        let (message, body) = (&sent.message, serde_json::from_slice::<Value>(&sent.message.body).unwrap());
+        assert_eq!(sent.address.routing_key, "other");
+        assert!(message.headers.text("eta").is_some());
+        assert_eq!(message.headers.text("group"), Some("id"));
+        assert_eq!(message.properties.priority, Some(0));
+        assert_eq!(body[2]["callbacks"], Value::Null);
+        let theirs = serde_json::json!({"queue": "other", "time_limit": 9, "group_id": "outer", "task_id": "id", "root_id": "root",
+            "link": [{"task": "l"}]});
+        let mut ours = body[2]["chord"]["options"].clone();
+        ours.as_object_mut().unwrap().remove("reply_to");
+        assert_eq!(ours, theirs);
+    }
+}
+
+#[test]
+fn the_size_of_the_options_of_a_group_counts_in_each_member() {
+    let large = "x".repeat(10_000);
+    let members = vec![r#"{"task": "a"}"#; 20].join(",");
+    for (name, inside) in [
+        ("group", format!(r#""tasks": [{members}]"#)),
+        ("chord", format!(r#""header": [{members}], "body": {{"task": "c"}}"#)),
+    ] {
+        let embed = format!(
+            r#"{{"callbacks": [{{"task": "celery.{name}", "subtask_type": "{name}", "options": {{"headers": {{"h": "{large}"}}}}, "kwargs": {{{inside}}}}}]}}"#
+        );
+        let request = parent(&embed);
+        let of = |sent: &filestorage::celery::message::Publication| {
+            sent.message.body.len() + format!("{:?}", sent.message.headers).matches('x').count()
+        };
+        let bytes: usize = started(&request).publications.iter().map(of).sum();
+        assert!(bytes >= 200_000, "{name}: {bytes}");
+        assert!(filestorage::celery::canvas::may_outgrow(&request, 3, bytes), "{name}: {bytes}");
+    }
+}
+
+#[test]
 fn chords_and_tasks_in_links_are_started_beside_each_other() {
     let embed = format!(r#"{{"callbacks": [{{"task": "x"}}, {}, {{"task": "y"}}]}}"#, chord("{}"));
     let after = started(&parent(&embed));
