@@ -184,5 +184,5 @@ def test_wrong_calls_of_the_build_say_what_is_wrong():
     for script in (build, ROOT / "deploy" / "stand-ins"):
         done = subprocess.run([script], env=blind, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 69 and "docker does not answer" in done.stderr, done
-    done = subprocess.run([ROOT / "deploy" / "stand-ins", "redis"], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 64 and "no stand-in is called redis" in done.stderr, done
+    done = subprocess.run([ROOT / "deploy" / "stand-ins", "postgres"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 64 and "no stand-in is called postgres" in done.stderr, done
