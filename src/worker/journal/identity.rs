@@ -70,7 +70,7 @@ pub(in crate::worker) struct Identity {
     pub(super) retries: i64,
     /// Digest of the body.
     pub(super) body: Digest,
-    /// When the broker took it in, in Unix milliseconds; else, of a message from a delay queue, its `eta`.
+    /// When the broker took it in, in Unix milliseconds; else its `eta`.
     pub(in crate::worker) stamp: Option<i64>,
     /// It comes from a delay queue, where it may have been twice.
     pub(in crate::worker) may_be_doubled: bool,
@@ -87,8 +87,8 @@ impl Identity {
             Some(Field::Int(retries)) => *retries,
             _ => 0,
         };
-        let delayed = delayed_until(message);
-        let stamp = message.stamp().or(delayed);
+        // Also of the message as it came first: it may come again beside its copy from a delay queue.
+        let stamp = message.stamp().or_else(|| message.eta().map(jiff::Timestamp::as_millisecond));
         let body = Digest::of(&message.body);
         let mut context = Context::new(&SHA256);
         for text in [id, task] {
@@ -109,7 +109,7 @@ impl Identity {
             Some(stamp) => Digest::earlier(&format!("{id}@{stamp}.{:08x}", crc32c::crc32c(&message.body))),
             None => Digest::earlier(id),
         });
-        let may_be_doubled = delayed.is_some();
+        let may_be_doubled = waited(message) && message.eta().is_some();
         Self {
             digest: Digest::finish(context),
             id: id.into(),
@@ -123,13 +123,12 @@ impl Identity {
     }
 }
 
-/// Returns the `eta` of a message that comes from a delay queue, in Unix milliseconds.
+/// Tells whether a message comes from a delay queue.
 ///
 /// A message is published to a delay queue and then acknowledged where it came from. A worker or broker that ends between the two
-/// leaves two of it, and neither is called redelivered. The `eta` tells them from another command of the same id and body.
-fn delayed_until(message: &Message) -> Option<i64> {
-    message.headers.text("x-first-death-queue").filter(|queue| queue.starts_with(DELAY_PREFIX))?;
-    message.eta().map(jiff::Timestamp::as_millisecond)
+/// leaves two of it. The `eta` tells them from another command of the same id and body.
+fn waited(message: &Message) -> bool {
+    message.headers.text("x-first-death-queue").is_some_and(|queue| queue.starts_with(DELAY_PREFIX))
 }
 
 #[cfg(test)]
