@@ -105,7 +105,8 @@ impl Identity {
             context.update(b"replays");
             context.update(&replays.to_be_bytes());
         }
-        let earlier = (earlier && replays == 0).then(|| match stamp {
+        // The earlier version knew the broker's stamp only.
+        let earlier = (earlier && replays == 0).then(|| match message.stamp() {
             Some(stamp) => Digest::earlier(&format!("{id}@{stamp}.{:08x}", crc32c::crc32c(&message.body))),
             None => Digest::earlier(id),
         });
