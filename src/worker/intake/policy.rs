@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::broker::{DEAD_QUEUE, DELAY_PREFIX, Delivery, Inflow};
+use crate::broker::{DEAD_QUEUE, Delivery, Inflow};
 use crate::celery::error::Exception;
 use crate::celery::message::{Message, Origin};
 use crate::celery::reply::{Extended, Revocation};
@@ -26,7 +26,7 @@ use crate::worker::execution::settlement::{Settlement, TaskEnd, exception};
 use crate::worker::intake::reader::{MessageReader, OpenedMessage, TaskCall};
 use crate::worker::intake::sealed::KnownEnd;
 use crate::worker::invalidations::Stale;
-use crate::worker::journal::{Admission, History, Identity, Journal, Revocations};
+use crate::worker::journal::{Admission, History, Identity, Journal, Revocations, was_delayed};
 use crate::worker::remote::{Arrival, TaskLimits, UnrunTask};
 use crate::worker::{WallClock, WorkerOptions};
 
@@ -64,11 +64,6 @@ pub(in crate::worker) struct Policy {
     max_retries: u32,
     max_crashes: u32,
     clock: WallClock,
-}
-
-/// Tells whether a message comes from a delay queue of ours.
-pub(in crate::worker) fn was_delayed(message: &Message) -> bool {
-    message.headers.text("x-first-death-queue").is_some_and(|queue| queue.starts_with(DELAY_PREFIX))
 }
 
 /// Tells why a task must not begin, if it must not.

@@ -110,7 +110,7 @@ impl Identity {
             Some(stamp) => Digest::earlier(&format!("{id}@{stamp}.{:08x}", crc32c::crc32c(&message.body))),
             None => Digest::earlier(id),
         });
-        let may_be_doubled = waited(message) && message.eta().is_some();
+        let may_be_doubled = was_delayed(message) && message.eta().is_some();
         Self {
             digest: Digest::finish(context),
             id: id.into(),
@@ -124,11 +124,11 @@ impl Identity {
     }
 }
 
-/// Tells whether a message comes from a delay queue.
+/// Tells whether a message comes from a delay queue of ours.
 ///
 /// A message is published to a delay queue and then acknowledged where it came from. A worker or broker that ends between the two
 /// leaves two of it. The `eta` tells them from another command of the same id and body.
-fn waited(message: &Message) -> bool {
+pub(in crate::worker) fn was_delayed(message: &Message) -> bool {
     message.headers.text("x-first-death-queue").is_some_and(|queue| queue.starts_with(DELAY_PREFIX))
 }
 

@@ -42,7 +42,7 @@ use segment::{Answers, Segment, SegmentReader};
 pub(super) use admission::{Admission, History, Question};
 #[cfg(test)]
 pub(super) use admission::{LONGEST_WAIT, SESSION_WAIT};
-pub(super) use identity::{Digest, Identity};
+pub(super) use identity::{Digest, Identity, was_delayed};
 pub(super) use outcomes::JournalOutcomes;
 pub(super) use revocations::{Revocations, Revoked};
 

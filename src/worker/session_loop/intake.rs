@@ -10,9 +10,10 @@ use crate::commands::Keys;
 use crate::telemetry::{self, Command, CommandOutcome};
 use crate::worker::execution::settlement::TaskEnd;
 use crate::worker::intake::lines::{DelayedTask, Next};
-use crate::worker::intake::policy::{TaskContext, revocation, was_delayed};
+use crate::worker::intake::policy::{TaskContext, revocation};
 use crate::worker::intake::reader::Reading;
 use crate::worker::intake::reading::{AfterReading, ReadingTask};
+use crate::worker::journal::was_delayed;
 
 impl SessionLoop<'_> {
     /// Takes deliveries in, in the order they came.
